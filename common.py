@@ -1,0 +1,281 @@
+"""What the four scripts share: data, prompts, the LM at its mask, metrics, run folders, ranks.
+
+Names carry their shape. B users in a batch, L history length, I items (ids 1..I, 0 pads), C candidates, T tokens in a title,
+V vocabulary, D LM width, k soft-prompt vectors, h length of the backbone's list, n samples of a split.
+"""
+import contextlib
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delrec"
+
+
+def stop(sentence):
+    """The one way a script refuses: a sentence with what was found, what was expected and what to do; exit code 1."""
+    raise click.ClickException(sentence)
+
+
+# ---------------------------------------------------------------- ranks
+
+def setup(seed):
+    """Join torchrun's process group if there is one. Returns rank, world, device; seeds every generator alike on all ranks."""
+    rank, world, local = (int(os.environ.get(v, d)) for v, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            stop(f"process {local} has no GPU: --nproc_per_node asks for more than the {torch.cuda.device_count()} GPUs of this machine")
+        torch.cuda.set_device(local)
+        device = torch.device("cuda", local)
+    else:
+        device = torch.device("cpu")
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return SimpleNamespace(rank=rank, world=world, device=device, main=rank == 0)
+
+
+def finish(ranks):
+    if ranks.world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(x, ranks):
+    """Sum a tensor over all processes, in fp32 (gloo has no bf16 sum)."""
+    if ranks.world == 1:
+        return x
+    y = x.detach().to(ranks.device, torch.float32)
+    dist.all_reduce(y)
+    return y.to(x.device, x.dtype)
+
+
+def sum_gradients(params, ranks):
+    """Every rank's loss is already divided by the global batch, so the sum of the gradients is the gradient of one process."""
+    if ranks.world > 1:
+        grads = [p.grad for p in params if p.grad is not None]
+        flat = sum_over_ranks(torch.cat([g.flatten().float() for g in grads]), ranks)
+        for g, part in zip(grads, flat.split([g.numel() for g in grads])):
+            g.copy_(part.view_as(g))
+
+
+def gather_rows(rows, index, n, ranks):
+    """Rows (m, ...) computed by this rank for samples `index` -> the full float32 array (n, ...), NaN where nobody has one."""
+    full = np.full((n, *rows.shape[1:]), np.nan, np.float32)
+    parts = [(index, rows)]
+    if ranks.world > 1:
+        parts = [None] * ranks.world
+        dist.all_gather_object(parts, (index, rows))
+    for i, r in parts:
+        full[i] = r
+    return full
+
+
+# ---------------------------------------------------------------- prepared data
+
+def folder_of(kind, name):
+    """`name` is a folder, or a name under data/ or runs/."""
+    return Path(name) if os.sep in str(name) or Path(name).is_dir() else ROOT / kind / name
+
+
+def load_data(name):
+    """A folder written by data/prepare.py, memory-mapped.
+
+    items int32 [M] (users one after another, in time order), ptr int64 [U+1], times int64 [M] or None, titles [I+1] (titles[0] is
+    the padding item), train/val/test int64 (index into items of each sample's target), meta (see data/README.md).
+    """
+    folder = folder_of("data", name)
+    if not (folder / "meta.json").exists():
+        known = sorted(p.parent.name for p in (ROOT / "data").glob("*/meta.json"))
+        stop(f"no prepared data set in {folder}; prepared here: {', '.join(known) or 'none'}. "
+             f"Prepare it with: python data/prepare.py {folder.name}" + ("" if folder.name == "ml-100k" else " --raw FOLDER"))
+    meta = json.loads((folder / "meta.json").read_text())
+    load = lambda part: np.load(folder / f"{part}.npy", mmap_mode="r")
+    data = SimpleNamespace(name=meta["name"], folder=folder, meta=meta, items=load("items"), ptr=load("ptr"),
+                           times=load("times") if (folder / "times.npy").exists() else None,
+                           titles=[""] + (folder / "titles.txt").read_text(encoding="utf-8").split("\n")[:-1],
+                           train=load("train"), val=load("val"), test=load("test"))
+    data.n_items, data.n_users = len(data.titles) - 1, len(data.ptr) - 1
+    if int(data.items.max()) > data.n_items:
+        stop(f"{folder}: item id {int(data.items.max())} but only {data.n_items} titles; prepare it again")
+    return data
+
+
+def users(data, samples):
+    """The user (0..U-1) each sample belongs to."""
+    return np.searchsorted(data.ptr, samples, side="right") - 1
+
+
+def histories(data, samples, L):
+    """The last L items before each sample's target, padded on the left with 0: int64 (n, L)."""
+    samples = np.asarray(samples)
+    at = samples[:, None] - np.arange(L, 0, -1)[None, :]
+    inside = at >= data.ptr[users(data, samples)][:, None]
+    return np.where(inside, data.items[np.maximum(at, 0)], 0).astype(np.int64)
+
+
+def candidates(data, split, C):
+    """The stored candidates of a split: int64 (n, C), each row holding its target exactly once."""
+    path = data.folder / f"candidates_{split}_{C}.npy"
+    if not path.exists():
+        have = sorted(int(p.stem.split("_")[2]) for p in data.folder.glob(f"candidates_{split}_*.npy"))
+        stop(f"{data.folder} holds no {C} candidates for {split}, it holds {have} (the catalogue has {data.n_items} items); choose one of those")
+    return np.load(path).astype(np.int64)
+
+
+def subset(n, limit, seed):
+    """At most `limit` of n samples, the same ones for every run: sorted int64 indices."""
+    return np.arange(n) if not limit or limit >= n else np.sort(np.random.default_rng(seed).permutation(n)[:limit])
+
+
+# ---------------------------------------------------------------- metrics (spec: ties count as every order they could fall in)
+
+def compare(score_BC, target_BC):
+    """How many others score above (greater) and exactly as the target (equal). target_BC is a 0/1 mask with one 1 a row."""
+    if not np.isfinite(score_BC).all():
+        stop("scores hold a value that is not finite; nothing can be ranked by them")
+    own = (score_BC * target_BC).sum(1, keepdims=True)
+    return (score_BC > own).sum(1), (score_BC == own).sum(1) - 1
+
+
+def metrics(greater, equal, ks=(1, 5, 10)):
+    """Per-sample HR@k, NDCG@k, MRR and rank. A tie of e+1 items fills the ranks greater+1 .. greater+e+1; the value is the mean
+    over those ranks, so constant scores give HR@1 = 1/C. rank = 1 + greater + equal/2, the mean of the same ranks."""
+    greater, equal = np.asarray(greater, np.int64), np.asarray(equal, np.int64)
+    top = int((greater + equal).max(initial=0)) + 2
+    place = np.arange(1, top + 1)
+    mean = lambda gain: (np.concatenate([[0], np.cumsum(gain)])[greater + equal + 1] -
+                         np.concatenate([[0], np.cumsum(gain)])[greater]) / (equal + 1)
+    out = {f"hr@{k}": mean((place <= k).astype(float)) for k in ks}
+    out |= {f"ndcg@{k}": mean((place <= k) / np.log2(place + 1)) for k in ks if k > 1}
+    return out | {"mrr": mean(1 / place), "rank": 1 + greater + equal / 2}
+
+
+def chance(C, ks=(1, 5, 10)):
+    """The metrics of constant scores over C candidates."""
+    return {m: float(v[0]) for m, v in metrics([0], [C - 1], ks).items()}
+
+
+# ---------------------------------------------------------------- run folders
+
+def write_json(path, value):
+    """Whole or not at all: a temporary name, flushed, renamed."""
+    tmp = Path(f"{path}.tmp")
+    with open(tmp, "w", encoding="utf-8") as f:
+        f.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+def write_npy(path, array):
+    tmp = Path(f"{path}.tmp")
+    with open(tmp, "wb") as f:
+        np.save(f, array)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+def peak_gb():
+    """Most memory this process has held so far, GB (host; plus the GPU's where there is one)."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform != "darwin" else 2 ** 30)
+    return host + (torch.cuda.max_memory_allocated() / 2 ** 30 if torch.cuda.is_available() else 0)
+
+
+def machine():
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "cpu") \
+        if Path("/proc/cpuinfo").exists() else "cpu"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(gpus) or f"{cpu}, {os.cpu_count()} cores"
+
+
+def versions():
+    import peft
+    import transformers
+    return {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__,
+            "peft": peft.__version__, "numpy": np.__version__}
+
+
+def commit():
+    try:
+        return subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def start_run(out, stage, cfg, data, ranks):
+    """Make the run folder and take away its completion mark. Returns the record that finish_run writes to config.json."""
+    if ranks.main:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").unlink(missing_ok=True)
+        (out / "log.jsonl").unlink(missing_ok=True)
+        print(f"{stage}: " + " ".join(f"{k}={v}" for k, v in vars(cfg).items() if v is not None), flush=True)
+    return {"stage": stage, **vars(cfg), "dataset": data.name, "data_folder": str(data.folder), "data_hash": data.meta["hash"],
+            "world": ranks.world, "versions": versions(), "commit": commit(), "machine": machine(), "started": time.time()}
+
+
+def finish_run(out, record):
+    """config.json is written last: a run folder with it is complete."""
+    record["seconds"] = round(time.time() - record.pop("started"), 1)
+    record["peak_gb"] = round(peak_gb(), 2)
+    write_json(out / "config.json", record)
+    return record
+
+
+def load_run(name, data=None, stages=None):
+    """The config of a finished run folder (or a name under runs/), as a namespace with .folder; refuses another data set's run."""
+    folder = folder_of("runs", name)
+    if not (folder / "config.json").exists():
+        stop(f"{folder} is {'an unfinished run (no config.json)' if folder.exists() else 'no run folder'}; "
+             "train it first (train_backbone.py, distill.py, finetune.py), or name a finished one")
+    run = SimpleNamespace(**json.loads((folder / "config.json").read_text()), folder=folder)
+    if stages and run.stage not in stages:
+        stop(f"{folder} holds a {run.stage} run, expected one of: {', '.join(stages)}")
+    if data is not None and run.data_hash != data.meta["hash"]:
+        stop(f"{folder} was trained on another preparation of {run.dataset} (hash {run.data_hash}, data folder has {data.meta['hash']}); train it again")
+    return run
+
+
+class Log:
+    """One line per step to log.jsonl, and on screen a progress bar with time left (a line now and then where there is no terminal)."""
+
+    def __init__(self, out, total, name, ranks, unit="step"):
+        self.main, self.total, self.name, self.start, self.said = ranks.main, total, name, time.time(), time.time()
+        self.file = open(out / "log.jsonl", "a", encoding="utf-8") if self.main and out else None
+        self.bar = tqdm(total=total, desc=name, unit=unit, disable=None if self.main else True, dynamic_ncols=True, leave=False)
+
+    def step(self, done, **fields):
+        if not self.main:
+            return
+        if self.file and fields:
+            self.file.write(json.dumps({"name": self.name, "step": done, "time": round(time.time() - self.start, 2), **fields}) + "\n")
+            self.file.flush()
+        text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(done - self.bar.n)
+        if self.bar.disable and (time.time() - self.said > 15 or done == self.total):
+            spent = time.time() - self.start
+            left = f"{spent / max(done, 1) * (self.total - done):.0f} s left" if done < self.total else f"{spent:.0f} s"
+            print(f"{self.name} {done}/{self.total} | {text} | {left}", flush=True)
+            self.said = time.time()
+        if self.bar.disable:
+            self.bar.n = done
+
+    def close(self):
+        self.bar.close()
+        if self.file:
+            self.file.close()
