@@ -325,7 +325,7 @@ def draw_candidates(target, user, touched, n_items, C, rng):
     return out
 
 
-def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="interacted with"):
+def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="interacted with", ties="shuffled"):
     """Write the prepared folder `out` of a log and return its meta. log: user, item (lists of raw ids, one per row), when int64
     (time or position), timed (is it a time?), titles {raw item: title}, source, raw_sha256."""
     # only what this script wrote, or an empty folder, is ever replaced
@@ -344,6 +344,9 @@ def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="inter
     first = np.ones(len(user), bool)
     first[1:] = (np.diff(user) != 0) | (np.diff(item) != 0) | (np.diff(when) != 0)
     user, item, when = user[first], item[first], when[first]
+    if ties == "shuffled":                              # by item id, a model of ids could read the target off the id of the item before it
+        order = np.lexsort((np.random.default_rng(0).random(len(user)), when, user))
+        item, when = item[order], when[order]
     keep = k_core(user, item, core)
     if not keep.any():
         stop(f"nothing is left of {raw['interactions']:,} interactions when every user and item must have {core}; "
@@ -398,7 +401,7 @@ def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="inter
     digest.update("\n".join(titles).encode())
     meta = {"name": name, "source": log.source, "raw_sha256": log.raw_sha256, "raw": raw, "duplicates": int((~first).sum()),
             "users": U, "items": I, "interactions": M, "sparsity": round(1 - len(touched) / (U * I), 6),
-            "core": core, "seed": seed, "split": split, "cuts": cuts, "order": "timestamp" if log.timed else "position",
+            "core": core, "seed": seed, "ties_by": ties, "split": split, "cuts": cuts, "order": "timestamp" if log.timed else "position",
             "samples": {s: len(index) for s, index in samples.items()},
             "cold": {"items": int((~trained[1:]).sum())} | {s: int((~trained[item[samples[s]]]).sum()) for s in ("val", "test")},
             "repeats": round(1 - len(touched) / M, 6), "ties": int(((np.diff(when) == 0) & (np.diff(user) == 0)).sum()),
@@ -453,10 +456,12 @@ def summary(meta, out):
 @click.option("--out", type=click.Path(path_type=Path), help="the prepared folder  [default: data/NAME]")
 @click.option("--core", default=5, type=click.IntRange(min=1), help="every user and item keeps at least so many interactions")
 @click.option("--split", type=click.Choice(["temporal", "leave-one-out"]), help="[default: temporal where times exist, else leave-one-out]")
+@click.option("--ties", default="shuffled", type=click.Choice(["shuffled", "item"]),
+              help="order of a user's interactions of equal time: drawn once, or by item id (which tells a model of ids the answer)")
 @click.option("--seed", default=0, type=click.IntRange(min=0), help="of the candidates")
 @click.option("--noun", help="what an item is called in prompts, singular  [default: item; movie for ml-100k]")
 @click.option("--verb", help="what a user did with it, past tense  [default: interacted with; watched for ml-100k]")
-def main(name, raw, out, core, split, seed, noun, verb):
+def main(name, raw, out, core, split, ties, seed, noun, verb):
     """Prepare the data set NAME: ml-100k, or your own with --raw. NAME smollm2-135m fetches the embedded language model."""
     start = time.time()
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
@@ -473,7 +478,7 @@ def main(name, raw, out, core, split, seed, noun, verb):
     log = read_log(raw) if raw else fetch_ml100k()
     default = ("item", "interacted with") if raw else ("movie", "watched")
     words = [" ".join(CONTROL.sub(" ", word or usual).split()) or usual for word, usual in zip((noun, verb), default)]
-    meta = prepare(log, name, out, split, core, seed, *words)
+    meta = prepare(log, name, out, split, core, seed, *words, ties)
     print(summary(meta, out))
     print(f"prepared in {time.time() - start:.1f} s")
 
