@@ -1,0 +1,237 @@
+"""Stage 1 of DELRec: distil a conventional recommender's behaviour into k soft-prompt vectors of a frozen LM.   (arXiv 2406.11156, section IV-B)
+
+    python distill.py --dataset ml-100k                                   one process, CPU or GPU
+    torchrun --nproc_per_node=10 distill.py --dataset beauty              many GPUs, the same answer
+    python distill.py --dataset ml-100k --samples 64 --val-samples 16     half a minute, to see it run
+    python distill.py --dataset ml-100k --paper                           the paper's choices where ours differ
+
+Reads data/<dataset>/ and a backbone's run folder (topk_{train,val}.npy, from train_backbone.py or anybody else's model); writes
+runs/<dataset>/prompt/ (soft_prompt.safetensors, log.jsonl, metrics.json, config.json). Only the k x D numbers of P are trained.
+"""
+import json
+import time
+from types import SimpleNamespace
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lion_pytorch import Lion
+
+import lm as L
+from common import (Log, finish, finish_run, folder_of, gather_rows, histories, load_data, load_run, peak_gb, setup, start_run, stop, subset,
+                    sum_gradients, sum_over_ranks, write_json)
+
+NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
+# what --paper sets (spec sections 2 and 4); our defaults, chosen by validation on ml-100k, are in the options below
+PAPER = dict(history=10, verbalizer="mean", show=True, balance="gradnorm", lr=5e-3)
+
+
+def ta_sample(r, window, a, C, rng):
+    """Temporal Analysis: (tail, candidates, place of i_{n-1} among them). window: i_1..i_n, n >= a + 2."""
+    label = window[-2]
+    cand = draw(r, C - 1, {label}, rng)
+    cand = rng.permutation(np.append(cand, label))
+    return r.prompts.temporal_analysis(window, a, cand)[0], cand, int((cand == label).argmax())
+
+
+def rps_sample(r, window, ranked, C, rng):
+    """Recommendation Pattern Simulating: (tail, candidates, place of r_1). ranked: the backbone's r_1..r_h after this window."""
+    cand = draw(r, C - 1, set(ranked.tolist()), rng)
+    cand = rng.permutation(np.append(cand, ranked[0]))
+    return r.prompts.pattern(window, ranked, cand)[0], cand, int((cand == ranked[0]).argmax())
+
+
+def draw(r, n, taken, rng):
+    """n items, uniform without repetition, none of them taken."""
+    taken, out = set(map(int, taken)), []
+    while len(out) < n:
+        i = int(rng.integers(1, r.data.n_items + 1))
+        if i not in taken:
+            taken.add(i)
+            out.append(i)
+    return np.array(out, np.int64)
+
+
+def tasks_of(r, samples, ranked, a, C, seed):
+    """The TA and the RPS prompts of samples (indices into data.items); the same for the same seed, whoever computes them.
+
+    The window i_1..i_n ends with the item before the sample's target: TA learns from the history alone, RPS from what the backbone
+    answered to it. Returns two lists of (tail, candidates, label); windows shorter than a + 2 give no TA prompt.
+    """
+    ta, rps = [], []
+    for sample, old, top in zip(samples, histories(r.data, samples, r.history), ranked):
+        window, rng = old[old > 0], np.random.default_rng([seed, int(sample)])
+        if len(window) >= a + 2:
+            ta.append(ta_sample(r, window, a, C, rng))
+        rps.append(rps_sample(r, window, top, C, rng))
+    return ta, rps
+
+
+def accuracy(r, prompts, ranks, name):
+    """Share of prompts whose label scores highest (a tie counts as its share), and the mean cross-entropy; all ranks share the work."""
+    mine = np.arange(len(prompts))[ranks.rank::ranks.world]
+    log = Log(None, len(mine), name, ranks, "prompt")
+    score_nC = L.score_tails(r, [prompts[i][0] for i in mine], np.stack([prompts[i][1] for i in mine]), 16, log.step)
+    log.close()
+    score_nC = gather_rows(score_nC, mine, len(prompts), ranks)
+    label = np.array([p[2] for p in prompts])
+    best = score_nC == score_nC.max(1, keepdims=True)
+    loss = F.cross_entropy(torch.as_tensor(score_nC), torch.as_tensor(label)).item()
+    return float((best[np.arange(len(label)), label] / best.sum(1)).mean()), loss
+
+
+def weights(how, g_TA, g_RPS, log_var):
+    """lam_TA, lam_RPS. gradnorm: lam proportional to ||g||^-1/2, sum 1. uncertainty: exp(-s) of learnt log-variances s. fixed: 1/2."""
+    if how == "gradnorm":
+        w = torch.stack([g_TA.norm(), g_RPS.norm()]).clamp(min=1e-12) ** -0.5
+        return w / w.sum()
+    return torch.exp(-log_var.detach()) if how == "uncertainty" else torch.tensor([0.5, 0.5])
+
+
+@click.command(context_settings={"show_default": True})
+# data
+@click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
+@click.option("--backbone", default=None, type=str, help="run folder of the conventional model; runs/<dataset>/sasrec if not given")
+@click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/prompt if not given")
+# model
+@click.option("--llm", default="smollm2-135m", help="Hugging Face id or folder; smollm2-135m is fetched by itself")
+@click.option("--k", default=80, help="soft-prompt vectors")
+@click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="how the mask becomes a score per title")
+@click.option("--show/--no-show", default=False, help="list the candidates in the prompt (the paper does)")
+@click.option("--history", default=10, help="titles of history in a prompt, L")
+@click.option("--max-title", default=32, help="tokens of a title, longer ones are cut")
+@click.option("--max-tokens", default=1024, help="tokens of a prompt; the oldest history is dropped to fit")
+# the two tasks
+@click.option("--tasks", default="both", type=click.Choice(["both", "ta", "rps"]), help="which tasks to learn")
+@click.option("--a", default=4, help="length of TA's example inside the prompt (paper: 4 for ml-100k and beauty, 6 for steam and home-kitchen)")
+@click.option("--h", default=10, help="length of the backbone's list in RPS; r_2..r_h are told, r_1 is asked")
+@click.option("--candidates", "C", default=15, help="candidates of a prompt, the label among them")
+@click.option("--balance", default="gradnorm", type=click.Choice(["gradnorm", "uncertainty", "fixed"]), help="weights of the two losses")
+# training
+@click.option("--samples", default=480, help="training samples to see; each gives an RPS prompt, and a TA prompt where its history is long enough")
+@click.option("--batch", default=16, help="samples of an optimiser step, over all processes")
+@click.option("--micro", default=8, help="prompts of a forward pass; smaller needs less memory and gives the same gradient")
+@click.option("--lr", default=5e-3, help="peak learning rate of Lion")
+@click.option("--weight-decay", default=1e-5, help="weight decay of Lion")
+@click.option("--warmup", default=0.1, help="share of the steps with rising learning rate")
+@click.option("--seed", default=0, help="seed of everything random")
+# validation
+@click.option("--val-samples", default=100, help="validation samples that choose the best step; 0 = all")
+@click.option("--evals", default=2, help="validations during training, the last after the last step; one more before the first")
+@click.option("--paper", is_flag=True, help="the paper's choices: " + ", ".join(f"{k}={v}" for k, v in PAPER.items()))
+@click.pass_context
+def main(ctx, **config):
+    """Stage 1: learn the soft prompt from the backbone's lists (RPS) and from the sequences themselves (TA)."""
+    typed = {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
+    cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
+    ranks = setup(cfg.seed)
+    if cfg.batch % ranks.world:
+        stop(f"--batch {cfg.batch} is not a multiple of the {ranks.world} processes")
+    if cfg.a < 3 or cfg.a + 2 > cfg.history:
+        stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
+
+    # data, backbone's lists, LM
+    data = load_data(cfg.dataset)
+    out = folder_of("runs", cfg.out or f"{data.name}/prompt")
+    teacher_folder = folder_of("runs", cfg.backbone or f"{data.name}/sasrec")
+    if not (teacher_folder / "config.json").exists():
+        stop(f"no backbone in {teacher_folder}; train it with: python train_backbone.py --dataset {cfg.dataset}")
+    teacher = load_run(teacher_folder, data)
+    ranked = {s: np.load(teacher_folder / f"topk_{s}.npy", mmap_mode="r") for s in ("train", "val")}
+    if ranked["train"].shape[1] < cfg.h:
+        stop(f"{teacher_folder} lists {ranked['train'].shape[1]} items per sample, --h is {cfg.h}; train it with --top-h {cfg.h} or more")
+    if data.n_items < cfg.C + cfg.h:
+        stop(f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the catalogue has {data.n_items}; lower --candidates or --h")
+    lm = L.load_lm(cfg.llm, ranks.device)
+    P = L.random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
+    backbone = NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
+    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "history": cfg.history, "max_title": cfg.max_title, "max_tokens": cfg.max_tokens,
+                "backbone": backbone}
+    r = L.ranker(lm, data, settings, P)
+    record = start_run(out, "distill", cfg, data, ranks)
+
+    # fixed validation prompts, the accuracy before
+    val = subset(len(data.val), cfg.val_samples, cfg.seed)
+    val_ta, val_rps = tasks_of(r, data.val[val], ranked["val"][val][:, :cfg.h], cfg.a, cfg.C, cfg.seed)
+    if not val_ta:
+        stop(f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a {cfg.a} or raise --val-samples {cfg.val_samples}")
+
+    def validate(name):
+        (ta, ta_loss), (rps, rps_loss) = accuracy(r, val_ta, ranks, f"{name} TA"), accuracy(r, val_rps, ranks, f"{name} RPS")
+        if ranks.main:
+            print(f"{name}: TA accuracy {ta:.3f} (n={len(val_ta)}) RPS accuracy {rps:.3f} (n={len(val_rps)}), chance {1 / cfg.C:.3f}; "
+                  f"loss {ta_loss:.3f} {rps_loss:.3f}", flush=True)
+        return {"ta": ta, "rps": rps, "ta_loss": ta_loss, "rps_loss": rps_loss}
+
+    before = validate("before")
+    order = np.random.default_rng([cfg.seed, 1]).permutation(len(data.train))
+    steps = max(cfg.samples // cfg.batch, 1)
+    log_var = torch.zeros(2, requires_grad=True)
+    optimiser = Lion([P], lr=cfg.lr, weight_decay=cfg.weight_decay)
+    balancer = torch.optim.Adam([log_var], lr=1e-2)
+    eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
+    best, log, began, lm_seconds, prompts_seen = None, Log(out, steps, "distill", ranks), time.time(), 0.0, 0
+
+    for step in range(steps):
+        which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
+        ta, rps = tasks_of(r, data.train[which], ranked["train"][np.sort(which)][np.argsort(np.argsort(which))][:, :cfg.h], cfg.a, cfg.C, cfg.seed + 1 + step)
+        ta, rps = (ta if cfg.tasks != "rps" else []), (rps if cfg.tasks != "ta" else [])
+        lr = cfg.lr * min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
+        optimiser.param_groups[0]["lr"] = lr
+
+        grads, losses, t0 = [], [], time.time()
+        for prompts in (ta, rps):                        # each task's own gradient of P: L_TA and L_RPS are means over the global batch
+            P.grad, total = torch.zeros_like(P), torch.zeros(1)
+            mine = prompts[ranks.rank::ranks.world]
+            for i in range(0, len(mine), cfg.micro):
+                part = mine[i:i + cfg.micro]
+                s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P), [p[0] for p in part], np.stack([p[1] for p in part]), r.titles, cfg.verbalizer)
+                loss = F.cross_entropy(s_BC, torch.tensor([p[2] for p in part], device=ranks.device), reduction="sum") / len(prompts)
+                loss.backward()
+                total += loss.item()
+            sum_gradients([P], ranks)
+            grads.append(P.grad)
+            losses.append(sum_over_ranks(total, ranks).item())
+        lm_seconds += time.time() - t0
+        prompts_seen += len(ta) + len(rps)
+        if not np.isfinite(losses).all():
+            stop(f"the loss is {losses} at step {step}; lower --lr {cfg.lr}")
+        lam = weights(cfg.balance, *grads, log_var) if cfg.tasks == "both" else torch.tensor([1.0, 1.0])
+        P.grad = lam[0] * grads[0] + lam[1] * grads[1]   # gradient of lam_TA L_TA + lam_RPS L_RPS, the weights detached
+        optimiser.step()
+        if cfg.balance == "uncertainty":                 # s follows L = exp(-s) loss + s
+            log_var.grad = 1 - torch.exp(-log_var.detach()) * torch.tensor(losses)
+            balancer.step()
+
+        shown = {"loss_ta": losses[0], "loss_rps": losses[1], "lam_ta": lam[0].item(), "lr": lr}
+        if step in eval_at:
+            now = validate(f"step {step + 1}")
+            shown |= {f"val_{k}": v for k, v in now.items()}
+            quality = now["ta_loss"] * (cfg.tasks != "rps") + now["rps_loss"] * (cfg.tasks != "ta")
+            if best is None or quality < best[0]:
+                best = (quality, step + 1, P.detach().clone(), now)
+        log.step(step + 1, **shown)
+    log.close()
+
+    seconds, (_, best_step, P_best, after) = time.time() - began, best
+    if ranks.main:
+        L.save_soft_prompt(out, P_best)
+        result = {"chance": 1 / cfg.C, "n_ta": len(val_ta), "n_rps": len(val_rps), "before": before, "after": after, "best_step": best_step}
+        write_json(out / "metrics.json", result)
+        record |= {"settings": settings, "backbone": backbone, "backbone_run": str(teacher_folder), "lm_share": round(lm_seconds / seconds, 3),
+                   "calibration": 0.0, "soft_prompt": str(out)}
+        finish_run(out, record)
+        print(f"\nStage 1, {backbone} -> {cfg.k} vectors of {cfg.llm}; accuracy on {len(val)} validation samples, {cfg.C} candidates, chance {1 / cfg.C:.3f}")
+        for task, n in (("ta", len(val_ta)), ("rps", len(val_rps))):
+            print(f"  {task.upper():4} before {before[task]:.3f}  after {after[task]:.3f}   (n={n})")
+        print(f"  {prompts_seen / seconds:.2f} prompts/s, {100 * lm_seconds / seconds:.0f} % of the time in the LM")
+        print(json.dumps({"stage": "distill", "out": str(out), "chance": round(1 / cfg.C, 4),
+                          **{f"{t}_{w}": round(d[t], 4) for t in ("ta", "rps") for w, d in (("before", before), ("after", after))},
+                          "samples_per_second": round(prompts_seen / seconds, 2), "lm_share": record["lm_share"], "seconds": record["seconds"],
+                          "peak_gb": round(peak_gb(), 2)}))
+    finish(ranks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,412 @@
+"""The reported metrics: ranks the stored candidates of the test part by any runs, with intervals, paired tests and floors.
+
+    python evaluate.py --ckpt runs/ml-100k/delrec                                        one run and the floors
+    python evaluate.py --ckpt runs/ml-100k/sasrec runs/ml-100k/delrec --limit 400        several, compared pairwise, on 400 samples
+    python evaluate.py --llm smollm2-135m --dataset ml-100k --limit 400                  the plain LM, as a run of its own
+    torchrun --nproc_per_node=10 evaluate.py --ckpt runs/beauty/delrec                   many GPUs, the same table
+    python evaluate.py --ckpt runs/ml-100k/delrec --history "Toy Story (1995) | Aladdin (1992)"     ranked titles for a history
+
+An LM run is scored once and its scores are stored in its folder (scores_test_15.npy, NaN where not asked); backbones bring theirs. So
+runs are compared without loading a model. Everything chosen (steps, weights of fusion and calibration) is chosen on validation.
+"""
+import difflib
+import json
+import math
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+import numpy as np
+import torch
+
+from common import (Log, candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics,
+                    setup, start_run, stop, subset, users, versions, write_json, write_npy)
+
+SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
+
+
+# ---------------------------------------------------------------- floors (spec section 8)
+
+def popularity(data):
+    """Training interactions per item: float32 [I+1]."""
+    return np.bincount(data.items[data.train], minlength=data.n_items + 1).astype(np.float32)
+
+
+def title_similarity(data, samples, cand_nC, L=10, decay=0.8, chunk=1000):
+    """TF-IDF cosine of each candidate's title to the history, item j steps ago weighing decay^j: float32 (n, C)."""
+    words = [re.findall(r"\w+", t.lower()) for t in data.titles]
+    vocab = {w: i for i, w in enumerate(sorted({w for t in words for w in t}))}
+    df = np.bincount([vocab[w] for t in words for w in set(t)], minlength=len(vocab))
+    T = max(max(map(len, words)), 1)
+    id_IT, weight_IT = np.zeros((len(words), T), np.int64), np.zeros((len(words), T), np.float32)
+    for i, t in enumerate(words):
+        counts = {vocab[w]: t.count(w) for w in t}
+        id_IT[i, :len(counts)] = list(counts)
+        weight_IT[i, :len(counts)] = [n * math.log((1 + data.n_items) / (1 + df[w])) for w, n in counts.items()]
+    weight_IT /= np.maximum(np.linalg.norm(weight_IT, axis=1, keepdims=True), 1e-9)
+    out = np.zeros(cand_nC.shape, np.float32)
+    for i in range(0, len(samples), chunk):
+        old_nL = histories(data, samples[i:i + chunk], L)
+        profile = np.zeros((len(old_nL), len(vocab)), np.float32)
+        row = np.arange(len(old_nL))[:, None, None]
+        np.add.at(profile, (row, id_IT[old_nL]), weight_IT[old_nL] * (decay ** np.arange(L - 1, -1, -1))[None, :, None])
+        profile /= np.maximum(np.linalg.norm(profile, axis=1, keepdims=True), 1e-9)
+        c = cand_nC[i:i + chunk]
+        out[i:i + chunk] = (profile[row, id_IT[c]] * weight_IT[c]).sum(2)
+    return out
+
+
+def log_softmax(x_nC):
+    x = x_nC - x_nC.max(1, keepdims=True)
+    return x - np.log(np.exp(x).sum(1, keepdims=True))
+
+
+def standard(x_nC):
+    """Each row to mean 0 and deviation 1, so that scores of different kinds can be added."""
+    return (x_nC - x_nC.mean(1, keepdims=True)) / np.maximum(x_nC.std(1, keepdims=True), 1e-9)
+
+
+def fuse(a, b, is_target_val, weights=np.linspace(0, 1, 21)):
+    """(1-w) a + w b of two rows' standardised scores with the w that is best on validation (NDCG@10). a, b: (val, test) pairs."""
+    def quality(w):
+        return metrics(*compare((1 - w) * standard(a[0]) + w * standard(b[0]), is_target_val))["ndcg@10"].mean()
+    w = float(max(weights, key=quality))
+    return (1 - w) * standard(a[1]) + w * standard(b[1]), w
+
+
+# ---------------------------------------------------------------- intervals and tests
+
+def interval(value_n, user_n, draws=2000, seed=0):
+    """95 % bootstrap interval of the mean, resampling users (a user's samples are not independent)."""
+    _, row = np.unique(user_n, return_inverse=True)
+    total, count = np.bincount(row, value_n), np.bincount(row)
+    times = np.random.default_rng(seed).multinomial(len(total), np.full(len(total), 1 / len(total)), draws)
+    return np.percentile((times @ total) / (times @ count), [2.5, 97.5])
+
+
+def paired_t(a_n, b_n, user_n):
+    """p of the paired t-test of mean(a) = mean(b), users as clusters (with one sample a user, the ordinary test)."""
+    d = np.asarray(a_n - b_n, float)
+    _, row = np.unique(user_n, return_inverse=True)
+    per_user = np.bincount(row, d - d.mean())
+    G = len(per_user)
+    se = math.sqrt((per_user ** 2).sum() * G / max(G - 1, 1)) / len(d)
+    if G < 2 or se == 0:
+        return 1.0 if d.mean() == 0 else 0.0
+    t, df = abs(d.mean()) / se, G - 1
+    x = np.linspace(0, math.atan(t / math.sqrt(df)), 4001)      # with x = tan(angle) sqrt(df) the density of t is cos(angle)^(df-1)
+    y = np.linspace(0, math.pi / 2, 4001)
+    return float(max(0.0, 1 - np.trapezoid(np.cos(x) ** (df - 1), x) / np.trapezoid(np.cos(y) ** (df - 1), y)))
+
+
+def mcnemar(hit_a, hit_b):
+    """p of the exact McNemar test of two 0/1 columns: the binomial test of the samples on which only one of them is right."""
+    only_a, only_b = int((hit_a & ~hit_b).sum()), int((~hit_a & hit_b).sum())
+    n, k = only_a + only_b, min(only_a, only_b)
+    if n == 0:
+        return 1.0
+    log_p = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
+    return min(1.0, 2 * sum(map(math.exp, log_p)))
+
+
+# ---------------------------------------------------------------- scores of runs
+
+def scores_of(run, data, split, which, C, ranks, opened):
+    """The run's scores (n, C) of the samples `which` of a split; what is not in its folder yet is computed and stored there."""
+    path, cand = run.folder / f"scores_{split}_{C}.npy", candidates(data, split, C)
+    have = np.load(path) if path.exists() else np.full(cand.shape, np.nan, np.float32)
+    if have.shape != cand.shape:
+        stop(f"{path} has shape {have.shape}, the data set's candidates {cand.shape}; score it again with the data it was trained on")
+    missing = which[~np.isfinite(have[which]).all(1)]
+    if len(missing):
+        if run.stage == "train_backbone":
+            stop(f"{path} lacks {len(missing)} samples; train the backbone again: its scores are written at the end of train_backbone.py")
+        import lm as L
+        if run.folder not in opened:
+            opened.clear()                                   # one LM in memory at a time
+            opened[run.folder] = L.open_run(run, data, ranks.device)
+        r, _ = opened[run.folder]
+        have[missing] = L.score_samples(r, getattr(data, split)[missing], cand[missing], ranks, name=f"{run.folder.name} {split}")
+        if ranks.main:
+            write_npy(path, have)
+    penalty = run.calibration * np.load(run.folder / "neutral.npy")[cand[which]] if getattr(run, "calibration", 0) else 0.0
+    return have[which] - penalty
+
+
+def plain_lm(cfg, data, ranks):
+    """--llm: the LM without any training, as a run folder runs/<dataset>/lm (calibration chosen on validation)."""
+    import lm as L
+    out = folder_of("runs", f"{data.name}/lm")
+    lm = L.load_lm(cfg.llm, ranks.device)
+    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": ""}
+    r = L.ranker(lm, data, settings)
+    record = start_run(out, "lm", SimpleNamespace(llm=cfg.llm, C=cfg.C, val_samples=cfg.val_samples), data, ranks)
+    neutral = L.neutral_scores(r, ranks) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
+    val, cand = subset(len(data.val), cfg.val_samples, 0), candidates(data, "val", cfg.C)
+    full = np.full(cand.shape, np.nan, np.float32)
+    full[val] = L.score_samples(r, data.val[val], cand[val], ranks, name="lm val")
+    weight = L.calibrate(full[val], cand[val], neutral, data.items[data.val[val]]) if cfg.calibrate else 0.0
+    if ranks.main:
+        for old in out.glob("scores_*.npy"):
+            old.unlink()
+        write_npy(out / "neutral.npy", neutral)
+        write_npy(out / f"scores_val_{cfg.C}.npy", full)
+        finish_run(out, record | {"settings": settings, "calibration": weight, "soft_prompt": "none"})
+    if ranks.world > 1:
+        torch.distributed.barrier()
+    return load_run(out, data), (r, weight * neutral)
+
+
+def notes(run):
+    """What a row's run chose, where it differs from the paper."""
+    if run.stage == "train_backbone":
+        return f"{run.loss} loss"
+    s = run.settings
+    parts = [s["verbalizer"], "candidates shown" if s["show"] else "candidates not shown", f"L={s['history']}"]
+    if run.stage == "finetune":
+        parts += [f"loss {run.loss}", f"AdaLoRA on {run.adapt}", f"{run.samples} samples",
+                  f"soft prompt {Path(run.soft_prompt).name if run.soft_prompt else 'none'}"]
+    if getattr(run, "calibration", 0):
+        parts.append(f"calibration {run.calibration}")
+    return ", ".join(parts)
+
+
+# ---------------------------------------------------------------- one history
+
+def find_titles(text, data):
+    """'title | title' -> item ids; a title that is not in the catalogue stops with the nearest ones."""
+    by_title = {}
+    for i, t in enumerate(data.titles):
+        by_title.setdefault(t.lower(), i)
+    found = []
+    for t in filter(None, (x.strip() for x in text.split("|"))):
+        key = t.lower()
+        if key not in by_title:
+            starts = [k for k in by_title if k and k.startswith(key)]
+            near = starts[:3] or difflib.get_close_matches(key, by_title, 3, 0.5)
+            if len(starts) != 1:
+                stop(f"no title '{t}' in {data.name}" + (f"; nearest: {' | '.join(data.titles[by_title[k]] for k in near)}" if near else
+                     "; titles are the lines of " + str(data.folder / "titles.txt")))
+            key = starts[0]
+        found.append(by_title[key])
+    if not found:
+        stop("--history holds no title; give titles of the data set with ' | ' between them")
+    return np.array(found, np.int64)
+
+
+def backbone_scores(run, data, old):
+    """Every item's score after a history of item ids: float32 [I+1], history and padding at -inf."""
+    import train_backbone as B
+    model = B.load(run.folder)
+    seq = np.zeros((1, run.history), np.int64)
+    tail = old[-run.history:]
+    seq[0, run.history - len(tail):] = tail
+    with torch.no_grad():
+        s = B.score(model, torch.as_tensor(seq))[0].float().numpy()
+    s[0] = s[old] = -np.inf
+    return s
+
+
+def answer(run, data, text, top, pool, ranks):
+    """Print the `top` titles for a history. An LM run ranks its backbone's best `pool` items (0: the whole catalogue)."""
+    old, began = find_titles(text, data), time.time()
+    print("history: " + " | ".join(data.titles[i] for i in old))
+    if run.stage == "train_backbone":
+        s_I = backbone_scores(run, data, old)
+        best = np.argsort(-s_I, kind="stable")[:top]
+        pairs = [(i, s_I[i]) for i in best if np.isfinite(s_I[i])]
+        began_scoring = began
+    else:
+        import lm as L
+        r, penalty_I = L.open_run(run, data, ranks.device)
+        items = np.setdiff1d(np.arange(1, data.n_items + 1), old)
+        teacher = Path(getattr(run, "backbone_run", None) or folder_of("runs", f"{data.name}/sasrec"))
+        if pool and r.verbalizer == "letter":
+            pool = min(pool, 26)
+        if pool and pool < len(items):
+            if not (teacher / "config.json").exists():
+                stop(f"no backbone in {teacher} to choose the {pool} titles the LM ranks; train one, or give --pool 0 (slower)")
+            items = np.argsort(-backbone_scores(load_run(teacher, data), data, old), kind="stable")[:pool]
+        began_scoring, block = time.time(), len(items) if r.verbalizer == "letter" or run.settings["show"] else 50
+        blocks = np.resize(items, (-(-len(items) // block), block))
+        tails = [r.prompts.history(old[-r.history:], b)[0] for b in blocks]
+        s = L.score_tails(r, tails, blocks, 2)
+        s_I = np.full(data.n_items + 1, -np.inf, np.float32)
+        s_I[blocks] = s - penalty_I[blocks]
+        best = np.argsort(-s_I, kind="stable")[:top]
+        pairs = [(i, s_I[i]) for i in best if np.isfinite(s_I[i])]
+    now = time.time()
+    for n, (i, s) in enumerate(pairs, 1):
+        print(f"{n:3}. {data.titles[i]}   {s:.3f}")
+    print(f"{1000 * (now - began_scoring):.0f} ms to rank, {now - began:.1f} s with loading")
+    print(json.dumps({"history": [int(i) for i in old], "top": [{"item": int(i), "title": data.titles[i], "score": round(float(s), 4)} for i, s in pairs],
+                      "ms": round(1000 * (now - began_scoring), 1)}, ensure_ascii=False))
+
+
+# ---------------------------------------------------------------- the table
+
+@click.command(context_settings={"show_default": True})
+@click.option("--ckpt", multiple=True, help="run folder, or its name under runs/; more may follow it")
+@click.argument("more", nargs=-1)
+@click.option("--dataset", default=None, type=str, help="needed with --llm alone; else the runs' own")
+@click.option("--candidates", "C", default=15, help="which stored candidates to rank")
+@click.option("--limit", default=0, help="test samples, the same ones for every run; 0 = all")
+@click.option("--out", default=None, type=str, help="folder of metrics.json, table.txt, table.png; the last run's if not given")
+# the plain LM
+@click.option("--llm", default=None, type=str, help="adds the row of this LM without any training")
+@click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="of the plain LM")
+@click.option("--show/--no-show", default=False, help="plain LM: list the candidates in the prompt")
+@click.option("--prompt-history", default=10, help="plain LM: titles of history in the prompt")
+@click.option("--calibrate/--no-calibrate", default=True, help="plain LM: subtract w times the title's score under an empty history")
+@click.option("--val-samples", default=300, help="validation samples for the weights of the plain LM and of fusion; 0 = all")
+# one history
+@click.option("--history", default=None, type=str, help="titles with ' | ' between them, oldest first: print ranked titles instead of a table")
+@click.option("--top", default=10, help="with --history: how many titles")
+@click.option("--pool", default=100, help="with --history: an LM ranks the backbone's best so many items; 0 = the whole catalogue")
+def main(**config):
+    """Metrics with intervals, paired tests and floors for any runs; or ranked titles for one history."""
+    cfg = SimpleNamespace(**config)
+    names = [*cfg.ckpt, *cfg.more]
+    if not names and not cfg.llm:
+        stop("nothing to evaluate; give --ckpt RUN (a run folder) or --llm NAME --dataset NAME")
+    ranks = setup(0)
+    runs = [load_run(n, stages=["train_backbone", "distill", "finetune", "lm"]) for n in names]
+    data = load_data(cfg.dataset or (runs[0].data_folder if runs else "ml-100k"))
+    for run in runs:
+        load_run(run.folder, data)                           # refuses another data set's run
+    if cfg.history:
+        if len(runs) != 1:
+            stop(f"--history is answered by one run, {len(runs)} were given; pass one --ckpt")
+        return answer(runs[0], data, cfg.history, cfg.top, cfg.pool, ranks)
+
+    which = subset(len(data.test), cfg.limit, 0)
+    val = subset(len(data.val), cfg.val_samples, 0)
+    cand = {"val": candidates(data, "val", cfg.C)[val], "test": candidates(data, "test", cfg.C)[which]}
+    target = {"val": cand["val"] == data.items[data.val[val]][:, None], "test": cand["test"] == data.items[data.test[which]][:, None]}
+    samples = {"val": data.val[val], "test": data.test[which]}
+    user = users(data, samples["test"])
+
+    # rows: name -> scores (n, C) on test; the floors first
+    rows, note, opened = {}, {}, {}
+    rows["chance"], note["chance"] = np.zeros(cand["test"].shape), "constant scores"
+    rows["popularity"], note["popularity"] = popularity(data)[cand["test"]], "training interactions of the item"
+    similar = tuple(title_similarity(data, samples[s], cand[s]) for s in ("val", "test"))
+    rows["title-similarity"], note["title-similarity"] = similar[1], "TF-IDF cosine to the history, L=10, decay .8"
+    if cfg.llm:
+        plain, opened_plain = plain_lm(cfg, data, ranks)
+        opened[plain.folder] = opened_plain
+        runs.insert(0, plain)
+    chosen = []                                              # rows that runs brought, for the paired tests
+    pair = {}
+    for run in sorted(runs, key=lambda x: ["lm", "train_backbone", "distill", "finetune"].index(x.stage)):
+        name = run.folder.name if run.folder.name not in rows else str(run.folder)
+        pair[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened) for s, w in (("val", val), ("test", which)))
+        rows[name], note[name] = pair[name][1], notes(run)
+        chosen.append(name)
+
+    # the backbone fused with what knows the titles: the last two floors an LM row has to beat
+    backbones = [r for r in runs if r.stage == "train_backbone"]
+    from_runs = [Path(r.backbone_run) for r in runs if getattr(r, "backbone_run", None)]
+    for folder in from_runs + [folder_of("runs", f"{data.name}/sasrec")]:
+        if not backbones and (folder / "config.json").exists():
+            run = load_run(folder, data)
+            backbones, name = [run], run.folder.name
+            pair[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened) for s, w in (("val", val), ("test", which)))
+            rows[name], note[name] = pair[name][1], notes(run)
+            chosen.insert(0, name)
+    if backbones:
+        base = backbones[0].folder.name
+        for other, scores in [("title-similarity", similar)] + [(r.folder.name, pair[r.folder.name]) for r in runs if r.stage in ("finetune", "lm")]:
+            if other not in rows or base not in pair:
+                continue
+            name = f"{base}+{other}"
+            rows[name], w = fuse(pair[base], scores, target["val"])
+            note[name] = f"weight of {other} {w:.2f}, chosen on validation"
+            chosen.append(name)
+
+    # metrics, intervals, tests
+    value = {name: metrics(*compare(s, target["test"])) for name, s in rows.items()}
+    low_high = {name: {m: interval(v[m], user) for m in ("hr@1", "ndcg@10")} for name, v in value.items()}
+    tests = {}
+    for i, a in enumerate(chosen):
+        for b in chosen[i + 1:]:
+            tests[f"{b} - {a}"] = {"hr@1": float((value[b]["hr@1"] - value[a]["hr@1"]).mean()),
+                                   "p_mcnemar_hr@1": mcnemar(value[b]["hr@1"] == 1, value[a]["hr@1"] == 1),
+                                   "ndcg@10": float((value[b]["ndcg@10"] - value[a]["ndcg@10"]).mean()),
+                                   "p_t_ndcg@10": paired_t(value[b]["ndcg@10"], value[a]["ndcg@10"], user)}
+    if not ranks.main:
+        return finish(ranks)
+
+    protocol = (f"{data.name} (hash {data.meta['hash']}), {data.meta['split']} split, test part, {len(which)} of {len(data.test)} samples of "
+                f"{len(np.unique(user))} users, {cfg.C} stored candidates (target + {cfg.C - 1} uniform from items the user never touched); "
+                "ties count as the mean over their orders; [95 % bootstrap interval over users]")
+    lines = [protocol, "", f"{'row':<28}{'HR@1':>7} {'':<15}{'HR@5':>7}{'HR@10':>7}{'NDCG@5':>8}{'NDCG@10':>9} {'':<15}{'MRR':>6}  chosen"]
+    for name, v in value.items():
+        mean, (a, b), (c, d) = {m: float(v[m].mean()) for m in SHOWN}, low_high[name]["hr@1"], low_high[name]["ndcg@10"]
+        lines.append(f"{name:<28}{mean['hr@1']:>7.3f} [{a:.3f}, {b:.3f}] {mean['hr@5']:>7.3f}{mean['hr@10']:>7.3f}{mean['ndcg@5']:>8.3f}"
+                     f"{mean['ndcg@10']:>9.3f} [{c:.3f}, {d:.3f}]{mean['mrr']:>6.3f}  {note[name]}")
+    if tests:
+        star = lambda p: "**" if p < .01 else "*" if p < .05 else ""
+        lines += ["", "paired tests (first minus second): HR@1 by exact McNemar, NDCG@10 by paired t, users as clusters; * p < .05, ** p < .01"]
+        lines += [f"{n:<48} HR@1 {t['hr@1']:+.3f} p={t['p_mcnemar_hr@1']:.3g}{star(t['p_mcnemar_hr@1']):<3} "
+                  f"NDCG@10 {t['ndcg@10']:+.3f} p={t['p_t_ndcg@10']:.3g}{star(t['p_t_ndcg@10'])}" for n, t in tests.items()]
+    full = full_ranking(backbones, data, which)
+    if full:
+        lines += ["", f"all {data.n_items} items, history masked, the same samples (chance HR@10 {10 / data.n_items:.4f}):"]
+        lines += [f"{name:<28}" + "  ".join(f"{m.upper()} {v[m]:.4f}" for m in SHOWN) for name, v in full.items()]
+    print("\n" + "\n".join(lines) + "\n")
+
+    out = Path(cfg.out) if cfg.out else (runs[-1].folder if runs else folder_of("runs", data.name))
+    out.mkdir(parents=True, exist_ok=True)
+    result = {"protocol": protocol, "n": len(which), "candidates": cfg.C, "hash": data.meta["hash"], "chance": chance(cfg.C), "tests": tests, "full": full,
+              "rows": {n: {"note": note[n], **{m: float(v[m].mean()) for m in SHOWN}, **{f"{m}_interval": list(map(float, low_high[n][m])) for m in low_high[n]}}
+                       for n, v in value.items()}}
+    write_json(out / "metrics.json", result)
+    (out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name in pair:
+        folder = next((r.folder for r in runs + backbones if r.folder.name == name), None)
+        if folder:
+            ranks_n = np.full(len(data.test), np.nan, np.float32)
+            ranks_n[which] = value[name]["rank"]
+            write_npy(folder / f"ranks_test_{cfg.C}.npy", ranks_n)
+    plot(out / "table.png", value, low_high, cfg.C, len(which), data.name)
+    print(f"written: {out / 'metrics.json'}, table.txt, table.png; per-sample ranks in each run folder")
+    print(json.dumps({"machine": machine(), "versions": versions(), "commit": commit(), "rows": [
+        {"name": f"{m}.{n}", "value": round(float(v[m].mean()), 4), "unit": "", "goal": None} for n, v in value.items() for m in ("hr@1", "ndcg@10")]}))
+    finish(ranks)
+
+
+def full_ranking(backbones, data, which):
+    """Metrics over the whole catalogue, for runs that ranked it (full_test.npy: greater, equal)."""
+    out = {}
+    for run in backbones:
+        if (run.folder / "full_test.npy").exists():
+            greater, equal = np.load(run.folder / "full_test.npy")[which].T
+            out[run.folder.name] = {m: float(v.mean()) for m, v in metrics(greater, equal).items() if m in SHOWN}
+    return out
+
+
+def plot(path, value, low_high, C, n, name):
+    """HR@1 of every row with its interval, chance as a line."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rows = [r for r in value if r != "chance"][::-1]
+    mean = np.array([value[r]["hr@1"].mean() for r in rows])
+    ends = np.array([low_high[r]["hr@1"] for r in rows])
+    fig, ax = plt.subplots(figsize=(7, 0.45 * len(rows) + 1.2), layout="constrained")
+    ax.errorbar(mean, range(len(rows)), xerr=np.abs(ends.T - mean), fmt="o", capsize=3, color="#1f5fa8")
+    ax.axvline(1 / C, color="gray", linestyle="--", label=f"chance 1/{C}")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xlim(0, None)
+    ax.set_xlabel(f"HR@1 among {C} candidates, {name}, n = {n}, 95 % interval over users")
+    ax.legend(loc="lower right")
+    ax.grid(axis="x", alpha=0.3)
+    fig.savefig(path, dpi=130)
+    plt.close(fig)
+
+
+if __name__ == "__main__":
+    main()

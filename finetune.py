@@ -1,0 +1,279 @@
+"""Stage 2 of DELRec: fine-tune the LM with AdaLoRA, the soft prompt fixed, to rank candidate titles.   (arXiv 2406.11156, section IV-C)
+
+    python finetune.py --dataset ml-100k                                  one process, CPU or GPU
+    torchrun --nproc_per_node=10 finetune.py --dataset beauty             many GPUs, the same answer
+    python finetune.py --dataset ml-100k --samples 64 --val-samples 32    half a minute, to see it run
+    python finetune.py --dataset ml-100k --paper                          the paper's choices where ours differ
+
+Reads data/<dataset>/ and runs/<dataset>/prompt/; writes runs/<dataset>/delrec/ (adapter/, soft_prompt.safetensors, scores_val_15.npy,
+neutral.npy, log.jsonl, config.json). evaluate.py --ckpt runs/<dataset>/delrec then scores the test part.
+"""
+import json
+import time
+from types import SimpleNamespace
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lion_pytorch import Lion
+
+import lm as L
+from common import (Log, candidates, compare, finish, finish_run, folder_of, load_data, load_run, metrics, peak_gb, setup, start_run, stop,
+                    subset, sum_gradients, sum_over_ranks, users, histories, write_npy, chance)
+
+# what --paper sets: DELRec's own choices (spec sections 2 and 5); our defaults, chosen by validation on ml-100k, are in the options below
+PAPER = dict(history=10, verbalizer="mean", show=True, loss="candidates", adapt="qv", lr=1e-4, calibrate=False)
+
+
+def adapt_modules(lm, adapt):
+    """Names of the linear layers AdaLoRA adapts: the attention's q and v (paper), or every linear layer of the body."""
+    qv = ("q_proj", "v_proj", "q", "v", "query", "value")
+    head = lm.model.get_output_embeddings()
+    names = [n for n, m in lm.model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
+             and (adapt == "linear" or n.split(".")[-1] in qv)]
+    if not names:
+        stop(f"{lm.name} has no attention projections named {', '.join(qv)}; use --adapt linear")
+    return names
+
+
+def orthogonality(adapter):
+    """AdaLoRA's penalty: mean over all A and B of ||A A^T - I||_F (arXiv 2303.10512, eq. 4), same-shaped matrices in one batch."""
+    by_shape = {}
+    for name, p in adapter.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            w_rd = p if "lora_A" in name else p.T
+            by_shape.setdefault(w_rd.shape, []).append(w_rd)
+    norms = []
+    for group in by_shape.values():
+        w_Nrd = torch.stack(group)
+        norms.append((w_Nrd @ w_Nrd.mT - torch.eye(w_Nrd.shape[1], device=w_Nrd.device)).flatten(1).norm(dim=1))
+    return torch.cat(norms).mean()
+
+
+def active_rank(adapter):
+    """Singular values that AdaLoRA has not set to zero, over all adapted layers."""
+    return sum(int((p != 0).sum()) for n, p in adapter.named_parameters() if "lora_E" in n)
+
+
+def negatives(data, samples, n, rng):
+    """n items per sample, uniform without repetition from those its user has not touched in training: int64 (B, n)."""
+    out = np.empty((len(samples), n), np.int64)
+    for row, sample in enumerate(samples):
+        u = int(users(data, sample))
+        seen = set(data.train_items[u]) | {int(data.items[sample])}
+        chosen = []
+        while len(chosen) < n:
+            for i in rng.integers(1, data.n_items + 1, 2 * n):
+                if int(i) not in seen and len(chosen) < n:
+                    chosen.append(int(i))
+                    seen.add(int(i))
+        out[row] = chosen
+    return out
+
+
+@click.command(context_settings={"show_default": True})
+# data
+@click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
+@click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/delrec if not given")
+@click.option("--backbone", default="sasrec", help="name of the conventional model, as the prompt tells it (with --soft-prompt RUN: that run's)")
+# model
+@click.option("--llm", default="smollm2-135m", help="Hugging Face id or folder; smollm2-135m is fetched by itself")
+@click.option("--soft-prompt", default=None, type=str, help="run folder of distill.py, 'none' or 'random'; runs/<dataset>/prompt if not given")
+@click.option("--k", default=80, help="vectors of the soft prompt with --soft-prompt random")
+@click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="how the mask becomes a score per title")
+@click.option("--show/--no-show", default=False, help="list the candidates in the prompt (the paper does)")
+@click.option("--history", default=10, help="titles of history in a prompt, L")
+@click.option("--max-title", default=32, help="tokens of a title, longer ones are cut")
+@click.option("--max-tokens", default=1024, help="tokens of a prompt; the oldest history is dropped to fit")
+# AdaLoRA
+@click.option("--adapt", default="linear", type=click.Choice(["qv", "linear"]), help="adapt the attention's q and v (the paper), or every linear layer")
+@click.option("--init-r", default=12, help="rank each layer starts with")
+@click.option("--target-r", default=8, help="mean rank left after reallocation")
+@click.option("--alpha", default=32, help="scale of the adapters")
+@click.option("--dropout", default=0.05, help="dropout in front of the adapters")
+@click.option("--orthogonal", default=0.5, help="weight of AdaLoRA's orthogonality term")
+# training
+@click.option("--loss", default="titles", type=click.Choice(["titles", "candidates", "both"]),
+              help="candidates: cross-entropy over C scores (the paper); titles: next-title language modelling on every title in the prompt")
+@click.option("--samples", default=1600, help="training samples to see")
+@click.option("--candidates", "C", default=15, help="candidates of a prompt, the truth among them")
+@click.option("--batch", default=16, help="samples of an optimiser step, over all processes")
+@click.option("--micro", default=8, help="samples of a forward pass; smaller needs less memory and gives the same gradient")
+@click.option("--lr", default=1e-3, help="peak learning rate of Lion")
+@click.option("--weight-decay", default=1e-6, help="weight decay of Lion")
+@click.option("--warmup", default=0.05, help="share of the steps with rising learning rate")
+@click.option("--seed", default=0, help="seed of everything random")
+# validation
+@click.option("--val-samples", default=300, help="validation samples that choose the best step and the calibration; 0 = all")
+@click.option("--evals", default=3, help="validations during training, the last after the last step")
+@click.option("--calibrate/--no-calibrate", default=True, help="subtract w times the title's score under an empty history, w chosen on validation")
+@click.option("--paper", is_flag=True, help="the paper's choices: " + ", ".join(f"{k}={v}" for k, v in PAPER.items()))
+@click.pass_context
+def main(ctx, **config):
+    """Stage 2: AdaLoRA on the LM with the soft prompt fixed."""
+    typed = {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
+    cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
+    if cfg.target_r >= cfg.init_r:
+        stop(f"--target-r {cfg.target_r} must be below --init-r {cfg.init_r}: AdaLoRA has nothing to reallocate otherwise")
+    ranks = setup(cfg.seed)
+    if cfg.batch % ranks.world:
+        stop(f"--batch {cfg.batch} is not a multiple of the {ranks.world} processes")
+
+    # data, LM, soft prompt
+    data = load_data(cfg.dataset)
+    out = folder_of("runs", cfg.out or f"{data.name}/delrec")
+    prompt_run = load_prompt_run(cfg, data)
+    lm = L.load_lm(cfg.llm, ranks.device)
+    if prompt_run:
+        P = L.load_soft_prompt(prompt_run.folder, lm)
+        if prompt_run.llm != cfg.llm:
+            stop(f"{prompt_run.folder} was distilled for {prompt_run.llm}, --llm is {cfg.llm}; distil it again with this LM")
+        cfg.backbone = prompt_run.backbone
+    else:
+        P = L.random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None
+    P_before = None if P is None else P.clone()
+    settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "history", "max_title", "max_tokens", "backbone")}
+    r = L.ranker(lm, data, settings, P)
+    data.train_items = items_by_user(data)
+
+    # AdaLoRA: warm at full rank, prune to the budget between tinit and tfinal, go on at the found ranks
+    from peft import AdaLoraConfig, get_peft_model
+    steps = max(cfg.samples // cfg.batch, 1)
+    tinit, tfinal = max(steps // 10, 1), max(steps // 3, 1)
+    if steps < 5:
+        stop(f"--samples {cfg.samples} with --batch {cfg.batch} is {steps} steps; AdaLoRA needs at least 5 to reallocate its ranks")
+    adapter = get_peft_model(lm.model, AdaLoraConfig(
+        target_modules=adapt_modules(lm, cfg.adapt), init_r=cfg.init_r, target_r=cfg.target_r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout,
+        total_step=steps, tinit=tinit, tfinal=tfinal, deltaT=1, orth_reg_weight=0.0))
+    params = [p for p in adapter.parameters() if p.requires_grad]
+    layers = sum("lora_E" in n for n, _ in adapter.named_parameters())
+    budget = layers * cfg.target_r
+    record = start_run(out, "finetune", cfg, data, ranks)
+    if ranks.main:
+        print(f"LM {cfg.llm} ({lm.kind}, {lm.dtype}): {sum(p.numel() for p in params):,} of {sum(p.numel() for p in lm.model.parameters()):,} "
+              f"parameters train; {layers} layers adapted; ranks {layers * cfg.init_r} -> {budget} between step {tinit} and {steps - tfinal} of {steps}")
+    optimiser = Lion(params, lr=cfg.lr, weight_decay=cfg.weight_decay)
+
+    # the samples, the same on every rank
+    order = np.random.default_rng([cfg.seed, 1]).permutation(len(data.train))
+    val = subset(len(data.val), cfg.val_samples, cfg.seed)
+    val_cand, val_target = candidates(data, "val", cfg.C)[val], data.items[data.val[val]]
+    best, log, lm_seconds, began = None, Log(out, steps, "finetune", ranks), 0.0, time.time()
+    eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
+    C = 1 if cfg.loss == "titles" else cfg.C
+
+    for step in range(steps):
+        batch = data.train[np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]]
+        cand = np.concatenate([data.items[batch][:, None], negatives(data, batch, C - 1, np.random.default_rng([cfg.seed, 2, step]))], 1)
+        cand = np.random.default_rng([cfg.seed, 3, step]).permuted(cand, axis=1).astype(np.int64)
+        truth = torch.as_tensor((cand == data.items[batch][:, None]).argmax(1), device=ranks.device)
+        old = histories(data, batch, cfg.history)
+        pairs = [r.prompts.history(h[h > 0], c) for h, c in zip(old, cand)]
+        tokens = sum(len(at) for _, at in pairs) + int((r.titles.ptr[data.items[batch] + 1] - r.titles.ptr[data.items[batch]] + 1).sum())
+
+        lr = cfg.lr * min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        adapter.train()
+        total = {"loss": 0.0, "candidates": 0.0, "titles": 0.0}
+        mine, t0 = np.arange(cfg.batch)[ranks.rank::ranks.world], time.time()
+        for i in range(0, len(mine), cfg.micro):
+            j = mine[i:i + cfg.micro]
+            start = L.begin(lm, r.prompts.prefix, P)
+            at = [pairs[x][1] for x in j] if cfg.loss != "candidates" else None
+            s_BC = L.score(lm, start, [pairs[x][0] for x in j], cand[j], r.titles, cfg.verbalizer, at)
+            loss = 0.0
+            if cfg.loss != "candidates":
+                s_BC, past_M = s_BC                       # L_titles = - mean log P(token) over the tokens of history titles and of the truth
+                own = s_BC[torch.arange(len(j)), truth[j]].sum() if cfg.verbalizer == "likelihood" else 0.0
+                titles_loss = -(past_M.sum() + own) / tokens
+                loss = loss + titles_loss
+                total["titles"] += titles_loss.item()
+            if cfg.loss != "titles":                      # L = - log softmax over the C candidates' scores (spec section 5)
+                cand_loss = F.cross_entropy(s_BC, truth[j], reduction="sum") / cfg.batch
+                loss = loss + cand_loss
+                total["candidates"] += cand_loss.item()
+            total["loss"] += loss.item()
+            loss.backward()
+        if cfg.orthogonal:
+            (cfg.orthogonal * orthogonality(adapter) / ranks.world).backward()
+        sum_gradients(params, ranks)
+        total = sum_over_ranks(torch.tensor(list(total.values())), ranks).tolist()
+        if not np.isfinite(total[0]):
+            stop(f"the loss is {total[0]} at step {step}; lower --lr {cfg.lr}")
+        optimiser.step()
+        adapter.base_model.update_and_allocate(step + 1)  # reads the gradients, so before they are cleared
+        optimiser.zero_grad()
+        lm_seconds += time.time() - t0
+
+        shown = {"loss": total[0]} | ({"candidates": total[1], "titles": total[2]} if cfg.loss == "both" else {})
+        if step in eval_at:
+            score_nC = L.score_samples(r, data.val[val], val_cand, ranks, name="validate")
+            m = metrics(*compare(score_nC, val_cand == val_target[:, None]))
+            shown |= {"val_hr@1": float(m["hr@1"].mean()), "val_ndcg@10": float(m["ndcg@10"].mean())}
+            if ranks.main:
+                print(f"step {step + 1}: validation HR@1 {shown['val_hr@1']:.3f} NDCG@10 {shown['val_ndcg@10']:.3f} "
+                      f"(n={len(val)}, {cfg.C} candidates, chance {1 / cfg.C:.3f}); rank {active_rank(adapter)}", flush=True)
+            # the ranks are final once pruning is over; only then is a step a candidate for the best
+            if step + 1 >= steps - tfinal and (best is None or (shown["val_hr@1"], shown["val_ndcg@10"]) > best[0]):
+                best = ((shown["val_hr@1"], shown["val_ndcg@10"]), step + 1, [p.detach().clone() for p in params], score_nC)
+        log.step(step + 1, **shown, lr=lr)
+    log.close()
+
+    # what must hold: AdaLoRA reallocated its ranks to the budget, something was learnt, P did not move
+    if active_rank(adapter) != budget:
+        stop(f"AdaLoRA kept rank {active_rank(adapter)} in all, its budget is {budget}; the adapter is not saved")
+    if P is not None and not torch.equal(P, P_before):
+        stop("the soft prompt moved during fine-tuning, it must stay as distill.py left it; nothing is saved")
+    _, best_step, weights, score_nC = best
+    with torch.no_grad():
+        for p, w in zip(params, weights):
+            p.copy_(w)
+    per_second = cfg.batch * steps / (time.time() - began)
+
+    # calibration, then the run folder; config.json last
+    neutral = L.neutral_scores(r, ranks, out) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
+    w = L.calibrate(score_nC, val_cand, neutral, val_target) if cfg.calibrate else 0.0
+    m = metrics(*compare(score_nC - w * neutral[val_cand], val_cand == val_target[:, None]))
+    if ranks.main:
+        adapter.save_pretrained(out / "adapter")
+        if P is not None:
+            L.save_soft_prompt(out, P)
+        write_npy(out / "neutral.npy", neutral)
+        full_nC = np.full((len(data.val), cfg.C), np.nan, np.float32)      # as the LM said them; NaN where nobody asked
+        full_nC[val] = score_nC
+        write_npy(out / f"scores_val_{cfg.C}.npy", full_nC)
+        record |= {"settings": settings, "calibration": w, "best_step": best_step, "rank": [layers * cfg.init_r, active_rank(adapter)],
+                   "soft_prompt": str(prompt_run.folder) if prompt_run else cfg.soft_prompt,
+                   "backbone_run": prompt_run.backbone_run if prompt_run else None, "lm_share": round(lm_seconds / (time.time() - began), 3)}
+        finish_run(out, record)
+        print(f"best step {best_step}; ranks reallocated {layers * cfg.init_r} -> {active_rank(adapter)}; calibration weight {w}; "
+              f"{per_second:.2f} samples/s, {100 * record['lm_share']:.0f} % of the time in the LM")
+        print(json.dumps({"stage": "finetune", "out": str(out), "val_hr@1": round(float(m["hr@1"].mean()), 4),
+                          "val_ndcg@10": round(float(m["ndcg@10"].mean()), 4), "chance_hr@1": round(chance(cfg.C)["hr@1"], 4), "n_val": len(val),
+                          "samples_per_second": round(per_second, 2), "lm_share": record["lm_share"], "seconds": record["seconds"],
+                          "peak_gb": round(peak_gb(), 2)}))
+    finish(ranks)
+
+
+def load_prompt_run(cfg, data):
+    """The distil run whose soft prompt is used, or None for 'none' and 'random'."""
+    if cfg.soft_prompt in ("none", "random"):
+        return None
+    folder = folder_of("runs", cfg.soft_prompt or f"{data.name}/prompt")
+    if not (folder / "config.json").exists():
+        stop(f"no soft prompt in {folder}; make it with: python distill.py --dataset {cfg.dataset}  (or pass --soft-prompt none)")
+    return load_run(folder, data, stages=["distill"])
+
+
+def items_by_user(data):
+    """Every user's training items: list of U int arrays."""
+    target = np.zeros(len(data.items), bool)
+    target[data.train] = True
+    target[data.ptr[:-1]] |= True      # the first item of a user is no sample but is known in training
+    return [data.items[a:b][target[a:b]] for a, b in zip(data.ptr[:-1], data.ptr[1:])]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,454 @@
+"""The language model at its mask, prompts as token arrays, and the verbalizers.
+
+A prompt is an int array: token ids, SLOT where a soft-prompt vector goes, MASK where the filler is read. SLOT and MASK are negative,
+so no title and no tokenizer can produce them. Every prompt is prefix + tail: the prefix (instruction + soft prompt) is the same for
+all samples, so a decoder-only LM computes its keys and values once.
+"""
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+import kernels
+from common import CACHE, Log, compare, gather_rows, histories, metrics, stop
+
+SLOT, MASK = -1, -2
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+# ---------------------------------------------------------------- the model
+
+def load_lm(name, device, dtype=None):
+    """Load an LM by Hugging Face id, folder, or 'smollm2-135m' (embedded). Frozen, eval mode.
+
+    Returns a namespace: kind (decoder, encoder-decoder, encoder), model, tok, head_VD, bias_V, sep (tokens that end a title),
+    start / end (special tokens around a text), mask_id, max_tokens, name. model(...).logits are what the head WOULD read: the head
+    is replaced by the identity, so every architecture's own last norm, transform and scaling apply and no script makes B x V logits.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.utils import logging
+    logging.disable_progress_bar()
+    if name == "smollm2-135m":
+        folder = CACHE / name
+        if not (folder / "config.json").exists():
+            from data.prepare import fetch_llm
+            folder = fetch_llm()
+    else:
+        folder = name
+    local = {"local_files_only": True} if Path(folder).is_dir() else {}
+    try:
+        config = AutoConfig.from_pretrained(folder, **local)
+        tok = AutoTokenizer.from_pretrained(folder, **local)
+    except (OSError, ValueError) as e:
+        stop(f"no language model '{name}': expected smollm2-135m, a folder with a Hugging Face model and its tokenizer, or an id that "
+             f"can be downloaded ({str(e).splitlines()[0][:150]})")
+    arch = (getattr(config, "architectures", None) or [""])[0]
+    kind, auto = (("encoder-decoder", AutoModelForSeq2SeqLM) if config.is_encoder_decoder else
+                  ("encoder", AutoModelForMaskedLM) if "MaskedLM" in arch or config.model_type in ("bert", "roberta", "distilbert") else
+                  ("decoder", AutoModelForCausalLM))
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" or has_fast_bf16() else torch.float32
+    model = auto.from_pretrained(folder, dtype=dtype, **local).to(device).eval().requires_grad_(False)
+    if getattr(config, "final_logit_softcapping", None):
+        stop(f"{name} caps its logits after the head (final_logit_softcapping), which the verbalizer does not do; use another LM")
+    head = model.get_output_embeddings()
+    head.forward = lambda x: x
+    mask = {"encoder-decoder": "<extra_id_0>", "encoder": tok.mask_token, "decoder": None}[kind]
+    mask_id = tok.convert_tokens_to_ids(mask) if mask else None
+    if kind != "decoder" and (mask_id is None or mask_id == tok.unk_token_id):
+        stop(f"{name} is an {kind} LM but its tokenizer has no mask token ({mask or 'mask_token'}); a title cannot be read from it")
+    around = tok("a")["input_ids"]
+    body = tok("a", add_special_tokens=False)["input_ids"]
+    at = around.index(body[0])
+    lm = SimpleNamespace(name=str(name), kind=kind, model=model, tok=tok, head_VD=head.weight, bias_V=getattr(head, "bias", None),
+                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype,
+                         special=set(tok.all_special_ids) - {tok.unk_token_id},
+                         max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096))
+    lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
+    return lm
+
+
+def has_fast_bf16():
+    """True on CPUs that multiply bf16 in hardware; elsewhere bf16 is emulated and slower than fp32."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def encode(lm, text):
+    """Plain text -> token ids; text that spells a special token stays text (titles are data)."""
+    ids = lm.tok(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if lm.special & set(ids):      # a tokenizer that ignores split_special_tokens: break the spelling up
+        for s in lm.tok.all_special_tokens:
+            text = text.replace(s, s.strip("<>[]|"))
+        ids = [t for t in lm.tok(text, add_special_tokens=False)["input_ids"] if t not in lm.special]
+    return ids
+
+
+def width(lm):
+    return lm.head_VD.shape[1]
+
+
+def embed(lm, ids_BQ, P_kD):
+    """Token embeddings with the soft prompt spliced in at the slots, in order. Returns (B, Q, D) in the LM's dtype."""
+    e_BQD = lm.model.get_input_embeddings()(ids_BQ.clamp(min=0)).to(lm.dtype)
+    slot_BQ = ids_BQ == SLOT
+    if P_kD is None or not slot_BQ.any():
+        return e_BQD
+    nth_BQ = (slot_BQ.long().cumsum(1) - 1).clamp(min=0)
+    return torch.where(slot_BQ[..., None], P_kD.to(lm.dtype)[nth_BQ.clamp(max=len(P_kD) - 1)], e_BQD)
+
+
+def begin(lm, prefix, P_kD=None):
+    """Everything about the prefix that does not depend on the sample. Gradients flow to P and to adapters where enabled."""
+    if lm.kind != "decoder":
+        return SimpleNamespace(prefix=prefix, P=P_kD, kv=None)
+    ids = torch.as_tensor(prefix, device=lm.device)[None]
+    out = lm.model.base_model(inputs_embeds=embed(lm, ids, P_kD), use_cache=True)
+    return SimpleNamespace(prefix=prefix, P=P_kD, kv=[(layer.keys, layer.values) for layer in out.past_key_values.layers])
+
+
+def pad(rows, value=0):
+    """Rows of different lengths -> one int64 array padded on the right."""
+    out = np.full((len(rows), max(map(len, rows))), value, np.int64)
+    for i, r in enumerate(rows):
+        out[i, :len(r)] = r
+    return out
+
+
+def read(lm, start, tails, tok_BCT=None, n_BC=None, at=None):
+    """One pass of the LM over prefix + tails[b].
+
+    Returns x: the states the head would read, (B, D) at the mask; or with titles (tok_BCT, n_BC: numpy) (N, D), the states that
+    predict each of their tokens in the order b, c, t < n[b, c], from a forced pass in which every title follows its own prompt; and
+    with at (a list of index arrays into the tails, decoder-only) also (M, D), the states that predict those tail tokens.
+    """
+    return {"decoder": read_decoder, "encoder-decoder": read_encoder_decoder, "encoder": read_encoder}[lm.kind](
+        lm, start, tails, tok_BCT, n_BC, at)
+
+
+def read_decoder(lm, start, tails, tok_BCT, n_BC, at):
+    """One packed row per sample: its tail, then its C titles, each of which sees the prefix, the tail and itself only."""
+    from transformers import DynamicCache
+    B, p = len(tails), len(start.prefix)
+    rows, segments, places = [], [], []
+    for b, tail in enumerate(tails):
+        if tail[-1] != MASK:
+            stop("a decoder-only LM reads the token after the prompt: the mask must stand last")
+        row, seg, pos = [tail[:-1]], [np.zeros(len(tail) - 1, int)], [np.arange(len(tail) - 1)]
+        for c in range(0 if tok_BCT is None else tok_BCT.shape[1]):
+            m = n_BC[b, c] - 1                                       # the last token predicts nothing we need
+            row.append(tok_BCT[b, c, :max(m, 0)])
+            seg.append(np.full(max(m, 0), c + 1))
+            pos.append(np.arange(len(tail) - 1, len(tail) - 1 + max(m, 0)))
+        rows.append(np.concatenate(row)), segments.append(np.concatenate(seg)), places.append(np.concatenate(pos))
+    ids_BQ, seg_BQ, pos_BQ = (torch.as_tensor(pad(r, v)).to(lm.device) for r, v in ((rows, 0), (segments, -1), (places, 0)))
+    Q = ids_BQ.shape[1]
+    sees_QQ = torch.ones(Q, Q, dtype=torch.bool, device=lm.device).tril()
+    own_BQQ = (seg_BQ[:, None, :] == 0) | (seg_BQ[:, None, :] == seg_BQ[:, :, None])
+    mask_BQK = torch.cat([torch.ones(B, Q, p, dtype=torch.bool, device=lm.device), own_BQQ & sees_QQ], 2)
+    cache = DynamicCache()
+    for i, (k, v) in enumerate(start.kv):
+        cache.update(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1), i)
+    x_BQD = lm.model.base_model(inputs_embeds=embed(lm, ids_BQ, None), attention_mask=mask_BQK[:, None], position_ids=pos_BQ + p,
+                                past_key_values=cache, use_cache=True).last_hidden_state
+    last = np.array([len(t) - 2 for t in tails])
+    if tok_BCT is None:
+        x = x_BQD[torch.arange(B), torch.as_tensor(last)]
+    else:
+        where = []                                                   # token 0 of a title is predicted at the mask, token t by token t-1
+        for b in range(B):
+            q = last[b] + 1
+            for n in n_BC[b]:
+                if n:
+                    where += [b * Q + last[b]] + list(range(b * Q + q, b * Q + q + n - 1))
+                    q += n - 1
+        x = x_BQD.flatten(0, 1)[torch.as_tensor(where, device=lm.device)]
+    if at is None:
+        return x
+    where = np.concatenate([b * Q + a - 1 for b, a in enumerate(at)])
+    return x, x_BQD.flatten(0, 1)[torch.as_tensor(where, device=lm.device)]
+
+
+def fill(lm, start, tails, n=None):
+    """Prefix + tail + the tokenizer's closing specials with the mask's own token(s): n[b] masks in row b (default 1)."""
+    rows = []
+    for b, tail in enumerate(tails):
+        i = int(np.flatnonzero(np.asarray(tail) == MASK)[0])
+        rows.append(np.concatenate([start.prefix, tail[:i], np.full(1 if n is None else n[b], lm.mask_id), tail[i + 1:], lm.end]).astype(np.int64))
+    return rows
+
+
+def read_encoder_decoder(lm, start, tails, tok_BCT, n_BC, at):
+    """The mask is a sentinel in the encoder's text; its filler is the first thing the decoder says after that sentinel."""
+    if at is not None:
+        stop(f"{lm.name}: the loss on history titles needs a decoder-only LM; use --loss candidates")
+    rows = fill(lm, start, tails)
+    ids_BQ = torch.as_tensor(pad(rows, SLOT - 9)).to(lm.device)
+    real_BQ = ids_BQ != SLOT - 9
+    enc = lm.model.get_encoder()(inputs_embeds=embed(lm, ids_BQ, start.P), attention_mask=real_BQ.long()).last_hidden_state
+    first = torch.tensor([lm.model.config.decoder_start_token_id, lm.mask_id], device=lm.device)
+    if tok_BCT is None:
+        return lm.model(encoder_outputs=(enc,), attention_mask=real_BQ.long(), decoder_input_ids=first.expand(len(tails), 2)).logits[:, 1]
+    B, C, T = tok_BCT.shape
+    tok = torch.as_tensor(tok_BCT.reshape(B * C, T)).long().to(lm.device)
+    dec = torch.cat([first.expand(B * C, 2), tok[:, :-1]], 1)
+    x = lm.model(encoder_outputs=(enc.repeat_interleave(C, 0),), attention_mask=real_BQ.long().repeat_interleave(C, 0),
+                 decoder_input_ids=dec).logits[:, 1:]
+    return x[torch.arange(T, device=lm.device) < torch.as_tensor(n_BC.reshape(-1, 1)).to(lm.device)]
+
+
+def read_encoder(lm, start, tails, tok_BCT, n_BC, at):
+    """The LM's own mask token; a title of n tokens is read from n masks at once (each blind to the others: a pseudo-likelihood)."""
+    if at is not None:
+        stop(f"{lm.name}: the loss on history titles needs a decoder-only LM; use --loss candidates")
+    if tok_BCT is None:
+        n = np.ones(len(tails), int)
+    else:
+        n = n_BC.reshape(-1)
+        tails = [t for t in tails for _ in range(n_BC.shape[1])]
+    rows = fill(lm, start, tails, n)
+    ids_BQ = torch.as_tensor(pad(rows, SLOT - 9)).to(lm.device)
+    x_BQD = lm.model(inputs_embeds=embed(lm, ids_BQ, start.P), attention_mask=(ids_BQ != SLOT - 9).long()).logits
+    mask_at = [np.flatnonzero(t == MASK)[0] + len(start.prefix) for t in tails]
+    where = np.concatenate([b * ids_BQ.shape[1] + m + np.arange(k) for b, (m, k) in enumerate(zip(mask_at, n))])
+    return x_BQD.flatten(0, 1)[torch.as_tensor(where, device=lm.device)]
+
+
+# ---------------------------------------------------------------- titles and prompts
+
+def tokenise_titles(lm, data, max_title=32):
+    """All titles, tokenised once: CSR ptr int64 [I+2], tok int64 [M] (item i owns tok[ptr[i]:ptr[i+1]], at most max_title tokens), and
+    the tokens that occur in titles: vocab (tensor), index int64 [V] (token -> place in vocab), head (their rows), bias."""
+    ids = [encode(lm, t)[:max_title] for t in data.titles]
+    ids = [t or list(lm.sep) for t in ids]
+    ids[0] = []
+    ptr = np.concatenate([[0], np.cumsum([len(t) for t in ids])]).astype(np.int64)
+    tok = np.concatenate([np.asarray(t, np.int64) for t in ids])
+    vocab = np.unique(np.concatenate([tok, lm.sep]))
+    index = np.zeros(lm.head_VD.shape[0], np.int64)
+    index[vocab] = np.arange(len(vocab))
+    rows = torch.as_tensor(vocab, device=lm.device)
+    return SimpleNamespace(ptr=ptr, tok=tok, vocab=vocab, index=index, head=lm.head_VD.detach()[rows].contiguous(),
+                           bias=None if lm.bias_V is None else lm.bias_V.detach()[rows])
+
+
+def title(titles, i):
+    return titles.tok[titles.ptr[i]:titles.ptr[i + 1]]
+
+
+def pad_titles(titles, items_BC, end=()):
+    """Token ids (B, C, T) and lengths (B, C) of items, each followed by the tokens `end`."""
+    n_BC = (titles.ptr[items_BC + 1] - titles.ptr[items_BC])
+    T = int(n_BC.max())
+    at = np.minimum(titles.ptr[items_BC][..., None] + np.arange(T), len(titles.tok) - 1)
+    tok = np.where(np.arange(T) < n_BC[..., None], titles.tok[at], 0)
+    tok = np.concatenate([tok, np.zeros((*n_BC.shape, len(end)), np.int64)], 2)
+    for j, e in enumerate(end):
+        np.put_along_axis(tok, (n_BC + j)[..., None], e, 2)
+    return tok, n_BC + len(end)
+
+
+def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False, max_tokens=None):
+    """Returns prefix (int64 array) and three functions that make tails: history(...), temporal_analysis(...), pattern(...).
+
+    k = 0 leaves out the soft prompt and the words about it. show lists the candidates before the mask, with letters if asked.
+    Each tail comes as (tokens, at): at are the places of the tokens of history titles. Too long: the oldest history goes first.
+    """
+    noun, verb = data.meta["words"]["noun"], data.meta["words"]["verb"]
+    sep, texts = np.asarray(lm.sep), {}
+    budget = min(max_tokens or lm.max_tokens, lm.max_tokens)
+
+    def text(s):
+        if s not in texts:
+            texts[s] = np.asarray(encode(lm, s) + list(lm.sep), np.int64)
+        return texts[s]
+
+    def line(i):
+        return np.concatenate([title(titles, i), sep])
+
+    prefix = [np.asarray(lm.start, np.int64)]
+    if k:
+        prefix += [np.asarray(encode(lm, f"How {backbone} recommends {noun}s:"), np.int64), np.full(k, SLOT), sep]
+    prefix = np.concatenate(prefix + [text(f"{noun.capitalize()}s the user {verb}, oldest first:")])
+    # the last token of the prefix begins every tail, so that the first title's first token has a state that predicts it
+    prefix, begins = prefix[:-1], prefix[-1:]
+
+    def listed(cand):
+        if cand is None or not (show or letters):
+            return []
+        mark = [np.asarray(encode(lm, f"{x}. "), np.int64) for x in LETTERS[:len(cand)]] if letters else [np.zeros(0, np.int64)] * len(cand)
+        return [text(f"Candidate {noun}s:")] + [np.concatenate([m, line(c)]) for m, c in zip(mark, cand)] + [text(f"The next {noun}:")]
+
+    def tail(old, rest):
+        """old: history items that may be dropped from the front; rest: pieces that must stay."""
+        old = list(old)
+        room = budget - len(prefix) - len(lm.end) - 2 - sum(map(len, rest))
+        lines = [line(i) for i in old]
+        while lines and sum(map(len, lines)) > room:
+            lines.pop(0)
+        if room < 0:
+            stop(f"a prompt needs {budget - room} tokens without any history, the limit is {budget}; use fewer candidates or slots, or shorter titles")
+        start, at = len(begins), []
+        for x in lines:
+            at.append(np.arange(start, start + len(x)))
+            start += len(x)
+        return np.concatenate([begins, *lines, *rest, [MASK]]).astype(np.int64), np.concatenate(at) if at else np.zeros(0, np.int64)
+
+    def history(items, cand=None):
+        """Stage 2: what comes after these items? (spec section 5)"""
+        return tail(items, listed(cand))
+
+    def temporal_analysis(items, a, cand=None):
+        """Stage 1, TA (spec section 4): items i_1..i_n; the example solves i_{a-1} from i_a, the question asks i_{n-1} given i_n."""
+        example = [text(f"The next {noun} was:"), line(items[a - 1]), text(f"So the most recent {noun} was:"), line(items[a - 2]),
+                   text(f"Later {noun}s:")] + [line(i) for i in items[a - 1:-2]]
+        return tail(items[:a - 2], example + [text(f"The next {noun} was:"), line(items[-1])] + listed(cand)[:-1] +
+                    [text(f"So the most recent {noun} was:")])
+
+    def pattern(items, ranked, cand=None):
+        """Stage 1, RPS (spec section 4): the backbone ranked r_1..r_h after these items; told are r_2..r_h, asked is r_1."""
+        return tail(items, [text(f"{backbone}'s choices after its first:")] + [line(r) for r in ranked[1:]] + listed(cand)[:-1] +
+                    [text(f"{backbone}'s first choice:")])
+
+    return SimpleNamespace(prefix=prefix, history=history, temporal_analysis=temporal_analysis, pattern=pattern)
+
+
+# ---------------------------------------------------------------- verbalizers
+
+def letter_ids(lm, C):
+    """One token per letter as it stands in front of a candidate; refused where they are not single and distinct."""
+    if C > len(LETTERS):
+        stop(f"--verbalizer letter has {len(LETTERS)} letters but there are {C} candidates; use at most {len(LETTERS)}")
+    ids = [encode(lm, x) for x in LETTERS[:C]]
+    if any(len(i) != 1 for i in ids) or len({i[0] for i in ids}) < C:
+        stop(f"{lm.name}: its tokenizer does not keep the letters A..{LETTERS[C - 1]} as one token each; use another --verbalizer")
+    return np.array([i[0] for i in ids])
+
+
+def score(lm, start, tails, cand_BC, titles, verbalizer, at=None):
+    """score_BC fp32: what the LM says at the mask of prompt b for candidate c (spec section 2). With `at` (see read) also the log
+    probability of each of those tail tokens, (M,)."""
+    if verbalizer == "likelihood":
+        tok_BCT, n_BC = pad_titles(titles, cand_BC, lm.sep if lm.kind == "decoder" else ())
+        x_ND = read(lm, start, tails, tok_BCT, n_BC, at)
+        real = np.arange(tok_BCT.shape[2]) < n_BC[..., None]
+        words = torch.as_tensor(titles.index[tok_BCT[real]], device=lm.device)
+        ptr = torch.as_tensor(np.concatenate([[0], np.cumsum(n_BC.reshape(-1))]), device=lm.device)
+        x_ND, past = x_ND if at is not None else (x_ND, None)
+        score_BC = kernels.title_likelihood(x_ND, titles.head, words, ptr, titles.bias).view(cand_BC.shape)
+    else:
+        x_BD = read(lm, start, tails, at=at)
+        x_BD, past = x_BD if at is not None else (x_BD, None)
+        if verbalizer == "letter":
+            tok_BCT = np.broadcast_to(letter_ids(lm, cand_BC.shape[1])[None, :, None], (*cand_BC.shape, 1))
+            n_BC = np.ones(cand_BC.shape, int)
+        else:
+            tok_BCT, n_BC = pad_titles(titles, cand_BC)
+            n_BC = np.minimum(n_BC, 1) if verbalizer == "first" else n_BC
+        score_BC = kernels.candidate_scores(x_BD, lm.head_VD, torch.as_tensor(tok_BCT.copy()).to(lm.device),
+                                            torch.as_tensor(n_BC).to(lm.device), lm.bias_V)
+    if at is None:
+        return score_BC
+    words = np.concatenate([titles.index[t[a]] for t, a in zip(tails, at)])
+    words = torch.as_tensor(words, device=lm.device)
+    each = torch.arange(len(words) + 1, device=lm.device)
+    return score_BC, kernels.title_likelihood(past, titles.head, words, each, titles.bias)
+
+
+# ---------------------------------------------------------------- scoring whole splits
+
+def ranker(lm, data, settings, P_kD=None):
+    """An LM with everything that fixes how it ranks: titles, prompts, P. settings: verbalizer, show, history, max_title, max_tokens,
+    backbone (its name in the prompt); the soft prompt's length is P's."""
+    titles = tokenise_titles(lm, data, settings["max_title"])
+    prompts = prompter(lm, data, titles, settings["backbone"], 0 if P_kD is None else len(P_kD), settings["show"],
+                       settings["verbalizer"] == "letter", settings["max_tokens"])
+    return SimpleNamespace(lm=lm, data=data, titles=titles, prompts=prompts, P=P_kD, verbalizer=settings["verbalizer"],
+                           history=settings["history"])
+
+
+@torch.no_grad()
+def score_tails(r, tails, cand_nC, batch=16, tick=None):
+    """Scores float32 (n, C) of candidates for prompts; batches of equal length, the prefix computed once."""
+    r.lm.model.eval()
+    start = begin(r.lm, r.prompts.prefix, r.P)
+    order = np.argsort([-len(t) for t in tails], kind="stable")
+    out_nC = np.zeros(cand_nC.shape, np.float32)
+    for i in range(0, len(order), batch):
+        j = order[i:i + batch]
+        out_nC[j] = score(r.lm, start, [tails[x] for x in j], cand_nC[j], r.titles, r.verbalizer).float().cpu().numpy()
+        if tick:
+            tick(min(i + batch, len(order)))
+    return out_nC
+
+
+def score_samples(r, samples, cand_nC, ranks, out=None, name="score", batch=16):
+    """Scores (n, C) for samples (indices into data.items) and their candidates, shared among the ranks."""
+    mine = np.arange(len(samples))[ranks.rank::ranks.world]
+    old_nL = histories(r.data, samples[mine], r.history)
+    tails = [r.prompts.history(h[h > 0], c)[0] for h, c in zip(old_nL, cand_nC[mine])]
+    log = Log(out, len(mine), name, ranks, "prompt")
+    rows = score_tails(r, tails, cand_nC[mine], batch, log.step) if len(mine) else np.zeros((0, cand_nC.shape[1]), np.float32)
+    log.close()
+    return gather_rows(rows, mine, len(samples), ranks)
+
+
+def neutral_scores(r, ranks, out=None, chunk=60):
+    """Each title's score under the same prompt with no history and no candidates: float32 [I+1] (spec section 2, calibration)."""
+    if r.verbalizer == "letter":
+        return np.zeros(r.data.n_items + 1, np.float32)             # a letter says nothing about an item
+    items = np.arange(1, r.data.n_items + 1)
+    blocks = np.resize(items, (-(-len(items) // chunk), chunk))     # np.resize repeats the first items in the last block
+    mine = np.arange(len(blocks))[ranks.rank::ranks.world]
+    tail = r.prompts.history([])[0]
+    log = Log(out, len(mine), "neutral prompt", ranks, "block")
+    rows = score_tails(r, [tail] * len(mine), blocks[mine], 4, log.step) if len(mine) else np.zeros((0, chunk), np.float32)
+    log.close()
+    scores = np.zeros(r.data.n_items + 1, np.float32)
+    scores[blocks] = gather_rows(rows, mine, len(blocks), ranks)
+    return scores
+
+
+def calibrate(score_nC, cand_nC, neutral_I, target_n, weights=(0, .1, .2, .3, .5, .7, .85, 1)):
+    """The weight w of the neutral score that is best on validation (HR@1, then NDCG@10): score - w * neutral."""
+    def quality(w):
+        m = metrics(*compare(score_nC - w * neutral_I[cand_nC], cand_nC == target_n[:, None]))
+        return m["hr@1"].mean(), m["ndcg@10"].mean()
+    return float(max(weights, key=quality))
+
+
+# ---------------------------------------------------------------- soft prompts on disk
+
+def save_soft_prompt(folder, P_kD):
+    from safetensors.torch import save_file
+    save_file({"prompt_embeddings": P_kD.detach().float().cpu().contiguous()}, folder / "soft_prompt.safetensors")
+
+
+def load_soft_prompt(folder, lm):
+    from safetensors.torch import load_file
+    P_kD = load_file(Path(folder) / "soft_prompt.safetensors")["prompt_embeddings"].to(lm.device)
+    if P_kD.shape[1] != width(lm):
+        stop(f"{folder} holds a soft prompt of width {P_kD.shape[1]}, {lm.name} is {width(lm)} wide; distil it again with this LM")
+    return P_kD
+
+
+def random_soft_prompt(lm, k, seed):
+    """k rows of the LM's embedding matrix drawn at random (spec section 2): fp32 (k, D)."""
+    rows = torch.randperm(lm.head_VD.shape[0], generator=torch.Generator().manual_seed(seed))[:k]
+    return lm.model.get_input_embeddings().weight.detach()[rows.to(lm.device)].float().clone()
+
+
+def open_run(run, data, device):
+    """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter and soft prompt, and the score it
+    subtracts per item: (ranker, penalty float32 [I+1])."""
+    lm = load_lm(run.llm, device)
+    P_kD = load_soft_prompt(run.folder, lm) if (run.folder / "soft_prompt.safetensors").exists() else None
+    if (run.folder / "adapter").exists():
+        from peft import PeftModel
+        PeftModel.from_pretrained(lm.model, run.folder / "adapter")     # wraps the layers of lm.model in place
+    penalty_I = np.zeros(data.n_items + 1, np.float32)
+    if run.calibration:
+        penalty_I = run.calibration * np.load(run.folder / "neutral.npy")
+    return ranker(lm, data, run.settings, P_kD), penalty_I
