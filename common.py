@@ -87,8 +87,9 @@ def gather_rows(rows, index, n, ranks):
 # ---------------------------------------------------------------- prepared data
 
 def folder_of(kind, name):
-    """`name` is a folder, or a name under data/ or runs/."""
-    return Path(name) if os.sep in str(name) or Path(name).is_dir() else ROOT / kind / name
+    """`name` is a folder (absolute, there already, or beginning with '.' or the kind itself), or a name under data/ or runs/."""
+    path = Path(name)
+    return path if path.is_absolute() or path.is_dir() or path.parts[0] == kind or str(name).startswith(".") else ROOT / kind / name
 
 
 def load_data(name):
