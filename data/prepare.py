@@ -382,6 +382,7 @@ def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="inter
     touched = np.unique(user * (I + 1) + item)
     free = I - np.bincount(touched // (I + 1))
     arrays = {"items": item.astype(np.int32), "ptr": ptr} | ({"times": when} if log.timed else {}) | samples
+    known = np.unique((user * (I + 1) + item)[part == 0])   # training negatives must not tell what a user will touch later
     for C in CANDIDATES:
         fewest = min(int(free[user[samples[s]]].min()) for s in ("val", "test"))
         if fewest < C - 1:
@@ -390,9 +391,9 @@ def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="inter
                 stop(f"{line}; give a log with more items")
             print(f"{line}; candidates_*_{C}.npy are not written")
             continue
-        for n, s in enumerate(("val", "test")):
+        for n, s in enumerate(("val", "test") if C > 20 else ("val", "test", "train")):
             rng = np.random.default_rng([seed, n, C])
-            arrays[f"candidates_{s}_{C}"] = draw_candidates(item[samples[s]], user[samples[s]], touched, I, C, rng)
+            arrays[f"candidates_{s}_{C}"] = draw_candidates(item[samples[s]], user[samples[s]], known if s == "train" else touched, I, C, rng)
 
     text = {"titles": titles, "raw_items": item_ids, "raw_users": user_ids}
     digest = hashlib.sha256()                           # of what a model can see; not of the raw ids nor of where the log came from
