@@ -3,8 +3,10 @@
 The tests import the scripts from the repository's root. Nothing here is trained: the LMs are random, with weights large enough that
 what they read changes what they say.
 """
+import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,16 +24,29 @@ sys.path.insert(0, str(ROOT))
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: needs a fetch the first time (a package index or the cache)")
+    torch.set_num_threads(1)                             # the tensors here are tiny: on a busy machine more threads wait for each other
 
 
 # ---------------------------------------------------------------- running the scripts
 
-@pytest.fixture
-def on_cpu(monkeypatch):
-    """fp32 on the CPU, whatever the machine has: sums can be compared closely, and with two processes."""
+@pytest.fixture(scope="session")
+def fp32():
+    """with fp32(): fp32 on the CPU, whatever the machine has, so that sums can be compared closely, and with two processes."""
     import lm
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(lm, "has_fast_bf16", lambda: False)
+
+    @contextlib.contextmanager
+    def patched():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setattr(lm, "has_fast_bf16", lambda: False)
+            yield
+    return patched
+
+
+@pytest.fixture
+def on_cpu(fp32):
+    with fp32():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -44,25 +59,38 @@ def script():
         assert result.exit_code == code, result.output
         last = result.stdout.strip().split("\n")[-1]
         result.json = json.loads(last) if last.startswith("{") else None
-        result.error = result.output[result.output.rfind("Error: "):].strip() if code else ""
+        result.error = result.stderr[result.stderr.find("Error: "):].strip() if code else ""
         assert not code or (result.error and "\n" not in result.error), result.output     # one sentence, no stack trace
         return result
     return run
 
 
+TWO = """import json, sys
+sys.path.insert(0, {root!r})
+import torch.distributed as dist
+import lm, distill, finetune, evaluate
+lm.has_fast_bf16 = lambda: False
+for name, args, last in json.loads({jobs!r}):
+    script = sys.modules[name]
+    if not last:                                         # one process group for all of them: starting processes is what takes long
+        script.finish = lambda ranks: dist.barrier()
+    script.main(args, standalone_mode=False)
+"""
+
+
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory):
-    """two_processes([(script name, args), ...]) under torchrun with two gloo processes, fp32 on the CPU; returns what was printed."""
-    def run(name, *args):
+    """two_processes([(script's name, args), ...]): one after another under torchrun with two gloo processes, fp32 on the CPU."""
+    def run(jobs):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        wrapper = tmp_path_factory.mktemp("two") / f"{name}_fp32.py"
-        wrapper.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport lm, {name}\nlm.has_fast_bf16 = lambda: False\n{name}.main()\n")
-        import os
+        wrapper = tmp_path_factory.mktemp("two") / "run.py"
+        jobs = [(name, [str(a) for a in args], i == len(jobs) - 1) for i, (name, args) in enumerate(jobs)]
+        wrapper.write_text(TWO.format(root=str(ROOT), jobs=json.dumps(jobs)))
         done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr", "127.0.0.1",
-                               "--master_port", str(port), str(wrapper), *map(str, args)], cwd=ROOT, capture_output=True, text=True,
-                              timeout=300, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+                               "--master_port", str(port), str(wrapper)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+                              env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
     return run
@@ -292,3 +320,46 @@ def load(request):
 def alone():
     """The ranks of a single process."""
     return SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
+
+
+# ---------------------------------------------------------------- the three stages on all of it
+
+def stages(data, backbone, llm, prompt, out):
+    """Arguments of distill.py and finetune.py, every one that matters: they write `prompt` and `out`."""
+    common = ["--dataset", data.folder, "--llm", llm, "--verbalizer", "likelihood", "--no-show", "--history", 6, "--max-title", 32,
+              "--max-tokens", 1024, "--batch", 8, "--micro", 4, "--seed", 0, "--evals", 2]
+    return (["--backbone", backbone, "--out", prompt, *common, "--k", 6, "--tasks", "both", "--a", 3, "--h", 5, "--candidates", 8,
+             "--balance", "gradnorm", "--samples", 48, "--lr", .05, "--weight-decay", 1e-5, "--warmup", .1, "--val-samples", 20],
+            ["--soft-prompt", prompt, "--out", out, *common, "--adapt", "qv", "--init-r", 6, "--target-r", 3, "--alpha", 32, "--dropout", 0,
+             "--orthogonal", .1, "--loss", "both", "--candidates", 15, "--samples", 80, "--lr", .03, "--weight-decay", 1e-6,
+             "--warmup", .1, "--val-samples", 30, "--calibrate"])
+
+
+@pytest.fixture(scope="session")
+def chain(toy, backbone, decoder, script, fp32, tmp_path_factory):
+    """distill.py and finetune.py run once on the toy data by one process: their folders and click's results. Nobody may write there."""
+    import distill
+    import finetune
+    folder = tmp_path_factory.mktemp("chain")
+    to_prompt, to_delrec = stages(toy, backbone, decoder, folder / "prompt", folder / "delrec")
+    with fp32():
+        return SimpleNamespace(prompt=folder / "prompt", delrec=folder / "delrec", distilled=script(distill.main, *to_prompt),
+                               tuned=script(finetune.main, *to_delrec))
+
+
+@pytest.fixture(scope="session")
+def twins(chain, toy, backbone, decoder, two_processes, tmp_path_factory):
+    """The same by two processes: .prompt, .delrec (from the one process's prompt), and .evaluated, a copy of the one process's delrec
+    whose test part two processes scored."""
+    folder = tmp_path_factory.mktemp("twins")
+    to_prompt, _ = stages(toy, backbone, decoder, folder / "prompt", "")
+    _, to_delrec = stages(toy, backbone, decoder, chain.prompt, folder / "delrec")
+    copy = shutil.copytree(chain.delrec, folder / "evaluated")
+    for path in [*copy.glob("*_test_*"), copy / "metrics.json"]:
+        path.unlink(missing_ok=True)
+    printed = two_processes([("distill", to_prompt), ("finetune", to_delrec), ("evaluate", evaluation(copy))])
+    return SimpleNamespace(prompt=folder / "prompt", delrec=folder / "delrec", evaluated=copy, printed=printed)
+
+
+def evaluation(run):
+    return ["--ckpt", run, "--candidates", 15, "--val-samples", 30, "--limit", 40]
