@@ -1,0 +1,424 @@
+"""Stage 0: train the conventional model (SASRec, GRU4Rec or Caser) on item ids, and write what the next stages read of it.
+
+    python train_backbone.py --dataset ml-100k                                    # SASRec, one process
+    torchrun --nproc_per_node=4 train_backbone.py --dataset beauty --model gru4rec   # the same metrics, many GPUs
+    python train_backbone.py --dataset ml-100k --model caser --epochs 2           # a quick look
+
+In:  data/<dataset>/ from data/prepare.py.    Out: runs/<dataset>/<model>/ with
+    model.safetensors, config.json    the model, and what load() needs to build it again
+    topk_{train,val,test}.npy         int32 [n, h], the h items the model would show next, best first, nothing from the history
+    scores_{val,test}_{C}.npy         float32 [n, C], its scores of the stored candidates
+    full_{val,test}.npy               int32 [n, 2], how many items of the catalogue (history masked) score above and equal to the target
+    metrics.json, log.jsonl           the means with their protocol; one line per epoch
+
+paper: trains with one sampled negative (--loss bce). Ours: softmax cross-entropy over the whole catalogue (--loss ce), far stronger.
+Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N training positions, C candidates, h list length.
+"""
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import common
+
+# paper: width, dropout, lr and batch (spec section 3). Ours: window, most epochs and patience; tried for SASRec on ml-100k's val part.
+DEFAULTS = {
+    "sasrec": dict(history=20, width=100, dropout=.5, lr=1e-3, batch=128, epochs=40, patience=5),
+    "gru4rec": dict(history=20, width=64, dropout=.3, lr=1e-2, batch=50, epochs=40, patience=5),
+    "caser": dict(history=5, width=100, dropout=.4, lr=1e-3, batch=128, epochs=20, patience=3),
+}
+PRINTED = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
+
+
+# ---------------------------------------------------------------- the three models: seq_BL -> x_BLE, the state after each position
+
+class Dropout(nn.Dropout):
+    """torch's own, but from uniform numbers: on a CPU it draws Bernoulli numbers four times slower, a quarter of a training step."""
+
+    def forward(self, x):
+        return x * ((torch.rand_like(x) >= self.p) / (1 - self.p)) if self.training and self.p else x
+
+
+class SASRec(nn.Module):
+    """Two causal self-attention blocks of one head. Positions are counted from the end of the window, so the most recent item has the
+    same position however long the history is, and columns of padding can be cut off without changing anything."""
+
+    def __init__(self, n_items, cfg):
+        super().__init__()
+        E = cfg.width
+        self.item = nn.Embedding(n_items + 1, E, padding_idx=0)
+        self.position = nn.Embedding(cfg.history, E)
+        self.blocks = nn.ModuleList(Block(E, cfg.dropout) for _ in range(2))
+        self.norm = nn.LayerNorm(E)
+        self.drop = Dropout(cfg.dropout)
+        nn.init.normal_(self.position.weight, std=.02)
+
+    def forward(self, seq_BL, last=False):
+        L = seq_BL.shape[1]
+        # times sqrt(E), as the paper's own code: item vectors small enough for the softmax drown in the positions
+        x_BLE = self.drop(self.item(seq_BL) * self.item.embedding_dim ** .5 + self.position.weight[:L].flip(0))
+        # Seen from each position: itself (always, so that no row of the softmax is empty) and the real items before it.
+        see_LL = torch.ones(L, L, dtype=torch.bool, device=seq_BL.device).tril()
+        see_BLL = see_LL & (seq_BL != 0)[:, None, :] | torch.eye(L, dtype=torch.bool, device=seq_BL.device)
+        x_BLE = self.blocks[0](x_BLE, see_BLL, L)
+        x_BLE = self.blocks[1](x_BLE, see_BLL, 1 if last else L)
+        return self.norm(x_BLE)
+
+
+class Block(nn.Module):
+    """Attention and a position-wise layer, each added to its input. Computes the last `rows` positions only."""
+
+    def __init__(self, E, dropout):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(E), nn.LayerNorm(E)
+        self.q, self.kv, self.out = nn.Linear(E, E), nn.Linear(E, 2 * E), nn.Linear(E, E)
+        self.inner, self.outer = nn.Linear(E, E), nn.Linear(E, E)
+        self.drop = Dropout(dropout)
+
+    def forward(self, x_BLE, see_BLL, rows):
+        y_BLE = self.norm1(x_BLE)
+        k_BLE, v_BLE = self.kv(y_BLE).chunk(2, -1)
+        q_BRE = self.q(y_BLE[:, -rows:])
+        a_BRL = (q_BRE @ k_BLE.transpose(1, 2) * k_BLE.shape[-1] ** -.5).masked_fill(~see_BLL[:, -rows:], -torch.inf)
+        x_BRE = x_BLE[:, -rows:] + self.out(self.drop(a_BRL.softmax(-1)) @ v_BLE)
+        return x_BRE + self.drop(self.outer(self.drop(F.relu(self.inner(self.norm2(x_BRE))))))
+
+
+class GRU4Rec(nn.Module):
+    """One GRU layer as wide as the item vectors. Padding on the left leaves the state at zero: see forward."""
+
+    def __init__(self, n_items, cfg):
+        super().__init__()
+        E = cfg.width
+        self.item = nn.Embedding(n_items + 1, E, padding_idx=0)
+        self.gru = nn.GRU(E, E, batch_first=True)
+        self.out = nn.Linear(E, E)
+        self.drop = Dropout(cfg.dropout)
+
+    def forward(self, seq_BL, last=False):
+        L = seq_BL.shape[1]
+        length_B = (seq_BL != 0).sum(1)
+        # Rows are moved to start at column 0 for the GRU and back afterwards: no padding is ever read, a short history scores the same
+        # in any batch.
+        at_BL = (torch.arange(L, device=seq_BL.device) + (L - length_B)[:, None]) % L
+        x_BLE, _ = self.gru(self.drop(self.item(seq_BL.gather(1, at_BL))))
+        back_BL = (torch.arange(L, device=seq_BL.device) - (L - length_B)[:, None]) % L
+        back_BL = back_BL[:, -1:] if last else back_BL
+        x_BLE = x_BLE.gather(1, back_BL[..., None].expand(-1, -1, x_BLE.shape[-1]))
+        return self.out(self.drop(x_BLE))
+
+
+class Caser(nn.Module):
+    """Convolutions over the window seen as an L x E picture: 16 filters of each height 1..L, and 4 that weigh the L rows.
+    paper: also a vector per user; ours has none, so that any history of item ids can be scored."""
+
+    def __init__(self, n_items, cfg):
+        super().__init__()
+        L, E = cfg.history, cfg.width
+        self.item = nn.Embedding(n_items + 1, E, padding_idx=0)
+        self.across = nn.ModuleList(nn.Conv1d(E, 16, height) for height in range(1, L + 1))
+        self.down = nn.Linear(L, 4, bias=False)
+        self.out = nn.Linear(16 * L + 4 * E, E)
+        self.drop = Dropout(cfg.dropout)
+        self.history = L
+
+    def forward(self, seq_BL, last=False):
+        seq_BL = F.pad(seq_BL, (self.history - seq_BL.shape[1], 0))
+        x_BEL = self.item(seq_BL).transpose(1, 2)
+        across = [F.relu(conv(x_BEL)).amax(-1) for conv in self.across]
+        x_BX = torch.cat(across + [self.down(x_BEL).flatten(1)], 1)
+        return F.relu(self.out(self.drop(x_BX)))[:, None]           # one state a window: its last position
+
+
+def build(name, n_items, cfg):
+    """An untrained model; cfg has history, width and dropout. An item's score is its input vector . state + its bias."""
+    model = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}[name](n_items, cfg)
+    nn.init.normal_(model.item.weight, std=.02)
+    model.item.weight.data[0] = 0
+    model.bias = nn.Parameter(torch.zeros(n_items + 1))
+    model.history = cfg.history
+    return model
+
+
+def score(model, seq_BL):
+    """Histories of item ids of any length, padded on the left with 0 -> the next item's scores (B, I+1); column 0 (padding) is -inf."""
+    seq_BL = torch.as_tensor(seq_BL, device=model.bias.device)[:, -model.history:]
+    L = max(1, int((seq_BL != 0).any(0).sum()))                      # columns of nothing but padding are cut off
+    x_BE = model(seq_BL[:, -L:], last=True)[:, -1]
+    score_BI = torch.addmm(model.bias, x_BE, model.item.weight.T)
+    score_BI[:, 0] = -torch.inf
+    return score_BI
+
+
+def load(run):
+    """The model of a finished run folder (or a name under runs/), ready for score()."""
+    run = common.load_run(run, stages=["train_backbone"])
+    model = build(run.model, run.n_items, run)
+    model.load_state_dict(load_file(run.folder / "model.safetensors"))
+    return model.eval()
+
+
+# ---------------------------------------------------------------- training batches: every training target once an epoch
+
+def runs_of_targets(data, span, rng):
+    """Cut every user's training targets into runs of at most `span` interactions: the first and last index into data.items of each.
+    Where a user needs several, the cuts move from epoch to epoch, so a target is met with longer and shorter histories."""
+    target = np.sort(np.asarray(data.train))
+    user = common.users(data, target)
+    end = target[np.searchsorted(user, user, side="right") - 1]      # the user's last training target
+    start = target[np.searchsorted(user, user, side="left")]
+    shift = rng.integers(0, span, data.n_users)[user] * (end - start >= span)
+    run = (end - target + shift) // span
+    new = np.flatnonzero((np.diff(user) != 0) | (np.diff(run) != 0))
+    return target[np.r_[0, new + 1]], target[np.r_[new, len(target) - 1]]
+
+
+def batch_of(data, first, last, L, is_target):
+    """Windows that end at each run's last target: inputs seq_BL, and target_BL with 0 where a position is not of the run. The places of
+    the window before the run hold the history that fits, as input only. All inputs come before a training target of the same user."""
+    at_BL = last[:, None] - np.arange(L - 1, -1, -1)
+    own_BL = (at_BL >= first[:, None]) & is_target[np.maximum(at_BL, 0)]
+    return common.histories(data, last, L), np.where(own_BL, data.items[np.maximum(at_BL, 0)], 0).astype(np.int64)
+
+
+def negatives(data, first, target_BL, seen, rng):
+    """One item per target, uniform over those the user has not in the training part. `seen`: sorted user * (I+1) + item."""
+    user_BL = np.broadcast_to(common.users(data, first)[:, None], target_BL.shape)
+    item_BL = rng.integers(1, data.n_items + 1, target_BL.shape)
+    for _ in range(20):                                              # a user who has nearly everything keeps what the last draw gave
+        key_BL = user_BL * (data.n_items + 1) + item_BL
+        bad_BL = seen[np.minimum(np.searchsorted(seen, key_BL), len(seen) - 1)] == key_BL
+        if not bad_BL.any():
+            break
+        item_BL[bad_BL] = rng.integers(1, data.n_items + 1, int(bad_BL.sum()))
+    return item_BL
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Sum over N positions of -log softmax(x_NE . item_IE + bias_I)[target_N]. Works on a few rows at a time and takes the gradients on
+    the way (d logit = softmax - one-hot), so the N x I logits never exist at once: faster in cache, and a large catalogue fits."""
+
+    @staticmethod
+    def forward(ctx, x_NE, item_IE, bias_I, target_N):
+        rows = max(1, 2 ** (28 if x_NE.is_cuda else 22) // len(item_IE))
+        dx_NE, ditem_IE, dbias_I, loss = torch.empty_like(x_NE), torch.zeros_like(item_IE), torch.zeros_like(bias_I), 0
+        for x, dx, target in zip(x_NE.split(rows), dx_NE.split(rows), target_N.split(rows)):
+            p = torch.addmm(bias_I, x, item_IE.T).softmax(1)
+            loss = loss - p.gather(1, target[:, None]).clamp(min=1e-37).log().sum()
+            p[torch.arange(len(target), device=p.device), target] -= 1
+            torch.mm(p, item_IE, out=dx)
+            ditem_IE.addmm_(p.T, x)
+            dbias_I += p.sum(0)
+        ctx.save_for_backward(dx_NE, ditem_IE, dbias_I)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (*(grad * d for d in ctx.saved_tensors), None)
+
+
+def loss_of(model, seq_BL, target_BL, negative_BL=None):
+    """Sum of the losses of the positions that have a target."""
+    x_BLE = model(seq_BL)
+    L = x_BLE.shape[1]
+    at_NE = (target_BL[:, -L:] != 0).nonzero(as_tuple=True)
+    x_NE, target_N = x_BLE[at_NE], target_BL[:, -L:][at_NE]
+    if negative_BL is None:
+        return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], target_N - 1)
+    both_2N = torch.stack([target_N, negative_BL[:, -L:][at_NE]])
+    score_2N = (model.item(both_2N) * x_NE).sum(-1) + model.bias[both_2N]
+    return F.softplus(-score_2N[0]).sum() + F.softplus(score_2N[1]).sum()
+
+
+# ---------------------------------------------------------------- what is written of a split
+
+@torch.no_grad()
+def rank_all(model, data, samples, ranks, h=0, cand=None):
+    """Score the catalogue once for every sample and keep: full (n, 2) = (greater, equal), list (n, h), and C: (n, C) for cand {C: (n, C)}.
+    All earlier items of the user are masked in list and full; in full the target is not, even where the user had it before.
+    Samples are taken by length of history (no padding beyond the batch's own) and shared out over the ranks."""
+    model.eval()
+    samples, device = np.asarray(samples), ranks.device
+    before = samples - np.asarray(data.ptr)[common.users(data, samples)]
+    order = np.argsort(np.minimum(before, model.history), kind="stable")
+    mine = order[ranks.rank::ranks.world] if ranks.rank < len(order) else order[:1]
+    rows = max(1, min(512, 2 ** 24 // data.n_items))
+    parts = {"full": [], "list": [], **{C: [] for C in cand or ()}}
+    for i in range(0, len(mine), rows):
+        at = mine[i:i + rows]
+        put = lambda x: torch.from_numpy(np.asarray(x, np.int64)).to(device)
+        score_BI = score(model, put(common.histories(data, samples[at], model.history)))
+        own_B1 = score_BI.gather(1, put(data.items[samples[at]])[:, None])
+        if not torch.isfinite(own_B1).all():
+            common.stop("the model's scores are not finite; lower --lr")
+        for C in cand or ():
+            parts[C].append(score_BI.gather(1, put(cand[C][at])).cpu())
+        n = before[at]                                               # the flat list of every (row, earlier item)
+        old = data.items[np.arange(n.sum()) + np.repeat(samples[at] - np.cumsum(n), n)]
+        score_BI[put(np.repeat(np.arange(len(at)), n)), put(old)] = -torch.inf
+        if h:
+            parts["list"].append(best_items(score_BI, h).cpu())
+        score_BI.scatter_(1, put(data.items[samples[at]])[:, None], own_B1)
+        parts["full"].append(torch.stack([(score_BI > own_B1).sum(1), (score_BI == own_B1).sum(1) - 1], 1).cpu())
+    whole = {k: common.gather_rows(torch.cat(v).numpy(), mine, len(samples), ranks) for k, v in parts.items() if v}
+    return whole | {k: whole[k].astype(np.int32) for k in ("full", "list") if k in whole}
+
+
+def best_items(score_BI, h):
+    """The h best items of each row, ties by the smaller id, 0 where a row has no more. topk leaves the order of ties open, so score and
+    id share one int64: the bits of a float sort like the float once those of negative ones are flipped."""
+    bits_BI = (score_BI + 0.).view(torch.int32).long()
+    key_BI = (torch.where(bits_BI < 0, bits_BI ^ 0x7fffffff, bits_BI) << 32) - torch.arange(score_BI.shape[1], device=score_BI.device)
+    top_Bh = key_BI.topk(h).indices
+    return top_Bh.masked_fill(score_BI.gather(1, top_Bh) == -torch.inf, 0)
+
+
+def means(greater, equal):
+    return {k: round(float(v.mean()), 5) for k, v in common.metrics(greater, equal).items()}
+
+
+# ---------------------------------------------------------------- the script
+
+@click.command(context_settings={"show_default": True})
+# data
+@click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
+@click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/<model> if not given")
+# model (paper's values per model: width 100/64/100, dropout .5/.3/.4)
+@click.option("--model", default="sasrec", type=click.Choice(list(DEFAULTS)), help="the conventional model")
+@click.option("--history", default=None, type=click.IntRange(1), help="items the model sees, L; 20, Caser 5")
+@click.option("--width", default=None, type=click.IntRange(1), help="width of the item vectors, E; 100, GRU4Rec 64")
+@click.option("--dropout", default=None, type=click.FloatRange(0, .95), help="share dropped in training; .5, GRU4Rec .3, Caser .4")
+# training
+@click.option("--loss", default="ce", type=click.Choice(["ce", "bce"]), help="ce: softmax over all items; bce: the paper's one negative")
+@click.option("--lr", default=None, type=click.FloatRange(0, min_open=True), help="learning rate; Adam 1e-3, GRU4Rec Adagrad 1e-2")
+@click.option("--batch", default=None, type=click.IntRange(1), help="windows of an optimiser step, over all processes; 128, GRU4Rec 50")
+@click.option("--epochs", default=None, type=click.IntRange(0), help="most epochs; 40, Caser 20")
+@click.option("--patience", default=None, type=click.IntRange(1), help="stop after so many epochs without a better validation; 5, Caser 3")
+@click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
+# what is written
+@click.option("--top-h", default=20, type=click.IntRange(1), help="length of the stored lists, h")
+def main(**config):
+    """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
+    cfg = SimpleNamespace(**{k: DEFAULTS[config["model"]].get(k) if v is None else v for k, v in config.items()})
+    data = common.load_data(cfg.dataset)
+    for split in ("train", "val", "test"):
+        if not len(getattr(data, split)):
+            common.stop(f"{data.folder} has no {split} samples; prepare it with another --split or a smaller --core")
+    if cfg.top_h > data.n_items:
+        common.stop(f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it")
+    out = common.folder_of("runs", cfg.out or f"{data.name}/{cfg.model}")
+    ranks = common.setup(cfg.seed)
+    record = common.start_run(out, "train_backbone", cfg, data, ranks)
+    if ranks.main:                                                   # another preparation's scores must not outlive it
+        for old in (*out.glob("scores_*.npy"), *out.glob("full_*.npy"), *out.glob("topk_*.npy")):
+            old.unlink()
+    sizes = [C for C in (15, 20, 100) if all((data.folder / f"candidates_{s}_{C}.npy").exists() for s in ("val", "test"))]
+    cand = {s: {C: common.candidates(data, s, C) for C in sizes} for s in ("val", "test")}
+    own = {s: data.items[getattr(data, s)].astype(np.int64)[:, None] for s in ("val", "test")}
+    summary = lambda s, got: {f"candidates{C}": means(*common.compare(got[C], cand[s][C] == own[s])) for C in sizes if C in got} | {
+        "full": means(*got["full"].T)}
+
+    # model. The biases start at the log-odds of each item in the training part, where both losses have their optimum without a history.
+    model = build(cfg.model, data.n_items, cfg).to(ranks.device)
+    count_I = np.bincount(data.items[data.train], minlength=data.n_items + 1) + 1.
+    model.bias.data = torch.tensor(np.log(count_I / count_I.sum() * data.n_items), dtype=torch.float32, device=ranks.device)
+    params = list(model.parameters())
+    opt = torch.optim.Adagrad(params, lr=cfg.lr) if cfg.model == "gru4rec" else torch.optim.Adam(params, lr=cfg.lr, fused=True)
+    for p in params:                                                 # a process with no row in a small last batch adds zeros
+        p.grad = torch.zeros_like(p)
+    torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)              # weights alike on all ranks, dropout not
+
+    # what the batches read
+    is_target = np.zeros(len(data.items), bool)
+    is_target[data.train] = True
+    have = np.union1d(data.train, np.asarray(data.ptr)[:-1])         # with a user's first item, which is input only
+    seen = np.unique(common.users(data, have) * (data.n_items + 1) + data.items[have])
+    span = 1 if cfg.model == "caser" else cfg.history                # Caser: one window a target, its architecture has one state
+
+    # loop: validate (epoch 0 is the untrained model), then stop or train one more epoch. Chosen by NDCG@10 over all items, history masked
+    log = common.Log(out, cfg.epochs, PRINTED[cfg.model], ranks, unit="epoch")
+    shown = {C: cand["val"][C] for C in sizes[:1]}
+    best, best_epoch, fields, training = -1., 0, {}, 0.
+    for epoch in range(cfg.epochs + 1):
+        val = summary("val", rank_all(model, data, data.val, ranks, cand=shown))
+        fields |= {f"val_hr@1_of_{C}": val[f"candidates{C}"]["hr@1"] for C in shown} | {"val_ndcg@10": val["full"]["ndcg@10"]}
+        if val["full"]["ndcg@10"] > best:
+            best, best_epoch = val["full"]["ndcg@10"], epoch
+            kept = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        log.step(epoch, **fields)
+        if epoch == cfg.epochs or epoch - best_epoch >= cfg.patience:
+            break
+
+        began = time.time()
+        model.train()
+        rng = np.random.default_rng([cfg.seed, epoch])
+        first, last = runs_of_targets(data, span, rng)
+        order = rng.permutation(len(first))
+        total = torch.zeros((), device=ranks.device)
+        for step, i in enumerate(range(0, len(order), cfg.batch)):
+            at = order[i:i + cfg.batch]
+            seq_BL, target_BL = batch_of(data, first[at], last[at], cfg.history, is_target)
+            arrays = [seq_BL, target_BL]
+            if cfg.loss == "bce":
+                arrays.append(negatives(data, first[at], target_BL, seen, np.random.default_rng([cfg.seed, epoch, step])))
+            L = (seq_BL != 0).any(0).sum()                           # columns of nothing but padding are cut off
+            mine = [torch.from_numpy(a[ranks.rank::ranks.world, -L:]).to(ranks.device) for a in arrays]
+            opt.zero_grad(set_to_none=False)
+            if len(mine[0]):
+                loss = loss_of(model, *mine) / np.count_nonzero(target_BL)
+                loss.backward()
+                total += loss.detach() * np.count_nonzero(target_BL)
+            common.sum_gradients(params, ranks)
+            opt.step()
+        loss = common.sum_over_ranks(total, ranks).item() / len(data.train)
+        if not np.isfinite(loss):
+            common.stop(f"the loss of epoch {epoch + 1} is {loss}; lower --lr {cfg.lr}")
+        training += time.time() - began
+        fields = {"loss": loss}
+    log.close()
+    model.load_state_dict(kept)
+
+    # the lists and scores of every sample, with the best weights; the only look at the test part
+    got = {s: rank_all(model, data, getattr(data, s), ranks, cfg.top_h, cand.get(s)) for s in ("train", "val", "test")}
+    if ranks.main:
+        save_file({k: v.cpu().contiguous() for k, v in kept.items()}, out / "model.safetensors")
+        for s in got:
+            common.write_npy(out / f"topk_{s}.npy", got[s]["list"])
+        for s in ("val", "test"):
+            common.write_npy(out / f"full_{s}.npy", got[s]["full"])
+            for C in sizes:
+                common.write_npy(out / f"scores_{s}_{C}.npy", got[s][C])
+        results = {s: summary(s, got[s]) for s in ("val", "test")}
+        protocol = (f"{data.meta.get('split', 'given')} split; candidatesC: the target among C-1 stored items the user never had; "
+                    f"full: all {data.n_items} items, the user's earlier ones masked; ties count as every order they could fall in; "
+                    "weights chosen by val full ndcg@10")
+        common.write_json(out / "metrics.json", {"protocol": protocol, **results})
+        record = common.finish_run(out, record | {
+            "out": str(out), "n_items": data.n_items, "parameters": sum(p.numel() for p in params), "optimiser": type(opt).__name__,
+            "epochs_run": epoch, "best_epoch": best_epoch, "samples_per_second": round(epoch * len(data.train) / max(training, 1e-9), 1)})
+
+        columns = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
+        print(f"\n{PRINTED[cfg.model]} on {data.name}, {cfg.loss}, best of {epoch} epochs: {best_epoch}\n{protocol}\n")
+        print(f"{'':22}" + "".join(f"{c:>9}" for c in columns))
+        for s in results:
+            for space, m in results[s].items():
+                print(f"{s + ' ' + space:22}" + "".join(f"{m[c]:9.4f}" for c in columns))
+        for space, C in [(f"candidates{C}", C) for C in sizes] + [("full", data.n_items)]:
+            print(f"{'chance ' + space:22}" + "".join(f"{common.chance(C)[c]:9.4f}" for c in columns))
+        print(json.dumps({"stage": "train_backbone", "out": str(out), "candidates": min(sizes, default=0),
+                          **{f"{s}_{c}": round(results[s][f"candidates{C}"][c], 4)
+                             for s in results for c in ("hr@1", "ndcg@10") for C in sizes[:1]},
+                          **{f"{s}_full_ndcg@10": round(results[s]["full"]["ndcg@10"], 4) for s in results},
+                          **{k: record[k] for k in ("seconds", "epochs_run", "best_epoch", "samples_per_second", "peak_gb")}}))
+    common.finish(ranks)
+
+
+if __name__ == "__main__":
+    main()
