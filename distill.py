@@ -146,7 +146,7 @@ def main(ctx, **config):
     lm = L.load_lm(cfg.llm, ranks.device)
     P = L.random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
     backbone = NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
-    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "history": cfg.history, "max_title": cfg.max_title, "max_tokens": cfg.max_tokens,
+    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": str(teacher_folder), "history": cfg.history, "max_title": cfg.max_title, "max_tokens": cfg.max_tokens,
                 "backbone": backbone}
     r = L.ranker(lm, data, settings, P)
     record = start_run(out, "distill", cfg, data, ranks)

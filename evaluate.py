@@ -128,7 +128,7 @@ def scores_of(run, data, split, which, C, ranks, opened):
             opened.clear()                                   # one LM in memory at a time
             opened[run.folder] = L.open_run(run, data, ranks.device)
         r, _ = opened[run.folder]
-        have[missing] = L.score_samples(r, getattr(data, split)[missing], cand[missing], ranks, name=f"{run.folder.name} {split}")
+        have[missing] = L.score_samples(r, split, missing, C, ranks, name=f"{run.folder.name} {split}")
         if ranks.main:
             write_npy(path, have)
     penalty = run.calibration * np.load(run.folder / "neutral.npy")[cand[which]] if getattr(run, "calibration", 0) else 0.0
@@ -140,13 +140,13 @@ def plain_lm(cfg, data, ranks):
     import lm as L
     out = folder_of("runs", f"{data.name}/lm")
     lm = L.load_lm(cfg.llm, ranks.device)
-    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": ""}
+    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": "", "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": ""}
     r = L.ranker(lm, data, settings)
     record = start_run(out, "lm", SimpleNamespace(llm=cfg.llm, C=cfg.C, val_samples=cfg.val_samples), data, ranks)
     neutral = L.neutral_scores(r, ranks) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
     val, cand = subset(len(data.val), cfg.val_samples, 0), candidates(data, "val", cfg.C)
     full = np.full(cand.shape, np.nan, np.float32)
-    full[val] = L.score_samples(r, data.val[val], cand[val], ranks, name="lm val")
+    full[val] = L.score_samples(r, "val", val, cfg.C, ranks, name="lm val")
     weight = L.calibrate(full[val], cand[val], neutral, data.items[data.val[val]]) if cfg.calibrate else 0.0
     if ranks.main:
         for old in out.glob("scores_*.npy"):
@@ -164,7 +164,7 @@ def notes(run):
     if run.stage == "train_backbone":
         return f"{run.loss} loss"
     s = run.settings
-    parts = [s["verbalizer"], "candidates shown" if s["show"] else "candidates not shown", f"L={s['history']}"]
+    parts = [s["verbalizer"], f"candidates listed in {s['order']} order" if s["show"] or s["verbalizer"] == "letter" else "candidates not listed", f"L={s['history']}"]
     if run.stage == "finetune":
         parts += [f"loss {run.loss}", f"AdaLoRA on {run.adapt}", f"{run.samples} samples",
                   f"soft prompt {Path(run.soft_prompt).name if run.soft_prompt else 'none'}"]
@@ -223,13 +223,13 @@ def answer(run, data, text, top, pool, ranks):
         r, penalty_I = L.open_run(run, data, ranks.device)
         items = np.setdiff1d(np.arange(1, data.n_items + 1), old)
         teacher = Path(getattr(run, "backbone_run", None) or folder_of("runs", f"{data.name}/sasrec"))
-        if pool and r.verbalizer == "letter":
-            pool = min(pool, 26)
+        if r.show:
+            pool = min(pool or run.C, run.C)                 # a prompt that lists its candidates ranks as many as it was trained with
         if pool and pool < len(items):
             if not (teacher / "config.json").exists():
                 stop(f"no backbone in {teacher} to choose the {pool} titles the LM ranks; train one, or give --pool 0 (slower)")
             items = np.argsort(-backbone_scores(load_run(teacher, data), data, old), kind="stable")[:pool]
-        began_scoring, block = time.time(), len(items) if r.verbalizer == "letter" or run.settings["show"] else 50
+        began_scoring, block = time.time(), len(items) if r.show else 50
         blocks = np.resize(items, (-(-len(items) // block), block))
         tails = [r.prompts.history(old[-r.history:], b)[0] for b in blocks]
         s = L.score_tails(r, tails, blocks, 2)

@@ -20,10 +20,10 @@ from lion_pytorch import Lion
 
 import lm as L
 from common import (Log, candidates, compare, finish, finish_run, folder_of, load_data, load_run, metrics, peak_gb, setup, start_run, stop,
-                    subset, sum_gradients, sum_over_ranks, users, histories, write_npy, chance)
+                    subset, sum_gradients, sum_over_ranks, histories, write_npy, chance)
 
 # what --paper sets: DELRec's own choices (spec sections 2 and 5); our defaults, chosen by validation on ml-100k, are in the options below
-PAPER = dict(history=10, verbalizer="mean", show=True, loss="candidates", adapt="qv", lr=1e-4, calibrate=False)
+PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates", adapt="qv", lr=1e-4, calibrate=False)
 
 
 def adapt_modules(lm, adapt):
@@ -52,60 +52,47 @@ def orthogonality(adapter):
 
 
 def active_rank(adapter):
-    """Singular values that AdaLoRA has not set to zero, over all adapted layers."""
-    return sum(int((p != 0).sum()) for n, p in adapter.named_parameters() if "lora_E" in n)
-
-
-def negatives(data, samples, n, rng):
-    """n items per sample, uniform without repetition from those its user has not touched in training: int64 (B, n)."""
-    out = np.empty((len(samples), n), np.int64)
-    for row, sample in enumerate(samples):
-        u = int(users(data, sample))
-        seen = set(data.train_items[u]) | {int(data.items[sample])}
-        chosen = []
-        while len(chosen) < n:
-            for i in rng.integers(1, data.n_items + 1, 2 * n):
-                if int(i) not in seen and len(chosen) < n:
-                    chosen.append(int(i))
-                    seen.add(int(i))
-        out[row] = chosen
-    return out
+    """Singular values that AdaLoRA keeps, over all adapted layers. Not those that differ from zero: Lion moves by multiples of the
+    learning rate, so a kept one stands at exactly 0 now and then."""
+    kept = adapter.peft_config["default"].rank_pattern
+    return sum(map(sum, kept.values())) if kept else sum(len(p) for n, p in adapter.named_parameters() if "lora_E" in n)
 
 
 @click.command(context_settings={"show_default": True})
 # data
 @click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
 @click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/delrec if not given")
-@click.option("--backbone", default="sasrec", help="name of the conventional model, as the prompt tells it (with --soft-prompt RUN: that run's)")
+@click.option("--backbone", default=None, type=str, help="run folder of the conventional model; the soft prompt's own, or runs/<dataset>/sasrec")
 # model
 @click.option("--llm", default="smollm2-135m", help="Hugging Face id or folder; smollm2-135m is fetched by itself")
 @click.option("--soft-prompt", default=None, type=str, help="run folder of distill.py, 'none' or 'random'; runs/<dataset>/prompt if not given")
 @click.option("--k", default=80, help="vectors of the soft prompt with --soft-prompt random")
-@click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="how the mask becomes a score per title")
+@click.option("--verbalizer", default="letter", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="how the mask becomes a score per title")
 @click.option("--show/--no-show", default=False, help="list the candidates in the prompt (the paper does)")
+@click.option("--order", default="backbone", type=click.Choice(["shuffled", "backbone"]), help="order of the listed candidates: as stored, or the backbone's best first")
 @click.option("--history", default=10, help="titles of history in a prompt, L")
 @click.option("--max-title", default=32, help="tokens of a title, longer ones are cut")
 @click.option("--max-tokens", default=1024, help="tokens of a prompt; the oldest history is dropped to fit")
 # AdaLoRA
-@click.option("--adapt", default="linear", type=click.Choice(["qv", "linear"]), help="adapt the attention's q and v (the paper), or every linear layer")
+@click.option("--adapt", default="qv", type=click.Choice(["qv", "linear"]), help="adapt the attention's q and v (the paper), or every linear layer")
 @click.option("--init-r", default=12, help="rank each layer starts with")
 @click.option("--target-r", default=8, help="mean rank left after reallocation")
 @click.option("--alpha", default=32, help="scale of the adapters")
 @click.option("--dropout", default=0.05, help="dropout in front of the adapters")
 @click.option("--orthogonal", default=0.5, help="weight of AdaLoRA's orthogonality term")
 # training
-@click.option("--loss", default="titles", type=click.Choice(["titles", "candidates", "both"]),
+@click.option("--loss", default="candidates", type=click.Choice(["titles", "candidates", "both"]),
               help="candidates: cross-entropy over C scores (the paper); titles: next-title language modelling on every title in the prompt")
-@click.option("--samples", default=1600, help="training samples to see")
+@click.option("--samples", default=480, help="training samples to see")
 @click.option("--candidates", "C", default=15, help="candidates of a prompt, the truth among them")
 @click.option("--batch", default=16, help="samples of an optimiser step, over all processes")
 @click.option("--micro", default=8, help="samples of a forward pass; smaller needs less memory and gives the same gradient")
-@click.option("--lr", default=1e-3, help="peak learning rate of Lion")
+@click.option("--lr", default=3e-3, help="peak learning rate of Lion")
 @click.option("--weight-decay", default=1e-6, help="weight decay of Lion")
 @click.option("--warmup", default=0.05, help="share of the steps with rising learning rate")
 @click.option("--seed", default=0, help="seed of everything random")
 # validation
-@click.option("--val-samples", default=300, help="validation samples that choose the best step and the calibration; 0 = all")
+@click.option("--val-samples", default=200, help="validation samples that choose the best step and the calibration; 0 = all")
 @click.option("--evals", default=3, help="validations during training, the last after the last step")
 @click.option("--calibrate/--no-calibrate", default=True, help="subtract w times the title's score under an empty history, w chosen on validation")
 @click.option("--paper", is_flag=True, help="the paper's choices: " + ", ".join(f"{k}={v}" for k, v in PAPER.items()))
@@ -129,13 +116,13 @@ def main(ctx, **config):
         P = L.load_soft_prompt(prompt_run.folder, lm)
         if prompt_run.llm != cfg.llm:
             stop(f"{prompt_run.folder} was distilled for {prompt_run.llm}, --llm is {cfg.llm}; distil it again with this LM")
-        cfg.backbone = prompt_run.backbone
     else:
         P = L.random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None
     P_before = None if P is None else P.clone()
-    settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "history", "max_title", "max_tokens", "backbone")}
+    backbone_run = cfg.backbone or (prompt_run.backbone_run if prompt_run else folder_of("runs", f"{data.name}/sasrec"))
+    settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "order", "history", "max_title", "max_tokens")}
+    settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else "SASRec", "backbone_run": str(folder_of("runs", backbone_run))}
     r = L.ranker(lm, data, settings, P)
-    data.train_items = items_by_user(data)
 
     # AdaLoRA: warm at full rank, prune to the budget between tinit and tfinal, go on at the found ranks
     from peft import AdaLoraConfig, get_peft_model
@@ -159,18 +146,19 @@ def main(ctx, **config):
     order = np.random.default_rng([cfg.seed, 1]).permutation(len(data.train))
     val = subset(len(data.val), cfg.val_samples, cfg.seed)
     val_cand, val_target = candidates(data, "val", cfg.C)[val], data.items[data.val[val]]
+    train_cand, train_place = candidates(data, "train", cfg.C), L.listing(r, "train", cfg.C)
     best, log, lm_seconds, began = None, Log(out, steps, "finetune", ranks), 0.0, time.time()
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
-    C = 1 if cfg.loss == "titles" else cfg.C
 
     for step in range(steps):
-        batch = data.train[np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]]
-        cand = np.concatenate([data.items[batch][:, None], negatives(data, batch, C - 1, np.random.default_rng([cfg.seed, 2, step]))], 1)
-        cand = np.random.default_rng([cfg.seed, 3, step]).permuted(cand, axis=1).astype(np.int64)
+        which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
+        batch = data.train[which]
+        listed = np.take_along_axis(train_cand[which], train_place[which], 1)
+        cand = data.items[batch][:, None].astype(np.int64) if cfg.loss == "titles" else listed
         truth = torch.as_tensor((cand == data.items[batch][:, None]).argmax(1), device=ranks.device)
-        old = histories(data, batch, cfg.history)
-        pairs = [r.prompts.history(h[h > 0], c) for h, c in zip(old, cand)]
-        tokens = sum(len(at) for _, at in pairs) + int((r.titles.ptr[data.items[batch] + 1] - r.titles.ptr[data.items[batch]] + 1).sum())
+        pairs = [r.prompts.history(h[h > 0], c) for h, c in zip(histories(data, batch, cfg.history), listed)]
+        n_truth = (r.titles.ptr[data.items[batch] + 1] - r.titles.ptr[data.items[batch]]).sum() + cfg.batch * (lm.kind == "decoder")
+        tokens = sum(len(at) for _, at in pairs) + int(n_truth)
 
         lr = cfg.lr * min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
         for group in optimiser.param_groups:
@@ -209,7 +197,7 @@ def main(ctx, **config):
 
         shown = {"loss": total[0]} | ({"candidates": total[1], "titles": total[2]} if cfg.loss == "both" else {})
         if step in eval_at:
-            score_nC = L.score_samples(r, data.val[val], val_cand, ranks, name="validate")
+            score_nC = L.score_samples(r, "val", val, cfg.C, ranks, name="validate")
             m = metrics(*compare(score_nC, val_cand == val_target[:, None]))
             shown |= {"val_hr@1": float(m["hr@1"].mean()), "val_ndcg@10": float(m["ndcg@10"].mean())}
             if ranks.main:
@@ -246,7 +234,7 @@ def main(ctx, **config):
         write_npy(out / f"scores_val_{cfg.C}.npy", full_nC)
         record |= {"settings": settings, "calibration": w, "best_step": best_step, "rank": [layers * cfg.init_r, active_rank(adapter)],
                    "soft_prompt": str(prompt_run.folder) if prompt_run else cfg.soft_prompt,
-                   "backbone_run": prompt_run.backbone_run if prompt_run else None, "lm_share": round(lm_seconds / (time.time() - began), 3)}
+                   "backbone_run": settings["backbone_run"], "lm_share": round(lm_seconds / (time.time() - began), 3)}
         finish_run(out, record)
         print(f"best step {best_step}; ranks reallocated {layers * cfg.init_r} -> {active_rank(adapter)}; calibration weight {w}; "
               f"{per_second:.2f} samples/s, {100 * record['lm_share']:.0f} % of the time in the LM")
@@ -265,14 +253,6 @@ def load_prompt_run(cfg, data):
     if not (folder / "config.json").exists():
         stop(f"no soft prompt in {folder}; make it with: python distill.py --dataset {cfg.dataset}  (or pass --soft-prompt none)")
     return load_run(folder, data, stages=["distill"])
-
-
-def items_by_user(data):
-    """Every user's training items: list of U int arrays."""
-    target = np.zeros(len(data.items), bool)
-    target[data.train] = True
-    target[data.ptr[:-1]] |= True      # the first item of a user is no sample but is known in training
-    return [data.items[a:b][target[a:b]] for a, b in zip(data.ptr[:-1], data.ptr[1:])]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import kernels
-from common import CACHE, Log, compare, gather_rows, histories, metrics, stop
+from common import CACHE, Log, candidates, compare, gather_rows, histories, metrics, stop
 
 SLOT, MASK = -1, -2
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -360,13 +360,14 @@ def score(lm, start, tails, cand_BC, titles, verbalizer, at=None):
 # ---------------------------------------------------------------- scoring whole splits
 
 def ranker(lm, data, settings, P_kD=None):
-    """An LM with everything that fixes how it ranks: titles, prompts, P. settings: verbalizer, show, history, max_title, max_tokens,
-    backbone (its name in the prompt); the soft prompt's length is P's."""
+    """An LM with everything that fixes how it ranks: titles, prompts, P. settings: verbalizer, show, order, history, max_title,
+    max_tokens, backbone (its name in the prompt), backbone_run (its folder, for order); the soft prompt's length is P's."""
     titles = tokenise_titles(lm, data, settings["max_title"])
     prompts = prompter(lm, data, titles, settings["backbone"], 0 if P_kD is None else len(P_kD), settings["show"],
                        settings["verbalizer"] == "letter", settings["max_tokens"])
     return SimpleNamespace(lm=lm, data=data, titles=titles, prompts=prompts, P=P_kD, verbalizer=settings["verbalizer"],
-                           history=settings["history"])
+                           show=settings["show"] or settings["verbalizer"] == "letter", history=settings["history"],
+                           order=settings["order"], backbone_run=settings["backbone_run"])
 
 
 @torch.no_grad()
@@ -384,15 +385,30 @@ def score_tails(r, tails, cand_nC, batch=16, tick=None):
     return out_nC
 
 
-def score_samples(r, samples, cand_nC, ranks, out=None, name="score", batch=16):
-    """Scores (n, C) for samples (indices into data.items) and their candidates, shared among the ranks."""
-    mine = np.arange(len(samples))[ranks.rank::ranks.world]
-    old_nL = histories(r.data, samples[mine], r.history)
-    tails = [r.prompts.history(h[h > 0], c)[0] for h, c in zip(old_nL, cand_nC[mine])]
+def listing(r, split, C):
+    """The candidates of every sample of a split in the order the prompt lists them, as places in the stored rows: int64 (n, C)."""
+    stored = candidates(r.data, split, C)
+    if r.order == "shuffled":
+        return np.broadcast_to(np.arange(C), stored.shape)
+    path = Path(r.backbone_run) / f"scores_{split}_{C}.npy"
+    if not path.exists():
+        stop(f"--order backbone needs {path}; train the backbone with train_backbone.py, or use --order shuffled")
+    return np.argsort(-np.load(path), axis=1, kind="stable")
+
+
+def score_samples(r, split, which, C, ranks, out=None, name="score", batch=16):
+    """Scores (len(which), C) of the stored candidates of some samples of a split, shared among the ranks."""
+    mine = np.arange(len(which))[ranks.rank::ranks.world]
+    place_nC = listing(r, split, C)[which[mine]]
+    cand_nC = np.take_along_axis(candidates(r.data, split, C)[which[mine]], place_nC, 1)
+    old_nL = histories(r.data, getattr(r.data, split)[which[mine]], r.history)
+    tails = [r.prompts.history(h[h > 0], c)[0] for h, c in zip(old_nL, cand_nC)]
     log = Log(out, len(mine), name, ranks, "prompt")
-    rows = score_tails(r, tails, cand_nC[mine], batch, log.step) if len(mine) else np.zeros((0, cand_nC.shape[1]), np.float32)
+    rows = np.zeros((len(mine), C), np.float32)
+    if len(mine):
+        np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, batch, log.step), 1)
     log.close()
-    return gather_rows(rows, mine, len(samples), ranks)
+    return gather_rows(rows, mine, len(which), ranks)
 
 
 def neutral_scores(r, ranks, out=None, chunk=60):

@@ -7,7 +7,7 @@
 In:  data/<dataset>/ from data/prepare.py.    Out: runs/<dataset>/<model>/ with
     model.safetensors, config.json    the model, and what load() needs to build it again
     topk_{train,val,test}.npy         int32 [n, h], the h items the model would show next, best first, nothing from the history
-    scores_{val,test}_{C}.npy         float32 [n, C], its scores of the stored candidates
+    scores_{train,val,test}_{C}.npy   float32 [n, C], its scores of the stored candidates
     full_{val,test}.npy               int32 [n, 2], how many items of the catalogue (history masked) score above and equal to the target
     metrics.json, log.jsonl           the means with their protocol; one line per epoch
 
@@ -320,7 +320,8 @@ def main(**config):
         for old in (*out.glob("scores_*.npy"), *out.glob("full_*.npy"), *out.glob("topk_*.npy")):
             old.unlink()
     sizes = [C for C in (15, 20, 100) if all((data.folder / f"candidates_{s}_{C}.npy").exists() for s in ("val", "test"))]
-    cand = {s: {C: common.candidates(data, s, C) for C in sizes} for s in ("val", "test")}
+    cand = {s: {C: common.candidates(data, s, C) for C in sizes if s != "train" or (data.folder / f"candidates_train_{C}.npy").exists()}
+            for s in ("train", "val", "test")}
     own = {s: data.items[getattr(data, s)].astype(np.int64)[:, None] for s in ("val", "test")}
     summary = lambda s, got: {f"candidates{C}": means(*common.compare(got[C], cand[s][C] == own[s])) for C in sizes if C in got} | {
         "full": means(*got["full"].T)}
@@ -386,14 +387,15 @@ def main(**config):
     model.load_state_dict(kept)
 
     # the lists and scores of every sample, with the best weights; the only look at the test part
-    got = {s: rank_all(model, data, getattr(data, s), ranks, cfg.top_h, cand.get(s)) for s in ("train", "val", "test")}
+    got = {s: rank_all(model, data, getattr(data, s), ranks, cfg.top_h, cand[s]) for s in ("train", "val", "test")}
     if ranks.main:
         save_file({k: v.cpu().contiguous() for k, v in kept.items()}, out / "model.safetensors")
         for s in got:
             common.write_npy(out / f"topk_{s}.npy", got[s]["list"])
         for s in ("val", "test"):
             common.write_npy(out / f"full_{s}.npy", got[s]["full"])
-            for C in sizes:
+        for s in got:
+            for C in cand[s]:
                 common.write_npy(out / f"scores_{s}_{C}.npy", got[s][C])
         results = {s: summary(s, got[s]) for s in ("val", "test")}
         protocol = (f"{data.meta.get('split', 'given')} split; candidatesC: the target among C-1 stored items the user never had; "

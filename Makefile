@@ -1,0 +1,27 @@
+# Needs python3 (3.11 or newer) with pip and venv, and make. Everything else is set up here.
+PYTHON ?= python3
+VENV   ?= .venv
+# Which torch. A GPU machine may want its own build, a machine without one the small one:
+#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH  ?= torch==2.13.0
+PY = $(VENV)/bin/python
+# threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test clean
+
+demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (about 15 minutes on 2 cores)
+	$(PY) demo.py
+
+test: $(VENV)/ready          ## all tests (under ten minutes on 2 cores)
+	$(PY) -m pytest -q tests
+
+clean:                       ## remove the environment, prepared data and runs (the download cache stays)
+	rm -rf $(VENV) runs data/ml-100k
+
+$(VENV)/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; give one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -q $(TORCH)
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt
+	touch $@
