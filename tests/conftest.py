@@ -24,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: needs a fetch the first time (a package index or the cache)")
+    for text in ("is_gradient_checkpointing", "The following rank_pattern keys", "Adapter 'default'"):      # of transformers and peft, about themselves
+        config.addinivalue_line("filterwarnings", f"ignore:.*{text}")
     torch.set_num_threads(1)                             # the tensors here are tiny: on a busy machine more threads wait for each other
 
 
@@ -154,8 +156,8 @@ def write_backbone(folder, data, score, h=12, model="sasrec"):
         for row, n, begin in zip(masked, samples, data.ptr[common.users(data, samples)]):
             row[data.items[begin:n]] = -np.inf
         np.save(folder / f"topk_{split}.npy", np.argsort(-masked, axis=1, kind="stable")[:, :h].astype(np.int32))
+        np.save(folder / f"scores_{split}_15.npy", np.take_along_axis(s_nI, common.candidates(data, split, 15), 1))
         if split != "train":
-            np.save(folder / f"scores_{split}_15.npy", np.take_along_axis(s_nI, common.candidates(data, split, 15), 1))
             own = np.take_along_axis(s_nI, data.items[samples].astype(np.int64)[:, None], 1)
             np.save(folder / f"full_{split}.npy", np.stack([(masked > own).sum(1), (masked == own).sum(1) - 1], 1).clip(0).astype(np.int32))
     common.write_json(folder / "config.json", {"stage": "train_backbone", "model": model, "loss": "ce", "history": 10, "dataset": data.name,
@@ -330,7 +332,7 @@ def stages(data, backbone, llm, prompt, out):
               "--max-tokens", 1024, "--batch", 8, "--micro", 4, "--seed", 0, "--evals", 2]
     return (["--backbone", backbone, "--out", prompt, *common, "--k", 6, "--tasks", "both", "--a", 3, "--h", 5, "--candidates", 8,
              "--balance", "gradnorm", "--samples", 48, "--lr", .05, "--weight-decay", 1e-5, "--warmup", .1, "--val-samples", 20],
-            ["--soft-prompt", prompt, "--out", out, *common, "--adapt", "qv", "--init-r", 6, "--target-r", 3, "--alpha", 32, "--dropout", 0,
+            ["--soft-prompt", prompt, "--out", out, *common, "--order", "shuffled", "--adapt", "qv", "--init-r", 6, "--target-r", 3, "--alpha", 32, "--dropout", 0,
              "--orthogonal", .1, "--loss", "both", "--candidates", 15, "--samples", 80, "--lr", .03, "--weight-decay", 1e-6,
              "--warmup", .1, "--val-samples", 30, "--calibrate"])
 

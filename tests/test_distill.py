@@ -33,7 +33,8 @@ def log_of(folder):
 @pytest.fixture(scope="module")
 def ranker(load, toy):
     m = load("decoder")
-    settings = {"verbalizer": "mean", "show": False, "history": 8, "max_title": 32, "max_tokens": 1024, "backbone": "SASRec"}
+    settings = {"verbalizer": "mean", "show": False, "history": 8, "max_title": 32, "max_tokens": 1024, "backbone": "SASRec",
+                "order": "shuffled", "backbone_run": ""}
     return L.ranker(m, toy, settings, L.random_soft_prompt(m, 4, 0))
 
 
@@ -164,6 +165,20 @@ def test_without_learning_rate_or_without_a_pattern_nothing_is_learnt(learn, toy
     assert result["after"] == result["before"] and torch.equal(P, L.random_soft_prompt(load("decoder"), 16, 0))
     result, _ = learn(lambda n: np.random.default_rng(1).integers(1, toy.n_items + 1, n), .1)
     assert result["after"]["rps"] < .25
+
+
+def test_every_sample_is_taught_its_own_list(toy, backbone, decoder, script, on_cpu, tmp_path, monkeypatch):
+    tasks_of, lists, seen = distill.tasks_of, {s: np.load(backbone / f"topk_{s}.npy") for s in ("train", "val")}, []
+
+    def checked(r, samples, ranked, *args):
+        split = "train" if samples[0] in toy.train else "val"
+        assert np.array_equal(ranked, lists[split][np.searchsorted(getattr(toy, split), samples), :3])
+        seen.append((split, len(samples)))
+        return tasks_of(r, samples, ranked, *args)
+    monkeypatch.setattr(distill, "tasks_of", checked)
+    script(distill.main, "--dataset", toy.folder, "--backbone", backbone, "--out", tmp_path / "p", "--llm", decoder, "--k", 2, *SMALL,
+           "--verbalizer", "mean", "--tasks", "both", "--samples", 16, "--lr", .01, "--val-samples", 12, "--evals", 1)
+    assert seen == [("val", 12), ("train", 8), ("train", 8)]
 
 
 def test_the_same_seed_gives_the_same_prompt(chain, toy, backbone, decoder, script, on_cpu, tmp_path):

@@ -187,6 +187,18 @@ def test_catalogue_scores_equal_the_candidates_of_the_same_titles(ops, bias):
 
 
 @BOTH
+def test_many_equal_titles_are_listed_by_id(ops):
+    # 3000 items of three titles: a sort that is not stable mixes them up
+    x, head, *_ = inputs(B=2)
+    tok = torch.arange(3000) % 3
+    ids, best = ops.catalogue_topk(x, head, torch.arange(3001), tok, 2500)
+    for row in range(2):
+        score = head[:3] @ x[row]
+        order = sorted(range(3000), key=lambda i: (-score[i % 3].item(), i))
+        assert ids[row].tolist() == order[:2500]
+
+
+@BOTH
 def test_top_of_the_catalogue_leaves_out_what_was_seen_and_orders_ties_by_id(ops):
     x, head, ptr, tok, b = catalogue()
     score = ops.catalogue_scores(x, head, ptr, tok, b)

@@ -13,7 +13,8 @@ import lm as L
 from conftest import KINDS
 
 ALL = pytest.mark.parametrize("kind", KINDS)
-SETTINGS = {"verbalizer": "mean", "show": False, "history": 10, "max_title": 32, "max_tokens": 1024, "backbone": "SASRec"}
+SETTINGS = {"verbalizer": "mean", "show": False, "history": 10, "max_title": 32, "max_tokens": 1024, "backbone": "SASRec",
+            "order": "shuffled", "backbone_run": ""}
 
 
 def sentence(call, *args, **kwargs):
@@ -114,6 +115,12 @@ def test_no_title_becomes_a_special_token(load, kind):
     for text in [*HOSTILE, "", " ", "line\nbreak", *m.tok.all_special_tokens, " ".join(m.tok.all_special_tokens), "".join(m.tok.all_special_tokens)]:
         ids = L.encode(m, text)
         assert not special & set(ids) and min(ids, default=0) >= 0, text
+
+
+def test_a_title_that_spells_a_special_token_loses_nothing(load):
+    m = load("decoder")
+    for text in ("<|im_end|>", "a <s> b<|im_start|>", "[MASK] </s> <extra_id_0>", "{0} %s 👩‍👩‍👧 שלום"):
+        assert m.tok.decode(L.encode(m, text)) == text
 
 
 def test_a_tokenizer_that_ignores_the_request_is_still_kept_from_special_tokens(load):
@@ -461,6 +468,43 @@ def test_calibration_removes_a_planted_bias_and_only_that():
     assert L.calibrate(signal + bias[cand], cand, bias, target) == 1
     assert L.calibrate(signal + .5 * bias[cand], cand, bias, target) == .5
     assert L.calibrate(signal, cand, bias, target) == 0                      # a neutral score that only disturbs
+
+
+# ---------------------------------------------------------------- whole splits
+
+@ALL
+@pytest.mark.parametrize("order", ["shuffled", "backbone"])
+def test_a_split_is_scored_at_its_stored_places_in_whatever_order_the_prompt_lists_it(load, plain, kind, toy, backbone, alone, order):
+    r = rank_with(load, kind, toy, k=2, show=True, order=order, backbone_run=str(backbone))
+    which, cand = np.array([40, 3, 17]), common.candidates(toy, "val", 15)
+    scores = L.score_samples(r, "val", which, 15, alone)
+    by_backbone = np.load(backbone / "scores_val_15.npy")
+    for row, n in zip(scores, which):
+        listed = cand[n] if order == "shuffled" else cand[n][np.argsort(-by_backbone[n], kind="stable")]
+        h = common.histories(toy, toy.val[[n]], 10)[0]
+        tail = r.prompts.history(h[h > 0], listed)[0]
+        assert lines(r.lm, toy, r.titles, tail)[-15:] == listed.tolist()
+        with torch.no_grad():
+            want = naive(plain(kind), r, tail, cand[n], r.P).numpy()
+        np.testing.assert_allclose(row, want, rtol=1e-5, atol=1e-5 * max(1, abs(want).max()))
+
+
+def test_two_ranks_share_a_split(load, toy, alone, monkeypatch):
+    r = rank_with(load, "decoder", toy, k=2)
+    which = np.arange(5, 12)
+    whole, parts = L.score_samples(r, "val", which, 15, alone), []
+    monkeypatch.setattr(L, "gather_rows", lambda rows, index, n, ranks: parts.append((index, rows)))
+    for rank in (0, 1):
+        L.score_samples(r, "val", which, 15, SimpleNamespace(rank=rank, world=2, main=False))
+    assert sorted(np.concatenate([i for i, _ in parts])) == list(range(7))
+    for index, rows in parts:
+        np.testing.assert_allclose(rows, whole[index], rtol=1e-5, atol=1e-5)
+
+
+def test_an_order_without_the_backbone_s_scores_is_a_sentence(load, toy, alone, tmp_path):
+    r = rank_with(load, "decoder", toy, show=True, order="backbone", backbone_run=str(tmp_path))
+    says = sentence(L.score_samples, r, "val", np.arange(3), 15, alone)
+    assert str(tmp_path / "scores_val_15.npy") in says and "--order shuffled" in says
 
 
 # ---------------------------------------------------------------- soft prompts
