@@ -157,8 +157,8 @@ def main(ctx, **config):
         cand = data.items[batch][:, None].astype(np.int64) if cfg.loss == "titles" else listed
         truth = torch.as_tensor((cand == data.items[batch][:, None]).argmax(1), device=ranks.device)
         pairs = [r.prompts.history(h[h > 0], c) for h, c in zip(histories(data, batch, cfg.history), listed)]
-        n_truth = (r.titles.ptr[data.items[batch] + 1] - r.titles.ptr[data.items[batch]]).sum() + cfg.batch * (lm.kind == "decoder")
-        tokens = sum(len(at) for _, at in pairs) + int(n_truth)
+        n_truth = r.titles.ptr[data.items[batch] + 1] - r.titles.ptr[data.items[batch]] + (lm.kind == "decoder")
+        tokens = sum(len(at) for _, at in pairs) + int(n_truth.sum()) * (cfg.verbalizer == "likelihood")
 
         lr = cfg.lr * min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
         for group in optimiser.param_groups:
@@ -174,7 +174,7 @@ def main(ctx, **config):
             loss = 0.0
             if cfg.loss != "candidates":
                 s_BC, past_M = s_BC                       # L_titles = - mean log P(token) over the tokens of history titles and of the truth
-                own = s_BC[torch.arange(len(j)), truth[j]].sum() if cfg.verbalizer == "likelihood" else 0.0
+                own = (s_BC[torch.arange(len(j)), truth[j]] * torch.as_tensor(n_truth[j], device=ranks.device)).sum() if cfg.verbalizer == "likelihood" else 0.0
                 titles_loss = -(past_M.sum() + own) / tokens
                 loss = loss + titles_loss
                 total["titles"] += titles_loss.item()

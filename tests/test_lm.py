@@ -315,7 +315,7 @@ def naive(model, r, tail, items, P=None):
         scores = []
         for forced in (t + list(m.sep) * (m.kind == "decoder") for t in titles):
             logp = logits(forced)[:, torch.as_tensor(r.titles.vocab)].log_softmax(1)
-            scores.append(sum(logp[j, r.titles.vocab.tolist().index(t)] for j, t in enumerate(forced)))
+            scores.append(sum(logp[j, r.titles.vocab.tolist().index(t)] for j, t in enumerate(forced)) / len(forced))
         return torch.stack(scores)
     chosen = {"mean": titles, "first": [t[:1] for t in titles], "letter": [L.encode(m, x) for x in L.LETTERS[:len(titles)]]}[r.verbalizer]
     at_mask = logits()[0]
