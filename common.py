@@ -133,7 +133,8 @@ def candidates(data, split, C):
     path = data.folder / f"candidates_{split}_{C}.npy"
     if not path.exists():
         have = sorted(int(p.stem.split("_")[2]) for p in data.folder.glob(f"candidates_{split}_*.npy"))
-        stop(f"{data.folder} holds no {C} candidates for {split}, it holds {have} (the catalogue has {data.n_items} items); choose one of those")
+        stop(f"{data.folder} holds no {C} candidates for {split}, it holds {have} (the catalogue has {data.n_items} items); "
+             "choose one of those, or prepare the data again")
     return np.load(path).astype(np.int64)
 
 

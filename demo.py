@@ -1,6 +1,6 @@
 """make demo: ML-100K and a real LLM through all stages on this machine, then the table.
 
-    python demo.py            about 15 minutes on 2 cores; every stage is one of the commands of the README
+    python demo.py            about 15 minutes on 2 cores; every stage is one of the commands of the README, with fewer samples
 
 The last line is one JSON object with the demo's minutes, its peak memory and the table's rows.
 """
@@ -17,9 +17,9 @@ STAGES = [
     "data/prepare.py ml-100k",
     "data/prepare.py smollm2-135m",
     "train_backbone.py --dataset ml-100k",
-    "distill.py --dataset ml-100k",
-    "finetune.py --dataset ml-100k",
-    f"evaluate.py --llm smollm2-135m --ckpt ml-100k/sasrec ml-100k/delrec --dataset ml-100k --limit {TEST_SAMPLES}",
+    "distill.py --dataset ml-100k --samples 64 --val-samples 48 --evals 1",
+    "finetune.py --dataset ml-100k --samples 192 --val-samples 100 --evals 2",
+    f"evaluate.py --llm smollm2-135m --ckpt ml-100k/sasrec ml-100k/delrec --dataset ml-100k --limit {TEST_SAMPLES} --val-samples 100",
 ]
 
 

@@ -96,29 +96,29 @@ def weights(how, g_TA, g_RPS, log_var):
 @click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/prompt if not given")
 # model
 @click.option("--llm", default="smollm2-135m", help="Hugging Face id or folder; smollm2-135m is fetched by itself")
-@click.option("--k", default=80, help="soft-prompt vectors")
+@click.option("--k", default=80, type=click.IntRange(1), help="soft-prompt vectors")
 @click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="how the mask becomes a score per title")
 @click.option("--show/--no-show", default=False, help="list the candidates in the prompt (the paper does)")
-@click.option("--history", default=10, help="titles of history in a prompt, L")
-@click.option("--max-title", default=32, help="tokens of a title, longer ones are cut")
-@click.option("--max-tokens", default=1024, help="tokens of a prompt; the oldest history is dropped to fit")
+@click.option("--history", default=10, type=click.IntRange(1), help="titles of history in a prompt, L")
+@click.option("--max-title", default=32, type=click.IntRange(1), help="tokens of a title, longer ones are cut")
+@click.option("--max-tokens", default=1024, type=click.IntRange(1), help="tokens of a prompt; the oldest history is dropped to fit")
 # the two tasks
 @click.option("--tasks", default="both", type=click.Choice(["both", "ta", "rps"]), help="which tasks to learn")
-@click.option("--a", default=4, help="length of TA's example inside the prompt (paper: 4 for ml-100k and beauty, 6 for steam and home-kitchen)")
-@click.option("--h", default=10, help="length of the backbone's list in RPS; r_2..r_h are told, r_1 is asked")
-@click.option("--candidates", "C", default=15, help="candidates of a prompt, the label among them")
+@click.option("--a", default=4, type=click.IntRange(3), help="length of TA's example inside the prompt (paper: 4 for ml-100k and beauty, 6 for steam and home-kitchen)")
+@click.option("--h", default=10, type=click.IntRange(1), help="length of the backbone's list in RPS; r_2..r_h are told, r_1 is asked")
+@click.option("--candidates", "C", default=15, type=click.IntRange(2), help="candidates of a prompt, the label among them")
 @click.option("--balance", default="gradnorm", type=click.Choice(["gradnorm", "uncertainty", "fixed"]), help="weights of the two losses")
 # training
-@click.option("--samples", default=480, help="training samples to see; each gives an RPS prompt, and a TA prompt where its history is long enough")
-@click.option("--batch", default=16, help="samples of an optimiser step, over all processes")
-@click.option("--micro", default=8, help="prompts of a forward pass; smaller needs less memory and gives the same gradient")
-@click.option("--lr", default=5e-3, help="peak learning rate of Lion")
+@click.option("--samples", default=640, type=click.IntRange(1), help="training samples to see; each gives an RPS prompt, and a TA prompt where its history is long enough")
+@click.option("--batch", default=8, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
+@click.option("--micro", default=8, type=click.IntRange(1), help="prompts of a forward pass; smaller needs less memory and gives the same gradient")
+@click.option("--lr", default=2e-2, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
 @click.option("--weight-decay", default=1e-5, help="weight decay of Lion")
 @click.option("--warmup", default=0.1, help="share of the steps with rising learning rate")
-@click.option("--seed", default=0, help="seed of everything random")
+@click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
 # validation
-@click.option("--val-samples", default=100, help="validation samples that choose the best step; 0 = all")
-@click.option("--evals", default=2, help="validations during training, the last after the last step; one more before the first")
+@click.option("--val-samples", default=64, type=click.IntRange(0), help="validation samples that choose the best step; 0 = all")
+@click.option("--evals", default=2, type=click.IntRange(1), help="validations during training, the last after the last step; one more before the first")
 @click.option("--paper", is_flag=True, help="the paper's choices: " + ", ".join(f"{k}={v}" for k, v in PAPER.items()))
 @click.pass_context
 def main(ctx, **config):
@@ -137,7 +137,10 @@ def main(ctx, **config):
     teacher_folder = folder_of("runs", cfg.backbone or f"{data.name}/sasrec")
     if not (teacher_folder / "config.json").exists():
         stop(f"no backbone in {teacher_folder}; train it with: python train_backbone.py --dataset {cfg.dataset}")
-    teacher = load_run(teacher_folder, data)
+    teacher = load_run(teacher_folder, data, stages=["train_backbone"])
+    for s in ("train", "val"):
+        if not (teacher_folder / f"topk_{s}.npy").exists():
+            stop(f"{teacher_folder} lacks topk_{s}.npy, the backbone's lists; train it again with train_backbone.py")
     ranked = {s: np.load(teacher_folder / f"topk_{s}.npy", mmap_mode="r") for s in ("train", "val")}
     if ranked["train"].shape[1] < cfg.h:
         stop(f"{teacher_folder} lists {ranked['train'].shape[1]} items per sample, --h is {cfg.h}; train it with --top-h {cfg.h} or more")
@@ -146,8 +149,8 @@ def main(ctx, **config):
     lm = L.load_lm(cfg.llm, ranks.device)
     P = L.random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
     backbone = NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
-    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": str(teacher_folder), "history": cfg.history, "max_title": cfg.max_title, "max_tokens": cfg.max_tokens,
-                "backbone": backbone}
+    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "history": cfg.history, "max_title": cfg.max_title,
+                "max_tokens": cfg.max_tokens, "backbone": backbone, "backbone_run": str(teacher_folder)}
     r = L.ranker(lm, data, settings, P)
     record = start_run(out, "distill", cfg, data, ranks)
 

@@ -58,11 +58,6 @@ def title_similarity(data, samples, cand_nC, L=10, decay=0.8, chunk=1000):
     return out
 
 
-def log_softmax(x_nC):
-    x = x_nC - x_nC.max(1, keepdims=True)
-    return x - np.log(np.exp(x).sum(1, keepdims=True))
-
-
 def standard(x_nC):
     """Each row to mean 0 and deviation 1, so that scores of different kinds can be added."""
     return (x_nC - x_nC.mean(1, keepdims=True)) / np.maximum(x_nC.std(1, keepdims=True), 1e-9)
@@ -82,8 +77,11 @@ def interval(value_n, user_n, draws=2000, seed=0):
     """95 % bootstrap interval of the mean, resampling users (a user's samples are not independent)."""
     _, row = np.unique(user_n, return_inverse=True)
     total, count = np.bincount(row, value_n), np.bincount(row)
-    times = np.random.default_rng(seed).multinomial(len(total), np.full(len(total), 1 / len(total)), draws)
-    return np.percentile((times @ total) / (times @ count), [2.5, 97.5])
+    rng, means = np.random.default_rng(seed), []
+    for _ in range(0, draws, 50):                            # 50 draws at a time: draws x users would not fit for large data
+        times = rng.multinomial(len(total), np.full(len(total), 1 / len(total)), 50)
+        means.append((times @ total) / (times @ count))
+    return np.percentile(np.concatenate(means), [2.5, 97.5])
 
 
 def paired_t(a_n, b_n, user_n):
@@ -131,7 +129,11 @@ def scores_of(run, data, split, which, C, ranks, opened):
         have[missing] = L.score_samples(r, split, missing, C, ranks, name=f"{run.folder.name} {split}")
         if ranks.main:
             write_npy(path, have)
-    penalty = run.calibration * np.load(run.folder / "neutral.npy")[cand[which]] if getattr(run, "calibration", 0) else 0.0
+    penalty = 0.0
+    if getattr(run, "calibration", 0):
+        if not (run.folder / "neutral.npy").exists():
+            stop(f"{run.folder} lacks neutral.npy, which its config.json says it was calibrated with; train it again")
+        penalty = run.calibration * np.load(run.folder / "neutral.npy")[cand[which]]
     return have[which] - penalty
 
 
@@ -252,19 +254,19 @@ def answer(run, data, text, top, pool, ranks):
 @click.argument("more", nargs=-1)
 @click.option("--dataset", default=None, type=str, help="needed with --llm alone; else the runs' own")
 @click.option("--candidates", "C", default=15, help="which stored candidates to rank")
-@click.option("--limit", default=0, help="test samples, the same ones for every run; 0 = all")
+@click.option("--limit", default=0, type=click.IntRange(0), help="test samples, the same ones for every run; 0 = all")
 @click.option("--out", default=None, type=str, help="folder of metrics.json, table.txt, table.png; the last run's if not given")
 # the plain LM
 @click.option("--llm", default=None, type=str, help="adds the row of this LM without any training")
 @click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="of the plain LM")
 @click.option("--show/--no-show", default=False, help="plain LM: list the candidates in the prompt")
-@click.option("--prompt-history", default=10, help="plain LM: titles of history in the prompt")
+@click.option("--prompt-history", default=10, type=click.IntRange(1), help="plain LM: titles of history in the prompt")
 @click.option("--calibrate/--no-calibrate", default=True, help="plain LM: subtract w times the title's score under an empty history")
-@click.option("--val-samples", default=300, help="validation samples for the weights of the plain LM and of fusion; 0 = all")
+@click.option("--val-samples", default=200, type=click.IntRange(0), help="validation samples for the weights of the plain LM and of fusion; 0 = all")
 # one history
 @click.option("--history", default=None, type=str, help="titles with ' | ' between them, oldest first: print ranked titles instead of a table")
-@click.option("--top", default=10, help="with --history: how many titles")
-@click.option("--pool", default=100, help="with --history: an LM ranks the backbone's best so many items; 0 = the whole catalogue")
+@click.option("--top", default=10, type=click.IntRange(1), help="with --history: how many titles")
+@click.option("--pool", default=100, type=click.IntRange(0), help="with --history: an LM ranks the backbone's best so many items; 0 = the whole catalogue")
 def main(**config):
     """Metrics with intervals, paired tests and floors for any runs; or ranked titles for one history."""
     cfg = SimpleNamespace(**config)
@@ -298,29 +300,27 @@ def main(**config):
         plain, opened_plain = plain_lm(cfg, data, ranks)
         opened[plain.folder] = opened_plain
         runs.insert(0, plain)
-    chosen = []                                              # rows that runs brought, for the paired tests
-    pair = {}
-    for run in sorted(runs, key=lambda x: ["lm", "train_backbone", "distill", "finetune"].index(x.stage)):
-        name = run.folder.name if run.folder.name not in rows else str(run.folder)
+    chosen, pair, row_of = [], {}, {}                        # rows of runs, for the paired tests; (val, test) scores; run folder -> row
+
+    def add(run):
+        name = row_of[run.folder] = run.folder.name if run.folder.name not in rows else str(run.folder)
         pair[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened) for s, w in (("val", val), ("test", which)))
         rows[name], note[name] = pair[name][1], notes(run)
         chosen.append(name)
+
+    for run in sorted(runs, key=lambda x: ["lm", "train_backbone", "distill", "finetune"].index(x.stage)):
+        add(run)
 
     # the backbone fused with what knows the titles: the last two floors an LM row has to beat
     backbones = [r for r in runs if r.stage == "train_backbone"]
     from_runs = [Path(r.backbone_run) for r in runs if getattr(r, "backbone_run", None)]
     for folder in from_runs + [folder_of("runs", f"{data.name}/sasrec")]:
         if not backbones and (folder / "config.json").exists():
-            run = load_run(folder, data)
-            backbones, name = [run], run.folder.name
-            pair[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened) for s, w in (("val", val), ("test", which)))
-            rows[name], note[name] = pair[name][1], notes(run)
-            chosen.insert(0, name)
+            backbones = [load_run(folder, data)]
+            add(backbones[0])
     if backbones:
-        base = backbones[0].folder.name
-        for other, scores in [("title-similarity", similar)] + [(r.folder.name, pair[r.folder.name]) for r in runs if r.stage in ("finetune", "lm")]:
-            if other not in rows or base not in pair:
-                continue
+        base = row_of[backbones[0].folder]
+        for other, scores in [("title-similarity", similar)] + [(row_of[r.folder], pair[row_of[r.folder]]) for r in runs if r.stage in ("finetune", "lm")]:
             name = f"{base}+{other}"
             rows[name], w = fuse(pair[base], scores, target["val"])
             note[name] = f"weight of {other} {w:.2f}, chosen on validation"
@@ -365,12 +365,10 @@ def main(**config):
                        for n, v in value.items()}}
     write_json(out / "metrics.json", result)
     (out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for name in pair:
-        folder = next((r.folder for r in runs + backbones if r.folder.name == name), None)
-        if folder:
-            ranks_n = np.full(len(data.test), np.nan, np.float32)
-            ranks_n[which] = value[name]["rank"]
-            write_npy(folder / f"ranks_test_{cfg.C}.npy", ranks_n)
+    for folder, name in row_of.items():
+        ranks_n = np.full(len(data.test), np.nan, np.float32)
+        ranks_n[which] = value[name]["rank"]
+        write_npy(folder / f"ranks_test_{cfg.C}.npy", ranks_n)
     plot(out / "table.png", value, low_high, cfg.C, len(which), data.name)
     print(f"written: {out / 'metrics.json'}, table.txt, table.png; per-sample ranks in each run folder")
     print(json.dumps({"machine": machine(), "versions": versions(), "commit": commit(), "rows": [

@@ -4,6 +4,7 @@ A prompt is an int array: token ids, SLOT where a soft-prompt vector goes, MASK 
 so no title and no tokenizer can produce them. Every prompt is prefix + tail: the prefix (instruction + soft prompt) is the same for
 all samples, so a decoder-only LM computes its keys and values once.
 """
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,8 @@ from torch import nn
 import kernels
 from common import CACHE, Log, candidates, compare, gather_rows, histories, metrics, stop
 
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")       # libraries talking to each other
+warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")  # of a reloaded AdaLoRA; a test shows its scores are the saved ones
 SLOT, MASK = -1, -2
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -50,7 +53,10 @@ def load_lm(name, device, dtype=None):
                   ("decoder", AutoModelForCausalLM))
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" or has_fast_bf16() else torch.float32
-    model = auto.from_pretrained(folder, dtype=dtype, **local).to(device).eval().requires_grad_(False)
+    try:
+        model = auto.from_pretrained(folder, dtype=dtype, **local).to(device).eval().requires_grad_(False)
+    except (OSError, ValueError, RuntimeError) as e:
+        stop(f"the weights of '{name}' could not be loaded ({str(e).splitlines()[0][:150]}); download or save them again")
     if getattr(config, "final_logit_softcapping", None):
         stop(f"{name} caps its logits after the head (final_logit_softcapping), which the verbalizer does not do; use another LM")
     head = model.get_output_embeddings()
@@ -65,7 +71,7 @@ def load_lm(name, device, dtype=None):
     lm = SimpleNamespace(name=str(name), kind=kind, model=model, tok=tok, head_VD=head.weight, bias_V=getattr(head, "bias", None),
                          mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype,
                          special=set(tok.all_special_ids) - {tok.unk_token_id},
-                         max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096))
+                         max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096) - 2)   # RoBERTa's positions begin at 2
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
     return lm
 
@@ -258,6 +264,7 @@ def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False
     """
     noun, verb = data.meta["words"]["noun"], data.meta["words"]["verb"]
     sep, texts = np.asarray(lm.sep), {}
+    longest = int(np.diff(titles.ptr).max()) + len(sep)     # room for the title that a forced pass appends, or for its masks
     budget = min(max_tokens or lm.max_tokens, lm.max_tokens)
 
     def text(s):
@@ -284,7 +291,7 @@ def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False
     def tail(old, rest):
         """old: history items that may be dropped from the front; rest: pieces that must stay."""
         old = list(old)
-        room = budget - len(prefix) - len(lm.end) - 2 - sum(map(len, rest))
+        room = budget - len(prefix) - len(lm.end) - 2 - longest - sum(map(len, rest))
         lines = [line(i) for i in old]
         while lines and sum(map(len, lines)) > room:
             lines.pop(0)
@@ -389,7 +396,7 @@ def score_tails(r, tails, cand_nC, batch=16, tick=None):
 def listing(r, split, C):
     """The candidates of every sample of a split in the order the prompt lists them, as places in the stored rows: int64 (n, C)."""
     stored = candidates(r.data, split, C)
-    if r.order == "shuffled":
+    if r.order == "shuffled" or not r.show:
         return np.broadcast_to(np.arange(C), stored.shape)
     path = Path(r.backbone_run) / f"scores_{split}_{C}.npy"
     if not path.exists():
@@ -461,8 +468,13 @@ def open_run(run, data, device):
     """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter and soft prompt, and the score it
     subtracts per item: (ranker, penalty float32 [I+1])."""
     lm = load_lm(run.llm, device)
-    P_kD = load_soft_prompt(run.folder, lm) if (run.folder / "soft_prompt.safetensors").exists() else None
-    if (run.folder / "adapter").exists():
+    needed = (["adapter/adapter_model.safetensors"] if run.stage == "finetune" else []) + \
+        (["soft_prompt.safetensors"] if run.soft_prompt != "none" else []) + (["neutral.npy"] if run.calibration else [])
+    for part in needed:
+        if not (run.folder / part).exists():
+            stop(f"{run.folder} lacks {part}, which its config.json says it was trained with; train it again")
+    P_kD = load_soft_prompt(run.folder, lm) if run.soft_prompt != "none" else None
+    if run.stage == "finetune":
         from peft import PeftModel
         PeftModel.from_pretrained(lm.model, run.folder / "adapter")     # wraps the layers of lm.model in place
     penalty_I = np.zeros(data.n_items + 1, np.float32)

@@ -384,7 +384,7 @@ def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="inter
     arrays = {"items": item.astype(np.int32), "ptr": ptr} | ({"times": when} if log.timed else {}) | samples
     known = np.unique((user * (I + 1) + item)[part == 0])   # training negatives must not tell what a user will touch later
     for C in CANDIDATES:
-        fewest = min(int(free[user[samples[s]]].min()) for s in ("val", "test"))
+        fewest = min(int(free[user[samples[s]]].min()) for s in samples)
         if fewest < C - 1:
             line = f"{C} candidates need {C - 1} items a user never touched, and of {I:,} items one user leaves only {fewest}"
             if C == min(CANDIDATES):

@@ -15,10 +15,11 @@ def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None):
     B, C, T = tok_BCT.shape
     n_N = n_BC.reshape(-1).long()
     real = torch.arange(T, device=tok_BCT.device) < n_N[:, None]
-    weight_NT = real.float() / n_N.clamp(min=1)[:, None]
+    weight_NT = real.to(torch.promote_types(head_VD.dtype, torch.float32)) / n_N.clamp(min=1)[:, None]
     tok_NT = tok_BCT.reshape(B * C, T).masked_fill(~real, 0).long()
-    row_ND = F.embedding_bag(tok_NT, head_VD, mode="sum", per_sample_weights=weight_NT.to(head_VD.dtype))
-    score_BC = torch.einsum("bd,bcd->bc", x_BD.float(), row_ND.view(B, C, -1).float())
+    used_U, at_NT = tok_NT.unique(return_inverse=True)       # only the rows that occur are widened to fp32
+    row_ND = F.embedding_bag(at_NT.view_as(tok_NT), head_VD[used_U].to(weight_NT.dtype), mode="sum", per_sample_weights=weight_NT)
+    score_BC = torch.einsum("bd,bcd->bc", x_BD.to(row_ND.dtype), row_ND.view(B, C, -1))
     return score_BC if bias_V is None else score_BC + (bias_V.float()[tok_NT] * weight_NT).sum(1).view(B, C)
 
 

@@ -386,3 +386,9 @@ def test_the_embedded_language_model_is_dense_tied_and_sensible():
     assert "Paris" in tokenizer.decode(model.generate(**prompt, max_new_tokens=4, do_sample=False)[0])
     for title in ("Les Misérables (1995)", "L'Enfer (1994)", "国王"):
         assert tokenizer.decode(tokenizer(title)["input_ids"], skip_special_tokens=True) == title
+
+
+def test_a_training_user_who_touched_everything_is_refused_and_does_not_hang(tmp_path):
+    rows = [(0, i, i) for i in range(40)] + [(u, i, 1000 + 40 * u + i) for u in range(1, 6) for i in range(20)]
+    result = run("toy", "--raw", write(tmp_path / "raw", rows), "--out", tmp_path / "out", "--core", 1)
+    assert result.exit_code == 1 and "one user leaves only 0" in result.output and not (tmp_path / "out").exists()
