@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-TEST_SAMPLES = 400
+TEST_SAMPLES = 300
 STAGES = [
     "data/prepare.py ml-100k",
     "data/prepare.py smollm2-135m",
