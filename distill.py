@@ -104,7 +104,7 @@ def weights(how, g_TA, g_RPS, log_var):
 @click.option("--max-tokens", default=1024, type=click.IntRange(1), help="tokens of a prompt; the oldest history is dropped to fit")
 # the two tasks
 @click.option("--tasks", default="both", type=click.Choice(["both", "ta", "rps"]), help="which tasks to learn")
-@click.option("--a", default=4, type=click.IntRange(3), help="length of TA's example inside the prompt (paper: 4 for ml-100k and beauty, 6 for steam and home-kitchen)")
+@click.option("--a", default=4, help="length of TA's example inside the prompt (paper: 4 for ml-100k and beauty, 6 for steam and home-kitchen)")
 @click.option("--h", default=10, type=click.IntRange(1), help="length of the backbone's list in RPS; r_2..r_h are told, r_1 is asked")
 @click.option("--candidates", "C", default=15, type=click.IntRange(2), help="candidates of a prompt, the label among them")
 @click.option("--balance", default="gradnorm", type=click.Choice(["gradnorm", "uncertainty", "fixed"]), help="weights of the two losses")
