@@ -400,7 +400,7 @@ def plot(path, value, low_high, C, n, name):
     ax.set_yticks(range(len(rows)), rows)
     ax.set_xlim(0, None)
     ax.set_xlabel(f"HR@1 among {C} candidates, {name}, n = {n}, 95 % interval over users")
-    ax.legend(loc="lower right")
+    fig.legend(loc="outside upper right")
     ax.grid(axis="x", alpha=0.3)
     fig.savefig(path, dpi=130)
     plt.close(fig)
