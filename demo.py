@@ -18,7 +18,7 @@ STAGES = [
     "data/prepare.py smollm2-135m",
     "train_backbone.py --dataset ml-100k",
     "distill.py --dataset ml-100k --samples 64 --val-samples 48 --evals 1",
-    "finetune.py --dataset ml-100k --samples 192 --val-samples 100 --evals 2",
+    "finetune.py --dataset ml-100k --samples 192 --val-samples 100 --evals 1",
     f"evaluate.py --llm smollm2-135m --ckpt ml-100k/sasrec ml-100k/delrec --dataset ml-100k --limit {TEST_SAMPLES} --val-samples 100",
 ]
 
