@@ -1,11 +1,9 @@
-"""What the four scripts share: data, prompts, the LM at its mask, metrics, run folders, ranks.
+"""What the four scripts share: data, metrics, run folders, ranks (the LM and its prompts are in lm.py).
 
 Names carry their shape. B users in a batch, L history length, I items (ids 1..I, 0 pads), C candidates, T tokens in a title,
 V vocabulary, D LM width, k soft-prompt vectors, h length of the backbone's list, n samples of a split.
 """
-import contextlib
 import json
-import math
 import os
 import resource
 import subprocess

@@ -178,7 +178,7 @@ def main(ctx, **config):
 
     for step in range(steps):
         which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
-        ta, rps = tasks_of(r, data.train[which], ranked["train"][np.sort(which)][np.argsort(np.argsort(which))][:, :cfg.h], cfg.a, cfg.C, cfg.seed + 1 + step)
+        ta, rps = tasks_of(r, data.train[which], ranked["train"][which][:, :cfg.h], cfg.a, cfg.C, cfg.seed + 1 + step)
         ta, rps = (ta if cfg.tasks != "rps" else []), (rps if cfg.tasks != "ta" else [])
         lr = cfg.lr * min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
         optimiser.param_groups[0]["lr"] = lr

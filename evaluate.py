@@ -21,7 +21,7 @@ import click
 import numpy as np
 import torch
 
-from common import (Log, candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics,
+from common import (candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics,
                     setup, start_run, stop, subset, users, versions, write_json, write_npy)
 
 SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")

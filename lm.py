@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import nn
 
 import kernels
 from common import CACHE, Log, candidates, compare, gather_rows, histories, metrics, stop

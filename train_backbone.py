@@ -16,7 +16,6 @@ Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N
 """
 import json
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import click
