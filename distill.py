@@ -70,11 +70,7 @@ def tasks_of(r, samples, ranked, a, C, seed):
 
 def accuracy(r, prompts, ranks, name):
     """Share of prompts whose label scores highest (a tie counts as its share), and the mean cross-entropy; all ranks share the work."""
-    mine = np.arange(len(prompts))[ranks.rank::ranks.world]
-    log = Log(None, len(mine), name, ranks, "prompt")
-    score_nC = L.score_tails(r, [prompts[i][0] for i in mine], np.stack([prompts[i][1] for i in mine]), 16, log.step)
-    log.close()
-    score_nC = gather_rows(score_nC, mine, len(prompts), ranks)
+    score_nC = L.score_tails(r, [p[0] for p in prompts], np.stack([p[1] for p in prompts]), ranks, name)
     label = np.array([p[2] for p in prompts])
     best = score_nC == score_nC.max(1, keepdims=True)
     loss = F.cross_entropy(torch.as_tensor(score_nC), torch.as_tensor(label)).item()
@@ -111,7 +107,7 @@ def weights(how, g_TA, g_RPS, log_var):
 # training
 @click.option("--samples", default=640, type=click.IntRange(1), help="training samples to see; each gives an RPS prompt, and a TA prompt where its history is long enough")
 @click.option("--batch", default=8, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
-@click.option("--micro", default=8, type=click.IntRange(1), help="prompts of a forward pass; smaller needs less memory and gives the same gradient")
+@click.option("--micro", default=4, type=click.IntRange(1), help="prompts of a forward pass; smaller needs less memory and gives the same gradient")
 @click.option("--lr", default=2e-2, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
 @click.option("--weight-decay", default=1e-5, help="weight decay of Lion")
 @click.option("--warmup", default=0.1, help="share of the steps with rising learning rate")
@@ -126,8 +122,6 @@ def main(ctx, **config):
     typed = {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
     cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
     ranks = setup(cfg.seed)
-    if cfg.batch % ranks.world:
-        stop(f"--batch {cfg.batch} is not a multiple of the {ranks.world} processes")
     if cfg.a < 3 or cfg.a + 2 > cfg.history:
         stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
 
@@ -170,6 +164,7 @@ def main(ctx, **config):
     before = validate("before")
     order = np.random.default_rng([cfg.seed, 1]).permutation(len(data.train))
     steps = max(cfg.samples // cfg.batch, 1)
+    micro = min(cfg.micro, -(-cfg.batch // ranks.world))     # whole micro-batches are shared among the ranks, each the same whoever has it
     log_var = torch.zeros(2, requires_grad=True)
     optimiser = Lion([P], lr=cfg.lr, weight_decay=cfg.weight_decay)
     balancer = torch.optim.Adam([log_var], lr=1e-2)
@@ -186,9 +181,8 @@ def main(ctx, **config):
         grads, losses, t0 = [], [], time.time()
         for prompts in (ta, rps):                        # each task's own gradient of P: L_TA and L_RPS are means over the global batch
             P.grad, total = torch.zeros_like(P), torch.zeros(1)
-            mine = prompts[ranks.rank::ranks.world]
-            for i in range(0, len(mine), cfg.micro):
-                part = mine[i:i + cfg.micro]
+            for i in range(0, len(prompts), micro)[ranks.rank::ranks.world]:
+                part = prompts[i:i + micro]
                 s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P), [p[0] for p in part], np.stack([p[1] for p in part]), r.titles, cfg.verbalizer)
                 loss = F.cross_entropy(s_BC, torch.tensor([p[2] for p in part], device=ranks.device), reduction="sum") / len(prompts)
                 loss.backward()

@@ -111,8 +111,9 @@ def mcnemar(hit_a, hit_b):
 
 # ---------------------------------------------------------------- scores of runs
 
-def scores_of(run, data, split, which, C, ranks, opened):
-    """The run's scores (n, C) of the samples `which` of a split; what is not in its folder yet is computed and stored there."""
+def scores_of(run, data, split, which, C, ranks, opened, spent):
+    """The run's scores (n, C) of the samples `which` of a split; what is not in its folder yet is computed and stored there, its
+    prompts and seconds added to spent."""
     path, cand = run.folder / f"scores_{split}_{C}.npy", candidates(data, split, C)
     have = np.load(path) if path.exists() else np.full(cand.shape, np.nan, np.float32)
     if have.shape != cand.shape:
@@ -126,7 +127,9 @@ def scores_of(run, data, split, which, C, ranks, opened):
             opened.clear()                                   # one LM in memory at a time
             opened[run.folder] = L.open_run(run, data, ranks.device)
         r, _ = opened[run.folder]
+        began = time.time()
         have[missing] = L.score_samples(r, split, missing, C, ranks, name=f"{run.folder.name} {split}")
+        spent += np.array([len(missing), time.time() - began])
         if ranks.main:
             write_npy(path, have)
     penalty = 0.0
@@ -137,7 +140,7 @@ def scores_of(run, data, split, which, C, ranks, opened):
     return have[which] - penalty
 
 
-def plain_lm(cfg, data, ranks):
+def plain_lm(cfg, data, ranks, spent):
     """--llm: the LM without any training, as a run folder runs/<dataset>/lm (calibration chosen on validation)."""
     import lm as L
     out = folder_of("runs", f"{data.name}/lm")
@@ -148,7 +151,9 @@ def plain_lm(cfg, data, ranks):
     neutral = L.neutral_scores(r, ranks) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
     val, cand = subset(len(data.val), cfg.val_samples, 0), candidates(data, "val", cfg.C)
     full = np.full(cand.shape, np.nan, np.float32)
+    began = time.time()
     full[val] = L.score_samples(r, "val", val, cfg.C, ranks, name="lm val")
+    spent += np.array([len(val), time.time() - began])
     weight = L.calibrate(full[val], cand[val], neutral, data.items[data.val[val]]) if cfg.calibrate else 0.0
     if ranks.main:
         for old in out.glob("scores_*.npy"):
@@ -234,7 +239,7 @@ def answer(run, data, text, top, pool, ranks):
         began_scoring, block = time.time(), len(items) if r.show else 50
         blocks = np.resize(items, (-(-len(items) // block), block))
         tails = [r.prompts.history(old[-r.history:], b)[0] for b in blocks]
-        s = L.score_tails(r, tails, blocks, 2)
+        s = L.score_tails(r, tails, blocks, ranks, batch=2)
         s_I = np.full(data.n_items + 1, -np.inf, np.float32)
         s_I[blocks] = s - penalty_I[blocks]
         best = np.argsort(-s_I, kind="stable")[:top]
@@ -283,6 +288,7 @@ def main(**config):
             stop(f"--history is answered by one run, {len(runs)} were given; pass one --ckpt")
         return answer(runs[0], data, cfg.history, cfg.top, cfg.pool, ranks)
 
+    began, spent = time.time(), np.zeros(2)                  # prompts an LM scored, and the seconds that took
     which = subset(len(data.test), cfg.limit, 0)
     val = subset(len(data.val), cfg.val_samples, 0)
     cand = {"val": candidates(data, "val", cfg.C)[val], "test": candidates(data, "test", cfg.C)[which]}
@@ -297,14 +303,14 @@ def main(**config):
     similar = tuple(title_similarity(data, samples[s], cand[s]) for s in ("val", "test"))
     rows["title-similarity"], note["title-similarity"] = similar[1], "TF-IDF cosine to the history, L=10, decay .8"
     if cfg.llm:
-        plain, opened_plain = plain_lm(cfg, data, ranks)
+        plain, opened_plain = plain_lm(cfg, data, ranks, spent)
         opened[plain.folder] = opened_plain
         runs.insert(0, plain)
     chosen, pair, row_of = [], {}, {}                        # rows of runs, for the paired tests; (val, test) scores; run folder -> row
 
     def add(run):
         name = row_of[run.folder] = run.folder.name if run.folder.name not in rows else str(run.folder)
-        pair[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened) for s, w in (("val", val), ("test", which)))
+        pair[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened, spent) for s, w in (("val", val), ("test", which)))
         rows[name], note[name] = pair[name][1], notes(run)
         chosen.append(name)
 
@@ -370,6 +376,8 @@ def main(**config):
         ranks_n[which] = value[name]["rank"]
         write_npy(folder / f"ranks_test_{cfg.C}.npy", ranks_n)
     plot(out / "table.png", value, low_high, cfg.C, len(which), data.name)
+    if spent[0]:
+        print(f"{spent[0] / spent[1]:.2f} samples/s scored by LMs ({spent[0]:.0f} prompts of {cfg.C} candidates), {100 * spent[1] / (time.time() - began):.0f} % of the time")
     print(f"written: {out / 'metrics.json'}, table.txt, table.png; per-sample ranks in each run folder")
     print(json.dumps({"machine": machine(), "versions": versions(), "commit": commit(), "rows": [
         {"name": f"{m}.{n}", "value": round(float(v[m].mean()), 4), "unit": "", "goal": None} for n, v in value.items() for m in ("hr@1", "ndcg@10")]}))

@@ -104,8 +104,6 @@ def main(ctx, **config):
     if cfg.target_r >= cfg.init_r:
         stop(f"--target-r {cfg.target_r} must be below --init-r {cfg.init_r}: AdaLoRA has nothing to reallocate otherwise")
     ranks = setup(cfg.seed)
-    if cfg.batch % ranks.world:
-        stop(f"--batch {cfg.batch} is not a multiple of the {ranks.world} processes")
 
     # data, LM, soft prompt
     data = load_data(cfg.dataset)
@@ -149,6 +147,7 @@ def main(ctx, **config):
     train_cand, train_place = candidates(data, "train", cfg.C), L.listing(r, "train", cfg.C)
     best, log, lm_seconds, began = None, Log(out, steps, "finetune", ranks), 0.0, time.time()
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
+    micro = min(cfg.micro, -(-cfg.batch // ranks.world))     # whole micro-batches are shared among the ranks, each the same whoever has it
 
     for step in range(steps):
         which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
@@ -165,9 +164,12 @@ def main(ctx, **config):
             group["lr"] = lr
         adapter.train()
         total = {"loss": 0.0, "candidates": 0.0, "titles": 0.0}
-        mine, t0 = np.arange(cfg.batch)[ranks.rank::ranks.world], time.time()
-        for i in range(0, len(mine), cfg.micro):
-            j = mine[i:i + cfg.micro]
+        for p in params:
+            p.grad = torch.zeros_like(p)                      # a rank without work adds zeros
+        t0 = time.time()
+        for i in range(0, cfg.batch, micro)[ranks.rank::ranks.world]:
+            j = np.arange(i, min(i + micro, cfg.batch))
+            torch.manual_seed(int(np.random.SeedSequence([cfg.seed, step, i]).generate_state(1)[0]))   # the same dropout whichever rank draws it
             start = L.begin(lm, r.prompts.prefix, P)
             at = [pairs[x][1] for x in j] if cfg.loss != "candidates" else None
             s_BC = L.score(lm, start, [pairs[x][0] for x in j], cand[j], r.titles, cfg.verbalizer, at)
@@ -191,8 +193,7 @@ def main(ctx, **config):
         if not np.isfinite(total[0]):
             stop(f"the loss is {total[0]} at step {step}; lower --lr {cfg.lr}")
         optimiser.step()
-        adapter.base_model.update_and_allocate(step + 1)  # reads the gradients, so before they are cleared
-        optimiser.zero_grad()
+        adapter.base_model.update_and_allocate(step + 1)  # reads the gradients
         lm_seconds += time.time() - t0
 
         shown = {"loss": total[0]} | ({"candidates": total[1], "titles": total[2]} if cfg.loss == "both" else {})

@@ -378,18 +378,23 @@ def ranker(lm, data, settings, P_kD=None):
 
 
 @torch.no_grad()
-def score_tails(r, tails, cand_nC, batch=16, tick=None):
-    """Scores float32 (n, C) of candidates for prompts; batches of equal length, the prefix computed once."""
+def score_tails(r, tails, cand_nC, ranks, name="score", batch=16, out=None):
+    """Scores float32 (n, C) of candidates for prompts, on every rank; the prefix computed once.
+
+    Batches of like length, formed over all prompts and then shared among the ranks: a prompt meets the same neighbours (so bf16 rounds
+    it the same way) however many processes there are.
+    """
     r.lm.model.eval()
     start = begin(r.lm, r.prompts.prefix, r.P)
     order = np.argsort([-len(t) for t in tails], kind="stable")
-    out_nC = np.zeros(cand_nC.shape, np.float32)
-    for i in range(0, len(order), batch):
-        j = order[i:i + batch]
-        out_nC[j] = score(r.lm, start, [tails[x] for x in j], cand_nC[j], r.titles, r.verbalizer).float().cpu().numpy()
-        if tick:
-            tick(min(i + batch, len(order)))
-    return out_nC
+    batches = [order[i:i + batch] for i in range(0, len(order), batch)][ranks.rank::ranks.world]
+    mine = np.concatenate([np.zeros(0, int), *batches])
+    log, rows, done = Log(out, len(mine), name, ranks, "prompt"), np.zeros((len(mine), cand_nC.shape[1]), np.float32), 0
+    for j in batches:
+        rows[done:done + len(j)] = score(r.lm, start, [tails[x] for x in j], cand_nC[j], r.titles, r.verbalizer).float().cpu().numpy()
+        log.step(done := done + len(j))
+    log.close()
+    return gather_rows(rows, mine, len(tails), ranks)
 
 
 def listing(r, split, C):
@@ -404,18 +409,14 @@ def listing(r, split, C):
 
 
 def score_samples(r, split, which, C, ranks, out=None, name="score", batch=16):
-    """Scores (len(which), C) of the stored candidates of some samples of a split, shared among the ranks."""
-    mine = np.arange(len(which))[ranks.rank::ranks.world]
-    place_nC = listing(r, split, C)[which[mine]]
-    cand_nC = np.take_along_axis(candidates(r.data, split, C)[which[mine]], place_nC, 1)
-    old_nL = histories(r.data, getattr(r.data, split)[which[mine]], r.history)
+    """Scores (len(which), C) of the stored candidates of some samples of a split."""
+    place_nC = listing(r, split, C)[which]
+    cand_nC = np.take_along_axis(candidates(r.data, split, C)[which], place_nC, 1)
+    old_nL = histories(r.data, getattr(r.data, split)[which], r.history)
     tails = [r.prompts.history(h[h > 0], c)[0] for h, c in zip(old_nL, cand_nC)]
-    log = Log(out, len(mine), name, ranks, "prompt")
-    rows = np.zeros((len(mine), C), np.float32)
-    if len(mine):
-        np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, batch, log.step), 1)
-    log.close()
-    return gather_rows(rows, mine, len(which), ranks)
+    rows = np.zeros((len(which), C), np.float32)
+    np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, ranks, name, batch, out), 1)
+    return rows
 
 
 def neutral_scores(r, ranks, out=None, chunk=60):
@@ -424,13 +425,8 @@ def neutral_scores(r, ranks, out=None, chunk=60):
         return np.zeros(r.data.n_items + 1, np.float32)             # a letter says nothing about an item
     items = np.arange(1, r.data.n_items + 1)
     blocks = np.resize(items, (-(-len(items) // chunk), chunk))     # np.resize repeats the first items in the last block
-    mine = np.arange(len(blocks))[ranks.rank::ranks.world]
-    tail = r.prompts.history([])[0]
-    log = Log(out, len(mine), "neutral prompt", ranks, "block")
-    rows = score_tails(r, [tail] * len(mine), blocks[mine], 4, log.step) if len(mine) else np.zeros((0, chunk), np.float32)
-    log.close()
     scores = np.zeros(r.data.n_items + 1, np.float32)
-    scores[blocks] = gather_rows(rows, mine, len(blocks), ranks)
+    scores[blocks] = score_tails(r, [r.prompts.history([])[0]] * len(blocks), blocks, ranks, "neutral prompt", 4, out)
     return scores
 
 

@@ -16,7 +16,7 @@ from conftest import KINDS, evaluation, popular
 
 # ---------------------------------------------------------------- intervals and tests
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
+def test_the_interval_covers_the_truth_as_often_as_it_says(alone):
     # 60 users with 1 to 8 samples each; half of what varies is the user's own
     rng, covered, wide, narrow = np.random.default_rng(1), 0, [], []
     for trial in range(400):
@@ -131,7 +131,7 @@ def planted(rng, n, knows, signal):
     return score
 
 
-def test_fusion_finds_what_each_knows_alone_and_keeps_out_what_knows_nothing():
+def test_fusion_finds_what_each_knows_alone_and_keeps_out_what_knows_nothing(alone):
     rng, n = np.random.default_rng(0), 400
     target = np.zeros((n, 15), bool)
     target[:, 0] = True
@@ -150,7 +150,7 @@ def test_fusion_finds_what_each_knows_alone_and_keeps_out_what_knows_nothing():
 
 # ---------------------------------------------------------------- titles on the command line
 
-def test_titles_are_found_by_name_by_case_and_by_a_beginning_that_is_enough(toy):
+def test_titles_are_found_by_name_by_case_and_by_a_beginning_that_is_enough(toy, alone):
     full = [toy.titles[3], toy.titles[10]]
     assert evaluate.find_titles(" | ".join(full), toy).tolist() == [3, 10]
     assert evaluate.find_titles(full[0].upper() + "|" + full[1].lower() + " | ", toy).tolist() == [3, 10]
@@ -312,13 +312,13 @@ def answer(script, run, text, *args, **kwargs):
     return script(evaluate.main, "--ckpt", run, "--history", text, *args, **kwargs)
 
 
-def test_a_history_is_answered_with_the_best_titles_of_the_catalogue(chain, toy, script, on_cpu):
+def test_a_history_is_answered_with_the_best_titles_of_the_catalogue(chain, toy, script, on_cpu, alone):
     old = [12, 3, 40]
     result = answer(script, chain.delrec, " | ".join(toy.titles[i] for i in old), "--top", 7, "--pool", 0)
     run = common.load_run(chain.delrec, toy)
     ranker, penalty = L.open_run(run, toy, torch.device("cpu"))
     items = np.array([i for i in range(1, 61) if i not in old])
-    score = L.score_tails(ranker, [ranker.prompts.history(np.array(old))[0]], items[None])[0] - penalty[items]
+    score = L.score_tails(ranker, [ranker.prompts.history(np.array(old))[0]], items[None], alone)[0] - penalty[items]
     best = items[np.argsort(-score, kind="stable")][:7]
     assert result.json["history"] == old and [t["item"] for t in result.json["top"]] == best.tolist()
     assert [t["score"] for t in result.json["top"]] == pytest.approx(np.sort(score)[::-1][:7].tolist(), rel=1e-4, abs=1e-3)

@@ -142,7 +142,7 @@ def hostile(tmp_path_factory, make_data):
 
 @ALL
 @pytest.mark.parametrize("verbalizer", ["mean", "letter"])
-def test_hostile_titles_leave_the_prompt_s_structure_alone(load, kind, hostile, verbalizer):
+def test_hostile_titles_leave_the_prompt_s_structure_alone(load, kind, hostile, verbalizer, alone):
     r = rank_with(load, kind, hostile, k=5, show=True, verbalizer=verbalizer)
     special = set(r.lm.tok.all_special_ids) - {r.lm.tok.unk_token_id}
     n_I = np.diff(r.titles.ptr)
@@ -154,7 +154,7 @@ def test_hostile_titles_leave_the_prompt_s_structure_alone(load, kind, hostile, 
             assert (prompt == L.MASK).sum() == 1 and (prompt == L.SLOT).sum() == 5
             assert sorted(set(prompt[prompt < 0])) == [L.MASK, L.SLOT]
             assert not special & set(prompt[len(r.lm.start):].tolist())
-    scores = L.score_tails(r, [r.prompts.history(h, c)[0] for h, c in zip(old, cand)], cand)
+    scores = L.score_tails(r, [r.prompts.history(h, c)[0] for h, c in zip(old, cand)], cand, alone)
     assert np.isfinite(scores).all()
 
 
@@ -325,12 +325,12 @@ def naive(model, r, tail, items, P=None):
 @ALL
 @pytest.mark.parametrize("verbalizer, show, k", [("mean", True, 4), ("mean", False, 0), ("first", False, 3), ("letter", True, 3),
                                                  ("likelihood", False, 4), ("likelihood", True, 0)])
-def test_scores_equal_the_unmodified_model(load, plain, kind, toy, verbalizer, show, k):
+def test_scores_equal_the_unmodified_model(load, plain, kind, toy, verbalizer, show, k, alone):
     r = rank_with(load, kind, toy, k=k, show=show, verbalizer=verbalizer)
     old, cand = windows(toy, 3)
     cand = cand[:, :4]
     tails = [r.prompts.history(h, c)[0] for h, c in zip(old, cand)]
-    got = L.score_tails(r, tails, cand, batch=2)
+    got = L.score_tails(r, tails, cand, alone, batch=2)
     with torch.no_grad():
         want = np.stack([naive(plain(kind), r, t, c, r.P).numpy() for t, c in zip(tails, cand)])
     assert want.std() > .05                              # the scores say something
@@ -339,31 +339,31 @@ def test_scores_equal_the_unmodified_model(load, plain, kind, toy, verbalizer, s
 
 @ALL
 @pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
-def test_neither_the_batch_nor_its_padding_changes_a_score(load, kind, toy, verbalizer):
+def test_neither_the_batch_nor_its_padding_changes_a_score(load, kind, toy, verbalizer, alone):
     r = rank_with(load, kind, toy, k=3, verbalizer=verbalizer)
     old, cand = windows(toy, 7)
     old[0], old[1] = old[0][:1], old[1][:0]              # very short next to very long
     tails = [r.prompts.history(h, c)[0] for h, c in zip(old, cand)]
     assert len({len(t) for t in tails}) > 4
     cand = cand[:, :4]
-    alone = np.concatenate([L.score_tails(r, [t], c[None]) for t, c in zip(tails, cand)])
+    single = np.concatenate([L.score_tails(r, [t], c[None], alone) for t, c in zip(tails, cand)])
     for batch in (2, 7):
-        np.testing.assert_allclose(L.score_tails(r, tails, cand, batch), alone, rtol=1e-5, atol=1e-5)
-    back = L.score_tails(r, tails[::-1], cand[::-1], 4)[::-1]
-    np.testing.assert_allclose(back, alone, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(L.score_tails(r, tails, cand, alone, batch=batch), single, rtol=1e-5, atol=1e-5)
+    back = L.score_tails(r, tails[::-1], cand[::-1], alone, batch=4)[::-1]
+    np.testing.assert_allclose(back, single, rtol=1e-5, atol=1e-5)
 
 
 @ALL
 @pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
-def test_a_score_does_not_depend_on_the_other_candidates_unless_they_are_shown(load, kind, toy, verbalizer):
+def test_a_score_does_not_depend_on_the_other_candidates_unless_they_are_shown(load, kind, toy, verbalizer, alone):
     r = rank_with(load, kind, toy, verbalizer=verbalizer)
     (h, *_), (c, *_) = windows(toy)
     tail = r.prompts.history(h, c)[0]
-    whole = L.score_tails(r, [tail], c[None])[0]
-    one = [L.score_tails(r, [tail], np.array([[i]]))[0, 0] for i in c]
+    whole = L.score_tails(r, [tail], c[None], alone)[0]
+    one = [L.score_tails(r, [tail], np.array([[i]]), alone)[0, 0] for i in c]
     np.testing.assert_allclose(whole, one, rtol=1e-5, atol=1e-5)
     order = np.random.default_rng(0).permutation(len(c))
-    np.testing.assert_allclose(L.score_tails(r, [tail], c[None, order])[0], whole[order], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(L.score_tails(r, [tail], c[None, order], alone)[0], whole[order], rtol=1e-5, atol=1e-5)
 
 
 @ALL
@@ -394,7 +394,7 @@ def test_slots_take_the_vectors_in_order(load):
 
 
 @pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
-def test_log_probabilities_of_history_titles_equal_the_full_prompt_s(load, plain, toy, verbalizer):
+def test_log_probabilities_of_history_titles_equal_the_full_prompt_s(load, plain, toy, verbalizer, alone):
     r = rank_with(load, "decoder", toy, k=3, verbalizer=verbalizer)
     old, cand = windows(toy, 4)
     pairs = [r.prompts.history(h) for h in old]
@@ -406,7 +406,7 @@ def test_log_probabilities_of_history_titles_equal_the_full_prompt_s(load, plain
             logp = plain("decoder")(inputs_embeds=vectors(plain("decoder"), tokens, r.P)).logits[0][:, torch.as_tensor(r.titles.vocab)].log_softmax(1)
             want += [logp[len(r.prompts.prefix) + a - 1, r.titles.vocab.tolist().index(tail[a])].item() for a in at]
     np.testing.assert_allclose(past.numpy(), want, rtol=1e-5, atol=1e-5 * max(map(abs, want)))
-    np.testing.assert_allclose(scores.numpy(), L.score_tails(r, [t for t, _ in pairs], cand), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(scores.numpy(), L.score_tails(r, [t for t, _ in pairs], cand, alone), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
@@ -418,7 +418,7 @@ def test_history_titles_need_a_decoder(load, toy, kind):
 
 @ALL
 @pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
-def test_a_prompt_at_the_lm_s_limit_can_still_be_scored(load, kind, toy, verbalizer):
+def test_a_prompt_at_the_lm_s_limit_can_still_be_scored(load, kind, toy, verbalizer, alone):
     # a title read from n masks, or after the prompt, takes more places than the prompt itself
     r = rank_with(load, kind, toy, verbalizer=verbalizer, max_tokens=10 ** 6)
     longest = int(np.diff(r.titles.ptr).argmax())
@@ -426,7 +426,7 @@ def test_a_prompt_at_the_lm_s_limit_can_still_be_scored(load, kind, toy, verbali
     tail = max(fits, key=len)
     room = int(np.diff(r.titles.ptr).max()) + len(r.lm.sep)          # kept free for that title
     assert r.lm.max_tokens - 4 <= len(r.prompts.prefix) + len(tail) + len(r.lm.end) + room <= r.lm.max_tokens
-    assert np.isfinite(L.score_tails(r, [tail], np.array([[longest, longest]]))).all()
+    assert np.isfinite(L.score_tails(r, [tail], np.array([[longest, longest]]), alone)).all()
 
 
 # ---------------------------------------------------------------- verbalizers and calibration
