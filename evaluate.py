@@ -236,12 +236,14 @@ def answer(run, data, text, top, pool, ranks):
             if not (teacher / "config.json").exists():
                 stop(f"no backbone in {teacher} to choose the {pool} titles the LM ranks; train one, or give --pool 0 (slower)")
             items = np.argsort(-backbone_scores(load_run(teacher, data), data, old), kind="stable")[:pool]
-        began_scoring, block = time.time(), len(items) if r.show else 50
-        blocks = np.resize(items, (-(-len(items) // block), block))
-        tails = [r.prompts.history(old[-r.history:], b)[0] for b in blocks]
-        s = L.score_tails(r, tails, blocks, ranks, batch=2)
-        s_I = np.full(data.n_items + 1, -np.inf, np.float32)
-        s_I[blocks] = s - penalty_I[blocks]
+        began_scoring, s_I = time.time(), np.full(data.n_items + 1, -np.inf, np.float32)
+        if r.verbalizer in ("mean", "first") and not r.show:     # one pass of the LM says what every title scores
+            s_I[items] = (L.score_catalogue(r, r.prompts.history(old[-r.history:])[0]) - penalty_I)[items]
+        else:
+            block = len(items) if r.show else 50
+            blocks = np.resize(items, (-(-len(items) // block), block))
+            tails = [r.prompts.history(old[-r.history:], b)[0] for b in blocks]
+            s_I[blocks] = L.score_tails(r, tails, blocks, ranks, batch=2) - penalty_I[blocks]
         best = np.argsort(-s_I, kind="stable")[:top]
         pairs = [(i, s_I[i]) for i in best if np.isfinite(s_I[i])]
     now = time.time()

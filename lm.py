@@ -354,8 +354,8 @@ def score(lm, start, tails, cand_BC, titles, verbalizer, at=None):
         else:
             tok_BCT, n_BC = pad_titles(titles, cand_BC)
             n_BC = np.minimum(n_BC, 1) if verbalizer == "first" else n_BC
-        score_BC = kernels.candidate_scores(x_BD, lm.head_VD, torch.as_tensor(tok_BCT.copy()).to(lm.device),
-                                            torch.as_tensor(n_BC).to(lm.device), lm.bias_V)
+        tok_BCT, n_BC = (torch.as_tensor(np.ascontiguousarray(a, np.int32)).to(lm.device) for a in (tok_BCT, n_BC))
+        score_BC = kernels.candidate_scores(x_BD, lm.head_VD, tok_BCT, n_BC, lm.bias_V)
     if at is None:
         return score_BC
     words = np.concatenate([titles.index[t[a]] for t, a in zip(tails, at)])
@@ -395,6 +395,20 @@ def score_tails(r, tails, cand_nC, ranks, name="score", batch=16, out=None):
         log.step(done := done + len(j))
     log.close()
     return gather_rows(rows, mine, len(tails), ranks)
+
+
+@torch.no_grad()
+def score_catalogue(r, tail):
+    """The score of every item of the catalogue after one prompt: float32 [I+1], -inf for the padding item. For verbalizers that read one
+    state (mean, first) this is one pass of the LM."""
+    r.lm.model.eval()
+    x_BD = read(r.lm, begin(r.lm, r.prompts.prefix, r.P), [tail])
+    ptr, tok = r.titles.ptr, r.titles.tok
+    if r.verbalizer == "first":
+        tok, ptr = tok[ptr[1:-1]], np.concatenate([[0], np.arange(len(ptr) - 1)])
+    s_I = kernels.catalogue_scores(x_BD, r.lm.head_VD, *(torch.as_tensor(a).to(r.lm.device) for a in (ptr, tok)), r.lm.bias_V)[0].cpu().numpy()
+    s_I[0] = -np.inf
+    return s_I
 
 
 def listing(r, split, C):

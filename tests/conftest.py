@@ -20,10 +20,13 @@ from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"                 # read when a Triton kernel is defined: the kernels run here, slowly, on the CPU
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: needs a fetch the first time (a package index or the cache)")
+    config.addinivalue_line("markers", "gpu: needs a GPU")
     for text in ("is_gradient_checkpointing", "The following rank_pattern keys", "Adapter 'default'"):      # of transformers and peft, about themselves
         config.addinivalue_line("filterwarnings", f"ignore:.*{text}")
     torch.set_num_threads(1)                             # the tensors here are tiny: on a busy machine more threads wait for each other

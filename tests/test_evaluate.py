@@ -304,6 +304,10 @@ def test_the_plain_lm_is_a_row_of_its_own(request, kind, toy, backbone, script, 
     hr = common.metrics(*common.compare(want, cand == toy.items[toy.test[which]][:, None]))
     assert found["rows"]["lm"]["mrr"] == pytest.approx(hr["mrr"].mean(), abs=1e-6)
     assert r.P is None and len(r.prompts.prefix) and run.settings["verbalizer"] == "mean" and run.settings["history"] == 4
+    result = answer(script, folder, " | ".join(toy.titles[i] for i in (12, 3)), "--top", 5, "--pool", 0)
+    items = np.setdiff1d(np.arange(1, 61), [12, 3])
+    score = L.score_tails(r, [r.prompts.history([12, 3])[0]], items[None], alone)[0] - run.calibration * L.neutral_scores(r, alone)[items]
+    assert [t["item"] for t in result.json["top"]] == items[np.argsort(-score, kind="stable")][:5].tolist()
 
 
 # ---------------------------------------------------------------- one history

@@ -323,6 +323,16 @@ def naive(model, r, tail, items, P=None):
 
 
 @ALL
+@pytest.mark.parametrize("verbalizer", ["mean", "first"])
+def test_one_pass_scores_the_catalogue_as_its_candidates(load, kind, toy, alone, verbalizer):
+    r = rank_with(load, kind, toy, k=3, verbalizer=verbalizer)
+    tail = r.prompts.history(np.array([4, 9, 2]))[0]
+    got = L.score_catalogue(r, tail)
+    assert got.shape == (61,) and got[0] == -np.inf
+    np.testing.assert_allclose(got[1:], L.score_tails(r, [tail], np.arange(1, 61)[None], alone)[0], rtol=1e-5, atol=1e-5)
+
+
+@ALL
 @pytest.mark.parametrize("verbalizer, show, k", [("mean", True, 4), ("mean", False, 0), ("first", False, 3), ("letter", True, 3),
                                                  ("likelihood", False, 4), ("likelihood", True, 0)])
 def test_scores_equal_the_unmodified_model(load, plain, kind, toy, verbalizer, show, k, alone):

@@ -1,0 +1,117 @@
+"""The C++ loops of cpu.cpp: built once with the machine's own compiler, kept under the user's cache folder, called through ctypes.
+
+A plain shared library of 400 lines: no torch headers, so it builds in seconds and serves every torch version. It is compiled for this
+very CPU, so the CPU's features are part of the name it is kept under.
+"""
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC"]
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@functools.cache
+def library():
+    """The loaded library, or None (said once, in one line) where it cannot be built; then the torch reference does the work."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++") or shutil.which("clang++")
+    if compiler is None:
+        return none("no C++ compiler (g++) found")
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))), "") \
+        if Path("/proc/cpuinfo").exists() else platform.processor()
+    key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, compiler, platform.machine(), cpu]).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delrec" / "kernels"
+    path = cache / f"verbalizer-{key}.so"
+    try:
+        if not path.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as room:         # renamed when whole: processes that build at once do not meet
+                built = subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", f"{room}/v.so"], capture_output=True, text=True)
+                if built.returncode:
+                    return none(f"{compiler} failed: {(built.stderr.strip().splitlines() or ['no message'])[-1][:200]}")
+                os.replace(f"{room}/v.so", path)
+        lib = ctypes.CDLL(str(path))
+    except OSError as e:
+        return none(str(e))
+    for name in ("scores", "scores_dx", "likelihood", "logits", "catalogue", "topk"):
+        getattr(lib, f"verbalizer_{name}").restype = None
+    return lib
+
+
+def none(why):
+    print(f"kernels: {why}; the verbalizer runs on plain torch (the same numbers, slower and with more memory)", file=sys.stderr, flush=True)
+
+
+def call(name, *args):
+    """Tensors go as pointers, integers as int64, None as a null pointer."""
+    getattr(library(), f"verbalizer_{name}")(*[
+        a if isinstance(a, ctypes.c_int) else ctypes.c_void_p(None if a is None else a.data_ptr() if isinstance(a, torch.Tensor) else 0)
+        if a is None or isinstance(a, torch.Tensor) else ctypes.c_int64(a) for a in args])
+
+
+def dtype(t):
+    return ctypes.c_int(DTYPES[t.dtype])
+
+
+def titles_fit(tok_BCT, n_BC, V):
+    """True if every length is in 0..T and every token before a title's end in 0..V-1. Both int32 and contiguous."""
+    return bool(library().verbalizer_titles_fit(ctypes.c_void_p(tok_BCT.data_ptr()), ctypes.c_void_p(n_BC.data_ptr()),
+                                                ctypes.c_int64(n_BC.numel()), ctypes.c_int64(tok_BCT.shape[2]), ctypes.c_int64(V)))
+
+
+def scores(x_BD, head_VD, tok_BCT, n_BC):
+    """See kernels.candidate_scores, without the bias. tok and n int32, all but the head contiguous."""
+    B, C, T = tok_BCT.shape
+    score_BC = torch.empty(B, C)
+    call("scores", dtype(head_VD), x_BD, head_VD, head_VD.stride(0), tok_BCT, n_BC, score_BC, B, C, T, x_BD.shape[1])
+    return score_BC
+
+
+def scores_dx(g_BC, head_VD, tok_BCT, n_BC):
+    B, C, T = tok_BCT.shape
+    dx_BD = torch.empty(B, head_VD.shape[1])
+    call("scores_dx", dtype(head_VD), g_BC, head_VD, head_VD.stride(0), tok_BCT, n_BC, dx_BD, B, C, T, head_VD.shape[1])
+    return dx_BD
+
+
+def log_probs(x_ND, head_VD, tok_N, bias_V, gradient):
+    """log softmax(head x[i] + bias)[tok[i]]: fp32 (N,); with gradient also its derivative to x[i]: fp32 (N, D), else None."""
+    N, D = x_ND.shape
+    logp_N, diff_ND = torch.empty(N), torch.empty(N, D) if gradient else None
+    call("likelihood", dtype(head_VD), x_ND, head_VD, head_VD.stride(0), bias_V, tok_N, logp_N, diff_ND, N, head_VD.shape[0], D)
+    return logp_N, diff_ND
+
+
+def by_users(x_BD, head_VD, bias_V):
+    """The logits of a few users at a time, users innermost: (first user, how many, logit_VL)."""
+    V, lanes, tables = len(head_VD), library().verbalizer_lanes(), library().verbalizer_tables()
+    room = torch.empty(min(tables, -(-len(x_BD) // lanes)), V, lanes)
+    for b in range(0, len(x_BD), tables * lanes):
+        part = x_BD[b:b + tables * lanes]
+        call("logits", dtype(head_VD), part, head_VD, head_VD.stride(0), bias_V, room, len(part), V, x_BD.shape[1])
+        for i in range(0, len(part), lanes):
+            yield b + i, min(lanes, len(part) - i), room[i // lanes]
+
+
+def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V):
+    score_BI = torch.empty(len(x_BD), len(ptr_I1) - 1)
+    for b, n, logit_VL in by_users(x_BD, head_VD, bias_V):
+        call("catalogue", logit_VL, ptr_I1, tok_M, len(ptr_I1) - 1, n, score_BI[b:])
+    return score_BI
+
+
+def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V):
+    id_Bk, score_Bk = torch.empty(len(x_BD), k, dtype=torch.int64), torch.empty(len(x_BD), k)
+    for b, n, logit_VL in by_users(x_BD, head_VD, bias_V):
+        call("topk", logit_VL, ptr_I1, tok_M, len(ptr_I1) - 1, n, k, seen_BS[b:], seen_BS.shape[1], id_Bk[b:], score_Bk[b:])
+    return id_Bk, score_Bk
