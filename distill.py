@@ -108,6 +108,7 @@ def weights(how, g_TA, g_RPS, log_var):
 @click.option("--samples", default=640, type=click.IntRange(1), help="training samples to see; each gives an RPS prompt, and a TA prompt where its history is long enough")
 @click.option("--batch", default=8, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
 @click.option("--micro", default=4, type=click.IntRange(1), help="prompts of a forward pass; smaller needs less memory and gives the same gradient")
+@click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
 @click.option("--lr", default=2e-2, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
 @click.option("--weight-decay", default=1e-5, help="weight decay of Lion")
 @click.option("--warmup", default=0.1, help="share of the steps with rising learning rate")
@@ -146,6 +147,7 @@ def main(ctx, **config):
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "history": cfg.history, "max_title": cfg.max_title,
                 "max_tokens": cfg.max_tokens, "backbone": backbone, "backbone_run": str(teacher_folder)}
     r = L.ranker(lm, data, settings, P)
+    r.cache = cfg.cache_prefix
     record = start_run(out, "distill", cfg, data, ranks)
 
     # fixed validation prompts, the accuracy before
@@ -183,7 +185,7 @@ def main(ctx, **config):
             P.grad, total = torch.zeros_like(P), torch.zeros(1)
             for i in range(0, len(prompts), micro)[ranks.rank::ranks.world]:
                 part = prompts[i:i + micro]
-                s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P), [p[0] for p in part], np.stack([p[1] for p in part]), r.titles, cfg.verbalizer)
+                s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, cfg.cache_prefix), [p[0] for p in part], np.stack([p[1] for p in part]), r.titles, cfg.verbalizer)
                 loss = F.cross_entropy(s_BC, torch.tensor([p[2] for p in part], device=ranks.device), reduction="sum") / len(prompts)
                 loss.backward()
                 total += loss.item()

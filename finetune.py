@@ -87,6 +87,7 @@ def active_rank(adapter):
 @click.option("--candidates", "C", default=15, type=click.IntRange(2), help="candidates of a prompt, the truth among them")
 @click.option("--batch", default=16, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
 @click.option("--micro", default=8, type=click.IntRange(1), help="samples of a forward pass; smaller needs less memory and gives the same gradient")
+@click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
 @click.option("--lr", default=3e-3, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
 @click.option("--weight-decay", default=1e-6, help="weight decay of Lion")
 @click.option("--warmup", default=0.05, help="share of the steps with rising learning rate")
@@ -121,6 +122,7 @@ def main(ctx, **config):
     settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "order", "history", "max_title", "max_tokens")}
     settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else "SASRec", "backbone_run": str(folder_of("runs", backbone_run))}
     r = L.ranker(lm, data, settings, P)
+    r.cache = cfg.cache_prefix
 
     # AdaLoRA: warm at full rank, prune to the budget between tinit and tfinal, go on at the found ranks
     from peft import AdaLoraConfig, get_peft_model
@@ -170,7 +172,7 @@ def main(ctx, **config):
         for i in range(0, cfg.batch, micro)[ranks.rank::ranks.world]:
             j = np.arange(i, min(i + micro, cfg.batch))
             torch.manual_seed(int(np.random.SeedSequence([cfg.seed, step, i]).generate_state(1)[0]))   # the same dropout whichever rank draws it
-            start = L.begin(lm, r.prompts.prefix, P)
+            start = L.begin(lm, r.prompts.prefix, P, cfg.cache_prefix)
             at = [pairs[x][1] for x in j] if cfg.loss != "candidates" else None
             s_BC = L.score(lm, start, [pairs[x][0] for x in j], cand[j], r.titles, cfg.verbalizer, at)
             loss = 0.0

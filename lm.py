@@ -16,6 +16,7 @@ from common import CACHE, Log, candidates, compare, gather_rows, histories, metr
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")       # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")  # of a reloaded AdaLoRA; a test shows its scores are the saved ones
+warnings.filterwarnings("ignore", message="Adapter 'default'.*LoRA tensor.*invalid shape")      # of a layer that AdaLoRA pruned to rank 0
 SLOT, MASK = -1, -2
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -29,7 +30,9 @@ def load_lm(name, device, dtype=None):
     start / end (special tokens around a text), mask_id, max_tokens, name. model(...).logits are what the head WOULD read: the head
     is replaced by the identity, so every architecture's own last norm, transform and scaling apply and no script makes B x V logits.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM,
+                              AutoTokenizer)
+    from transformers.masking_utils import sdpa_mask
     from transformers.utils import logging
     logging.disable_progress_bar()
     if name == "smollm2-135m":
@@ -60,6 +63,13 @@ def load_lm(name, device, dtype=None):
         stop(f"{name} caps its logits after the head (final_logit_softcapping), which the verbalizer does not do; use another LM")
     head = model.get_output_embeddings()
     head.forward = lambda x: x
+    # on CPUs prompts stand one behind the other without padding; models whose attention does more than softmax(q k) v are left alone
+    odd = ("sliding_window", "attn_logit_softcapping", "alibi", "attention_chunk_size")
+    packs = kind == "decoder" and device.type == "cpu" and type(model)._supports_attention_backend and not any(getattr(config, x, None) for x in odd)
+    if packs:
+        AttentionInterface.register("packed_rows", packed_attention)
+        AttentionMaskInterface.register("packed_rows", sdpa_mask)
+        model.set_attn_implementation("packed_rows")
     mask = {"encoder-decoder": "<extra_id_0>", "encoder": tok.mask_token, "decoder": None}[kind]
     mask_id = tok.convert_tokens_to_ids(mask) if mask else None
     if kind != "decoder" and (mask_id is None or mask_id == tok.unk_token_id):
@@ -67,8 +77,8 @@ def load_lm(name, device, dtype=None):
     around = tok("a")["input_ids"]
     body = tok("a", add_special_tokens=False)["input_ids"]
     at = around.index(body[0])
-    lm = SimpleNamespace(name=str(name), kind=kind, model=model, tok=tok, head_VD=head.weight, bias_V=getattr(head, "bias", None),
-                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype,
+    lm = SimpleNamespace(name=str(name), folder=str(folder), kind=kind, model=model, tok=tok, head_VD=head.weight, bias_V=getattr(head, "bias", None),
+                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, packs=packs,
                          special=set(tok.all_special_ids) - {tok.unk_token_id},
                          max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096) - 2)   # RoBERTa's positions begin at 2
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
@@ -105,9 +115,12 @@ def embed(lm, ids_BQ, P_kD):
     return torch.where(slot_BQ[..., None], P_kD.to(lm.dtype)[nth_BQ.clamp(max=len(P_kD) - 1)], e_BQD)
 
 
-def begin(lm, prefix, P_kD=None):
-    """Everything about the prefix that does not depend on the sample. Gradients flow to P and to adapters where enabled."""
-    if lm.kind != "decoder":
+def begin(lm, prefix, P_kD=None, cache=True):
+    """Everything about the prefix that does not depend on the sample. Gradients flow to P and to adapters where enabled.
+
+    A decoder-only LM computes the prefix's keys and values here, once for all prompts; cache=False leaves them to every prompt: the same
+    numbers, slower (encoders see every token from every other, so they have nothing to keep)."""
+    if lm.kind != "decoder" or not cache:
         return SimpleNamespace(prefix=prefix, P=P_kD, kv=None)
     ids = torch.as_tensor(prefix, device=lm.device)[None]
     out = lm.model.base_model(inputs_embeds=embed(lm, ids, P_kD), use_cache=True)
@@ -134,46 +147,90 @@ def read(lm, start, tails, tok_BCT=None, n_BC=None, at=None):
 
 
 def read_decoder(lm, start, tails, tok_BCT, n_BC, at):
-    """One packed row per sample: its tail, then its C titles, each of which sees the prefix, the tail and itself only."""
-    from transformers import DynamicCache
-    B, p = len(tails), len(start.prefix)
-    rows, segments, places = [], [], []
+    """One row per sample: its tail, then its C titles, each of which sees the prefix, the tail and itself only."""
+    ahead = start.prefix if start.kv is None else start.prefix[:0]   # what of the prefix stands in the rows, and what in the cache
+    kept = len(start.prefix) - len(ahead)
+    rows, segments, places, reads, past = [], [], [], [], []
     for b, tail in enumerate(tails):
         if tail[-1] != MASK:
             stop("a decoder-only LM reads the token after the prompt: the mask must stand last")
-        row, seg, pos = [tail[:-1]], [np.zeros(len(tail) - 1, int)], [np.arange(len(tail) - 1)]
+        m = len(ahead) + len(tail) - 1
+        row, seg, pos, get = [ahead, tail[:-1]], [np.zeros(m, int)], [np.arange(m)], [] if tok_BCT is not None else [[m - 1]]
+        q = m
         for c in range(0 if tok_BCT is None else tok_BCT.shape[1]):
-            m = n_BC[b, c] - 1                                       # the last token predicts nothing we need
-            row.append(tok_BCT[b, c, :max(m, 0)])
-            seg.append(np.full(max(m, 0), c + 1))
-            pos.append(np.arange(len(tail) - 1, len(tail) - 1 + max(m, 0)))
-        rows.append(np.concatenate(row)), segments.append(np.concatenate(seg)), places.append(np.concatenate(pos))
+            n = max(n_BC[b, c] - 1, 0)                               # the last token predicts nothing we need
+            row.append(tok_BCT[b, c, :n])
+            seg.append(np.full(n, c + 1))
+            pos.append(np.arange(m, m + n))
+            if n_BC[b, c]:                                           # token 0 of a title is predicted at the mask, token t by token t-1
+                get += [[m - 1], np.arange(q, q + n)]
+            q += n
+        rows.append(np.concatenate(row)), segments.append(np.concatenate(seg)), places.append(np.concatenate(pos) + kept)
+        reads.append(np.concatenate(get).astype(int) if get else np.zeros(0, int)), past.append(len(ahead) + at[b] - 1 if at is not None else None)
+    P = start.P if len(ahead) else None
+    x_MD, first = (pass_packed if lm.packs else pass_padded)(lm, start.kv, P, kept, rows, segments, places)
+    pick = lambda index: x_MD[torch.as_tensor(np.concatenate([f + i for f, i in zip(first, index)]), device=lm.device)]
+    return pick(reads) if at is None else (pick(reads), pick(past))
+
+
+def pass_padded(lm, kv, P_kD, kept, rows, segments, places):
+    """The LM's body over rows padded to one length, under a mask. Returns all states (M, D) and where each row's begin."""
+    from transformers import DynamicCache
+    B = len(rows)
     ids_BQ, seg_BQ, pos_BQ = (torch.as_tensor(pad(r, v)).to(lm.device) for r, v in ((rows, 0), (segments, -1), (places, 0)))
     Q = ids_BQ.shape[1]
     sees_QQ = torch.ones(Q, Q, dtype=torch.bool, device=lm.device).tril()
     own_BQQ = (seg_BQ[:, None, :] == 0) | (seg_BQ[:, None, :] == seg_BQ[:, :, None])
-    mask_BQK = torch.cat([torch.ones(B, Q, p, dtype=torch.bool, device=lm.device), own_BQQ & sees_QQ], 2)
+    mask_BQK = torch.cat([torch.ones(B, Q, kept, dtype=torch.bool, device=lm.device), own_BQQ & sees_QQ], 2)
     cache = DynamicCache()
-    for i, (k, v) in enumerate(start.kv):
+    for i, (k, v) in enumerate(kv or []):
         cache.update(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1), i)
-    x_BQD = lm.model.base_model(inputs_embeds=embed(lm, ids_BQ, None), attention_mask=mask_BQK[:, None], position_ids=pos_BQ + p,
+    x_BQD = lm.model.base_model(inputs_embeds=embed(lm, ids_BQ, P_kD), attention_mask=mask_BQK[:, None], position_ids=pos_BQ,
                                 past_key_values=cache, use_cache=True).last_hidden_state
-    last = np.array([len(t) - 2 for t in tails])
-    if tok_BCT is None:
-        x = x_BQD[torch.arange(B), torch.as_tensor(last)]
-    else:
-        where = []                                                   # token 0 of a title is predicted at the mask, token t by token t-1
-        for b in range(B):
-            q = last[b] + 1
-            for n in n_BC[b]:
-                if n:
-                    where += [b * Q + last[b]] + list(range(b * Q + q, b * Q + q + n - 1))
-                    q += n - 1
-        x = x_BQD.flatten(0, 1)[torch.as_tensor(where, device=lm.device)]
-    if at is None:
-        return x
-    where = np.concatenate([b * Q + a - 1 for b, a in enumerate(at)])
-    return x, x_BQD.flatten(0, 1)[torch.as_tensor(where, device=lm.device)]
+    return x_BQD.flatten(0, 1), np.arange(B) * Q
+
+
+def pass_packed(lm, kv, P_kD, kept, rows, segments, places, block=256):
+    """The same with all rows one behind the other, no padding: packed_attention takes them apart again, in blocks of queries that see the
+    prefix, what stands before the block in its row's tail, and what stands before them in the block."""
+    pieces, masks, groups = [], {}, lm.model.config.num_attention_heads // lm.model.config.num_key_value_heads
+    for seg in segments:
+        m = int((seg == 0).sum())                                    # the tail; behind it whole titles, about `block` tokens at a time
+        ends = np.flatnonzero(np.diff(seg, append=-1)) + 1           # where a segment ends
+        edges, first = [*range(0, m, block), m], len(pieces)
+        while edges[-1] < len(seg):
+            after = ends[ends > edges[-1]]
+            edges.append(int(max(after[0], *after[after <= edges[-1] + block], 0)))
+        for i, j in zip(edges[:-1], edges[1:]):
+            before = min(i, m)
+            key = (kept + before, seg[i:j].tobytes())
+            if key not in masks:
+                sees = np.concatenate([np.ones((j - i, kept + before), bool), np.tril(seg[i:j, None] == seg[None, i:j])], 1)
+                masks[key] = torch.zeros(sees.shape, dtype=lm.dtype).masked_fill(torch.as_tensor(~sees), -torch.inf).repeat(groups, 1)
+            pieces.append(SimpleNamespace(length=j - i, before=range(first, first + sum(e < before for e in edges[:-1])), mask=masks[key]))
+    ids_1M, pos_1M = (torch.as_tensor(np.concatenate(r))[None] for r in (rows, places))
+    if P_kD is not None:                                             # every row holds all the slots
+        P_kD = P_kD.repeat(len(rows), 1)
+    x_1MD = lm.model.base_model(inputs_embeds=embed(lm, ids_1M, P_kD), attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool), position_ids=pos_1M,
+                                use_cache=False, packed=SimpleNamespace(kv=kv, pieces=pieces)).last_hidden_state
+    return x_1MD[0], np.concatenate([[0], np.cumsum([len(r) for r in rows])])[:-1]
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling=None, packed=None, **kwargs):
+    """Attention as transformers asks for it, query (1, H, M, d), key and value (1, G, M, d), piece by piece of pass_packed. The H / G
+    query heads that share keys stand under each other as if they were more queries: the same sums, fewer and larger products."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    if packed is None:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    (_, H, _, d), G, out = query.shape, key.shape[1], []
+    query, key, value = (t.split([p.length for p in packed.pieces], 2) for t in (query, key, value))
+    prefix = [[t] for t in packed.kv[module.layer_idx]] if packed.kv else [[], []]
+    for n, piece in enumerate(packed.pieces):
+        k, v = (torch.cat([*first, *(t[i] for i in piece.before), t[n]], 2) for first, t in zip(prefix, (key, value)))
+        o = torch.nn.functional.scaled_dot_product_attention(query[n].reshape(1, G, H // G * piece.length, d), k, v, attn_mask=piece.mask, scale=scaling,
+                                                             dropout_p=kwargs.get("dropout", 0.0))
+        out.append(o.view(1, H, piece.length, d))
+    return torch.cat(out, 2).transpose(1, 2), None
 
 
 def fill(lm, start, tails, n=None):
@@ -374,7 +431,7 @@ def ranker(lm, data, settings, P_kD=None):
                        settings["verbalizer"] == "letter", settings["max_tokens"])
     return SimpleNamespace(lm=lm, data=data, titles=titles, prompts=prompts, P=P_kD, verbalizer=settings["verbalizer"],
                            show=settings["show"] or settings["verbalizer"] == "letter", history=settings["history"],
-                           order=settings["order"], backbone_run=settings["backbone_run"])
+                           order=settings["order"], backbone_run=settings["backbone_run"], cache=True)
 
 
 @torch.no_grad()
@@ -385,7 +442,7 @@ def score_tails(r, tails, cand_nC, ranks, name="score", batch=16, out=None):
     it the same way) however many processes there are.
     """
     r.lm.model.eval()
-    start = begin(r.lm, r.prompts.prefix, r.P)
+    start = begin(r.lm, r.prompts.prefix, r.P, r.cache)
     order = np.argsort([-len(t) for t in tails], kind="stable")
     batches = [order[i:i + batch] for i in range(0, len(order), batch)][ranks.rank::ranks.world]
     mine = np.concatenate([np.zeros(0, int), *batches])

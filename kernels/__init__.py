@@ -91,22 +91,22 @@ def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS=None, bias_V=None, i
 # ---------------------------------------------------------------- gradients
 
 class _CandidateScores(torch.autograd.Function):
-    """d score[b, c] / d x[b] = 1/n sum_t head[tok[b, c, t]]; only the inputs are kept, the rows are gathered again in backward."""
+    """d score[b, c] / d x[b] = 1/n sum_t head[tok[b, c, t]]."""
 
     @staticmethod
     def forward(ctx, x_BD, head_VD, bias_V, tok_BCT, n_BC, which):
-        ctx.save_for_backward(x_BD, head_VD, tok_BCT, n_BC)
+        score_BC, kept = backend(which).scores(x_BD.contiguous(), head_VD, tok_BCT, n_BC, ctx.needs_input_grad[0])
+        ctx.save_for_backward(x_BD, head_VD, tok_BCT, n_BC, kept)
         ctx.which, ctx.bias = which, None if bias_V is None else bias_V.dtype
-        score_BC = backend(which).scores(x_BD.contiguous(), head_VD, tok_BCT, n_BC)
         return score_BC if bias_V is None else score_BC + (bias_V.float()[real(tok_BCT, n_BC)] * weights(tok_BCT, n_BC)).sum(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_BC):
-        x_BD, head_VD, tok_BCT, n_BC = ctx.saved_tensors
+        x_BD, head_VD, tok_BCT, n_BC, kept = ctx.saved_tensors
         dx_BD = dhead_VD = dbias_V = None
         if ctx.needs_input_grad[0]:
-            dx_BD = backend(ctx.which).scores_dx(g_BC.float().contiguous(), head_VD, tok_BCT, n_BC).to(x_BD.dtype)
+            dx_BD = backend(ctx.which).scores_dx(g_BC.float().contiguous(), kept, head_VD, tok_BCT, n_BC).to(x_BD.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:      # not in DELRec, whose head is frozen: G[b, v], then one product
             G_BV = torch.zeros(len(x_BD), len(head_VD), device=x_BD.device)
             G_BV.scatter_add_(1, real(tok_BCT, n_BC).flatten(1), (g_BC.float()[..., None] * weights(tok_BCT, n_BC)).flatten(1))

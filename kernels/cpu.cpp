@@ -92,28 +92,24 @@ static void scores(const T* x_BD, const T* head_VD, int64_t stride, const int32_
     }
 }
 
-// dx[b] = sum_c g[b, c]/n sum_{t<n} head[tok[b, c, t]]; a thread owns a block of a row of dx, so nothing is added atomically
+// pooled[b, c] = 1/n sum_{t<n} head[tok[b, c, t]] in fp32: the gradient of score[b, c] with respect to x[b], and score = pooled . x. Training
+// keeps it: gathering the rows a second time in backward costs more than its B*C*D numbers
 template <class T>
-static void scores_dx(const float* g_BC, const T* head_VD, int64_t stride, const int32_t* tok_BCT, const int32_t* n_BC, float* dx_BD,
-                      int64_t B, int64_t C, int64_t T_, int64_t D) {
-    const int64_t blocks = (D + BLOCK - 1) / BLOCK;
+static void pool(const T* head_VD, int64_t stride, const int32_t* tok_NT, const int32_t* n_N, float* pooled_ND, int64_t N, int64_t T_, int64_t D) {
     #pragma omp parallel
     {
         std::vector<float> room(4 * BLOCK);
         #pragma omp for schedule(static)
-        for (int64_t job = 0; job < B * blocks; job++) {
-            const int64_t b = job / blocks, d0 = job % blocks * BLOCK, m = std::min(BLOCK, D - d0);
-            float* out = dx_BD + b * D + d0;
-            std::fill(out, out + m, 0.f);
-            for (int64_t bc = b * C; bc < (b + 1) * C; bc++) {
-                const int32_t n = n_BC[bc], *tok = tok_BCT + bc * T_;
+        for (int64_t i = 0; i < N; i++) {
+            const int32_t n = n_N[i], *tok = tok_NT + i * T_;
+            for (int64_t d0 = 0; d0 < D; d0 += BLOCK) {
+                const int64_t m = std::min(BLOCK, D - d0);
+                float* out = pooled_ND + i * D + d0;
+                std::fill(out, out + m, 0.f);
                 for (int32_t t = 0; t < n; t += 4) {
                     const T* r[4];
-                    float w[4];
-                    for (int j = 0; j < 4; j++) {
-                        r[j] = head_VD + int64_t(tok[std::min(t + j, n - 1)]) * stride + d0;
-                        w[j] = t + j < n ? g_BC[bc] / n : 0;
-                    }
+                    float w[4];                                  // the last of a title's rows stands in for those beyond it, weighing nothing
+                    for (int j = 0; j < 4; j++) { r[j] = head_VD + int64_t(tok[std::min(t + j, n - 1)]) * stride + d0; w[j] = t + j < n ? 1.f / n : 0; }
                     four_rows(r, room.data(), m, [&](auto a0, auto a1, auto a2, auto a3) {
                         #pragma omp simd
                         for (int64_t d = 0; d < m; d++)
@@ -393,9 +389,8 @@ void verbalizer_scores(int dtype, const void* x, const void* head, int64_t strid
                        int64_t B, int64_t C, int64_t T_, int64_t D) {
     BY_DTYPE(scores((const T*)x, (const T*)head, stride, tok, n, score, B, C, T_, D))
 }
-void verbalizer_scores_dx(int dtype, const float* g, const void* head, int64_t stride, const int32_t* tok, const int32_t* n, float* dx,
-                          int64_t B, int64_t C, int64_t T_, int64_t D) {
-    BY_DTYPE(scores_dx(g, (const T*)head, stride, tok, n, dx, B, C, T_, D))
+void verbalizer_pool(int dtype, const void* head, int64_t stride, const int32_t* tok, const int32_t* n, float* pooled, int64_t N, int64_t T_, int64_t D) {
+    BY_DTYPE(pool((const T*)head, stride, tok, n, pooled, N, T_, D))
 }
 void verbalizer_likelihood(int dtype, const void* x, const void* head, int64_t stride, const float* bias, const int32_t* tok, float* logp, float* diff,
                            int64_t N, int64_t V, int64_t D) {

@@ -43,7 +43,7 @@ def library():
         lib = ctypes.CDLL(str(path))
     except OSError as e:
         return none(str(e))
-    for name in ("scores", "scores_dx", "likelihood", "logits", "catalogue", "topk"):
+    for name in ("scores", "pool", "likelihood", "logits", "catalogue", "topk"):
         getattr(lib, f"verbalizer_{name}").restype = None
     return lib
 
@@ -69,19 +69,22 @@ def titles_fit(tok_BCT, n_BC, V):
                                                 ctypes.c_int64(n_BC.numel()), ctypes.c_int64(tok_BCT.shape[2]), ctypes.c_int64(V)))
 
 
-def scores(x_BD, head_VD, tok_BCT, n_BC):
-    """See kernels.candidate_scores, without the bias. tok and n int32, all but the head contiguous."""
+def scores(x_BD, head_VD, tok_BCT, n_BC, gradient):
+    """score_BC without the bias, and what backward needs: with gradient the mean rows (B, C, D) fp32, else None. tok and n int32, all but
+    the head contiguous."""
     B, C, T = tok_BCT.shape
+    if gradient:
+        row_BCD = torch.empty(B, C, x_BD.shape[1])
+        call("pool", dtype(head_VD), head_VD, head_VD.stride(0), tok_BCT, n_BC, row_BCD, B * C, T, x_BD.shape[1])
+        return (row_BCD @ x_BD.float()[..., None])[..., 0], row_BCD
     score_BC = torch.empty(B, C)
     call("scores", dtype(head_VD), x_BD, head_VD, head_VD.stride(0), tok_BCT, n_BC, score_BC, B, C, T, x_BD.shape[1])
-    return score_BC
+    return score_BC, None
 
 
-def scores_dx(g_BC, head_VD, tok_BCT, n_BC):
-    B, C, T = tok_BCT.shape
-    dx_BD = torch.empty(B, head_VD.shape[1])
-    call("scores_dx", dtype(head_VD), g_BC, head_VD, head_VD.stride(0), tok_BCT, n_BC, dx_BD, B, C, T, head_VD.shape[1])
-    return dx_BD
+def scores_dx(g_BC, row_BCD, head_VD, tok_BCT, n_BC):
+    """dx[b] = sum_c g[b, c] row[b, c]: fp32 (B, D)."""
+    return (g_BC[:, None] @ row_BCD)[:, 0]
 
 
 def log_probs(x_ND, head_VD, tok_N, bias_V, gradient):

@@ -54,14 +54,15 @@ def scores_dx_kernel(G, W, TOK, LEN, DX, C, T, D, stride_w, BLOCK_T: tl.constexp
     tl.store(DX + b * D + d, acc, mask=d < D)
 
 
-def scores(x_BD, head_VD, tok_BCT, n_BC):
+def scores(x_BD, head_VD, tok_BCT, n_BC, gradient):
+    """score_BC without the bias, and nothing kept for backward, which gathers again: bytes are cheap here, memory is not."""
     B, C, T = tok_BCT.shape
     score_BC = torch.empty(B, C, device=x_BD.device)
     scores_kernel[(B * C,)](x_BD, head_VD, tok_BCT, n_BC, score_BC, C, T, x_BD.shape[1], head_VD.stride(0), **blocks(T, x_BD.shape[1], head_VD.dtype))
-    return score_BC
+    return score_BC, None
 
 
-def scores_dx(g_BC, head_VD, tok_BCT, n_BC):
+def scores_dx(g_BC, _, head_VD, tok_BCT, n_BC):
     B, C, T = tok_BCT.shape
     D, tile = head_VD.shape[1], blocks(T, head_VD.shape[1], head_VD.dtype)
     dx_BD = torch.empty(B, D, device=g_BC.device)

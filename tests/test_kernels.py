@@ -417,11 +417,11 @@ def test_the_loops_write_nothing_beside_their_outputs(dtype, B, C, T, V, D):
     available("cpp")
     x, head, tok, n, b = inputs(3, B, C, T, V, D, True, dtype)
     tok, n, b, head = tok.int(), n.int(), b.float(), poisoned(head)[:V]
-    out = {name: guarded(shape) for name, shape in (("score", (B, C)), ("dx", (B, D)), ("logp", (B,)), ("diff", (B, D)), ("top", (B, 3)), ("all", (B, C)))}
+    out = {name: guarded(shape) for name, shape in (("score", (B, C)), ("pool", (B, C, D)), ("logp", (B,)), ("diff", (B, D)), ("top", (B, 3)), ("all", (B, C)))}
     ids = guarded((B, 3), torch.int64)
     tables = guarded((-(-B // 16), V, 16))
     cpu.call("scores", cpu.dtype(head), x, head, head.stride(0), tok, n, out["score"][0], B, C, T, D)
-    cpu.call("scores_dx", cpu.dtype(head), torch.ones(B, C), head, head.stride(0), tok, n, out["dx"][0], B, C, T, D)
+    cpu.call("pool", cpu.dtype(head), head, head.stride(0), tok, n, out["pool"][0], B * C, T, D)
     cpu.call("likelihood", cpu.dtype(head), x, head, head.stride(0), b, tok[:, 0, 0].contiguous(), out["logp"][0], out["diff"][0], B, V, D)
     cpu.call("logits", cpu.dtype(head), x, head, head.stride(0), b, tables[0], B, V, D)
     ptr = torch.arange(0, C * T + 1, T)

@@ -363,6 +363,43 @@ def test_neither_the_batch_nor_its_padding_changes_a_score(load, kind, toy, verb
     np.testing.assert_allclose(back, single, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("verbalizer, show, at", [("mean", True, False), ("letter", True, False), ("likelihood", False, False), ("likelihood", False, True)])
+def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(decoder, toy, verbalizer, show, at):
+    from peft import LoraConfig, get_peft_model
+    r = rank_with(lambda _: L.load_lm(decoder, torch.device("cpu"), torch.float64), "decoder", toy, k=4, show=show, verbalizer=verbalizer)
+    assert r.lm.packs                                    # what a CPU does; a GPU pads
+    adapter = get_peft_model(r.lm.model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False))
+    params = [p for p in adapter.parameters() if p.requires_grad]
+    old, cand = windows(toy, 4)
+    pairs = [r.prompts.history(h, c) for h, c in zip(old, cand)]
+    results = []
+    for cache, packs in ((True, True), (False, True), (True, False), (False, False)):
+        P, r.lm.packs = r.P.clone().requires_grad_(), packs
+        start = L.begin(r.lm, r.prompts.prefix, P, cache)
+        assert (start.kv is not None) == cache
+        score = L.score(r.lm, start, [t for t, _ in pairs], cand, r.titles, verbalizer, [a for _, a in pairs] if at else None)
+        score, past = score if at else (score, torch.zeros(1))
+        (score.log_softmax(1)[:, 2].sum() + past.sum()).backward()
+        results.append([score.detach(), past.detach(), P.grad] + [p.grad.clone() for p in params])
+        for p in params:
+            p.grad = None
+    assert results[0][2].abs().max() > 1e-4 and all(g.abs().max() > 0 for g in results[0][3:])
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 3, 7])
+def test_the_blocks_of_packed_rows_change_nothing(load, toy, block, monkeypatch):
+    r = rank_with(load, "decoder", toy, k=4, verbalizer="likelihood")
+    old, cand = windows(toy, 4)
+    start, tails = L.begin(r.lm, r.prompts.prefix, r.P), [r.prompts.history(h)[0] for h in old]
+    want = L.score(r.lm, start, tails, cand, r.titles, "likelihood")
+    whole = L.pass_packed
+    monkeypatch.setattr(L, "pass_packed", lambda *args: whole(*args, block=block))
+    torch.testing.assert_close(L.score(r.lm, start, tails, cand, r.titles, "likelihood"), want, rtol=1e-5, atol=1e-5)
+
+
 @ALL
 @pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
 def test_a_score_does_not_depend_on_the_other_candidates_unless_they_are_shown(load, kind, toy, verbalizer, alone):

@@ -1,0 +1,53 @@
+"""The benchmarks' own parts, on shapes small enough to test: what is timed must be what it says."""
+import numpy as np
+import pytest
+import torch
+
+import bench
+import lm as L
+from kernels import bench as kernel_bench
+
+CPU = torch.device("cpu")
+
+
+def small():
+    from transformers import LlamaConfig, T5Config
+    return {"t5": T5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0),
+            "llama": LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)}
+
+
+def test_random_lms_score_prompts_of_the_length_asked_for():
+    for name, config in small().items():
+        m = bench.random_lm(name, config, CPU, torch.float32)
+        titles, prefix, tails, cands = bench.random_prompts(m, 3, 150)
+        assert all(len(prefix) + len(t) == 150 for t in tails) and (prefix == L.SLOT).sum() == bench.K
+        P = L.random_soft_prompt(m, bench.K, 0).requires_grad_()
+        score = L.score(m, L.begin(m, prefix, P), tails, cands, titles, "mean")
+        assert score.shape == (3, bench.C) and score.std() > 0
+        score.log_softmax(1)[:, 0].sum().backward()
+        assert P.grad.abs().max() > 0
+
+
+def test_the_gpu_s_rows_come_out_of_the_same_program():
+    rows = []
+    bench.big_shapes(rows, CPU, small(), tokens=130, dtype=torch.float32)
+    names = [r[0] for r in rows]
+    assert {f"{what}.{lm}.cpu.{row}" for lm in small() for what, row in (("score", "ms_per_request"), ("score", "mfu"), ("train", "mfu"), ("train", "peak_gb"))} <= set(names)
+    assert all(np.isfinite(value) and value > 0 for name, value, *_ in rows if not name.endswith("peak_gb"))
+
+
+def test_kernel_rows_on_a_small_shape():
+    rows = []
+    kernel_bench.candidate_scores(rows, CPU, torch.bfloat16, 2, 3, 4, 16, 50, 1e9)
+    kernel_bench.title_likelihood(rows, CPU, torch.float32, 20, 16, 60)
+    kernel_bench.catalogue(rows, CPU, torch.float32, 300, 16, 60, B=4)
+    names = [r[0] for r in rows]
+    assert "candidate_scores.cpu.bf16.2x3x4x16.vs_full_logits" in names and "title_likelihood.cpu.fp32.20x60.memory_vs_full_logits" in names
+    assert "catalogue.cpu.300.fp32.ms_per_user" in names and len(names) == len(set(names))
+
+
+def test_peak_memory_is_what_a_call_adds():
+    size = kernel_bench.extra_bytes(lambda: torch.ones(64 * 2 ** 20).sum(), CPU)
+    if size is None:
+        pytest.skip("this system does not tell a process's high-water mark")
+    assert 0.9 * 256 * 2 ** 20 < size < 1.3 * 256 * 2 ** 20
