@@ -171,7 +171,7 @@ def main(ctx, **config):
     optimiser = Lion([P], lr=cfg.lr, weight_decay=cfg.weight_decay)
     balancer = torch.optim.Adam([log_var], lr=1e-2)
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
-    best, log, began, lm_seconds, prompts_seen = None, Log(out, steps, "distill", ranks), time.time(), 0.0, 0
+    best, log, began, lm_seconds, prompts_seen = None, Log(out, steps, "distill", ranks), time.time(), {"steps": 0.0, "validation": 0.0}, 0
 
     for step in range(steps):
         which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
@@ -192,7 +192,7 @@ def main(ctx, **config):
             sum_gradients([P], ranks)
             grads.append(P.grad)
             losses.append(sum_over_ranks(total, ranks).item())
-        lm_seconds += time.time() - t0
+        lm_seconds["steps"] += time.time() - t0
         prompts_seen += len(ta) + len(rps)
         if not np.isfinite(losses).all():
             stop(f"the loss is {losses} at step {step}; lower --lr {cfg.lr}")
@@ -205,7 +205,9 @@ def main(ctx, **config):
 
         shown = {"loss_ta": losses[0], "loss_rps": losses[1], "lam_ta": lam[0].item(), "lr": lr}
         if step in eval_at:
+            t0 = time.time()
             now = validate(f"step {step + 1}")
+            lm_seconds["validation"] += time.time() - t0
             shown |= {f"val_{k}": v for k, v in now.items()}
             quality = now["ta_loss"] * (cfg.tasks != "rps") + now["rps_loss"] * (cfg.tasks != "ta")
             if best is None or quality < best[0]:
@@ -218,16 +220,16 @@ def main(ctx, **config):
         L.save_soft_prompt(out, P_best)
         result = {"chance": 1 / cfg.C, "n_ta": len(val_ta), "n_rps": len(val_rps), "before": before, "after": after, "best_step": best_step}
         write_json(out / "metrics.json", result)
-        record |= {"settings": settings, "backbone": backbone, "backbone_run": str(teacher_folder), "lm_share": round(lm_seconds / seconds, 3),
+        record |= {"settings": settings, "backbone": backbone, "backbone_run": str(teacher_folder), "lm_share": round(sum(lm_seconds.values()) / seconds, 3),
                    "calibration": 0.0, "soft_prompt": str(out)}
         finish_run(out, record)
         print(f"\nStage 1, {backbone} -> {cfg.k} vectors of {cfg.llm}; accuracy on {len(val)} validation samples, {cfg.C} candidates, chance {1 / cfg.C:.3f}")
         for task, n in (("ta", len(val_ta)), ("rps", len(val_rps))):
             print(f"  {task.upper():4} before {before[task]:.3f}  after {after[task]:.3f}   (n={n})")
-        print(f"  {prompts_seen / seconds:.2f} prompts/s, {100 * lm_seconds / seconds:.0f} % of the time in the LM")
+        print(f"  {prompts_seen / lm_seconds['steps']:.2f} prompts/s in training, {100 * record['lm_share']:.0f} % of the time in the LM")
         print(json.dumps({"stage": "distill", "out": str(out), "chance": round(1 / cfg.C, 4),
                           **{f"{t}_{w}": round(d[t], 4) for t in ("ta", "rps") for w, d in (("before", before), ("after", after))},
-                          "samples_per_second": round(prompts_seen / seconds, 2), "lm_share": record["lm_share"], "seconds": record["seconds"],
+                          "samples_per_second": round(prompts_seen / lm_seconds["steps"], 2), "lm_share": record["lm_share"], "seconds": record["seconds"],
                           "peak_gb": round(peak_gb(), 2)}))
     finish(ranks)
 

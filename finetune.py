@@ -147,7 +147,7 @@ def main(ctx, **config):
     val = subset(len(data.val), cfg.val_samples, cfg.seed)
     val_cand, val_target = candidates(data, "val", cfg.C)[val], data.items[data.val[val]]
     train_cand, train_place = candidates(data, "train", cfg.C), L.listing(r, "train", cfg.C)
-    best, log, lm_seconds, began = None, Log(out, steps, "finetune", ranks), 0.0, time.time()
+    best, log, lm_seconds, began = None, Log(out, steps, "finetune", ranks), {"steps": 0.0, "validation": 0.0}, time.time()
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
     micro = min(cfg.micro, -(-cfg.batch // ranks.world))     # whole micro-batches are shared among the ranks, each the same whoever has it
 
@@ -196,11 +196,13 @@ def main(ctx, **config):
             stop(f"the loss is {total[0]} at step {step}; lower --lr {cfg.lr}")
         optimiser.step()
         adapter.base_model.update_and_allocate(step + 1)  # reads the gradients
-        lm_seconds += time.time() - t0
+        lm_seconds["steps"] += time.time() - t0
 
         shown = {"loss": total[0]} | ({"candidates": total[1], "titles": total[2]} if cfg.loss == "both" else {})
         if step in eval_at:
+            t0 = time.time()
             score_nC = L.score_samples(r, "val", val, cfg.C, ranks, name="validate")
+            lm_seconds["validation"] += time.time() - t0
             m = metrics(*compare(score_nC, val_cand == val_target[:, None]))
             shown |= {"val_hr@1": float(m["hr@1"].mean()), "val_ndcg@10": float(m["ndcg@10"].mean())}
             if ranks.main:
@@ -221,7 +223,7 @@ def main(ctx, **config):
     with torch.no_grad():
         for p, w in zip(params, weights):
             p.copy_(w)
-    per_second = cfg.batch * steps / (time.time() - began)
+    per_second, lm_share = cfg.batch * steps / lm_seconds["steps"], round(sum(lm_seconds.values()) / (time.time() - began), 3)
 
     # calibration, then the run folder; config.json last
     neutral = L.neutral_scores(r, ranks, out) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
@@ -237,10 +239,10 @@ def main(ctx, **config):
         write_npy(out / f"scores_val_{cfg.C}.npy", full_nC)
         record |= {"settings": settings, "calibration": w, "best_step": best_step, "rank": [layers * cfg.init_r, active_rank(adapter)],
                    "soft_prompt": str(prompt_run.folder) if prompt_run else cfg.soft_prompt,
-                   "backbone_run": settings["backbone_run"], "lm_share": round(lm_seconds / (time.time() - began), 3)}
+                   "backbone_run": settings["backbone_run"], "lm_share": lm_share}
         finish_run(out, record)
         print(f"best step {best_step}; ranks reallocated {layers * cfg.init_r} -> {active_rank(adapter)}; calibration weight {w}; "
-              f"{per_second:.2f} samples/s, {100 * record['lm_share']:.0f} % of the time in the LM")
+              f"{per_second:.2f} samples/s in training, {100 * record['lm_share']:.0f} % of the time in the LM")
         print(json.dumps({"stage": "finetune", "out": str(out), "val_hr@1": round(float(m["hr@1"].mean()), 4),
                           "val_ndcg@10": round(float(m["ndcg@10"].mean()), 4), "chance_hr@1": round(chance(cfg.C)["hr@1"], 4), "n_val": len(val),
                           "samples_per_second": round(per_second, 2), "lm_share": record["lm_share"], "seconds": record["seconds"],
