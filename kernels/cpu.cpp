@@ -385,6 +385,7 @@ static void topk(const float* logit_VL, const int64_t* ptr, const int32_t* tok, 
 #define BY_DTYPE(call) switch (dtype) { case 0: { typedef float T; call; break; } case 1: { typedef bf16 T; call; break; } default: { typedef fp16 T; call; } }
 
 extern "C" {
+void verbalizer_threads(int n) { omp_set_num_threads(n); }
 void verbalizer_scores(int dtype, const void* x, const void* head, int64_t stride, const int32_t* tok, const int32_t* n, float* score,
                        int64_t B, int64_t C, int64_t T_, int64_t D) {
     BY_DTYPE(scores((const T*)x, (const T*)head, stride, tok, n, score, B, C, T_, D))

@@ -53,7 +53,8 @@ def none(why):
 
 
 def call(name, *args):
-    """Tensors go as pointers, integers as int64, None as a null pointer."""
+    """Tensors go as pointers, integers as int64, None as a null pointer. As many threads as torch has: its OpenMP need not be the library's."""
+    library().verbalizer_threads(ctypes.c_int(torch.get_num_threads()))
     getattr(library(), f"verbalizer_{name}")(*[
         a if isinstance(a, ctypes.c_int) else ctypes.c_void_p(None if a is None else a.data_ptr() if isinstance(a, torch.Tensor) else 0)
         if a is None or isinstance(a, torch.Tensor) else ctypes.c_int64(a) for a in args])
