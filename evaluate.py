@@ -243,7 +243,7 @@ def answer(run, data, text, top, pool, ranks):
             block = len(items) if r.show else 50
             blocks = np.resize(items, (-(-len(items) // block), block))
             tails = [r.prompts.history(old[-r.history:], b)[0] for b in blocks]
-            s_I[blocks] = L.score_tails(r, tails, blocks, ranks, batch=2) - penalty_I[blocks]
+            s_I[blocks] = L.score_tails(r, tails, blocks, ranks) - penalty_I[blocks]
         best = np.argsort(-s_I, kind="stable")[:top]
         pairs = [(i, s_I[i]) for i in best if np.isfinite(s_I[i])]
     now = time.time()

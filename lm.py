@@ -30,9 +30,7 @@ def load_lm(name, device, dtype=None):
     start / end (special tokens around a text), mask_id, max_tokens, name. model(...).logits are what the head WOULD read: the head
     is replaced by the identity, so every architecture's own last norm, transform and scaling apply and no script makes B x V logits.
     """
-    from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM,
-                              AutoTokenizer)
-    from transformers.masking_utils import sdpa_mask
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging
     logging.disable_progress_bar()
     if name == "smollm2-135m":
@@ -63,13 +61,6 @@ def load_lm(name, device, dtype=None):
         stop(f"{name} caps its logits after the head (final_logit_softcapping), which the verbalizer does not do; use another LM")
     head = model.get_output_embeddings()
     head.forward = lambda x: x
-    # on CPUs prompts stand one behind the other without padding; models whose attention does more than softmax(q k) v are left alone
-    odd = ("sliding_window", "attn_logit_softcapping", "alibi", "attention_chunk_size")
-    packs = kind == "decoder" and device.type == "cpu" and type(model)._supports_attention_backend and not any(getattr(config, x, None) for x in odd)
-    if packs:
-        AttentionInterface.register("packed_rows", packed_attention)
-        AttentionMaskInterface.register("packed_rows", sdpa_mask)
-        model.set_attn_implementation("packed_rows")
     mask = {"encoder-decoder": "<extra_id_0>", "encoder": tok.mask_token, "decoder": None}[kind]
     mask_id = tok.convert_tokens_to_ids(mask) if mask else None
     if kind != "decoder" and (mask_id is None or mask_id == tok.unk_token_id):
@@ -78,11 +69,25 @@ def load_lm(name, device, dtype=None):
     body = tok("a", add_special_tokens=False)["input_ids"]
     at = around.index(body[0])
     lm = SimpleNamespace(name=str(name), folder=str(folder), kind=kind, model=model, tok=tok, head_VD=head.weight, bias_V=getattr(head, "bias", None),
-                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, packs=packs,
+                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, packs=kind == "decoder" and use_packed_rows(model),
                          special=set(tok.all_special_ids) - {tok.unk_token_id},
                          max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096) - 2)   # RoBERTa's positions begin at 2
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
     return lm
+
+
+def use_packed_rows(model):
+    """Give a decoder-only LM on a CPU the attention of pass_packed. False, and nothing changed, on a GPU (where one call per piece would
+    cost more than the padding) and for models whose attention does more than softmax(q k) v."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+    odd = ("sliding_window", "attn_logit_softcapping", "alibi", "attention_chunk_size")
+    if model.device.type != "cpu" or not model._supports_attention_backend or any(getattr(model.config, x, None) for x in odd):
+        return False
+    AttentionInterface.register("packed_rows", packed_attention)
+    AttentionMaskInterface.register("packed_rows", sdpa_mask)
+    model.set_attn_implementation("packed_rows")
+    return True
 
 
 def has_fast_bf16():
@@ -434,17 +439,31 @@ def ranker(lm, data, settings, P_kD=None):
                            order=settings["order"], backbone_run=settings["backbone_run"], cache=True)
 
 
+def batches_of(cost, budget):
+    """Indices in batches of like cost, the dearest first, each batch at most `budget` when all of it costs as much as its dearest."""
+    batches = []
+    for i in np.argsort(-np.asarray(cost), kind="stable"):
+        if not batches or (len(batches[-1]) + 1) * cost[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(int(i))
+    return [np.array(b) for b in batches]
+
+
 @torch.no_grad()
-def score_tails(r, tails, cand_nC, ranks, name="score", batch=16, out=None):
+def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None):
     """Scores float32 (n, C) of candidates for prompts, on every rank; the prefix computed once.
 
-    Batches of like length, formed over all prompts and then shared among the ranks: a prompt meets the same neighbours (so bf16 rounds
-    it the same way) however many processes there are.
+    Batches of like length, at most `tokens` tokens each (5,000 on a CPU, whose caches they shall meet, 65,536 on a GPU), are formed over
+    all prompts and then shared among the ranks: a prompt meets the same neighbours (so bf16 rounds it the same way) however many
+    processes there are.
     """
     r.lm.model.eval()
     start = begin(r.lm, r.prompts.prefix, r.P, r.cache)
-    order = np.argsort([-len(t) for t in tails], kind="stable")
-    batches = [order[i:i + batch] for i in range(0, len(order), batch)][ranks.rank::ranks.world]
+    likelihood = r.verbalizer == "likelihood"
+    cost = np.array([len(t) for t in tails], int) + (0 if r.lm.kind == "decoder" and r.cache else len(r.prompts.prefix))
+    if likelihood:                                                   # an encoder reads every title in a prompt of its own
+        cost = cost * (cand_nC.shape[1] if r.lm.kind == "encoder" else 1) + np.diff(r.titles.ptr)[cand_nC].sum(1)
+    batches = batches_of(cost, tokens or (65536 if r.lm.device.type == "cuda" else 5000))[ranks.rank::ranks.world]
     mine = np.concatenate([np.zeros(0, int), *batches])
     log, rows, done = Log(out, len(mine), name, ranks, "prompt"), np.zeros((len(mine), cand_nC.shape[1]), np.float32), 0
     for j in batches:
@@ -479,14 +498,14 @@ def listing(r, split, C):
     return np.argsort(-np.load(path), axis=1, kind="stable")
 
 
-def score_samples(r, split, which, C, ranks, out=None, name="score", batch=16):
+def score_samples(r, split, which, C, ranks, out=None, name="score"):
     """Scores (len(which), C) of the stored candidates of some samples of a split."""
     place_nC = listing(r, split, C)[which]
     cand_nC = np.take_along_axis(candidates(r.data, split, C)[which], place_nC, 1)
     old_nL = histories(r.data, getattr(r.data, split)[which], r.history)
     tails = [r.prompts.history(h[h > 0], c)[0] for h, c in zip(old_nL, cand_nC)]
     rows = np.zeros((len(which), C), np.float32)
-    np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, ranks, name, batch, out), 1)
+    np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, ranks, name, out), 1)
     return rows
 
 
@@ -497,7 +516,7 @@ def neutral_scores(r, ranks, out=None, chunk=60):
     items = np.arange(1, r.data.n_items + 1)
     blocks = np.resize(items, (-(-len(items) // chunk), chunk))     # np.resize repeats the first items in the last block
     scores = np.zeros(r.data.n_items + 1, np.float32)
-    scores[blocks] = score_tails(r, [r.prompts.history([])[0]] * len(blocks), blocks, ranks, "neutral prompt", 4, out)
+    scores[blocks] = score_tails(r, [r.prompts.history([])[0]] * len(blocks), blocks, ranks, "neutral prompt", out)
     return scores
 
 

@@ -1,6 +1,6 @@
 """The verbalizer against what one would otherwise write in torch: time, memory, one table, and one JSON line at the end.
 
-    python kernels/bench.py            make bench-kernels; about ten minutes on 2 cores, 8 GB; on a GPU where there is one
+    python kernels/bench.py            make bench-kernels; about six minutes on 2 cores, 8 GB; on a GPU where there is one
     python kernels/bench.py --quick    the smallest shapes only
 
 Ratios come from one run: the methods take turns on the same inputs, medians count. vs_X is X's time over ours, above 1 we are faster.

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import common
+import distill
 import evaluate
 import finetune
 import lm as L
@@ -179,6 +180,25 @@ def test_two_processes_give_the_adapter_and_the_scores_of_one(chain, twins):
     same_run(twins.delrec, chain.delrec)
     assert common.load_run(twins.delrec).world == 2
     assert common.load_run(twins.delrec).calibration == common.load_run(chain.delrec).calibration
+
+
+def test_any_batch_is_shared_among_any_number_of_processes(chain, toy, backbone, decoder, script, on_cpu, two_processes, tmp_path):
+    # one sample leaves the second process idle, three leave it half of the work; dropout belongs to the micro-batch, not to the process
+    jobs = []
+    for batch in (1, 3):
+        for who in ("one", "two"):
+            to_prompt, to_delrec = stages(toy, backbone, decoder, tmp_path / f"prompt-{who}-{batch}", tmp_path / f"delrec-{who}-{batch}")
+            to_delrec[to_delrec.index("--soft-prompt") + 1] = chain.prompt
+            for name, args in (("distill", to_prompt), ("finetune", [*to_delrec, "--dropout", .3])):
+                args = [*args, "--batch", batch, "--micro", -(-batch // 2), "--samples", 6 * batch, "--evals", 1, "--val-samples", 8]
+                jobs.append((who, name, args))
+    for who, name, args in jobs:
+        if who == "one":
+            script({"distill": distill, "finetune": finetune}[name].main, *args)
+    two_processes([(name, args) for who, name, args in jobs if who == "two"])
+    for batch in (1, 3):
+        same_run(tmp_path / f"delrec-two-{batch}", tmp_path / f"delrec-one-{batch}")
+        torch.testing.assert_close(soft_prompt(tmp_path / f"prompt-two-{batch}"), soft_prompt(tmp_path / f"prompt-one-{batch}"), rtol=1e-5, atol=1e-5)
 
 
 def same_run(a, b):

@@ -340,11 +340,21 @@ def test_scores_equal_the_unmodified_model(load, plain, kind, toy, verbalizer, s
     old, cand = windows(toy, 3)
     cand = cand[:, :4]
     tails = [r.prompts.history(h, c)[0] for h, c in zip(old, cand)]
-    got = L.score_tails(r, tails, cand, alone, batch=2)
+    got = L.score_tails(r, tails, cand, alone, tokens=250)
     with torch.no_grad():
         want = np.stack([naive(plain(kind), r, t, c, r.P).numpy() for t, c in zip(tails, cand)])
     assert want.std() > .05                              # the scores say something
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * max(1, np.abs(want).max()))
+
+
+def test_batches_hold_every_prompt_once_within_their_budget():
+    cost = np.random.default_rng(0).integers(1, 90, 200)
+    batches = L.batches_of(cost, 300)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
+    assert all(len(b) * cost[b].max() <= 300 for b in batches) and len(batches) < 60
+    assert all(cost[a].min() >= cost[b].max() for a, b in zip(batches, batches[1:]))          # like lengths together
+    assert [b.tolist() for b in L.batches_of(np.array([500, 2, 3]), 300)] == [[0], [2, 1]]    # one too dear stands alone
+    assert L.batches_of(np.zeros(0, int), 300) == []
 
 
 @ALL
@@ -357,9 +367,9 @@ def test_neither_the_batch_nor_its_padding_changes_a_score(load, kind, toy, verb
     assert len({len(t) for t in tails}) > 4
     cand = cand[:, :4]
     single = np.concatenate([L.score_tails(r, [t], c[None], alone) for t, c in zip(tails, cand)])
-    for batch in (2, 7):
-        np.testing.assert_allclose(L.score_tails(r, tails, cand, alone, batch=batch), single, rtol=1e-5, atol=1e-5)
-    back = L.score_tails(r, tails[::-1], cand[::-1], alone, batch=4)[::-1]
+    for tokens in (1, 200, 10 ** 6):
+        np.testing.assert_allclose(L.score_tails(r, tails, cand, alone, tokens=tokens), single, rtol=1e-5, atol=1e-5)
+    back = L.score_tails(r, tails[::-1], cand[::-1], alone, tokens=300)[::-1]
     np.testing.assert_allclose(back, single, rtol=1e-5, atol=1e-5)
 
 
