@@ -6,7 +6,6 @@ positions through the head (model(...).logits), gather; the same LM, dtype, prom
 
 On a GPU it also times random LMs of Flan-T5-XL's and of an 8 B Llama's shape at prompts of 600 tokens. The last line is one JSON object.
 """
-import json
 import os
 import subprocess
 import sys
@@ -20,8 +19,8 @@ import torch.nn.functional as F
 
 import finetune
 import lm as L
-from common import candidates, commit, histories, load_data, machine, versions
-from kernels.bench import extra_bytes, now, times
+from common import candidates, histories, load_data
+from kernels.bench import extra_bytes, report, times
 
 K, C = 80, 15
 PAPER_SECONDS = 0.182                                            # per request, DELRec's figure 9, ten RTX 3090 together
@@ -89,9 +88,8 @@ def plain_orthogonality(adapter):
 def prompts_of(r, data, n, C, seed=0):
     which = np.random.default_rng(seed).permutation(len(data.test))[:n]
     olds = [h[h > 0] for h in histories(data, data.test[which], r.history)]
-    if C <= 100:
-        stored = next(c for c in (15, 20, 100) if c >= C)
-        cands = candidates(data, "test", stored)[which][:, :C]
+    stored = next(c for c in (15, 20, 100) if c >= C)
+    cands = candidates(data, "test", stored)[which][:, :C]
     return olds, cands, [r.prompts.history(o, c)[0] for o, c in zip(olds, cands)]
 
 
@@ -272,40 +270,44 @@ def random_prompts(lm, n, tokens, T=10, seed=0):
 
 def big_shapes(rows, device, configs, tokens=600, limit_gb=24, dtype=torch.bfloat16):
     """ms per request in batch and alone, FLOP utilisation, and both stages' training within limit_gb of the GPU's memory."""
-    where, rate = "gpu" if device.type == "cuda" else "cpu", matmul_rate(device, dtype, 8192 if device.type == "cuda" else 512)
-    for name, config in configs.items():
-        lm = random_lm(name, config, device, dtype)
-        P = L.random_soft_prompt(lm, K, 0)
-        titles, prefix, tails, cands = random_prompts(lm, 32, tokens)
-        with torch.no_grad():
-            start = L.begin(lm, prefix, P)
-            batch = times({"ours": lambda: L.score(lm, start, tails, cands, titles, "mean")}, device, 5.0)["ours"]
-            one = times({"ours": lambda: L.score(lm, start, tails[:1], cands[:1], titles, "mean")}, device, 2.0)["ours"]
-        read = sum(map(len, tails)) + (lm.kind != "decoder") * len(prefix) * len(tails)
-        work = flops(lm.model, read) if lm.kind == "decoder" else 2 * sum(p.numel() for n, p in lm.model.encoder.named_parameters() if "embed" not in n) * read
-        rows.append((f"score.{name}.{where}.ms_per_request", 1e3 * batch / len(tails), "ms", 4 if name == "flan-t5-xl" else None))
-        rows.append((f"score.{name}.{where}.ms_alone", 1e3 * one, "ms", None))
-        rows.append((f"score.{name}.{where}.mfu", work / batch / rate, "share of the measured matmul rate", 0.5))
-        rows.append((f"score.{name}.{where}.vs_paper_request", PAPER_SECONDS / (batch / len(tails)), "x", None))
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        P = P.requires_grad_()
-        truth = torch.arange(8, device=device) % C
+    rate = matmul_rate(device, dtype, 8192 if device.type == "cuda" else 512)
+    for name, config in configs.items():                          # a function each, so that one LM is gone before the next comes
+        big_shape(rows, device, name, config, rate, tokens, limit_gb, dtype)
 
-        def step(n=8, micro=4):
-            P.grad = None
-            for i in range(0, n, micro):
-                s_BC = L.score(lm, L.begin(lm, prefix, P), tails[i:i + micro], cands[i:i + micro], titles, "mean")
-                (F.cross_entropy(s_BC, truth[i:i + micro], reduction="sum") / n).backward()
 
-        try:
-            t = times({"step": step}, device, 5.0)["step"]
-            rows.append((f"train.{name}.{where}.stage1_samples_per_second", 8 / t, "1/s", None))
-            rows.append((f"train.{name}.{where}.mfu", 2 * work * 8 / len(tails) / t / rate, "share of the measured matmul rate", 0.4))
-            rows.append((f"train.{name}.{where}.peak_gb", torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else None, "GB", limit_gb if name == "flan-t5-xl" else None))
-        except torch.OutOfMemoryError:
-            rows.append((f"train.{name}.{where}.peak_gb", None, "GB, did not fit", limit_gb))
-        del lm, P, start
+def big_shape(rows, device, name, config, rate, tokens, limit_gb, dtype):
+    where = "gpu" if device.type == "cuda" else "cpu"
+    lm = random_lm(name, config, device, dtype)
+    P = L.random_soft_prompt(lm, K, 0)
+    titles, prefix, tails, cands = random_prompts(lm, 32, tokens)
+    with torch.no_grad():
+        start = L.begin(lm, prefix, P)
+        batch = times({"ours": lambda: L.score(lm, start, tails, cands, titles, "mean")}, device, 5.0)["ours"]
+        one = times({"ours": lambda: L.score(lm, start, tails[:1], cands[:1], titles, "mean")}, device, 2.0)["ours"]
+    read = sum(map(len, tails)) + (lm.kind != "decoder") * len(prefix) * len(tails)
+    work = flops(lm.model, read) if lm.kind == "decoder" else 2 * sum(p.numel() for n, p in lm.model.encoder.named_parameters() if "embed" not in n) * read
+    rows.append((f"score.{name}.{where}.ms_per_request", 1e3 * batch / len(tails), "ms", 4 if name == "flan-t5-xl" else None))
+    rows.append((f"score.{name}.{where}.ms_alone", 1e3 * one, "ms", None))
+    rows.append((f"score.{name}.{where}.mfu", work / batch / rate, "share of the measured matmul rate", 0.5))
+    rows.append((f"score.{name}.{where}.vs_paper_request", PAPER_SECONDS / (batch / len(tails)), "x", None))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    P = P.requires_grad_()
+    truth = torch.arange(8, device=device) % C
+
+    def step(n=8, micro=4):
+        P.grad = None
+        for i in range(0, n, micro):
+            s_BC = L.score(lm, L.begin(lm, prefix, P), tails[i:i + micro], cands[i:i + micro], titles, "mean")
+            (F.cross_entropy(s_BC, truth[i:i + micro], reduction="sum") / n).backward()
+
+    try:
+        t = times({"step": step}, device, 5.0)["step"]
+        rows.append((f"train.{name}.{where}.stage1_samples_per_second", 8 / t, "1/s", None))
+        rows.append((f"train.{name}.{where}.mfu", 2 * work * 8 / len(tails) / t / rate, "share of the measured matmul rate", 0.4))
+        rows.append((f"train.{name}.{where}.peak_gb", torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else None, "GB", limit_gb if name == "flan-t5-xl" else None))
+    except torch.OutOfMemoryError:
+        rows.append((f"train.{name}.{where}.peak_gb", None, "GB, did not fit", limit_gb))
 
 
 @click.command(context_settings={"show_default": True})
@@ -333,14 +335,7 @@ def main(quick, threads, core):
         for name in shapes():
             rows += [(f"score.{name}.gpu.ms_per_request", None, "ms", 4 if name == "flan-t5-xl" else None), (f"score.{name}.gpu.mfu", None, "share", 0.5),
                      (f"train.{name}.gpu.mfu", None, "share", 0.4), (f"train.{name}.gpu.peak_gb", None, "GB", 24 if name == "flan-t5-xl" else None)]
-    print(f"\n{machine()}; {threads} threads")
-    for name, value, unit, goal in rows:
-        if value is not None:
-            print(f"{name:<74}{value:>10.3f} {unit:<8}" + (f" goal {goal}" if goal is not None else ""))
-    if device.type == "cpu":
-        print("GPU rows: not measured; python bench.py on a machine with one")
-    print(json.dumps({"machine": machine(), "versions": versions() | {"threads": threads}, "commit": commit(), "rows": [
-        {"name": n, "value": None if v is None else round(v, 4), "unit": u, "goal": g} for n, v, u, g in rows]}))
+    report(rows, threads)
 
 
 if __name__ == "__main__":

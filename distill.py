@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from lion_pytorch import Lion
 
 import lm as L
-from common import (Log, finish, finish_run, folder_of, gather_rows, histories, load_data, load_run, peak_gb, setup, start_run, stop, subset,
+from common import (Log, finish, finish_run, folder_of, histories, load_data, load_run, peak_gb, setup, start_run, stop, subset,
                     sum_gradients, sum_over_ranks, write_json)
 
 NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}

@@ -356,10 +356,10 @@ def main(**config):
         lines.append(f"{name:<28}{mean['hr@1']:>7.3f} [{a:.3f}, {b:.3f}] {mean['hr@5']:>7.3f}{mean['hr@10']:>7.3f}{mean['ndcg@5']:>8.3f}"
                      f"{mean['ndcg@10']:>9.3f} [{c:.3f}, {d:.3f}]{mean['mrr']:>6.3f}  {note[name]}")
     if tests:
-        star = lambda p: "**" if p < .01 else "*" if p < .05 else ""
+        star = lambda p: (f"p={p:.3g}" if p >= 1e-15 else "p<1e-15") + ("**" if p < .01 else "*" if p < .05 else "")      # no finer: 1 - (1 - p) in fp64
         lines += ["", "paired tests (first minus second): HR@1 by exact McNemar, NDCG@10 by paired t, users as clusters; * p < .05, ** p < .01"]
-        lines += [f"{n:<48} HR@1 {t['hr@1']:+.3f} p={t['p_mcnemar_hr@1']:.3g}{star(t['p_mcnemar_hr@1']):<3} "
-                  f"NDCG@10 {t['ndcg@10']:+.3f} p={t['p_t_ndcg@10']:.3g}{star(t['p_t_ndcg@10'])}" for n, t in tests.items()]
+        lines += [f"{n:<48} HR@1 {t['hr@1']:+.3f} {star(t['p_mcnemar_hr@1']):<12} "
+                  f"NDCG@10 {t['ndcg@10']:+.3f} {star(t['p_t_ndcg@10'])}" for n, t in tests.items()]
     full = full_ranking(backbones, data, which)
     if full:
         lines += ["", f"all {data.n_items} items, history masked, the same samples (chance HR@10 {10 / data.n_items:.4f}):"]

@@ -164,6 +164,18 @@ def catalogue(rows, device, dtype, I, D, V, B=32, T=12, k=20):
     rows.append((f"{base}.memory_mb", None if bytes_ is None else bytes_ / 2 ** 20, "MB", 512))
 
 
+def report(rows, threads):
+    """The table of what was measured, and as the last line all rows as one JSON object; a row is (name, value or None, unit, goal or None)."""
+    print(f"\n{machine()}; {threads} threads")
+    for name, value, unit, goal in rows:
+        if value is not None:
+            print(f"{name:<78}{value:>10.3f} {unit:<8}" + (f" goal {goal}" if goal is not None else ""))
+    if any(value is None for _, value, *_ in rows):
+        print(f"not measured here: {sum(value is None for _, value, *_ in rows)} rows, those of a GPU; the same command on a machine with one fills them")
+    print(json.dumps({"machine": machine(), "versions": versions() | {"threads": threads}, "commit": commit(), "rows": [
+        {"name": n, "value": None if v is None else round(v, 4), "unit": u, "goal": g} for n, v, u, g in rows]}))
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--quick", is_flag=True, help="the smallest shapes only, under a minute")
 @click.option("--threads", default=2, type=click.IntRange(1), help="threads on the CPU")
@@ -188,14 +200,8 @@ def main(quick, threads):
                  for what, unit, goal in (("time_vs_full_logits", "x", 1), ("memory_vs_full_logits", "share", 0.1))]
         rows += [(f"catalogue.gpu.{I}.{d}.ms_per_user", None, "ms", None) for d in NAMES.values() for I in (1_000, 10_000, 100_000, 1_300_000)]
     rows = [(name.replace(".cuda.", ".gpu."), *rest) for name, *rest in rows]
-    print(f"\n{machine()}; {threads} threads; copies {rate / 1e9:.1f} GB/s")
-    for name, value, unit, goal in rows:
-        if value is not None:
-            print(f"{name:<78}{value:>10.3f} {unit:<6}" + (f" goal {goal}" if goal is not None else ""))
-    if device.type == "cpu":
-        print("GPU rows: not measured; python kernels/bench.py on a machine with one")
-    print(json.dumps({"machine": machine(), "versions": versions() | {"threads": threads}, "commit": commit(), "rows": [
-        {"name": n, "value": None if v is None else round(v, 4), "unit": u, "goal": g} for n, v, u, g in rows]}))
+    print(f"copies {rate / 1e9:.1f} GB/s")
+    report(rows, threads)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@ and the Triton kernels (Triton's interpreter on a CPU; `pytest -m gpu` runs the 
 import os
 import subprocess
 import sys
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
