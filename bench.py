@@ -108,7 +108,7 @@ def flops(model, tokens):
     return 2 * sum(p.numel() for n, p in model.named_parameters() if "embed" not in n and "lm_head" not in n and "lora_" not in n) * tokens
 
 
-def against_rival(rows, lm, data, device, quick):
+def against_rival(rows, lm, data, device):
     P = L.random_soft_prompt(lm, K, 0)
     rival, where = Rival(lm, data, P), "cpu" if device.type == "cpu" else "gpu"
     rate = matmul_rate(device, lm.dtype)
@@ -118,7 +118,7 @@ def against_rival(rows, lm, data, device, quick):
         for verbalizer, n, goal in (("mean", 32, 2.2), ("likelihood", 4, 8)):
             r = our_ranker(lm, data, P, verbalizer)
             olds, cands, tails = prompts_of(r, data, n, C)
-            ours = lambda: torch.as_tensor(L.score_tails(r, tails, cands, alone))            # what evaluate.py calls: sorted, 16 at a time
+            ours = lambda: torch.as_tensor(L.score_tails(r, tails, cands, alone))            # what evaluate.py calls: like lengths together
             theirs = lambda: torch.cat([getattr(rival, verbalizer)(olds[i:i + 16], cands[i:i + 16]) for i in range(0, n, 16)])
             a, b = ours().float().cpu().numpy(), theirs().float().cpu().numpy()
             same = np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b)])
@@ -216,7 +216,7 @@ def two_processes(rows):
 
 
 def worker(core):
-    """Requests per second of one process on one core; it goes on until a neighbour that started with it must be done too."""
+    """Prints the requests per second of one process on one core, over 40 seconds."""
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     device, data = torch.device("cpu"), load_data("ml-100k")
@@ -325,7 +325,7 @@ def main(quick, threads, core):
     lm = L.load_lm("smollm2-135m", device)
     if not quick:
         curves(rows, lm, data, device)
-    against_rival(rows, lm, data, device, quick)
+    against_rival(rows, lm, data, device)
     del lm
     if device.type == "cuda":
         big_shapes(rows, device, shapes())

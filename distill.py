@@ -185,7 +185,7 @@ def main(ctx, **config):
             P.grad, total = torch.zeros_like(P), torch.zeros(1)
             for i in range(0, len(prompts), micro)[ranks.rank::ranks.world]:
                 part = prompts[i:i + micro]
-                s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, cfg.cache_prefix), [p[0] for p in part], np.stack([p[1] for p in part]), r.titles, cfg.verbalizer)
+                s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, r.cache), [p[0] for p in part], np.stack([p[1] for p in part]), r.titles, cfg.verbalizer)
                 loss = F.cross_entropy(s_BC, torch.tensor([p[2] for p in part], device=ranks.device), reduction="sum") / len(prompts)
                 loss.backward()
                 total += loss.item()

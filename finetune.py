@@ -172,7 +172,7 @@ def main(ctx, **config):
         for i in range(0, cfg.batch, micro)[ranks.rank::ranks.world]:
             j = np.arange(i, min(i + micro, cfg.batch))
             torch.manual_seed(int(np.random.SeedSequence([cfg.seed, step, i]).generate_state(1)[0]))   # the same dropout whichever rank draws it
-            start = L.begin(lm, r.prompts.prefix, P, cfg.cache_prefix)
+            start = L.begin(lm, r.prompts.prefix, P, r.cache)
             at = [pairs[x][1] for x in j] if cfg.loss != "candidates" else None
             s_BC = L.score(lm, start, [pairs[x][0] for x in j], cand[j], r.titles, cfg.verbalizer, at)
             loss = 0.0

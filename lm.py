@@ -478,7 +478,7 @@ def score_catalogue(r, tail):
     """The score of every item of the catalogue after one prompt: float32 [I+1], -inf for the padding item. For verbalizers that read one
     state (mean, first) this is one pass of the LM."""
     r.lm.model.eval()
-    x_BD = read(r.lm, begin(r.lm, r.prompts.prefix, r.P), [tail])
+    x_BD = read(r.lm, begin(r.lm, r.prompts.prefix, r.P, r.cache), [tail])
     ptr, tok = r.titles.ptr, r.titles.tok
     if r.verbalizer == "first":
         tok, ptr = tok[ptr[1:-1]], np.concatenate([[0], np.arange(len(ptr) - 1)])

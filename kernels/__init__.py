@@ -11,6 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from . import reference
+from .reference import real, weights
 
 __all__ = ["candidate_scores", "title_likelihood", "catalogue_topk", "catalogue_scores"]
 INTS = (torch.int32, torch.int64, torch.int16, torch.uint8, torch.int8)
@@ -113,16 +114,6 @@ class _CandidateScores(torch.autograd.Function):
             dhead_VD = (G_BV.t() @ x_BD.float()).to(head_VD.dtype) if ctx.needs_input_grad[1] else None
             dbias_V = G_BV.sum(0).to(ctx.bias) if ctx.needs_input_grad[2] else None
         return dx_BD, dhead_VD, dbias_V, None, None, None
-
-
-def weights(tok_BCT, n_BC):
-    """1/n for the tokens of a title, 0 behind them: fp32 (B, C, T)."""
-    return (torch.arange(tok_BCT.shape[2], device=n_BC.device) < n_BC[..., None]).float() / n_BC.clamp(min=1)[..., None]
-
-
-def real(tok_BCT, n_BC):
-    """The tokens, 0 behind a title's end: int64."""
-    return tok_BCT.long().masked_fill(torch.arange(tok_BCT.shape[2], device=n_BC.device) >= n_BC[..., None], 0)
 
 
 class _LogProbs(torch.autograd.Function):

@@ -54,10 +54,10 @@ def none(why):
 
 def call(name, *args):
     """Tensors go as pointers, integers as int64, None as a null pointer. As many threads as torch has: its OpenMP need not be the library's."""
+    def c(a):
+        return ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else ctypes.c_int64(a) if isinstance(a, int) else a
     library().verbalizer_threads(ctypes.c_int(torch.get_num_threads()))
-    getattr(library(), f"verbalizer_{name}")(*[
-        a if isinstance(a, ctypes.c_int) else ctypes.c_void_p(None if a is None else a.data_ptr() if isinstance(a, torch.Tensor) else 0)
-        if a is None or isinstance(a, torch.Tensor) else ctypes.c_int64(a) for a in args])
+    return getattr(library(), f"verbalizer_{name}")(*map(c, args))
 
 
 def dtype(t):
@@ -66,8 +66,7 @@ def dtype(t):
 
 def titles_fit(tok_BCT, n_BC, V):
     """True if every length is in 0..T and every token before a title's end in 0..V-1. Both int32 and contiguous."""
-    return bool(library().verbalizer_titles_fit(ctypes.c_void_p(tok_BCT.data_ptr()), ctypes.c_void_p(n_BC.data_ptr()),
-                                                ctypes.c_int64(n_BC.numel()), ctypes.c_int64(tok_BCT.shape[2]), ctypes.c_int64(V)))
+    return bool(call("titles_fit", tok_BCT, n_BC, n_BC.numel(), tok_BCT.shape[2], V))
 
 
 def scores(x_BD, head_VD, tok_BCT, n_BC, gradient):

@@ -11,16 +11,24 @@ def exact(t):
     return None if t is None else t.to(torch.promote_types(t.dtype, torch.float32))
 
 
+def weights(tok_BCT, n_BC, dtype=torch.float32):
+    """1/n for the tokens of a title, 0 behind them: (B, C, T)."""
+    return (torch.arange(tok_BCT.shape[2], device=n_BC.device) < n_BC[..., None]).to(dtype) / n_BC.clamp(min=1)[..., None]
+
+
+def real(tok_BCT, n_BC):
+    """The tokens, 0 behind a title's end: int64."""
+    return tok_BCT.long().masked_fill(torch.arange(tok_BCT.shape[2], device=n_BC.device) >= n_BC[..., None], 0)
+
+
 def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None):
     """score[b, c] = mean over t < n[b, c] of logit(tok[b, c, t]) at x[b]; 0 for an empty title. fp32 (B, C).
 
     Linear in the head, so the title's rows are pooled first and dotted once: nothing of size B*C*T*D or B*V is made.
     """
     B, C, T = tok_BCT.shape
-    n_N = n_BC.reshape(-1).long()
-    real_NT = torch.arange(T, device=tok_BCT.device) < n_N[:, None]
-    weight_NT = real_NT.to(exact(x_BD[:0]).dtype) / n_N.clamp(min=1)[:, None]
-    tok_NT = tok_BCT.reshape(B * C, T).masked_fill(~real_NT, 0).long()
+    weight_NT = weights(tok_BCT, n_BC, exact(x_BD[:0]).dtype).view(B * C, T)
+    tok_NT = real(tok_BCT, n_BC).view(B * C, T)
     used_U, at_NT = tok_NT.unique(return_inverse=True)       # only the rows that occur are widened to fp32
     row_ND = F.embedding_bag(at_NT.view_as(tok_NT), exact(head_VD[used_U]), mode="sum", per_sample_weights=weight_NT)
     score_BC = torch.einsum("bd,bcd->bc", exact(x_BD), row_ND.view(B, C, -1))
