@@ -255,7 +255,7 @@ def random_lm(name, config, device, dtype):
     head = model.get_output_embeddings()
     head.forward = lambda x: x
     return SimpleNamespace(name=name, kind=kind, model=model, head_VD=head.weight, bias_V=None, sep=[5], start=[], end=[1], mask_id=config.vocab_size - 1, device=device, packs=kind == "decoder" and L.use_packed_rows(model),
-                           dtype=dtype, max_tokens=4000)
+                           fused=L.can_fuse(model), dtype=dtype, max_tokens=4000)
 
 
 def random_prompts(lm, n, tokens, T=10, seed=0):

@@ -69,7 +69,7 @@ def load_lm(name, device, dtype=None):
     body = tok("a", add_special_tokens=False)["input_ids"]
     at = around.index(body[0])
     lm = SimpleNamespace(name=str(name), folder=str(folder), kind=kind, model=model, tok=tok, head_VD=head.weight, bias_V=getattr(head, "bias", None),
-                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, packs=kind == "decoder" and use_packed_rows(model),
+                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, packs=kind == "decoder" and use_packed_rows(model), fused=can_fuse(model),
                          special=set(tok.all_special_ids) - {tok.unk_token_id},
                          max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096) - 2)   # RoBERTa's positions begin at 2
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
@@ -88,6 +88,14 @@ def use_packed_rows(model):
     AttentionMaskInterface.register("packed_rows", sdpa_mask)
     model.set_attn_implementation("packed_rows")
     return True
+
+
+def can_fuse(model):
+    """True where pass_fused computes what the model does: Llama's layers on a CPU, in fp32 or bf16, and a C++ compiler at hand."""
+    from kernels import cpu
+    c = model.config
+    return model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16) and c.model_type in ("llama", "mistral", "qwen2") and \
+        c.hidden_act == "silu" and not getattr(c, "sliding_window", None) and cpu.library() is not None
 
 
 def has_fast_bf16():
@@ -171,15 +179,21 @@ def read_decoder(lm, start, tails, tok_BCT, n_BC, at):
                 get += [[m - 1], np.arange(q, q + n)]
             q += n
         rows.append(np.concatenate(row)), segments.append(np.concatenate(seg)), places.append(np.concatenate(pos) + kept)
-        reads.append(np.concatenate(get).astype(int) if get else np.zeros(0, int)), past.append(len(ahead) + at[b] - 1 if at is not None else None)
+        reads.append(np.concatenate(get).astype(int) if get else np.zeros(0, int)), past.append(len(ahead) + at[b] - 1 if at is not None else [])
     P = start.P if len(ahead) else None
-    x_MD, first = (pass_packed if lm.packs else pass_padded)(lm, start.kv, P, kept, rows, segments, places)
-    pick = lambda index: x_MD[torch.as_tensor(np.concatenate([f + i for f, i in zip(first, index)]), device=lm.device)]
-    return pick(reads) if at is None else (pick(reads), pick(past))
+    go = pass_padded if not lm.packs else pass_packed if torch.is_grad_enabled() or not lm.fused else pass_fused
+    x_ND = go(lm, start.kv, P, kept, rows, segments, places, reads if at is None else [*reads, *past])
+    return x_ND if at is None else x_ND.split([sum(map(len, reads)), sum(map(len, past))])
 
 
-def pass_padded(lm, kv, P_kD, kept, rows, segments, places):
-    """The LM's body over rows padded to one length, under a mask. Returns all states (M, D) and where each row's begin."""
+def picked(first, index):
+    """Places within each row, once or several times around the rows -> places in all of them, which begin at `first`."""
+    return np.concatenate([first[b % len(first)] + i for b, i in enumerate(index)]).astype(int)
+
+
+def pass_padded(lm, kv, P_kD, kept, rows, segments, places, index):
+    """The LM's body over rows padded to one length, under a mask. Returns the states at `index` (an array for each row, or several
+    for each, one round of the rows after the other): (N, D)."""
     from transformers import DynamicCache
     B = len(rows)
     ids_BQ, seg_BQ, pos_BQ = (torch.as_tensor(pad(r, v)).to(lm.device) for r, v in ((rows, 0), (segments, -1), (places, 0)))
@@ -192,10 +206,10 @@ def pass_padded(lm, kv, P_kD, kept, rows, segments, places):
         cache.update(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1), i)
     x_BQD = lm.model.base_model(inputs_embeds=embed(lm, ids_BQ, P_kD), attention_mask=mask_BQK[:, None], position_ids=pos_BQ,
                                 past_key_values=cache, use_cache=True).last_hidden_state
-    return x_BQD.flatten(0, 1), np.arange(B) * Q
+    return x_BQD.flatten(0, 1)[torch.as_tensor(picked(np.arange(B) * Q, index), device=lm.device)]
 
 
-def pass_packed(lm, kv, P_kD, kept, rows, segments, places, block=256):
+def pass_packed(lm, kv, P_kD, kept, rows, segments, places, index, block=256):
     """The same with all rows one behind the other, no padding: packed_attention takes them apart again, in blocks of queries that see the
     prefix, what stands before the block in its row's tail, and what stands before them in the block."""
     pieces, masks, groups = [], {}, lm.model.config.num_attention_heads // lm.model.config.num_key_value_heads
@@ -218,7 +232,33 @@ def pass_packed(lm, kv, P_kD, kept, rows, segments, places, block=256):
         P_kD = P_kD.repeat(len(rows), 1)
     x_1MD = lm.model.base_model(inputs_embeds=embed(lm, ids_1M, P_kD), attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool), position_ids=pos_1M,
                                 use_cache=False, packed=SimpleNamespace(kv=kv, pieces=pieces)).last_hidden_state
-    return x_1MD[0], np.concatenate([[0], np.cumsum([len(r) for r in rows])])[:-1]
+    return x_1MD[0, torch.as_tensor(picked(np.cumsum([0, *map(len, rows)])[:-1], index))]
+
+
+def pass_fused(lm, kv, P_kD, kept, rows, segments, places, index):
+    """The same without gradients, layer by layer, where the layers are Llama's: between the matrix products stand the loops of
+    kernels/cpu.cpp, and the last layer is computed for the states read only."""
+    from kernels import cpu
+    body = lm.model.base_model
+    ids_1M, pos_1M = (torch.as_tensor(np.concatenate(r))[None] for r in (rows, places))
+    ptr, seg_M = np.cumsum([0, *map(len, rows)]), torch.as_tensor(np.concatenate(segments), dtype=torch.int32)
+    read_N, ptr = torch.as_tensor(picked(ptr[:-1], index)), torch.as_tensor(ptr)
+    x_MD = embed(lm, ids_1M, P_kD if P_kD is None else P_kD.repeat(len(rows), 1))[0]    # every row holds all the slots
+    cos_Md, sin_Md = (t[0].contiguous() for t in body.rotary_emb(x_MD[None], pos_1M))
+    more_MD = None                                                   # what the residual connection adds next
+    norm = lambda x, module: cpu.rms_norm(x, more_MD, module.weight, module.variance_epsilon)
+    for i, layer in enumerate(body.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        d = attention.head_dim
+        n_MD = norm(x_MD, layer.input_layernorm)
+        q_MHd, k_MGd, v_MGd = (f(n_MD).view(len(n_MD), -1, d).contiguous() for f in (attention.q_proj, attention.k_proj, attention.v_proj))
+        o_MHd = cpu.attention(q_MHd, k_MGd, v_MGd, cos_Md, sin_Md, kv[i] if kv else None, seg_M, ptr, attention.scaling)
+        if i == len(body.layers) - 1:
+            x_MD, o_MHd = x_MD[read_N], o_MHd[read_N]
+        more_MD = attention.o_proj(o_MHd.flatten(1))
+        n_MD = norm(x_MD, layer.post_attention_layernorm)
+        more_MD = mlp.down_proj(cpu.silu_mul(mlp.gate_proj(n_MD), mlp.up_proj(n_MD)))
+    return norm(x_MD, body.norm)
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, packed=None, **kwargs):

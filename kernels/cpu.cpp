@@ -380,6 +380,140 @@ static void topk(const float* logit_VL, const int64_t* ptr, const int32_t* tok, 
     }
 }
 
+// ---------------------------------------------------------------- a decoder's layer, forward only: what is not a matrix product of torch
+
+// x += add (null: nothing to add), out = x / sqrt(mean x^2 + eps) * weight: a residual connection and the norm behind it
+template <class T> static void rms_norm(T* x_MD, const T* add_MD, const T* weight_D, float eps, T* out_MD, int64_t M, int64_t D) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t m = 0; m < M; m++) {
+        T *x = x_MD + m * D, *out = out_MD + m * D;
+        if (add_MD) for (int64_t d = 0; d < D; d++) narrow(wide(x[d]) + wide(add_MD[m * D + d]), x[d]);
+        float squares[W] = {}, sum = 0;
+        int64_t d = 0;
+        for (; d + W <= D; d += W) for (int j = 0; j < W; j++) squares[j] += wide(x[d + j]) * wide(x[d + j]);
+        for (; d < D; d++) squares[0] += wide(x[d]) * wide(x[d]);
+        for (int j = 0; j < W; j++) sum += squares[j];
+        const float scale = 1 / std::sqrt(sum / D + eps);
+        for (d = 0; d < D; d++) narrow(wide(x[d]) * scale * wide(weight_D[d]), out[d]);
+    }
+}
+
+// gate = gate / (1 + e^-gate) * up
+template <class T> static void silu_mul(T* __restrict gate, const T* __restrict up, int64_t n) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t first = 0; first < n; first += 4096) {
+        const int64_t last = std::min(n, first + 4096);
+        for (int64_t i = first; i < last; i++) {
+            const float g = wide(gate[i]), e = exp_(-std::fabs(g));              // e^-|g|: never overflows
+            narrow(g * (g < 0 ? e : 1.f) / (1 + e) * wide(up[i]), gate[i]);
+        }
+    }
+}
+
+// out[j] = in[j] cos[j] - in[j + d/2] sin[j], out[j + d/2] = in[j + d/2] cos[j + d/2] + in[j] sin[j + d/2]   (rotary positions)
+template <class T, class C> static inline void rotate(const T* in, const T* cos, const T* sin, int64_t d, C* out) {
+    for (int64_t j = 0; j < d / 2; j++) {
+        const float a = wide(in[j]), b = wide(in[j + d / 2]);
+        narrow(a * wide(cos[j]) - b * wide(sin[j]), out[j]);
+        narrow(b * wide(cos[j + d / 2]) + a * wide(sin[j + d / 2]), out[j + d / 2]);
+    }
+}
+
+// Attention of rows that stand one behind the other. Token i of row b (ptr[b] <= i < ptr[b + 1]) sees the prefix (kept keys), its row's tokens of
+// segment 0 up to itself if it is one of them (else all of them), and its own segment up to itself; segments come in order. q, k and v are as
+// projected, (M, heads, d); positions are applied here. The H / G heads that share keys stand side by side as if they were more queries.
+// A job keeps MR queries' scores of all its keys, so the softmax needs no running maximum.
+template <class T>
+static void attention(const T* q_MHd, const T* k_MGd, const T* v_MGd, const T* cos_Md, const T* sin_Md, const T* past_k, const T* past_v, int64_t kept,
+                      const int32_t* seg_M, const int64_t* ptr, int64_t rows, int64_t H, int64_t G, int64_t d, float scale, T* out_MHd) {
+    typedef factor<T> C;
+    const int V2 = 2 * W;                                     // columns of v at a time
+    const int u = unit<C>();
+    const int64_t share = H / G, wide_d = (d + V2 - 1) / V2 * V2, K = padded<C>(d);
+    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(8, 4 * omp_get_max_threads() / std::max<int64_t>(1, rows * G)));
+    int64_t longest = 0;
+    for (int64_t b = 0; b < rows; b++) longest = std::max(longest, ptr[b + 1] - ptr[b]);
+    const int64_t room = (kept + longest + NR - 1) / NR * NR;
+    #pragma omp parallel
+    {
+        std::vector<C> keys((longest + 1) * K), panel(room * K), own(room * K), values(room * wide_d), own_values(room * wide_d), q((MR * 2) * K), p(MR * 2 * room);
+        std::vector<float> s(MR * 2 * room), o(MR * wide_d);
+        #pragma omp for schedule(dynamic)
+        for (int64_t job = 0; job < rows * G * parts; job++) {
+            const int64_t b = job / (G * parts), g = job / parts % G, part = job % parts, t0 = ptr[b], n = ptr[b + 1] - t0;
+            int64_t m = 0;
+            while (m < n && seg_M[t0 + m] == 0) m++;
+            // the keys every token of a later segment sees, packed: the prefix, then segment 0
+            for (int64_t t = 0; t < n; t++) rotate(k_MGd + ((t0 + t) * G + g) * d, cos_Md + (t0 + t) * d, sin_Md + (t0 + t) * d, d, keys.data() + t * K);
+            const int64_t all = kept + m;
+            auto key = [&](int64_t i, int64_t c, C* to) {      // one key into column c of a packed tile
+                if (i < kept) for (int64_t j = 0; j < d; j++) put(past_k[(g * kept + i) * d + j], to[(j / u * NR + c) * u + j % u]);
+                else for (int64_t j = 0; j < d; j++) to[(j / u * NR + c) * u + j % u] = keys[(i - kept) * K + j];
+            };
+            auto value = [&](int64_t i) { return i < kept ? past_v + (g * kept + i) * d : v_MGd + ((t0 + i - kept) * G + g) * d; };
+            auto pack_keys = [&](int64_t from, int64_t to, C* out) {
+                std::memset((void*)out, 0, sizeof(C) * ((to - from + NR - 1) / NR * NR) * K);
+                for (int64_t i = from; i < to; i++) key(i, (i - from) % NR, out + (i - from) / NR * NR * K);
+            };
+            auto pack_values = [&](int64_t from, int64_t to, C* out) {           // [columns / V2][keys / unit][V2][unit]
+                const int64_t high = (to - from + NR - 1) / NR * NR;
+                std::memset((void*)out, 0, sizeof(C) * high * wide_d);
+                for (int64_t i = 0; i < to - from; i++) {
+                    const T* row = value(from + i);
+                    for (int64_t j = 0; j < d; j++) put(row[j], out[j / V2 * V2 * high + (i / u * V2 + j % V2) * u + i % u]);
+                }
+                return high;
+            };
+            pack_keys(0, all, panel.data());
+            const int64_t high = pack_values(0, all, values.data());
+            for (int64_t from = 0; from < n;) {
+                int64_t to = from;
+                while (to < n && seg_M[t0 + to] == seg_M[t0 + from]) to++;
+                const bool tail = from == 0 && m > 0;
+                const int64_t first = from * share + ((to - from) * share * part / parts), last = from * share + ((to - from) * share * (part + 1) / parts);
+                int64_t own_high = 0;
+                if (!tail && first < last) { pack_keys(kept + from, kept + to, own.data()); own_high = pack_values(kept + from, kept + to, own_values.data()); }
+                for (int64_t i0 = first; i0 < last; i0 += MR) {                   // MR queries: query i is token i / share, head i % share
+                    const int64_t count = std::min<int64_t>(MR, last - i0), end = (i0 + count - 1) / share;
+                    std::memset((void*)q.data(), 0, sizeof(C) * MR * K);
+                    for (int64_t i = 0; i < count; i++) {
+                        const int64_t t = t0 + (i0 + i) / share;
+                        rotate(q_MHd + (t * H + g * share + (i0 + i) % share) * d, cos_Md + t * d, sin_Md + t * d, d, q.data() + i * K);
+                    }
+                    const int64_t seen = tail ? kept + end + 1 : all, wide_seen = (seen + NR - 1) / NR * NR;
+                    const int64_t wide_own = tail ? 0 : (end + 1 - from + NR - 1) / NR * NR, ld = wide_seen + wide_own;
+                    for (int64_t c = 0; c < wide_seen; c += NR) block<NV>(q.data(), K, u, panel.data() + c * K, K, s.data() + c, ld, false);
+                    for (int64_t c = 0; c < wide_own; c += NR) block<NV>(q.data(), K, u, own.data() + c * K, K, s.data() + wide_seen + c, ld, false);
+                    float total[MR];
+                    for (int64_t i = 0; i < MR; i++) {
+                        const int64_t t = (i0 + std::min(i, count - 1)) / share, until = tail ? kept + t + 1 : all, mine = tail ? 0 : t + 1 - from;
+                        float *row = s.data() + i * ld, *behind = row + wide_seen, lanes[W], sum[W] = {};
+                        C* pi = p.data() + i * ld;
+                        for (int64_t c = until; c < wide_seen; c++) row[c] = -INFINITY;
+                        for (int64_t c = mine; c < wide_own; c++) behind[c] = -INFINITY;
+                        std::fill(lanes, lanes + W, -INFINITY);
+                        for (int64_t c = 0; c < ld; c += W) for (int j = 0; j < W; j++) lanes[j] = row[c + j] > lanes[j] ? row[c + j] : lanes[j];
+                        const float top = *std::max_element(lanes, lanes + W) * scale;
+                        for (int64_t c = 0; c < ld; c += W)
+                            for (int j = 0; j < W; j++) { const float e = exp_(row[c + j] * scale - top); sum[j] += e; narrow(e, pi[c + j]); }
+                        total[i] = 0;
+                        for (int j = 0; j < W; j++) total[i] += sum[j];
+                    }
+                    for (int64_t j = 0; j < wide_d; j += V2) {
+                        block<2>(p.data(), ld, u, values.data() + j * high, wide_seen, o.data() + j, wide_d, false);
+                        if (wide_own) block<2>(p.data() + wide_seen, ld, u, own_values.data() + j * own_high, wide_own, o.data() + j, wide_d, true);
+                    }
+                    for (int64_t i = 0; i < count; i++) {
+                        T* out = out_MHd + ((t0 + (i0 + i) / share) * H + g * share + (i0 + i) % share) * d;
+                        for (int64_t j = 0; j < d; j++) narrow(o[i * wide_d + j] / total[i], out[j]);
+                    }
+                }
+                from = to;
+            }
+        }
+    }
+}
+
 // ---------------------------------------------------------------- what ctypes sees; dtype: 0 fp32, 1 bf16, 2 fp16
 
 #define BY_DTYPE(call) switch (dtype) { case 0: { typedef float T; call; break; } case 1: { typedef bf16 T; call; break; } default: { typedef fp16 T; call; } }
@@ -408,6 +542,21 @@ void verbalizer_catalogue(const float* logit, const int64_t* ptr, const int32_t*
 void verbalizer_topk(const float* logit, const int64_t* ptr, const int32_t* tok, int64_t items, int64_t users, int64_t k, const int64_t* seen, int64_t S,
                      int64_t* id, float* score) {
     topk(logit, ptr, tok, items, users, k, seen, S, id, score);
+}
+void verbalizer_rms_norm(int dtype, void* x, const void* add, const void* weight, float eps, void* out, int64_t M, int64_t D) {
+    if (dtype == 0) rms_norm((float*)x, (const float*)add, (const float*)weight, eps, (float*)out, M, D);
+    else rms_norm((bf16*)x, (const bf16*)add, (const bf16*)weight, eps, (bf16*)out, M, D);
+}
+void verbalizer_silu_mul(int dtype, void* gate, const void* up, int64_t n) {
+    if (dtype == 0) silu_mul((float*)gate, (const float*)up, n);
+    else silu_mul((bf16*)gate, (const bf16*)up, n);
+}
+void verbalizer_attention(int dtype, const void* q, const void* k, const void* v, const void* cos, const void* sin, const void* past_k, const void* past_v,
+                          int64_t kept, const int32_t* seg, const int64_t* ptr, int64_t rows, int64_t H, int64_t G, int64_t d, float scale, void* out) {
+    if (dtype == 0) attention((const float*)q, (const float*)k, (const float*)v, (const float*)cos, (const float*)sin, (const float*)past_k,
+                              (const float*)past_v, kept, seg, ptr, rows, H, G, d, scale, (float*)out);
+    else attention((const bf16*)q, (const bf16*)k, (const bf16*)v, (const bf16*)cos, (const bf16*)sin, (const bf16*)past_k,
+                   (const bf16*)past_v, kept, seg, ptr, rows, H, G, d, scale, (bf16*)out);
 }
 int verbalizer_titles_fit(const int32_t* tok, const int32_t* n, int64_t titles, int64_t T_, int64_t V) {
     for (int64_t i = 0; i < titles; i++) {

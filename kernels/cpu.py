@@ -43,7 +43,7 @@ def library():
         lib = ctypes.CDLL(str(path))
     except OSError as e:
         return none(str(e))
-    for name in ("scores", "pool", "likelihood", "logits", "catalogue", "topk"):
+    for name in ("scores", "pool", "likelihood", "logits", "catalogue", "topk", "rms_norm", "silu_mul", "attention"):
         getattr(lib, f"verbalizer_{name}").restype = None
     return lib
 
@@ -118,3 +118,29 @@ def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V):
     for b, n, logit_VL in by_users(x_BD, head_VD, bias_V):
         call("topk", logit_VL, ptr_I1, tok_M, len(ptr_I1) - 1, n, k, seen_BS[b:], seen_BS.shape[1], id_Bk[b:], score_Bk[b:])
     return id_Bk, score_Bk
+
+
+# ---------------------------------------------------------------- a decoder's layer, forward only (lm.py's pass_fused); fp32 and bf16
+
+def rms_norm(x_MD, add_MD, weight_D, eps):
+    """x += add in place (None: nothing to add), then x / sqrt(mean x^2 + eps) * weight. All contiguous, one dtype."""
+    out_MD = torch.empty_like(x_MD)
+    call("rms_norm", dtype(x_MD), x_MD, add_MD, weight_D, ctypes.c_float(eps), out_MD, *x_MD.shape)
+    return out_MD
+
+
+def silu_mul(gate_MF, up_MF):
+    """gate = silu(gate) * up, in place."""
+    call("silu_mul", dtype(gate_MF), gate_MF, up_MF, gate_MF.numel())
+    return gate_MF
+
+
+def attention(q_MHd, k_MGd, v_MGd, cos_Md, sin_Md, past, seg_M, ptr, scale):
+    """Attention of rows one behind the other: (M, H, d). q, k, v as projected; past: keys and values (1, G, kept, d) of the prefix that all
+    see, or None; seg int32 [M]: 0 for a row's tail, which all of the row see as far as it stands before them, c for title c, which only
+    sees itself behind it; ptr int64 [rows + 1]."""
+    out_MHd, (M, H, d) = torch.empty_like(q_MHd), q_MHd.shape
+    kept = 0 if past is None else past[0].shape[2]
+    call("attention", dtype(q_MHd), q_MHd, k_MGd, v_MGd, cos_Md, sin_Md, *(past or (None, None)), kept, seg_M, ptr, len(ptr) - 1, H, k_MGd.shape[1], d,
+         ctypes.c_float(scale), out_MHd)
+    return out_MHd

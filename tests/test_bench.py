@@ -29,13 +29,16 @@ def test_random_lms_score_prompts_of_the_length_asked_for():
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "Phi3", "Olmo2"])
-def test_families_of_decoders_say_the_same_packed_and_padded(family):
+def test_families_of_decoders_say_the_same_packed_padded_and_fused(family):
     import transformers
     sizes = dict(vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0,
                  bos_token_id=1, eos_token_id=2)
     config = getattr(transformers, f"{family}Config")(**sizes)
     torch.manual_seed(0)
     m = bench.random_lm(family, config, CPU, torch.float32)
+    for name, p in m.model.named_parameters():
+        torch.nn.init.normal_(p, 1.0 if "norm" in name else 0.0, 0.3)        # biases and norms that do something
+    assert m.fused == (family in ("Llama", "Qwen2"))
     titles, prefix, tails, cands = bench.random_prompts(m, 3, 150)
     tails[1] = tails[1][10:]
     P, scores = L.random_soft_prompt(m, bench.K, 0), []
@@ -44,6 +47,9 @@ def test_families_of_decoders_say_the_same_packed_and_padded(family):
         for cache in (True, False):
             m.packs = packs
             scores.append(L.score(m, L.begin(m, prefix, P, cache), tails, cands, titles, "likelihood"))
+            with torch.no_grad():                                            # the fused loops, where there are any
+                scores.append(L.score(m, L.begin(m, prefix, P, cache), tails, cands, titles, "likelihood"))
+    assert scores[0].std() > 0.1
     for other in scores[1:]:
         torch.testing.assert_close(other, scores[0], rtol=1e-4, atol=1e-5)
 
