@@ -19,8 +19,8 @@ import torch.nn.functional as F
 
 import finetune
 import lm as L
-from common import candidates, histories, load_data
-from kernels.bench import extra_bytes, report, times
+from common import candidates, extra_bytes, histories, load_data
+from kernels.bench import report, times
 
 K, C = 80, 15
 PAPER_SECONDS = 0.182                                            # per request, DELRec's figure 9, ten RTX 3090 together
@@ -147,7 +147,20 @@ def against_rival(rows, lm, data, device):
         P.grad = None
         F.cross_entropy(rival.mean(olds, cands), truth).backward()
 
-    t = times({"ours": ours, "rival": theirs}, device, 20.0, 4)
+    def assembly():
+        """Everything but the LM and the verbalizer: samples to prompts, prompts to rows, masks and places."""
+        with torch.no_grad():
+            for i in (0, 4):
+                part = [r.prompts.history(o, c)[0] for o, c in zip(olds[i:i + 4], cands[i:i + 4])]
+                L.read(idle, SimpleNamespace(prefix=start.prefix, P=None, kv=start.kv), part, at=None)
+
+    # the LM with a body that does nothing
+    empty = lambda inputs_embeds, **kw: SimpleNamespace(last_hidden_state=torch.zeros_like(inputs_embeds))
+    body = SimpleNamespace(base_model=empty, config=lm.model.config, get_input_embeddings=lm.model.get_input_embeddings)
+    idle, start = SimpleNamespace(**{**vars(lm), "model": body, "fused": False}), L.begin(lm, r.prompts.prefix, P.detach())
+
+    t = times({"ours": ours, "rival": theirs, "assembly": assembly}, device, 20.0, 4)
+    rows.append((f"train.stage1.{where}.assembly_share_of_step", t["assembly"] / t["ours"], "share", 0.02))
     rows.append((f"train.stage1.{where}.vs_rival", t["rival"] / t["ours"], "x", 2.2))
     rows.append((f"train.stage1.{where}.samples_per_second", 8 / t["ours"], "1/s", None))
     memory = [extra_bytes(f, device) for f in (ours, theirs)]
@@ -254,8 +267,8 @@ def random_lm(name, config, device, dtype):
         torch.set_default_dtype(torch.float32)
     head = model.get_output_embeddings()
     head.forward = lambda x: x
-    return SimpleNamespace(name=name, kind=kind, model=model, head_VD=head.weight, bias_V=None, sep=[5], start=[], end=[1], mask_id=config.vocab_size - 1, device=device, packs=kind == "decoder" and L.use_packed_rows(model),
-                           fused=L.can_fuse(model), dtype=dtype, max_tokens=4000)
+    return SimpleNamespace(name=name, kind=kind, model=model, head_VD=head.weight, bias_V=None, sep=[5], start=[], end=[1], mask_id=config.vocab_size - 1, device=device, attends=L.own_attention(model),
+                           packs=kind == "decoder" and L.can_pack(model), fused=L.can_fuse(model), dtype=dtype, max_tokens=4000)
 
 
 def random_prompts(lm, n, tokens, T=10, seed=0):
@@ -310,18 +323,78 @@ def big_shape(rows, device, name, config, rate, tokens, limit_gb, dtype):
         rows.append((f"train.{name}.{where}.peak_gb", None, "GB, did not fit", limit_gb))
 
 
+# ---------------------------------------------------------------- the memory account
+
+def saved_tensors(f, model):
+    """{(shape, dtype): (how many, bytes)} of what autograd keeps for backward while f runs, the model's own parameters left out. A view keeps
+    what it is a view of, so bytes are of whole storages, each once."""
+    own, seen, kinds = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}, {}
+
+    def keep(t):
+        storage = t.untyped_storage()
+        if t.device.type != "meta" and storage.data_ptr() not in own and storage.data_ptr() not in seen:
+            seen[storage.data_ptr()] = t                   # held, so that no later tensor gets its address
+            n, size = kinds.get((tuple(t.shape), t.dtype), (0, 0))
+            kinds[tuple(t.shape), t.dtype] = n + 1, size + storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        f()
+    return kinds
+
+
+def account(rows, device, name, config, tokens=600, limit_gb=24, dtype=torch.bfloat16):
+    """Every tensor that both stages' training and scoring hold for prompts of so many tokens, one prompt a pass; and what a pass measures.
+
+    On a machine without a GPU this is the evidence that an LM fits into a card of limit_gb: the list is the same on both; temporaries differ
+    with the kernels, so the measured peak on this machine stands beside it."""
+    lm, gb = random_lm(name, config, device, dtype), 2 ** 30
+    titles, prefix, tails, cands = random_prompts(lm, 1, tokens)
+    weights = sum(p.numel() * p.element_size() for p in {id(p): p for p in lm.model.parameters()}.values())
+    print(f"\n{name}: {sum(p.numel() for p in lm.model.parameters()) / 1e9:.2f} B parameters, weights {weights / gb:.2f} GB")
+
+    def show(what, model, fixed, f):
+        kinds = saved_tensors(f, model)
+        total = sum(b for _, b in kinds.values())
+        print(f"{what}: kept for backward by one prompt of {tokens} tokens, {total / gb:.2f} GB")
+        for (shape, kind), (n, size) in sorted(kinds.items(), key=lambda x: -x[1][1])[:12]:
+            print(f"  {n:4d} x {str(shape):28} {str(kind)[6:]:9} {size / 2 ** 20:9.1f} MB")
+        f()
+        peak = extra_bytes(f, device)
+        rows.append((f"account.{name}.{what}.kept_gb", (weights + fixed + total) / gb, f"GB in all (weights {weights / gb:.2f}, trained and its state {fixed / gb:.3f})", limit_gb))
+        rows.append((f"account.{name}.{what}.measured_gb", None if peak is None else (weights + fixed + peak) / gb, "GB: weights and state, plus a pass's measured peak on this machine", limit_gb))
+
+    with torch.no_grad():
+        peak = extra_bytes(lambda: L.score(lm, L.begin(lm, prefix, L.random_soft_prompt(lm, K, 0)), tails, cands, titles, "mean"), device)
+    rows.append((f"account.{name}.scoring.measured_gb", None if peak is None else (weights + peak) / gb, "GB: weights, plus a pass's measured peak on this machine", limit_gb))
+    P = L.random_soft_prompt(lm, K, 0).requires_grad_()
+    loss = lambda: F.cross_entropy(L.score(lm, L.begin(lm, prefix, P), tails, cands, titles, "mean"), torch.zeros(1, dtype=torch.long, device=device))
+    show("stage1", lm.model, 3 * P.numel() * 4, lambda: loss().backward())                       # P, its gradient, Lion's momentum
+    P.requires_grad_(False)
+    adapter = adapt(lm.model, finetune.adapt_modules(lm, "qv")).train()
+    trained = sum(p.numel() * p.element_size() for p in adapter.parameters() if p.requires_grad)
+    show("stage2", adapter, 3 * trained + 2 * trained, lambda: loss().backward())                  # and AdaLoRA's two averages
+    L.checkpoint_layers(lm.model)
+    show("stage2_gradient_checkpointing", adapter, 5 * trained, lambda: loss().backward())
+
+
 @click.command(context_settings={"show_default": True})
+@click.option("--account", "listing", is_flag=True, help="only the memory account of Flan-T5-XL's shape: every tensor training keeps, and measured peaks (16 GB)")
 @click.option("--quick", is_flag=True, help="the ratios only, without the curves and the two processes")
 @click.option("--threads", default=2, type=click.IntRange(1), help="threads on the CPU")
 @click.option("--worker", "core", default=None, type=int, hidden=True)
-def main(quick, threads, core):
+def main(listing, quick, threads, core):
     """The LM's part of scoring and of both training stages against plain transformers."""
     if core is not None:
         return worker(core)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows, data = [], load_data("ml-100k")
+    rows = []
+    if listing:
+        account(rows, device, "flan-t5-xl", shapes()["flan-t5-xl"])
+        return report(rows, threads)
+    data = load_data("ml-100k")
     lm = L.load_lm("smollm2-135m", device)
     if not quick:
         curves(rows, lm, data, device)

@@ -3,6 +3,7 @@
 Names carry their shape. B users in a batch, L history length, I items (ids 1..I, 0 pads), C candidates, T tokens in a title,
 V vocabulary, D LM width, k soft-prompt vectors, h length of the backbone's list, n samples of a split.
 """
+import ctypes
 import json
 import os
 import resource
@@ -25,6 +26,11 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delr
 def stop(sentence):
     """The one way a script refuses: a sentence with what was found, what was expected and what to do; exit code 1."""
     raise click.ClickException(sentence)
+
+
+def whole_or_auto(ctx, param, value):
+    """click's callback for an option that is a number above 0 or 'auto'."""
+    return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
 
 
 # ---------------------------------------------------------------- ranks
@@ -59,6 +65,13 @@ def sum_over_ranks(x, ranks):
     y = x.detach().to(ranks.device, torch.float32)
     dist.all_reduce(y)
     return y.to(x.device, x.dtype)
+
+
+def max_over_ranks(x, ranks):
+    """The largest of a number over all processes."""
+    y = torch.tensor(float(x), device=ranks.device)
+    dist.all_reduce(y, dist.ReduceOp.MAX)
+    return y.item()
 
 
 def sum_gradients(params, ranks):
@@ -194,6 +207,52 @@ def peak_gb():
     """Most memory this process has held so far, GB (host; plus the GPU's where there is one)."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform != "darwin" else 2 ** 30)
     return host + (torch.cuda.max_memory_allocated() / 2 ** 30 if torch.cuda.is_available() else 0)
+
+
+def extra_bytes(f, device):
+    """Peak memory of one call beyond what is held before it (None where this system does not tell)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        f()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)                           # what torch freed before counts as free
+    status = lambda key: next(int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(key))
+    try:
+        with open("/proc/self/clear_refs", "w") as mark:       # 5: forget the high-water mark
+            mark.write("5")
+        before = status("VmRSS")
+    except (OSError, StopIteration):
+        return None
+    f()
+    return max(status("VmHWM") - before, 0)
+
+
+def total_bytes(device):
+    """Memory of the GPU, or of this machine (None where it does not tell)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+
+
+def free_bytes(device):
+    """What a process may still take of it: on a GPU also what its allocator holds unused."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    meminfo = Path("/proc/meminfo")
+    return next(int(x.split()[1]) * 1024 for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable")) if meminfo.exists() else total_bytes(device)
+
+
+def forecast(step_seconds, steps, validation_seconds, validations, ranks):
+    """One line after the first measured steps: the time and the memory that the run will take."""
+    if not ranks.main:
+        return
+    left = np.median(step_seconds) * (steps - len(step_seconds)) + validation_seconds * validations
+    gpu, total = ranks.device.type == "cuda", total_bytes(ranks.device)
+    used = torch.cuda.max_memory_allocated() / 2 ** 30 if gpu else peak_gb()
+    print(f"{len(step_seconds)} steps took {np.median(step_seconds):.2f} s each: about {left / 60:.1f} minutes to go for {steps - len(step_seconds)} steps and {validations} "
+          f"validations; {used:.1f} GB of {'the GPU' if gpu else 'memory'} at the peak so far" + (f", it has {total / 2 ** 30:.0f}" if total else ""), flush=True)
 
 
 def machine():

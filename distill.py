@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from lion_pytorch import Lion
 
 import lm as L
-from common import (Log, finish, finish_run, folder_of, histories, load_data, load_run, peak_gb, setup, start_run, stop, subset,
-                    sum_gradients, sum_over_ranks, write_json)
+from common import (Log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, setup, start_run, stop, subset,
+                    sum_gradients, sum_over_ranks, whole_or_auto, write_json)
 
 NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 # what --paper sets (spec sections 2 and 4); our defaults, chosen by validation on ml-100k, are in the options below
@@ -107,7 +107,8 @@ def weights(how, g_TA, g_RPS, log_var):
 # training
 @click.option("--samples", default=640, type=click.IntRange(1), help="training samples to see; each gives an RPS prompt, and a TA prompt where its history is long enough")
 @click.option("--batch", default=8, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
-@click.option("--micro", default=4, type=click.IntRange(1), help="prompts of a forward pass; smaller needs less memory and gives the same gradient")
+@click.option("--micro", default="4", callback=whole_or_auto, help="prompts of a forward pass; smaller needs less memory and gives the same gradient; auto: as many as memory holds")
+@click.option("--gradient-checkpointing", is_flag=True, help="keep each layer's input only and compute it again in backward: a third more time, far less memory")
 @click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
 @click.option("--lr", default=2e-2, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
 @click.option("--weight-decay", default=1e-5, help="weight decay of Lion")
@@ -148,6 +149,8 @@ def main(ctx, **config):
                 "max_tokens": cfg.max_tokens, "backbone": backbone, "backbone_run": str(teacher_folder)}
     r = L.ranker(lm, data, settings, P)
     r.cache = cfg.cache_prefix
+    if cfg.gradient_checkpointing:
+        L.checkpoint_layers(lm.model)
     record = start_run(out, "distill", cfg, data, ranks)
 
     # fixed validation prompts, the accuracy before
@@ -163,15 +166,29 @@ def main(ctx, **config):
                   f"loss {ta_loss:.3f} {rps_loss:.3f}", flush=True)
         return {"ta": ta, "rps": rps, "ta_loss": ta_loss, "rps_loss": rps_loss}
 
+    def micro_batch(prompts, n):
+        """Adds to P.grad what these of n prompts give; returns their share of the loss."""
+        s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, r.cache), [p[0] for p in prompts], np.stack([p[1] for p in prompts]), r.titles, cfg.verbalizer)
+        loss = F.cross_entropy(s_BC, torch.tensor([p[2] for p in prompts], device=ranks.device), reduction="sum") / n
+        loss.backward()
+        return loss.item()
+
+    t0 = time.time()
     before = validate("before")
+    validation_seconds = time.time() - t0
     order = np.random.default_rng([cfg.seed, 1]).permutation(len(data.train))
     steps = max(cfg.samples // cfg.batch, 1)
-    micro = min(cfg.micro, -(-cfg.batch // ranks.world))     # whole micro-batches are shared among the ranks, each the same whoever has it
+    most = -(-cfg.batch // ranks.world)                  # whole micro-batches are shared among the ranks, each the same whoever has it
+    if cfg.micro == "auto":
+        longest = sorted(sum(tasks_of(r, data.train[order[:64]], ranked["train"][order[:64]][:, :cfg.h], cfg.a, cfg.C, cfg.seed), []), key=lambda p: -len(p[0]))
+        cfg.micro = L.largest_micro(lambda m: micro_batch(longest[:m], m), [p[0] for p in longest], most, ranks.device, ranks)
+    micro = record["micro"] = min(cfg.micro, most)
     log_var = torch.zeros(2, requires_grad=True)
     optimiser = Lion([P], lr=cfg.lr, weight_decay=cfg.weight_decay)
     balancer = torch.optim.Adam([log_var], lr=1e-2)
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
     best, log, began, lm_seconds, prompts_seen = None, Log(out, steps, "distill", ranks), time.time(), {"steps": 0.0, "validation": 0.0}, 0
+    step_seconds = []
 
     for step in range(steps):
         which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
@@ -184,15 +201,11 @@ def main(ctx, **config):
         for prompts in (ta, rps):                        # each task's own gradient of P: L_TA and L_RPS are means over the global batch
             P.grad, total = torch.zeros_like(P), torch.zeros(1)
             for i in range(0, len(prompts), micro)[ranks.rank::ranks.world]:
-                part = prompts[i:i + micro]
-                s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, r.cache), [p[0] for p in part], np.stack([p[1] for p in part]), r.titles, cfg.verbalizer)
-                loss = F.cross_entropy(s_BC, torch.tensor([p[2] for p in part], device=ranks.device), reduction="sum") / len(prompts)
-                loss.backward()
-                total += loss.item()
+                total += micro_batch(prompts[i:i + micro], len(prompts))
             sum_gradients([P], ranks)
             grads.append(P.grad)
             losses.append(sum_over_ranks(total, ranks).item())
-        lm_seconds["steps"] += time.time() - t0
+        step_seconds.append(time.time() - t0)
         prompts_seen += len(ta) + len(rps)
         if not np.isfinite(losses).all():
             stop(f"the loss is {losses} at step {step}; lower --lr {cfg.lr}")
@@ -213,8 +226,11 @@ def main(ctx, **config):
             if best is None or quality < best[0]:
                 best = (quality, step + 1, P.detach().clone(), now)
         log.step(step + 1, **shown)
+        if step == 2 and steps > 3:
+            forecast(step_seconds, steps, validation_seconds, sum(e > step for e in eval_at), ranks)
     log.close()
 
+    lm_seconds["steps"] = sum(step_seconds)
     seconds, (_, best_step, P_best, after) = time.time() - began, best
     if ranks.main:
         L.save_soft_prompt(out, P_best)

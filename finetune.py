@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from lion_pytorch import Lion
 
 import lm as L
-from common import (Log, candidates, compare, finish, finish_run, folder_of, load_data, load_run, metrics, peak_gb, setup, start_run, stop,
-                    subset, sum_gradients, sum_over_ranks, histories, write_npy, chance)
+from common import (Log, candidates, compare, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb, setup, start_run, stop,
+                    subset, sum_gradients, sum_over_ranks, histories, whole_or_auto, write_npy, chance)
 
 # what --paper sets: DELRec's own choices (spec sections 2 and 5); our defaults, chosen by validation on ml-100k, are in the options below
 PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates", adapt="qv", lr=1e-4, calibrate=False)
@@ -86,7 +86,8 @@ def active_rank(adapter):
 @click.option("--samples", default=1600, type=click.IntRange(1), help="training samples to see")
 @click.option("--candidates", "C", default=15, type=click.IntRange(2), help="candidates of a prompt, the truth among them")
 @click.option("--batch", default=16, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
-@click.option("--micro", default=8, type=click.IntRange(1), help="samples of a forward pass; smaller needs less memory and gives the same gradient")
+@click.option("--micro", default="8", callback=whole_or_auto, help="samples of a forward pass; smaller needs less memory and gives the same gradient; auto: as many as memory holds")
+@click.option("--gradient-checkpointing", is_flag=True, help="keep each layer's input only and compute it again in backward: a third more time, far less memory")
 @click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
 @click.option("--lr", default=3e-3, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
 @click.option("--weight-decay", default=1e-6, help="weight decay of Lion")
@@ -133,6 +134,8 @@ def main(ctx, **config):
     adapter = get_peft_model(lm.model, AdaLoraConfig(
         target_modules=adapt_modules(lm, cfg.adapt), init_r=cfg.init_r, target_r=cfg.target_r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout,
         total_step=steps, tinit=tinit, tfinal=tfinal, deltaT=1, orth_reg_weight=0.0))
+    if cfg.gradient_checkpointing:
+        L.checkpoint_layers(lm.model)
     params = [p for p in adapter.parameters() if p.requires_grad]
     layers = sum("lora_E" in n for n, _ in adapter.named_parameters())
     budget = layers * cfg.target_r
@@ -149,54 +152,67 @@ def main(ctx, **config):
     train_cand, train_place = candidates(data, "train", cfg.C), L.listing(r, "train", cfg.C)
     best, log, lm_seconds, began = None, Log(out, steps, "finetune", ranks), {"steps": 0.0, "validation": 0.0}, time.time()
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
-    micro = min(cfg.micro, -(-cfg.batch // ranks.world))     # whole micro-batches are shared among the ranks, each the same whoever has it
 
-    for step in range(steps):
-        which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
+    def samples_of(which):
+        """Training samples as prompts [(tail, places of history tokens)], candidates (n, C), the truth's place among them and its tokens."""
         batch = data.train[which]
         listed = np.take_along_axis(train_cand[which], train_place[which], 1)
         cand = data.items[batch][:, None].astype(np.int64) if cfg.loss == "titles" else listed
-        truth = torch.as_tensor((cand == data.items[batch][:, None]).argmax(1), device=ranks.device)
+        truth = (cand == data.items[batch][:, None]).argmax(1)
         pairs = [r.prompts.history(h[h > 0], c) for h, c in zip(histories(data, batch, cfg.history), listed)]
         n_truth = r.titles.ptr[data.items[batch] + 1] - r.titles.ptr[data.items[batch]] + (lm.kind == "decoder")
+        return pairs, cand, truth, n_truth
+
+    def micro_batch(pairs, cand, truth, n_truth, n, tokens):
+        """Adds to the gradients what these of n samples (with `tokens` title tokens) give; returns their share of the loss and its parts."""
+        at = [a for _, a in pairs] if cfg.loss != "candidates" else None
+        s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, r.cache), [t for t, _ in pairs], cand, r.titles, cfg.verbalizer, at)
+        truth, titles_loss, cand_loss = torch.as_tensor(truth, device=ranks.device), torch.zeros(()), torch.zeros(())
+        if cfg.loss != "candidates":                      # L_titles = - mean log P(token) over the tokens of history titles and of the truth
+            s_BC, past_M = s_BC
+            own = (s_BC[torch.arange(len(pairs)), truth] * torch.as_tensor(n_truth, device=ranks.device)).sum() if cfg.verbalizer == "likelihood" else 0.0
+            titles_loss = -(past_M.sum() + own) / tokens
+        if cfg.loss != "titles":                          # L = - log softmax over the C candidates' scores (spec section 5)
+            cand_loss = F.cross_entropy(s_BC, truth, reduction="sum") / n
+        loss = titles_loss + cand_loss
+        loss.backward()
+        return torch.tensor([loss.item(), cand_loss.item(), titles_loss.item()])
+
+    most = -(-cfg.batch // ranks.world)                  # whole micro-batches are shared among the ranks, each the same whoever has it
+    if cfg.micro == "auto":
+        adapter.train()
+        trial = samples_of(order[:64])
+        longest = sorted(range(len(trial[0])), key=lambda x: -len(trial[0][x][0]))
+        cfg.micro = L.largest_micro(lambda m: micro_batch([trial[0][x] for x in longest[:m]], *(part[longest[:m]] for part in trial[1:]), m, 1),
+                                    [t for t, _ in trial[0]], most, ranks.device, ranks)
+    micro = record["micro"] = min(cfg.micro, most)
+    step_seconds = []
+
+    for step in range(steps):
+        pairs, cand, truth, n_truth = samples_of(np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:])
         tokens = sum(len(at) for _, at in pairs) + int(n_truth.sum()) * (cfg.verbalizer == "likelihood")
 
         lr = cfg.lr * min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
         for group in optimiser.param_groups:
             group["lr"] = lr
         adapter.train()
-        total = {"loss": 0.0, "candidates": 0.0, "titles": 0.0}
+        total = torch.zeros(3)
         for p in params:
             p.grad = torch.zeros_like(p)                      # a rank without work adds zeros
         t0 = time.time()
         for i in range(0, cfg.batch, micro)[ranks.rank::ranks.world]:
-            j = np.arange(i, min(i + micro, cfg.batch))
+            j = slice(i, i + micro)
             torch.manual_seed(int(np.random.SeedSequence([cfg.seed, step, i]).generate_state(1)[0]))   # the same dropout whichever rank draws it
-            start = L.begin(lm, r.prompts.prefix, P, r.cache)
-            at = [pairs[x][1] for x in j] if cfg.loss != "candidates" else None
-            s_BC = L.score(lm, start, [pairs[x][0] for x in j], cand[j], r.titles, cfg.verbalizer, at)
-            loss = 0.0
-            if cfg.loss != "candidates":
-                s_BC, past_M = s_BC                       # L_titles = - mean log P(token) over the tokens of history titles and of the truth
-                own = (s_BC[torch.arange(len(j)), truth[j]] * torch.as_tensor(n_truth[j], device=ranks.device)).sum() if cfg.verbalizer == "likelihood" else 0.0
-                titles_loss = -(past_M.sum() + own) / tokens
-                loss = loss + titles_loss
-                total["titles"] += titles_loss.item()
-            if cfg.loss != "titles":                      # L = - log softmax over the C candidates' scores (spec section 5)
-                cand_loss = F.cross_entropy(s_BC, truth[j], reduction="sum") / cfg.batch
-                loss = loss + cand_loss
-                total["candidates"] += cand_loss.item()
-            total["loss"] += loss.item()
-            loss.backward()
+            total += micro_batch(pairs[j], cand[j], truth[j], n_truth[j], cfg.batch, tokens)
         if cfg.orthogonal:
             (cfg.orthogonal * orthogonality(adapter) / ranks.world).backward()
         sum_gradients(params, ranks)
-        total = sum_over_ranks(torch.tensor(list(total.values())), ranks).tolist()
+        total = sum_over_ranks(total, ranks).tolist()
         if not np.isfinite(total[0]):
             stop(f"the loss is {total[0]} at step {step}; lower --lr {cfg.lr}")
         optimiser.step()
         adapter.base_model.update_and_allocate(step + 1)  # reads the gradients
-        lm_seconds["steps"] += time.time() - t0
+        step_seconds.append(time.time() - t0)
 
         shown = {"loss": total[0]} | ({"candidates": total[1], "titles": total[2]} if cfg.loss == "both" else {})
         if step in eval_at:
@@ -212,7 +228,10 @@ def main(ctx, **config):
             if step + 1 >= steps - tfinal and (best is None or (shown["val_hr@1"], shown["val_ndcg@10"]) > best[0]):
                 best = ((shown["val_hr@1"], shown["val_ndcg@10"]), step + 1, [p.detach().clone() for p in params], score_nC)
         log.step(step + 1, **shown, lr=lr)
+        if step == 2 and steps > 3:                           # a forward pass alone is about a third of a step
+            forecast(step_seconds, steps, np.median(step_seconds) / cfg.batch * len(val) / 3, sum(e > step for e in eval_at), ranks)
     log.close()
+    lm_seconds["steps"] = sum(step_seconds)
 
     # what must hold: AdaLoRA reallocated its ranks to the budget, something was learnt, P did not move
     if active_rank(adapter) != budget:

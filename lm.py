@@ -4,20 +4,23 @@ A prompt is an int array: token ids, SLOT where a soft-prompt vector goes, MASK 
 so no title and no tokenizer can produce them. Every prompt is prefix + tail: the prefix (instruction + soft prompt) is the same for
 all samples, so a decoder-only LM computes its keys and values once.
 """
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import kernels
-from common import CACHE, Log, candidates, compare, gather_rows, histories, metrics, stop
+from common import CACHE, Log, candidates, compare, extra_bytes, free_bytes, gather_rows, histories, max_over_ranks, metrics, stop
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")       # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")  # of a reloaded AdaLoRA; a test shows its scores are the saved ones
 warnings.filterwarnings("ignore", message="Adapter 'default'.*LoRA tensor.*invalid shape")      # of a layer that AdaLoRA pruned to rank 0
 SLOT, MASK = -1, -2
+CPU_TOKENS = 5000       # of a pass on a CPU: about what its caches hold
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -69,25 +72,33 @@ def load_lm(name, device, dtype=None):
     body = tok("a", add_special_tokens=False)["input_ids"]
     at = around.index(body[0])
     lm = SimpleNamespace(name=str(name), folder=str(folder), kind=kind, model=model, tok=tok, head_VD=head.weight, bias_V=getattr(head, "bias", None),
-                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, packs=kind == "decoder" and use_packed_rows(model), fused=can_fuse(model),
+                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, attends=kind != "encoder" and own_attention(model), packs=False, fused=can_fuse(model),
                          special=set(tok.all_special_ids) - {tok.unk_token_id},
                          max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096) - 2)   # RoBERTa's positions begin at 2
+    lm.packs = kind == "decoder" and lm.attends and can_pack(model)
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
     return lm
 
 
-def use_packed_rows(model):
-    """Give a decoder-only LM on a CPU the attention of pass_packed. False, and nothing changed, on a GPU (where one call per piece would
-    cost more than the padding) and for models whose attention does more than softmax(q k) v."""
+def own_attention(model):
+    """Let the model attend by `attention` below. False, and nothing changed, for models that cannot be given an attention: they compute the
+    prefix with every prompt, and an encoder's keys for every candidate."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
-    odd = ("sliding_window", "attn_logit_softcapping", "alibi", "attention_chunk_size")
-    if model.device.type != "cpu" or not model._supports_attention_backend or any(getattr(model.config, x, None) for x in odd):
+    takes = model.config.model_type in ("t5", "mt5") if model.config.is_encoder_decoder else model._supports_attention_backend
+    if not takes or not hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS"):
         return False
-    AttentionInterface.register("packed_rows", packed_attention)
-    AttentionMaskInterface.register("packed_rows", sdpa_mask)
-    model.set_attn_implementation("packed_rows")
+    AttentionInterface.register("delrec", attention)
+    AttentionMaskInterface.register("delrec", sdpa_mask)
+    model.set_attn_implementation("delrec")
     return True
+
+
+def can_pack(model):
+    """True where pass_packed computes what the model does: on a CPU (on a GPU one call per piece would cost more than the padding), and
+    attention is no more than softmax(q k) v."""
+    odd = ("sliding_window", "attn_logit_softcapping", "alibi", "attention_chunk_size")
+    return model.device.type == "cpu" and not any(getattr(model.config, x, None) for x in odd)
 
 
 def can_fuse(model):
@@ -133,7 +144,7 @@ def begin(lm, prefix, P_kD=None, cache=True):
 
     A decoder-only LM computes the prefix's keys and values here, once for all prompts; cache=False leaves them to every prompt: the same
     numbers, slower (encoders see every token from every other, so they have nothing to keep)."""
-    if lm.kind != "decoder" or not cache:
+    if lm.kind != "decoder" or not lm.attends or not cache:
         return SimpleNamespace(prefix=prefix, P=P_kD, kv=None)
     ids = torch.as_tensor(prefix, device=lm.device)[None]
     out = lm.model.base_model(inputs_embeds=embed(lm, ids, P_kD), use_cache=True)
@@ -194,23 +205,19 @@ def picked(first, index):
 def pass_padded(lm, kv, P_kD, kept, rows, segments, places, index):
     """The LM's body over rows padded to one length, under a mask. Returns the states at `index` (an array for each row, or several
     for each, one round of the rows after the other): (N, D)."""
-    from transformers import DynamicCache
     B = len(rows)
     ids_BQ, seg_BQ, pos_BQ = (torch.as_tensor(pad(r, v)).to(lm.device) for r, v in ((rows, 0), (segments, -1), (places, 0)))
     Q = ids_BQ.shape[1]
     sees_QQ = torch.ones(Q, Q, dtype=torch.bool, device=lm.device).tril()
     own_BQQ = (seg_BQ[:, None, :] == 0) | (seg_BQ[:, None, :] == seg_BQ[:, :, None])
     mask_BQK = torch.cat([torch.ones(B, Q, kept, dtype=torch.bool, device=lm.device), own_BQQ & sees_QQ], 2)
-    cache = DynamicCache()
-    for i, (k, v) in enumerate(kv or []):
-        cache.update(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1), i)
-    x_BQD = lm.model.base_model(inputs_embeds=embed(lm, ids_BQ, P_kD), attention_mask=mask_BQK[:, None], position_ids=pos_BQ,
-                                past_key_values=cache, use_cache=True).last_hidden_state
+    more = {"packed": SimpleNamespace(kv=kv, pieces=None)} if kv else {}
+    x_BQD = lm.model.base_model(inputs_embeds=embed(lm, ids_BQ, P_kD), attention_mask=mask_BQK[:, None], position_ids=pos_BQ, use_cache=False, **more).last_hidden_state
     return x_BQD.flatten(0, 1)[torch.as_tensor(picked(np.arange(B) * Q, index), device=lm.device)]
 
 
 def pass_packed(lm, kv, P_kD, kept, rows, segments, places, index, block=256):
-    """The same with all rows one behind the other, no padding: packed_attention takes them apart again, in blocks of queries that see the
+    """The same with all rows one behind the other, no padding: `attention` takes them apart again, in blocks of queries that see the
     prefix, what stands before the block in its row's tail, and what stands before them in the block."""
     pieces, masks, groups = [], {}, lm.model.config.num_attention_heads // lm.model.config.num_key_value_heads
     for seg in segments:
@@ -261,21 +268,50 @@ def pass_fused(lm, kv, P_kD, kept, rows, segments, places, index):
     return norm(x_MD, body.norm)
 
 
-def packed_attention(module, query, key, value, attention_mask, scaling=None, packed=None, **kwargs):
-    """Attention as transformers asks for it, query (1, H, M, d), key and value (1, G, M, d), piece by piece of pass_packed. The H / G
-    query heads that share keys stand under each other as if they were more queries: the same sums, fewer and larger products."""
+def attention(module, query, key, value, attention_mask, scaling=None, packed=None, **kwargs):
+    """Attention as transformers asks for it, query (B, H, Q, d), key and value (B, G, K, d), with three things of ours: the kept prefix in
+    front of the keys, the rows of pass_packed piece by piece, and candidates that share their prompt's encoder states."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if len(query) > len(key):                            # C candidates of a prompt stand under each other as if they were more queries
+        C, Q = len(query) // len(key), query.shape[2]
+        o = F.scaled_dot_product_attention(query.unflatten(0, (-1, C)).transpose(1, 2).flatten(2, 3), key, value, attn_mask=attention_mask, scale=scaling,
+                                           dropout_p=kwargs.get("dropout", 0.0))
+        return o.unflatten(2, (C, Q)).permute(0, 2, 3, 1, 4).flatten(0, 1), None
     if packed is None:
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if packed.pieces is None:
+        key, value = (torch.cat([kept.expand(len(t), -1, -1, -1), t], 2) for kept, t in zip(packed.kv[module.layer_idx], (key, value)))
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    # packed rows. The H / G query heads that share keys stand under each other too: the same sums, fewer and larger products
     (_, H, _, d), G, out = query.shape, key.shape[1], []
     query, key, value = (t.split([p.length for p in packed.pieces], 2) for t in (query, key, value))
     prefix = [[t] for t in packed.kv[module.layer_idx]] if packed.kv else [[], []]
     for n, piece in enumerate(packed.pieces):
         k, v = (torch.cat([*first, *(t[i] for i in piece.before), t[n]], 2) for first, t in zip(prefix, (key, value)))
-        o = torch.nn.functional.scaled_dot_product_attention(query[n].reshape(1, G, H // G * piece.length, d), k, v, attn_mask=piece.mask, scale=scaling,
-                                                             dropout_p=kwargs.get("dropout", 0.0))
+        o = F.scaled_dot_product_attention(query[n].reshape(1, G, H // G * piece.length, d), k, v, attn_mask=piece.mask, scale=scaling,
+                                           dropout_p=kwargs.get("dropout", 0.0))
         out.append(o.view(1, H, piece.length, d))
     return torch.cat(out, 2).transpose(1, 2), None
+
+
+def checkpoint_layers(model):
+    """Gradient checkpointing: each layer keeps its input only and is computed again in backward; the same numbers for a third more time."""
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def again(forward):
+        def run(*args, **kwargs):
+            if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:     # the prefix, whose keys and values are kept
+                return forward(*args, **kwargs)
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return run
+
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        stop(f"--gradient-checkpointing: {type(model).__name__} has no layers that transformers can checkpoint; lower --micro instead")
+    for layer in layers:
+        layer.forward = again(layer.forward)
 
 
 def fill(lm, start, tails, n=None):
@@ -297,12 +333,13 @@ def read_encoder_decoder(lm, start, tails, tok_BCT, n_BC, at):
     enc = lm.model.get_encoder()(inputs_embeds=embed(lm, ids_BQ, start.P), attention_mask=real_BQ.long()).last_hidden_state
     first = torch.tensor([lm.model.config.decoder_start_token_id, lm.mask_id], device=lm.device)
     if tok_BCT is None:
-        return lm.model(encoder_outputs=(enc,), attention_mask=real_BQ.long(), decoder_input_ids=first.expand(len(tails), 2)).logits[:, 1]
+        return lm.model(encoder_outputs=(enc,), attention_mask=real_BQ.long(), decoder_input_ids=first.expand(len(tails), 2), use_cache=False).logits[:, 1]
     B, C, T = tok_BCT.shape
     tok = torch.as_tensor(tok_BCT.reshape(B * C, T)).long().to(lm.device)
     dec = torch.cat([first.expand(B * C, 2), tok[:, :-1]], 1)
-    x = lm.model(encoder_outputs=(enc.repeat_interleave(C, 0),), attention_mask=real_BQ.long().repeat_interleave(C, 0),
-                 decoder_input_ids=dec).logits[:, 1:]
+    # the C decoder rows of a prompt share its encoder states, and so the keys and values made of them, where `attention` is asked
+    shared = (enc, real_BQ[:, None, None]) if lm.attends else (enc.repeat_interleave(C, 0), real_BQ.long().repeat_interleave(C, 0))
+    x = lm.model(encoder_outputs=(shared[0],), attention_mask=shared[1], decoder_input_ids=dec, use_cache=False).logits[:, 1:]
     return x[torch.arange(T, device=lm.device) < torch.as_tensor(n_BC.reshape(-1, 1)).to(lm.device)]
 
 
@@ -466,6 +503,27 @@ def score(lm, start, tails, cand_BC, titles, verbalizer, at=None):
     return score_BC, kernels.title_likelihood(past, titles.head, words, each, titles.bias)
 
 
+# ---------------------------------------------------------------- memory and time of a training run
+
+def largest_micro(step, tails, most, device, ranks):
+    """How many prompts of a forward and backward pass fit into memory: step(m) runs one on the m longest prompts. Two passes are measured, the
+    rest is a line through them, with a fifth of what is free left over; on a CPU no more than fill its caches, where more is not faster."""
+    lengths = sorted(map(len, tails), reverse=True)
+    if device.type == "cpu":
+        most = min(most, max(1, CPU_TOKENS // lengths[0]))
+    step(1)                                              # the first pass also allocates what stays
+    one, two = extra_bytes(lambda: step(1), device), extra_bytes(lambda: step(2), device) if most > 1 else 0
+    if one is None:
+        stop("--micro auto: this system does not tell how much memory a pass takes; give --micro a number")
+    fits = 1 + int(max(0.8 * free_bytes(device) - one, 0) / max(two - one, 1)) if most > 1 else 1
+    micro = max(1, min(fits, most))
+    if ranks.world > 1:                                  # the least of all ranks
+        micro = int(-max_over_ranks(-micro, ranks))
+    if ranks.main:
+        print(f"--micro auto: a prompt takes {one / 2 ** 20:.0f} MB, each further one {max(two - one, 0) / 2 ** 20:.0f} MB; {fits} would fit, {micro} at a time", flush=True)
+    return micro
+
+
 # ---------------------------------------------------------------- scoring whole splits
 
 def ranker(lm, data, settings, P_kD=None):
@@ -493,7 +551,7 @@ def batches_of(cost, budget):
 def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None):
     """Scores float32 (n, C) of candidates for prompts, on every rank; the prefix computed once.
 
-    Batches of like length, at most `tokens` tokens each (5,000 on a CPU, whose caches they shall meet, 65,536 on a GPU), are formed over
+    Batches of like length, at most `tokens` tokens each (CPU_TOKENS on a CPU, whose caches they shall meet, 65,536 on a GPU), are formed over
     all prompts and then shared among the ranks: a prompt meets the same neighbours (so bf16 rounds it the same way) however many
     processes there are.
     """
@@ -503,7 +561,7 @@ def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None):
     cost = np.array([len(t) for t in tails], int) + (0 if r.lm.kind == "decoder" and r.cache else len(r.prompts.prefix))
     if likelihood:                                                   # an encoder reads every title in a prompt of its own
         cost = cost * (cand_nC.shape[1] if r.lm.kind == "encoder" else 1) + np.diff(r.titles.ptr)[cand_nC].sum(1)
-    batches = batches_of(cost, tokens or (65536 if r.lm.device.type == "cuda" else 5000))[ranks.rank::ranks.world]
+    batches = batches_of(cost, tokens or (65536 if r.lm.device.type == "cuda" else CPU_TOKENS))[ranks.rank::ranks.world]
     mine = np.concatenate([np.zeros(0, int), *batches])
     log, rows, done = Log(out, len(mine), name, ranks, "prompt"), np.zeros((len(mine), cand_nC.shape[1]), np.float32), 0
     for j in batches:

@@ -6,7 +6,6 @@
 Ratios come from one run: the methods take turns on the same inputs, medians count. vs_X is X's time over ours, above 1 we are faster.
 Memory is the peak beyond what was held before (host: the kernel's high-water mark of this process; GPU: the allocator's).
 """
-import ctypes
 import json
 import statistics
 import sys
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import kernels  # noqa: E402
-from common import commit, machine, versions  # noqa: E402
+from common import commit, extra_bytes, machine, versions  # noqa: E402
 
 SHAPES = [(16, 15, 12), (64, 20, 12), (256, 20, 16)]
 HEADS = [(576, 49152), (2048, 32128), (4096, 128256)]
@@ -46,26 +45,6 @@ def times(methods, device, seconds=2.0, most=15):
             f()
             spent[name].append(now(device) - start)
     return {name: statistics.median(s) for name, s in spent.items()}
-
-
-def extra_bytes(f, device):
-    """Peak memory of one call beyond what is held before it (None where this system does not tell)."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        f()
-        return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)                           # what torch freed before counts as free
-    status = lambda key: next(int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(key))
-    try:
-        with open("/proc/self/clear_refs", "w") as mark:       # 5: forget the high-water mark
-            mark.write("5")
-        before = status("VmRSS")
-    except (OSError, StopIteration):
-        return None
-    f()
-    return max(status("VmHWM") - before, 0)
 
 
 def copy_rate(device):

@@ -62,6 +62,17 @@ def test_the_gpu_s_rows_come_out_of_the_same_program():
     assert all(np.isfinite(value) and value > 0 for name, value, *_ in rows if not name.endswith("peak_gb"))
 
 
+def test_the_memory_account_lists_what_autograd_keeps(capsys):
+    w, x = torch.nn.Linear(8, 8, bias=False), torch.ones(5, 8, requires_grad=True)
+    kinds = bench.saved_tensors(lambda: torch.tanh(w(x)), w)
+    assert kinds == {((5, 8), torch.float32): (2, 320)}              # the input of the product and the output of tanh; not the weight
+    rows = []
+    bench.account(rows, CPU, "t5", small()["t5"], tokens=130, dtype=torch.float32)
+    values = {name: value for name, value, *_ in rows}
+    assert 0 < values["account.t5.stage2_gradient_checkpointing.kept_gb"] < values["account.t5.stage2.kept_gb"]
+    assert "kept for backward by one prompt of 130 tokens" in capsys.readouterr().out
+
+
 def test_kernel_rows_on_a_small_shape():
     rows = []
     kernel_bench.candidate_scores(rows, CPU, torch.bfloat16, 2, 3, 4, 16, 50, 1e9)

@@ -200,6 +200,17 @@ def test_micro_batches_do_not_change_the_gradient(chain, toy, backbone, decoder,
     assert [line["loss_rps"] for line in log_of(tmp_path / "prompt")] == pytest.approx([line["loss_rps"] for line in log_of(chain.prompt)], rel=1e-4)
 
 
+def test_memory_options_do_not_change_the_prompt(chain, toy, backbone, decoder, script, on_cpu, tmp_path):
+    from conftest import stages
+    args, _ = stages(toy, backbone, decoder, tmp_path / "prompt", "")
+    args[args.index("--micro") + 1] = "auto"
+    out = script(distill.main, *args, "--gradient-checkpointing").output
+    torch.testing.assert_close(prompt_of(tmp_path / "prompt"), prompt_of(chain.prompt), rtol=0, atol=1e-4)
+    assert "--micro auto: a prompt takes" in out and "minutes to go" in out and common.load_run(tmp_path / "prompt").micro >= 1
+    args[args.index("--micro") + 1] = "many"
+    assert "many" in script(distill.main, *args, code=2).error
+
+
 def test_two_processes_give_the_prompt_and_the_metrics_of_one(chain, twins):
     torch.testing.assert_close(prompt_of(twins.prompt), prompt_of(chain.prompt), rtol=1e-5, atol=1e-5)
     one, two = (json.loads((c.prompt / "metrics.json").read_text()) for c in (chain, twins))

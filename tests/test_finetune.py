@@ -176,6 +176,14 @@ def test_micro_batches_do_not_change_the_gradient(chain, toy, backbone, decoder,
     same_run(tmp_path / "run", chain.delrec)
 
 
+def test_memory_options_do_not_change_the_run(chain, toy, backbone, decoder, script, on_cpu, tmp_path):
+    _, args = stages(toy, backbone, decoder, chain.prompt, tmp_path / "run")
+    args[args.index("--micro") + 1] = "auto"
+    out = script(finetune.main, *args, "--gradient-checkpointing").output
+    same_run(tmp_path / "run", chain.delrec)
+    assert "--micro auto: a prompt takes" in out and "minutes to go" in out
+
+
 def test_two_processes_give_the_adapter_and_the_scores_of_one(chain, twins):
     same_run(twins.delrec, chain.delrec)
     assert common.load_run(twins.delrec).world == 2

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import common
+import finetune
 import lm as L
 from conftest import KINDS
 
@@ -397,6 +398,65 @@ def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(decod
     for other in results[1:]:
         for a, b in zip(results[0], other):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@ALL
+def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, kind):
+    from peft import LoraConfig, get_peft_model
+    from bench import saved_tensors
+    results, kept = [], []
+    for again in (False, True):
+        r = rank_with(lambda _: L.load_lm(request.getfixturevalue(kind), torch.device("cpu"), torch.float64), kind, toy, k=4, verbalizer="likelihood")
+        torch.manual_seed(1)
+        adapter = get_peft_model(r.lm.model, LoraConfig(target_modules=finetune.adapt_modules(r.lm, "qv"), r=2, lora_dropout=.3, init_lora_weights=False)).train()
+        if again:
+            L.checkpoint_layers(r.lm.model)
+        old, cand = windows(toy, 4)
+        tails, P = [r.prompts.history(h, c)[0] for h, c in zip(old, cand)], r.P.double().requires_grad_()
+
+        def loss():
+            torch.manual_seed(2)                         # the dropout of both
+            return L.score(r.lm, L.begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, "likelihood").log_softmax(1)[:, 2].sum()
+        kept.append(sum(size for _, size in saved_tensors(loss, r.lm.model).values()))
+        value = loss()
+        value.backward()
+        results.append([value.detach(), P.grad] + [p.grad for p in adapter.parameters() if p.requires_grad])
+    assert kept[1] < 0.5 * kept[0]
+    assert all(g.abs().max() > 0 for g in results[0])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_candidates_share_their_prompt_s_encoder_states(load, toy):
+    r = rank_with(load, "encoder_decoder", toy, k=3, verbalizer="likelihood")
+    old, cand = windows(toy, 3)
+    tails, scores, sizes = [r.prompts.history(h)[0] for h in old], [], []
+    assert r.lm.attends
+    from bench import saved_tensors
+    try:
+        for r.lm.attends in (True, False):
+            P = r.P.clone().requires_grad_()
+            run = lambda: L.score(r.lm, L.begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, "likelihood")
+            sizes.append(sum(size for _, size in saved_tensors(run, r.lm.model).values()))
+            scores.append(run())
+            scores[-1].log_softmax(1)[:, 0].sum().backward()
+            scores.append(P.grad)
+    finally:
+        r.lm.attends = True
+    torch.testing.assert_close(scores[0], scores[2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores[1], scores[3], rtol=1e-4, atol=1e-6)
+    assert sizes[0] < 0.7 * sizes[1]
+
+
+def test_as_many_prompts_at_a_time_as_memory_holds(monkeypatch, alone, capsys):
+    def step(m):                                         # 200 MB, and 64 MB a prompt
+        return torch.ones((200 + 64 * m) * 2 ** 18).sum()
+    if common.extra_bytes(lambda: None, alone.device) is None:
+        pytest.skip("this system does not tell a process's high-water mark")
+    for free, most, tail, want in ((2 ** 30, 100, 10, range(9, 11)), (2 ** 30, 4, 10, [4]), (2 ** 20, 100, 10, [1]), (2 ** 40, 100, L.CPU_TOKENS // 3, [3]), (2 ** 30, 1, 10, [1])):
+        monkeypatch.setattr(L, "free_bytes", lambda device: free)
+        assert L.largest_micro(step, [np.zeros(tail)] * 9, most, alone.device, alone) in want
+    assert "would fit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("block", [1, 3, 7])
