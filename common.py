@@ -139,14 +139,20 @@ def histories(data, samples, L):
     return np.where(inside, data.items[np.maximum(at, 0)], 0).astype(np.int64)
 
 
-def candidates(data, split, C):
-    """The stored candidates of a split: int64 (n, C), each row holding its target exactly once."""
+def candidates(data, split, C, which=slice(None)):
+    """The stored candidates of a split, or of some of its samples: int64 (n, C), each row holding its target exactly once."""
     path = data.folder / f"candidates_{split}_{C}.npy"
     if not path.exists():
         have = sorted(int(p.stem.split("_")[2]) for p in data.folder.glob(f"candidates_{split}_*.npy"))
         stop(f"{data.folder} holds no {C} candidates for {split}, it holds {have} (the catalogue has {data.n_items} items); "
              "choose one of those, or prepare the data again")
-    return np.load(path).astype(np.int64)
+    return np.load(path, mmap_mode="r")[which].astype(np.int64)
+
+
+def with_lists(backbone_run, data):
+    """The training samples (indices) that a backbone wrote a list for: all, or those of its --lists."""
+    path = Path(backbone_run) / "topk_train.npy"
+    return np.flatnonzero(np.load(path, mmap_mode="r")[:, 0]) if path.exists() else np.arange(len(data.train))
 
 
 def subset(n, limit, seed):

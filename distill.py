@@ -20,7 +20,7 @@ from lion_pytorch import Lion
 
 import lm as L
 from common import (Log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, setup, start_run, stop, subset,
-                    sum_gradients, sum_over_ranks, whole_or_auto, write_json)
+                    sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
 
 NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 # what --paper sets (spec sections 2 and 4); our defaults, chosen by validation on ml-100k, are in the options below
@@ -176,7 +176,7 @@ def main(ctx, **config):
     t0 = time.time()
     before = validate("before")
     validation_seconds = time.time() - t0
-    order = np.random.default_rng([cfg.seed, 1]).permutation(len(data.train))
+    order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(teacher_folder, data))
     steps = max(cfg.samples // cfg.batch, 1)
     most = -(-cfg.batch // ranks.world)                  # whole micro-batches are shared among the ranks, each the same whoever has it
     if cfg.micro == "auto":

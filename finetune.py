@@ -20,7 +20,7 @@ from lion_pytorch import Lion
 
 import lm as L
 from common import (Log, candidates, compare, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb, setup, start_run, stop,
-                    subset, sum_gradients, sum_over_ranks, histories, whole_or_auto, write_npy, chance)
+                    subset, sum_gradients, sum_over_ranks, histories, whole_or_auto, with_lists, write_npy, chance)
 
 # what --paper sets: DELRec's own choices (spec sections 2 and 5); our defaults, chosen by validation on ml-100k, are in the options below
 PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates", adapt="qv", lr=1e-4, calibrate=False)
@@ -146,17 +146,16 @@ def main(ctx, **config):
     optimiser = Lion(params, lr=cfg.lr, weight_decay=cfg.weight_decay)
 
     # the samples, the same on every rank
-    order = np.random.default_rng([cfg.seed, 1]).permutation(len(data.train))
+    order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(settings["backbone_run"], data) if cfg.order == "backbone" else len(data.train))
     val = subset(len(data.val), cfg.val_samples, cfg.seed)
-    val_cand, val_target = candidates(data, "val", cfg.C)[val], data.items[data.val[val]]
-    train_cand, train_place = candidates(data, "train", cfg.C), L.listing(r, "train", cfg.C)
+    val_cand, val_target = candidates(data, "val", cfg.C, val), data.items[data.val[val]]
     best, log, lm_seconds, began = None, Log(out, steps, "finetune", ranks), {"steps": 0.0, "validation": 0.0}, time.time()
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
 
     def samples_of(which):
         """Training samples as prompts [(tail, places of history tokens)], candidates (n, C), the truth's place among them and its tokens."""
         batch = data.train[which]
-        listed = np.take_along_axis(train_cand[which], train_place[which], 1)
+        listed = np.take_along_axis(candidates(data, "train", cfg.C, which), L.listing(r, "train", cfg.C, which), 1)
         cand = data.items[batch][:, None].astype(np.int64) if cfg.loss == "titles" else listed
         truth = (cand == data.items[batch][:, None]).argmax(1)
         pairs = [r.prompts.history(h[h > 0], c) for h, c in zip(histories(data, batch, cfg.history), listed)]

