@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test bench bench-kernels bench-llm clean
+.PHONY: demo test bench bench-kernels bench-llm bench-data clean
 
 demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (about 15 minutes on 2 cores)
 	$(PY) demo.py
@@ -16,7 +16,7 @@ demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then 
 test: $(VENV)/ready          ## all tests (under ten minutes on 2 cores)
 	$(PY) -m pytest -q tests
 
-bench: bench-kernels bench-llm  ## all benchmarks (each program's last line is one JSON object)
+bench: bench-kernels bench-llm bench-data  ## all benchmarks (each program's last line is one JSON object)
 
 bench-kernels: $(VENV)/ready ## the verbalizer against plain torch: time and memory (about six minutes on 2 cores)
 	$(PY) kernels/bench.py
@@ -24,6 +24,10 @@ bench-kernels: $(VENV)/ready ## the verbalizer against plain torch: time and mem
 bench-llm: $(VENV)/ready     ## the LM's part of scoring and training against plain transformers (about fifteen minutes on 2 cores)
 	$(PY) data/prepare.py ml-100k
 	$(PY) bench.py
+
+bench-data: $(VENV)/ready    ## preparing and training 22 million interactions; RECBOLE=PYTHON compares with RecBole (about half an hour on 2 cores)
+	$(PY) data/prepare.py ml-100k
+	$(PY) data/bench.py $(if $(RECBOLE),--recbole $(RECBOLE))
 
 clean:                       ## remove the environment, prepared data and runs (the download cache stays)
 	rm -rf $(VENV) runs data/ml-100k

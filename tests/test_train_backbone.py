@@ -71,6 +71,40 @@ def test_bce_learns_too(planted, script, tmp_path):
     assert lines[-1]["loss"] < lines[1]["loss"] and lines[-1]["val_ndcg@10"] > 2 * lines[0]["val_ndcg@10"], lines
 
 
+def test_the_sampled_softmax_learns_too(planted, script, tmp_path):
+    got = train(script, planted, tmp_path / "sampled", "--loss", "sampled", "--negatives", 40, "--width", 32, "--batch", 32, "--lr", 5e-3, "--epochs", 12, "--patience", 9, "--dropout", .1).json
+    assert got["test_hr@1"] > .9, got
+
+
+def test_the_sampled_softmax_is_the_full_one_where_it_draws_everything_and_right_on_average(planted):
+    torch.manual_seed(0)
+    model = B.build("sasrec", I, SimpleNamespace(history=8, width=16, dropout=0.)).eval()
+    model.bias.data.normal_(0, .3)
+    rng = np.random.default_rng(0)
+    seq, target = torch.from_numpy(rng.integers(1, I + 1, (4, 8))), torch.zeros(4, 8, dtype=torch.long)
+    target[:, -1] = torch.tensor([3, 14, 15, 92])
+    full = B.loss_of(model, seq, target)
+    torch.testing.assert_close(B.loss_of(model, seq, target, torch.arange(1, I + 1)), full + 4 * 0, rtol=0, atol=4 * 0.012)     # I items stand for I - 1
+    # the sum below the fraction, not its logarithm, is right on average: compare e^(loss) for one position
+    one, where = seq[:1], target[:1]
+    draws = torch.stack([B.loss_of(model, one, where, torch.from_numpy(rng.integers(1, I + 1, 20))).exp() for _ in range(3000)])
+    want = B.loss_of(model, one, where).exp()
+    assert abs(draws.mean() - want) < 4 * draws.std() / 3000 ** .5 + .01 * want
+
+
+def test_lists_for_some_training_samples_only(planted, script, tmp_path):
+    train(script, planted, tmp_path / "all", *QUICK, "--dropout", 0)
+    train(script, planted, tmp_path / "some", *QUICK, "--dropout", 0, "--lists", 50)
+    some, whole = (np.load(tmp_path / name / "topk_train.npy") for name in ("some", "all"))
+    has = common.with_lists(tmp_path / "some", planted)
+    assert len(has) == 50 and len(common.with_lists(tmp_path / "all", planted)) == len(planted.train) == len(some)
+    assert (some[has] == whole[has]).all() and not np.delete(some, has, 0).any()
+    scores = np.load(tmp_path / "some" / "scores_train_15.npy")
+    assert np.isfinite(scores[has]).all() and np.isnan(np.delete(scores, has, 0)).all()
+    for name in ("scores_test_15", "full_val", "topk_test"):
+        assert (np.load(tmp_path / "some" / f"{name}.npy") == np.load(tmp_path / "all" / f"{name}.npy")).all()
+
+
 # ---------------------------------------------------------------- what it leaves
 
 def test_files_have_their_shapes(planted, run):
