@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -283,11 +284,20 @@ def commit():
 
 
 def start_run(out, stage, cfg, data, ranks):
-    """Make the run folder and take away its completion mark. Returns the record that finish_run writes to config.json."""
+    """Make the run folder and take away its completion mark and what an earlier run left. Returns the record that finish_run writes to
+    config.json. With cfg.resume a finished run ends here, and log and checkpoints stay."""
+    resume = getattr(cfg, "resume", False)
+    if resume and (out / "config.json").exists():
+        if ranks.main:
+            print(f"{out} is finished, there is nothing to resume; run without --resume to do it again", flush=True)
+        finish(ranks)
+        raise SystemExit(0)
     if ranks.main:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").unlink(missing_ok=True)
-        (out / "log.jsonl").unlink(missing_ok=True)
+        if not resume:
+            (out / "log.jsonl").unlink(missing_ok=True)
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
         print(f"{stage}: " + " ".join(f"{k}={v}" for k, v in vars(cfg).items() if v is not None), flush=True)
     return {"stage": stage, **vars(cfg), "dataset": data.name, "data_folder": str(data.folder), "data_hash": data.meta["hash"],
             "world": ranks.world, "versions": versions(), "commit": commit(), "machine": machine(), "started": time.time()}
@@ -315,13 +325,37 @@ def load_run(name, data=None, stages=None):
     return run
 
 
+def cut_log(out, name, step, ranks):
+    """Take the lines after `step` out of log.jsonl: a resumed run writes them again."""
+    path = out / "log.jsonl"
+    if ranks.main and path.exists():
+        lines = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:                            # the line in writing when the run was killed
+                continue
+            if entry.get("name") != name or entry["step"] <= step:
+                lines.append(line)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def stop_unless_finite(params, step, samples, data, losses=0.0):
+    """Ends the run, before anything is updated, if a gradient (or a loss) is not finite. Both are sums over all processes, so all end."""
+    grads = torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None]))
+    if not np.isfinite(losses).all() or not torch.isfinite(grads).all():
+        shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+        stop(f"step {step}: {int((~torch.isfinite(grads)).sum())} of {len(grads)} gradients are not finite" + (f", the loss is {losses}" if losses else "") + f" (samples {shown} of {data.name}); nothing was "
+             "updated and the last checkpoint is good; lower --lr and run again, or look at those samples")
+
+
 class Log:
     """One line per step to log.jsonl, and on screen a progress bar with time left (a line now and then where there is no terminal)."""
 
-    def __init__(self, out, total, name, ranks, unit="step"):
+    def __init__(self, out, total, name, ranks, unit="step", done=0):
         self.main, self.total, self.name, self.start, self.said = ranks.main, total, name, time.time(), time.time()
         self.file = open(out / "log.jsonl", "a", encoding="utf-8") if self.main and out else None
-        self.bar = tqdm(total=total, desc=name, unit=unit, disable=None if self.main else True, dynamic_ncols=True, leave=False)
+        self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, disable=None if self.main else True, dynamic_ncols=True, leave=False)
 
     def step(self, done, **fields):
         if not self.main:

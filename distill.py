@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from lion_pytorch import Lion
 
+import checkpoints
 import lm as L
-from common import (Log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, setup, start_run, stop, subset,
-                    sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
+from common import (Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, setup, start_run, stop,
+                    stop_unless_finite, subset, sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
 
 NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 # what --paper sets (spec sections 2 and 4); our defaults, chosen by validation on ml-100k, are in the options below
@@ -117,6 +118,9 @@ def weights(how, g_TA, g_RPS, log_var):
 # validation
 @click.option("--val-samples", default=64, type=click.IntRange(0), help="validation samples that choose the best step; 0 = all")
 @click.option("--evals", default=2, type=click.IntRange(1), help="validations during training, the last after the last step; one more before the first")
+# going on
+@click.option("--resume", is_flag=True, help="continue from the newest checkpoint of the run folder, as if it had never stopped")
+@click.option("--checkpoint-every", default=0, type=click.IntRange(0), help="steps between checkpoints; 0: as often as costs under 5 % of the time")
 @click.option("--paper", is_flag=True, help="the paper's choices: " + ", ".join(f"{k}={v}" for k, v in PAPER.items()))
 @click.pass_context
 def main(ctx, **config):
@@ -151,7 +155,11 @@ def main(ctx, **config):
     r.cache = cfg.cache_prefix
     if cfg.gradient_checkpointing:
         L.checkpoint_layers(lm.model)
+    made_with = checkpoints.made_with(cfg, data, ranks, lm.fingerprint)
     record = start_run(out, "distill", cfg, data, ranks)
+    saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
+    found = saver.load() if cfg.resume else None
+    checkpoints.listen()
 
     # fixed validation prompts, the accuracy before
     val = subset(len(data.val), cfg.val_samples, cfg.seed)
@@ -174,7 +182,7 @@ def main(ctx, **config):
         return loss.item()
 
     t0 = time.time()
-    before = validate("before")
+    before = found[2]["before"] if found else validate("before")
     validation_seconds = time.time() - t0
     order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(teacher_folder, data))
     steps = max(cfg.samples // cfg.batch, 1)
@@ -187,10 +195,18 @@ def main(ctx, **config):
     optimiser = Lion([P], lr=cfg.lr, weight_decay=cfg.weight_decay)
     balancer = torch.optim.Adam([log_var], lr=1e-2)
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
-    best, log, began, lm_seconds, prompts_seen = None, Log(out, steps, "distill", ranks), time.time(), {"steps": 0.0, "validation": 0.0}, 0
-    step_seconds = []
+    best, began, lm_seconds, prompts_seen, first, step_seconds, asked = None, time.time(), {"steps": 0.0, "validation": 0.0}, 0, 0, [], False
+    if found:
+        first, tensors, state = found
+        P.data.copy_(tensors["P"]), log_var.data.copy_(tensors["log_var"])
+        checkpoints.restore_optimiser("lion", optimiser, tensors), checkpoints.restore_optimiser("adam", balancer, tensors)
+        best = (*state["best"][:2], tensors["best.P"].to(ranks.device), state["best"][2]) if state["best"] else None
+        prompts_seen, lm_seconds, step_seconds = state["prompts_seen"], state["lm_seconds"], state["step_seconds"]
+        began -= state["seconds"]
+    cut_log(out, "distill", first, ranks)
+    log = Log(out, steps, "distill", ranks, done=first)
 
-    for step in range(steps):
+    for step in range(first, steps):
         which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
         ta, rps = tasks_of(r, data.train[which], ranked["train"][which][:, :cfg.h], cfg.a, cfg.C, cfg.seed + 1 + step)
         ta, rps = (ta if cfg.tasks != "rps" else []), (rps if cfg.tasks != "ta" else [])
@@ -207,10 +223,9 @@ def main(ctx, **config):
             losses.append(sum_over_ranks(total, ranks).item())
         step_seconds.append(time.time() - t0)
         prompts_seen += len(ta) + len(rps)
-        if not np.isfinite(losses).all():
-            stop(f"the loss is {losses} at step {step}; lower --lr {cfg.lr}")
         lam = weights(cfg.balance, *grads, log_var) if cfg.tasks == "both" else torch.tensor([1.0, 1.0])
         P.grad = lam[0] * grads[0] + lam[1] * grads[1]   # gradient of lam_TA L_TA + lam_RPS L_RPS, the weights detached
+        stop_unless_finite([P], step + 1, data.train[which], data, losses)
         optimiser.step()
         if cfg.balance == "uncertainty":                 # s follows L = exp(-s) loss + s
             log_var.grad = 1 - torch.exp(-log_var.detach()) * torch.tensor(losses)
@@ -228,7 +243,16 @@ def main(ctx, **config):
         log.step(step + 1, **shown)
         if step == 2 and steps > 3:
             forecast(step_seconds, steps, validation_seconds, sum(e > step for e in eval_at), ranks)
+        if (asked := checkpoints.stop_asked(ranks)) or saver.due(step + 1):
+            saver.save(step + 1, {"P": P, "log_var": log_var, **checkpoints.optimiser_tensors("lion", optimiser), **checkpoints.optimiser_tensors("adam", balancer),
+                                  **({"best.P": best[2]} if best else {})},
+                       {"before": before, "best": [best[0], best[1], best[3]] if best else None, "prompts_seen": prompts_seen, "lm_seconds": lm_seconds,
+                        "step_seconds": step_seconds, "seconds": time.time() - began})
+        if asked and step + 1 < steps:
+            break
     log.close()
+    if asked and step + 1 < steps:
+        saver.end(True, step + 1)
 
     lm_seconds["steps"] = sum(step_seconds)
     seconds, (_, best_step, P_best, after) = time.time() - began, best
@@ -239,6 +263,7 @@ def main(ctx, **config):
         record |= {"settings": settings, "backbone": backbone, "backbone_run": str(teacher_folder), "lm_share": round(sum(lm_seconds.values()) / seconds, 3),
                    "calibration": 0.0, "soft_prompt": str(out)}
         finish_run(out, record)
+        saver.end(False, steps)
         print(f"\nStage 1, {backbone} -> {cfg.k} vectors of {cfg.llm}; accuracy on {len(val)} validation samples, {cfg.C} candidates, chance {1 / cfg.C:.3f}")
         for task, n in (("ta", len(val_ta)), ("rps", len(val_rps))):
             print(f"  {task.upper():4} before {before[task]:.3f}  after {after[task]:.3f}   (n={n})")

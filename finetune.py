@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from lion_pytorch import Lion
 
+import checkpoints
 import lm as L
-from common import (Log, candidates, compare, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb, setup, start_run, stop,
-                    subset, sum_gradients, sum_over_ranks, histories, whole_or_auto, with_lists, write_npy, chance)
+from common import (Log, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb, setup, start_run, stop,
+                    stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto, with_lists, write_npy, chance)
 
 # what --paper sets: DELRec's own choices (spec sections 2 and 5); our defaults, chosen by validation on ml-100k, are in the options below
 PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates", adapt="qv", lr=1e-4, calibrate=False)
@@ -97,6 +98,9 @@ def active_rank(adapter):
 @click.option("--val-samples", default=200, type=click.IntRange(0), help="validation samples that choose the best step and the calibration; 0 = all")
 @click.option("--evals", default=3, type=click.IntRange(1), help="validations during training, the last after the last step")
 @click.option("--calibrate/--no-calibrate", default=True, help="subtract w times the title's score under an empty history, w chosen on validation")
+# going on
+@click.option("--resume", is_flag=True, help="continue from the newest checkpoint of the run folder, as if it had never stopped")
+@click.option("--checkpoint-every", default=0, type=click.IntRange(0), help="steps between checkpoints; 0: as often as costs under 5 % of the time")
 @click.option("--paper", is_flag=True, help="the paper's choices: " + ", ".join(f"{k}={v}" for k, v in PAPER.items()))
 @click.pass_context
 def main(ctx, **config):
@@ -139,7 +143,11 @@ def main(ctx, **config):
     params = [p for p in adapter.parameters() if p.requires_grad]
     layers = sum("lora_E" in n for n, _ in adapter.named_parameters())
     budget = layers * cfg.target_r
+    made_with = checkpoints.made_with(cfg, data, ranks, lm.fingerprint) | ({"soft_prompt": L.digest(P)} if P is not None else {})
     record = start_run(out, "finetune", cfg, data, ranks)
+    saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
+    found = saver.load() if cfg.resume else None
+    checkpoints.listen()
     if ranks.main:
         print(f"LM {cfg.llm} ({lm.kind}, {lm.dtype}): {sum(p.numel() for p in params):,} of {sum(p.numel() for p in lm.model.parameters()):,} "
               f"parameters train; {layers} layers adapted; ranks {layers * cfg.init_r} -> {budget} between step {tinit} and {steps - tfinal} of {steps}")
@@ -149,7 +157,7 @@ def main(ctx, **config):
     order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(settings["backbone_run"], data) if cfg.order == "backbone" else len(data.train))
     val = subset(len(data.val), cfg.val_samples, cfg.seed)
     val_cand, val_target = candidates(data, "val", cfg.C, val), data.items[data.val[val]]
-    best, log, lm_seconds, began = None, Log(out, steps, "finetune", ranks), {"steps": 0.0, "validation": 0.0}, time.time()
+    best, lm_seconds, began, first, step_seconds, asked = None, {"steps": 0.0, "validation": 0.0}, time.time(), 0, [], False
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
 
     def samples_of(which):
@@ -185,10 +193,26 @@ def main(ctx, **config):
         cfg.micro = L.largest_micro(lambda m: micro_batch([trial[0][x] for x in longest[:m]], *(part[longest[:m]] for part in trial[1:]), m, 1),
                                     [t for t, _ in trial[0]], most, ranks.device, ranks)
     micro = record["micro"] = min(cfg.micro, most)
-    step_seconds = []
+    start_values, allocator = [p.detach().clone() for p in params], adapter.base_model.rankallocator
+    if found:
+        first, tensors, state = found
+        for i, p in enumerate(params):
+            p.data.copy_(tensors[f"param.{i}"])
+        checkpoints.restore_optimiser("lion", optimiser, tensors)
+        for name in ("exp_avg_ipt", "exp_avg_unc"):           # AdaLoRA's importances, which no state_dict holds
+            setattr(allocator, name, {k.split("/", 1)[1]: t.to(ranks.device) for k, t in tensors.items() if k.startswith(f"{name}/")})
+        allocator.ipt = dict(allocator.exp_avg_ipt)
+        adapter.peft_config["default"].rank_pattern = state["rank_pattern"]
+        if state["best"]:
+            best = (tuple(state["best"][0]), state["best"][1], [tensors[f"best.{i}"].to(ranks.device) for i in range(len(params))], tensors["best.scores"].numpy())
+        lm_seconds, step_seconds = state["lm_seconds"], state["step_seconds"]
+        began -= state["seconds"]
+    cut_log(out, "finetune", first, ranks)
+    log = Log(out, steps, "finetune", ranks, done=first)
 
-    for step in range(steps):
-        pairs, cand, truth, n_truth = samples_of(np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:])
+    for step in range(first, steps):
+        which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
+        pairs, cand, truth, n_truth = samples_of(which)
         tokens = sum(len(at) for _, at in pairs) + int(n_truth.sum()) * (cfg.verbalizer == "likelihood")
 
         lr = cfg.lr * min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
@@ -207,8 +231,7 @@ def main(ctx, **config):
             (cfg.orthogonal * orthogonality(adapter) / ranks.world).backward()
         sum_gradients(params, ranks)
         total = sum_over_ranks(total, ranks).tolist()
-        if not np.isfinite(total[0]):
-            stop(f"the loss is {total[0]} at step {step}; lower --lr {cfg.lr}")
+        stop_unless_finite(params, step + 1, data.train[which], data, total[0])
         optimiser.step()
         adapter.base_model.update_and_allocate(step + 1)  # reads the gradients
         step_seconds.append(time.time() - t0)
@@ -229,10 +252,22 @@ def main(ctx, **config):
         log.step(step + 1, **shown, lr=lr)
         if step == 2 and steps > 3:                           # a forward pass alone is about a third of a step
             forecast(step_seconds, steps, np.median(step_seconds) / cfg.batch * len(val) / 3, sum(e > step for e in eval_at), ranks)
+        if (asked := checkpoints.stop_asked(ranks)) or saver.due(step + 1):
+            saver.save(step + 1, {**{f"param.{i}": p for i, p in enumerate(params)}, **checkpoints.optimiser_tensors("lion", optimiser),
+                                  **{f"{name}/{k}": t for name in ("exp_avg_ipt", "exp_avg_unc") for k, t in getattr(allocator, name).items()},
+                                  **({f"best.{i}": p for i, p in enumerate(best[2])} | {"best.scores": torch.as_tensor(best[3])} if best else {})},
+                       {"rank_pattern": adapter.peft_config["default"].rank_pattern, "best": best and [best[0], best[1]], "lm_seconds": lm_seconds,
+                        "step_seconds": step_seconds, "seconds": time.time() - began})
+        if asked and step + 1 < steps:
+            break
     log.close()
+    if asked and step + 1 < steps:
+        saver.end(True, step + 1)
     lm_seconds["steps"] = sum(step_seconds)
 
-    # what must hold: AdaLoRA reallocated its ranks to the budget, something was learnt, P did not move
+    # what must hold: AdaLoRA reallocated its ranks to the budget, the adapter moved, P did not
+    if all(torch.equal(p, q) for p, q in zip(params, start_values)):
+        stop("the adapter did not move from where it began; nothing is saved; raise --lr or --samples")
     if active_rank(adapter) != budget:
         stop(f"AdaLoRA kept rank {active_rank(adapter)} in all, its budget is {budget}; the adapter is not saved")
     if P is not None and not torch.equal(P, P_before):
@@ -259,6 +294,7 @@ def main(ctx, **config):
                    "soft_prompt": str(prompt_run.folder) if prompt_run else cfg.soft_prompt,
                    "backbone_run": settings["backbone_run"], "lm_share": lm_share}
         finish_run(out, record)
+        saver.end(False, steps)
         print(f"best step {best_step}; ranks reallocated {layers * cfg.init_r} -> {active_rank(adapter)}; calibration weight {w}; "
               f"{per_second:.2f} samples/s in training, {100 * record['lm_share']:.0f} % of the time in the LM")
         print(json.dumps({"stage": "finetune", "out": str(out), "val_hr@1": round(float(m["hr@1"].mean()), 4),

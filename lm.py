@@ -4,6 +4,8 @@ A prompt is an int array: token ids, SLOT where a soft-prompt vector goes, MASK 
 so no title and no tokenizer can produce them. Every prompt is prefix + tail: the prefix (instruction + soft prompt) is the same for
 all samples, so a decoder-only LM computes its keys and values once.
 """
+import hashlib
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -76,8 +78,25 @@ def load_lm(name, device, dtype=None):
                          special=set(tok.all_special_ids) - {tok.unk_token_id},
                          max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096) - 2)   # RoBERTa's positions begin at 2
     lm.packs = kind == "decoder" and lm.attends and can_pack(model)
+    lm.fingerprint = fingerprint(lm)
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
     return lm
+
+
+def digest(*tensors):
+    """16 hex digits that tell tensors apart."""
+    h = hashlib.sha256()
+    for t in tensors:
+        h.update(t.detach().float().cpu().contiguous().numpy().data)
+    return h.hexdigest()[:16]
+
+
+def fingerprint(lm):
+    """16 hex digits of an LM: its tokenizer's vocabulary, its size, a piece of every weight."""
+    h = hashlib.sha256(json.dumps(sorted(lm.tok.get_vocab().items())).encode())
+    for name, p in lm.model.named_parameters():
+        h.update(f"{name} {tuple(p.shape)} {digest(p.flatten()[:64])}".encode())
+    return h.hexdigest()[:16]
 
 
 def own_attention(model):

@@ -25,6 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import checkpoints
 import common
 
 # paper: width, dropout, lr and batch (spec section 3). Ours: window, most epochs and patience; tried for SASRec on ml-100k's val part.
@@ -312,6 +313,9 @@ def means(greater, equal):
 # what is written
 @click.option("--top-h", default=20, type=click.IntRange(1), help="length of the stored lists, h")
 @click.option("--lists", default=200_000, type=click.IntRange(1), help="training samples that get a list and scores, drawn once; the next stages train on those")
+# going on
+@click.option("--resume", is_flag=True, help="continue from the newest checkpoint of the run folder, as if it had never stopped")
+@click.option("--checkpoint-every", default=0, type=click.IntRange(0), help="steps between checkpoints; 0: as often as costs under 5 % of the time")
 def main(**config):
     """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
     cfg = SimpleNamespace(**{k: DEFAULTS[config["model"]].get(k) if v is None else v for k, v in config.items()})
@@ -324,6 +328,7 @@ def main(**config):
     out = common.folder_of("runs", cfg.out or f"{data.name}/{cfg.model}")
     ranks = common.setup(cfg.seed)
     record = common.start_run(out, "train_backbone", cfg, data, ranks)
+    saver = checkpoints.Saver(out, cfg.checkpoint_every, checkpoints.made_with(cfg, data, ranks), ranks)
     if ranks.main:                                                   # another preparation's scores must not outlive it
         for old in (*out.glob("scores_*.npy"), *out.glob("full_*.npy"), *out.glob("topk_*.npy")):
             old.unlink()
@@ -353,26 +358,46 @@ def main(**config):
     span = 1 if cfg.model == "caser" else cfg.history                # Caser: one window a target, its architecture has one state
 
     # loop: validate (epoch 0 is the untrained model), then stop or train one more epoch. Chosen by NDCG@10 over all items, history masked
-    log = common.Log(out, cfg.epochs, PRINTED[cfg.model], ranks, unit="epoch")
     shown = {C: cand["val"][C] for C in sizes[:1]}
-    best, best_epoch, fields, training = -1., 0, {}, 0.
-    for epoch in range(cfg.epochs + 1):
-        val = summary("val", rank_all(model, data, data.val, ranks, cand=shown))
-        fields |= {f"val_hr@1_of_{C}": val[f"candidates{C}"]["hr@1"] for C in shown} | {"val_ndcg@10": val["full"]["ndcg@10"]}
-        if val["full"]["ndcg@10"] > best:
-            best, best_epoch = val["full"]["ndcg@10"], epoch
-            kept = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        log.step(epoch, **fields)
+    best, best_epoch, fields, training, kept, begin, total, done = -1., 0, {}, 0., {}, (0, 0), torch.zeros((), device=ranks.device), 0
+    if found := saver.load() if cfg.resume else None:
+        done, tensors, state = found
+        begin, best, best_epoch, fields, training = tuple(state["at"]), state["best"], state["best_epoch"], state["fields"], state["training"]
+        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        kept = {k[5:]: v.to(ranks.device) for k, v in tensors.items() if k.startswith("kept.")}
+        checkpoints.restore_optimiser("opt", opt, tensors)
+        total = tensors["total"][ranks.rank].to(ranks.device)
+        record["started"] -= state["seconds"]
+    common.cut_log(out, PRINTED[cfg.model], begin[0] - (begin[1] == 0), ranks)
+    checkpoints.listen()
+
+    def save(epoch, step):
+        """All that the loop goes on from: `step` steps of an epoch done, 0 with the validation before it still to do."""
+        totals = torch.stack([common.sum_over_ranks(total if r == ranks.rank else torch.zeros_like(total), ranks) for r in range(ranks.world)])
+        saver.save(done, {**{f"model.{k}": v for k, v in model.state_dict().items()}, **{f"kept.{k}": v for k, v in kept.items()},
+                          **checkpoints.optimiser_tensors("opt", opt), "total": totals},
+                   {"at": [epoch, step], "best": best, "best_epoch": best_epoch, "fields": fields, "training": training + (time.time() - began if step else 0),
+                    "seconds": time.time() - record["started"]})
+
+    log = common.Log(out, cfg.epochs, PRINTED[cfg.model], ranks, unit="epoch", done=begin[0])
+    for epoch in range(begin[0], cfg.epochs + 1):
+        if begin[1] == 0 or epoch > begin[0]:
+            val = summary("val", rank_all(model, data, data.val, ranks, cand=shown))
+            fields |= {f"val_hr@1_of_{C}": val[f"candidates{C}"]["hr@1"] for C in shown} | {"val_ndcg@10": val["full"]["ndcg@10"]}
+            if val["full"]["ndcg@10"] > best:
+                best, best_epoch = val["full"]["ndcg@10"], epoch
+                kept = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            log.step(epoch, **fields)
         if epoch == cfg.epochs or epoch - best_epoch >= cfg.patience:
             break
 
-        began = time.time()
+        began, skip = time.time(), begin[1] if epoch == begin[0] else 0
         model.train()
         rng = np.random.default_rng([cfg.seed, epoch])
         first, last = runs_of_targets(data, span, rng)
         order = rng.permutation(len(first))
-        total = torch.zeros((), device=ranks.device)
-        for step, i in enumerate(range(0, len(order), cfg.batch)):
+        total = total if skip else torch.zeros((), device=ranks.device)
+        for step, i in list(enumerate(range(0, len(order), cfg.batch)))[skip:]:
             at = order[i:i + cfg.batch]
             seq_BL, target_BL = batch_of(data, first[at], last[at], cfg.history, is_target)
             arrays = [seq_BL, target_BL]
@@ -387,12 +412,18 @@ def main(**config):
                 loss.backward()
                 total += loss.detach() * np.count_nonzero(target_BL)
             common.sum_gradients(params, ranks)
+            common.stop_unless_finite(params, f"{step + 1} of epoch {epoch + 1}", last[at], data)
             opt.step()
+            done += 1
+            if (asked := checkpoints.stop_asked(ranks)) or saver.due(done):
+                save(epoch, step + 1)
+            if asked:
+                log.close()
+                saver.end(True, done)
         loss = common.sum_over_ranks(total, ranks).item() / len(data.train)
-        if not np.isfinite(loss):
-            common.stop(f"the loss of epoch {epoch + 1} is {loss}; lower --lr {cfg.lr}")
         training += time.time() - began
         fields = {"loss": loss}
+        save(epoch + 1, 0)
     log.close()
     model.load_state_dict(kept)
 
@@ -419,6 +450,7 @@ def main(**config):
             "out": str(out), "n_items": data.n_items, "parameters": sum(p.numel() for p in params), "optimiser": type(opt).__name__,
             "epochs_run": epoch, "best_epoch": best_epoch, "samples_per_second": round(epoch * len(data.train) / max(training, 1e-9), 1)})
 
+        saver.end(False, done)
         columns = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
         print(f"\n{PRINTED[cfg.model]} on {data.name}, {cfg.loss}, best of {epoch} epochs: {best_epoch}\n{protocol}\n")
         print(f"{'':22}" + "".join(f"{c:>9}" for c in columns))
