@@ -96,6 +96,35 @@ def gather_rows(rows, index, n, ranks):
     return full
 
 
+# ---------------------------------------------------------------- reading files that may be broken, or somebody else's
+
+def read_npy(path, shape=None):
+    """An .npy file, memory-mapped, never unpickled. shape: what it must have, None where anything goes."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as bad:
+        stop(f"{path} cannot be read as an array ({str(bad).splitlines()[0][:120]}); make it again")
+    if shape is not None and (array.ndim != len(shape) or any(want is not None and have != want for have, want in zip(array.shape, shape))):
+        stop(f"{path} has shape {array.shape}, expected ({', '.join('any' if n is None else str(n) for n in shape)}); it belongs to other data, make it again")
+    return array
+
+
+def read_json(path):
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as bad:
+        stop(f"{path} cannot be read as JSON ({str(bad).splitlines()[0][:120]}); make it again")
+
+
+def read_tensors(path):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as bad:
+        stop(f"{path} cannot be read as safetensors ({str(bad).splitlines()[0][:120]}); train it again")
+
+
 # ---------------------------------------------------------------- prepared data
 
 def folder_of(kind, name):
@@ -115,15 +144,20 @@ def load_data(name):
         known = sorted(p.parent.name for p in (ROOT / "data").glob("*/meta.json"))
         stop(f"no prepared data set in {folder}; prepared here: {', '.join(known) or 'none'}. "
              f"Prepare it with: python data/prepare.py {folder.name}" + ("" if folder.name == "ml-100k" else " --raw FOLDER"))
-    meta = json.loads((folder / "meta.json").read_text())
-    load = lambda part: np.load(folder / f"{part}.npy", mmap_mode="r")
+    meta = read_json(folder / "meta.json")
+    load = lambda part: read_npy(folder / f"{part}.npy", (None,))
+    if not {"name", "hash", "words", "split"} <= set(meta) or not (folder / "titles.txt").exists():
+        stop(f"{folder} is no prepared folder (titles.txt or an entry of meta.json is missing); prepare it again with data/prepare.py")
     data = SimpleNamespace(name=meta["name"], folder=folder, meta=meta, items=load("items"), ptr=load("ptr"),
                            times=load("times") if (folder / "times.npy").exists() else None,
                            titles=[""] + (folder / "titles.txt").read_text(encoding="utf-8").split("\n")[:-1],
                            train=load("train"), val=load("val"), test=load("test"))
     data.n_items, data.n_users = len(data.titles) - 1, len(data.ptr) - 1
-    if int(data.items.max()) > data.n_items:
-        stop(f"{folder}: item id {int(data.items.max())} but only {data.n_items} titles; prepare it again")
+    if int(data.items.max(initial=0)) > data.n_items or int(data.items.min(initial=1)) < 1:
+        stop(f"{folder}: item id {int(data.items.max())} but only {data.n_items} titles (ids begin at 1); prepare it again")
+    last = max(int(part.max(initial=0)) for part in (data.train, data.val, data.test))
+    if last >= len(data.items) or int(data.ptr[-1]) != len(data.items) or (np.diff(data.ptr) < 0).any():
+        stop(f"{folder}: its arrays do not fit each other ({len(data.items)} interactions, users up to {int(data.ptr[-1])}, samples up to {last}); prepare it again")
     return data
 
 
@@ -147,13 +181,13 @@ def candidates(data, split, C, which=slice(None)):
         have = sorted(int(p.stem.split("_")[2]) for p in data.folder.glob(f"candidates_{split}_*.npy"))
         stop(f"{data.folder} holds no {C} candidates for {split}, it holds {have} (the catalogue has {data.n_items} items); "
              "choose one of those, or prepare the data again")
-    return np.load(path, mmap_mode="r")[which].astype(np.int64)
+    return read_npy(path, (len(getattr(data, split)), C))[which].astype(np.int64)
 
 
 def with_lists(backbone_run, data):
     """The training samples (indices) that a backbone wrote a list for: all, or those of its --lists."""
     path = Path(backbone_run) / "topk_train.npy"
-    return np.flatnonzero(np.load(path, mmap_mode="r")[:, 0]) if path.exists() else np.arange(len(data.train))
+    return np.flatnonzero(read_npy(path, (len(data.train), None))[:, 0]) if path.exists() else np.arange(len(data.train))
 
 
 def subset(n, limit, seed):
@@ -317,7 +351,10 @@ def load_run(name, data=None, stages=None):
     if not (folder / "config.json").exists():
         stop(f"{folder} is {'an unfinished run (no config.json)' if folder.exists() else 'no run folder'}; "
              "train it first (train_backbone.py, distill.py, finetune.py), or name a finished one")
-    run = SimpleNamespace(**json.loads((folder / "config.json").read_text()), folder=folder)
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not {"stage", "dataset", "data_hash"} <= set(config):
+        stop(f"{folder}/config.json does not name stage, dataset and data_hash, so it is no run of these scripts; train it again")
+    run = SimpleNamespace(**config, folder=folder)
     if stages and run.stage not in stages:
         stop(f"{folder} holds a {run.stage} run, expected one of: {', '.join(stages)}")
     if data is not None and run.data_hash != data.meta["hash"]:

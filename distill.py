@@ -20,7 +20,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, setup, start_run, stop,
+from common import (Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, setup, start_run, stop,
                     stop_unless_finite, subset, sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
 
 NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
@@ -141,7 +141,7 @@ def main(ctx, **config):
     for s in ("train", "val"):
         if not (teacher_folder / f"topk_{s}.npy").exists():
             stop(f"{teacher_folder} lacks topk_{s}.npy, the backbone's lists; train it again with train_backbone.py")
-    ranked = {s: np.load(teacher_folder / f"topk_{s}.npy", mmap_mode="r") for s in ("train", "val")}
+    ranked = {s: read_npy(teacher_folder / f"topk_{s}.npy", (len(getattr(data, s)), None)) for s in ("train", "val")}
     if ranked["train"].shape[1] < cfg.h:
         stop(f"{teacher_folder} lists {ranked['train'].shape[1]} items per sample, --h is {cfg.h}; train it with --top-h {cfg.h} or more")
     if data.n_items < cfg.C + cfg.h:

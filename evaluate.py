@@ -21,7 +21,7 @@ import click
 import numpy as np
 import torch
 
-from common import (candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics,
+from common import (candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_npy,
                     setup, start_run, stop, subset, users, versions, write_json, write_npy)
 
 SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
@@ -115,9 +115,7 @@ def scores_of(run, data, split, which, C, ranks, opened, spent):
     """The run's scores (n, C) of the samples `which` of a split; what is not in its folder yet is computed and stored there, its
     prompts and seconds added to spent."""
     path, cand = run.folder / f"scores_{split}_{C}.npy", candidates(data, split, C)
-    have = np.load(path) if path.exists() else np.full(cand.shape, np.nan, np.float32)
-    if have.shape != cand.shape:
-        stop(f"{path} has shape {have.shape}, the data set's candidates {cand.shape}; score it again with the data it was trained on")
+    have = np.array(read_npy(path, cand.shape)) if path.exists() else np.full(cand.shape, np.nan, np.float32)
     missing = which[~np.isfinite(have[which]).all(1)]
     if len(missing):
         if run.stage == "train_backbone":
@@ -136,7 +134,7 @@ def scores_of(run, data, split, which, C, ranks, opened, spent):
     if getattr(run, "calibration", 0):
         if not (run.folder / "neutral.npy").exists():
             stop(f"{run.folder} lacks neutral.npy, which its config.json says it was calibrated with; train it again")
-        penalty = run.calibration * np.load(run.folder / "neutral.npy")[cand[which]]
+        penalty = run.calibration * read_npy(run.folder / "neutral.npy", (data.n_items + 1,))[cand[which]]
     return have[which] - penalty
 
 
@@ -391,7 +389,7 @@ def full_ranking(backbones, data, which):
     out = {}
     for run in backbones:
         if (run.folder / "full_test.npy").exists():
-            greater, equal = np.load(run.folder / "full_test.npy")[which].T
+            greater, equal = read_npy(run.folder / "full_test.npy", (len(data.test), 2))[which].T
             out[run.folder.name] = {m: float(v.mean()) for m, v in metrics(greater, equal).items() if m in SHOWN}
     return out
 

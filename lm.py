@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from common import CACHE, Log, candidates, compare, extra_bytes, free_bytes, gather_rows, histories, max_over_ranks, metrics, stop
+from common import CACHE, Log, candidates, compare, extra_bytes, free_bytes, gather_rows, histories, max_over_ranks, metrics, read_npy, read_tensors, stop
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")       # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")  # of a reloaded AdaLoRA; a test shows its scores are the saved ones
@@ -611,7 +611,7 @@ def listing(r, split, C, which):
     path = Path(r.backbone_run) / f"scores_{split}_{C}.npy"
     if not path.exists():
         stop(f"--order backbone needs {path}; train the backbone with train_backbone.py, or use --order shuffled")
-    return np.argsort(-np.load(path, mmap_mode="r")[which], axis=1, kind="stable")
+    return np.argsort(-read_npy(path, (len(getattr(r.data, split)), C))[which], axis=1, kind="stable")
 
 
 def score_samples(r, split, which, C, ranks, out=None, name="score"):
@@ -652,8 +652,10 @@ def save_soft_prompt(folder, P_kD):
 
 
 def load_soft_prompt(folder, lm):
-    from safetensors.torch import load_file
-    P_kD = load_file(Path(folder) / "soft_prompt.safetensors")["prompt_embeddings"].to(lm.device)
+    tensors = read_tensors(Path(folder) / "soft_prompt.safetensors")
+    if "prompt_embeddings" not in tensors or tensors["prompt_embeddings"].dim() != 2:
+        stop(f"{folder}/soft_prompt.safetensors holds no matrix prompt_embeddings; distil it again")
+    P_kD = tensors["prompt_embeddings"].to(lm.device)
     if P_kD.shape[1] != width(lm):
         stop(f"{folder} holds a soft prompt of width {P_kD.shape[1]}, {lm.name} is {width(lm)} wide; distil it again with this LM")
     return P_kD
@@ -680,5 +682,5 @@ def open_run(run, data, device):
         PeftModel.from_pretrained(lm.model, run.folder / "adapter")     # wraps the layers of lm.model in place
     penalty_I = np.zeros(data.n_items + 1, np.float32)
     if run.calibration:
-        penalty_I = run.calibration * np.load(run.folder / "neutral.npy")
+        penalty_I = run.calibration * read_npy(run.folder / "neutral.npy", (data.n_items + 1,))
     return ranker(lm, data, run.settings, P_kD), penalty_I

@@ -6,8 +6,9 @@
                                                   (python3 -m venv /tmp/rb && /tmp/rb/bin/pip install recbole==1.2.1 "numpy<2" "pandas<2.2")
 
 Preparing runs as a process of its own: seconds are wall time from the files on disk to the prepared folder, memory is that process's peak. The
-log is synthetic (data/synthetic.py). An epoch against RecBole's: the same samples (every training target of ml-100k once), the same width, window
-and batch, both with cross-entropy over all items, on the same machine, one after the other. Last line: one JSON object.
+log is synthetic (data/synthetic.py). An epoch against RecBole's: the same samples (every training target of ml-100k once), the same width and window
+(RecBole's default of 50 items, Caser 5), about 2,048 targets a step (RecBole's default), both with cross-entropy over all items, on the same machine,
+one after the other. Last line: one JSON object.
 """
 import json
 import os
@@ -119,8 +120,12 @@ def home_kitchen(rows, room, divide):
         rows.append(("train.sasrec.home-kitchen.samples", len(data.train), "samples", None))
 
 
+# windows of a step, so that it has about 2,048 targets; and the window
+STEP = {"sasrec": (128, 50), "gru4rec": (128, 50), "caser": (2048, 5)}
+
+
 def against_recbole(rows, room, python, threads, models, epochs):
-    """An epoch over the same samples; with epochs > 1 also the best model by validation, its test scores through our metrics."""
+    """An epoch over the same samples; with epochs > 1 our defaults instead, the best of both by validation, test scores through our metrics."""
     import numpy as np
     import torch
 
@@ -138,8 +143,9 @@ def against_recbole(rows, room, python, threads, models, epochs):
         if python is None:
             rows.append((f"epoch.{model}.ml-100k.vs_recbole", None, "x", 20))
             continue
-        cfg = T.SimpleNamespace(**T.DEFAULTS[model])
-        lr = 1e-3
+        cfg, lr = T.SimpleNamespace(**T.DEFAULTS[model]), 1e-3
+        if epochs == 1:
+            cfg.history = STEP[model][1]
         parts = {}
         for s, index in samples.items():
             left = common.histories(data, index, cfg.history)         # RecBole pads on the right
@@ -155,12 +161,13 @@ def against_recbole(rows, room, python, threads, models, epochs):
             sys.exit(f"bench: RecBole failed:\n{said.stdout[-1000:]}{said.stderr[-3000:]}")
         print(said.stderr[-1500:], flush=True)
         theirs = json.loads(said.stdout.strip().split("\n")[-1])["seconds"]
-        _, _, out = measured("train_backbone.py", "--dataset", "ml-100k", "--model", model, "--out", room / f"run-{model}", *(["--epochs", 3] if epochs == 1 else []))
+        _, _, out = measured("train_backbone.py", "--dataset", "ml-100k", "--model", model, "--out", room / f"run-{model}", *(["--epochs", 3, "--batch", STEP[model][0], "--history", cfg.history] if epochs == 1 else []))
         ours = len(data.train) / json.loads(out.strip().split("\n")[-1])["samples_per_second"]
-        rows.append((f"epoch.{model}.ml-100k.vs_recbole", theirs / ours, "x", 20))
-        rows.append((f"epoch.{model}.ml-100k.seconds", ours, "s", None))
-        rows.append((f"epoch.{model}.ml-100k.recbole_seconds", theirs, "s", None))
-        if epochs > 1:
+        if epochs == 1:
+            rows.append((f"epoch.{model}.ml-100k.vs_recbole", theirs / ours, "x", 20))
+            rows.append((f"epoch.{model}.ml-100k.seconds", ours, "s", None))
+            rows.append((f"epoch.{model}.ml-100k.recbole_seconds", theirs, "s", None))
+        else:
             scores, target = np.load(room / "scores.npy"), data.items[samples["test"]].astype(np.int64)
             own = np.take_along_axis(scores, target[:, None], 1)
             scores[:, 0] = -np.inf
