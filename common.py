@@ -53,6 +53,11 @@ def setup(seed):
     return SimpleNamespace(rank=rank, world=world, device=device, main=rank == 0)
 
 
+def restarted():
+    """True in a process that torchrun --max-restarts started again: it continues as with --resume."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
 def finish(ranks):
     if ranks.world > 1:
         dist.barrier()

@@ -20,7 +20,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, setup, start_run, stop,
+from common import (Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, start_run, stop,
                     stop_unless_finite, subset, sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
 
 NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
@@ -127,7 +127,7 @@ def main(ctx, **config):
     """Stage 1: learn the soft prompt from the backbone's lists (RPS) and from the sequences themselves (TA)."""
     typed = {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
     cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
-    ranks = setup(cfg.seed)
+    ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
     if cfg.a < 3 or cfg.a + 2 > cfg.history:
         stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
 

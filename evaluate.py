@@ -384,13 +384,29 @@ def main(**config):
     finish(ranks)
 
 
+def popularity_full(data, samples):
+    """(greater, equal) of each sample's target in the catalogue by popularity, the user's earlier items masked as for the backbones."""
+    count_I, target_n = popularity(data), data.items[samples]
+    ranked, own_n = np.sort(count_I[1:]), count_I[target_n]
+    above = len(ranked) - np.searchsorted(ranked, own_n, "right")
+    level = np.searchsorted(ranked, own_n, "right") - np.searchsorted(ranked, own_n, "left") - 1
+    for n, (sample, begin) in enumerate(zip(samples, data.ptr[users(data, samples)])):
+        old = np.unique(data.items[begin:sample])
+        old = count_I[old[old != target_n[n]]]
+        above[n] -= (old > own_n[n]).sum()
+        level[n] -= (old == own_n[n]).sum()
+    return above, level
+
+
 def full_ranking(backbones, data, which):
-    """Metrics over the whole catalogue, for runs that ranked it (full_test.npy: greater, equal)."""
-    out = {}
+    """Metrics over the whole catalogue, for runs that ranked it (full_test.npy: greater, equal), behind chance and popularity."""
+    if not any((run.folder / "full_test.npy").exists() for run in backbones):
+        return {}
+    shown = lambda greater, equal: {m: float(v.mean()) for m, v in metrics(greater, equal).items() if m in SHOWN}
+    out = {"chance": {m: v for m, v in chance(data.n_items).items() if m in SHOWN}, "popularity": shown(*popularity_full(data, np.asarray(data.test)[which]))}
     for run in backbones:
         if (run.folder / "full_test.npy").exists():
-            greater, equal = read_npy(run.folder / "full_test.npy", (len(data.test), 2))[which].T
-            out[run.folder.name] = {m: float(v.mean()) for m, v in metrics(greater, equal).items() if m in SHOWN}
+            out[run.folder.name] = shown(*read_npy(run.folder / "full_test.npy", (len(data.test), 2))[which].T)
     return out
 
 

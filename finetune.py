@@ -20,7 +20,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (Log, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb, setup, start_run, stop,
+from common import (Log, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb, restarted, setup, start_run, stop,
                     stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto, with_lists, write_npy, chance)
 
 # what --paper sets: DELRec's own choices (spec sections 2 and 5); our defaults, chosen by validation on ml-100k, are in the options below
@@ -109,7 +109,7 @@ def main(ctx, **config):
     cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
     if cfg.target_r >= cfg.init_r:
         stop(f"--target-r {cfg.target_r} must be below --init-r {cfg.init_r}: AdaLoRA has nothing to reallocate otherwise")
-    ranks = setup(cfg.seed)
+    ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
 
     # data, LM, soft prompt
     data = load_data(cfg.dataset)

@@ -327,7 +327,7 @@ def main(**config):
     if cfg.top_h > data.n_items:
         common.stop(f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it")
     out = common.folder_of("runs", cfg.out or f"{data.name}/{cfg.model}")
-    ranks = common.setup(cfg.seed)
+    ranks, cfg.resume = common.setup(cfg.seed), cfg.resume or common.restarted()
     record = common.start_run(out, "train_backbone", cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, checkpoints.made_with(cfg, data, ranks), ranks)
     if ranks.main:                                                   # another preparation's scores must not outlive it

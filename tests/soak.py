@@ -14,7 +14,7 @@ import checkpoints
 import common
 from kernels.bench import report
 from test_bad_input import BAD_INPUTS, clear
-from test_checkpoints import jobs, start, weights  # noqa: F401
+from test_checkpoints import jobs, start, weights  # noqa: F401 (pytest finds the fixture by its name)
 
 KILLS = int(os.environ.get("KILLS", 50))
 LONGER = {"train_backbone": ["--epochs", 12], "distill": ["--samples", 480], "finetune": ["--samples", 480]}

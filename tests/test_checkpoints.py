@@ -239,3 +239,36 @@ def test_a_process_that_is_ended_goes_on(jobs, whole, tmp_path, number):
     assert process.returncode == 0 and "continuing from step" in said, said
     torch.set_num_threads(1)
     assert same(tmp_path / "run", whole("distill"))
+
+
+DYING = """import os, sys
+sys.path.insert(0, {root!r})
+import checkpoints, distill, lm
+lm.has_fast_bf16 = lambda: False
+save, again = checkpoints.Saver.save, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+def and_die(self, step, *rest):
+    save(self, step, *rest)
+    if step == 3 and self.ranks.rank == 1 and again < {times}:
+        os.kill(os.getpid(), 9)
+checkpoints.Saver.save = and_die
+distill.main({args!r})
+"""
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_process_that_dies_ends_the_others_and_a_restart_goes_on(jobs, whole, tmp_path, restarts):
+    _, args = jobs["distill"]
+    (tmp_path / "dying.py").write_text(DYING.format(root=str(ROOT), times=1, args=args(tmp_path / "run")))
+    began = time.time()
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--max-restarts={restarts}",
+                           str(tmp_path / "dying.py")], capture_output=True, text=True, timeout=200, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    said = done.stdout + done.stderr
+    if restarts:
+        assert done.returncode == 0 and "continuing from step" in said, said
+        (tensors, log), (others, other_log) = weights(tmp_path / "run"), weights(whole("distill"))
+        assert [line["step"] for line in log] == [line["step"] for line in other_log]
+        for k, t in tensors.items():
+            torch.testing.assert_close(t, others[k], rtol=1e-5, atol=1e-5)
+    else:
+        assert done.returncode != 0 and "local_rank: 1" in said and "SIGKILL" in said and time.time() - began < 60, said
+        assert checkpoints.complete(tmp_path / "run" / "checkpoints") and not (tmp_path / "run" / "config.json").exists()

@@ -219,7 +219,9 @@ def test_the_rows_are_the_metrics_of_their_scores(table, toy, backbone, alone, o
 def test_the_whole_catalogue_comes_from_the_backbone_s_counts(table, toy, backbone):
     which = common.subset(len(toy.test), 40, 0)
     m = common.metrics(*np.load(backbone / "full_test.npy")[which].T)
-    assert metrics_of(table.folder)["full"] == {"sasrec": pytest.approx({k: m[k].mean() for k in evaluate.SHOWN})}
+    full = metrics_of(table.folder)["full"]
+    assert full.keys() == {"chance", "popularity", "sasrec"} and full["sasrec"] == pytest.approx({k: m[k].mean() for k in evaluate.SHOWN})
+    assert full["chance"] == pytest.approx({k: v for k, v in common.chance(60).items() if k in evaluate.SHOWN})
 
 
 def test_a_second_evaluation_reads_the_stored_scores_and_loads_no_lm(table, script, monkeypatch, tmp_path):
@@ -422,3 +424,12 @@ def test_a_backbone_alone_needs_no_lm(toy, backbone, script, tmp_path, monkeypat
     assert set(rows) == {"chance", "popularity", "title-similarity", "gru4rec", "gru4rec+title-similarity"}
     assert rows["gru4rec"]["hr@1"] == pytest.approx(rows["popularity"]["hr@1"], abs=.05) and rows["popularity"]["hr@1"] > .1     # it is popularity
     assert result.json["rows"][0] == {"name": "hr@1.chance", "value": .0667, "unit": "", "goal": None}
+
+
+def test_popularity_over_the_catalogue_masks_the_history_once(toy):
+    count = np.bincount(toy.items[toy.train], minlength=toy.n_items + 1)
+    greater, equal = evaluate.popularity_full(toy, np.asarray(toy.test))
+    for n, sample in enumerate(toy.test):
+        target = toy.items[sample]
+        others = set(range(1, toy.n_items + 1)) - set(toy.items[toy.ptr[common.users(toy, [sample])[0]]:sample].tolist()) - {target}
+        assert greater[n] == sum(count[i] > count[target] for i in others) and equal[n] == sum(count[i] == count[target] for i in others)
