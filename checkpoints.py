@@ -76,16 +76,11 @@ class Saver:
 
     def save(self, step, tensors, state):
         """tensors {name: tensor}, state: anything JSON holds. Every process calls it; the first one writes."""
-        began, rng = time.time(), torch.get_rng_state()
+        began, rng = time.time(), torch.get_rng_state().to(self.ranks.device)
         rngs = [rng]
         if self.ranks.world > 1:
-            rngs = [torch.empty_like(rng) for _ in range(self.ranks.world)] if self.ranks.main else None
-            if dist.get_backend() == "gloo":
-                dist.gather(rng, rngs)
-            else:
-                everyone = [None] * self.ranks.world
-                dist.all_gather_object(everyone, rng)
-                rngs = everyone
+            rngs = [torch.empty_like(rng) for _ in range(self.ranks.world)]
+            dist.all_gather(rngs, rng)
         if self.ranks.main:
             try:
                 self.write(step, tensors | {f"rng.{r}": s for r, s in enumerate(rngs)}, state)

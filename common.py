@@ -94,8 +94,15 @@ def gather_rows(rows, index, n, ranks):
     full = np.full((n, *rows.shape[1:]), np.nan, np.float32)
     parts = [(index, rows)]
     if ranks.world > 1:
-        parts = [None] * ranks.world
-        dist.all_gather_object(parts, (index, rows))
+        most = int(max_over_ranks(len(index), ranks))             # all ranks send blocks of one size, rows without a place at the end
+        block, place = np.zeros((most, *rows.shape[1:]), np.float32), np.full(most, -1)
+        block[:len(index)], place[:len(index)] = rows, index
+        gathered = []
+        for x in (place, block):
+            x = torch.as_tensor(x, device=ranks.device)
+            gathered.append([torch.empty_like(x) for _ in range(ranks.world)])
+            dist.all_gather(gathered[-1], x)
+        parts = [(i.cpu().numpy()[i.cpu().numpy() >= 0], r.cpu().numpy()[i.cpu().numpy() >= 0]) for i, r in zip(*gathered)]
     for i, r in parts:
         full[i] = r
     return full

@@ -126,9 +126,11 @@ def test_rows_of_all_ranks_meet_at_their_places(alone, monkeypatch):
     assert np.isnan(common.gather_rows(np.ones((1, 2), np.float32), np.array([1]), 3, alone)).sum() == 4
 
     def all_gather(parts, own):                          # what the other process would send
-        parts[:] = [own, (np.array([0, 2]), np.array([[10.], [12.]], np.float32))]
-    monkeypatch.setattr(common.dist, "all_gather_object", all_gather)
-    rows = common.gather_rows(np.array([[11.]], np.float32), np.array([1]), 4, SimpleNamespace(world=2))
+        parts[0].copy_(own), parts[1].copy_(torch.tensor([[10.], [12.]]) if own.dim() == 2 else torch.tensor([0, 2]))
+        assert own.tolist() in ([1, -1], [[11.], [0.]])
+    monkeypatch.setattr(common.dist, "all_gather", all_gather)
+    monkeypatch.setattr(common, "max_over_ranks", lambda x, ranks: 2.)
+    rows = common.gather_rows(np.array([[11.]], np.float32), np.array([1]), 4, SimpleNamespace(world=2, device=torch.device("cpu")))
     assert rows.dtype == np.float32 and rows[:3, 0].tolist() == [10, 11, 12] and np.isnan(rows[3, 0])
 
 
