@@ -405,7 +405,7 @@ def test_a_backbone_without_scores_is_told_to_train_again(toy, backbone, script,
     says = refused(script, "--ckpt", bare, "--candidates", 15)
     assert "lacks 85 samples; train the backbone again" in says
     np.save(bare / "scores_test_15.npy", np.zeros((3, 15), np.float32))
-    assert "has shape (3, 15), the data set's candidates (85, 15)" in refused(script, "--ckpt", bare, "--candidates", 15)
+    assert "has shape (3, 15), expected (85, 15)" in refused(script, "--ckpt", bare, "--candidates", 15)
 
 
 def test_scores_that_are_not_finite_are_not_ranked(toy, backbone, script, tmp_path):
