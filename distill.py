@@ -216,6 +216,8 @@ def main(ctx, **config):
         grads, losses, t0 = [], [], time.time()
         for prompts in (ta, rps):                        # each task's own gradient of P: L_TA and L_RPS are means over the global batch
             P.grad, total = torch.zeros_like(P), torch.zeros(1)
+            if not lm.packs:                             # rows of one pass are padded to the longest: like lengths together
+                prompts.sort(key=lambda p: -len(p[0]))
             for i in range(0, len(prompts), micro)[ranks.rank::ranks.world]:
                 total += micro_batch(prompts[i:i + micro], len(prompts))
             sum_gradients([P], ranks)

@@ -213,6 +213,9 @@ def main(ctx, **config):
     for step in range(first, steps):
         which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
         pairs, cand, truth, n_truth = samples_of(which)
+        if not lm.packs:                                      # rows of one pass are padded to the longest: like lengths together
+            long = np.argsort([-len(tail) for tail, _ in pairs], kind="stable")
+            pairs, cand, truth, n_truth = [pairs[x] for x in long], cand[long], truth[long], n_truth[long]
         tokens = sum(len(at) for _, at in pairs) + int(n_truth.sum()) * (cfg.verbalizer == "likelihood")
 
         lr = cfg.lr * min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
