@@ -1,5 +1,9 @@
 """distill.py end to end on tiny LMs: what it writes, that only P moves, and that P learns what the backbone does and nothing else can."""
 import json
+import os
+import socket
+import subprocess
+import sys
 import shutil
 from types import SimpleNamespace
 
@@ -220,6 +224,23 @@ def test_two_processes_give_the_prompt_and_the_metrics_of_one(chain, twins):
     for a, b in zip(log_of(chain.prompt), log_of(twins.prompt)):
         assert [b["loss_ta"], b["loss_rps"], b["lam_ta"]] == pytest.approx([a["loss_ta"], a["loss_rps"], a["lam_ta"]], rel=1e-4)
     assert common.load_run(twins.prompt).world == 2 and twins.printed.count("distill: ") == 1
+
+
+def test_two_agents_give_the_prompt_of_one_process(chain, toy, backbone, decoder, tmp_path):
+    # what two machines run, on one over loopback
+    from conftest import ROOT, TWO, stages
+    args, _ = stages(toy, backbone, decoder, tmp_path / "prompt", "")
+    wrapper = tmp_path / "run.py"
+    wrapper.write_text(TWO.format(root=str(ROOT), jobs=json.dumps([("distill", [str(a) for a in args], True)])))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    agents = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=two",
+                                str(wrapper)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    said = [agent.communicate(timeout=200)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    torch.testing.assert_close(prompt_of(tmp_path / "prompt"), prompt_of(chain.prompt), rtol=1e-5, atol=1e-5)
+    assert common.load_run(tmp_path / "prompt").world == 2
 
 
 @pytest.mark.parametrize("extra", [["--balance", "uncertainty"], ["--balance", "fixed", "--tasks", "ta"], ["--verbalizer", "letter"],
