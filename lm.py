@@ -110,6 +110,9 @@ def own_attention(model):
     AttentionInterface.register("delrec", attention)
     AttentionMaskInterface.register("delrec", sdpa_mask)
     model.set_attn_implementation("delrec")
+    for part in model.modules():                         # some releases of transformers leave out an encoder's and a decoder's copies of the config
+        if hasattr(getattr(part, "config", None), "_attn_implementation"):
+            part.config._attn_implementation = "delrec"
     return True
 
 
