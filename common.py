@@ -47,7 +47,12 @@ def setup(seed):
     else:
         device = torch.device("cpu")
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        more = {}
+        if restarted() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # the launcher's store still holds the addresses of the processes before; each attempt gets a corner of its own
+            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+            more = {"store": dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store), "rank": rank, "world_size": world}
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **more)
     np.random.seed(seed)
     torch.manual_seed(seed)
     return SimpleNamespace(rank=rank, world=world, device=device, main=rank == 0)

@@ -115,7 +115,7 @@ def title_likelihood(rows, device, dtype, N, D, V):
         memory = [extra_bytes(lambda f=f: f(x), device) for f in (ours, full_logits)]
     rows.append((f"{base}.time_vs_full_logits", t["full_logits"] / t["ours"], "x", 1))
     rows.append((f"{base}.ms", 1e3 * t["ours"], "ms", None))
-    rows.append((f"{base}.memory_vs_full_logits", None if None in memory else memory[0] / memory[1], "share", 0.125))
+    rows.append((f"{base}.memory_vs_full_logits", None if None in memory or not memory[1] else memory[0] / memory[1], "share", 0.125))
     if V > 2 ** 16:
         return                                                 # minutes on a CPU; the ratio is that of the other shapes
     t = times({name: (lambda f=f: torch.autograd.grad(f(xs).sum(), xs)) for name, f in {"ours": ours, "full_logits": full_logits}.items()}, device)

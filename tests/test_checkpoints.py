@@ -255,7 +255,7 @@ distill.main({args!r})
 """
 
 
-@pytest.mark.parametrize("restarts", [0, 4])             # more than one: on a busy machine gloo's processes sometimes miss each other once
+@pytest.mark.parametrize("restarts", [0, 1])
 def test_a_process_that_dies_ends_the_others_and_a_restart_goes_on(jobs, whole, tmp_path, restarts):
     _, args = jobs["distill"]
     (tmp_path / "dying.py").write_text(DYING.format(root=str(ROOT), times=1, args=args(tmp_path / "run")))
