@@ -225,17 +225,17 @@ def start(name, args):
 def test_a_process_that_is_ended_goes_on(jobs, whole, tmp_path, number):
     _, args = jobs["distill"]
     process = start("distill", args(tmp_path / "run"))
-    until = time.time() + 60
+    until = time.time() + 300
     while not checkpoints.complete(tmp_path / "run" / "checkpoints") and process.poll() is None and time.time() < until:
         time.sleep(.005)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     ended = process.returncode
     if ended == 0:
         pytest.skip("the run was over before the signal came")
     assert ended == (-9 if number == signal.SIGKILL else checkpoints.STOPPED), said
     process = start("distill", args(tmp_path / "run", "--resume"))
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "continuing from step" in said, said
     torch.set_num_threads(1)
     assert same(tmp_path / "run", whole("distill"))
@@ -261,7 +261,7 @@ def test_a_process_that_dies_ends_the_others_and_a_restart_goes_on(jobs, whole, 
     (tmp_path / "dying.py").write_text(DYING.format(root=str(ROOT), times=1, args=args(tmp_path / "run")))
     began = time.time()
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--max-restarts={restarts}",
-                           str(tmp_path / "dying.py")], capture_output=True, text=True, timeout=200, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+                           str(tmp_path / "dying.py")], capture_output=True, text=True, timeout=400, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
     said = done.stdout + done.stderr
     if restarts:
         assert done.returncode == 0 and "continuing from step" in said, said
@@ -270,5 +270,5 @@ def test_a_process_that_dies_ends_the_others_and_a_restart_goes_on(jobs, whole, 
         for k, t in tensors.items():
             torch.testing.assert_close(t, others[k], rtol=1e-5, atol=1e-5)
     else:
-        assert done.returncode != 0 and "local_rank: 1" in said and "SIGKILL" in said and time.time() - began < 60, said
+        assert done.returncode != 0 and "local_rank: 1" in said and "SIGKILL" in said and time.time() - began < 200, said
         assert checkpoints.complete(tmp_path / "run" / "checkpoints") and not (tmp_path / "run" / "config.json").exists()

@@ -237,7 +237,7 @@ def test_two_agents_give_the_prompt_of_one_process(chain, toy, backbone, decoder
         port = s.getsockname()[1]
     agents = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=two",
                                 str(wrapper)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}) for _ in range(2)]
-    said = [agent.communicate(timeout=200)[0] for agent in agents]
+    said = [agent.communicate(timeout=400)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
     torch.testing.assert_close(prompt_of(tmp_path / "prompt"), prompt_of(chain.prompt), rtol=1e-5, atol=1e-5)
     assert common.load_run(tmp_path / "prompt").world == 2

@@ -390,6 +390,7 @@ def test_other_published_forms(tmp_path, monkeypatch):
 def test_a_broken_download_is_continued_and_an_unreachable_host_says_what_to_do(tmp_path, monkeypatch):
     import http.server
     import threading
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     body, asked = bytes(range(256)) * 9000, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
