@@ -299,10 +299,13 @@ def test_relations_that_cannot_hold_are_refused(args, says, toy, backbone, scrip
 
 
 def test_histories_too_short_for_temporal_analysis_are_a_sentence(toy, backbone, decoder, script, on_cpu, tmp_path, monkeypatch):
-    short = SimpleNamespace(**vars(toy) | {"val": toy.val[toy.val - toy.ptr[common.users(toy, toy.val)] < 8]})
+    few = toy.val - toy.ptr[common.users(toy, toy.val)] < 8
+    short = SimpleNamespace(**vars(toy) | {"val": toy.val[few]})
     assert len(short.val)
+    lists = shutil.copytree(backbone, tmp_path / "lists")
+    np.save(lists / "topk_val.npy", np.load(backbone / "topk_val.npy")[few])
     monkeypatch.setattr(distill, "load_data", lambda name: short)
-    says = refused(script, "--dataset", toy.folder, "--backbone", backbone, "--llm", decoder, "--out", tmp_path / "p", "--a", 8, "--k", 2, "--h", 5)
+    says = refused(script, "--dataset", toy.folder, "--backbone", lists, "--llm", decoder, "--out", tmp_path / "p", "--a", 8, "--k", 2, "--h", 5)
     assert "no validation history has the 10 items Temporal Analysis needs" in says
     assert "is an unfinished run" in pytest.raises(Exception, common.load_run, tmp_path / "p").value.message
 
