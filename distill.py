@@ -155,7 +155,7 @@ def main(ctx, **config):
     r.cache = cfg.cache_prefix
     if cfg.gradient_checkpointing:
         L.checkpoint_layers(lm.model)
-    made_with = checkpoints.made_with(cfg, data, ranks, lm.fingerprint)
+    made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm))
     record = start_run(out, "distill", cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
     found = saver.load() if cfg.resume else None
@@ -195,7 +195,7 @@ def main(ctx, **config):
     optimiser = Lion([P], lr=cfg.lr, weight_decay=cfg.weight_decay)
     balancer = torch.optim.Adam([log_var], lr=1e-2)
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
-    best, began, lm_seconds, prompts_seen, first, step_seconds, asked = None, time.time(), {"steps": 0.0, "validation": 0.0}, 0, 0, [], False
+    best, began, lm_seconds, prompts_seen, first, step_seconds = None, time.time(), {"steps": 0.0, "validation": 0.0}, 0, 0, []
     if found:
         first, tensors, state = found
         P.data.copy_(tensors["P"]), log_var.data.copy_(tensors["log_var"])
@@ -251,10 +251,9 @@ def main(ctx, **config):
                        {"before": before, "best": [best[0], best[1], best[3]] if best else None, "prompts_seen": prompts_seen, "lm_seconds": lm_seconds,
                         "step_seconds": step_seconds, "seconds": time.time() - began})
         if asked and step + 1 < steps:
-            break
+            log.close()
+            saver.end(True, step + 1)
     log.close()
-    if asked and step + 1 < steps:
-        saver.end(True, step + 1)
 
     lm_seconds["steps"] = sum(step_seconds)
     seconds, (_, best_step, P_best, after) = time.time() - began, best

@@ -123,6 +123,8 @@ def main(ctx, **config):
     else:
         P = L.random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None
     P_before = None if P is None else P.clone()
+    # of the LM as it was loaded: the adapters come later
+    made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm)) | ({"soft_prompt": L.digest(P)} if P is not None else {})
     backbone_run = cfg.backbone or (prompt_run.backbone_run if prompt_run else folder_of("runs", f"{data.name}/sasrec"))
     settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "order", "history", "max_title", "max_tokens")}
     settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else "SASRec", "backbone_run": str(folder_of("runs", backbone_run))}
@@ -143,7 +145,6 @@ def main(ctx, **config):
     params = [p for p in adapter.parameters() if p.requires_grad]
     layers = sum("lora_E" in n for n, _ in adapter.named_parameters())
     budget = layers * cfg.target_r
-    made_with = checkpoints.made_with(cfg, data, ranks, lm.fingerprint) | ({"soft_prompt": L.digest(P)} if P is not None else {})
     record = start_run(out, "finetune", cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
     found = saver.load() if cfg.resume else None
@@ -157,7 +158,7 @@ def main(ctx, **config):
     order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(settings["backbone_run"], data) if cfg.order == "backbone" else len(data.train))
     val = subset(len(data.val), cfg.val_samples, cfg.seed)
     val_cand, val_target = candidates(data, "val", cfg.C, val), data.items[data.val[val]]
-    best, lm_seconds, began, first, step_seconds, asked = None, {"steps": 0.0, "validation": 0.0}, time.time(), 0, [], False
+    best, lm_seconds, began, first, step_seconds = None, {"steps": 0.0, "validation": 0.0}, time.time(), 0, []
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
 
     def samples_of(which):
@@ -201,7 +202,7 @@ def main(ctx, **config):
         checkpoints.restore_optimiser("lion", optimiser, tensors)
         for name in ("exp_avg_ipt", "exp_avg_unc"):           # AdaLoRA's importances, which no state_dict holds
             setattr(allocator, name, {k.split("/", 1)[1]: t.to(ranks.device) for k, t in tensors.items() if k.startswith(f"{name}/")})
-        allocator.ipt = dict(allocator.exp_avg_ipt)
+        allocator.ipt = dict(allocator.exp_avg_ipt)           # its keys say that the averages have begun; its values are made anew
         adapter.peft_config["default"].rank_pattern = state["rank_pattern"]
         if state["best"]:
             best = (tuple(state["best"][0]), state["best"][1], [tensors[f"best.{i}"].to(ranks.device) for i in range(len(params))], tensors["best.scores"].numpy())
@@ -262,10 +263,9 @@ def main(ctx, **config):
                        {"rank_pattern": adapter.peft_config["default"].rank_pattern, "best": best and [best[0], best[1]], "lm_seconds": lm_seconds,
                         "step_seconds": step_seconds, "seconds": time.time() - began})
         if asked and step + 1 < steps:
-            break
+            log.close()
+            saver.end(True, step + 1)
     log.close()
-    if asked and step + 1 < steps:
-        saver.end(True, step + 1)
     lm_seconds["steps"] = sum(step_seconds)
 
     # what must hold: AdaLoRA reallocated its ranks to the budget, the adapter moved, P did not

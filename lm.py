@@ -78,7 +78,6 @@ def load_lm(name, device, dtype=None):
                          special=set(tok.all_special_ids) - {tok.unk_token_id},
                          max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096) - 2)   # RoBERTa's positions begin at 2
     lm.packs = kind == "decoder" and lm.attends and can_pack(model)
-    lm.fingerprint = fingerprint(lm)
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
     return lm
 
@@ -530,9 +529,8 @@ def score(lm, start, tails, cand_BC, titles, verbalizer, at=None):
 def largest_micro(step, tails, most, device, ranks):
     """How many prompts of a forward and backward pass fit into memory: step(m) runs one on the m longest prompts. Two passes are measured, the
     rest is a line through them, with a fifth of what is free left over; on a CPU no more than fill its caches, where more is not faster."""
-    lengths = sorted(map(len, tails), reverse=True)
     if device.type == "cpu":
-        most = min(most, max(1, CPU_TOKENS // lengths[0]))
+        most = min(most, max(1, CPU_TOKENS // max(map(len, tails))))
     step(1)                                              # the first pass also allocates what stays
     one, two = extra_bytes(lambda: step(1), device), extra_bytes(lambda: step(2), device) if most > 1 else 0
     if one is None:

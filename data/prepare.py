@@ -24,7 +24,7 @@ import polars as pl
 
 if __name__ == "__main__":                              # run as a script, only this folder is on the path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import ROOT, histories, load_data, stop, subset, write_json, write_npy
+from common import ROOT, histories, load_data, read_npy, stop, subset, write_json, write_npy
 from data import raw as R
 from data.raw import CONTROL
 
@@ -282,7 +282,7 @@ def check(data):
     titles = np.unique(data.titles, return_inverse=True)[1]
     for path in sorted(data.folder.glob("candidates_*.npy")):
         s, C = path.stem.split("_")[1:]
-        cand, target = np.load(path, mmap_mode="r"), items[samples[s]]
+        cand, target = read_npy(path), items[samples[s]]
         rule(f"{path.name}: a row for every sample, of the right width", np.array([cand.shape != (len(target), int(C))]))
         cand = np.asarray(cand[:100000], np.int64)
         rule(f"{path.name}: its items are 1..I", (cand < 1) | (cand > I))

@@ -241,7 +241,7 @@ def whole(text, path, line, what):
 
 
 def quick_table(path, names):
-    """The columns `names` (None: not wanted) of a plain .csv as stripped Strings, by polars: 22 million rows in seconds. None where anything is
+    """Those of the columns `names` that a plain .csv has, as stripped Strings, by polars: 22 million rows in seconds. None where anything is
     out of the ordinary (a quote, a cell too many, not UTF-8): then read_table, line by line, reads it or says what is wrong."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as f:
