@@ -181,7 +181,7 @@ def test_only_what_asks_gets_a_gradient(ops, which):
         assert (t.grad is not None) == w and (not w or torch.equal(t.grad, whole.grad))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None, derandomize=True)
+@settings(max_examples=40, deadline=None, database=None, derandomize=True)
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(1, 20), st.integers(2, 60), st.integers(1, 70), st.sampled_from(DTYPES), st.booleans())
 def test_any_shape(B, C, T, V, D, dtype, bias):
     x, head, tok, n, b = inputs(B * 7 + C, B, C, T, V, D, bias, dtype)

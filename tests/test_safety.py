@@ -51,7 +51,7 @@ def test_random_titles_leave_the_prompt_s_structure_alone(load, toy, kind):
     m = load(kind)
     special = set(m.special)
 
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(ODD, min_size=6, max_size=6), st.booleans())
     @example([";", ":", "\n", "1", "A.", ""], False)
     @example([";", ":", "\n", "1", "A.", ""], True)
