@@ -94,6 +94,13 @@ def sum_gradients(params, ranks):
             g.copy_(part.view_as(g))
 
 
+def shares(pieces, ranks, even=False):
+    """This rank's pieces of work, every world-th, as pairs (piece, 1). even: as many passes on every rank, because the passes of a sharded LM
+    are made together; a rank that has nothing left repeats the first piece as (piece, 0), whose result counts for nothing."""
+    mine = [(piece, 1) for piece in pieces[ranks.rank::ranks.world]]
+    return mine + [(pieces[0], 0)] * (-(-len(pieces) // ranks.world) - len(mine)) if even and len(pieces) else mine
+
+
 def gather_rows(rows, index, n, ranks):
     """Rows (m, ...) computed by this rank for samples `index` -> the full float32 array (n, ...), NaN where nobody has one."""
     full = np.full((n, *rows.shape[1:]), np.nan, np.float32)

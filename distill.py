@@ -20,7 +20,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, start_run, stop,
+from common import (Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, shares, start_run, stop,
                     stop_unless_finite, subset, sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
 
 NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
@@ -110,6 +110,7 @@ def weights(how, g_TA, g_RPS, log_var):
 @click.option("--batch", default=8, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
 @click.option("--micro", default="4", callback=whole_or_auto, help="prompts of a forward pass; smaller needs less memory and gives the same gradient; auto: as many as memory holds")
 @click.option("--gradient-checkpointing", is_flag=True, help="keep each layer's input only and compute it again in backward: a third more time, far less memory")
+@click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
 @click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
 @click.option("--lr", default=2e-2, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
 @click.option("--weight-decay", default=1e-5, help="weight decay of Lion")
@@ -146,7 +147,7 @@ def main(ctx, **config):
         stop(f"{teacher_folder} lists {ranked['train'].shape[1]} items per sample, --h is {cfg.h}; train it with --top-h {cfg.h} or more")
     if data.n_items < cfg.C + cfg.h:
         stop(f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the catalogue has {data.n_items}; lower --candidates or --h")
-    lm = L.load_lm(cfg.llm, ranks.device)
+    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
     P = L.random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
     backbone = NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "history": cfg.history, "max_title": cfg.max_title,
@@ -174,10 +175,10 @@ def main(ctx, **config):
                   f"loss {ta_loss:.3f} {rps_loss:.3f}", flush=True)
         return {"ta": ta, "rps": rps, "ta_loss": ta_loss, "rps_loss": rps_loss}
 
-    def micro_batch(prompts, n):
-        """Adds to P.grad what these of n prompts give; returns their share of the loss."""
+    def micro_batch(prompts, share):
+        """Adds to P.grad what these prompts give, `share` of the loss each; returns their part of the loss."""
         s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, r.cache), [p[0] for p in prompts], np.stack([p[1] for p in prompts]), r.titles, cfg.verbalizer)
-        loss = F.cross_entropy(s_BC, torch.tensor([p[2] for p in prompts], device=ranks.device), reduction="sum") / n
+        loss = F.cross_entropy(s_BC, torch.tensor([p[2] for p in prompts], device=ranks.device), reduction="sum") * share
         loss.backward()
         return loss.item()
 
@@ -189,7 +190,7 @@ def main(ctx, **config):
     most = -(-cfg.batch // ranks.world)                  # whole micro-batches are shared among the ranks, each the same whoever has it
     if cfg.micro == "auto":
         longest = sorted(sum(tasks_of(r, data.train[order[:64]], ranked["train"][order[:64]][:, :cfg.h], cfg.a, cfg.C, cfg.seed), []), key=lambda p: -len(p[0]))
-        cfg.micro = L.largest_micro(lambda m: micro_batch(longest[:m], m), [p[0] for p in longest], most, ranks.device, ranks)
+        cfg.micro = L.largest_micro(lambda m: micro_batch(longest[:m], 1 / m), [p[0] for p in longest], most, ranks.device, ranks)
     micro = record["micro"] = min(cfg.micro, most)
     log_var = torch.zeros(2, requires_grad=True)
     optimiser = Lion([P], lr=cfg.lr, weight_decay=cfg.weight_decay)
@@ -218,8 +219,8 @@ def main(ctx, **config):
             P.grad, total = torch.zeros_like(P), torch.zeros(1)
             if not lm.packs:                             # rows of one pass are padded to the longest: like lengths together
                 prompts.sort(key=lambda p: -len(p[0]))
-            for i in range(0, len(prompts), micro)[ranks.rank::ranks.world]:
-                total += micro_batch(prompts[i:i + micro], len(prompts))
+            for i, own in shares(range(0, len(prompts), micro), ranks, cfg.shard):
+                total += micro_batch(prompts[i:i + micro], own / len(prompts))
             sum_gradients([P], ranks)
             grads.append(P.grad)
             losses.append(sum_over_ranks(total, ranks).item())

@@ -111,7 +111,7 @@ def mcnemar(hit_a, hit_b):
 
 # ---------------------------------------------------------------- scores of runs
 
-def scores_of(run, data, split, which, C, ranks, opened, spent):
+def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False):
     """The run's scores (n, C) of the samples `which` of a split; what is not in its folder yet is computed and stored there, its
     prompts and seconds added to spent."""
     path, cand = run.folder / f"scores_{split}_{C}.npy", candidates(data, split, C)
@@ -123,7 +123,7 @@ def scores_of(run, data, split, which, C, ranks, opened, spent):
         import lm as L
         if run.folder not in opened:
             opened.clear()                                   # one LM in memory at a time
-            opened[run.folder] = L.open_run(run, data, ranks.device)
+            opened[run.folder] = L.open_run(run, data, ranks.device, shard)
         r, _ = opened[run.folder]
         began = time.time()
         have[missing] = L.score_samples(r, split, missing, C, ranks, name=f"{run.folder.name} {split}")
@@ -142,7 +142,7 @@ def plain_lm(cfg, data, ranks, spent):
     """--llm: the LM without any training, as a run folder runs/<dataset>/lm (calibration chosen on validation)."""
     import lm as L
     out = folder_of("runs", f"{data.name}/lm")
-    lm = L.load_lm(cfg.llm, ranks.device)
+    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": "", "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": ""}
     r = L.ranker(lm, data, settings)
     record = start_run(out, "lm", SimpleNamespace(llm=cfg.llm, C=cfg.C, val_samples=cfg.val_samples), data, ranks)
@@ -214,7 +214,7 @@ def backbone_scores(run, data, old):
     return s
 
 
-def answer(run, data, text, top, pool, ranks):
+def answer(run, data, text, top, pool, ranks, shard=False):
     """Print the `top` titles for a history. An LM run ranks its backbone's best `pool` items (0: the whole catalogue)."""
     old, began = find_titles(text, data), time.time()
     print("history: " + " | ".join(data.titles[i] for i in old))
@@ -225,7 +225,7 @@ def answer(run, data, text, top, pool, ranks):
         began_scoring = began
     else:
         import lm as L
-        r, penalty_I = L.open_run(run, data, ranks.device)
+        r, penalty_I = L.open_run(run, data, ranks.device, shard)
         items = np.setdiff1d(np.arange(1, data.n_items + 1), old)
         teacher = Path(getattr(run, "backbone_run", None) or folder_of("runs", f"{data.name}/sasrec"))
         if r.show:
@@ -261,6 +261,7 @@ def answer(run, data, text, top, pool, ranks):
 @click.option("--candidates", "C", default=15, help="which stored candidates to rank")
 @click.option("--limit", default=0, type=click.IntRange(0), help="test samples, the same ones for every run; 0 = all")
 @click.option("--out", default=None, type=str, help="folder of metrics.json, table.txt, table.png; the last run's if not given")
+@click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
 # the plain LM
 @click.option("--llm", default=None, type=str, help="adds the row of this LM without any training")
 @click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="of the plain LM")
@@ -286,7 +287,7 @@ def main(**config):
     if cfg.history:
         if len(runs) != 1:
             stop(f"--history is answered by one run, {len(runs)} were given; pass one --ckpt")
-        return answer(runs[0], data, cfg.history, cfg.top, cfg.pool, ranks)
+        return answer(runs[0], data, cfg.history, cfg.top, cfg.pool, ranks, cfg.shard)
 
     began, spent = time.time(), np.zeros(2)                  # prompts an LM scored, and the seconds that took
     which = subset(len(data.test), cfg.limit, 0)
@@ -310,7 +311,7 @@ def main(**config):
 
     def add(run):
         name = row_of[run.folder] = run.folder.name if run.folder.name not in rows else str(run.folder)
-        pair[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened, spent) for s, w in (("val", val), ("test", which)))
+        pair[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened, spent, cfg.shard) for s, w in (("val", val), ("test", which)))
         rows[name], note[name] = pair[name][1], notes(run)
         chosen.append(name)
 

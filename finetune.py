@@ -20,7 +20,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (Log, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb, restarted, setup, start_run, stop,
+from common import (Log, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb, restarted, setup, shares, start_run, stop,
                     stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto, with_lists, write_npy, chance)
 
 # what --paper sets: DELRec's own choices (spec sections 2 and 5); our defaults, chosen by validation on ml-100k, are in the options below
@@ -89,6 +89,7 @@ def active_rank(adapter):
 @click.option("--batch", default=16, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
 @click.option("--micro", default="8", callback=whole_or_auto, help="samples of a forward pass; smaller needs less memory and gives the same gradient; auto: as many as memory holds")
 @click.option("--gradient-checkpointing", is_flag=True, help="keep each layer's input only and compute it again in backward: a third more time, far less memory")
+@click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
 @click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
 @click.option("--lr", default=3e-3, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
 @click.option("--weight-decay", default=1e-6, help="weight decay of Lion")
@@ -115,7 +116,7 @@ def main(ctx, **config):
     data = load_data(cfg.dataset)
     out = folder_of("runs", cfg.out or f"{data.name}/delrec")
     prompt_run = load_prompt_run(cfg, data)
-    lm = L.load_lm(cfg.llm, ranks.device)
+    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
     if prompt_run:
         P = L.load_soft_prompt(prompt_run.folder, lm)
         if prompt_run.llm != cfg.llm:
@@ -171,17 +172,17 @@ def main(ctx, **config):
         n_truth = r.titles.ptr[data.items[batch] + 1] - r.titles.ptr[data.items[batch]] + (lm.kind == "decoder")
         return pairs, cand, truth, n_truth
 
-    def micro_batch(pairs, cand, truth, n_truth, n, tokens):
-        """Adds to the gradients what these of n samples (with `tokens` title tokens) give; returns their share of the loss and its parts."""
+    def micro_batch(pairs, cand, truth, n_truth, share, token_share):
+        """Adds to the gradients what these samples give, `share` of the loss each and `token_share` each title token; returns the loss and its parts."""
         at = [a for _, a in pairs] if cfg.loss != "candidates" else None
         s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, r.cache), [t for t, _ in pairs], cand, r.titles, cfg.verbalizer, at)
         truth, titles_loss, cand_loss = torch.as_tensor(truth, device=ranks.device), torch.zeros(()), torch.zeros(())
         if cfg.loss != "candidates":                      # L_titles = - mean log P(token) over the tokens of history titles and of the truth
             s_BC, past_M = s_BC
             own = (s_BC[torch.arange(len(pairs)), truth] * torch.as_tensor(n_truth, device=ranks.device)).sum() if cfg.verbalizer == "likelihood" else 0.0
-            titles_loss = -(past_M.sum() + own) / tokens
+            titles_loss = -(past_M.sum() + own) * token_share
         if cfg.loss != "titles":                          # L = - log softmax over the C candidates' scores (spec section 5)
-            cand_loss = F.cross_entropy(s_BC, truth, reduction="sum") / n
+            cand_loss = F.cross_entropy(s_BC, truth, reduction="sum") * share
         loss = titles_loss + cand_loss
         loss.backward()
         return torch.tensor([loss.item(), cand_loss.item(), titles_loss.item()])
@@ -191,7 +192,7 @@ def main(ctx, **config):
         adapter.train()
         trial = samples_of(order[:64])
         longest = sorted(range(len(trial[0])), key=lambda x: -len(trial[0][x][0]))
-        cfg.micro = L.largest_micro(lambda m: micro_batch([trial[0][x] for x in longest[:m]], *(part[longest[:m]] for part in trial[1:]), m, 1),
+        cfg.micro = L.largest_micro(lambda m: micro_batch([trial[0][x] for x in longest[:m]], *(part[longest[:m]] for part in trial[1:]), 1 / m, 1),
                                     [t for t, _ in trial[0]], most, ranks.device, ranks)
     micro = record["micro"] = min(cfg.micro, most)
     start_values, allocator = [p.detach().clone() for p in params], adapter.base_model.rankallocator
@@ -227,10 +228,10 @@ def main(ctx, **config):
         for p in params:
             p.grad = torch.zeros_like(p)                      # a rank without work adds zeros
         t0 = time.time()
-        for i in range(0, cfg.batch, micro)[ranks.rank::ranks.world]:
+        for i, own in shares(range(0, cfg.batch, micro), ranks, cfg.shard):
             j = slice(i, i + micro)
             torch.manual_seed(int(np.random.SeedSequence([cfg.seed, step, i]).generate_state(1)[0]))   # the same dropout whichever rank draws it
-            total += micro_batch(pairs[j], cand[j], truth[j], n_truth[j], cfg.batch, tokens)
+            total += micro_batch(pairs[j], cand[j], truth[j], n_truth[j], own / cfg.batch, own / max(tokens, 1))
         if cfg.orthogonal:
             (cfg.orthogonal * orthogonality(adapter) / ranks.world).backward()
         sum_gradients(params, ranks)

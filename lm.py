@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from common import CACHE, Log, candidates, compare, extra_bytes, free_bytes, gather_rows, histories, max_over_ranks, metrics, read_npy, read_tensors, stop
+from common import CACHE, Log, candidates, compare, extra_bytes, free_bytes, gather_rows, histories, max_over_ranks, metrics, read_npy, read_tensors, shares, stop
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")       # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")  # of a reloaded AdaLoRA; a test shows its scores are the saved ones
@@ -28,8 +28,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # ---------------------------------------------------------------- the model
 
-def load_lm(name, device, dtype=None):
-    """Load an LM by Hugging Face id, folder, or 'smollm2-135m' (embedded). Frozen, eval mode.
+def load_lm(name, device, dtype=None, shard=False):
+    """Load an LM by Hugging Face id, folder, or 'smollm2-135m' (embedded). Frozen, eval mode. shard: each process keeps a part of the layers.
 
     Returns a namespace: kind (decoder, encoder-decoder, encoder), model, tok, head_VD, bias_V, sep (tokens that end a title),
     start / end (special tokens around a text), mask_id, max_tokens, name. model(...).logits are what the head WOULD read: the head
@@ -59,7 +59,8 @@ def load_lm(name, device, dtype=None):
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" or has_fast_bf16() else torch.float32
     try:
-        model = auto.from_pretrained(folder, dtype=dtype, **local).to(device).eval().requires_grad_(False)
+        model = auto.from_pretrained(folder, dtype=dtype, **local).eval().requires_grad_(False)
+        model = (shard_layers(model, device) if shard else model).to(device)
     except (OSError, ValueError, RuntimeError) as e:
         stop(f"the weights of '{name}' could not be loaded ({str(e).splitlines()[0][:150]}); download or save them again")
     if getattr(config, "final_logit_softcapping", None):
@@ -74,12 +75,35 @@ def load_lm(name, device, dtype=None):
     body = tok("a", add_special_tokens=False)["input_ids"]
     at = around.index(body[0])
     lm = SimpleNamespace(name=str(name), folder=str(folder), kind=kind, model=model, tok=tok, head_VD=head.weight, bias_V=getattr(head, "bias", None),
-                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, attends=kind != "encoder" and own_attention(model), packs=False, fused=can_fuse(model),
+                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, attends=kind != "encoder" and own_attention(model), packs=False, fused=not shard and can_fuse(model), sharded=shard,
                          special=set(tok.all_special_ids) - {tok.unk_token_id},
                          max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096) - 2)   # RoBERTa's positions begin at 2
     lm.packs = kind == "decoder" and lm.attends and can_pack(model)
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
     return lm
+
+
+def layers_of(model):
+    from transformers.modeling_layers import GradientCheckpointingLayer
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def shard_layers(model, device):
+    """torch's FSDP2 around each layer: a process keeps its part and fetches the rest while the layer computes. Adapters, which come later,
+    and what is not in a layer (embeddings, head) stay whole on every process."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    if not torch.distributed.is_initialized():
+        stop("--shard divides the LM among processes, but there is one; start them with torchrun --nproc_per_node=N, or leave --shard out")
+    if not layers_of(model):
+        stop(f"--shard: {type(model).__name__} has no layers that transformers can name; leave --shard out")
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh)
+    if mesh.get_rank() == 0:
+        here = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
+        print(f"the LM's layers are divided among {mesh.size()} processes: {here:,} of {sum(p.numel() for p in model.parameters()):,} parameters on this one", flush=True)
+    return model
 
 
 def digest(*tensors):
@@ -94,6 +118,7 @@ def fingerprint(lm):
     """16 hex digits of an LM: its tokenizer's vocabulary, its size, a piece of every weight."""
     h = hashlib.sha256(json.dumps(sorted(lm.tok.get_vocab().items())).encode())
     for name, p in lm.model.named_parameters():
+        p = p.full_tensor() if lm.sharded and hasattr(p, "full_tensor") else p
         h.update(f"{name} {tuple(p.shape)} {digest(p.flatten()[:64])}".encode())
     return h.hexdigest()[:16]
 
@@ -164,8 +189,9 @@ def begin(lm, prefix, P_kD=None, cache=True):
     """Everything about the prefix that does not depend on the sample. Gradients flow to P and to adapters where enabled.
 
     A decoder-only LM computes the prefix's keys and values here, once for all prompts; cache=False leaves them to every prompt: the same
-    numbers, slower (encoders see every token from every other, so they have nothing to keep)."""
-    if lm.kind != "decoder" or not lm.attends or not cache:
+    numbers, slower (encoders see every token from every other, so they have nothing to keep). Nor is it kept while a sharded LM trains: FSDP
+    fetches a layer's weights when a gradient reaches the layer's output, and the prefix's gradient enters at its keys and values."""
+    if lm.kind != "decoder" or not lm.attends or not cache or lm.sharded and torch.is_grad_enabled():
         return SimpleNamespace(prefix=prefix, P=P_kD, kv=None)
     ids = torch.as_tensor(prefix, device=lm.device)[None]
     out = lm.model.base_model(inputs_embeds=embed(lm, ids, P_kD), use_cache=True)
@@ -319,7 +345,6 @@ def attention(module, query, key, value, attention_mask, scaling=None, packed=No
 def checkpoint_layers(model):
     """Gradient checkpointing: each layer keeps its input only and is computed again in backward; the same numbers for a third more time."""
     from torch.utils.checkpoint import checkpoint
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     def again(forward):
         def run(*args, **kwargs):
@@ -328,10 +353,9 @@ def checkpoint_layers(model):
             return checkpoint(forward, *args, use_reentrant=False, **kwargs)
         return run
 
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if not layers:
+    if not layers_of(model):
         stop(f"--gradient-checkpointing: {type(model).__name__} has no layers that transformers can checkpoint; lower --micro instead")
-    for layer in layers:
+    for layer in layers_of(model):
         layer.forward = again(layer.forward)
 
 
@@ -581,12 +605,15 @@ def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None):
     cost = np.array([len(t) for t in tails], int) + (0 if r.lm.kind == "decoder" and r.cache else len(r.prompts.prefix))
     if likelihood:                                                   # an encoder reads every title in a prompt of its own
         cost = cost * (cand_nC.shape[1] if r.lm.kind == "encoder" else 1) + np.diff(r.titles.ptr)[cand_nC].sum(1)
-    batches = batches_of(cost, tokens or (65536 if r.lm.device.type == "cuda" else CPU_TOKENS))[ranks.rank::ranks.world]
-    mine = np.concatenate([np.zeros(0, int), *batches])
+    batches = batches_of(cost, tokens or (65536 if r.lm.device.type == "cuda" else CPU_TOKENS))
+    batches = shares(batches, ranks, r.lm.sharded)
+    mine = np.concatenate([np.zeros(0, int), *(j for j, own in batches if own)])
     log, rows, done = Log(out, len(mine), name, ranks, "prompt"), np.zeros((len(mine), cand_nC.shape[1]), np.float32), 0
-    for j in batches:
-        rows[done:done + len(j)] = score(r.lm, start, [tails[x] for x in j], cand_nC[j], r.titles, r.verbalizer).float().cpu().numpy()
-        log.step(done := done + len(j))
+    for j, own in batches:
+        scores = score(r.lm, start, [tails[x] for x in j], cand_nC[j], r.titles, r.verbalizer).float().cpu().numpy()
+        if own:
+            rows[done:done + len(j)] = scores
+            log.step(done := done + len(j))
     log.close()
     return gather_rows(rows, mine, len(tails), ranks)
 
@@ -668,10 +695,10 @@ def random_soft_prompt(lm, k, seed):
     return lm.model.get_input_embeddings().weight.detach()[rows.to(lm.device)].float().clone()
 
 
-def open_run(run, data, device):
+def open_run(run, data, device, shard=False):
     """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter and soft prompt, and the score it
     subtracts per item: (ranker, penalty float32 [I+1])."""
-    lm = load_lm(run.llm, device)
+    lm = load_lm(run.llm, device, shard=shard)
     needed = (["adapter/adapter_model.safetensors"] if run.stage == "finetune" else []) + \
         (["soft_prompt.safetensors"] if run.soft_prompt != "none" else []) + (["neutral.npy"] if run.calibration else [])
     for part in needed:

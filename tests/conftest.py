@@ -75,6 +75,7 @@ sys.path.insert(0, {root!r})
 import torch.distributed as dist
 import lm, distill, finetune, evaluate
 lm.has_fast_bf16 = lambda: False
+{before}
 for name, args, last in json.loads({jobs!r}):
     script = sys.modules[name]
     if not last:                                         # one process group for all of them: starting processes is what takes long
@@ -85,15 +86,16 @@ for name, args, last in json.loads({jobs!r}):
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory):
-    """two_processes([(script's name, args), ...]): one after another under torchrun with two gloo processes, fp32 on the CPU."""
-    def run(jobs):
+    """two_processes([(script's name, args), ...]): one after another under torchrun with two gloo processes (or n), fp32 on the CPU; before: lines of
+    Python that each process runs first."""
+    def run(jobs, n=2, before=""):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         wrapper = tmp_path_factory.mktemp("two") / "run.py"
         jobs = [(name, [str(a) for a in args], i == len(jobs) - 1) for i, (name, args) in enumerate(jobs)]
-        wrapper.write_text(TWO.format(root=str(ROOT), jobs=json.dumps(jobs)))
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr", "127.0.0.1",
+        wrapper.write_text(TWO.format(root=str(ROOT), jobs=json.dumps(jobs), before=before))
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", "--master_addr", "127.0.0.1",
                                "--master_port", str(port), str(wrapper)], cwd=ROOT, capture_output=True, text=True, timeout=300,
                               env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stdout + done.stderr
