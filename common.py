@@ -198,6 +198,27 @@ def histories(data, samples, L):
     return np.where(inside, data.items[np.maximum(at, 0)], 0).astype(np.int64)
 
 
+def runs_of_targets(data, span, rng):
+    """Cut every user's training targets into runs of at most `span` interactions: the first and last index into data.items of each.
+    Where a user needs several, the cuts move from epoch to epoch, so a target is met with longer and shorter histories."""
+    target = np.sort(np.asarray(data.train))
+    user = users(data, target)
+    end = target[np.searchsorted(user, user, side="right") - 1]      # the user's last training target
+    start = target[np.searchsorted(user, user, side="left")]
+    shift = rng.integers(0, span, data.n_users)[user] * (end - start >= span)
+    run = (end - target + shift) // span
+    new = np.flatnonzero((np.diff(user) != 0) | (np.diff(run) != 0))
+    return target[np.r_[0, new + 1]], target[np.r_[new, len(target) - 1]]
+
+
+def batch_of(data, first, last, L, is_target):
+    """Windows that end at each run's last target: inputs seq_BL, and target_BL with 0 where a position is not of the run. The places of
+    the window before the run hold the history that fits, as input only. All inputs come before a training target of the same user."""
+    at_BL = last[:, None] - np.arange(L - 1, -1, -1)
+    own_BL = (at_BL >= first[:, None]) & is_target[np.maximum(at_BL, 0)]
+    return histories(data, last, L), np.where(own_BL, data.items[np.maximum(at_BL, 0)], 0).astype(np.int64)
+
+
 def candidates(data, split, C, which=slice(None)):
     """The stored candidates of a split, or of some of its samples: int64 (n, C), each row holding its target exactly once."""
     path = data.folder / f"candidates_{split}_{C}.npy"

@@ -5,11 +5,12 @@
     python evaluate.py --llm smollm2-135m --dataset ml-100k --limit 400                  the plain LM, as a run of its own
     torchrun --nproc_per_node=10 evaluate.py --ckpt runs/beauty/delrec                   many GPUs, the same table
     python evaluate.py --ckpt runs/ml-100k/delrec --history "Toy Story (1995) | Aladdin (1992)"     ranked titles for a history
+    python evaluate.py --ckpt runs/ml-100k/delrec --serve histories.jsonl                for a file of them
+    python evaluate.py --ckpt runs/ml-100k/slmrec --export                               what train_backbone.py --teacher reads
 
 An LM run is scored once and its scores are stored in its folder (scores_test_15.npy, NaN where not asked); backbones bring theirs. So
 runs are compared without loading a model. Everything chosen (steps, weights of fusion and calibration) is chosen on validation.
 """
-import difflib
 import json
 import math
 import re
@@ -178,80 +179,6 @@ def notes(run):
     return ", ".join(parts)
 
 
-# ---------------------------------------------------------------- one history
-
-def find_titles(text, data):
-    """'title | title' -> item ids; a title that is not in the catalogue stops with the nearest ones."""
-    by_title = {}
-    for i, t in enumerate(data.titles):
-        by_title.setdefault(t.lower(), i)
-    found = []
-    for t in filter(None, (x.strip() for x in text.split("|"))):
-        key = t.lower()
-        if key not in by_title:
-            starts = [k for k in by_title if k and k.startswith(key)]
-            near = starts[:3] or difflib.get_close_matches(key, by_title, 3, 0.5)
-            if len(starts) != 1:
-                stop(f"no title '{t}' in {data.name}" + (f"; nearest: {' | '.join(data.titles[by_title[k]] for k in near)}" if near else
-                     "; titles are the lines of " + str(data.folder / "titles.txt")))
-            key = starts[0]
-        found.append(by_title[key])
-    if not found:
-        stop("--history holds no title; give titles of the data set with ' | ' between them")
-    return np.array(found, np.int64)
-
-
-def backbone_scores(run, data, old):
-    """Every item's score after a history of item ids: float32 [I+1], history and padding at -inf."""
-    import train_backbone as B
-    model = B.load(run.folder)
-    seq = np.zeros((1, run.history), np.int64)
-    tail = old[-run.history:]
-    seq[0, run.history - len(tail):] = tail
-    with torch.no_grad():
-        s = B.score(model, torch.as_tensor(seq))[0].float().numpy()
-    s[0] = s[old] = -np.inf
-    return s
-
-
-def answer(run, data, text, top, pool, ranks, shard=False):
-    """Print the `top` titles for a history. An LM run ranks its backbone's best `pool` items (0: the whole catalogue)."""
-    old, began = find_titles(text, data), time.time()
-    print("history: " + " | ".join(data.titles[i] for i in old))
-    if run.stage == "train_backbone":
-        s_I = backbone_scores(run, data, old)
-        best = np.argsort(-s_I, kind="stable")[:top]
-        pairs = [(i, s_I[i]) for i in best if np.isfinite(s_I[i])]
-        began_scoring = began
-    else:
-        import lm as L
-        r, penalty_I = L.open_run(run, data, ranks.device, shard)
-        items = np.setdiff1d(np.arange(1, data.n_items + 1), old)
-        teacher = Path(getattr(run, "backbone_run", None) or folder_of("runs", f"{data.name}/sasrec"))
-        if r.show:
-            pool = min(pool or run.C, run.C)                 # a prompt that lists its candidates ranks as many as it was trained with
-        if pool and pool < len(items):
-            if not (teacher / "config.json").exists():
-                stop(f"no backbone in {teacher} to choose the {pool} titles the LM ranks; train one, or give --pool 0 (slower)")
-            items = np.argsort(-backbone_scores(load_run(teacher, data), data, old), kind="stable")[:pool]
-        began_scoring, s_I = time.time(), np.full(data.n_items + 1, -np.inf, np.float32)
-        if r.verbalizer in ("mean", "first") and not r.show:     # one pass of the LM says what every title scores
-            s_I[items] = (L.score_catalogue(r, r.prompts.history(old[-r.history:])[0]) - penalty_I)[items]
-        else:
-            block = len(items) if r.show else 50
-            blocks = np.resize(items, (-(-len(items) // block), block))
-            tails = [r.prompts.history(old[-r.history:], b)[0] for b in blocks]
-            s_I[blocks] = L.score_tails(r, tails, blocks, ranks) - penalty_I[blocks]
-        best = np.argsort(-s_I, kind="stable")[:top]
-        pairs = [(i, s_I[i]) for i in best if np.isfinite(s_I[i])]
-    now = time.time()
-    for n, (i, s) in enumerate(pairs, 1):
-        print(f"{n:3}. {data.titles[i]}   {s:.3f}")
-    print(f"{1000 * (now - began_scoring):.0f} ms to rank, {now - began:.1f} s with loading")
-    print(json.dumps({"history": [int(i) for i in old], "top": [{"item": int(i), "title": data.titles[i], "score": round(float(s), 4)} for i, s in pairs],
-                      "ms": round(1000 * (now - began_scoring), 1)}, ensure_ascii=False))
-
-
 # ---------------------------------------------------------------- the table
 
 @click.command(context_settings={"show_default": True})
@@ -271,8 +198,12 @@ def answer(run, data, text, top, pool, ranks, shard=False):
 @click.option("--val-samples", default=200, type=click.IntRange(0), help="validation samples for the weights of the plain LM and of fusion; 0 = all")
 # one history
 @click.option("--history", default=None, type=str, help="titles with ' | ' between them, oldest first: print ranked titles instead of a table")
-@click.option("--top", default=10, type=click.IntRange(1), help="with --history: how many titles")
-@click.option("--pool", default=100, type=click.IntRange(0), help="with --history: an LM ranks the backbone's best so many items; 0 = the whole catalogue")
+@click.option("--top", default=10, type=click.IntRange(1), help="with --history and --serve: how many titles")
+@click.option("--serve", "file", default=None, type=str, help="a file of histories, one JSON object a line: {\"history\": [\"title\", ..]}; answers go to --out, or beside the file")
+@click.option("--pool", default=100, type=click.IntRange(0), help="with --history and --serve: an LM that cannot score the catalogue in one pass ranks the backbone's best so many items; 0 = all")
+# a teacher
+@click.option("--export", is_flag=True, help="write RUN/export/ for train_backbone.py --teacher: best items of every training sample (or --limit), confidence, title vectors")
+@click.option("--export-k", default=10, type=click.IntRange(1), help="with --export: items listed for a sample, K")
 def main(**config):
     """Metrics with intervals, paired tests and floors for any runs; or ranked titles for one history."""
     cfg = SimpleNamespace(**config)
@@ -284,10 +215,20 @@ def main(**config):
     data = load_data(cfg.dataset or (runs[0].data_folder if runs else "ml-100k"))
     for run in runs:
         load_run(run.folder, data)                           # refuses another data set's run
-    if cfg.history:
+    if cfg.history is not None or cfg.file or cfg.export:
+        import serve
+        asked = "--history" if cfg.history is not None else "--serve" if cfg.file else "--export"
         if len(runs) != 1:
-            stop(f"--history is answered by one run, {len(runs)} were given; pass one --ckpt")
-        return answer(runs[0], data, cfg.history, cfg.top, cfg.pool, ranks, cfg.shard)
+            stop(f"{asked} is answered by one run, {len(runs)} were given; pass one --ckpt")
+        if cfg.history is not None:
+            serve.answer(runs[0], data, cfg.history, cfg.top, cfg.pool, ranks, cfg.shard)
+        elif cfg.file:
+            serve.serve(runs[0], data, cfg.file, cfg.out, cfg.top, cfg.pool, ranks, cfg.shard)
+        elif runs[0].stage == "train_backbone":
+            stop(f"{runs[0].folder} is a backbone, --export writes what an LM teaches; pass a run of finetune.py")
+        else:
+            serve.export(runs[0], data, ranks, cfg.export_k, cfg.limit, cfg.shard)
+        return finish(ranks)
 
     began, spent = time.time(), np.zeros(2)                  # prompts an LM scored, and the seconds that took
     which = subset(len(data.test), cfg.limit, 0)

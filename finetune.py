@@ -4,11 +4,20 @@
     torchrun --nproc_per_node=10 finetune.py --dataset beauty             many GPUs, the same answer
     python finetune.py --dataset ml-100k --samples 64 --val-samples 32    half a minute, to see it run
     python finetune.py --dataset ml-100k --paper                          the paper's choices where ours differ
+    python finetune.py --dataset ml-100k --input ids --out ml-100k/e4srec                                items as vectors
+    python finetune.py --dataset ml-100k --teacher ml-100k/e4srec --layers 6 --out ml-100k/slmrec        a small LM taught by it
 
 Reads data/<dataset>/ and runs/<dataset>/prompt/; writes runs/<dataset>/delrec/ (adapter/, soft_prompt.safetensors, scores_val_15.npy,
-neutral.npy, log.jsonl, config.json). evaluate.py --ckpt runs/<dataset>/delrec then scores the test part.
+neutral.npy, log.jsonl, config.json; with --input ids or hybrid items.safetensors, with --layers lm/, what is left of the LM).
+evaluate.py --ckpt runs/<dataset>/delrec then scores the test part.
+
+--input ids is E4SRec (arXiv 2312.02443), hybrid LLaRA (arXiv 2312.02445), --teacher SLMRec (arXiv 2405.17890, section 4): a student and
+its teacher are cut into b blocks each; with x_t^j, x_s^j their states after block j where the LM is read,
+    L = L_ce + l1 (1 - mean_j cos(x_t^j, x_s^j)) + l2 mean_j ||x_t^j - x_s^j||^2 + l3 mean_{j<b} CE(y, softmax(E W_j x_s^j)).
 """
+import hashlib
 import json
+import os
 import time
 from types import SimpleNamespace
 
@@ -20,10 +29,12 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (Log, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb, restarted, setup, shares, start_run, stop,
-                    stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto, with_lists, write_npy, chance)
+from common import (Log, batch_of, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, gather_rows, load_data, load_run, metrics, peak_gb, read_npy,
+                    restarted, runs_of_targets, setup, shares, start_run, stop, stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto,
+                    with_lists, write_npy, chance)
 
 # what --paper sets: DELRec's own choices (spec sections 2 and 5); our defaults, chosen by validation on ml-100k, are in the options below
+PARTS = ("candidates", "titles", "cos", "norm", "ms")      # of the loss
 PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates", adapt="qv", lr=1e-4, calibrate=False)
 
 
@@ -59,6 +70,115 @@ def active_rank(adapter):
     return sum(map(sum, kept.values())) if kept else sum(len(p) for n, p in adapter.named_parameters() if "lora_E" in n)
 
 
+# ---------------------------------------------------------------- training samples
+
+def examples(r, cfg, which, done):
+    """Training samples (places in data.train) as prompts: tail, at (places of history tokens), cand (C,), truth (place among them), n_truth
+    (its tokens), target (its item). done: the share of the training before each. With --input hybrid a sample shows vectors beside the
+    titles with that probability (LLaRA's curriculum, section 3.3): the LM knows titles, and meets vectors step by step."""
+    batch = r.data.train[which]
+    listed = np.take_along_axis(candidates(r.data, "train", cfg.C, which), L.listing(r, "train", cfg.C, which), 1)
+    target = r.data.items[batch].astype(np.int64)
+    cand = target[:, None] if cfg.loss == "titles" else listed
+    n_truth = r.titles.ptr[target + 1] - r.titles.ptr[target] + (r.lm.kind == "decoder")
+    vectors = [cfg.input != "hybrid" or np.random.default_rng([cfg.seed, 2, int(i)]).random() < d for i, d in zip(which, done)]
+    return [SimpleNamespace(**dict(zip(("tail", "at"), (r.prompts if v else r.plain).history(h[h > 0], show))), cand=c, truth=int((c == t).argmax()), n_truth=int(n),
+                            target=t[None]) for v, h, show, c, t, n in zip(vectors, histories(r.data, batch, cfg.history), listed, cand, target, n_truth)]
+
+
+def windows(data, L, n, seed):
+    """The first and last target (places in data.items) of the n windows that --input ids shows: every training target once an epoch, the
+    windows cut anew in each."""
+    first, last, epoch = [], [], 0
+    while sum(map(len, first)) < n:
+        rng = np.random.default_rng([seed, epoch])
+        f, l = runs_of_targets(data, L, rng)
+        order, epoch = rng.permutation(len(f)), epoch + 1
+        first.append(f[order]), last.append(l[order])
+    return np.concatenate(first)[:n], np.concatenate(last)[:n]
+
+
+def window_examples(r, cfg, first, last, is_target):
+    """Windows of item vectors: tail, at (places of the vectors whose predecessors are read besides the mask), target (items, the mask's first)."""
+    out = []
+    for seq, target in zip(*batch_of(r.data, first, last, cfg.history, is_target)):
+        target = target[seq > 0]
+        tail, at = r.prompts.history(seq[seq > 0])
+        inner = np.flatnonzero(target[:-1])              # a vector's state predicts the vector after it; the last one's is read at the mask
+        out.append(SimpleNamespace(tail=tail, at=at[inner + 1], target=np.append(target[-1], target[inner])))
+    return out
+
+
+# ---------------------------------------------------------------- SLMRec: what the teacher says
+
+def cut(layers, blocks):
+    """The number of blocks that layers (a list of numbers) can all be cut into: `blocks`, or the most up to 4 if None."""
+    fits = [b for b in range(1, min(layers) + 1) if not any(n % b for n in layers)]
+    if blocks is None:
+        return max(b for b in fits if b <= 4)
+    if blocks not in fits:
+        stop(f"--blocks {blocks} does not divide {' and '.join(map(str, layers))} layers; use one of {', '.join(map(str, fits))}, or other --layers")
+    return blocks
+
+
+def follow(cfg, typed, data):
+    """The teacher's run; its prompts are the student's, so flags that shape them take its values. A typed one that differs is refused."""
+    run = load_run(cfg.teacher, data, stages=["finetune"])
+    values = {**run.settings, "input": run.settings.get("input", "titles")}
+    for key in ("input", "verbalizer", "show", "order", "history", "max_title", "max_tokens"):
+        if key in typed and getattr(cfg, key) != values[key]:
+            stop(f"--{key.replace('_', '-')} is {getattr(cfg, key)}, the teacher {run.folder} was trained with {values[key]}; teacher and student must read the same prompts")
+        setattr(cfg, key, values[key])
+    cfg.soft_prompt = cfg.soft_prompt or (str(run.folder) if (run.folder / "soft_prompt.safetensors").exists() else "none")
+    cfg.backbone = cfg.backbone or run.backbone_run
+    return run
+
+
+@torch.no_grad()
+def teacher_states(teacher, blocks, n_reads, examples_of, micro, path, ranks):
+    """What the teacher's blocks say at the reads of every training sample, in the samples' order: (bits of bf16 as int16 (N, b, D), memory-mapped;
+    ptr (n+1,), sample i owns ptr[i]:ptr[i+1]). Computed once and written to `path`; dropout is off, so a second time would say the same."""
+    ptr = np.concatenate([[0], np.cumsum(n_reads)])
+    shape = (int(ptr[-1]), blocks, L.width(teacher.lm))
+    if not path.exists():
+        teacher.lm.model.eval()
+        start, tmp = L.begin(teacher.lm, teacher.prompts.prefix, teacher.P), path.with_suffix(".tmp")
+        file = np.lib.format.open_memmap(tmp, "w+", np.int16, shape) if ranks.main else None
+        log = Log(None, len(n_reads), "teacher's states", ranks, "sample")
+        for i in range(0, len(n_reads), micro * ranks.world):
+            here = min(i + micro * ranks.world, len(n_reads))
+            own = np.arange(min(i + micro * ranks.rank, here), min(i + micro * (ranks.rank + 1), here))
+            rows, index = np.zeros((0, *shape[1:]), np.float32), np.zeros(0, int)
+            if len(own) or teacher.lm.sharded:
+                batch = examples_of(teacher, own if len(own) else np.array([i]))
+                read_batch(teacher, start, batch)
+                if len(own):
+                    rows, index = torch.stack(teacher.lm.tapped, 1).float().cpu().numpy(), np.concatenate(places(ptr, own)) - ptr[i]
+            rows = gather_rows(rows, index, ptr[here] - ptr[i], ranks)
+            if ranks.main:
+                file[ptr[i]:ptr[here]] = torch.from_numpy(rows).bfloat16().view(torch.int16).numpy()
+            log.step(here)
+        log.close()
+        if ranks.main:
+            file.flush()
+            os.replace(tmp, path)
+        if ranks.world > 1:
+            torch.distributed.barrier()
+    return read_npy(path, shape), ptr
+
+
+def places(ptr, samples):
+    """Where the reads of some samples stand among those of all, in the order of read_batch: first each one's mask, then the other reads."""
+    return [ptr[samples], *(np.arange(ptr[s] + 1, ptr[s + 1]) for s in samples)]
+
+
+def read_batch(r, start, batch):
+    """The states at all reads of some examples, masks first: (N, D)."""
+    several = any(len(e.target) > 1 for e in batch)
+    x = L.read(r.lm, start, [e.tail for e in batch], at=[e.at for e in batch] if several else None)
+    return torch.cat(x) if several else x
+
+
 @click.command(context_settings={"show_default": True})
 # data
 @click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
@@ -71,9 +191,18 @@ def active_rank(adapter):
 @click.option("--verbalizer", default="letter", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="how the mask becomes a score per title")
 @click.option("--show/--no-show", default=False, help="list the candidates in the prompt (the paper does)")
 @click.option("--order", default="backbone", type=click.Choice(["shuffled", "backbone"]), help="order of the listed candidates: as stored, or the backbone's best first")
-@click.option("--history", default=10, type=click.IntRange(1), help="titles of history in a prompt, L")
+@click.option("--input", default="titles", type=click.Choice(["titles", "ids", "hybrid"]),
+              help="a history item in the prompt: its title; ids: its vector from the backbone, and no verbalizer but a second map into their space (E4SRec); hybrid: title and vector (LLaRA)")
+@click.option("--history", default=None, type=click.IntRange(1), help="items of history in a prompt, L; 10, with --input ids 20")
 @click.option("--max-title", default=32, type=click.IntRange(1), help="tokens of a title, longer ones are cut")
 @click.option("--max-tokens", default=1024, type=click.IntRange(1), help="tokens of a prompt; the oldest history is dropped to fit")
+# a small LM
+@click.option("--layers", default=None, type=click.IntRange(1), help="leave only the first so many layers of the LM; the run's lm/ holds what is left")
+@click.option("--teacher", default=None, type=str, help="run of finetune.py that teaches this LM (SLMRec); its prompts are used")
+@click.option("--blocks", default=None, type=click.IntRange(1), help="blocks that teacher and student are cut into, b; the most up to 4 that divide both")
+@click.option("--lambda-cos", default=None, type=click.FloatRange(0), help="weight l1 of the states' direction; 1 with a teacher (the paper's)")
+@click.option("--lambda-norm", default=None, type=click.FloatRange(0), help="weight l2 of the states' squared distance; 1e-4 with a teacher (paper: .1)")
+@click.option("--lambda-ms", default=None, type=click.FloatRange(0), help="weight l3 of the inner blocks' own predictions; .1 with a teacher (paper: .01 to 1); needs none")
 # AdaLoRA
 @click.option("--adapt", default="qv", type=click.Choice(["qv", "linear"]), help="adapt the attention's q and v (the paper), or every linear layer")
 @click.option("--init-r", default=12, type=click.IntRange(2), help="rank each layer starts with")
@@ -92,6 +221,7 @@ def active_rank(adapter):
 @click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
 @click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
 @click.option("--lr", default=3e-3, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
+@click.option("--lr-maps", default=1e-3, type=click.FloatRange(0, min_open=True), help="that of the maps between items' vectors and the LM, and of --lambda-ms")
 @click.option("--weight-decay", default=1e-6, help="weight decay of Lion")
 @click.option("--warmup", default=0.05, help="share of the steps with rising learning rate")
 @click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
@@ -110,16 +240,34 @@ def main(ctx, **config):
     cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
     if cfg.target_r >= cfg.init_r:
         stop(f"--target-r {cfg.target_r} must be below --init-r {cfg.init_r}: AdaLoRA has nothing to reallocate otherwise")
+    steps = max(cfg.samples // cfg.batch, 1)
+    if steps < 5:
+        stop(f"--samples {cfg.samples} with --batch {cfg.batch} is {steps} steps; AdaLoRA needs at least 5 to reallocate its ranks")
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
-
-    # data, LM, soft prompt
     data = load_data(cfg.dataset)
     out = folder_of("runs", cfg.out or f"{data.name}/delrec")
+
+    # what the input and the teacher settle
+    teacher_run = follow(cfg, typed, data) if cfg.teacher else None
+    cfg.history = cfg.history or (20 if cfg.input == "ids" else 10)
+    for name, value in (("lambda_cos", 1.0), ("lambda_norm", 1e-4), ("lambda_ms", .1)):
+        if getattr(cfg, name) is None:
+            setattr(cfg, name, value if cfg.teacher else 0.0)
+    if (cfg.lambda_cos or cfg.lambda_norm) and not cfg.teacher:
+        stop("--lambda-cos and --lambda-norm compare with a teacher, but there is no --teacher; name one or leave them out")
+    if cfg.input == "ids":                               # every item is scored from one state, in the space of the vectors
+        cfg.verbalizer, cfg.show, cfg.order, cfg.calibrate, cfg.loss, cfg.soft_prompt = "items", False, "shuffled", False, "candidates", cfg.soft_prompt or "none"
+    if cfg.loss != "candidates" and (cfg.input == "hybrid" or cfg.teacher or cfg.lambda_ms):
+        stop(f"--loss {cfg.loss} reads every title token of the history; --input hybrid, --teacher and --lambda-ms need --loss candidates")
+    if cfg.verbalizer == "likelihood" and (cfg.teacher or cfg.lambda_ms):
+        stop("--verbalizer likelihood reads a state per title token, teacher and student are compared at one: use --verbalizer mean, first or letter")
+
+    # LM, soft prompt, samples
     prompt_run = load_prompt_run(cfg, data)
-    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
+    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers)
     if prompt_run:
         P = L.load_soft_prompt(prompt_run.folder, lm)
-        if prompt_run.llm != cfg.llm:
+        if prompt_run.stage == "distill" and prompt_run.llm != cfg.llm:
             stop(f"{prompt_run.folder} was distilled for {prompt_run.llm}, --llm is {cfg.llm}; distil it again with this LM")
     else:
         P = L.random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None
@@ -128,72 +276,118 @@ def main(ctx, **config):
     made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm)) | ({"soft_prompt": L.digest(P)} if P is not None else {})
     backbone_run = cfg.backbone or (prompt_run.backbone_run if prompt_run else folder_of("runs", f"{data.name}/sasrec"))
     settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "order", "history", "max_title", "max_tokens")}
-    settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else "SASRec", "backbone_run": str(folder_of("runs", backbone_run))}
+    settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else "SASRec", "backbone_run": str(folder_of("runs", backbone_run)), "input": cfg.input}
+    if cfg.input == "ids" and lm.kind == "decoder":      # windows of items, each of which predicts the one after it
+        first_n, last_n = windows(data, cfg.history, steps * cfg.batch, cfg.seed)
+        sample_of = last_n                               # places in data.items
+        is_target = np.zeros(len(data.items), bool)
+        is_target[data.train] = True
+        examples_of = lambda r, at: window_examples(r, cfg, first_n[at], last_n[at], is_target)
+        n_reads = (batch_of(data, first_n, last_n, cfg.history, is_target)[1] != 0).sum(1)
+    else:
+        order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(settings["backbone_run"], data) if cfg.order == "backbone" else len(data.train))
+        order = np.resize(order, steps * cfg.batch)
+        sample_of = data.train[order]
+        examples_of = lambda r, at: examples(r, cfg, order[at], at / len(order))
+        n_reads = np.ones(len(order), int)
+    record = start_run(out, "finetune", cfg, data, ranks)
+
+    # the small LM, what its teacher says, the items' vectors
+    if cfg.layers:
+        L.prune(lm, cfg.layers)
+        record["llm"] = str(out / "lm")
+        if ranks.main:
+            lm.model.save_pretrained(out / "lm"), lm.tok.save_pretrained(out / "lm")
+    states, blocks, micro_states = None, 0, 8 if cfg.micro == "auto" else cfg.micro
+    if cfg.teacher or cfg.lambda_ms:
+        layers, teacher = [len(L.decoder_layers(lm)[2])], None
+        if cfg.teacher:
+            teacher, _ = L.open_run(teacher_run, data, ranks.device, cfg.shard)
+            layers.append(len(L.decoder_layers(teacher.lm)[2]))
+            if teacher.lm.tok.get_vocab() != lm.tok.get_vocab() or L.width(teacher.lm) != L.width(lm):
+                stop(f"the teacher {teacher_run.folder} has another tokenizer or width ({teacher_run.llm}, {L.width(teacher.lm)}) than {cfg.llm} ({L.width(lm)}); "
+                     "teacher and student must come from the same LM")
+        blocks = cut(layers, cfg.blocks)
+        if cfg.teacher:
+            L.tap(teacher.lm, blocks)
+            path = out / "teacher_states.npy"
+            if ranks.main and not cfg.resume:
+                path.unlink(missing_ok=True)
+            states, ptr = teacher_states(teacher, blocks, n_reads, examples_of, micro_states, path, ranks)
+            made_with["teacher"] = hashlib.sha256((teacher_run.folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
+            del teacher
+        L.tap(lm, blocks)
+    maps = torch.nn.ModuleDict()
+    torch.manual_seed(cfg.seed)
+    if cfg.input != "titles":
+        L.load_items(lm, settings["backbone_run"], data.n_items, blocks - 1 if cfg.lambda_ms else 0)
+        maps = lm.items.maps
+    elif cfg.lambda_ms:                                  # W_j: into the states the head reads; begins as the identity
+        maps = torch.nn.ModuleDict({f"block{j}": torch.nn.Linear(L.width(lm), L.width(lm)) for j in range(1, blocks)}).to(ranks.device)
+        for W_j in maps.values():
+            torch.nn.init.eye_(W_j.weight), torch.nn.init.zeros_(W_j.bias)
     r = L.ranker(lm, data, settings, P)
     r.cache = cfg.cache_prefix
 
     # AdaLoRA: warm at full rank, prune to the budget between tinit and tfinal, go on at the found ranks
     from peft import AdaLoraConfig, get_peft_model
-    steps = max(cfg.samples // cfg.batch, 1)
     tinit, tfinal = max(steps // 10, 1), max(steps // 3, 1)
-    if steps < 5:
-        stop(f"--samples {cfg.samples} with --batch {cfg.batch} is {steps} steps; AdaLoRA needs at least 5 to reallocate its ranks")
     adapter = get_peft_model(lm.model, AdaLoraConfig(
         target_modules=adapt_modules(lm, cfg.adapt), init_r=cfg.init_r, target_r=cfg.target_r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout,
         total_step=steps, tinit=tinit, tfinal=tfinal, deltaT=1, orth_reg_weight=0.0))
     if cfg.gradient_checkpointing:
         L.checkpoint_layers(lm.model)
-    params = [p for p in adapter.parameters() if p.requires_grad]
+    adapted = [p for p in adapter.parameters() if p.requires_grad]
+    params = adapted + list(maps.parameters())
     layers = sum("lora_E" in n for n, _ in adapter.named_parameters())
     budget = layers * cfg.target_r
-    record = start_run(out, "finetune", cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
     found = saver.load() if cfg.resume else None
     checkpoints.listen()
     if ranks.main:
-        print(f"LM {cfg.llm} ({lm.kind}, {lm.dtype}): {sum(p.numel() for p in params):,} of {sum(p.numel() for p in lm.model.parameters()):,} "
+        print(f"LM {cfg.llm} ({lm.kind}, {lm.dtype}): {sum(p.numel() for p in params):,} of {sum(p.numel() for p in [*lm.model.parameters(), *maps.parameters()]):,} "
               f"parameters train; {layers} layers adapted; ranks {layers * cfg.init_r} -> {budget} between step {tinit} and {steps - tfinal} of {steps}")
-    optimiser = Lion(params, lr=cfg.lr, weight_decay=cfg.weight_decay)
-
-    # the samples, the same on every rank
-    order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(settings["backbone_run"], data) if cfg.order == "backbone" else len(data.train))
+    optimiser = Lion([{"params": adapted, "lr": cfg.lr}, *([{"params": list(maps.parameters()), "lr": cfg.lr_maps}] if len(maps) else [])], lr=cfg.lr, weight_decay=cfg.weight_decay)
     val = subset(len(data.val), cfg.val_samples, cfg.seed)
     val_cand, val_target = candidates(data, "val", cfg.C, val), data.items[data.val[val]]
     best, lm_seconds, began, first, step_seconds = None, {"steps": 0.0, "validation": 0.0}, time.time(), 0, []
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
 
-    def samples_of(which):
-        """Training samples as prompts [(tail, places of history tokens)], candidates (n, C), the truth's place among them and its tokens."""
-        batch = data.train[which]
-        listed = np.take_along_axis(candidates(data, "train", cfg.C, which), L.listing(r, "train", cfg.C, which), 1)
-        cand = data.items[batch][:, None].astype(np.int64) if cfg.loss == "titles" else listed
-        truth = (cand == data.items[batch][:, None]).argmax(1)
-        pairs = [r.prompts.history(h[h > 0], c) for h, c in zip(histories(data, batch, cfg.history), listed)]
-        n_truth = r.titles.ptr[data.items[batch] + 1] - r.titles.ptr[data.items[batch]] + (lm.kind == "decoder")
-        return pairs, cand, truth, n_truth
-
-    def micro_batch(pairs, cand, truth, n_truth, share, token_share):
-        """Adds to the gradients what these samples give, `share` of the loss each and `token_share` each title token; returns the loss and its parts."""
-        at = [a for _, a in pairs] if cfg.loss != "candidates" else None
-        s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, r.cache), [t for t, _ in pairs], cand, r.titles, cfg.verbalizer, at)
-        truth, titles_loss, cand_loss = torch.as_tensor(truth, device=ranks.device), torch.zeros(()), torch.zeros(())
-        if cfg.loss != "candidates":                      # L_titles = - mean log P(token) over the tokens of history titles and of the truth
-            s_BC, past_M = s_BC
-            own = (s_BC[torch.arange(len(pairs)), truth] * torch.as_tensor(n_truth, device=ranks.device)).sum() if cfg.verbalizer == "likelihood" else 0.0
-            titles_loss = -(past_M.sum() + own) * token_share
-        if cfg.loss != "titles":                          # L = - log softmax over the C candidates' scores (spec section 5)
-            cand_loss = F.cross_entropy(s_BC, truth, reduction="sum") * share
-        loss = titles_loss + cand_loss
+    def micro_batch(batch, share, token_share, taught=None):
+        """Adds to the gradients what these samples give, `share` of the loss for each read and `token_share` for each title token; returns the loss
+        and its parts. taught: the teacher's states (N, b, D) at the reads."""
+        start, parts = L.begin(lm, r.prompts.prefix, P, r.cache), {}
+        if cfg.input == "ids":                            # L_ce = - log softmax over all items of E W_out x
+            x_ND = read_batch(r, start, batch)
+            target = torch.as_tensor(np.concatenate([[e.target[0] for e in batch], *(e.target[1:] for e in batch)]).astype(np.int64), device=ranks.device)
+            predict = lambda W, x: F.cross_entropy(W(x.float()) @ lm.items.E[1:].T, target - 1, reduction="sum")
+            parts["candidates"] = predict(maps["out"], x_ND) * share
+        else:
+            cand, truth = np.stack([e.cand for e in batch]), torch.tensor([e.truth for e in batch], device=ranks.device)
+            s_BC = L.score(lm, start, [e.tail for e in batch], cand, r.titles, cfg.verbalizer, [e.at for e in batch] if cfg.loss != "candidates" else None)
+            predict = lambda W, x: F.cross_entropy(L.verbalise(lm, W(x.float()).to(lm.dtype), cand, r.titles, cfg.verbalizer), truth, reduction="sum")
+            if cfg.loss != "candidates":                  # L_titles = - mean log P(token) over the tokens of history titles and of the truth
+                s_BC, past_M = s_BC
+                n_truth = torch.tensor([e.n_truth for e in batch], device=ranks.device)
+                own = (s_BC[torch.arange(len(batch)), truth] * n_truth).sum() if cfg.verbalizer == "likelihood" else 0.0
+                parts["titles"] = -(past_M.sum() + own) * token_share
+            if cfg.loss != "titles":                      # L = - log softmax over the C candidates' scores (spec section 5)
+                parts["candidates"] = F.cross_entropy(s_BC, truth, reduction="sum") * share
+        if taught is not None:                            # D_cos and D_norm, means over the blocks
+            x_bND, t_bND = torch.stack(lm.tapped).float(), taught.to(ranks.device).float().transpose(0, 1)
+            parts["cos"] = cfg.lambda_cos * (1 - F.cosine_similarity(x_bND, t_bND, dim=2).mean(0)).sum() * share
+            parts["norm"] = cfg.lambda_norm * (x_bND - t_bND).pow(2).sum(2).mean(0).sum() * share
+        if cfg.lambda_ms:                                 # L_ms, the mean over the inner blocks
+            parts["ms"] = cfg.lambda_ms * sum(predict(maps[f"block{j + 1}"], lm.tapped[j]) for j in range(blocks - 1)) / max(blocks - 1, 1) * share
+        loss = sum(parts.values())
         loss.backward()
-        return torch.tensor([loss.item(), cand_loss.item(), titles_loss.item()])
+        return torch.tensor([loss.item()] + [float(parts[k].detach()) if k in parts else 0.0 for k in PARTS])
 
     most = -(-cfg.batch // ranks.world)                  # whole micro-batches are shared among the ranks, each the same whoever has it
     if cfg.micro == "auto":
         adapter.train()
-        trial = samples_of(order[:64])
-        longest = sorted(range(len(trial[0])), key=lambda x: -len(trial[0][x][0]))
-        cfg.micro = L.largest_micro(lambda m: micro_batch([trial[0][x] for x in longest[:m]], *(part[longest[:m]] for part in trial[1:]), 1 / m, 1),
-                                    [t for t, _ in trial[0]], most, ranks.device, ranks)
+        trial = sorted(examples_of(r, np.arange(len(n_reads))[-64:]), key=lambda e: -len(e.tail))
+        cfg.micro = L.largest_micro(lambda m: micro_batch(trial[:m], 1 / m, 1), [e.tail for e in trial], most, ranks.device, ranks)
     micro = record["micro"] = min(cfg.micro, most)
     start_values, allocator = [p.detach().clone() for p in params], adapter.base_model.rankallocator
     if found:
@@ -213,35 +407,38 @@ def main(ctx, **config):
     log = Log(out, steps, "finetune", ranks, done=first)
 
     for step in range(first, steps):
-        which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
-        pairs, cand, truth, n_truth = samples_of(which)
+        at = np.arange(step * cfg.batch, (step + 1) * cfg.batch)
+        batch = examples_of(r, at)
         if not lm.packs:                                      # rows of one pass are padded to the longest: like lengths together
-            long = np.argsort([-len(tail) for tail, _ in pairs], kind="stable")
-            pairs, cand, truth, n_truth = [pairs[x] for x in long], cand[long], truth[long], n_truth[long]
-        tokens = sum(len(at) for _, at in pairs) + int(n_truth.sum()) * (cfg.verbalizer == "likelihood")
+            long = np.argsort([-len(e.tail) for e in batch], kind="stable")
+            batch, at = [batch[x] for x in long], at[long]
+        reads = int(n_reads[at].sum())
+        tokens = 0 if cfg.loss == "candidates" else sum(len(e.at) + e.n_truth * (cfg.verbalizer == "likelihood") for e in batch)
 
-        lr = cfg.lr * min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
+        now = min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
+        for group, peak in zip(optimiser.param_groups, (cfg.lr, cfg.lr_maps)):
+            group["lr"] = peak * now
         adapter.train()
-        total = torch.zeros(3)
+        total = torch.zeros(1 + len(PARTS))
         for p in params:
             p.grad = torch.zeros_like(p)                      # a rank without work adds zeros
         t0 = time.time()
         for i, own in shares(range(0, cfg.batch, micro), ranks, cfg.shard):
             j = slice(i, i + micro)
             torch.manual_seed(int(np.random.SeedSequence([cfg.seed, step, i]).generate_state(1)[0]))   # the same dropout whichever rank draws it
-            total += micro_batch(pairs[j], cand[j], truth[j], n_truth[j], own / cfg.batch, own / max(tokens, 1))
+            taught = torch.from_numpy(states[np.concatenate(places(ptr, at[j]))]).view(torch.bfloat16) if cfg.teacher else None
+            total += micro_batch(batch[j], own / reads, own / max(tokens, 1), taught)
         if cfg.orthogonal:
             (cfg.orthogonal * orthogonality(adapter) / ranks.world).backward()
         sum_gradients(params, ranks)
         total = sum_over_ranks(total, ranks).tolist()
-        stop_unless_finite(params, step + 1, data.train[which], data, total[0])
+        stop_unless_finite(params, step + 1, sample_of[at], data, total[0])
         optimiser.step()
         adapter.base_model.update_and_allocate(step + 1)  # reads the gradients
         step_seconds.append(time.time() - t0)
 
-        shown = {"loss": total[0]} | ({"candidates": total[1], "titles": total[2]} if cfg.loss == "both" else {})
+        several = cfg.loss == "both" or cfg.teacher or cfg.lambda_ms
+        shown = {"loss": total[0]} | ({k: x for k, x in zip(PARTS, total[1:]) if x} if several else {})
         if step in eval_at:
             t0 = time.time()
             score_nC = L.score_samples(r, "val", val, cfg.C, ranks, name="validate")
@@ -254,7 +451,7 @@ def main(ctx, **config):
             # the ranks are final once pruning is over; only then is a step a candidate for the best
             if step + 1 >= steps - tfinal and (best is None or (shown["val_hr@1"], shown["val_ndcg@10"]) > best[0]):
                 best = ((shown["val_hr@1"], shown["val_ndcg@10"]), step + 1, [p.detach().clone() for p in params], score_nC)
-        log.step(step + 1, **shown, lr=lr)
+        log.step(step + 1, **shown, lr=cfg.lr * now)
         if step == 2 and steps > 3:                           # a forward pass alone is about a third of a step
             forecast(step_seconds, steps, np.median(step_seconds) / cfg.batch * len(val) / 3, sum(e > step for e in eval_at), ranks)
         if (asked := checkpoints.stop_asked(ranks)) or saver.due(step + 1):
@@ -270,7 +467,7 @@ def main(ctx, **config):
     lm_seconds["steps"] = sum(step_seconds)
 
     # what must hold: AdaLoRA reallocated its ranks to the budget, the adapter moved, P did not
-    if all(torch.equal(p, q) for p, q in zip(params, start_values)):
+    if all(torch.equal(p, q) for p, q in zip(adapted, start_values)):
         stop("the adapter did not move from where it began; nothing is saved; raise --lr or --samples")
     if active_rank(adapter) != budget:
         stop(f"AdaLoRA kept rank {active_rank(adapter)} in all, its budget is {budget}; the adapter is not saved")
@@ -290,6 +487,9 @@ def main(ctx, **config):
         adapter.save_pretrained(out / "adapter")
         if P is not None:
             L.save_soft_prompt(out, P)
+        if cfg.input != "titles":
+            L.save_items(lm, out)
+        (out / "teacher_states.npy").unlink(missing_ok=True)
         write_npy(out / "neutral.npy", neutral)
         full_nC = np.full((len(data.val), cfg.C), np.nan, np.float32)      # as the LM said them; NaN where nobody asked
         full_nC[val] = score_nC
@@ -315,7 +515,7 @@ def load_prompt_run(cfg, data):
     folder = folder_of("runs", cfg.soft_prompt or f"{data.name}/prompt")
     if not (folder / "config.json").exists():
         stop(f"no soft prompt in {folder}; make it with: python distill.py --dataset {cfg.dataset}  (or pass --soft-prompt none)")
-    return load_run(folder, data, stages=["distill"])
+    return load_run(folder, data, stages=["distill", "finetune"])
 
 
 if __name__ == "__main__":

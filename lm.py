@@ -1,7 +1,7 @@
 """The language model at its mask, prompts as token arrays, and the verbalizers.
 
-A prompt is an int array: token ids, SLOT where a soft-prompt vector goes, MASK where the filler is read. SLOT and MASK are negative,
-so no title and no tokenizer can produce them. Every prompt is prefix + tail: the prefix (instruction + soft prompt) is the same for
+A prompt is an int array: token ids, SLOT where a soft-prompt vector goes, MASK where the filler is read, ITEM - i where item i stands as a
+vector (finetune.py --input ids | hybrid). They are negative, so no title and no tokenizer can produce them. Every prompt is prefix + tail: the prefix (instruction + soft prompt) is the same for
 all samples, so a decoder-only LM computes its keys and values once.
 """
 import hashlib
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from common import CACHE, Log, candidates, compare, extra_bytes, free_bytes, gather_rows, histories, max_over_ranks, metrics, read_npy, read_tensors, shares, stop
+from common import CACHE, Log, candidates, compare, extra_bytes, folder_of, free_bytes, gather_rows, histories, load_run, max_over_ranks, metrics, read_npy, read_tensors, shares, stop
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")       # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")  # of a reloaded AdaLoRA; a test shows its scores are the saved ones
 warnings.filterwarnings("ignore", message="Adapter 'default'.*LoRA tensor.*invalid shape")      # of a layer that AdaLoRA pruned to rank 0
-SLOT, MASK = -1, -2
+SLOT, MASK, ITEM = -1, -2, -100
 CPU_TOKENS = 5000       # of a pass on a CPU: about what its caches hold
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -29,7 +29,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # ---------------------------------------------------------------- the model
 
 def load_lm(name, device, dtype=None, shard=False):
-    """Load an LM by Hugging Face id, folder, or 'smollm2-135m' (embedded). Frozen, eval mode. shard: each process keeps a part of the layers.
+    """Load an LM by Hugging Face id, folder, 'smollm2-135m' (embedded), or a run of finetune.py. Frozen, eval mode. shard: each process keeps a part of the layers.
 
     Returns a namespace: kind (decoder, encoder-decoder, encoder), model, tok, head_VD, bias_V, sep (tokens that end a title),
     start / end (special tokens around a text), mask_id, max_tokens, name. model(...).logits are what the head WOULD read: the head
@@ -45,12 +45,18 @@ def load_lm(name, device, dtype=None, shard=False):
             folder = fetch_llm()
     else:
         folder = name
+    if (folder_of("runs", name) / "adapter").is_dir():               # a run of finetune.py: its LM, its adapter merged into the weights
+        from peft import PeftModel
+        run = load_run(name, stages=["finetune"])
+        lm = load_lm(run.llm, device, dtype, shard)
+        lm.model, lm.name = PeftModel.from_pretrained(lm.model, run.folder / "adapter").merge_and_unload().requires_grad_(False), str(run.folder)
+        return lm
     local = {"local_files_only": True} if Path(folder).is_dir() else {}
     try:
         config = AutoConfig.from_pretrained(folder, **local)
         tok = AutoTokenizer.from_pretrained(folder, **local)
     except (OSError, ValueError) as e:
-        stop(f"no language model '{name}': expected smollm2-135m, a folder with a Hugging Face model and its tokenizer, or an id that "
+        stop(f"no language model '{name}': expected smollm2-135m, a folder with a Hugging Face model and its tokenizer, a run of finetune.py, or an id that "
              f"can be downloaded ({str(e).splitlines()[0][:150]})")
     arch = (getattr(config, "architectures", None) or [""])[0]
     kind, auto = (("encoder-decoder", AutoModelForSeq2SeqLM) if config.is_encoder_decoder else
@@ -75,12 +81,43 @@ def load_lm(name, device, dtype=None, shard=False):
     body = tok("a", add_special_tokens=False)["input_ids"]
     at = around.index(body[0])
     lm = SimpleNamespace(name=str(name), folder=str(folder), kind=kind, model=model, tok=tok, head_VD=head.weight, bias_V=getattr(head, "bias", None),
-                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, attends=kind != "encoder" and own_attention(model), packs=False, fused=not shard and can_fuse(model), sharded=shard,
+                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, attends=kind != "encoder" and own_attention(model), packs=False, fused=not shard and can_fuse(model), sharded=shard, items=None, tapped=None,
                          special=set(tok.all_special_ids) - {tok.unk_token_id},
                          max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096) - 2)   # RoBERTa's positions begin at 2
     lm.packs = kind == "decoder" and lm.attends and can_pack(model)
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
     return lm
+
+
+def decoder_layers(lm):
+    """(module that holds them, its attribute, the layers) of a decoder-only LM's body."""
+    if lm.kind != "decoder":
+        stop(f"{lm.name} is an {lm.kind} LM; layers are cut and taught in decoder-only LMs only")
+    return next((m, n, c) for m in lm.model.base_model.modules() for n, c in m.named_children()
+                if isinstance(c, torch.nn.ModuleList) and len(c) == lm.model.config.num_hidden_layers)
+
+
+def prune(lm, n):
+    """Leave the first n layers; the final norm and the head stay (SLMRec: a depth-pruned student)."""
+    holder, name, layers = decoder_layers(lm)
+    if n > len(layers):
+        stop(f"--layers {n}: {lm.name} has {len(layers)} layers; give at most so many")
+    setattr(holder, name, layers[:n])
+    lm.model.config.num_hidden_layers = n
+    if getattr(lm.model.config, "layer_types", None):
+        lm.model.config.layer_types = lm.model.config.layer_types[:n]
+
+
+def tap(lm, blocks):
+    """From now on every pass leaves in lm.tapped the states (N, D) at its reads after each of the blocks its layers are cut into; the last ones
+    after the final norm, as the head reads them."""
+    holder, _, layers = decoder_layers(lm)
+    keep = lambda module, args, out: lm.tapped.append(out[0] if isinstance(out, tuple) else out)
+    for j in range(1, blocks):
+        layers[j * len(layers) // blocks - 1].register_forward_hook(keep)
+    norms = [m for n, m in holder.named_children() if "norm" in n or n == "ln_f"]
+    norms[-1].register_forward_hook(keep)
+    lm.tapped, lm.fused = [], False                      # the fused pass calls no layer
 
 
 def layers_of(model):
@@ -176,13 +213,18 @@ def width(lm):
 
 
 def embed(lm, ids_BQ, P_kD):
-    """Token embeddings with the soft prompt spliced in at the slots, in order. Returns (B, Q, D) in the LM's dtype."""
+    """Token embeddings with the soft prompt spliced in at the slots, in order, and items' vectors at their places. Returns (B, Q, D) in the
+    LM's dtype."""
     e_BQD = lm.model.get_input_embeddings()(ids_BQ.clamp(min=0)).to(lm.dtype)
     slot_BQ = ids_BQ == SLOT
-    if P_kD is None or not slot_BQ.any():
-        return e_BQD
-    nth_BQ = (slot_BQ.long().cumsum(1) - 1).clamp(min=0)
-    return torch.where(slot_BQ[..., None], P_kD.to(lm.dtype)[nth_BQ.clamp(max=len(P_kD) - 1)], e_BQD)
+    if P_kD is not None and slot_BQ.any():
+        nth_BQ = (slot_BQ.long().cumsum(1) - 1).clamp(min=0)
+        e_BQD = torch.where(slot_BQ[..., None], P_kD.to(lm.dtype)[nth_BQ.clamp(max=len(P_kD) - 1)], e_BQD)
+    item_BQ = ids_BQ <= ITEM
+    if lm.items is not None and item_BQ.any():
+        vectors_ND = lm.items.maps["in"](lm.items.E[ITEM - ids_BQ[item_BQ]])
+        e_BQD = e_BQD.masked_scatter(item_BQ[..., None], vectors_ND.to(lm.dtype))
+    return e_BQD
 
 
 def begin(lm, prefix, P_kD=None, cache=True):
@@ -259,8 +301,16 @@ def pass_padded(lm, kv, P_kD, kept, rows, segments, places, index):
     own_BQQ = (seg_BQ[:, None, :] == 0) | (seg_BQ[:, None, :] == seg_BQ[:, :, None])
     mask_BQK = torch.cat([torch.ones(B, Q, kept, dtype=torch.bool, device=lm.device), own_BQQ & sees_QQ], 2)
     more = {"packed": SimpleNamespace(kv=kv, pieces=None)} if kv else {}
+    lm.tapped = None if lm.tapped is None else []
     x_BQD = lm.model.base_model(inputs_embeds=embed(lm, ids_BQ, P_kD), attention_mask=mask_BQK[:, None], position_ids=pos_BQ, use_cache=False, **more).last_hidden_state
-    return x_BQD.flatten(0, 1)[torch.as_tensor(picked(np.arange(B) * Q, index), device=lm.device)]
+    return reads_of(lm, x_BQD, torch.as_tensor(picked(np.arange(B) * Q, index), device=lm.device))
+
+
+def reads_of(lm, x_BQD, index_N):
+    """The states at the reads (N, D), and in lm.tapped those of the blocks."""
+    if lm.tapped:
+        lm.tapped = [t.flatten(0, 1)[index_N] for t in lm.tapped]
+    return x_BQD.flatten(0, 1)[index_N]
 
 
 def pass_packed(lm, kv, P_kD, kept, rows, segments, places, index, block=256):
@@ -284,9 +334,10 @@ def pass_packed(lm, kv, P_kD, kept, rows, segments, places, index, block=256):
     ids_1M, pos_1M = (torch.as_tensor(np.concatenate(r))[None] for r in (rows, places))
     if P_kD is not None:                                             # every row holds all the slots
         P_kD = P_kD.repeat(len(rows), 1)
+    lm.tapped = None if lm.tapped is None else []
     x_1MD = lm.model.base_model(inputs_embeds=embed(lm, ids_1M, P_kD), attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool), position_ids=pos_1M,
                                 use_cache=False, packed=SimpleNamespace(kv=kv, pieces=pieces)).last_hidden_state
-    return x_1MD[0, torch.as_tensor(picked(np.cumsum([0, *map(len, rows)])[:-1], index))]
+    return reads_of(lm, x_1MD, torch.as_tensor(picked(np.cumsum([0, *map(len, rows)])[:-1], index)))
 
 
 def pass_fused(lm, kv, P_kD, kept, rows, segments, places, index):
@@ -439,10 +490,11 @@ def pad_titles(titles, items_BC, end=()):
     return tok, n_BC + len(end)
 
 
-def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False, max_tokens=None):
+def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False, max_tokens=None, shown="titles"):
     """Returns prefix (int64 array) and three functions that make tails: history(...), temporal_analysis(...), pattern(...).
 
-    k = 0 leaves out the soft prompt and the words about it. show lists the candidates before the mask, with letters if asked.
+    k = 0 leaves out the soft prompt and the words about it. show lists the candidates before the mask, with letters if asked. shown: a history
+    item is its title, its vector (ids: E4SRec), or its title and its vector (hybrid: LLaRA, arXiv 2312.02445).
     Each tail comes as (tokens, at): at are the places of the tokens of history titles. Too long: the oldest history goes first.
     """
     noun, verb = data.meta["words"]["noun"], data.meta["words"]["verb"]
@@ -465,6 +517,10 @@ def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False
     # the last token of the prefix begins every tail, so that the first title's first token has a state that predicts it
     prefix, begins = prefix[:-1], prefix[-1:]
 
+    def item(i):
+        vector = np.array([ITEM - i], np.int64)
+        return line(i) if shown == "titles" else vector if shown == "ids" else np.concatenate([title(titles, i), vector, sep])
+
     def listed(cand):
         if cand is None or not (show or letters):
             return []
@@ -475,7 +531,7 @@ def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False
         """old: history items that may be dropped from the front; rest: pieces that must stay."""
         old = list(old)
         room = budget - len(prefix) - len(lm.end) - 2 - longest - sum(map(len, rest))
-        lines = [line(i) for i in old]
+        lines = [item(i) for i in old]
         while lines and sum(map(len, lines)) > room:
             lines.pop(0)
         if room < 0:
@@ -517,6 +573,26 @@ def letter_ids(lm, C):
     return np.array([i[0] for i in ids])
 
 
+def item_states(lm, x_ND):
+    """E4SRec's second map: the LM's states -> the space of the backbone's item vectors, (N, de); an item's score is its product with E."""
+    return lm.items.maps["out"](x_ND.float())
+
+
+def verbalise(lm, x_BD, cand_BC, titles, verbalizer):
+    """Candidates' scores (B, C) from one state a prompt: the mean of the logits of a title's tokens, its first token's, its letter's, or the
+    product of the state with the item's vector."""
+    if verbalizer == "items":
+        return (item_states(lm, x_BD)[:, None] * lm.items.E[torch.as_tensor(cand_BC, device=lm.device)]).sum(-1)
+    if verbalizer == "letter":
+        tok_BCT = np.broadcast_to(letter_ids(lm, cand_BC.shape[1])[None, :, None], (*cand_BC.shape, 1))
+        n_BC = np.ones(cand_BC.shape, int)
+    else:
+        tok_BCT, n_BC = pad_titles(titles, cand_BC)
+        n_BC = np.minimum(n_BC, 1) if verbalizer == "first" else n_BC
+    tok_BCT, n_BC = (torch.as_tensor(np.ascontiguousarray(a, np.int32)).to(lm.device) for a in (tok_BCT, n_BC))
+    return kernels.candidate_scores(x_BD, lm.head_VD, tok_BCT, n_BC, lm.bias_V)
+
+
 def score(lm, start, tails, cand_BC, titles, verbalizer, at=None):
     """score_BC fp32: what the LM says at the mask of prompt b for candidate c (spec section 2). With `at` (see read) also the log
     probability of each of those tail tokens, (M,)."""
@@ -532,14 +608,7 @@ def score(lm, start, tails, cand_BC, titles, verbalizer, at=None):
     else:
         x_BD = read(lm, start, tails, at=at)
         x_BD, past = x_BD if at is not None else (x_BD, None)
-        if verbalizer == "letter":
-            tok_BCT = np.broadcast_to(letter_ids(lm, cand_BC.shape[1])[None, :, None], (*cand_BC.shape, 1))
-            n_BC = np.ones(cand_BC.shape, int)
-        else:
-            tok_BCT, n_BC = pad_titles(titles, cand_BC)
-            n_BC = np.minimum(n_BC, 1) if verbalizer == "first" else n_BC
-        tok_BCT, n_BC = (torch.as_tensor(np.ascontiguousarray(a, np.int32)).to(lm.device) for a in (tok_BCT, n_BC))
-        score_BC = kernels.candidate_scores(x_BD, lm.head_VD, tok_BCT, n_BC, lm.bias_V)
+        score_BC = verbalise(lm, x_BD, cand_BC, titles, verbalizer)
     if at is None:
         return score_BC
     words = np.concatenate([titles.index[t[a]] for t, a in zip(tails, at)])
@@ -574,9 +643,9 @@ def ranker(lm, data, settings, P_kD=None):
     """An LM with everything that fixes how it ranks: titles, prompts, P. settings: verbalizer, show, order, history, max_title,
     max_tokens, backbone (its name in the prompt), backbone_run (its folder, for order); the soft prompt's length is P's."""
     titles = tokenise_titles(lm, data, settings["max_title"])
-    prompts = prompter(lm, data, titles, settings["backbone"], 0 if P_kD is None else len(P_kD), settings["show"],
-                       settings["verbalizer"] == "letter", settings["max_tokens"])
-    return SimpleNamespace(lm=lm, data=data, titles=titles, prompts=prompts, P=P_kD, verbalizer=settings["verbalizer"],
+    plain, prompts = (prompter(lm, data, titles, settings["backbone"], 0 if P_kD is None else len(P_kD), settings["show"],
+                               settings["verbalizer"] == "letter", settings["max_tokens"], shown) for shown in ("titles", settings.get("input", "titles")))
+    return SimpleNamespace(lm=lm, data=data, titles=titles, prompts=prompts, plain=plain, P=P_kD, verbalizer=settings["verbalizer"],
                            show=settings["show"] or settings["verbalizer"] == "letter", history=settings["history"],
                            order=settings["order"], backbone_run=settings["backbone_run"], cache=True)
 
@@ -591,11 +660,16 @@ def batches_of(cost, budget):
     return [np.array(b) for b in batches]
 
 
+def tokens_of(lm):
+    """Tokens of a pass without gradients."""
+    return 65536 if lm.device.type == "cuda" else CPU_TOKENS
+
+
 @torch.no_grad()
 def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None):
     """Scores float32 (n, C) of candidates for prompts, on every rank; the prefix computed once.
 
-    Batches of like length, at most `tokens` tokens each (CPU_TOKENS on a CPU, whose caches they shall meet, 65,536 on a GPU), are formed over
+    Batches of like length, at most `tokens` tokens each (tokens_of: on a CPU its caches shall hold them), are formed over
     all prompts and then shared among the ranks: a prompt meets the same neighbours (so bf16 rounds it the same way) however many
     processes there are.
     """
@@ -605,7 +679,7 @@ def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None):
     cost = np.array([len(t) for t in tails], int) + (0 if r.lm.kind == "decoder" and r.cache else len(r.prompts.prefix))
     if likelihood:                                                   # an encoder reads every title in a prompt of its own
         cost = cost * (cand_nC.shape[1] if r.lm.kind == "encoder" else 1) + np.diff(r.titles.ptr)[cand_nC].sum(1)
-    batches = batches_of(cost, tokens or (65536 if r.lm.device.type == "cuda" else CPU_TOKENS))
+    batches = batches_of(cost, tokens or tokens_of(r.lm))
     batches = shares(batches, ranks, r.lm.sharded)
     mine = np.concatenate([np.zeros(0, int), *(j for j, own in batches if own)])
     log, rows, done = Log(out, len(mine), name, ranks, "prompt"), np.zeros((len(mine), cand_nC.shape[1]), np.float32), 0
@@ -618,18 +692,26 @@ def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None):
     return gather_rows(rows, mine, len(tails), ranks)
 
 
+def reads_all(r):
+    """True where one state says what every title of the catalogue scores."""
+    return r.verbalizer in ("mean", "first", "items") and not r.show
+
+
 @torch.no_grad()
-def score_catalogue(r, tail):
-    """The score of every item of the catalogue after one prompt: float32 [I+1], -inf for the padding item. For verbalizers that read one
-    state (mean, first) this is one pass of the LM."""
+def score_catalogue(r, start, tails):
+    """Scores float32 (B, I+1) of every item of the catalogue after each prompt, -inf for the padding item, by one pass of the LM."""
     r.lm.model.eval()
-    x_BD = read(r.lm, begin(r.lm, r.prompts.prefix, r.P, r.cache), [tail])
+    x_BD = read(r.lm, start, tails)
     ptr, tok = r.titles.ptr, r.titles.tok
-    if r.verbalizer == "first":
-        tok, ptr = tok[ptr[1:-1]], np.concatenate([[0], np.arange(len(ptr) - 1)])
-    s_I = kernels.catalogue_scores(x_BD, r.lm.head_VD, *(torch.as_tensor(a).to(r.lm.device) for a in (ptr, tok)), r.lm.bias_V)[0].cpu().numpy()
-    s_I[0] = -np.inf
-    return s_I
+    if r.verbalizer == "items":
+        s_BI = item_states(r.lm, x_BD) @ r.lm.items.E.T
+    else:
+        if r.verbalizer == "first":
+            tok, ptr = tok[ptr[1:-1]], np.concatenate([[0], np.arange(len(ptr) - 1)])
+        s_BI = kernels.catalogue_scores(x_BD, r.lm.head_VD, *(torch.as_tensor(a).to(r.lm.device) for a in (ptr, tok)), r.lm.bias_V)
+    s_BI = s_BI.float().cpu().numpy()
+    s_BI[:, 0] = -np.inf
+    return s_BI
 
 
 def listing(r, split, C, which):
@@ -672,6 +754,48 @@ def calibrate(score_nC, cand_nC, neutral_I, target_n, weights=(0, .1, .2, .3, .5
     return float(max(weights, key=quality))
 
 
+# ---------------------------------------------------------------- items as vectors (finetune.py --input ids | hybrid)
+
+def load_items(lm, backbone_run, n_items, taught=0):
+    """Gives the LM the frozen item vectors of a backbone and untrained maps: E fp32 (I+1, de), maps.in (de -> D), maps.out (D -> de), and for
+    each of `taught` inner blocks maps.block1, .. (E4SRec, SLMRec: arXiv 2405.17890, sections 3 and 4).
+
+    An item scores x . e + b in the backbone, so its vector here is (e, b), each part scaled to a norm of about 1."""
+    path = Path(backbone_run) / "model.safetensors"
+    if not path.exists():
+        stop(f"--input ids and hybrid read the item vectors of a backbone, but there is no {path}; train one with train_backbone.py")
+    tensors = read_tensors(path)
+    e, b = tensors.get("item.weight"), tensors.get("bias")
+    if e is None or b is None or len(e) != n_items + 1 or b.shape != (n_items + 1,):
+        stop(f"{path} lacks item.weight and bias of {n_items + 1} rows; expected a run of train_backbone.py on this data set")
+    e, b = e.float() / e[1:].float().norm(dim=1).mean(), (b.float() - b[1:].float().mean()) / b[1:].float().std().clamp(min=1e-6)
+    E = torch.cat([e, b[:, None]], 1)
+    E[0] = 0
+    de, D = E.shape[1], width(lm)
+    maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D), "out": torch.nn.Linear(D, de), **{f"block{j}": torch.nn.Linear(D, de) for j in range(1, taught + 1)}})
+    with torch.no_grad():                                # vectors as long as the tokens' own
+        maps["in"].weight.normal_(std=float(lm.model.get_input_embeddings().weight.float().std()))
+        maps["in"].bias.zero_()
+    lm.items = SimpleNamespace(E=E.to(lm.device), maps=maps.to(lm.device))
+
+
+def save_items(lm, folder):
+    from safetensors.torch import save_file
+    save_file({"E": lm.items.E.cpu()} | {k: v.detach().cpu().contiguous() for k, v in lm.items.maps.state_dict().items() if not k.startswith("block")}, folder / "items.safetensors")
+
+
+def open_items(lm, folder, n_items):
+    """What save_items wrote, for a run that is only read."""
+    t = read_tensors(Path(folder) / "items.safetensors")
+    want = {"E", "in.weight", "in.bias", "out.weight", "out.bias"}
+    if set(t) != want or t["in.weight"].shape != (width(lm), t["E"].shape[1]) or len(t["E"]) != n_items + 1:
+        stop(f"{folder}/items.safetensors does not hold the {n_items} items' vectors and maps of an LM of width {width(lm)}; train the run again")
+    de, D = t["E"].shape[1], width(lm)
+    maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D), "out": torch.nn.Linear(D, de)})
+    maps.load_state_dict({k: v for k, v in t.items() if k != "E"})
+    lm.items = SimpleNamespace(E=t["E"].to(lm.device), maps=maps.to(lm.device).requires_grad_(False))
+
+
 # ---------------------------------------------------------------- soft prompts on disk
 
 def save_soft_prompt(folder, P_kD):
@@ -699,7 +823,8 @@ def open_run(run, data, device, shard=False):
     """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter and soft prompt, and the score it
     subtracts per item: (ranker, penalty float32 [I+1])."""
     lm = load_lm(run.llm, device, shard=shard)
-    needed = (["adapter/adapter_model.safetensors"] if run.stage == "finetune" else []) + \
+    shown = run.settings.get("input", "titles")
+    needed = (["adapter/adapter_model.safetensors"] if run.stage == "finetune" else []) + (["items.safetensors"] if shown != "titles" else []) + \
         (["soft_prompt.safetensors"] if run.soft_prompt != "none" else []) + (["neutral.npy"] if run.calibration else [])
     for part in needed:
         if not (run.folder / part).exists():
@@ -707,7 +832,9 @@ def open_run(run, data, device, shard=False):
     P_kD = load_soft_prompt(run.folder, lm) if run.soft_prompt != "none" else None
     if run.stage == "finetune":
         from peft import PeftModel
-        PeftModel.from_pretrained(lm.model, run.folder / "adapter")     # wraps the layers of lm.model in place
+        lm.adapter = PeftModel.from_pretrained(lm.model, run.folder / "adapter")     # wraps the layers of lm.model in place
+    if shown != "titles":
+        open_items(lm, run.folder, data.n_items)
     penalty_I = np.zeros(data.n_items + 1, np.float32)
     if run.calibration:
         penalty_I = run.calibration * read_npy(run.folder / "neutral.npy", (data.n_items + 1,))

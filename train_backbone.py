@@ -3,6 +3,7 @@
     python train_backbone.py --dataset ml-100k                                    # SASRec, one process
     torchrun --nproc_per_node=4 train_backbone.py --dataset beauty --model gru4rec   # the same metrics, many GPUs
     python train_backbone.py --dataset ml-100k --model caser --epochs 2           # a quick look
+    python train_backbone.py --dataset ml-100k --teacher ml-100k/slmrec           # taught by an LM (after evaluate.py --ckpt ml-100k/slmrec --export)
 
 In:  data/<dataset>/ from data/prepare.py.    Out: runs/<dataset>/<model>/ with
     model.safetensors, config.json    the model, and what load() needs to build it again
@@ -12,6 +13,9 @@ In:  data/<dataset>/ from data/prepare.py.    Out: runs/<dataset>/<model>/ with
     metrics.json, log.jsonl           the means with their protocol; one line per epoch
 
 paper: trains with one sampled negative (--loss bce). Ours: softmax cross-entropy over the whole catalogue (--loss ce), far stronger.
+--teacher is DLLM2Rec (arXiv 2405.00338, section 4): the student also learns the teacher's list of every training sample, weighted by place,
+confidence and agreement, L = L_student + lam L_d; and its item vectors are e_i = b_i + eta (W z_i + c), z_i the LM's vector of the title,
+folded into plain item vectors after training: serving needs no LM.
 Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N training positions, C candidates, h list length.
 """
 import json
@@ -23,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.utils import parametrize
 from safetensors.torch import save_file
 
 import checkpoints
@@ -168,27 +173,6 @@ def load(run):
 
 # ---------------------------------------------------------------- training batches: every training target once an epoch
 
-def runs_of_targets(data, span, rng):
-    """Cut every user's training targets into runs of at most `span` interactions: the first and last index into data.items of each.
-    Where a user needs several, the cuts move from epoch to epoch, so a target is met with longer and shorter histories."""
-    target = np.sort(np.asarray(data.train))
-    user = common.users(data, target)
-    end = target[np.searchsorted(user, user, side="right") - 1]      # the user's last training target
-    start = target[np.searchsorted(user, user, side="left")]
-    shift = rng.integers(0, span, data.n_users)[user] * (end - start >= span)
-    run = (end - target + shift) // span
-    new = np.flatnonzero((np.diff(user) != 0) | (np.diff(run) != 0))
-    return target[np.r_[0, new + 1]], target[np.r_[new, len(target) - 1]]
-
-
-def batch_of(data, first, last, L, is_target):
-    """Windows that end at each run's last target: inputs seq_BL, and target_BL with 0 where a position is not of the run. The places of
-    the window before the run hold the history that fits, as input only. All inputs come before a training target of the same user."""
-    at_BL = last[:, None] - np.arange(L - 1, -1, -1)
-    own_BL = (at_BL >= first[:, None]) & is_target[np.maximum(at_BL, 0)]
-    return common.histories(data, last, L), np.where(own_BL, data.items[np.maximum(at_BL, 0)], 0).astype(np.int64)
-
-
 def negatives(data, first, target_BL, seen, rng):
     """One item per target, uniform over those the user has not in the training part. `seen`: sorted user * (I+1) + item."""
     user_BL = np.broadcast_to(common.users(data, first)[:, None], target_BL.shape)
@@ -203,17 +187,21 @@ def negatives(data, first, target_BL, seen, rng):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Sum over N positions of -log softmax(x_NE . item_IE + bias_I)[target_N]. Works on a few rows at a time and takes the gradients on
-    the way (d logit = softmax - one-hot), so the N x I logits never exist at once: faster in cache, and a large catalogue fits."""
+    """Sum over N positions of -sum_k weight_NK log softmax(x_NE . item_IE + bias_I)[target_NK]; without weights K is 1. Works on a few rows at a
+    time and takes the gradients on the way (d logit = softmax - one-hot), so the N x I logits never exist at once: faster in cache, and a
+    large catalogue fits."""
 
     @staticmethod
-    def forward(ctx, x_NE, item_IE, bias_I, target_N):
+    def forward(ctx, x_NE, item_IE, bias_I, target_NK, weight_NK=None):
         rows = max(1, 2 ** (28 if x_NE.is_cuda else 22) // len(item_IE))
         dx_NE, ditem_IE, dbias_I, loss = torch.empty_like(x_NE), torch.zeros_like(item_IE), torch.zeros_like(bias_I), 0
-        for x, dx, target in zip(x_NE.split(rows), dx_NE.split(rows), target_N.split(rows)):
+        ones = torch.ones(1, device=x_NE.device).expand(target_NK.shape)
+        for x, dx, target, weight in zip(x_NE.split(rows), dx_NE.split(rows), target_NK.split(rows), (ones if weight_NK is None else weight_NK).split(rows)):
             p = torch.addmm(bias_I, x, item_IE.T).softmax(1)
-            loss = loss - p.gather(1, target[:, None]).clamp(min=1e-37).log().sum()
-            p[torch.arange(len(target), device=p.device), target] -= 1
+            loss = loss - (weight * p.gather(1, target).clamp(min=1e-37).log()).sum()
+            if weight_NK is not None:
+                p *= weight.sum(1, keepdim=True)
+            p.scatter_add_(1, target, -weight)
             torch.mm(p, item_IE, out=dx)
             ditem_IE.addmm_(p.T, x)
             dbias_I += p.sum(0)
@@ -222,19 +210,25 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return (*(grad * d for d in ctx.saved_tensors), None)
+        return (*(grad * d for d in ctx.saved_tensors), None, None)
 
 
-def loss_of(model, seq_BL, target_BL, negative_BL=None):
+def loss_of(model, seq_BL, target_BL, negative_BL=None, taught=None):
     """Sum of the losses of the positions that have a target. Without negatives the softmax runs over all items; with one a position (B, L) it
     is binary cross-entropy; with some shared by all, drawn uniformly, (n,), a sampled softmax: each stands for (I - 1) / n items, so the sum
-    below the fraction is right on average (arXiv 1412.2007, section 3)."""
+    below the fraction is right on average (arXiv 1412.2007, section 3). taught: f(x_NE, at_N, L) -> the teacher's part (see Teacher)."""
     x_BLE = model(seq_BL)
     L = x_BLE.shape[1]
     at_NE = (target_BL[:, -L:] != 0).nonzero(as_tuple=True)
     x_NE, target_N = x_BLE[at_NE], target_BL[:, -L:][at_NE]
+    if taught is not None:
+        return student_loss(model, x_NE, target_N, negative_BL, at_NE, L) + taught(x_NE, at_NE, L)
+    return student_loss(model, x_NE, target_N, negative_BL, at_NE, L)
+
+
+def student_loss(model, x_NE, target_N, negative_BL, at_NE, L):
     if negative_BL is None:
-        return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], target_N - 1)
+        return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], target_N[:, None] - 1)
     if negative_BL.dim() == 1:
         s_N = (model.item(target_N) * x_NE).sum(-1) + model.bias[target_N]
         s_Nn = torch.addmm(model.bias[negative_BL], x_NE, model.item(negative_BL).T) + np.log((len(model.bias) - 2) / len(negative_BL))
@@ -243,6 +237,68 @@ def loss_of(model, seq_BL, target_BL, negative_BL=None):
     both_2N = torch.stack([target_N, negative_BL[:, -L:][at_NE]])
     score_2N = (model.item(both_2N) * x_NE).sum(-1) + model.bias[both_2N]
     return F.softplus(-score_2N[0]).sum() + F.softplus(score_2N[1]).sum()
+
+
+# ---------------------------------------------------------------- DLLM2Rec (arXiv 2405.00338)
+
+def read_export(name, data, cfg):
+    """What evaluate.py --export wrote in a teacher's run folder: topk int32 (n, K), w_p (K,) + w_c fp32 (n, K), the fixed part of the weights
+    (section 4.1), and Z (I+1, D), centred, of norm about 1."""
+    run = common.load_run(name, data)
+    folder = run.folder / "export"
+    if not (folder / "meta.json").exists():
+        common.stop(f"{run.folder} holds no {'complete ' if (run.folder / 'export.tmp').exists() else ''}export; make it with: python evaluate.py --ckpt {name} --export")
+    meta = common.read_json(folder / "meta.json")
+    if (meta.get("trained"), meta.get("best_step")) != (getattr(run, "seconds", 0), getattr(run, "best_step", 0)):
+        common.stop(f"{folder} was made from an earlier training of {run.folder}; make it again with: python evaluate.py --ckpt {name} --export")
+    n, K = len(data.train), meta["K"]
+    topk, truth, listed = (common.read_npy(folder / f"{x}.npy", shape) for x, shape in (("topk", (n, K)), ("truth", (n,)), ("listed", (n, K))))
+    asked = topk[:, 0] > 0
+    if not asked.any() or topk.max() > data.n_items:
+        common.stop(f"{folder}/topk.npy lists no item of this catalogue; make the export again")
+    w_p = np.exp(-np.arange(1, K + 1.))                              # position: exp(-r / beta), beta 1
+    d = 1 - np.asarray(truth, np.float64)[:, None] if cfg.confidence == "truth" else 1 - np.asarray(listed, np.float64)
+    d = (d - d[asked].mean()) / max(d[asked].std(), 1e-9)            # confidence: exp(-d), d as far as the teacher is from the truth, or from the item
+    weight = cfg.w_position * w_p / w_p.sum() + cfg.w_confidence * np.exp(-d)
+    Z = np.array(common.read_npy(folder / "titles.npy", (data.n_items + 1, None)), np.float32)
+    Z[1:] -= Z[1:].mean(0)
+    Z /= np.linalg.norm(Z[1:], axis=1).mean()
+    return np.asarray(topk), np.broadcast_to(weight, (n, K)).astype(np.float32) * (np.asarray(topk) > 0), torch.from_numpy(Z)
+
+
+class Titles(nn.Module):
+    """e_i = b_i + eta (W z_i + c), padding zero (collaborative embedding distillation, section 4.2)."""
+
+    def __init__(self, Z, E, eta):
+        super().__init__()
+        self.register_buffer("Z", Z, persistent=False)
+        self.eta, self.c = eta, nn.Parameter(torch.zeros(E))
+        self.W = nn.Parameter(.02 * torch.randn(E, Z.shape[1], generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, b_IE):
+        e_IE = b_IE + self.eta * (self.Z @ self.W.T + self.c)
+        return torch.cat([torch.zeros_like(e_IE[:1]), e_IE[1:]])
+
+
+def list_loss(model, x_NE, item_NK, weight_NK, negative_N, cfg):
+    """L_d summed over N positions: the listed items against one unlisted negative (sigmoid, the paper) or against the catalogue (softmax).
+    weight_NK: the fixed part of the weights, 0 where nothing is listed; consistency (1 if the student's own best K hold the item) comes here."""
+    listed = weight_NK > 0
+    if cfg.w_consistency:
+        with torch.no_grad():
+            rows, K = max(1, 2 ** 22 // len(model.bias)), item_NK.shape[1]
+            inside = []
+            for x, item in zip(x_NE.split(rows), item_NK.split(rows)):
+                y_NI = torch.addmm(model.bias[1:], x, model.item.weight[1:].T)
+                inside.append(y_NI.gather(1, (item - 1).clamp(min=0)) >= y_NI.topk(min(K, y_NI.shape[1])).values[:, -1:])
+            weight_NK = weight_NK + cfg.w_consistency * torch.cat(inside) * listed
+    w_NK = weight_NK / weight_NK.sum(1, keepdim=True).clamp(min=1e-9)
+    if cfg.list_loss == "softmax":
+        return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], (item_NK - 1).clamp(min=0), w_NK)
+    y_NK = (model.item(item_NK) * x_NE[:, None]).sum(-1) + model.bias[item_NK]
+    y_N = (model.item(negative_N) * x_NE).sum(-1) + model.bias[negative_N]
+    unlisted_N = (item_NK != negative_N[:, None]).all(1)
+    return (w_NK * (F.softplus(-y_NK) + (F.softplus(y_N) * unlisted_N)[:, None])).sum()
 
 
 # ---------------------------------------------------------------- what is written of a split
@@ -297,9 +353,9 @@ def means(greater, equal):
 @click.command(context_settings={"show_default": True})
 # data
 @click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
-@click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/<model> if not given")
+@click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/<model>, with a teacher <model>-taught, if not given")
 # model (paper's values per model: width 100/64/100, dropout .5/.3/.4)
-@click.option("--model", default="sasrec", type=click.Choice(list(DEFAULTS)), help="the conventional model")
+@click.option("--model", "--student", default="sasrec", type=click.Choice(list(DEFAULTS)), help="the conventional model")
 @click.option("--history", default=None, type=click.IntRange(1), help="items the model sees, L; 20, Caser 5")
 @click.option("--width", default=None, type=click.IntRange(1), help="width of the item vectors, E; 100, GRU4Rec 64")
 @click.option("--dropout", default=None, type=click.FloatRange(0, .95), help="share dropped in training; .5, GRU4Rec .3, Caser .4")
@@ -311,6 +367,16 @@ def means(greater, equal):
 @click.option("--epochs", default=None, type=click.IntRange(0), help="most epochs; 40, Caser 20")
 @click.option("--patience", default=None, type=click.IntRange(1), help="stop after so many epochs without a better validation; 5, Caser 3")
 @click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
+# a teacher (DLLM2Rec)
+@click.option("--teacher", default=None, type=str, help="run folder of an LM after evaluate.py --ckpt RUN --export")
+@click.option("--lam", default=.5, type=click.FloatRange(0), help="weight of the teacher's lists, lambda (paper: .1 to 1); 0: without")
+@click.option("--list-loss", default="softmax", type=click.Choice(["softmax", "sigmoid"]), help="listed items against the catalogue, or against one unlisted item (the paper)")
+@click.option("--w-position", default=.3, type=click.FloatRange(0), help="weight of a listed item's place")
+@click.option("--w-confidence", default=.5, type=click.FloatRange(0), help="weight of the teacher's confidence")
+@click.option("--w-consistency", default=.1, type=click.FloatRange(0), help="weight of being in the student's own best K")
+@click.option("--confidence", default="truth", type=click.Choice(["truth", "listed"]), help="the teacher's probability of the true item (paper's text), or of the listed one (its code)")
+@click.option("--eta", default=.3, type=click.FloatRange(0), help="weight of the titles' vectors in the item vectors (paper: .1 to 1); 0: without")
+@click.option("--offset/--no-offset", default=True, help="learn a vector of each item beside its title's")
 # what is written
 @click.option("--top-h", default=20, type=click.IntRange(1), help="length of the stored lists, h")
 @click.option("--lists", default=200_000, type=click.IntRange(1), help="training samples that get a list and scores, drawn once; the next stages train on those")
@@ -326,7 +392,12 @@ def main(**config):
             common.stop(f"{data.folder} has no {split} samples; prepare it with another --split or a smaller --core")
     if cfg.top_h > data.n_items:
         common.stop(f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it")
-    out = common.folder_of("runs", cfg.out or f"{data.name}/{cfg.model}")
+    out = common.folder_of("runs", cfg.out or f"{data.name}/{cfg.model}{'-taught' if cfg.teacher else ''}")
+    export = read_export(cfg.teacher, data, cfg) if cfg.teacher else None
+    if cfg.teacher and not (cfg.w_position + cfg.w_confidence > 0):
+        common.stop("--w-position and --w-confidence are both 0, so no listed item has a weight; give one of them a number above 0")
+    if not cfg.offset and not (cfg.teacher and cfg.eta):
+        common.stop("--no-offset leaves the titles' vectors only, but there are none: it needs --teacher and --eta above 0")
     ranks, cfg.resume = common.setup(cfg.seed), cfg.resume or common.restarted()
     record = common.start_run(out, "train_backbone", cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, checkpoints.made_with(cfg, data, ranks), ranks)
@@ -345,7 +416,11 @@ def main(**config):
     model = build(cfg.model, data.n_items, cfg).to(ranks.device)
     count_I = np.bincount(data.items[data.train], minlength=data.n_items + 1) + 1.
     model.bias.data = torch.tensor(np.log(count_I / count_I.sum() * data.n_items), dtype=torch.float32, device=ranks.device)
-    params = list(model.parameters())
+    if cfg.teacher and cfg.eta:
+        if not cfg.offset:
+            model.item.weight.requires_grad_(False).zero_()
+        parametrize.register_parametrization(model.item, "weight", Titles(export[2], cfg.width, cfg.eta).to(ranks.device))
+    params = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adagrad(params, lr=cfg.lr) if cfg.model == "gru4rec" else torch.optim.Adam(params, lr=cfg.lr, fused=True)
     for p in params:                                                 # a process with no row in a small last batch adds zeros
         p.grad = torch.zeros_like(p)
@@ -357,6 +432,25 @@ def main(**config):
     have = np.union1d(data.train, np.asarray(data.ptr)[:-1])         # with a user's first item, which is input only
     seen = np.unique(common.users(data, have) * (data.n_items + 1) + data.items[have])
     span = 1 if cfg.model == "caser" else cfg.history                # Caser: one window a target, its architecture has one state
+
+    row_of = np.full(len(data.items), -1)                            # a target's row among the training samples
+    row_of[data.train] = np.arange(len(data.train))
+
+    def teach(last_B, target_BL, rng):
+        """lam L_d of this process' rows of a batch, as loss_of asks for it: a mean over the positions that have a list, times the batch's targets."""
+        row_BL = np.where(target_BL > 0, row_of[np.maximum(last_B[:, None] - np.arange(cfg.history - 1, -1, -1), 0)], -1)
+        row_BL = np.where((row_BL >= 0) & (export[0][row_BL, 0] > 0), row_BL, -1)
+        negative_BL = negatives(data, last_B, target_BL, seen, rng)
+        scale = cfg.lam * np.count_nonzero(target_BL) / max(np.count_nonzero(row_BL >= 0), 1)
+
+        def taught(x_NE, at_NE, L):
+            row_N, negative_N = (a[ranks.rank::ranks.world][:, -L:][tuple(i.cpu().numpy() for i in at_NE)] for a in (row_BL, negative_BL))
+            have = row_N >= 0
+            if not have.any():
+                return 0.0
+            item_NK, weight_NK, negative_N = (torch.from_numpy(np.ascontiguousarray(a)).to(ranks.device) for a in (export[0][row_N[have]].astype(np.int64), export[1][row_N[have]], negative_N[have]))
+            return scale * list_loss(model, x_NE[torch.from_numpy(have).to(ranks.device)], item_NK, weight_NK, negative_N, cfg)
+        return taught
 
     # loop: validate (epoch 0 is the untrained model), then stop or train one more epoch. Chosen by NDCG@10 over all items, history masked
     shown = {C: cand["val"][C] for C in sizes[:1]}
@@ -383,7 +477,8 @@ def main(**config):
     log = common.Log(out, cfg.epochs, PRINTED[cfg.model], ranks, unit="epoch", done=begin[0])
     for epoch in range(begin[0], cfg.epochs + 1):
         if begin[1] == 0 or epoch > begin[0]:
-            val = summary("val", rank_all(model, data, data.val, ranks, cand=shown))
+            with parametrize.cached():
+                val = summary("val", rank_all(model, data, data.val, ranks, cand=shown))
             fields |= {f"val_hr@1_of_{C}": val[f"candidates{C}"]["hr@1"] for C in shown} | {"val_ndcg@10": val["full"]["ndcg@10"]}
             if val["full"]["ndcg@10"] > best:
                 best, best_epoch = val["full"]["ndcg@10"], epoch
@@ -395,22 +490,24 @@ def main(**config):
         began, skip = time.time(), begin[1] if epoch == begin[0] else 0
         model.train()
         rng = np.random.default_rng([cfg.seed, epoch])
-        first, last = runs_of_targets(data, span, rng)
+        first, last = common.runs_of_targets(data, span, rng)
         order = rng.permutation(len(first))
         total = total if skip else torch.zeros((), device=ranks.device)
         for step, i in list(enumerate(range(0, len(order), cfg.batch)))[skip:]:
             at = order[i:i + cfg.batch]
-            seq_BL, target_BL = batch_of(data, first[at], last[at], cfg.history, is_target)
+            seq_BL, target_BL = common.batch_of(data, first[at], last[at], cfg.history, is_target)
             arrays = [seq_BL, target_BL]
             if cfg.loss == "bce":
                 arrays.append(negatives(data, first[at], target_BL, seen, np.random.default_rng([cfg.seed, epoch, step])))
             shared = [torch.from_numpy(np.random.default_rng([cfg.seed, epoch, step]).integers(1, data.n_items + 1, cfg.negatives)).to(ranks.device)] if cfg.loss == "sampled" else []
             L = (seq_BL != 0).any(0).sum()                           # columns of nothing but padding are cut off
             mine = [torch.from_numpy(a[ranks.rank::ranks.world, -L:]).to(ranks.device) for a in arrays]
+            taught = teach(last[at], target_BL, np.random.default_rng([cfg.seed, epoch, step, 1])) if cfg.teacher and cfg.lam else None
             opt.zero_grad(set_to_none=False)
             if len(mine[0]):
-                loss = loss_of(model, *mine, *shared) / np.count_nonzero(target_BL)
-                loss.backward()
+                with parametrize.cached():                           # item vectors made of titles are computed once a step
+                    loss = loss_of(model, *mine, *shared, taught=taught) / np.count_nonzero(target_BL)
+                    loss.backward()
                 total += loss.detach() * np.count_nonzero(target_BL)
             common.sum_gradients(params, ranks)
             common.stop_unless_finite(params, f"{step + 1} of epoch {epoch + 1}", last[at], data)
@@ -427,6 +524,9 @@ def main(**config):
         save(epoch + 1, 0)
     log.close()
     model.load_state_dict(kept)
+    if cfg.teacher and cfg.eta:                                      # fold the titles in: from here on plain item vectors
+        parametrize.remove_parametrizations(model.item, "weight", leave_parametrized=True)
+        kept = {k: v.detach() for k, v in model.state_dict().items()}
 
     # the lists and scores of every sample, with the best weights; the only look at the test part
     got = {s: rank_all(model, data, data.train[listed] if s == "train" else getattr(data, s), ranks, cfg.top_h, cand[s]) for s in ("train", "val", "test")}
@@ -448,7 +548,7 @@ def main(**config):
                     "weights chosen by val full ndcg@10")
         common.write_json(out / "metrics.json", {"protocol": protocol, **results})
         record = common.finish_run(out, record | {
-            "out": str(out), "n_items": data.n_items, "parameters": sum(p.numel() for p in params), "optimiser": type(opt).__name__,
+            "out": str(out), "n_items": data.n_items, "parameters": sum(p.numel() for p in model.parameters()), "optimiser": type(opt).__name__,
             "epochs_run": epoch, "best_epoch": best_epoch, "samples_per_second": round(epoch * len(data.train) / max(training, 1e-9), 1)})
 
         saver.end(False, done)

@@ -115,7 +115,7 @@ def test_the_best_step_is_the_one_with_the_lowest_validation_loss(chain):
 def test_only_the_soft_prompt_moves(request, kind, toy, backbone, script, on_cpu, tmp_path, monkeypatch):
     opened = []
     load_lm = L.load_lm
-    monkeypatch.setattr(L, "load_lm", lambda *args: opened.append(load_lm(*args)) or opened[-1])
+    monkeypatch.setattr(L, "load_lm", lambda *args, **more: opened.append(load_lm(*args, **more)) or opened[-1])
     llm = request.getfixturevalue(kind)
     script(distill.main, "--dataset", toy.folder, "--backbone", backbone, "--out", tmp_path / "prompt", "--llm", llm, "--k", 4, *SMALL,
            "--verbalizer", "mean", "--tasks", "both", "--samples", 24, "--lr", .05, "--val-samples", 20, "--evals", 1)

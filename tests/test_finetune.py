@@ -139,7 +139,7 @@ def test_every_loss_runs_on_a_decoder(loss, verbalizer, toy, decoder, script, tm
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_lm_trains_its_adapter_only_and_can_be_opened_again(request, kind, toy, script, on_cpu, alone, tmp_path, monkeypatch):
     opened, load_lm = [], L.load_lm
-    monkeypatch.setattr(L, "load_lm", lambda *args: opened.append(load_lm(*args)) or opened[-1])
+    monkeypatch.setattr(L, "load_lm", lambda *args, **more: opened.append(load_lm(*args, **more)) or opened[-1])
     llm = request.getfixturevalue(kind)
     script(finetune.main, "--dataset", toy.folder, "--soft-prompt", "random", "--k", 3, "--out", tmp_path / "run", "--llm", llm, *SMALL,
            "--adapt", "linear", "--loss", "candidates", "--verbalizer", "mean", "--no-calibrate", "--lr", .03)

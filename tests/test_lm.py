@@ -328,9 +328,10 @@ def naive(model, r, tail, items, P=None):
 def test_one_pass_scores_the_catalogue_as_its_candidates(load, kind, toy, alone, verbalizer):
     r = rank_with(load, kind, toy, k=3, verbalizer=verbalizer)
     tail = r.prompts.history(np.array([4, 9, 2]))[0]
-    got = L.score_catalogue(r, tail)
-    assert got.shape == (61,) and got[0] == -np.inf
-    np.testing.assert_allclose(got[1:], L.score_tails(r, [tail], np.arange(1, 61)[None], alone)[0], rtol=1e-5, atol=1e-5)
+    other = r.prompts.history(np.array([7]))[0]
+    got = L.score_catalogue(r, L.begin(r.lm, r.prompts.prefix, r.P), [tail, other])
+    assert got.shape == (2, 61) and (got[:, 0] == -np.inf).all()
+    np.testing.assert_allclose(got[:, 1:], L.score_tails(r, [tail, other], np.tile(np.arange(1, 61), (2, 1)), alone), rtol=1e-5, atol=1e-5)
 
 
 @ALL

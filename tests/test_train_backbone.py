@@ -175,7 +175,19 @@ def test_cross_entropy_equals_torch():
     x, item, bias = torch.randn(2500, 6), torch.randn(4000, 6), torch.randn(4000)                # rows for several parts
     target = torch.randint(0, 4000, (2500,))
     one, two = [[t.clone().requires_grad_() for t in (x, item, bias)] for _ in range(2)]
-    a, b = B.CrossEntropy.apply(*one, target), F.cross_entropy(two[0] @ two[1].T + two[2], target, reduction="sum")
+    a, b = B.CrossEntropy.apply(*one, target[:, None]), F.cross_entropy(two[0] @ two[1].T + two[2], target, reduction="sum")
+    (a / 7).backward(), (b / 7).backward()
+    torch.testing.assert_close(a, b)
+    for p, q in zip(one, two):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_weighted_cross_entropy_equals_torch():
+    torch.manual_seed(0)
+    x, item, bias, weight = torch.randn(500, 6), torch.randn(40, 6), torch.randn(40), torch.rand(500, 3)
+    target = torch.randint(0, 40, (500, 3))
+    one, two = [[t.clone().requires_grad_() for t in (x, item, bias)] for _ in range(2)]
+    a, b = B.CrossEntropy.apply(*one, target, weight), -((two[0] @ two[1].T + two[2]).log_softmax(1).gather(1, target) * weight).sum()
     (a / 7).backward(), (b / 7).backward()
     torch.testing.assert_close(a, b)
     for p, q in zip(one, two):
@@ -200,8 +212,8 @@ def test_every_training_target_once_and_nothing_later(planted, span, L):
     allowed = is_target.copy()
     allowed[planted.ptr[:-1]] = True                                 # a first item is input only
     for epoch in range(3):
-        first, last = B.runs_of_targets(planted, span, np.random.default_rng(epoch))
-        seq, target = B.batch_of(planted, first, last, L, is_target)
+        first, last = common.runs_of_targets(planted, span, np.random.default_rng(epoch))
+        seq, target = common.batch_of(planted, first, last, L, is_target)
         at = last[:, None] - np.arange(L - 1, -1, -1)
         assert sorted(at[target > 0]) == sorted(planted.train)
         assert (target[target > 0] == planted.items[at[target > 0]]).all()
@@ -212,7 +224,7 @@ def test_every_training_target_once_and_nothing_later(planted, span, L):
 def test_negatives_are_not_the_users_own(planted):
     have = np.union1d(planted.train, planted.ptr[:-1])
     seen = np.unique(common.users(planted, have) * (I + 1) + planted.items[have])
-    first, _ = B.runs_of_targets(planted, 8, np.random.default_rng(0))
+    first, _ = common.runs_of_targets(planted, 8, np.random.default_rng(0))
     drawn = B.negatives(planted, first, np.ones((len(first), 8)), seen, np.random.default_rng(0))
     assert drawn.min() >= 1 and drawn.max() <= I
     assert not np.isin(common.users(planted, first)[:, None] * (I + 1) + drawn, seen).any()

@@ -1,0 +1,81 @@
+"""Answers for histories: titles found, unknown ones said, the same answers one by one and from a file; what --export writes."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import common
+import evaluate
+import finetune
+import lm as L
+import serve
+import train_backbone as B
+from conftest import popular, stages
+
+
+def test_titles_are_found_by_name_by_case_and_by_a_beginning_that_is_enough(toy):
+    find = lambda *titles: serve.find_titles(titles, toy, serve.known_titles(toy))
+    assert find(toy.titles[3].upper(), f" {toy.titles[10].lower()} ")[0].tolist() == [3, 10]
+    alone = next(i for i in range(1, 61) if sum(t.lower().startswith(toy.titles[i][:-2].lower()) for t in toy.titles) == 1)
+    assert find(toy.titles[alone][:-2])[0].tolist() == [alone]
+    found, unknown = find(toy.titles[3], toy.titles[10][:-1] + "x", "zzzz qqqq")
+    assert found.tolist() == [3] and [t for t, _ in unknown] == [toy.titles[10][:-1] + "x", "zzzz qqqq"]
+    assert toy.titles[10] in unknown[0][1] and unknown[1][1] == []
+
+
+def answer(script, run, text, *args, **kwargs):
+    return script(evaluate.main, "--ckpt", run, "--history", text, *args, **kwargs)
+
+
+def test_a_history_is_answered_with_the_best_titles_of_the_catalogue(chain, toy, script, on_cpu, alone):
+    old = [12, 3, 40]
+    result = answer(script, chain.delrec, " | ".join(toy.titles[i] for i in old), "--top", 7, "--pool", 0)
+    run = common.load_run(chain.delrec, toy)
+    ranker, penalty = L.open_run(run, toy, torch.device("cpu"))
+    items = np.array([i for i in range(1, 61) if i not in old])
+    score = L.score_tails(ranker, [ranker.prompts.history(np.array(old))[0]], items[None], alone)[0] - penalty[items]
+    best = items[np.argsort(-score, kind="stable")][:7]
+    assert result.json["history"] == old and [t["item"] for t in result.json["top"]] == best.tolist()
+    assert [t["score"] for t in result.json["top"]] == pytest.approx(np.sort(score)[::-1][:7].tolist(), rel=1e-4, abs=1e-3)
+    lines = result.output.split("\n")
+    for n, i in enumerate(best, 1):
+        assert any(line.strip().startswith(f"{n}. {toy.titles[i]}   ") for line in lines)
+    assert "ms to rank" in result.output and result.json["ms"] > 0
+
+
+def test_the_lm_ranks_the_backbone_s_best_and_nothing_else(chain, toy, backbone, script, on_cpu, monkeypatch):
+    score_I = popular(toy)([0])[0].astype(np.float32)
+
+    def by_popularity(run):
+        assert run.folder == backbone
+        return lambda olds: np.where(np.arange(61) == 0, -np.inf, np.tile(score_I, (len(olds), 1)))
+    monkeypatch.setattr(serve, "backbone_ranking", by_popularity)
+    result = answer(script, chain.delrec, toy.titles[2] + " | " + toy.titles[5], "--top", 20, "--pool", 9)
+    best = [i for i in np.argsort(-score_I, kind="stable") if i not in (0, 2, 5)][:9]
+    assert {t["item"] for t in result.json["top"]} == set(best)
+    whole = answer(script, chain.delrec, toy.titles[2] + " | " + toy.titles[5], "--top", 60, "--pool", 0)
+    assert sorted(t["item"] for t in whole.json["top"]) == [i for i in range(1, 61) if i not in (2, 5)]     # never what was watched
+    order = [t["item"] for t in whole.json["top"] if t["item"] in best]
+    assert [t["item"] for t in result.json["top"]] == order         # in the order the whole catalogue has them
+
+
+def test_unknown_and_ambiguous_titles_are_a_sentence_with_the_nearest(chain, toy, script):
+    says = answer(script, chain.delrec, toy.titles[7][:-1] + "x", "--pool", 0, code=1).error
+    assert "no title" in says and toy.titles[7] in says
+    both = next(t for t in toy.titles[1:] if sum(o.lower().startswith(t[:6].lower()) for o in toy.titles) > 1)[:6]
+    says = answer(script, chain.delrec, both, code=1).error
+    assert f"no title '{both}'" in says and says.count(" | ") >= 1
+    assert str(toy.folder / "titles.txt") in answer(script, chain.delrec, "国王的新衣 zzzzzz qqqq", code=1).error
+    assert "holds no known title" in answer(script, chain.delrec, " | ", code=1).error
+
+
+def test_a_history_is_answered_by_one_run_with_its_backbone_at_hand(chain, toy, backbone, script, on_cpu, tmp_path, monkeypatch):
+    says = script(evaluate.main, "--ckpt", chain.delrec, backbone, "--history", toy.titles[1], code=1).error
+    assert "2 were given" in says
+    lonely = shutil.copytree(chain.delrec, tmp_path / "lonely")
+    config = json.loads((lonely / "config.json").read_text()) | {"backbone_run": str(tmp_path / "nothing")}
+    (lonely / "config.json").write_text(json.dumps(config))
+    says = answer(script, lonely, toy.titles[1], "--pool", 10, code=1).error
+    assert f"no backbone in {tmp_path / 'nothing'}" in says and "--pool 0" in says
