@@ -377,8 +377,8 @@ def main(ctx, **config):
             x_bND, t_bND = torch.stack(lm.tapped).float(), taught.to(ranks.device).float().transpose(0, 1)
             parts["cos"] = cfg.lambda_cos * (1 - F.cosine_similarity(x_bND, t_bND, dim=2).mean(0)).sum() * share
             parts["norm"] = cfg.lambda_norm * (x_bND - t_bND).pow(2).sum(2).mean(0).sum() * share
-        if cfg.lambda_ms:                                 # L_ms, the mean over the inner blocks
-            parts["ms"] = cfg.lambda_ms * sum(predict(maps[f"block{j + 1}"], lm.tapped[j]) for j in range(blocks - 1)) / max(blocks - 1, 1) * share
+        if cfg.lambda_ms and blocks > 1:                  # L_ms, the mean over the inner blocks
+            parts["ms"] = cfg.lambda_ms * sum(predict(maps[f"block{j + 1}"], lm.tapped[j]) for j in range(blocks - 1)) / (blocks - 1) * share
         loss = sum(parts.values())
         loss.backward()
         return torch.tensor([loss.item()] + [float(parts[k].detach()) if k in parts else 0.0 for k in PARTS])

@@ -272,14 +272,14 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024):
             mine = np.concatenate([np.zeros(0, int), *mine])
             rows = gather_rows(rows[mine], mine, len(part), ranks)
         else:
-            cand = np.concatenate([lists[part], target[:, None]], 1)                     # the backbone's list, and the truth for its probability
-            shown = np.where((lists[part] == target[:, None]).any(1), lists[part][:, -1], target)
-            cand[:, -1] = shown
+            # the backbone's list, and the truth, where it is not there, for its probability only
+            inside = (lists[part] == target[:, None]).any(1)
+            cand = np.concatenate([lists[part], np.where(inside, lists[part][:, -1], target)[:, None]], 1)
             tails = [r.prompts.history(old[-r.history:], c)[0] for old, c in zip(olds, cand)]
             s_BC = L.score_tails(r, tails, cand, ranks, "export") - penalty_I[cand]
             s_BI = np.full((len(part), data.n_items + 1), -np.inf, np.float32)
             np.put_along_axis(s_BI, cand, s_BC, 1)
-            rows = rows_of(s_BI, target, olds, K)
+            rows = rows_of(s_BI, target, [old if ok else np.append(old, t) for old, ok, t in zip(olds, inside, target)], K)
         if ranks.main:
             files["topk"][part], files["listed"][part], files["truth"][part] = rows[:, :K].astype(np.int32), rows[:, K:2 * K], rows[:, -1]
             for f in files.values():

@@ -1,0 +1,488 @@
+"""From the LM to a small LM to a backbone: items as vectors (E4SRec, LLaRA), SLMRec, the export, DLLM2Rec."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+import common
+import evaluate
+import finetune
+import lm as L
+import serve
+import train_backbone as B
+from conftest import popular
+
+BASE = ["--k", 4, "--batch", 8, "--micro", 4, "--samples", 48, "--evals", 1, "--val-samples", 20, "--init-r", 4, "--target-r", 2, "--dropout", 0]
+
+
+@pytest.fixture(scope="module")
+def sasrec(toy, script, fp32, tmp_path_factory):
+    """A real SASRec, whose vectors the LMs read."""
+    folder = tmp_path_factory.mktemp("circle") / "sasrec"
+    with fp32():
+        script(B.main, "--dataset", toy.folder, "--out", folder, "--epochs", 2, "--width", 16)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory, decoder):
+    """A decoder of 4 layers with the tiny decoder's tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    torch.manual_seed(3)
+    config = AutoConfig.from_pretrained(decoder)
+    config.num_hidden_layers, config.layer_types = 4, None
+    folder = tmp_path_factory.mktemp("deep") / "deep"
+    model = AutoModelForCausalLM.from_config(config)
+    for p in model.parameters():
+        if p.dim() > 1:
+            p.data.normal_(std=.2)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(decoder).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def teacher(toy, sasrec, deep, script, fp32, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "e4srec"
+    with fp32():
+        script(finetune.main, "--dataset", toy.folder, "--llm", deep, "--backbone", sasrec, "--input", "ids", "--out", folder, *BASE, "--history", 6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(toy, sasrec, deep, teacher, script, fp32, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student") / "slmrec"
+    with fp32():
+        script(finetune.main, "--dataset", toy.folder, "--llm", deep, "--teacher", teacher, "--layers", 2, "--blocks", 2, "--out", folder, *BASE)
+        script(evaluate.main, "--ckpt", folder, "--export", "--export-k", 5)
+    return folder
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- items as vectors
+
+def test_item_vectors_are_the_backbone_s_and_stand_where_the_titles_stood(load, toy, sasrec):
+    m = load("decoder")
+    try:
+        L.load_items(m, sasrec, 60)
+        weights = load_file(sasrec / "model.safetensors")
+        e, b = weights["item.weight"][1:], weights["bias"][1:]
+        assert m.items.E.shape == (61, 17) and not m.items.E[0].any()
+        torch.testing.assert_close(F.cosine_similarity(m.items.E[1:, :16], e), torch.ones(60))
+        assert np.corrcoef(m.items.E[1:, 16], b)[0, 1] > .999
+        r = L.ranker(m, toy, {"verbalizer": "items", "show": False, "history": 6, "max_title": 32, "max_tokens": 1000, "backbone": "SASRec", "order": "shuffled", "backbone_run": "", "input": "ids"})
+        tail, at = r.prompts.history(np.array([5, 9, 60]))
+        assert tail[at[:3]].tolist() == [L.ITEM - 5, L.ITEM - 9, L.ITEM - 60] and tail[-1] == L.MASK and len(tail) == 5
+        e = L.embed(m, torch.from_numpy(tail)[None, :-1], None)[0]
+        torch.testing.assert_close(e[1:], m.items.maps["in"](m.items.E[[5, 9, 60]]))
+        torch.testing.assert_close(e[0], m.model.get_input_embeddings().weight[tail[0]])
+        both = L.ranker(m, toy, {"verbalizer": "mean", "show": False, "history": 6, "max_title": 32, "max_tokens": 1000, "backbone": "SASRec", "order": "shuffled", "backbone_run": "", "input": "hybrid"})
+        tail, plain = both.prompts.history(np.array([5, 9]))[0], both.plain.history(np.array([5, 9]))[0]
+        assert tail[tail > L.ITEM].tolist() == plain.tolist() and (tail <= L.ITEM).sum() == 2      # LLaRA: the title, then its vector
+    finally:
+        m.items = None
+
+
+def test_windows_meet_every_training_target_once_an_epoch_and_never_see_it(toy):
+    r = finetune.SimpleNamespace(data=toy, prompts=finetune.SimpleNamespace(history=lambda items: (np.r_[0, L.ITEM - items, L.MASK], np.arange(1, len(items) + 1))))
+    cfg = finetune.SimpleNamespace(history=6)
+    first, last = finetune.windows(toy, 6, 500, 0)
+    is_target = np.zeros(len(toy.items), bool)
+    is_target[toy.train] = True
+    count, seen = 0, []
+    for f, l, e in zip(first, last, finetune.window_examples(r, cfg, first, last, is_target)):
+        user = common.users(toy, np.array([l]))[0]
+        assert e.target[0] == toy.items[l] and len(e.target) == len(e.at) + 1
+        whole = toy.items[toy.ptr[user]:l + 1].tolist()                             # what a target may see: what came before it
+        for place, target in zip(e.at, e.target[1:]):
+            assert e.tail[place] == L.ITEM - target                                 # the state before the vector of the target predicts it
+        assert (L.ITEM - e.tail[1:-1]).tolist() == whole[-len(e.tail) + 1:-1]
+        count += len(e.target)
+        seen += range(f, l + 1)
+        if count == len(toy.train):
+            break
+    assert sorted(set(seen) & set(toy.train.tolist())) == sorted(toy.train.tolist()) and count == len(toy.train)
+
+
+def test_the_loss_on_item_vectors_is_cross_entropy_over_all_items(teacher, toy, deep, sasrec, script, on_cpu, tmp_path):
+    # the first logged loss, before anything moved, against a plain computation with transformers alone
+    from transformers import AutoModelForCausalLM
+    script(finetune.main, "--dataset", toy.folder, "--llm", deep, "--backbone", sasrec, "--input", "ids", "--out", tmp_path / "run", *BASE, "--history", 6, "--lr", 1e-9, "--lr-maps", 1e-9)
+    found = log_of(tmp_path / "run")[0]["loss"]
+    run = common.load_run(tmp_path / "run", toy)
+    t = load_file(tmp_path / "run" / "items.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(deep, dtype=torch.float32)
+    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    first, last = finetune.windows(toy, 6, 8, 0)
+    is_target = np.zeros(len(toy.items), bool)
+    is_target[toy.train] = True
+    total = n = 0
+    for seq, target in zip(*common.batch_of(toy, first, last, 6, is_target)):
+        seq, target = seq[seq > 0], target[seq > 0]
+        head = model.get_input_embeddings()(torch.from_numpy(np.append(r.prompts.prefix, r.prompts.history([])[0][0])))
+        x = torch.cat([head, F.linear(t["E"][seq], t["in.weight"], t["in.bias"])])
+        with torch.no_grad():
+            states = model.model(inputs_embeds=x[None]).last_hidden_state[0, len(head):]
+        for s, y in zip(states, target):
+            if y:
+                total, n = total - (F.linear(s, t["out.weight"], t["out.bias"]) @ t["E"][1:].T).log_softmax(0)[y - 1].item(), n + 1
+    assert found == pytest.approx(total / n, rel=1e-3)
+
+
+def test_an_lm_on_item_vectors_is_stored_opened_and_scored_alike(teacher, toy, script, on_cpu):
+    run = common.load_run(teacher, toy)
+    r, penalty = L.open_run(run, toy, torch.device("cpu"))
+    stored = np.load(teacher / "scores_val_15.npy")
+    which = common.subset(len(toy.val), 20, 0)
+    alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
+    np.testing.assert_allclose(L.score_samples(r, "val", which, 15, alone), stored[which], rtol=1e-4, atol=1e-4)
+    assert run.settings["input"] == "ids" and not penalty.any() and not (teacher / "soft_prompt.safetensors").exists()
+    cand = common.candidates(toy, "val", 15)[which]
+    olds = [h[h > 0] for h in common.histories(toy, toy.val[which], 6)]
+    s = serve.ranking(run, toy, alone)(olds)
+    for row, c, own, old in zip(s, cand, stored[which], olds):
+        free = ~np.isin(c, old)
+        np.testing.assert_allclose(row[c[free]], own[free], rtol=1e-4, atol=1e-4)
+        assert (row[old] == -np.inf).all() and np.isfinite(row).sum() == 60 - len(old)
+
+
+@pytest.mark.parametrize("kind", ["encoder_decoder", "encoder"])
+def test_other_lms_read_item_vectors_too(kind, toy, sasrec, request, script, tmp_path):
+    result = script(finetune.main, "--dataset", toy.folder, "--llm", request.getfixturevalue(kind), "--backbone", sasrec, "--input", "ids", "--out", tmp_path / "run", *BASE)
+    assert np.isfinite(result.json["val_hr@1"])
+
+
+def test_hybrid_learns_with_titles_first_and_vectors_later(toy, sasrec, decoder, load, script, on_cpu, tmp_path):
+    script(finetune.main, "--dataset", toy.folder, "--llm", decoder, "--backbone", sasrec, "--input", "hybrid", "--soft-prompt", "random", "--verbalizer", "mean", "--out", tmp_path / "run", *BASE)
+    assert (tmp_path / "run" / "items.safetensors").exists() and common.load_run(tmp_path / "run").settings["input"] == "hybrid"
+    m = load("decoder")
+    r = L.ranker(m, toy, common.load_run(tmp_path / "run").settings)
+    cfg = finetune.SimpleNamespace(input="hybrid", C=15, loss="candidates", history=10, seed=0)
+    share = [np.mean([(e.tail <= L.ITEM).any() for e in finetune.examples(r, cfg, np.arange(100), np.full(100, done))]) for done in (0, .3, .7, 1)]
+    assert share[0] == 0 and share[3] == 1 and abs(share[1] - .3) < .15 and abs(share[2] - .7) < .15
+
+
+# ---------------------------------------------------------------- SLMRec
+
+def test_a_student_is_a_real_small_model_on_disk(student, teacher, deep, toy):
+    run = common.load_run(student, toy)
+    weights, whole = load_file(f"{run.llm}/model.safetensors"), load_file(f"{deep}/model.safetensors")
+    assert run.llm == str(student / "lm") and json.loads((student / "lm" / "config.json").read_text())["num_hidden_layers"] == 2
+    assert all(torch.equal(weights[k], whole[k]) for k in weights) and not any(".layers.2." in k or ".layers.3." in k for k in weights)
+    assert (student / "lm" / "model.safetensors").stat().st_size < .8 * sum(t.numel() * 4 for t in whole.values())
+    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    assert len(L.decoder_layers(r.lm)[2]) == 2 and not (student / "teacher_states.npy").exists()
+    assert run.history == 6 and run.settings["input"] == "ids" and run.teacher == str(teacher)          # the teacher's prompts
+    assert {"loss", "candidates", "cos", "norm", "ms"} <= set(log_of(student)[0])
+
+
+def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(teacher, toy, deep, sasrec, script, on_cpu, tmp_path):
+    run = common.load_run(teacher, toy)
+    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    L.tap(r.lm, 2)
+    first, last = finetune.windows(toy, 6, 40, 0)
+    is_target = np.zeros(len(toy.items), bool)
+    is_target[toy.train] = True
+    cfg = finetune.SimpleNamespace(history=6)
+    of = lambda r, at: finetune.window_examples(r, cfg, first[at], last[at], is_target)
+    n_reads = np.array([len(e.target) for e in of(r, np.arange(40))])
+    alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
+    states, ptr = finetune.teacher_states(r, 2, n_reads, of, 7, tmp_path / "states.npy", alone)
+    assert states.shape == (n_reads.sum(), 2, 32)
+    # against the body itself with all its hidden states, sample by sample
+    for i in (0, 7, 39):
+        e = of(r, np.array([i]))[0]
+        row = np.append(r.prompts.prefix, e.tail[:-1])
+        with torch.no_grad():
+            out = r.lm.model.base_model(inputs_embeds=L.embed(r.lm, torch.from_numpy(row)[None], None), output_hidden_states=True)
+        places = [len(row) - 1, *(len(r.prompts.prefix) + e.at - 1)]
+        for j, hidden in ((0, out.hidden_states[2]), (1, out.last_hidden_state)):
+            got = torch.from_numpy(np.array(states[ptr[i]:ptr[i + 1], j])).view(torch.bfloat16).float()
+            torch.testing.assert_close(got, hidden[0, places], rtol=1e-2, atol=1e-2)
+    # the first step's terms, before anything moved: a student with all the layers and the teacher's own start differs by the adapter only
+    script(finetune.main, "--dataset", toy.folder, "--llm", deep, "--teacher", teacher, "--blocks", 2, "--out", tmp_path / "run", *BASE, "--lr", 1e-9, "--lr-maps", 1e-9, "--lambda-cos", 2, "--lambda-norm", .5, "--lambda-ms", 0)
+    line = log_of(tmp_path / "run")[0]
+    s, _ = L.open_run(common.load_run(tmp_path / "run"), toy, torch.device("cpu"))
+    L.tap(s.lm, 2)
+    with torch.no_grad():
+        batch = of(s, np.arange(8))
+        finetune.read_batch(s, L.begin(s.lm, s.prompts.prefix, s.P), batch)
+    x = torch.stack(s.lm.tapped, 1)
+    t = torch.from_numpy(np.array(states[np.concatenate(finetune.places(ptr, np.arange(8)))])).view(torch.bfloat16).float()
+    assert line["cos"] == pytest.approx(2 * (1 - F.cosine_similarity(x, t, dim=2)).mean().item(), rel=2e-2)
+    assert line["norm"] == pytest.approx(.5 * (x - t).pow(2).sum(2).mean().item(), rel=2e-2)
+    assert line["loss"] == pytest.approx(line["candidates"] + line["cos"] + line["norm"], rel=1e-4) and "ms" not in line
+
+
+def test_a_student_comes_nearer_to_its_teacher(toy, deep, teacher, student, script, on_cpu, tmp_path):
+    long = [*BASE, "--samples", 800, "--lr", .03, "--lr-maps", .02, "--adapt", "linear", "--lambda-ms", 0, "--lambda-cos", 10]
+    script(finetune.main, "--dataset", toy.folder, "--llm", deep, "--teacher", teacher, "--layers", 2, "--blocks", 2, "--out", tmp_path / "run", *long)
+    terms = [line["cos"] for line in log_of(tmp_path / "run") if "cos" in line]
+    assert np.mean(terms[-5:]) < .9 * np.mean(terms[:5])
+
+
+def test_every_control_runs_and_a_student_can_teach(toy, deep, sasrec, teacher, student, script, on_cpu, tmp_path):
+    args = ["--dataset", toy.folder, "--llm", deep, "--backbone", sasrec, *BASE, "--history", 6, "--samples", 40]
+    script(finetune.main, *args, "--input", "ids", "--layers", 2, "--out", tmp_path / "alone")                              # pruned, no teacher
+    script(finetune.main, *args, "--input", "ids", "--layers", 2, "--lambda-ms", .1, "--blocks", 2, "--out", tmp_path / "deep")  # deep supervision
+    assert "ms" in log_of(tmp_path / "deep")[0] and "cos" not in log_of(tmp_path / "deep")[0] and "ms" not in log_of(tmp_path / "alone")[0]
+    script(finetune.main, *args, "--teacher", student, "--layers", 1, "--out", tmp_path / "smaller")
+    script(finetune.main, *[*args[:2], "--llm", student, *args[4:]], "--input", "ids", "--out", tmp_path / "again")         # the student's LM, its adapter merged
+    r, _ = L.open_run(common.load_run(tmp_path / "again"), toy, torch.device("cpu"))
+    assert len(L.decoder_layers(r.lm)[2]) == 2
+
+
+@pytest.mark.parametrize("verbalizer", ["mean", "letter"])
+def test_a_delrec_teacher_teaches_a_small_delrec(verbalizer, toy, deep, backbone, script, on_cpu, tmp_path):
+    args = ["--dataset", toy.folder, "--llm", deep, *BASE, "--samples", 40]
+    script(finetune.main, *args, "--backbone", backbone, "--soft-prompt", "random", "--verbalizer", verbalizer, "--order", "shuffled", "--out", tmp_path / "t")
+    script(finetune.main, *args, "--teacher", tmp_path / "t", "--layers", 2, "--out", tmp_path / "s")
+    run = common.load_run(tmp_path / "s")
+    assert run.verbalizer == verbalizer and run.settings["order"] == "shuffled"
+    assert torch.equal(*(load_file(tmp_path / x / "soft_prompt.safetensors")["prompt_embeddings"] for x in "ts"))
+    assert {"cos", "norm", "ms"} <= set(log_of(tmp_path / "s")[0])
+
+
+def test_a_killed_student_goes_on_as_if_nothing_had_happened(toy, deep, teacher, student, script, on_cpu, tmp_path, monkeypatch):
+    import checkpoints
+    args = ["--dataset", toy.folder, "--llm", deep, "--teacher", teacher, "--layers", 2, "--blocks", 2, "--out", tmp_path / "run", *BASE]
+    asked = iter([False, False, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "stop_asked", lambda ranks: next(asked))
+        assert CliRunner().invoke(finetune.main, [str(a) for a in args]).exit_code == 75
+    assert (tmp_path / "run" / "teacher_states.npy").exists()
+    script(finetune.main, *args, "--resume")
+    a, b = (load_file(f / "adapter" / "adapter_model.safetensors") | load_file(f / "items.safetensors") for f in (student, tmp_path / "run"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_two_processes_teach_as_one(toy, deep, teacher, student, two_processes, tmp_path):
+    two_processes([("finetune", ["--dataset", toy.folder, "--llm", deep, "--teacher", teacher, "--layers", 2, "--blocks", 2, "--out", tmp_path / "run", *BASE])])
+    for x, y in zip(log_of(student), log_of(tmp_path / "run")):
+        assert all(y[k] == pytest.approx(x[k], rel=1e-3) for k in ("loss", "cos", "norm", "ms") if k in x)
+    a, b = (load_file(f / "items.safetensors") for f in (student, tmp_path / "run"))
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], rtol=1e-3, atol=2e-3)
+
+
+# ---------------------------------------------------------------- the export
+
+def test_an_export_holds_the_best_items_and_what_the_teacher_thinks_of_the_truth(student, toy, on_cpu):
+    export = student / "export"
+    topk, truth, listed = (np.load(export / f"{x}.npy") for x in ("topk", "truth", "listed"))
+    assert topk.shape == listed.shape == (len(toy.train), 5) and truth.shape == (len(toy.train),)
+    run = common.load_run(student, toy)
+    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    for n in (0, 17, len(toy.train) - 1):
+        old = common.histories(toy, toy.train[[n]], 50)[0]
+        old = old[old > 0]
+        s = L.score_catalogue(r, L.begin(r.lm, r.prompts.prefix, None), [r.prompts.history(old[-6:])[0]])[0]
+        p = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
+        assert truth[n] == pytest.approx(p[toy.items[toy.train[n]]], rel=1e-3)
+        s[old] = -np.inf
+        assert topk[n].tolist() == np.argsort(-s, kind="stable")[:5].tolist() and listed[n] == pytest.approx(p[topk[n]], rel=1e-3)
+    Z = np.load(export / "titles.npy")
+    lm = L.load_lm(run.llm, torch.device("cpu"), torch.float32)
+    ids = torch.tensor([lm.start + L.encode(lm, toy.titles[7])])
+    with torch.no_grad():
+        want = lm.model.base_model(input_ids=ids).last_hidden_state[0, len(lm.start):].mean(0)
+    np.testing.assert_allclose(Z[7], want, rtol=1e-3, atol=1e-3)
+    assert not Z[0].any()
+
+
+def test_a_killed_export_goes_on_and_two_processes_write_the_same(student, toy, script, on_cpu, two_processes, monkeypatch, tmp_path):
+    whole = {f.name: np.load(f) for f in (student / "export").glob("*.npy")}
+    run = common.load_run(student, toy)
+    alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
+    copy = common.load_run(shutil.copytree(student, tmp_path / "student"), toy)
+    shutil.rmtree(copy.folder / "export")
+    real, calls = serve.write_json, []
+
+    def dies(path, value):
+        real(path, value)
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(serve, "write_json", dies)
+        with pytest.raises(KeyboardInterrupt):
+            serve.export(copy, toy, alone, 5, chunk=100)
+    assert not (copy.folder / "export").exists()
+    says = script(B.main, "--dataset", toy.folder, "--teacher", copy.folder, code=1).error
+    assert "no complete export" in says and "--export" in says
+    serve.export(copy, toy, alone, 5, chunk=100)
+    for name, want in whole.items():
+        np.testing.assert_allclose(np.load(copy.folder / "export" / name), want, rtol=1e-4, atol=1e-5)
+    shutil.rmtree(copy.folder / "export")
+    two_processes([("evaluate", ["--ckpt", copy.folder, "--export", "--export-k", 5])])
+    for name, want in whole.items():
+        np.testing.assert_allclose(np.load(copy.folder / "export" / name), want, rtol=1e-4, atol=1e-5)
+    assert run.folder == student
+
+
+def test_an_lm_that_ranks_title_by_title_exports_its_backbone_s_list_in_its_own_order(chain, toy, backbone, script, on_cpu, tmp_path):
+    copy = shutil.copytree(chain.delrec, tmp_path / "delrec")
+    config = json.loads((copy / "config.json").read_text()) | {"C": 8}
+    (copy / "config.json").write_text(json.dumps(config))
+    script(evaluate.main, "--ckpt", copy, "--export", "--export-k", 5, "--limit", 30)
+    topk, asked = np.load(copy / "export" / "topk.npy"), common.subset(len(toy.train), 30, 0)
+    assert (np.flatnonzero(topk[:, 0]) == asked).all()
+    lists = np.load(backbone / "topk_train.npy")[:, :7]
+    assert all(set(topk[n]) <= set(lists[n]) for n in asked) and any(topk[n].tolist() != lists[n][:5].tolist() for n in asked)
+
+
+# ---------------------------------------------------------------- DLLM2Rec
+
+TRAIN = ["--epochs", 2, "--width", 16]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "caser"])
+def test_without_lists_and_titles_the_student_is_the_plain_backbone_bit_for_bit(model, toy, student, script, on_cpu, tmp_path):
+    script(B.main, "--dataset", toy.folder, "--model", model, "--out", tmp_path / "plain", *TRAIN)
+    script(B.main, "--dataset", toy.folder, "--student", model, "--out", tmp_path / "taught", *TRAIN, "--teacher", student, "--lam", 0, "--eta", 0)
+    script(B.main, "--dataset", toy.folder, "--student", model, "--out", tmp_path / "really", *TRAIN, "--teacher", student)
+    a, b, c = (weights(tmp_path / x) for x in ("plain", "taught", "really"))
+    assert all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys() == c.keys() and not torch.equal(a["item.weight"], c["item.weight"])
+    assert np.array_equal(np.load(tmp_path / "plain" / "scores_test_15.npy"), np.load(tmp_path / "taught" / "scores_test_15.npy"))
+
+
+def test_the_titles_are_folded_into_plain_item_vectors(toy, student, script, on_cpu, tmp_path):
+    script(B.main, "--dataset", toy.folder, "--out", tmp_path / "run", *TRAIN, "--teacher", student, "--eta", .5, "--lam", 0)
+    model = B.load(tmp_path / "run")
+    assert not model.item.weight[0].any() and weights(tmp_path / "run").keys() == weights_of_plain(toy)
+    seq = torch.as_tensor(common.histories(toy, toy.test, 20))
+    with torch.no_grad():
+        s = B.score(model, seq)
+    got = s.gather(1, torch.as_tensor(common.candidates(toy, "test", 15)))
+    np.testing.assert_allclose(got, np.load(tmp_path / "run" / "scores_test_15.npy"), rtol=1e-4, atol=1e-4)
+    # without the offset every vector is a linear map of its title's: rank at most that of W
+    script(B.main, "--dataset", toy.folder, "--out", tmp_path / "bare", *TRAIN, "--teacher", student, "--eta", .5, "--no-offset")
+    Z = np.load(student / "export" / "titles.npy")[1:]
+    e = weights(tmp_path / "bare")["item.weight"][1:].numpy()
+    A = np.c_[Z, np.ones(len(Z))]
+    assert np.abs(A @ np.linalg.lstsq(A, e, rcond=None)[0] - e).max() < 1e-3 * np.abs(e).max() + 1e-4
+
+
+def weights_of_plain(toy):
+    return B.build("sasrec", 60, B.SimpleNamespace(history=20, width=16, dropout=0)).state_dict().keys()
+
+
+def test_the_list_loss_is_as_written():
+    torch.manual_seed(0)
+    net = B.build("sasrec", 30, B.SimpleNamespace(history=5, width=8, dropout=0))
+    x, item, w = torch.randn(4, 8), torch.randint(1, 31, (4, 3)), torch.rand(4, 3)
+    w[2, 2] = 0                                              # a list of two
+    negative = torch.tensor([1, 2, 3, int(item[3, 0])])      # the last is listed: it counts for nothing
+    y = x @ net.item.weight.T + net.bias
+    own = y[:, 1:].topk(3).values[:, -1]
+    for how in ("sigmoid", "softmax"):
+        for w_o in (0, .4):
+            cfg = B.SimpleNamespace(list_loss=how, w_consistency=w_o)
+            want = 0.0
+            for s in range(4):
+                weight = [w[s, r] + (w_o if y[s, item[s, r]] >= own[s] else 0) if w[s, r] > 0 else 0.0 for r in range(3)]
+                for r in range(3):
+                    term = -F.logsigmoid(y[s, item[s, r]]) - torch.log(1 - torch.sigmoid(y[s, negative[s]])) * (s != 3) if how == "sigmoid" else -y[s, 1:].log_softmax(0)[item[s, r] - 1]
+                    want = want + weight[r] / sum(weight) * term
+            torch.testing.assert_close(B.list_loss(net, x, item, w, negative, cfg), want, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_follow_place_and_confidence(student, toy):
+    cfg = lambda **k: B.SimpleNamespace(**{"confidence": "truth", "w_position": .3, "w_confidence": .5} | k)
+    topk, place, Z = B.read_export(student, toy, cfg(w_confidence=0))
+    assert np.allclose(place, .3 * np.exp(-np.arange(1, 6)) / np.exp(-np.arange(1, 6)).sum(), rtol=1e-5)
+    _, sure, _ = B.read_export(student, toy, cfg(w_position=0))
+    truth = np.load(student / "export" / "truth.npy")
+    assert (np.diff(sure[np.argsort(truth), 0]) >= -1e-7).all() and np.ptp(sure, axis=1).max() < 1e-6      # one number a sample, higher where the teacher is right
+    _, listed, _ = B.read_export(student, toy, cfg(w_position=0, confidence="listed"))
+    assert (np.diff(listed, axis=1) <= 1e-7).all() and np.ptp(listed, axis=1).max() > 0
+    assert abs(Z[1:].mean(0)).max() < 1e-5 and not Z[0].any() and Z[1:].norm(dim=1).mean() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("extra", [["--list-loss", "sigmoid"], ["--confidence", "listed", "--w-consistency", 0], ["--eta", 0], ["--loss", "bce"], ["--loss", "sampled", "--negatives", 20]])
+def test_a_teacher_who_knows_makes_a_better_student(extra, toy, student, script, on_cpu, tmp_path):
+    # a planted teacher that lists the truth first: after the same two epochs its student fits the training part better
+    wise = shutil.copytree(student, tmp_path / "wise")
+    topk = np.load(wise / "export" / "topk.npy")
+    topk[:, 0] = toy.items[toy.train]
+    np.save(wise / "export" / "topk.npy", topk)
+    script(B.main, "--dataset", toy.folder, "--out", tmp_path / "taught", *TRAIN, "--dropout", 0, "--teacher", wise, "--lam", 1, *extra)
+    assert common.load_run(tmp_path / "taught").teacher == str(wise)
+    script(B.main, "--dataset", toy.folder, "--out", tmp_path / "plain", *TRAIN, "--dropout", 0, *(extra if "--loss" in extra else []))
+    rank = {}
+    for name in ("plain", "taught"):
+        s = np.load(tmp_path / name / "scores_train_15.npy")
+        rank[name] = common.metrics(*common.compare(s, common.candidates(toy, "train", 15) == toy.items[toy.train][:, None]))["ndcg@10"].mean()
+    assert rank["taught"] > rank["plain"]
+
+
+def test_two_processes_learn_from_a_teacher_as_one(toy, student, script, on_cpu, two_processes, tmp_path):
+    import socket
+    import subprocess
+    import sys
+    import os
+    from conftest import ROOT
+    args = ["--dataset", toy.folder, *TRAIN, "--dropout", 0, "--teacher", student]
+    script(B.main, *args, "--out", tmp_path / "one")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr", "127.0.0.1", "--master_port", str(port), str(ROOT / "train_backbone.py"),
+                           *map(str, args), "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=300, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], rtol=1e-3, atol=1e-4)
+
+
+# ---------------------------------------------------------------- refusals
+
+def test_teachers_that_do_not_fit_are_sentences(toy, deep, decoder, encoder, teacher, student, sasrec, chain, make_data, script, on_cpu, tmp_path):
+    says = lambda main, *args: script(main, "--dataset", toy.folder, *args, code=1).error
+    other = make_data(tmp_path, [(u, 1 + (u + i) % 60, u * 20 + i) for u in range(60) for i in range(12)], {i: f"film {i}" for i in range(1, 61)}, "other", "--core", "1")
+    assert "another preparation" in script(finetune.main, "--dataset", other.folder, "--llm", deep, "--teacher", teacher, *BASE, code=1).error
+    assert "another preparation" in script(B.main, "--dataset", other.folder, "--teacher", student, code=1).error
+    assert "--blocks 3 does not divide 2 and 4 layers; use one of 1, 2" in says(finetune.main, "--llm", deep, "--teacher", teacher, "--layers", 2, "--blocks", 3, "--out", tmp_path / "x", *BASE)
+    assert "has 4 layers" in says(finetune.main, "--llm", deep, "--input", "ids", "--backbone", sasrec, "--layers", 5, "--out", tmp_path / "x", *BASE)
+    assert "must read the same prompts" in says(finetune.main, "--llm", deep, "--teacher", teacher, "--history", 9, *BASE)
+    assert "decoder-only" in says(finetune.main, "--llm", encoder, "--input", "ids", "--backbone", sasrec, "--layers", 1, "--out", tmp_path / "x", *BASE)
+    assert "no --teacher" in says(finetune.main, "--llm", deep, "--lambda-cos", 1, *BASE)
+    assert "likelihood reads a state per title token" in says(finetune.main, "--llm", decoder, "--teacher", chain.delrec, *BASE)
+    assert "--input hybrid" in says(finetune.main, "--llm", decoder, "--input", "hybrid", "--loss", "both", *BASE)
+    assert "no export" in says(B.main, "--teacher", teacher)
+    assert "--no-offset" in says(B.main, "--no-offset")
+    assert "earlier training" in says(B.main, "--teacher", edited(student, tmp_path / "late", seconds=-1))
+    assert "is a backbone" in script(evaluate.main, "--ckpt", sasrec, "--export", code=1).error
+    vocabulary = edited(teacher, tmp_path / "words", llm=str(another_tokenizer(deep, tmp_path / "lm")))
+    assert "another tokenizer" in says(finetune.main, "--llm", deep, "--teacher", vocabulary, "--layers", 2, "--out", tmp_path / "x", *BASE)
+    broken = shutil.copytree(teacher, tmp_path / "broken")
+    save_file({"E": torch.zeros(3, 17)}, broken / "items.safetensors")
+    assert "items.safetensors" in script(evaluate.main, "--ckpt", broken, code=1).error
+
+
+def edited(run, folder, **changes):
+    shutil.copytree(run, folder)
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | changes))
+    return folder
+
+
+def another_tokenizer(llm, folder):
+    shutil.copytree(llm, folder)
+    text = (folder / "tokenizer.json").read_text()
+    words = json.loads(text)
+    a, b = list(words["model"]["vocab"])[-2:]
+    words["model"]["vocab"][a], words["model"]["vocab"][b] = words["model"]["vocab"][b], words["model"]["vocab"][a]
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    return folder
