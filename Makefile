@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test soak bench bench-kernels bench-llm bench-data clean
+.PHONY: demo test soak circle bench bench-kernels bench-llm bench-data clean
 
 demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (about 15 minutes on 2 cores)
 	$(PY) demo.py
@@ -18,6 +18,9 @@ test: $(VENV)/ready          ## all tests (under ten minutes on 2 cores)
 
 soak: $(VENV)/ready          ## kill the scripts fifty times at random moments and compare (about ten minutes on 2 cores)
 	$(PY) -m pytest -q -s tests/soak.py
+
+circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (under 45 minutes on 2 cores)
+	$(PY) circle.py
 
 bench: bench-kernels bench-llm bench-data  ## all benchmarks (each program's last line is one JSON object)
 

@@ -26,6 +26,7 @@ from common import (candidates, chance, commit, compare, finish, finish_run, fol
                     setup, start_run, stop, subset, users, versions, write_json, write_npy)
 
 SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
+FULL = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")       # over all items
 
 
 # ---------------------------------------------------------------- floors (spec section 8)
@@ -125,9 +126,13 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False):
         if run.folder not in opened:
             opened.clear()                                   # one LM in memory at a time
             opened[run.folder] = L.open_run(run, data, ranks.device, shard)
-        r, _ = opened[run.folder]
-        began = time.time()
-        have[missing] = L.score_samples(r, split, missing, C, ranks, name=f"{run.folder.name} {split}")
+        r, penalty_I = opened[run.folder]
+        began, name = time.time(), f"{run.folder.name} {split}"
+        if split == "test" and L.reads_all(r):               # the whole catalogue comes with it
+            have[missing], full = L.score_and_rank(r, split, missing, C, ranks, penalty_I, name)
+            keep_full(run.folder / "full_test.npy", len(cand), missing, full, ranks)
+        else:
+            have[missing] = L.score_samples(r, split, missing, C, ranks, name=name)
         spent += np.array([len(missing), time.time() - began])
         if ranks.main:
             write_npy(path, have)
@@ -137,6 +142,14 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False):
             stop(f"{run.folder} lacks neutral.npy, which its config.json says it was calibrated with; train it again")
         penalty = run.calibration * read_npy(run.folder / "neutral.npy", (data.n_items + 1,))[cand[which]]
     return have[which] - penalty
+
+
+def keep_full(path, n, which, full, ranks):
+    """Store ranks over the catalogue (greater, equal) beside those there already; -1 where nobody asked."""
+    if ranks.main:
+        whole = np.array(read_npy(path, (n, 2))) if path.exists() else np.full((n, 2), -1, np.int32)
+        whole[which] = full
+        write_npy(path, whole)
 
 
 def plain_lm(cfg, data, ranks, spent):
@@ -155,7 +168,7 @@ def plain_lm(cfg, data, ranks, spent):
     spent += np.array([len(val), time.time() - began])
     weight = L.calibrate(full[val], cand[val], neutral, data.items[data.val[val]]) if cfg.calibrate else 0.0
     if ranks.main:
-        for old in out.glob("scores_*.npy"):
+        for old in (*out.glob("scores_*.npy"), *out.glob("full_*.npy")):
             old.unlink()
         write_npy(out / "neutral.npy", neutral)
         write_npy(out / f"scores_val_{cfg.C}.npy", full)
@@ -295,20 +308,23 @@ def main(**config):
         mean, (a, b), (c, d) = {m: float(v[m].mean()) for m in SHOWN}, low_high[name]["hr@1"], low_high[name]["ndcg@10"]
         lines.append(f"{name:<28}{mean['hr@1']:>7.3f} [{a:.3f}, {b:.3f}] {mean['hr@5']:>7.3f}{mean['hr@10']:>7.3f}{mean['ndcg@5']:>8.3f}"
                      f"{mean['ndcg@10']:>9.3f} [{c:.3f}, {d:.3f}]{mean['mrr']:>6.3f}  {note[name]}")
+    star = lambda p: (f"p={p:.3g}" if p >= 1e-15 else "p<1e-15") + ("**" if p < .01 else "*" if p < .05 else "")      # no finer: 1 - (1 - p) in fp64
     if tests:
-        star = lambda p: (f"p={p:.3g}" if p >= 1e-15 else "p<1e-15") + ("**" if p < .01 else "*" if p < .05 else "")      # no finer: 1 - (1 - p) in fp64
         lines += ["", "paired tests (first minus second): HR@1 by exact McNemar, NDCG@10 by paired t, users as clusters; * p < .05, ** p < .01"]
         lines += [f"{n:<48} HR@1 {t['hr@1']:+.3f} {star(t['p_mcnemar_hr@1']):<12} "
                   f"NDCG@10 {t['ndcg@10']:+.3f} {star(t['p_t_ndcg@10'])}" for n, t in tests.items()]
-    full = full_ranking(backbones, data, which)
+    full, full_tests = full_ranking(row_of, data, which, user)
     if full:
         lines += ["", f"all {data.n_items} items, history masked, the same samples (chance HR@10 {10 / data.n_items:.4f}):"]
-        lines += [f"{name:<28}" + "  ".join(f"{m.upper()} {v[m]:.4f}" for m in SHOWN) for name, v in full.items()]
+        lines += [f"{name:<28}" + "  ".join(f"{m.upper()} {v[m]:.4f}" for m in FULL) for name, v in full.items()]
+    if full_tests:
+        lines += ["", "paired tests over all items:"]
+        lines += [f"{n:<48} HR@20 {t['hr@20']:+.4f} {star(t['p_mcnemar_hr@20']):<12} NDCG@20 {t['ndcg@20']:+.4f} {star(t['p_t_ndcg@20'])}" for n, t in full_tests.items()]
     print("\n" + "\n".join(lines) + "\n")
 
     out = Path(cfg.out) if cfg.out else (runs[-1].folder if runs else folder_of("runs", data.name))
     out.mkdir(parents=True, exist_ok=True)
-    result = {"protocol": protocol, "n": len(which), "candidates": cfg.C, "hash": data.meta["hash"], "chance": chance(cfg.C), "tests": tests, "full": full,
+    result = {"protocol": protocol, "n": len(which), "candidates": cfg.C, "hash": data.meta["hash"], "chance": chance(cfg.C), "tests": tests, "full": full, "full_tests": full_tests,
               "rows": {n: {"note": note[n], **{m: float(v[m].mean()) for m in SHOWN}, **{f"{m}_interval": list(map(float, low_high[n][m])) for m in low_high[n]}}
                        for n, v in value.items()}}
     write_json(out / "metrics.json", result)
@@ -340,16 +356,23 @@ def popularity_full(data, samples):
     return above, level
 
 
-def full_ranking(backbones, data, which):
-    """Metrics over the whole catalogue, for runs that ranked it (full_test.npy: greater, equal), behind chance and popularity."""
-    if not any((run.folder / "full_test.npy").exists() for run in backbones):
-        return {}
-    shown = lambda greater, equal: {m: float(v.mean()) for m, v in metrics(greater, equal).items() if m in SHOWN}
-    out = {"chance": {m: v for m, v in chance(data.n_items).items() if m in SHOWN}, "popularity": shown(*popularity_full(data, np.asarray(data.test)[which]))}
-    for run in backbones:
-        if (run.folder / "full_test.npy").exists():
-            out[run.folder.name] = shown(*read_npy(run.folder / "full_test.npy", (len(data.test), 2))[which].T)
-    return out
+def full_ranking(row_of, data, which, user):
+    """Metrics over the whole catalogue, for runs that ranked it (full_test.npy: greater, equal, -1: not asked) behind chance and popularity, and
+    the paired tests between them."""
+    mean = lambda v: {m: float(v[m].mean()) for m in FULL}
+    ks, value = (1, 5, 10, 20), {}
+    for folder, name in row_of.items():
+        if (folder / "full_test.npy").exists():
+            greater, equal = read_npy(folder / "full_test.npy", (len(data.test), 2))[which].T
+            if greater.min() >= 0:
+                value[name] = metrics(greater, equal, ks)
+    if not value:
+        return {}, {}
+    whole = {m: v for m, v in chance(data.n_items, ks).items() if m in FULL}
+    tests = {f"{b} - {a}": {"hr@20": float((value[b]["hr@20"] - value[a]["hr@20"]).mean()), "p_mcnemar_hr@20": mcnemar(value[b]["hr@20"] == 1, value[a]["hr@20"] == 1),
+                            "ndcg@20": float((value[b]["ndcg@20"] - value[a]["ndcg@20"]).mean()), "p_t_ndcg@20": paired_t(value[b]["ndcg@20"], value[a]["ndcg@20"], user)}
+             for i, a in enumerate(value) for b in list(value)[i + 1:]}
+    return {"chance": whole, "popularity": mean(metrics(*popularity_full(data, np.asarray(data.test)[which]), ks))} | {name: mean(v) for name, v in value.items()}, tests
 
 
 def plot(path, value, low_high, C, n, name):

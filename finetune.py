@@ -313,7 +313,9 @@ def main(ctx, **config):
             path = out / "teacher_states.npy"
             if ranks.main and not cfg.resume:
                 path.unlink(missing_ok=True)
+            t0 = time.time()
             states, ptr = teacher_states(teacher, blocks, n_reads, examples_of, micro_states, path, ranks)
+            record["states_seconds"] = round(time.time() - t0, 1)
             made_with["teacher"] = hashlib.sha256((teacher_run.folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
             del teacher
         L.tap(lm, blocks)
@@ -496,7 +498,7 @@ def main(ctx, **config):
         write_npy(out / f"scores_val_{cfg.C}.npy", full_nC)
         record |= {"settings": settings, "calibration": w, "best_step": best_step, "rank": [layers * cfg.init_r, active_rank(adapter)],
                    "soft_prompt": str(prompt_run.folder) if prompt_run else cfg.soft_prompt,
-                   "backbone_run": settings["backbone_run"], "lm_share": lm_share}
+                   "backbone_run": settings["backbone_run"], "lm_share": lm_share, "samples_per_second": round(per_second, 3), "train_seconds": round(lm_seconds["steps"], 1)}
         finish_run(out, record)
         saver.end(False, steps)
         print(f"best step {best_step}; ranks reallocated {layers * cfg.init_r} -> {active_rank(adapter)}; calibration weight {w}; "

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from common import CACHE, Log, candidates, compare, extra_bytes, folder_of, free_bytes, gather_rows, histories, load_run, max_over_ranks, metrics, read_npy, read_tensors, shares, stop
+from common import CACHE, Log, candidates, compare, extra_bytes, folder_of, free_bytes, gather_rows, histories, load_run, max_over_ranks, metrics, read_npy, read_tensors, shares, stop, users
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")       # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")  # of a reloaded AdaLoRA; a test shows its scores are the saved ones
@@ -712,6 +712,45 @@ def score_catalogue(r, start, tails):
     s_BI = s_BI.float().cpu().numpy()
     s_BI[:, 0] = -np.inf
     return s_BI
+
+
+@torch.no_grad()
+def over_catalogue(r, tails, columns, f, ranks, name="rank", out=None):
+    """f(j, s_BI) -> rows (len(j), columns) of the prompts j, from their scores of the whole catalogue; all rows fp32 (n, columns) on every rank.
+    The scores themselves are never kept: n x I of them may not fit."""
+    start, rows, mine, done = begin(r.lm, r.prompts.prefix, r.P, r.cache), np.zeros((len(tails), columns), np.float32), [np.zeros(0, int)], 0
+    work = shares(batches_of([len(t) for t in tails], tokens_of(r.lm)), ranks, r.lm.sharded)
+    log = Log(out, sum(len(j) for j, own in work if own), name, ranks, "prompt") if name else None
+    for j, own in work:
+        s_BI = score_catalogue(r, start, [tails[x] for x in j])
+        if own:
+            rows[j] = f(j, s_BI)
+            mine.append(j)
+            if log:
+                log.step(done := done + len(j))
+    if log:
+        log.close()
+    mine = np.concatenate(mine)
+    return gather_rows(rows[mine], mine, len(tails), ranks)
+
+
+def score_and_rank(r, split, which, C, ranks, penalty_I, name="rank"):
+    """For an LM that reads the catalogue from one state: the scores (n, C) that score_samples gives, and full (n, 2), how many items score above
+    and equal to the target once penalty_I is subtracted, the user's earlier items masked."""
+    samples, cand_nC = np.asarray(getattr(r.data, split))[which], candidates(r.data, split, C, which)
+    begins, target = r.data.ptr[users(r.data, samples)], r.data.items[samples].astype(np.int64)
+    tails = [r.prompts.history(h[h > 0])[0] for h in histories(r.data, samples, r.history)]
+
+    def f(j, s_BI):
+        near = np.take_along_axis(s_BI, cand_nC[j], 1)
+        s_BI = s_BI - penalty_I
+        own = np.take_along_axis(s_BI, target[j][:, None], 1)
+        for s_I, n in zip(s_BI, j):
+            s_I[r.data.items[begins[n]:samples[n]]] = -np.inf
+        np.put_along_axis(s_BI, target[j][:, None], own, 1)
+        return np.concatenate([near, (s_BI > own).sum(1, keepdims=True), (s_BI == own).sum(1, keepdims=True) - 1], 1)
+    rows = over_catalogue(r, tails, C + 2, f, ranks, name)
+    return rows[:, :C], rows[:, C:]
 
 
 def listing(r, split, C, which):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import Log, folder_of, gather_rows, histories, load_run, read_json, read_npy, shares, stop, write_json, write_npy
+from common import Log, folder_of, histories, load_run, read_json, read_npy, stop, write_json, write_npy
 
 
 # ---------------------------------------------------------------- titles
@@ -255,7 +255,6 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024):
     if ranks.main:
         for name, dtype, shape in (("topk", np.int32, (n, K)), ("truth", np.float32, (n,)), ("listed", np.float32, (n, K))):
             files[name] = np.lib.format.open_memmap(tmp / f"{name}.npy", "r+" if done else "w+", dtype, shape)
-    start = L.begin(r.lm, r.prompts.prefix, r.P, r.cache)
     log, began, first = Log(run.folder, len(which), "export", ranks, "sample", done), time.time(), done
     for i in range(done, len(which), chunk):
         part = which[i:i + chunk]
@@ -263,14 +262,7 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024):
         olds = [h[h > 0] for h in histories(data, data.train[part], int(np.diff(data.ptr).max()))]
         if whole:
             tails = [r.prompts.history(old[-r.history:])[0] for old in olds]
-            rows, mine = np.zeros((len(part), 2 * K + 1), np.float32), []
-            for j, own in shares(L.batches_of([len(t) for t in tails], L.tokens_of(r.lm)), ranks, r.lm.sharded):
-                s_BI = L.score_catalogue(r, start, [tails[x] for x in j]) - penalty_I
-                if own:
-                    rows[j] = rows_of(s_BI, target[j], [olds[x] for x in j], K)
-                    mine.append(j)
-            mine = np.concatenate([np.zeros(0, int), *mine])
-            rows = gather_rows(rows[mine], mine, len(part), ranks)
+            rows = L.over_catalogue(r, tails, 2 * K + 1, lambda j, s_BI: rows_of(s_BI - penalty_I, target[j], [olds[x] for x in j], K), ranks, name=None)
         else:
             # the backbone's list, and the truth, where it is not there, for its probability only
             inside = (lists[part] == target[:, None]).any(1)

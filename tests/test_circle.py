@@ -15,7 +15,6 @@ import finetune
 import lm as L
 import serve
 import train_backbone as B
-from conftest import popular
 
 BASE = ["--k", 4, "--batch", 8, "--micro", 4, "--samples", 48, "--evals", 1, "--val-samples", 20, "--init-r", 4, "--target-r", 2, "--dropout", 0]
 
@@ -152,6 +151,29 @@ def test_an_lm_on_item_vectors_is_stored_opened_and_scored_alike(teacher, toy, s
         free = ~np.isin(c, old)
         np.testing.assert_allclose(row[c[free]], own[free], rtol=1e-4, atol=1e-4)
         assert (row[old] == -np.inf).all() and np.isfinite(row).sum() == 60 - len(old)
+
+
+def test_the_table_ranks_the_whole_catalogue_by_an_lm_that_reads_it_at_once(teacher, sasrec, toy, script, on_cpu, tmp_path):
+    copy = shutil.copytree(teacher, tmp_path / "e4srec")
+    script(evaluate.main, "--ckpt", copy, sasrec, "--limit", 30, "--out", tmp_path / "out")
+    which = common.subset(len(toy.test), 30, 0)
+    full = np.load(copy / "full_test.npy")
+    assert (full[np.setdiff1d(np.arange(len(toy.test)), which)] == -1).all()
+    r, _ = L.open_run(common.load_run(copy, toy), toy, torch.device("cpu"))
+    start = L.begin(r.lm, r.prompts.prefix, None)
+    for n in which[:6]:
+        sample = toy.test[n]
+        old = toy.items[toy.ptr[common.users(toy, np.array([sample]))[0]]:sample]
+        s = L.score_catalogue(r, start, [r.prompts.history(old[-6:])[0]])[0]
+        own = s[toy.items[sample]]
+        s[old] = -np.inf
+        assert full[n, 0] == (s > own).sum()
+    stored, cand = np.load(copy / "scores_test_15.npy")[which], common.candidates(toy, "test", 15)[which]
+    alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
+    np.testing.assert_allclose(stored, L.score_samples(r, "test", which, 15, alone), rtol=1e-4, atol=1e-4)
+    table = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert table["full"]["e4srec"]["hr@20"] == pytest.approx(common.metrics(*full[which].T, (20,))["hr@20"].mean()) and len(table["full_tests"]) == 1
+    assert "paired tests over all items" in (tmp_path / "out" / "table.txt").read_text() and cand.shape == stored.shape
 
 
 @pytest.mark.parametrize("kind", ["encoder_decoder", "encoder"])

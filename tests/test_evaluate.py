@@ -208,10 +208,10 @@ def test_the_rows_are_the_metrics_of_their_scores(table, toy, backbone, alone, o
 
 def test_the_whole_catalogue_comes_from_the_backbone_s_counts(table, toy, backbone):
     which = common.subset(len(toy.test), 40, 0)
-    m = common.metrics(*np.load(backbone / "full_test.npy")[which].T)
+    m = common.metrics(*np.load(backbone / "full_test.npy")[which].T, (1, 5, 10, 20))
     full = metrics_of(table.folder)["full"]
-    assert full.keys() == {"chance", "popularity", "sasrec"} and full["sasrec"] == pytest.approx({k: m[k].mean() for k in evaluate.SHOWN})
-    assert full["chance"] == pytest.approx({k: v for k, v in common.chance(60).items() if k in evaluate.SHOWN})
+    assert full.keys() == {"chance", "popularity", "sasrec"} and full["sasrec"] == pytest.approx({k: m[k].mean() for k in evaluate.FULL})
+    assert full["chance"] == pytest.approx({k: v for k, v in common.chance(60, (1, 5, 10, 20)).items() if k in evaluate.FULL})
 
 
 def test_a_second_evaluation_reads_the_stored_scores_and_loads_no_lm(table, script, monkeypatch, tmp_path):

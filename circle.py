@@ -1,0 +1,140 @@
+"""make circle: from the backbone to the LM, to a small LM, and back to a backbone that serves in a millisecond.
+
+    python circle.py                                   ml-100k and smollm2-135m; under 45 minutes on 2 cores
+    python circle.py --dataset beauty --windows 8000   other data, prepared before (python data/prepare.py ...)
+
+Every stage is one of the README's commands; a finished one is not repeated, so a circle that was killed goes on where it stood.
+The table: HR@1 and NDCG@10 among 15 candidates with intervals, HR@20 and NDCG@20 over all items, parameters, time a request takes at
+batch 1 and 64 (one history to the ranked catalogue, on one core and on all), time of training. The last line is one JSON object.
+"""
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+import common
+import serve
+from evaluate import interval
+from kernels.bench import report
+
+ROWS = {"sasrec": "backbone", "e4srec": "LM, items as vectors, distilled soft prompt", "small": "{n} layers, no teacher", "slmrec": "{n} layers, taught by the LM",
+        "sasrec-taught": "backbone, taught by the small LM"}
+
+
+def stage(folder, *args):
+    """Run a command of the README unless its run is finished; --resume takes up one that was killed. Returns its seconds, 0 if it was done."""
+    if folder is not None and (folder / "config.json" if folder.name != "export" else folder / "meta.json").exists():
+        print(f"=== {folder} is there", flush=True)
+        return 0.0
+    resume = ["--resume"] if folder is not None and (folder / "checkpoints").is_dir() else []
+    print(f"\n=== python {' '.join(map(str, [*args, *resume]))}", flush=True)
+    began = time.time()
+    if subprocess.run([sys.executable, "-u", *map(str, args), *resume], cwd=common.ROOT).returncode:
+        sys.exit(f"circle: '{args[0]}' stopped; its message is above")
+    return time.time() - began
+
+
+def milliseconds(rank, olds, batch, seconds=3):
+    """Median time a request takes when `batch` come at once."""
+    spent, began, at = [], time.time(), 0
+    rank(olds[:batch])
+    while len(spent) < 5 or (time.time() - began < seconds and len(spent) < 200):
+        at = (at + batch) % (len(olds) - batch)
+        start = time.time()
+        rank(olds[at:at + batch])
+        spent.append(time.time() - start)
+    return 1000 * float(np.median(spent)) / batch
+
+
+def latencies(run, data):
+    """(ms at batch 1 on one core, ms at batch 1, ms a request at batch 64)."""
+    alone = common.SimpleNamespace(rank=0, world=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), main=True)
+    rank = serve.ranking(run, data, alone)
+    olds = [h[h > 0] for h in common.histories(data, np.asarray(data.test)[common.subset(len(data.test), 512, 0)], 50)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = milliseconds(rank, olds, 1)
+    torch.set_num_threads(threads)
+    return one, milliseconds(rank, olds, 1), milliseconds(rank, olds, 64)
+
+
+def parameters(run):
+    """Numbers a run needs to serve."""
+    if run.stage == "train_backbone":
+        return run.parameters
+    from safetensors import safe_open
+    total = 0
+    files = [run.folder / "items.safetensors", run.folder / "adapter" / "adapter_model.safetensors"]
+    folder = common.CACHE / run.llm if run.llm == "smollm2-135m" else common.folder_of("runs", run.llm)
+    for path in [*files, *folder.glob("*.safetensors")]:
+        with safe_open(path, "np") as f:
+            total += sum(int(np.prod(f.get_slice(k).get_shape())) for k in f.keys())
+    return total
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--dataset", default="ml-100k", help="name under data/; ml-100k is prepared here")
+@click.option("--llm", default="smollm2-135m", help="the LM; Hugging Face id or folder")
+@click.option("--layers", default=6, type=click.IntRange(1), help="layers of the small LM")
+@click.option("--windows", default=4096, type=click.IntRange(80), help="windows of history that each LM is trained on")
+@click.option("--val-samples", default=1000, type=click.IntRange(1), help="validation samples that choose the step of each LM")
+@click.option("--test-samples", default=0, type=click.IntRange(0), help="test samples of the table; 0 = all")
+def main(dataset, llm, layers, windows, val_samples, test_samples):
+    """Backbone, LM, small LM, backbone again: every stage, then one table."""
+    began = time.time()
+    name_of = Path(dataset).name                         # runs are named after the data's folder
+    runs = common.ROOT / "runs" / name_of
+    if dataset == "ml-100k" and not (common.ROOT / "data" / "ml-100k" / "meta.json").exists():
+        stage(None, "data/prepare.py", "ml-100k")
+    if llm == "smollm2-135m":
+        stage(None, "data/prepare.py", llm)
+    lm = ["finetune.py", "--dataset", dataset, "--llm", llm, "--samples", windows, "--micro", 16, "--val-samples", val_samples, "--evals", 4]
+    stage(runs / "sasrec", "train_backbone.py", "--dataset", dataset)
+    stage(runs / "prompt", "distill.py", "--dataset", dataset, "--llm", llm, "--samples", 64, "--val-samples", 48, "--evals", 1)
+    stage(runs / "e4srec", *lm, "--input", "ids", "--soft-prompt", f"{name_of}/prompt", "--out", f"{name_of}/e4srec")
+    stage(runs / "small", *lm, "--input", "ids", "--soft-prompt", f"{name_of}/prompt", "--layers", layers, "--out", f"{name_of}/small")
+    stage(runs / "slmrec", *lm, "--teacher", f"{name_of}/e4srec", "--layers", layers, "--out", f"{name_of}/slmrec")
+    stage(runs / "slmrec" / "export", "evaluate.py", "--ckpt", f"{name_of}/slmrec", "--export")
+    stage(runs / "sasrec-taught", "train_backbone.py", "--dataset", dataset, "--teacher", f"{name_of}/slmrec")
+    stage(None, "evaluate.py", "--ckpt", *(f"{name_of}/{name}" for name in ROWS), "--limit", test_samples, "--val-samples", val_samples, "--out", runs / "circle")
+
+    # the table
+    data = common.load_data(dataset)
+    table = common.read_json(runs / "circle" / "metrics.json")
+    which = common.subset(len(data.test), test_samples, 0)
+    user = common.users(data, np.asarray(data.test)[which])
+    found, lines = {}, [table["protocol"], ""]
+    lines.append(f"{'':14} {'HR@1':>6} {'':14} {'NDCG@10':>8} {'':14} {'HR@20':>6} {'NDCG@20':>8} {'parameters':>12} {'ms, 1 core':>10} {'ms':>8} {'ms of 64':>9} {'minutes':>8}")
+    for name, what in ROWS.items():
+        run, row, full = common.load_run(runs / name), table["rows"][name], table["full"][name]
+        print(f"timing {name}", flush=True)
+        ms = latencies(run, data)
+        found[name] = {**row, "full": full, "ms": ms, "parameters": parameters(run), "seconds": run.seconds}
+        a, b = row["hr@1_interval"], row["ndcg@10_interval"]
+        lines.append(f"{name:14} {row['hr@1']:6.3f} [{a[0]:.3f}, {a[1]:.3f}] {row['ndcg@10']:8.3f} [{b[0]:.3f}, {b[1]:.3f}] {full['hr@20']:6.4f} {full['ndcg@20']:8.4f} "
+                     f"{found[name]['parameters']:12,} {ms[0]:10.2f} {ms[1]:8.2f} {ms[2]:9.2f} {run.seconds / 60:8.1f}   {what.format(n=layers)}")
+    hits = {name: (np.asarray(common.read_npy(runs / name / "ranks_test_15.npy"))[which] == 1).astype(float) for name in ("e4srec", "small", "slmrec")}
+    low, high = interval(hits["slmrec"] - hits["e4srec"], user)
+    teacher, student, small = (common.load_run(runs / name) for name in ("e4srec", "slmrec", "small"))
+    taught = table["full_tests"]["sasrec-taught - sasrec"]
+    alone = table["tests"].get("slmrec - small") or {k: v * (-1 if k in ("hr@1", "ndcg@10") else 1) for k, v in table["tests"]["small - slmrec"].items()}
+    lines += ["", f"taught minus not, {layers} layers: HR@1 {alone['hr@1']:+.4f} (p = {alone['p_mcnemar_hr@1']:.2g}), NDCG@10 {alone['ndcg@10']:+.4f} (p = {alone['p_t_ndcg@10']:.2g})",
+              f"taught backbone minus backbone, all items: HR@20 {taught['hr@20']:+.4f} (p = {taught['p_mcnemar_hr@20']:.2g}), NDCG@20 {taught['ndcg@20']:+.4f} (p = {taught['p_t_ndcg@20']:.2g})",
+              f"{(time.time() - began) / 60:.1f} minutes"]
+    print("\n" + "\n".join(lines) + "\n")
+    (runs / "circle" / "circle.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    report([("slmrec.speedup.inference", found["e4srec"]["ms"][2] / found["slmrec"]["ms"][2], "x", 3), ("slmrec.speedup.training", student.samples_per_second / teacher.samples_per_second, "x", 3),
+            ("slmrec.speedup.training_with_states", teacher.train_seconds / (student.train_seconds + student.states_seconds), "x", None),
+            ("slmrec.hr@1_vs_teacher", float((hits["slmrec"] - hits["e4srec"]).mean()), "", None), ("slmrec.hr@1_vs_teacher_low", float(low), "", None),
+            ("slmrec.hr@1_vs_teacher_high", float(high), "", None), ("slmrec.hr@1_vs_untaught", alone["hr@1"], "", None), ("slmrec.vs_untaught_p", alone["p_mcnemar_hr@1"], "", None),
+            ("dllm2rec.latency_ms", found["sasrec-taught"]["ms"][0], "ms", 2), ("dllm2rec.times_faster_than_teacher", found["e4srec"]["ms"][0] / found["sasrec-taught"]["ms"][0], "x", 100),
+            ("dllm2rec.hr20_gain", taught["hr@20"] / table["full"]["sasrec"]["hr@20"], "", None), ("dllm2rec.p_value", taught["p_mcnemar_hr@20"], "", None),
+            ("circle.minutes", (time.time() - began) / 60, "min", 45)], torch.get_num_threads())
+
+
+if __name__ == "__main__":
+    main()
