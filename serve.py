@@ -51,6 +51,8 @@ def about(unknown):
 def backbone_ranking(run):
     """f(list of histories, oldest first) -> scores float32 (B, I+1), padding at -inf."""
     import train_backbone as B
+    if not (run.folder / "model.safetensors").exists():
+        stop(f"{run.folder} holds lists but no model.safetensors, so it cannot score a new history; for an LM's run give --pool 0, which needs no backbone")
     model = B.load(run.folder)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import finetune
 import lm as L
 import serve
 import train_backbone as B
-from conftest import popular, stages
+from conftest import popular
 
 
 def test_titles_are_found_by_name_by_case_and_by_a_beginning_that_is_enough(toy):
@@ -79,3 +79,62 @@ def test_a_history_is_answered_by_one_run_with_its_backbone_at_hand(chain, toy, 
     (lonely / "config.json").write_text(json.dumps(config))
     says = answer(script, lonely, toy.titles[1], "--pool", 10, code=1).error
     assert f"no backbone in {tmp_path / 'nothing'}" in says and "--pool 0" in says
+
+
+def test_unknown_titles_are_left_out_and_said(chain, toy, script, on_cpu):
+    whole = answer(script, chain.delrec, f"{toy.titles[2]} | {toy.titles[5]}", "--pool", 0)
+    part = answer(script, chain.delrec, f"{toy.titles[2]} | no such thing at all | {toy.titles[5]}", "--pool", 0)
+    assert part.json["unknown"] == ["no such thing at all"] and part.json["top"] == whole.json["top"]
+    assert "left out: no title 'no such thing at all'" in part.output and "left out" not in whole.output
+
+
+@pytest.fixture(scope="module")
+def sasrec(toy, script, fp32, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve") / "sasrec"
+    with fp32():
+        script(B.main, "--dataset", toy.folder, "--out", folder, "--epochs", 1, "--width", 16)
+    return folder
+
+
+def test_a_backbone_answers_with_the_lists_it_wrote(sasrec, toy, alone):
+    rank = serve.ranking(common.load_run(sasrec, toy), toy, alone)
+    lists = np.load(sasrec / "topk_test.npy")
+    olds = [toy.items[toy.ptr[common.users(toy, np.array([s]))[0]]:s].astype(np.int64) for s in toy.test[:9]]
+    s = rank(olds)
+    for row, want, old in zip(s, lists, olds):
+        assert np.argsort(-row, kind="stable")[:20].tolist() == want.tolist() and (row[old] == -np.inf).all()
+
+
+@pytest.mark.parametrize("which", ["backbone", "one pass", "title by title"])
+def test_a_file_is_answered_as_its_lines_one_by_one(which, chain, sasrec, toy, decoder, script, on_cpu, tmp_path):
+    run = {"backbone": sasrec, "title by title": chain.delrec}.get(which)
+    if run is None:
+        run = tmp_path / "mean"
+        script(finetune.main, "--dataset", toy.folder, "--llm", decoder, "--backbone", sasrec, "--soft-prompt", "random", "--k", 3, "--verbalizer", "mean", "--order", "shuffled", "--out", run,
+               "--batch", 8, "--samples", 40, "--evals", 1, "--val-samples", 10, "--init-r", 4, "--target-r", 2)
+    pool = 0 if which == "title by title" else 9             # its backbone is a rule without a model
+    histories = [[3, 9], [12], [40, 41, 2, 7], []]
+    lines = [{"user": n, "history": [toy.titles[i] for i in h] + ["never heard of it"] * (n == 1)} for n, h in enumerate(histories)]
+    lines[2]["history"] = " | ".join(lines[2]["history"])
+    (tmp_path / "ask.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + "\n")
+    result = script(evaluate.main, "--ckpt", run, "--serve", tmp_path / "ask.jsonl", "--top", 5, "--pool", pool)
+    answers = [json.loads(x) for x in (tmp_path / "ask.answers.jsonl").read_text().splitlines()]
+    assert [a["user"] for a in answers] == [0, 1, 2, 3] and answers[3]["top"] == [] and result.json["without_known_title"] == 1
+    assert [u["title"] for u in answers[1]["unknown"]] == ["never heard of it"] and not answers[0]["unknown"]
+    for n in range(3):
+        one = script(evaluate.main, "--ckpt", run, "--history", " | ".join(toy.titles[i] for i in histories[n]), "--top", 5, "--pool", pool)
+        assert [t["item"] for t in one.json["top"]] == [t["item"] for t in answers[n]["top"]] and len(answers[n]["top"]) == 5
+        assert [t["score"] for t in one.json["top"]] == pytest.approx([t["score"] for t in answers[n]["top"]], abs=2e-3)
+
+
+def test_lists_without_a_model_cannot_choose_what_an_lm_ranks(chain, toy, script, on_cpu):
+    assert "no model.safetensors" in answer(script, chain.delrec, toy.titles[2], "--pool", 9, code=1).error
+
+
+@pytest.mark.parametrize("text, says", [("{", "line 1"), ('{"titles": []}', "expected"), ('{"history": 3}', "line 1"), ('{"history": ["a", 3]}', "line 1"), ("[]", "line 1"),
+                                        ('{"history": ["qqqq zzzz"]}', "known title"), ("", "known title")])
+def test_a_file_that_cannot_be_answered_is_a_sentence_and_leaves_nothing(text, says, sasrec, script, tmp_path):
+    (tmp_path / "ask.jsonl").write_text(text)
+    assert says in script(evaluate.main, "--ckpt", sasrec, "--serve", tmp_path / "ask.jsonl", code=1).error
+    assert [p.name for p in tmp_path.iterdir()] == ["ask.jsonl"]
+    assert "cannot be read" in script(evaluate.main, "--ckpt", sasrec, "--serve", tmp_path / "none.jsonl", code=1).error
