@@ -80,10 +80,11 @@ def parameters(run):
 @click.option("--dataset", default="ml-100k", help="name under data/; ml-100k is prepared here")
 @click.option("--llm", default="smollm2-135m", help="the LM; Hugging Face id or folder")
 @click.option("--layers", default=6, type=click.IntRange(1), help="layers of the small LM")
-@click.option("--windows", default=4096, type=click.IntRange(80), help="windows of history that each LM is trained on")
+@click.option("--windows", default=4096, type=click.IntRange(80), help="windows of history that the LM is trained on")
+@click.option("--small-windows", default=12288, type=click.IntRange(80), help="windows that the small LMs are trained on, with and without teacher")
 @click.option("--val-samples", default=1000, type=click.IntRange(1), help="validation samples that choose the step of each LM")
 @click.option("--test-samples", default=0, type=click.IntRange(0), help="test samples of the table; 0 = all")
-def main(dataset, llm, layers, windows, val_samples, test_samples):
+def main(dataset, llm, layers, windows, small_windows, val_samples, test_samples):
     """Backbone, LM, small LM, backbone again: every stage, then one table."""
     began = time.time()
     name_of = Path(dataset).name                         # runs are named after the data's folder
@@ -92,12 +93,13 @@ def main(dataset, llm, layers, windows, val_samples, test_samples):
         stage(None, "data/prepare.py", "ml-100k")
     if llm == "smollm2-135m":
         stage(None, "data/prepare.py", llm)
-    lm = ["finetune.py", "--dataset", dataset, "--llm", llm, "--samples", windows, "--micro", 16, "--val-samples", val_samples, "--evals", 4]
+    lm = ["finetune.py", "--dataset", dataset, "--llm", llm, "--micro", 16, "--val-samples", val_samples, "--evals", 4]
+    ids = ["--input", "ids", "--soft-prompt", f"{name_of}/prompt"]
     stage(runs / "sasrec", "train_backbone.py", "--dataset", dataset)
     stage(runs / "prompt", "distill.py", "--dataset", dataset, "--llm", llm, "--samples", 64, "--val-samples", 48, "--evals", 1)
-    stage(runs / "e4srec", *lm, "--input", "ids", "--soft-prompt", f"{name_of}/prompt", "--out", f"{name_of}/e4srec")
-    stage(runs / "small", *lm, "--input", "ids", "--soft-prompt", f"{name_of}/prompt", "--layers", layers, "--out", f"{name_of}/small")
-    stage(runs / "slmrec", *lm, "--teacher", f"{name_of}/e4srec", "--layers", layers, "--out", f"{name_of}/slmrec")
+    stage(runs / "e4srec", *lm, *ids, "--samples", windows, "--out", f"{name_of}/e4srec")
+    stage(runs / "small", *lm, *ids, "--samples", small_windows, "--layers", layers, "--out", f"{name_of}/small")
+    stage(runs / "slmrec", *lm, "--teacher", f"{name_of}/e4srec", "--samples", small_windows, "--layers", layers, "--out", f"{name_of}/slmrec")
     stage(runs / "slmrec" / "export", "evaluate.py", "--ckpt", f"{name_of}/slmrec", "--export")
     stage(runs / "sasrec-taught", "train_backbone.py", "--dataset", dataset, "--teacher", f"{name_of}/slmrec")
     stage(None, "evaluate.py", "--ckpt", *(f"{name_of}/{name}" for name in ROWS), "--limit", test_samples, "--val-samples", val_samples, "--out", runs / "circle")

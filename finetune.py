@@ -29,7 +29,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (Log, batch_of, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, gather_rows, load_data, load_run, metrics, peak_gb, read_npy,
+from common import (Log, batch_of, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, gather_rows, load_data, load_run, metrics, peak_gb, read_npy, read_tensors,
                     restarted, runs_of_targets, setup, shares, start_run, stop, stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto,
                     with_lists, write_npy, chance)
 
@@ -324,6 +324,9 @@ def main(ctx, **config):
     if cfg.input != "titles":
         L.load_items(lm, settings["backbone_run"], data.n_items, blocks - 1 if cfg.lambda_ms else 0)
         maps = lm.items.maps
+        if teacher_run:                                  # ours: the maps begin as the teacher's, whose states the student is to meet
+            learnt = read_tensors(teacher_run.folder / "items.safetensors")
+            maps.load_state_dict({k: v for k, v in learnt.items() if k != "E"} | {k: v for k, v in maps.state_dict().items() if k.startswith("block")})
     elif cfg.lambda_ms:                                  # W_j: into the states the head reads; begins as the identity
         maps = torch.nn.ModuleDict({f"block{j}": torch.nn.Linear(L.width(lm), L.width(lm)) for j in range(1, blocks)}).to(ranks.device)
         for W_j in maps.values():
