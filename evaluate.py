@@ -181,10 +181,17 @@ def plain_lm(cfg, data, ranks, spent):
 def notes(run):
     """What a row's run chose, where it differs from the paper."""
     if run.stage == "train_backbone":
-        return f"{run.loss} loss"
+        return f"{run.loss} loss" + (f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})" if getattr(run, "teacher", None) else "")
     s = run.settings
-    parts = [s["verbalizer"], f"candidates listed in {s['order']} order" if s["show"] or s["verbalizer"] == "letter" else "candidates not listed", f"L={s['history']}"]
+    if s.get("input") == "ids":
+        parts = ["items as vectors, all scored at once", f"L={s['history']}"]
+    else:
+        parts = [s["verbalizer"], f"candidates listed in {s['order']} order" if s["show"] or s["verbalizer"] == "letter" else "candidates not listed", f"L={s['history']}"]
+    if s.get("input") == "hybrid":
+        parts.insert(0, "titles and vectors")
     if run.stage == "finetune":
+        if getattr(run, "layers", None):
+            parts.append(f"{run.layers} layers" + (f", taught by {Path(run.teacher).name}" if run.teacher else ", no teacher"))
         parts += [f"loss {run.loss}", f"AdaLoRA on {run.adapt}", f"{run.samples} samples",
                   f"soft prompt {Path(run.soft_prompt).name if run.soft_prompt else 'none'}"]
     if getattr(run, "calibration", 0):
