@@ -81,7 +81,7 @@ def parameters(run):
 @click.option("--llm", default="smollm2-135m", help="the LM; Hugging Face id or folder")
 @click.option("--layers", default=6, type=click.IntRange(1), help="layers of the small LM")
 @click.option("--windows", default=4096, type=click.IntRange(80), help="windows of history that the LM is trained on")
-@click.option("--small-windows", default=12288, type=click.IntRange(80), help="windows that the small LMs are trained on, with and without teacher")
+@click.option("--small-windows", default=8192, type=click.IntRange(80), help="windows that the small LMs are trained on, with and without teacher")
 @click.option("--val-samples", default=1000, type=click.IntRange(1), help="validation samples that choose the step of each LM")
 @click.option("--test-samples", default=0, type=click.IntRange(0), help="test samples of the table; 0 = all")
 def main(dataset, llm, layers, windows, small_windows, val_samples, test_samples):
