@@ -29,7 +29,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (Log, batch_of, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, gather_rows, load_data, load_run, metrics, peak_gb, read_npy, read_tensors,
+from common import (Log, batch_of, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, gather_rows, load_data, load_run, metrics, peak_gb, read_npy,
                     restarted, runs_of_targets, setup, shares, start_run, stop, stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto,
                     with_lists, write_npy, chance)
 
@@ -290,47 +290,47 @@ def main(ctx, **config):
         sample_of = data.train[order]
         examples_of = lambda r, at: examples(r, cfg, order[at], at / len(order))
         n_reads = np.ones(len(order), int)
-    record = start_run(out, "finetune", cfg, data, ranks)
 
-    # the small LM, what its teacher says, the items' vectors
+    # the small LM, its teacher, the items' vectors
     if cfg.layers:
         L.prune(lm, cfg.layers)
-        record["llm"] = str(out / "lm")
-        if ranks.main:
-            lm.model.save_pretrained(out / "lm"), lm.tok.save_pretrained(out / "lm")
-    states, blocks, micro_states = None, 0, 8 if cfg.micro == "auto" else cfg.micro
+    teacher, blocks = None, 0
+    if cfg.teacher:
+        teacher, _ = L.open_run(teacher_run, data, ranks.device, cfg.shard)
+        if teacher.lm.tok.get_vocab() != lm.tok.get_vocab() or L.width(teacher.lm) != L.width(lm):
+            stop(f"the teacher {teacher_run.folder} has another tokenizer or width ({teacher_run.llm}, {L.width(teacher.lm)}) than {cfg.llm} ({L.width(lm)}); "
+                 "teacher and student must come from the same LM")
+        made_with["teacher"] = hashlib.sha256((teacher_run.folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
     if cfg.teacher or cfg.lambda_ms:
-        layers, teacher = [len(L.decoder_layers(lm)[2])], None
-        if cfg.teacher:
-            teacher, _ = L.open_run(teacher_run, data, ranks.device, cfg.shard)
-            layers.append(len(L.decoder_layers(teacher.lm)[2]))
-            if teacher.lm.tok.get_vocab() != lm.tok.get_vocab() or L.width(teacher.lm) != L.width(lm):
-                stop(f"the teacher {teacher_run.folder} has another tokenizer or width ({teacher_run.llm}, {L.width(teacher.lm)}) than {cfg.llm} ({L.width(lm)}); "
-                     "teacher and student must come from the same LM")
-        blocks = cut(layers, cfg.blocks)
-        if cfg.teacher:
-            L.tap(teacher.lm, blocks)
-            path = out / "teacher_states.npy"
-            if ranks.main and not cfg.resume:
-                path.unlink(missing_ok=True)
-            t0 = time.time()
-            states, ptr = teacher_states(teacher, blocks, n_reads, examples_of, micro_states, path, ranks)
-            record["states_seconds"] = round(time.time() - t0, 1)
-            made_with["teacher"] = hashlib.sha256((teacher_run.folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
-            del teacher
+        blocks = cut([len(L.decoder_layers(m)[2]) for m in ([teacher.lm, lm] if teacher else [lm])], cfg.blocks)
         L.tap(lm, blocks)
     maps = torch.nn.ModuleDict()
-    torch.manual_seed(cfg.seed)
     if cfg.input != "titles":
+        torch.manual_seed(cfg.seed)
         L.load_items(lm, settings["backbone_run"], data.n_items, blocks - 1 if cfg.lambda_ms else 0)
         maps = lm.items.maps
-        if teacher_run:                                  # ours: the maps begin as the teacher's, whose states the student is to meet
-            learnt = read_tensors(teacher_run.folder / "items.safetensors")
-            maps.load_state_dict({k: v for k, v in learnt.items() if k != "E"} | {k: v for k, v in maps.state_dict().items() if k.startswith("block")})
+        if teacher:                                      # ours: the maps begin as the teacher's, whose states the student is to meet
+            maps.load_state_dict({**maps.state_dict(), **teacher.lm.items.maps.state_dict()})
+            lm.items.E = teacher.lm.items.E
     elif cfg.lambda_ms:                                  # W_j: into the states the head reads; begins as the identity
         maps = torch.nn.ModuleDict({f"block{j}": torch.nn.Linear(L.width(lm), L.width(lm)) for j in range(1, blocks)}).to(ranks.device)
         for W_j in maps.values():
             torch.nn.init.eye_(W_j.weight), torch.nn.init.zeros_(W_j.bias)
+
+    record = start_run(out, "finetune", cfg, data, ranks)
+    if cfg.layers:
+        record["llm"] = str(out / "lm")
+        if ranks.main:
+            lm.model.save_pretrained(out / "lm"), lm.tok.save_pretrained(out / "lm")
+    if teacher:
+        L.tap(teacher.lm, blocks)
+        path, t0 = out / "teacher_states.npy", time.time()
+        if ranks.main and not cfg.resume:
+            path.unlink(missing_ok=True)
+        if ranks.world > 1:
+            torch.distributed.barrier()
+        states, ptr = teacher_states(teacher, blocks, n_reads, examples_of, 16 if cfg.micro == "auto" else cfg.micro, path, ranks)
+        record["states_seconds"], teacher = round(time.time() - t0, 1), None
     r = L.ranker(lm, data, settings, P)
     r.cache = cfg.cache_prefix
 
