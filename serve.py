@@ -257,7 +257,7 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024):
     if ranks.main:
         for name, dtype, shape in (("topk", np.int32, (n, K)), ("truth", np.float32, (n,)), ("listed", np.float32, (n, K))):
             files[name] = np.lib.format.open_memmap(tmp / f"{name}.npy", "r+" if done else "w+", dtype, shape)
-    log, began, first = Log(run.folder, len(which), "export", ranks, "sample", done), time.time(), done
+    log, began, first = Log(None, len(which), "export", ranks, "sample", done), time.time(), done
     for i in range(done, len(which), chunk):
         part = which[i:i + chunk]
         target = data.items[data.train[part]].astype(np.int64)
