@@ -19,7 +19,7 @@ test: $(VENV)/ready          ## all tests (under ten minutes on 2 cores)
 soak: $(VENV)/ready          ## kill the scripts fifty times at random moments and compare (about ten minutes on 2 cores)
 	$(PY) -m pytest -q -s tests/soak.py
 
-circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (under 45 minutes on 2 cores)
+circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (about an hour on one core)
 	$(PY) circle.py
 
 bench: bench-kernels bench-llm bench-data  ## all benchmarks (each program's last line is one JSON object)
