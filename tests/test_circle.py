@@ -472,7 +472,7 @@ def test_two_processes_learn_from_a_teacher_as_one(toy, student, script, on_cpu,
     import sys
     import os
     from conftest import ROOT
-    args = ["--dataset", toy.folder, *TRAIN, "--dropout", 0, "--teacher", student]
+    args = ["--dataset", toy.folder, *TRAIN, "--dropout", 0, "--teacher", student, "--lam", .5]
     script(B.main, *args, "--out", tmp_path / "one")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
