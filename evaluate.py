@@ -206,7 +206,7 @@ def notes(run):
 @click.argument("more", nargs=-1)
 @click.option("--dataset", default=None, type=str, help="needed with --llm alone; else the runs' own")
 @click.option("--candidates", "C", default=15, help="which stored candidates to rank")
-@click.option("--limit", default=0, type=click.IntRange(0), help="test samples, the same ones for every run; 0 = all")
+@click.option("--limit", default=0, type=click.IntRange(0), help="test samples, the same ones for every run (with --export: training samples); 0 = all")
 @click.option("--out", default=None, type=str, help="folder of metrics.json, table.txt, table.png; the last run's if not given")
 @click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
 # the plain LM
