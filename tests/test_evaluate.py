@@ -11,7 +11,7 @@ import torch
 import common
 import evaluate
 import lm as L
-from conftest import KINDS, evaluation, popular
+from conftest import KINDS, evaluation
 
 
 # ---------------------------------------------------------------- intervals and tests
