@@ -26,16 +26,14 @@ ROWS = {"sasrec": "backbone", "e4srec": "LM, items as vectors, distilled soft pr
 
 
 def stage(folder, *args):
-    """Run a command of the README unless its run is finished; --resume takes up one that was killed. Returns its seconds, 0 if it was done."""
+    """Run a command of the README unless its run is finished; --resume takes up one that was killed."""
     if folder is not None and (folder / "config.json" if folder.name != "export" else folder / "meta.json").exists():
         print(f"=== {folder} is there", flush=True)
-        return 0.0
+        return
     resume = ["--resume"] if folder is not None and (folder / "checkpoints").is_dir() else []
     print(f"\n=== python {' '.join(map(str, [*args, *resume]))}", flush=True)
-    began = time.time()
     if subprocess.run([sys.executable, "-u", *map(str, args), *resume], cwd=common.ROOT).returncode:
         sys.exit(f"circle: '{args[0]}' stopped; its message is above")
-    return time.time() - began
 
 
 def milliseconds(rank, olds, batch, seconds=3):
@@ -109,31 +107,29 @@ def main(dataset, llm, layers, windows, small_windows, val_samples, test_samples
     table = common.read_json(runs / "circle" / "metrics.json")
     which = common.subset(len(data.test), test_samples, 0)
     user = common.users(data, np.asarray(data.test)[which])
-    found, lines = {}, [table["protocol"], ""]
+    ms_of, lines = {}, [table["protocol"], ""]
     lines.append(f"{'':14} {'HR@1':>6} {'':14} {'NDCG@10':>8} {'':14} {'HR@20':>6} {'NDCG@20':>8} {'parameters':>12} {'ms, 1 core':>10} {'ms':>8} {'ms of 64':>9} {'minutes':>8}")
     for name, what in ROWS.items():
         run, row, full = common.load_run(runs / name), table["rows"][name], table["full"][name]
         print(f"timing {name}", flush=True)
-        ms = latencies(run, data)
-        found[name] = {**row, "full": full, "ms": ms, "parameters": parameters(run), "seconds": run.seconds}
+        ms = ms_of[name] = latencies(run, data)
         a, b = row["hr@1_interval"], row["ndcg@10_interval"]
         lines.append(f"{name:14} {row['hr@1']:6.3f} [{a[0]:.3f}, {a[1]:.3f}] {row['ndcg@10']:8.3f} [{b[0]:.3f}, {b[1]:.3f}] {full['hr@20']:6.4f} {full['ndcg@20']:8.4f} "
-                     f"{found[name]['parameters']:12,} {ms[0]:10.2f} {ms[1]:8.2f} {ms[2]:9.2f} {run.seconds / 60:8.1f}   {what.format(n=layers)}")
-    hits = {name: (np.asarray(common.read_npy(runs / name / "ranks_test_15.npy"))[which] == 1).astype(float) for name in ("e4srec", "small", "slmrec")}
+                     f"{parameters(run):12,} {ms[0]:10.2f} {ms[1]:8.2f} {ms[2]:9.2f} {run.seconds / 60:8.1f}   {what.format(n=layers)}")
+    hits = {name: (np.asarray(common.read_npy(runs / name / "ranks_test_15.npy"))[which] == 1).astype(float) for name in ("e4srec", "slmrec")}
     low, high = interval(hits["slmrec"] - hits["e4srec"], user)
-    teacher, student, small = (common.load_run(runs / name) for name in ("e4srec", "slmrec", "small"))
-    taught = table["full_tests"]["sasrec-taught - sasrec"]
-    alone = table["tests"].get("slmrec - small") or {k: v * (-1 if k in ("hr@1", "ndcg@10") else 1) for k, v in table["tests"]["small - slmrec"].items()}
+    teacher, student = (common.load_run(runs / name) for name in ("e4srec", "slmrec"))
+    taught, alone = table["full_tests"]["sasrec-taught - sasrec"], table["tests"]["slmrec - small"]
     lines += ["", f"taught minus not, {layers} layers: HR@1 {alone['hr@1']:+.4f} (p = {alone['p_mcnemar_hr@1']:.2g}), NDCG@10 {alone['ndcg@10']:+.4f} (p = {alone['p_t_ndcg@10']:.2g})",
               f"taught backbone minus backbone, all items: HR@20 {taught['hr@20']:+.4f} (p = {taught['p_mcnemar_hr@20']:.2g}), NDCG@20 {taught['ndcg@20']:+.4f} (p = {taught['p_t_ndcg@20']:.2g})",
               f"{(time.time() - began) / 60:.1f} minutes"]
     print("\n" + "\n".join(lines) + "\n")
     (runs / "circle" / "circle.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    report([("slmrec.speedup.inference", found["e4srec"]["ms"][2] / found["slmrec"]["ms"][2], "x", 3), ("slmrec.speedup.training", student.samples_per_second / teacher.samples_per_second, "x", 3),
+    report([("slmrec.speedup.inference", ms_of["e4srec"][2] / ms_of["slmrec"][2], "x", 3), ("slmrec.speedup.training", student.samples_per_second / teacher.samples_per_second, "x", 3),
             ("slmrec.speedup.training_with_states", teacher.train_seconds / (student.train_seconds + student.states_seconds), "x", None),
             ("slmrec.hr@1_vs_teacher", float((hits["slmrec"] - hits["e4srec"]).mean()), "", None), ("slmrec.hr@1_vs_teacher_low", float(low), "", None),
             ("slmrec.hr@1_vs_teacher_high", float(high), "", None), ("slmrec.hr@1_vs_untaught", alone["hr@1"], "", None), ("slmrec.vs_untaught_p", alone["p_mcnemar_hr@1"], "", None),
-            ("dllm2rec.latency_ms", found["sasrec-taught"]["ms"][0], "ms", 2), ("dllm2rec.times_faster_than_teacher", found["e4srec"]["ms"][0] / found["sasrec-taught"]["ms"][0], "x", 100),
+            ("dllm2rec.latency_ms", ms_of["sasrec-taught"][0], "ms", 2), ("dllm2rec.times_faster_than_teacher", ms_of["e4srec"][0] / ms_of["sasrec-taught"][0], "x", 100),
             ("dllm2rec.hr20_gain", taught["hr@20"] / table["full"]["sasrec"]["hr@20"], "", None), ("dllm2rec.p_value", taught["p_mcnemar_hr@20"], "", None),
             ("circle.minutes", (time.time() - began) / 60, "min", 45)], torch.get_num_threads())
 

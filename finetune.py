@@ -81,9 +81,12 @@ def examples(r, cfg, which, done):
     target = r.data.items[batch].astype(np.int64)
     cand = target[:, None] if cfg.loss == "titles" else listed
     n_truth = r.titles.ptr[target + 1] - r.titles.ptr[target] + (r.lm.kind == "decoder")
-    vectors = [cfg.input != "hybrid" or np.random.default_rng([cfg.seed, 2, int(i)]).random() < d for i, d in zip(which, done)]
-    return [SimpleNamespace(**dict(zip(("tail", "at"), (r.prompts if v else r.plain).history(h[h > 0], show))), cand=c, truth=int((c == t).argmax()), n_truth=int(n),
-                            target=t[None]) for v, h, show, c, t, n in zip(vectors, histories(r.data, batch, cfg.history), listed, cand, target, n_truth)]
+    out = []
+    for i, h in enumerate(histories(r.data, batch, cfg.history)):
+        vectors = cfg.input != "hybrid" or np.random.default_rng([cfg.seed, 2, int(which[i])]).random() < done[i]
+        tail, at = (r.prompts if vectors else r.plain).history(h[h > 0], listed[i])
+        out.append(SimpleNamespace(tail=tail, at=at, cand=cand[i], truth=int((cand[i] == target[i]).argmax()), n_truth=int(n_truth[i]), target=target[i:i + 1]))
+    return out
 
 
 def windows(data, L, n, seed):

@@ -643,9 +643,10 @@ def ranker(lm, data, settings, P_kD=None):
     """An LM with everything that fixes how it ranks: titles, prompts, P. settings: verbalizer, show, order, history, max_title,
     max_tokens, backbone (its name in the prompt), backbone_run (its folder, for order); the soft prompt's length is P's."""
     titles = tokenise_titles(lm, data, settings["max_title"])
-    plain, prompts = (prompter(lm, data, titles, settings["backbone"], 0 if P_kD is None else len(P_kD), settings["show"],
-                               settings["verbalizer"] == "letter", settings["max_tokens"], shown) for shown in ("titles", settings.get("input", "titles")))
-    return SimpleNamespace(lm=lm, data=data, titles=titles, prompts=prompts, plain=plain, P=P_kD, verbalizer=settings["verbalizer"],
+    shown = settings.get("input", "titles")
+    make = lambda shown: prompter(lm, data, titles, settings["backbone"], 0 if P_kD is None else len(P_kD), settings["show"],
+                                  settings["verbalizer"] == "letter", settings["max_tokens"], shown)
+    return SimpleNamespace(lm=lm, data=data, titles=titles, prompts=make(shown), plain=make("titles") if shown == "hybrid" else None, P=P_kD, verbalizer=settings["verbalizer"],
                            show=settings["show"] or settings["verbalizer"] == "letter", history=settings["history"],
                            order=settings["order"], backbone_run=settings["backbone_run"], cache=True)
 

@@ -217,14 +217,13 @@ class CrossEntropy(torch.autograd.Function):
 def loss_of(model, seq_BL, target_BL, negative_BL=None, taught=None):
     """Sum of the losses of the positions that have a target. Without negatives the softmax runs over all items; with one a position (B, L) it
     is binary cross-entropy; with some shared by all, drawn uniformly, (n,), a sampled softmax: each stands for (I - 1) / n items, so the sum
-    below the fraction is right on average (arXiv 1412.2007, section 3). taught: f(x_NE, at_N, L) -> the teacher's part (see Teacher)."""
+    below the fraction is right on average (arXiv 1412.2007, section 3). taught: f(x_NE, at_NE, L) -> the teacher's part (teach, in main)."""
     x_BLE = model(seq_BL)
     L = x_BLE.shape[1]
     at_NE = (target_BL[:, -L:] != 0).nonzero(as_tuple=True)
     x_NE, target_N = x_BLE[at_NE], target_BL[:, -L:][at_NE]
-    if taught is not None:
-        return student_loss(model, x_NE, target_N, negative_BL, at_NE, L) + taught(x_NE, at_NE, L)
-    return student_loss(model, x_NE, target_N, negative_BL, at_NE, L)
+    loss = student_loss(model, x_NE, target_N, negative_BL, at_NE, L)
+    return loss if taught is None else loss + taught(x_NE, at_NE, L)
 
 
 def student_loss(model, x_NE, target_N, negative_BL, at_NE, L):

@@ -187,6 +187,16 @@ def backbone(toy, tmp_path_factory):
     return write_backbone(tmp_path_factory.mktemp("runs") / "sasrec", toy, popular(toy))
 
 
+@pytest.fixture(scope="session")
+def sasrec(toy, script, fp32, tmp_path_factory):
+    """A real SASRec, trained for two epochs."""
+    import train_backbone
+    folder = tmp_path_factory.mktemp("trained") / "sasrec"
+    with fp32():
+        script(train_backbone.main, "--dataset", toy.folder, "--out", folder, "--epochs", 2, "--width", 16)
+    return folder
+
+
 # ---------------------------------------------------------------- three kinds of LM
 
 def corpus():

@@ -20,15 +20,6 @@ BASE = ["--k", 4, "--batch", 8, "--micro", 4, "--samples", 48, "--evals", 1, "--
 
 
 @pytest.fixture(scope="module")
-def sasrec(toy, script, fp32, tmp_path_factory):
-    """A real SASRec, whose vectors the LMs read."""
-    folder = tmp_path_factory.mktemp("circle") / "sasrec"
-    with fp32():
-        script(B.main, "--dataset", toy.folder, "--out", folder, "--epochs", 2, "--width", 16)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def deep(tmp_path_factory, decoder):
     """A decoder of 4 layers with the tiny decoder's tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

@@ -11,7 +11,6 @@ import evaluate
 import finetune
 import lm as L
 import serve
-import train_backbone as B
 from conftest import popular
 
 
@@ -86,14 +85,6 @@ def test_unknown_titles_are_left_out_and_said(chain, toy, script, on_cpu):
     part = answer(script, chain.delrec, f"{toy.titles[2]} | no such thing at all | {toy.titles[5]}", "--pool", 0)
     assert part.json["unknown"] == ["no such thing at all"] and part.json["top"] == whole.json["top"]
     assert "left out: no title 'no such thing at all'" in part.output and "left out" not in whole.output
-
-
-@pytest.fixture(scope="module")
-def sasrec(toy, script, fp32, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serve") / "sasrec"
-    with fp32():
-        script(B.main, "--dataset", toy.folder, "--out", folder, "--epochs", 1, "--width", 16)
-    return folder
 
 
 def test_a_backbone_answers_with_the_lists_it_wrote(sasrec, toy, alone):
