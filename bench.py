@@ -166,7 +166,7 @@ def against_rival(rows, lm, data, device):
     memory = [extra_bytes(f, device) for f in (ours, theirs)]
     rows.append((f"train.stage1.{where}.memory_vs_rival", None if None in memory else memory[0] / memory[1], "share", 0.6))
 
-    names = finetune.adapt_modules(lm, "qv")
+    names = L.adapt_modules(lm, "qv")
     P.requires_grad_(False)
     adapters = {"ours": adapt(lm.model, names), "rival": adapt(rival.model, names)}
     params = {k: [p for p in a.parameters() if p.requires_grad] for k, a in adapters.items()}
@@ -373,7 +373,7 @@ def account(rows, device, name, config, tokens=600, limit_gb=24, dtype=torch.bfl
     loss = lambda: F.cross_entropy(L.score(lm, L.begin(lm, prefix, P), tails, cands, titles, "mean"), torch.zeros(1, dtype=torch.long, device=device))
     show("stage1", lm.model, 3 * P.numel() * 4, lambda: loss().backward())                       # P, its gradient, Lion's momentum
     P.requires_grad_(False)
-    adapter = adapt(lm.model, finetune.adapt_modules(lm, "qv")).train()
+    adapter = adapt(lm.model, L.adapt_modules(lm, "qv")).train()
     trained = sum(p.numel() * p.element_size() for p in adapter.parameters() if p.requires_grad)
     show("stage2", adapter, 3 * trained + 2 * trained, lambda: loss().backward())                  # and AdaLoRA's two averages
     L.checkpoint_layers(lm.model)

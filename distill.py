@@ -6,9 +6,11 @@
     python distill.py --dataset ml-100k --paper                           the paper's choices where ours differ
 
 Reads data/<dataset>/ and a backbone's run folder (topk_{train,val}.npy, from train_backbone.py or anybody else's model); writes
-runs/<dataset>/prompt/ (soft_prompt.safetensors, log.jsonl, metrics.json, config.json). Only the k x D numbers of P are trained.
+runs/<dataset>/prompt/ (soft_prompt.safetensors, log.jsonl, metrics.json, config.json). Only the k x D numbers of P are trained
+(with --lr-lm also an adapter of the LM, DELRec's variant w UDPSM).
 """
 import json
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -23,7 +25,6 @@ import lm as L
 from common import (Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, shares, start_run, stop,
                     stop_unless_finite, subset, sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
 
-NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 # what --paper sets (spec sections 2 and 4); our defaults, chosen by validation on ml-100k, are in the options below
 PAPER = dict(history=10, verbalizer="mean", show=True, balance="gradnorm", lr=5e-3)
 
@@ -113,6 +114,7 @@ def weights(how, g_TA, g_RPS, log_var):
 @click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
 @click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
 @click.option("--lr", default=2e-2, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
+@click.option("--lr-lm", default=0.0, type=click.FloatRange(0), help="that of a LoRA adapter on the LM's q and v; 0: the LM is frozen (the paper; above 0: its variant w UDPSM)")
 @click.option("--weight-decay", default=1e-5, help="weight decay of Lion")
 @click.option("--warmup", default=0.1, help="share of the steps with rising learning rate")
 @click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
@@ -149,7 +151,7 @@ def main(ctx, **config):
         stop(f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the catalogue has {data.n_items}; lower --candidates or --h")
     lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
     P = L.random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
-    backbone = NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
+    backbone = L.NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "history": cfg.history, "max_title": cfg.max_title,
                 "max_tokens": cfg.max_tokens, "backbone": backbone, "backbone_run": str(teacher_folder)}
     r = L.ranker(lm, data, settings, P)
@@ -157,7 +159,14 @@ def main(ctx, **config):
     if cfg.gradient_checkpointing:
         L.checkpoint_layers(lm.model)
     made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm))
+    moved, adapter = [P], None
+    if cfg.lr_lm:
+        from peft import LoraConfig, get_peft_model
+        adapter = get_peft_model(lm.model, LoraConfig(target_modules=L.adapt_modules(lm), r=8, lora_alpha=16))
+        moved += [p for p in adapter.parameters() if p.requires_grad]
     record = start_run(out, "distill", cfg, data, ranks)
+    if ranks.main:
+        shutil.rmtree(out / "adapter", ignore_errors=True)      # of an earlier run with --lr-lm
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
     found = saver.load() if cfg.resume else None
     checkpoints.listen()
@@ -176,7 +185,7 @@ def main(ctx, **config):
         return {"ta": ta, "rps": rps, "ta_loss": ta_loss, "rps_loss": rps_loss}
 
     def micro_batch(prompts, share):
-        """Adds to P.grad what these prompts give, `share` of the loss each; returns their part of the loss."""
+        """Adds to the gradients what these prompts give, `share` of the loss each; returns their part of the loss."""
         s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, r.cache), [p[0] for p in prompts], np.stack([p[1] for p in prompts]), r.titles, cfg.verbalizer)
         loss = F.cross_entropy(s_BC, torch.tensor([p[2] for p in prompts], device=ranks.device), reduction="sum") * share
         loss.backward()
@@ -193,15 +202,18 @@ def main(ctx, **config):
         cfg.micro = L.largest_micro(lambda m: micro_batch(longest[:m], 1 / m), [p[0] for p in longest], most, ranks.device, ranks)
     micro = record["micro"] = min(cfg.micro, most)
     log_var = torch.zeros(2, requires_grad=True)
-    optimiser = Lion([P], lr=cfg.lr, weight_decay=cfg.weight_decay)
+    optimiser = Lion([{"params": [P]}, *([{"params": moved[1:]}] if cfg.lr_lm else [])], lr=cfg.lr, weight_decay=cfg.weight_decay)
     balancer = torch.optim.Adam([log_var], lr=1e-2)
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
+    names = ["P", *(f"lm.{i}" for i in range(len(moved) - 1))]
     best, began, lm_seconds, prompts_seen, first, step_seconds = None, time.time(), {"steps": 0.0, "validation": 0.0}, 0, 0, []
     if found:
         first, tensors, state = found
-        P.data.copy_(tensors["P"]), log_var.data.copy_(tensors["log_var"])
+        for name, p in zip(names, moved):
+            p.data.copy_(tensors[name])
+        log_var.data.copy_(tensors["log_var"])
         checkpoints.restore_optimiser("lion", optimiser, tensors), checkpoints.restore_optimiser("adam", balancer, tensors)
-        best = (*state["best"][:2], tensors["best.P"].to(ranks.device), state["best"][2]) if state["best"] else None
+        best = (*state["best"][:2], [tensors[f"best.{name}"].to(ranks.device) for name in names], state["best"][2]) if state["best"] else None
         prompts_seen, lm_seconds, step_seconds = state["prompts_seen"], state["lm_seconds"], state["step_seconds"]
         began -= state["seconds"]
     cut_log(out, "distill", first, ranks)
@@ -211,44 +223,48 @@ def main(ctx, **config):
         which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
         ta, rps = tasks_of(r, data.train[which], ranked["train"][which][:, :cfg.h], cfg.a, cfg.C, cfg.seed + 1 + step)
         ta, rps = (ta if cfg.tasks != "rps" else []), (rps if cfg.tasks != "ta" else [])
-        lr = cfg.lr * min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
-        optimiser.param_groups[0]["lr"] = lr
+        now = min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
+        for group, peak in zip(optimiser.param_groups, (cfg.lr, cfg.lr_lm)):
+            group["lr"] = peak * now
 
         grads, losses, t0 = [], [], time.time()
-        for prompts in (ta, rps):                        # each task's own gradient of P: L_TA and L_RPS are means over the global batch
-            P.grad, total = torch.zeros_like(P), torch.zeros(1)
+        for prompts in (ta, rps):                        # each task's own gradient: L_TA and L_RPS are means over the global batch
+            total = torch.zeros(1)
+            for p in moved:
+                p.grad = torch.zeros_like(p)
             if not lm.packs:                             # rows of one pass are padded to the longest: like lengths together
                 prompts.sort(key=lambda p: -len(p[0]))
             for i, own in shares(range(0, len(prompts), micro), ranks, cfg.shard):
                 total += micro_batch(prompts[i:i + micro], own / len(prompts))
-            sum_gradients([P], ranks)
-            grads.append(P.grad)
+            sum_gradients(moved, ranks)
+            grads.append([p.grad for p in moved])
             losses.append(sum_over_ranks(total, ranks).item())
         step_seconds.append(time.time() - t0)
         prompts_seen += len(ta) + len(rps)
-        lam = weights(cfg.balance, *grads, log_var) if cfg.tasks == "both" else torch.tensor([1.0, 1.0])
-        P.grad = lam[0] * grads[0] + lam[1] * grads[1]   # gradient of lam_TA L_TA + lam_RPS L_RPS, the weights detached
-        stop_unless_finite([P], step + 1, data.train[which], data, losses)
+        lam = weights(cfg.balance, grads[0][0], grads[1][0], log_var) if cfg.tasks == "both" else torch.tensor([1.0, 1.0])
+        for p, g_TA, g_RPS in zip(moved, *grads):        # gradient of lam_TA L_TA + lam_RPS L_RPS, the weights detached
+            p.grad = lam[0] * g_TA + lam[1] * g_RPS
+        stop_unless_finite(moved, step + 1, data.train[which], data, losses)
         optimiser.step()
         if cfg.balance == "uncertainty":                 # s follows L = exp(-s) loss + s
             log_var.grad = 1 - torch.exp(-log_var.detach()) * torch.tensor(losses)
             balancer.step()
 
-        shown = {"loss_ta": losses[0], "loss_rps": losses[1], "lam_ta": lam[0].item(), "lr": lr}
+        shown = {"loss_ta": losses[0], "loss_rps": losses[1], "lam_ta": lam[0].item(), "lr": cfg.lr * now}
         if step in eval_at:
             t0 = time.time()
-            now = validate(f"step {step + 1}")
+            after = validate(f"step {step + 1}")
             lm_seconds["validation"] += time.time() - t0
-            shown |= {f"val_{k}": v for k, v in now.items()}
-            quality = now["ta_loss"] * (cfg.tasks != "rps") + now["rps_loss"] * (cfg.tasks != "ta")
+            shown |= {f"val_{k}": v for k, v in after.items()}
+            quality = after["ta_loss"] * (cfg.tasks != "rps") + after["rps_loss"] * (cfg.tasks != "ta")
             if best is None or quality < best[0]:
-                best = (quality, step + 1, P.detach().clone(), now)
+                best = (quality, step + 1, [p.detach().clone() for p in moved], after)
         log.step(step + 1, **shown)
         if step == 2 and steps > 3:
             forecast(step_seconds, steps, validation_seconds, sum(e > step for e in eval_at), ranks)
         if (asked := checkpoints.stop_asked(ranks)) or saver.due(step + 1):
-            saver.save(step + 1, {"P": P, "log_var": log_var, **checkpoints.optimiser_tensors("lion", optimiser), **checkpoints.optimiser_tensors("adam", balancer),
-                                  **({"best.P": best[2]} if best else {})},
+            saver.save(step + 1, {**dict(zip(names, moved)), "log_var": log_var, **checkpoints.optimiser_tensors("lion", optimiser), **checkpoints.optimiser_tensors("adam", balancer),
+                                  **({f"best.{name}": p for name, p in zip(names, best[2])} if best else {})},
                        {"before": before, "best": [best[0], best[1], best[3]] if best else None, "prompts_seen": prompts_seen, "lm_seconds": lm_seconds,
                         "step_seconds": step_seconds, "seconds": time.time() - began})
         if asked and step + 1 < steps:
@@ -257,9 +273,14 @@ def main(ctx, **config):
     log.close()
 
     lm_seconds["steps"] = sum(step_seconds)
-    seconds, (_, best_step, P_best, after) = time.time() - began, best
+    seconds, (_, best_step, chosen, after) = time.time() - began, best
     if ranks.main:
-        L.save_soft_prompt(out, P_best)
+        L.save_soft_prompt(out, chosen[0])
+        if adapter:
+            with torch.no_grad():
+                for p, x in zip(moved[1:], chosen[1:]):
+                    p.copy_(x)
+            adapter.save_pretrained(out / "adapter")
         result = {"chance": 1 / cfg.C, "n_ta": len(val_ta), "n_rps": len(val_rps), "before": before, "after": after, "best_step": best_step}
         write_json(out / "metrics.json", result)
         record |= {"settings": settings, "backbone": backbone, "backbone_run": str(teacher_folder), "lm_share": round(sum(lm_seconds.values()) / seconds, 3),

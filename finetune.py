@@ -38,17 +38,6 @@ PARTS = ("candidates", "titles", "cos", "norm", "ms")      # of the loss
 PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates", adapt="qv", lr=1e-4, calibrate=False)
 
 
-def adapt_modules(lm, adapt):
-    """Names of the linear layers AdaLoRA adapts: the attention's q and v (paper), or every linear layer of the body."""
-    qv = ("q_proj", "v_proj", "q", "v", "query", "value")
-    head = lm.model.get_output_embeddings()
-    names = [n for n, m in lm.model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
-             and (adapt == "linear" or n.split(".")[-1] in qv)]
-    if not names:
-        stop(f"{lm.name} has no attention projections named {', '.join(qv)}; use --adapt linear")
-    return names
-
-
 def orthogonality(adapter):
     """AdaLoRA's penalty: mean over all A and B of ||A A^T - I||_F (arXiv 2303.10512, eq. 4), same-shaped matrices in one batch."""
     by_shape = {}
@@ -189,7 +178,7 @@ def read_batch(r, start, batch):
 @click.option("--backbone", default=None, type=str, help="run folder of the conventional model; the soft prompt's own, or runs/<dataset>/sasrec")
 # model
 @click.option("--llm", default="smollm2-135m", help="Hugging Face id or folder; smollm2-135m is fetched by itself")
-@click.option("--soft-prompt", default=None, type=str, help="run folder of distill.py, 'none' or 'random'; runs/<dataset>/prompt if not given")
+@click.option("--soft-prompt", default=None, type=str, help="run folder of distill.py; 'none', 'random' (untrained vectors) or 'words' (the backbone's pattern in words); runs/<dataset>/prompt if not given")
 @click.option("--k", default=80, type=click.IntRange(1), help="vectors of the soft prompt with --soft-prompt random")
 @click.option("--verbalizer", default="letter", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="how the mask becomes a score per title")
 @click.option("--show/--no-show", default=False, help="list the candidates in the prompt (the paper does)")
@@ -225,6 +214,7 @@ def read_batch(r, start, batch):
 @click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
 @click.option("--lr", default=3e-3, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
 @click.option("--lr-maps", default=1e-3, type=click.FloatRange(0, min_open=True), help="that of the maps between items' vectors and the LM, and of --lambda-ms")
+@click.option("--lr-prompt", default=0.0, type=click.FloatRange(0), help="that of the soft prompt; 0: it stays as distill.py left it (the paper; above 0: its variant w ULSR)")
 @click.option("--weight-decay", default=1e-6, help="weight decay of Lion")
 @click.option("--warmup", default=0.05, help="share of the steps with rising learning rate")
 @click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
@@ -267,19 +257,24 @@ def main(ctx, **config):
 
     # LM, soft prompt, samples
     prompt_run = load_prompt_run(cfg, data)
+    if prompt_run and prompt_run.stage == "distill" and getattr(prompt_run, "lr_lm", 0) and cfg.llm == prompt_run.llm:
+        cfg.llm = str(prompt_run.folder)                 # w UDPSM: the LM that stage 1 moved
     lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers)
     if prompt_run:
         P = L.load_soft_prompt(prompt_run.folder, lm)
-        if prompt_run.stage == "distill" and prompt_run.llm != cfg.llm:
+        if prompt_run.stage == "distill" and cfg.llm not in (prompt_run.llm, str(prompt_run.folder)):
             stop(f"{prompt_run.folder} was distilled for {prompt_run.llm}, --llm is {cfg.llm}; distil it again with this LM")
     else:
         P = L.random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None
+    if cfg.lr_prompt and P is None:
+        stop(f"--lr-prompt {cfg.lr_prompt} trains the soft prompt, but --soft-prompt is {cfg.soft_prompt}; name one, or leave --lr-prompt out")
     P_before = None if P is None else P.clone()
     # of the LM as it was loaded: the adapters come later
     made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm)) | ({"soft_prompt": L.digest(P)} if P is not None else {})
     backbone_run = cfg.backbone or (prompt_run.backbone_run if prompt_run else folder_of("runs", f"{data.name}/sasrec"))
     settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "order", "history", "max_title", "max_tokens")}
-    settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else "SASRec", "backbone_run": str(folder_of("runs", backbone_run)), "input": cfg.input}
+    settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else backbone_name(backbone_run), "backbone_run": str(folder_of("runs", backbone_run)),
+                 "input": cfg.input, "words": cfg.soft_prompt == "words"}
     if cfg.input == "ids" and lm.kind == "decoder":      # windows of items, each of which predicts the one after it
         first_n, last_n = windows(data, cfg.history, steps * cfg.batch, cfg.seed)
         sample_of = last_n                               # places in data.items
@@ -341,12 +336,12 @@ def main(ctx, **config):
     from peft import AdaLoraConfig, get_peft_model
     tinit, tfinal = max(steps // 10, 1), max(steps // 3, 1)
     adapter = get_peft_model(lm.model, AdaLoraConfig(
-        target_modules=adapt_modules(lm, cfg.adapt), init_r=cfg.init_r, target_r=cfg.target_r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout,
+        target_modules=L.adapt_modules(lm, cfg.adapt), init_r=cfg.init_r, target_r=cfg.target_r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout,
         total_step=steps, tinit=tinit, tfinal=tfinal, deltaT=1, orth_reg_weight=0.0))
     if cfg.gradient_checkpointing:
         L.checkpoint_layers(lm.model)
     adapted = [p for p in adapter.parameters() if p.requires_grad]
-    params = adapted + list(maps.parameters())
+    params = adapted + list(maps.parameters()) + ([P.requires_grad_()] if cfg.lr_prompt else [])
     layers = sum("lora_E" in n for n, _ in adapter.named_parameters())
     budget = layers * cfg.target_r
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
@@ -355,7 +350,8 @@ def main(ctx, **config):
     if ranks.main:
         print(f"LM {cfg.llm} ({lm.kind}, {lm.dtype}): {sum(p.numel() for p in params):,} of {sum(p.numel() for p in [*lm.model.parameters(), *maps.parameters()]):,} "
               f"parameters train; {layers} layers adapted; ranks {layers * cfg.init_r} -> {budget} between step {tinit} and {steps - tfinal} of {steps}")
-    optimiser = Lion([{"params": adapted, "lr": cfg.lr}, *([{"params": list(maps.parameters()), "lr": cfg.lr_maps}] if len(maps) else [])], lr=cfg.lr, weight_decay=cfg.weight_decay)
+    groups = [(adapted, cfg.lr), (list(maps.parameters()), cfg.lr_maps), ([P] if cfg.lr_prompt else [], cfg.lr_prompt)]
+    optimiser = Lion([{"params": group, "lr": lr} for group, lr in groups if group], lr=cfg.lr, weight_decay=cfg.weight_decay)
     val = subset(len(data.val), cfg.val_samples, cfg.seed)
     val_cand, val_target = candidates(data, "val", cfg.C, val), data.items[data.val[val]]
     best, lm_seconds, began, first, step_seconds = None, {"steps": 0.0, "validation": 0.0}, time.time(), 0, []
@@ -424,7 +420,7 @@ def main(ctx, **config):
         tokens = 0 if cfg.loss == "candidates" else sum(len(e.at) + e.n_truth * (cfg.verbalizer == "likelihood") for e in batch)
 
         now = min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
-        for group, peak in zip(optimiser.param_groups, (cfg.lr, cfg.lr_maps)):
+        for group, peak in zip(optimiser.param_groups, [lr for group, lr in groups if group]):
             group["lr"] = peak * now
         adapter.train()
         total = torch.zeros(1 + len(PARTS))
@@ -479,7 +475,7 @@ def main(ctx, **config):
         stop("the adapter did not move from where it began; nothing is saved; raise --lr or --samples")
     if active_rank(adapter) != budget:
         stop(f"AdaLoRA kept rank {active_rank(adapter)} in all, its budget is {budget}; the adapter is not saved")
-    if P is not None and not torch.equal(P, P_before):
+    if P is not None and not cfg.lr_prompt and not torch.equal(P, P_before):
         stop("the soft prompt moved during fine-tuning, it must stay as distill.py left it; nothing is saved")
     _, best_step, weights, score_nC = best
     with torch.no_grad():
@@ -516,9 +512,16 @@ def main(ctx, **config):
     finish(ranks)
 
 
+def backbone_name(folder):
+    """What the prompt calls the conventional model in a run folder."""
+    folder = folder_of("runs", folder)
+    model = getattr(load_run(folder), "model", "sasrec") if (folder / "config.json").exists() else "sasrec"
+    return L.NAMES.get(model, model)
+
+
 def load_prompt_run(cfg, data):
-    """The distil run whose soft prompt is used, or None for 'none' and 'random'."""
-    if cfg.soft_prompt in ("none", "random"):
+    """The distil run whose soft prompt is used, or None for 'none', 'random' and 'words'."""
+    if cfg.soft_prompt in ("none", "random", "words"):
         return None
     folder = folder_of("runs", cfg.soft_prompt or f"{data.name}/prompt")
     if not (folder / "config.json").exists():

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from common import CACHE, Log, candidates, compare, extra_bytes, folder_of, free_bytes, gather_rows, histories, load_run, max_over_ranks, metrics, read_npy, read_tensors, shares, stop, users
+from common import CACHE, Log, candidates, compare, extra_bytes, folder_of, free_bytes, gather_rows, histories, load_run, max_over_ranks, metrics, read_npy, read_tensors, shares, shuffled, stop, users
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")       # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")  # of a reloaded AdaLoRA; a test shows its scores are the saved ones
@@ -47,7 +47,7 @@ def load_lm(name, device, dtype=None, shard=False):
         folder = name
     if (folder_of("runs", name) / "adapter").is_dir():               # a run of finetune.py: its LM, its adapter merged into the weights
         from peft import PeftModel
-        run = load_run(name, stages=["finetune"])
+        run = load_run(name, stages=["distill", "finetune"])       # distill.py --lr-lm leaves an adapter too
         lm = load_lm(run.llm, device, dtype, shard)
         lm.model, lm.name = PeftModel.from_pretrained(lm.model, run.folder / "adapter").merge_and_unload().requires_grad_(False), str(run.folder)
         return lm
@@ -95,6 +95,17 @@ def decoder_layers(lm):
         stop(f"{lm.name} is an {lm.kind} LM; layers are cut and taught in decoder-only LMs only")
     return next((m, n, c) for m in lm.model.base_model.modules() for n, c in m.named_children()
                 if isinstance(c, torch.nn.ModuleList) and len(c) == lm.model.config.num_hidden_layers)
+
+
+def adapt_modules(lm, adapt="qv"):
+    """Names of the linear layers an adapter is put on: the attention's q and v (DELRec), or every linear layer of the body."""
+    qv = ("q_proj", "v_proj", "q", "v", "query", "value")
+    head = lm.model.get_output_embeddings()
+    names = [n for n, m in lm.model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
+             and (adapt == "linear" or n.split(".")[-1] in qv)]
+    if not names:
+        stop(f"{lm.name} has no attention projections named {', '.join(qv)}; use --adapt linear")
+    return names
 
 
 def prune(lm, n):
@@ -490,10 +501,17 @@ def pad_titles(titles, items_BC, end=()):
     return tok, n_BC + len(end)
 
 
-def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False, max_tokens=None, shown="titles"):
+NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}      # of the backbones, as the prompt says them
+# w MCP (DELRec, Table III): what a backbone does, in words where the soft prompt would stand; ours, as the paper does not print its own
+PATTERN = {"SASRec": "{b} weighs all {n}s of the history by how much they say about the last one: {n}s liked by users with a similar recent history come next.",
+           "GRU4Rec": "{b} reads the {n}s one after another and remembers what matters: the latest {n}s count most, older ones fade.",
+           "Caser": "{b} looks for patterns among the last few {n}s, pairs and triples that follow one another, and adds the user's general taste."}
+
+
+def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False, max_tokens=None, shown="titles", words=False):
     """Returns prefix (int64 array) and three functions that make tails: history(...), temporal_analysis(...), pattern(...).
 
-    k = 0 leaves out the soft prompt and the words about it. show lists the candidates before the mask, with letters if asked. shown: a history
+    k = 0 leaves out the soft prompt and the words about it; words: the backbone's pattern is told in words instead. show lists the candidates before the mask, with letters if asked. shown: a history
     item is its title, its vector (ids: E4SRec), or its title and its vector (hybrid: LLaRA, arXiv 2312.02445).
     Each tail comes as (tokens, at): at are the places of the tokens of history titles. Too long: the oldest history goes first.
     """
@@ -513,6 +531,8 @@ def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False
     prefix = [np.asarray(lm.start, np.int64)]
     if k:
         prefix += [np.asarray(encode(lm, f"How {backbone} recommends {noun}s:"), np.int64), np.full(k, SLOT), sep]
+    elif words:
+        prefix += [text(f"How {backbone} recommends {noun}s: " + PATTERN.get(backbone, PATTERN["SASRec"]).format(b=backbone, n=noun))]
     prefix = np.concatenate(prefix + [text(f"{noun.capitalize()}s the user {verb}, oldest first:")])
     # the last token of the prefix begins every tail, so that the first title's first token has a state that predicts it
     prefix, begins = prefix[:-1], prefix[-1:]
@@ -645,10 +665,16 @@ def ranker(lm, data, settings, P_kD=None):
     titles = tokenise_titles(lm, data, settings["max_title"])
     shown = settings.get("input", "titles")
     make = lambda shown: prompter(lm, data, titles, settings["backbone"], 0 if P_kD is None else len(P_kD), settings["show"],
-                                  settings["verbalizer"] == "letter", settings["max_tokens"], shown)
+                                  settings["verbalizer"] == "letter", settings["max_tokens"], shown, settings.get("words", False))
     return SimpleNamespace(lm=lm, data=data, titles=titles, prompts=make(shown), plain=make("titles") if shown == "hybrid" else None, P=P_kD, verbalizer=settings["verbalizer"],
                            show=settings["show"] or settings["verbalizer"] == "letter", history=settings["history"],
-                           order=settings["order"], backbone_run=settings["backbone_run"], cache=True)
+                           order=settings["order"], backbone_run=settings["backbone_run"], cache=True, shuffled=False)
+
+
+def windows(r, samples):
+    """The histories that the prompts of some samples (indices into data.items) show, (n, L)."""
+    old_nL = histories(r.data, samples, r.history)
+    return shuffled(old_nL, samples) if r.shuffled else old_nL
 
 
 def batches_of(cost, budget):
@@ -740,7 +766,7 @@ def score_and_rank(r, split, which, C, ranks, penalty_I, name="rank"):
     and equal to the target once penalty_I is subtracted, the user's earlier items masked."""
     samples, cand_nC = np.asarray(getattr(r.data, split))[which], candidates(r.data, split, C, which)
     begins, target = r.data.ptr[users(r.data, samples)], r.data.items[samples].astype(np.int64)
-    tails = [r.prompts.history(h[h > 0])[0] for h in histories(r.data, samples, r.history)]
+    tails = [r.prompts.history(h[h > 0])[0] for h in windows(r, samples)]
 
     def f(j, s_BI):
         near = np.take_along_axis(s_BI, cand_nC[j], 1)
@@ -768,7 +794,7 @@ def score_samples(r, split, which, C, ranks, out=None, name="score"):
     """Scores (len(which), C) of the stored candidates of some samples of a split."""
     place_nC = listing(r, split, C, which)
     cand_nC = np.take_along_axis(candidates(r.data, split, C, which), place_nC, 1)
-    old_nL = histories(r.data, getattr(r.data, split)[which], r.history)
+    old_nL = windows(r, np.asarray(getattr(r.data, split))[which])
     tails = [r.prompts.history(h[h > 0], c)[0] for h, c in zip(old_nL, cand_nC)]
     rows = np.zeros((len(which), C), np.float32)
     np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, ranks, name, out), 1)
@@ -864,13 +890,13 @@ def open_run(run, data, device, shard=False):
     subtracts per item: (ranker, penalty float32 [I+1])."""
     lm = load_lm(run.llm, device, shard=shard)
     shown = run.settings.get("input", "titles")
-    needed = (["adapter/adapter_model.safetensors"] if run.stage == "finetune" else []) + (["items.safetensors"] if shown != "titles" else []) + \
-        (["soft_prompt.safetensors"] if run.soft_prompt != "none" else []) + (["neutral.npy"] if run.calibration else [])
+    needed = (["adapter/adapter_model.safetensors"] if run.stage == "finetune" or getattr(run, "lr_lm", 0) else []) + (["items.safetensors"] if shown != "titles" else []) + \
+        (["soft_prompt.safetensors"] if run.soft_prompt not in ("none", "words") else []) + (["neutral.npy"] if run.calibration else [])
     for part in needed:
         if not (run.folder / part).exists():
             stop(f"{run.folder} lacks {part}, which its config.json says it was trained with; train it again")
-    P_kD = load_soft_prompt(run.folder, lm) if run.soft_prompt != "none" else None
-    if run.stage == "finetune":
+    P_kD = load_soft_prompt(run.folder, lm) if run.soft_prompt not in ("none", "words") else None
+    if run.stage == "finetune" or getattr(run, "lr_lm", 0):
         from peft import PeftModel
         lm.adapter = PeftModel.from_pretrained(lm.model, run.folder / "adapter")     # wraps the layers of lm.model in place
     if shown != "titles":

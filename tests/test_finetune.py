@@ -56,9 +56,9 @@ def test_orthogonality_by_hand():
 def test_adapted_layers(load, kind, qv, linear):
     # two layers each; T5: q and v of the encoder, of the decoder and of the decoder's look at the encoder
     m = load(kind)
-    names = finetune.adapt_modules(m, "qv")
+    names = L.adapt_modules(m, "qv")
     assert len(names) == qv and {n.split(".")[-1] for n in names} <= {"q_proj", "v_proj", "q", "v", "query", "value"}
-    every = finetune.adapt_modules(m, "linear")
+    every = L.adapt_modules(m, "linear")
     head = m.model.get_output_embeddings()
     assert set(names) < set(every) and all(m.model.get_submodule(n) is not head for n in every)
     assert len(every) == sum(isinstance(x, torch.nn.Linear) for x in m.model.modules()) - 1

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import common
-import finetune
 import lm as L
 from conftest import KINDS
 
@@ -409,7 +408,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, ki
     for again in (False, True):
         r = rank_with(lambda _: L.load_lm(request.getfixturevalue(kind), torch.device("cpu"), torch.float64), kind, toy, k=4, verbalizer="likelihood")
         torch.manual_seed(1)
-        adapter = get_peft_model(r.lm.model, LoraConfig(target_modules=finetune.adapt_modules(r.lm, "qv"), r=2, lora_dropout=.3, init_lora_weights=False)).train()
+        adapter = get_peft_model(r.lm.model, LoraConfig(target_modules=L.adapt_modules(r.lm, "qv"), r=2, lora_dropout=.3, init_lora_weights=False)).train()
         if again:
             L.checkpoint_layers(r.lm.model)
         old, cand = windows(toy, 4)
