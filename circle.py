@@ -7,8 +7,6 @@ Every stage is one of the README's commands; a finished one is not repeated, so 
 The table: HR@1 and NDCG@10 among 15 candidates with intervals, HR@20 and NDCG@20 over all items, parameters, time a request takes at
 batch 1 and 64 (one history to the ranked catalogue, on one core and on all), time of training. The last line is one JSON object.
 """
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,58 +18,10 @@ import common
 import serve
 from evaluate import interval
 from kernels.bench import report
+from recipes import stage
 
 ROWS = {"sasrec": "backbone", "e4srec": "LM, items as vectors, distilled soft prompt", "small": "{n} layers, no teacher", "slmrec": "{n} layers, taught by the LM",
         "sasrec-taught": "backbone, taught by the small LM"}
-
-
-def stage(folder, *args):
-    """Run a command of the README unless its run is finished; --resume takes up one that was killed."""
-    if folder is not None and (folder / "config.json" if folder.name != "export" else folder / "meta.json").exists():
-        print(f"=== {folder} is there", flush=True)
-        return
-    resume = ["--resume"] if folder is not None and (folder / "checkpoints").is_dir() else []
-    print(f"\n=== python {' '.join(map(str, [*args, *resume]))}", flush=True)
-    if subprocess.run([sys.executable, "-u", *map(str, args), *resume], cwd=common.ROOT).returncode:
-        sys.exit(f"circle: '{args[0]}' stopped; its message is above")
-
-
-def milliseconds(rank, olds, batch, seconds=3):
-    """Median time a request takes when `batch` come at once."""
-    spent, began, at = [], time.time(), 0
-    rank(olds[:batch])
-    while len(spent) < 5 or (time.time() - began < seconds and len(spent) < 200):
-        at = (at + batch) % (len(olds) - batch)
-        start = time.time()
-        rank(olds[at:at + batch])
-        spent.append(time.time() - start)
-    return 1000 * float(np.median(spent)) / batch
-
-
-def latencies(run, data):
-    """(ms at batch 1 on one core, ms at batch 1, ms a request at batch 64)."""
-    alone = common.SimpleNamespace(rank=0, world=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), main=True)
-    rank = serve.ranking(run, data, alone)
-    olds = [h[h > 0] for h in common.histories(data, np.asarray(data.test)[common.subset(len(data.test), 512, 0)], 50)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    one = milliseconds(rank, olds, 1)
-    torch.set_num_threads(threads)
-    return one, milliseconds(rank, olds, 1), milliseconds(rank, olds, 64)
-
-
-def parameters(run):
-    """Numbers a run needs to serve."""
-    if run.stage == "train_backbone":
-        return run.parameters
-    from safetensors import safe_open
-    total = 0
-    files = [run.folder / "items.safetensors", run.folder / "adapter" / "adapter_model.safetensors"]
-    folder = common.CACHE / run.llm if run.llm == "smollm2-135m" else common.folder_of("runs", run.llm)
-    for path in [*files, *folder.glob("*.safetensors")]:
-        with safe_open(path, "np") as f:
-            total += sum(int(np.prod(f.get_slice(k).get_shape())) for k in f.keys())
-    return total
 
 
 @click.command(context_settings={"show_default": True})
@@ -112,10 +62,10 @@ def main(dataset, llm, layers, windows, small_windows, val_samples, test_samples
     for name, what in ROWS.items():
         run, row, full = common.load_run(runs / name), table["rows"][name], table["full"][name]
         print(f"timing {name}", flush=True)
-        ms = ms_of[name] = latencies(run, data)
+        ms = ms_of[name] = serve.latencies(run, data)
         a, b = row["hr@1_interval"], row["ndcg@10_interval"]
         lines.append(f"{name:14} {row['hr@1']:6.3f} [{a[0]:.3f}, {a[1]:.3f}] {row['ndcg@10']:8.3f} [{b[0]:.3f}, {b[1]:.3f}] {full['hr@20']:6.4f} {full['ndcg@20']:8.4f} "
-                     f"{parameters(run):12,} {ms[0]:10.2f} {ms[1]:8.2f} {ms[2]:9.2f} {run.seconds / 60:8.1f}   {what.format(n=layers)}")
+                     f"{serve.parameters(run):12,} {ms[0]:10.2f} {ms[1]:8.2f} {ms[2]:9.2f} {run.seconds / 60:8.1f}   {what.format(n=layers)}")
     hits = {name: (np.asarray(common.read_npy(runs / name / "ranks_test_15.npy"))[which] == 1).astype(float) for name in ("e4srec", "slmrec")}
     low, high = interval(hits["slmrec"] - hits["e4srec"], user)
     teacher, student = (common.load_run(runs / name) for name in ("e4srec", "slmrec"))

@@ -198,6 +198,14 @@ def histories(data, samples, L):
     return np.where(inside, data.items[np.maximum(at, 0)], 0).astype(np.int64)
 
 
+def shuffled(old_nL, samples):
+    """Histories in another order, drawn once for each sample; padding stays where it is."""
+    out = old_nL.copy()
+    for row, sample in zip(out, samples):
+        row[row > 0] = np.random.default_rng([7, int(sample)]).permutation(row[row > 0])
+    return out
+
+
 def runs_of_targets(data, span, rng):
     """Cut every user's training targets into runs of at most `span` interactions: the first and last index into data.items of each.
     Where a user needs several, the cuts move from epoch to epoch, so a target is met with longer and shorter histories."""

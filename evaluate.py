@@ -7,9 +7,12 @@
     python evaluate.py --ckpt runs/ml-100k/delrec --history "Toy Story (1995) | Aladdin (1992)"     ranked titles for a history
     python evaluate.py --ckpt runs/ml-100k/delrec --serve histories.jsonl                for a file of them
     python evaluate.py --ckpt runs/ml-100k/slmrec --export                               what train_backbone.py --teacher reads
+    python evaluate.py --ckpt runs/ml-100k/delrec --report out.html                      the same as one page with figures and the case study
+    python evaluate.py --ckpt runs/ml-100k/prompt --probe                                what the soft prompt learnt
 
 An LM run is scored once and its scores are stored in its folder (scores_test_15.npy, NaN where not asked); backbones bring theirs. So
-runs are compared without loading a model. Everything chosen (steps, weights of fusion and calibration) is chosen on validation.
+runs are compared without loading a model. Everything chosen (steps, weights of fusion and calibration) is chosen on validation. Runs named
+X-s0, X-s1, .. are the seeds of X: the table also holds their mean and deviation, and tests of the means.
 """
 import json
 import math
@@ -22,11 +25,10 @@ import click
 import numpy as np
 import torch
 
+import report
 from common import (candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_npy,
-                    setup, start_run, stop, subset, users, versions, write_json, write_npy)
-
-SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
-FULL = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")       # over all items
+                    setup, shuffled, start_run, stop, subset, users, versions, write_json, write_npy)
+from report import FULL, SHOWN
 
 
 # ---------------------------------------------------------------- floors (spec section 8)
@@ -60,6 +62,30 @@ def title_similarity(data, samples, cand_nC, L=10, decay=0.8, chunk=1000):
     return out
 
 
+def cooccurrence(data, samples, cand_nC, L=10, decay=0.8, span=5, chunk=1000):
+    """How often each candidate stood within `span` of the history's items in the training part, over the root of both counts; item j steps ago
+    weighs decay^j: float32 (n, C)."""
+    M, I1 = len(data.items), data.n_items + 1
+    user = users(data, np.arange(M))
+    last = np.full(data.n_users, -1)
+    np.maximum.at(last, users(data, data.train), data.train)
+    known = np.arange(M) <= last[user]                       # what comes before a user's last training target is training too
+    count, pairs = np.bincount(data.items[known], minlength=I1), []
+    for d in range(1, span + 1):
+        both = known[d:] & (user[d:] == user[:-d])
+        a, b = data.items[:-d][both].astype(np.int64), data.items[d:][both].astype(np.int64)
+        pairs.append(np.minimum(a, b) * I1 + np.maximum(a, b))
+    pair, times = np.unique(np.concatenate(pairs), return_counts=True)
+    out = np.zeros(cand_nC.shape, np.float32)
+    for i in range(0, len(samples) if len(pair) else 0, chunk):
+        old_nL1, c_n1C = histories(data, samples[i:i + chunk], L)[:, :, None], cand_nC[i:i + chunk][:, None]
+        wanted = np.minimum(old_nL1, c_n1C) * I1 + np.maximum(old_nL1, c_n1C)
+        at = np.searchsorted(pair, wanted).clip(max=len(pair) - 1)
+        together = np.where((pair[at] == wanted) & (old_nL1 > 0), times[at], 0) / np.sqrt(np.maximum(count[old_nL1] * count[c_n1C], 1))
+        out[i:i + chunk] = (together * (decay ** np.arange(L - 1, -1, -1))[None, :, None]).sum(1)
+    return out
+
+
 def standard(x_nC):
     """Each row to mean 0 and deviation 1, so that scores of different kinds can be added."""
     return (x_nC - x_nC.mean(1, keepdims=True)) / np.maximum(x_nC.std(1, keepdims=True), 1e-9)
@@ -75,15 +101,17 @@ def fuse(a, b, is_target_val, weights=np.linspace(0, 1, 21)):
 
 # ---------------------------------------------------------------- intervals and tests
 
-def interval(value_n, user_n, draws=2000, seed=0):
-    """95 % bootstrap interval of the mean, resampling users (a user's samples are not independent)."""
+def interval(value_nR, user_n, draws=2000, seed=0):
+    """95 % bootstrap interval (2,) of the mean, resampling users (a user's samples are not independent); of several columns (n, R) at once: (2, R)."""
     _, row = np.unique(user_n, return_inverse=True)
-    total, count = np.bincount(row, value_n), np.bincount(row)
+    columns = np.asarray(value_nR, float).reshape(len(row), -1).T
+    total, count = np.stack([np.bincount(row, c) for c in columns], 1), np.bincount(row)
     rng, means = np.random.default_rng(seed), []
     for _ in range(0, draws, 50):                            # 50 draws at a time: draws x users would not fit for large data
         times = rng.multinomial(len(total), np.full(len(total), 1 / len(total)), 50)
-        means.append((times @ total) / (times @ count))
-    return np.percentile(np.concatenate(means), [2.5, 97.5])
+        means.append((times @ total) / (times @ count)[:, None])
+    low_high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
+    return low_high if np.ndim(value_nR) > 1 else low_high[:, 0]
 
 
 def paired_t(a_n, b_n, user_n):
@@ -113,13 +141,24 @@ def mcnemar(hit_a, hit_b):
 
 # ---------------------------------------------------------------- scores of runs
 
-def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False):
+def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shuffle=False):
     """The run's scores (n, C) of the samples `which` of a split; what is not in its folder yet is computed and stored there, its
-    prompts and seconds added to spent."""
-    path, cand = run.folder / f"scores_{split}_{C}.npy", candidates(data, split, C)
+    prompts and seconds added to spent. shuffle: as if each history had another order."""
+    path, cand = run.folder / (f"scores_{split}_{C}" + "_shuffled" * shuffle + ".npy"), candidates(data, split, C)
     have = np.array(read_npy(path, cand.shape)) if path.exists() else np.full(cand.shape, np.nan, np.float32)
     missing = which[~np.isfinite(have[which]).all(1)]
     if len(missing):
+        if run.stage == "train_backbone" and shuffle:
+            import serve
+            score, have = serve.backbone_ranking(run), have.copy()
+            for i in range(0, len(missing), 256):
+                part = missing[i:i + 256]
+                samples = np.asarray(getattr(data, split))[part]
+                s_BI = score([h[h > 0] for h in shuffled(histories(data, samples, run.history), samples)])
+                have[part] = np.take_along_axis(s_BI, cand[part], 1)
+            if ranks.main:
+                write_npy(path, have)
+            return have[which]
         if run.stage == "train_backbone":
             stop(f"{path} lacks {len(missing)} samples; train the backbone again: its scores are written at the end of train_backbone.py")
         import lm as L
@@ -127,8 +166,9 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False):
             opened.clear()                                   # one LM in memory at a time
             opened[run.folder] = L.open_run(run, data, ranks.device, shard)
         r, penalty_I = opened[run.folder]
+        r.shuffled = shuffle
         began, name = time.time(), f"{run.folder.name} {split}"
-        if split == "test" and L.reads_all(r):               # the whole catalogue comes with it
+        if split == "test" and L.reads_all(r) and not shuffle:               # the whole catalogue comes with it
             have[missing], full = L.score_and_rank(r, split, missing, C, ranks, penalty_I, name)
             keep_full(run.folder / "full_test.npy", len(cand), missing, full, ranks)
         else:
@@ -199,7 +239,122 @@ def notes(run):
     return ", ".join(parts)
 
 
-# ---------------------------------------------------------------- the table
+# ---------------------------------------------------------------- groups, seeds, what the paper calls a run
+
+def groups_of(data, samples, split):
+    """{kind: {group: mask (n,)}}: by the length of the history, by how often the target occurs in training, by time."""
+    earlier = samples - data.ptr[users(data, samples)]
+    seen = popularity(data)[data.items[samples]]
+    cuts = lambda x, names, edges: {n: (x >= low) & (x < high) for n, low, high in zip(names, edges, [*edges[1:], np.inf])}
+    out = {"items in the history": cuts(earlier, ("1-2, cold", "3-9", "10-49", "50+"), (0, 3, 10, 50)),
+           "interactions of the target in training": cuts(seen, ("0, unseen", "1-9", "10-99", "100+"), (0, 1, 10, 100))}
+    if data.times is not None and split == "temporal":
+        order = np.argsort(np.argsort(data.times[samples], kind="stable"), kind="stable") * 3 // max(len(samples), 1)
+        out["time within the test part"] = {n: order == i for i, n in enumerate(("first third", "second third", "last third"))}
+    return {kind: {g: m for g, m in groups.items() if m.any()} for kind, groups in out.items()}
+
+
+def by_group(value, data, samples, user):
+    """HR@1 of every row in every group, with its interval."""
+    out = {}
+    for kind, groups in groups_of(data, samples, data.meta["split"]).items():
+        out[kind] = {}
+        for group, m in groups.items():
+            ends = interval(np.stack([v["hr@1"][m] for v in value.values()], 1), user[m], draws=500).T
+            out[kind][group] = {"n": int(m.sum()), "rows": {name: {"hr@1": float(v["hr@1"][m].mean()), "ndcg@10": float(v["ndcg@10"][m].mean()),
+                                                                   "low": float(low), "high": float(high)} for (name, v), (low, high) in zip(value.items(), ends)}}
+    return out
+
+
+def unseeded(name):
+    """delrec-s1 -> delrec; sasrec-s0+delrec-s1 -> sasrec+delrec."""
+    return re.sub(r"-s\d+(?=$|\+|,)", "", name)
+
+
+def over_seeds(value, user, reference):
+    """Rows of which there are several seeds: mean and deviation, and tests of the samples' means over seeds against the reference's."""
+    groups = {}
+    for name in value:
+        groups.setdefault(unseeded(name), []).append(name)
+    if not any(len(names) > 1 for names in groups.values()):
+        return {}
+    mean = {g: {m: np.mean([value[n][m] for n in names], 0) for m in ("hr@1", "ndcg@10")} for g, names in groups.items()}
+    base, out = unseeded(reference) if reference else None, {}
+    for g, names in groups.items():
+        if len(names) > 1:
+            spread = lambda m: [float(np.mean(x)), float(np.std(x, ddof=1))] if len(x := [value[n][m].mean() for n in names]) > 1 else None
+            out[g] = {"seeds": len(names), "hr@1": spread("hr@1"), "ndcg@10": spread("ndcg@10"), "against": base if base and base != g else None}
+            if out[g]["against"]:
+                out[g] |= {f"{m}_gain": float((mean[g][m] - mean[base][m]).mean()) for m in ("hr@1", "ndcg@10")}
+                out[g] |= {f"p_{m}": paired_t(mean[g][m], mean[base][m], user) for m in ("hr@1", "ndcg@10")}
+    return out
+
+
+def paper_method(run):
+    """What DELRec's tables call a run like this one, by what it is."""
+    if run.stage == "train_backbone":
+        return {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}.get(run.model)
+    if run.stage == "lm":
+        return {"google/flan-t5-xl": "Flan-T5-XL", "google/flan-t5-large": "Flan-T5-Large"}.get(run.llm, "Bert-Large" if "bert-large" in run.llm.lower() else None)
+    if run.stage == "distill":
+        return "w/o LSR"
+    if run.teacher or run.layers:
+        return None
+    plain = {"none": {"hybrid": "LLaRA", "ids": None}.get(run.input, "LLMSEQPROMPT" if run.loss == "titles" else "LlamaRec" if run.verbalizer == "letter" and run.order == "backbone" else "w/o SP"),
+             "words": "w MCP", "random": "w USP"}
+    if run.soft_prompt in plain:
+        return plain[run.soft_prompt]
+    if run.input != "titles":
+        return None
+    prompt = Path(run.soft_prompt) / "config.json"
+    made = json.loads(prompt.read_text(encoding="utf-8")) if prompt.exists() else {}
+    if getattr(run, "lr_prompt", 0):
+        return "w ULSR"
+    return {"rps": "w/o TA", "ta": "w/o RPS"}.get(made.get("tasks"), "w UDPSM" if made.get("lr_lm") else f"DELRec ({run.settings['backbone']})")
+
+
+def sweeps_of(rows_runs, value, low_high):
+    """Points of Figure 8: runs whose soft prompts differ in k or in h only, {k: {"80": {hr@1, low, high}}}."""
+    made = {}
+    for name, run in rows_runs.items():
+        prompt = Path(getattr(run, "soft_prompt", "")) / "config.json"
+        if run.stage == "finetune" and prompt.exists():
+            config = json.loads(prompt.read_text(encoding="utf-8"))
+            if "k" in config and "h" in config:
+                made[name] = config["k"], config["h"]
+    out = {}
+    for i, (key, other) in enumerate((("k", 1), ("h", 0))):
+        levels = [v[other] for v in made.values()]
+        common = max(set(levels), key=levels.count) if levels else None       # the other one stays at its usual value
+        points = {}
+        for name, v in made.items():
+            if v[other] == common:
+                points.setdefault(str(v[i]), []).append(name)
+        if len(points) > 2:
+            out[key] = {level: {"hr@1": float(np.mean([value[n]["hr@1"].mean() for n in names])), "low": float(np.mean([low_high[n]["hr@1"][0] for n in names])),
+                                "high": float(np.mean([low_high[n]["hr@1"][1] for n in names]))} for level, names in points.items()}
+    return out
+
+
+def cases_of(data, samples, cand, rows, value, names, n=60, seed=0):
+    """The case study: test histories with each run's ranking of the stored candidates, drawn once; half of them where the runs disagree on the
+    first place."""
+    first = np.stack([rows[name].argmax(1) for name in names])
+    differ = np.flatnonzero((first != first[0]).any(0))
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(differ)[:n // 2]
+    rest = np.setdiff1d(np.arange(len(samples)), chosen)
+    out = []
+    for i in [*chosen, *rng.permutation(rest)[:n - len(chosen)]]:
+        old = histories(data, samples[i:i + 1], 10)[0]
+        order = {name: np.argsort(-rows[name][i], kind="stable")[:5] for name in names}
+        truth = int(data.items[samples[i]])
+        out.append({"history": [data.titles[x] for x in old if x], "truth": data.titles[truth], "place": {name: float(value[name]["rank"][i]) for name in names},
+                    "answers": {name: [(data.titles[int(cand[i][c])], int(cand[i][c]) == truth) for c in o] for name, o in order.items()}})
+    return out
+
+
+# ---------------------------------------------------------------- the command
 
 @click.command(context_settings={"show_default": True})
 @click.option("--ckpt", multiple=True, help="run folder, or its name under runs/; more may follow it")
@@ -207,15 +362,23 @@ def notes(run):
 @click.option("--dataset", default=None, type=str, help="needed with --llm alone; else the runs' own")
 @click.option("--candidates", "C", default=15, help="which stored candidates to rank")
 @click.option("--limit", default=0, type=click.IntRange(0), help="test samples, the same ones for every run (with --export: training samples); 0 = all")
-@click.option("--out", default=None, type=str, help="folder of metrics.json, table.txt, table.png; the last run's if not given")
+@click.option("--max-history", default=0, type=click.IntRange(0), help="only test samples with at most so many earlier items (2: DELRec's cold users); 0 = all")
+@click.option("--out", default=None, type=str, help="folder of metrics.json, table.txt .md .tex .csv .png and figures; the last run's if not given")
 @click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
+# more rows, more to see
+@click.option("--reference", default=None, type=str, help="row that the others are tested against (* and **); the first backbone if not given")
+@click.option("--fuse", nargs=2, multiple=True, metavar="A B", help="adds the row A+B: standardised scores of two rows, the weight chosen on validation")
+@click.option("--shuffle-history", is_flag=True, help="adds a row of every run that sees its histories in a random order: does it use the order at all?")
+@click.option("--latency", is_flag=True, help="also measure the time of a request, alone on one core, and count parameters")
+@click.option("--report", "page", default=None, type=str, metavar="FILE.html", help="also write one page, no network needed: tables, figures, configurations, searchable histories with every run's answer")
+@click.option("--probe", is_flag=True, help="instead of a table: what the soft prompt of one run learnt (nearest tokens, attention, how far it moves the LM towards the backbone)")
 # the plain LM
 @click.option("--llm", default=None, type=str, help="adds the row of this LM without any training")
 @click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="of the plain LM")
 @click.option("--show/--no-show", default=False, help="plain LM: list the candidates in the prompt")
 @click.option("--prompt-history", default=10, type=click.IntRange(1), help="plain LM: titles of history in the prompt")
 @click.option("--calibrate/--no-calibrate", default=True, help="plain LM: subtract w times the title's score under an empty history")
-@click.option("--val-samples", default=200, type=click.IntRange(0), help="validation samples for the weights of the plain LM and of fusion; 0 = all")
+@click.option("--val-samples", default=200, type=click.IntRange(0), help="validation samples for the weights of the plain LM and of fusion, and of --probe; 0 = all")
 # one history
 @click.option("--history", default=None, type=str, help="titles with ' | ' between them, oldest first: print ranked titles instead of a table")
 @click.option("--top", default=10, type=click.IntRange(1), help="with --history and --serve: how many titles")
@@ -235,46 +398,59 @@ def main(**config):
     data = load_data(cfg.dataset or (runs[0].data_folder if runs else "ml-100k"))
     for run in runs:
         load_run(run.folder, data)                           # refuses another data set's run
-    if cfg.history is not None or cfg.file or cfg.export:
+    asked = [flag for flag, given in (("--history", cfg.history is not None), ("--serve", cfg.file), ("--export", cfg.export), ("--probe", cfg.probe)) if given]
+    if asked:
         import serve
-        asked = "--history" if cfg.history is not None else "--serve" if cfg.file else "--export"
         if len(runs) != 1:
-            stop(f"{asked} is answered by one run, {len(runs)} were given; pass one --ckpt")
+            stop(f"{asked[0]} is answered by one run, {len(runs)} were given; pass one --ckpt")
+        if asked[0] in ("--export", "--probe") and runs[0].stage == "train_backbone":
+            stop(f"{runs[0].folder} is a backbone, {asked[0]} is about an LM; pass a run of finetune.py" + (" or distill.py" if cfg.probe else ""))
         if cfg.history is not None:
             serve.answer(runs[0], data, cfg.history, cfg.top, cfg.pool, ranks, cfg.shard)
         elif cfg.file:
             serve.serve(runs[0], data, cfg.file, cfg.out, cfg.top, cfg.pool, ranks, cfg.shard)
-        elif runs[0].stage == "train_backbone":
-            stop(f"{runs[0].folder} is a backbone, --export writes what an LM teaches; pass a run of finetune.py")
-        else:
+        elif cfg.export:
             serve.export(runs[0], data, ranks, cfg.export_k, cfg.limit, cfg.shard)
+        else:
+            import probe
+            probe.probe(runs[0], data, cfg.val_samples, cfg.C, ranks, Path(cfg.out) if cfg.out else runs[0].folder)
         return finish(ranks)
 
     began, spent = time.time(), np.zeros(2)                  # prompts an LM scored, and the seconds that took
-    which = subset(len(data.test), cfg.limit, 0)
+    which = np.arange(len(data.test))
+    if cfg.max_history:
+        which = which[(np.asarray(data.test) - data.ptr[users(data, data.test)]) <= cfg.max_history]
+        if not len(which):
+            stop(f"no test sample of {data.name} has at most {cfg.max_history} earlier items (--max-history); raise it or leave it out")
+    which = which[subset(len(which), cfg.limit, 0)]
     val = subset(len(data.val), cfg.val_samples, 0)
     cand = {"val": candidates(data, "val", cfg.C)[val], "test": candidates(data, "test", cfg.C)[which]}
     target = {"val": cand["val"] == data.items[data.val[val]][:, None], "test": cand["test"] == data.items[data.test[which]][:, None]}
     samples = {"val": data.val[val], "test": data.test[which]}
     user = users(data, samples["test"])
 
-    # rows: name -> scores (n, C) on test; the floors first
+    # rows: name -> (scores on validation, scores on test), each (n, C); the floors first
     rows, note, opened = {}, {}, {}
-    rows["chance"], note["chance"] = np.zeros(cand["test"].shape), "constant scores"
-    rows["popularity"], note["popularity"] = popularity(data)[cand["test"]], "training interactions of the item"
-    similar = tuple(title_similarity(data, samples[s], cand[s]) for s in ("val", "test"))
-    rows["title-similarity"], note["title-similarity"] = similar[1], "TF-IDF cosine to the history, L=10, decay .8"
+    both = lambda f: tuple(f(s) for s in ("val", "test"))
+    rows["chance"], note["chance"] = both(lambda s: np.zeros(cand[s].shape)), "constant scores"
+    rows["popularity"], note["popularity"] = both(lambda s: popularity(data)[cand[s]]), "training interactions of the item"
+    rows["co-occurrence"], note["co-occurrence"] = both(lambda s: cooccurrence(data, samples[s], cand[s])), "within 5 steps in training, over the root of both counts, L=10, decay .8"
+    rows["title-similarity"], note["title-similarity"] = both(lambda s: title_similarity(data, samples[s], cand[s])), "TF-IDF cosine to the history, L=10, decay .8"
     if cfg.llm:
         plain, opened_plain = plain_lm(cfg, data, ranks, spent)
         opened[plain.folder] = opened_plain
         runs.insert(0, plain)
-    chosen, pair, row_of = [], {}, {}                        # rows of runs, for the paired tests; (val, test) scores; run folder -> row
+    chosen, row_of, run_of = [], {}, {}                      # rows of runs, for the paired tests; run folder -> row; row -> run
 
     def add(run):
         name = row_of[run.folder] = run.folder.name if run.folder.name not in rows else str(run.folder)
-        pair[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened, spent, cfg.shard) for s, w in (("val", val), ("test", which)))
-        rows[name], note[name] = pair[name][1], notes(run)
+        parts = ("val", val), ("test", which)
+        rows[name], note[name], run_of[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened, spent, cfg.shard) for s, w in parts), notes(run), run
         chosen.append(name)
+        if cfg.shuffle_history:
+            other = scores_of(run, data, "test", which, cfg.C, ranks, opened, spent, cfg.shard, shuffle=True)
+            rows[f"{name}, shuffled"], note[f"{name}, shuffled"] = (rows[name][0], other), "its history in a random order"
+            chosen.append(f"{name}, shuffled")
 
     for run in sorted(runs, key=lambda x: ["lm", "train_backbone", "distill", "finetune"].index(x.stage)):
         add(run)
@@ -286,64 +462,70 @@ def main(**config):
         if not backbones and (folder / "config.json").exists():
             backbones = [load_run(folder, data)]
             add(backbones[0])
+    pairs = list(cfg.fuse)
     if backbones:
         base = row_of[backbones[0].folder]
-        for other, scores in [("title-similarity", similar)] + [(row_of[r.folder], pair[row_of[r.folder]]) for r in runs if r.stage in ("finetune", "lm")]:
-            name = f"{base}+{other}"
-            rows[name], w = fuse(pair[base], scores, target["val"])
-            note[name] = f"weight of {other} {w:.2f}, chosen on validation"
-            chosen.append(name)
+        pairs = [(base, "title-similarity")] + [(base, row_of[r.folder]) for r in runs if r.stage in ("finetune", "lm")] + pairs
+    for a, b in dict.fromkeys(pairs):
+        for x in (a, b):
+            if x not in rows:
+                stop(f"--fuse names the row {x}, but the rows are {', '.join(rows)}")
+        scores, w = fuse(rows[a], rows[b], target["val"])
+        rows[f"{a}+{b}"], note[f"{a}+{b}"] = (None, scores), f"weight of {b} {w:.2f}, chosen on validation"
+        chosen.append(f"{a}+{b}")
+    reference = cfg.reference or (row_of[backbones[0].folder] if backbones else chosen[0])
+    if reference not in rows:
+        stop(f"--reference names the row {reference}, but the rows are {', '.join(rows)}")
 
     # metrics, intervals, tests
+    rows = {name: test for name, (_, test) in rows.items()}
     value = {name: metrics(*compare(s, target["test"])) for name, s in rows.items()}
-    low_high = {name: {m: interval(v[m], user) for m in ("hr@1", "ndcg@10")} for name, v in value.items()}
-    tests = {}
-    for i, a in enumerate(chosen):
-        for b in chosen[i + 1:]:
-            tests[f"{b} - {a}"] = {"hr@1": float((value[b]["hr@1"] - value[a]["hr@1"]).mean()),
-                                   "p_mcnemar_hr@1": mcnemar(value[b]["hr@1"] == 1, value[a]["hr@1"] == 1),
-                                   "ndcg@10": float((value[b]["ndcg@10"] - value[a]["ndcg@10"]).mean()),
-                                   "p_t_ndcg@10": paired_t(value[b]["ndcg@10"], value[a]["ndcg@10"], user)}
     if not ranks.main:
         return finish(ranks)
-
-    protocol = (f"{data.name} (hash {data.meta['hash']}), {data.meta['split']} split, test part, {len(which)} of {len(data.test)} samples of "
-                f"{len(np.unique(user))} users, {cfg.C} stored candidates (target + {cfg.C - 1} uniform from items the user never touched); "
-                "ties count as the mean over their orders; [95 % bootstrap interval over users]")
-    lines = [protocol, "", f"{'row':<28}{'HR@1':>7} {'':<15}{'HR@5':>7}{'HR@10':>7}{'NDCG@5':>8}{'NDCG@10':>9} {'':<15}{'MRR':>6}  chosen"]
-    for name, v in value.items():
-        mean, (a, b), (c, d) = {m: float(v[m].mean()) for m in SHOWN}, low_high[name]["hr@1"], low_high[name]["ndcg@10"]
-        lines.append(f"{name:<28}{mean['hr@1']:>7.3f} [{a:.3f}, {b:.3f}] {mean['hr@5']:>7.3f}{mean['hr@10']:>7.3f}{mean['ndcg@5']:>8.3f}"
-                     f"{mean['ndcg@10']:>9.3f} [{c:.3f}, {d:.3f}]{mean['mrr']:>6.3f}  {note[name]}")
-    star = lambda p: (f"p={p:.3g}" if p >= 1e-15 else "p<1e-15") + ("**" if p < .01 else "*" if p < .05 else "")      # no finer: 1 - (1 - p) in fp64
-    if tests:
-        lines += ["", "paired tests (first minus second): HR@1 by exact McNemar, NDCG@10 by paired t, users as clusters; * p < .05, ** p < .01"]
-        lines += [f"{n:<48} HR@1 {t['hr@1']:+.3f} {star(t['p_mcnemar_hr@1']):<12} "
-                  f"NDCG@10 {t['ndcg@10']:+.3f} {star(t['p_t_ndcg@10'])}" for n, t in tests.items()]
+    ends = {m: interval(np.stack([v[m] for v in value.values()], 1), user).T for m in ("hr@1", "ndcg@10")}
+    low_high = {name: {m: ends[m][i] for m in ends} for i, name in enumerate(value)}
+    difference = lambda a, b: {"hr@1": float((value[b]["hr@1"] - value[a]["hr@1"]).mean()), "p_mcnemar_hr@1": mcnemar(value[b]["hr@1"] == 1, value[a]["hr@1"] == 1),
+                               "ndcg@10": float((value[b]["ndcg@10"] - value[a]["ndcg@10"]).mean()), "p_t_ndcg@10": paired_t(value[b]["ndcg@10"], value[a]["ndcg@10"], user)}
+    tests = {f"{b} - {a}": difference(a, b) for i, a in enumerate(chosen) for b in chosen[i + 1:]}
     full, full_tests = full_ranking(row_of, data, which, user)
-    if full:
-        lines += ["", f"all {data.n_items} items, history masked, the same samples (chance HR@10 {10 / data.n_items:.4f}):"]
-        lines += [f"{name:<28}" + "  ".join(f"{m.upper()} {v[m]:.4f}" for m in FULL) for name, v in full.items()]
-    if full_tests:
-        lines += ["", "paired tests over all items:"]
-        lines += [f"{n:<48} HR@20 {t['hr@20']:+.4f} {star(t['p_mcnemar_hr@20']):<12} NDCG@20 {t['ndcg@20']:+.4f} {star(t['p_t_ndcg@20'])}" for n, t in full_tests.items()]
-    print("\n" + "\n".join(lines) + "\n")
+    result = {"protocol": f"{data.name} (hash {data.meta['hash']}), {data.meta['split']} split, test part, {len(which)} of {len(data.test)} samples of "
+                          f"{len(np.unique(user))} users" + (f", those with at most {cfg.max_history} earlier items" if cfg.max_history else "") +
+                          f", {cfg.C} stored candidates (target + {cfg.C - 1} uniform from items the user never touched); "
+                          "ties count as the mean over their orders; [95 % bootstrap interval over users]",
+              "dataset": data.name, "n": len(which), "items": data.n_items, "candidates": cfg.C, "hash": data.meta["hash"], "chance": chance(cfg.C), "reference": reference,
+              "rows": {}, "seeds": over_seeds(value, user, reference), "tests": tests, "full": full, "full_tests": full_tests, "groups": by_group(value, data, samples["test"], user),
+              "sweeps": sweeps_of(run_of, value, low_high)}
+    for name, v in value.items():
+        row = result["rows"][name] = {"note": note[name], **{m: float(v[m].mean()) for m in SHOWN}, **{f"{m}_interval": list(map(float, low_high[name][m])) for m in low_high[name]}}
+        if name not in (reference, "chance"):
+            against = difference(reference, name)
+            row |= {"p_hr@1": against["p_mcnemar_hr@1"], "p_ndcg@10": against["p_t_ndcg@10"]}
+        row["paper"] = report.of_paper(data.name, paper_method(run_of[name])) if name in run_of else None
+        if cfg.latency and name in run_of:
+            import serve
+            print(f"timing {name}", flush=True)
+            row["ms"], row["parameters"] = serve.latencies(run_of[name], data), serve.parameters(run_of[name])
 
+    # written down
+    print("\n" + "\n".join(report.text(result)) + "\n")
     out = Path(cfg.out) if cfg.out else (runs[-1].folder if runs else folder_of("runs", data.name))
     out.mkdir(parents=True, exist_ok=True)
-    result = {"protocol": protocol, "n": len(which), "candidates": cfg.C, "hash": data.meta["hash"], "chance": chance(cfg.C), "tests": tests, "full": full, "full_tests": full_tests,
-              "rows": {n: {"note": note[n], **{m: float(v[m].mean()) for m in SHOWN}, **{f"{m}_interval": list(map(float, low_high[n][m])) for m in low_high[n]}}
-                       for n, v in value.items()}}
     write_json(out / "metrics.json", result)
-    (out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    report.write_tables(out, result)
     for folder, name in row_of.items():
         ranks_n = np.full(len(data.test), np.nan, np.float32)
         ranks_n[which] = value[name]["rank"]
         write_npy(folder / f"ranks_test_{cfg.C}.npy", ranks_n)
-    plot(out / "table.png", value, low_high, cfg.C, len(which), data.name)
+    made = report.figures(result, row_of)
+    if cfg.page:
+        shown = [n for n in run_of if len(rows[n])]
+        configs = {name: json.loads((run.folder / "config.json").read_text(encoding="utf-8")) for name, run in run_of.items()}
+        report.page(Path(cfg.page), result, made, cases_of(data, samples["test"], cand["test"], rows, value, shown[:6]) if shown else [], configs,
+                    "python evaluate.py --ckpt " + " ".join(names))
+    report.write_figures(out, made)
     if spent[0]:
         print(f"{spent[0] / spent[1]:.2f} samples/s scored by LMs ({spent[0]:.0f} prompts of {cfg.C} candidates), {100 * spent[1] / (time.time() - began):.0f} % of the time")
-    print(f"written: {out / 'metrics.json'}, table.txt, table.png; per-sample ranks in each run folder")
+    print(f"written: {out / 'metrics.json'}, table.txt .md .tex .csv, {', '.join(f'{n}.png' for n in made)}" + (f"; {cfg.page}" if cfg.page else "") + "; per-sample ranks in each run folder")
     print(json.dumps({"machine": machine(), "versions": versions(), "commit": commit(), "rows": [
         {"name": f"{m}.{n}", "value": round(float(v[m].mean()), 4), "unit": "", "goal": None} for n, v in value.items() for m in ("hr@1", "ndcg@10")]}))
     finish(ranks)
@@ -380,26 +562,6 @@ def full_ranking(row_of, data, which, user):
                             "ndcg@20": float((value[b]["ndcg@20"] - value[a]["ndcg@20"]).mean()), "p_t_ndcg@20": paired_t(value[b]["ndcg@20"], value[a]["ndcg@20"], user)}
              for i, a in enumerate(value) for b in list(value)[i + 1:]}
     return {"chance": whole, "popularity": mean(metrics(*popularity_full(data, np.asarray(data.test)[which]), ks))} | {name: mean(v) for name, v in value.items()}, tests
-
-
-def plot(path, value, low_high, C, n, name):
-    """HR@1 of every row with its interval, chance as a line."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    rows = [r for r in value if r != "chance"][::-1]
-    mean = np.array([value[r]["hr@1"].mean() for r in rows])
-    ends = np.array([low_high[r]["hr@1"] for r in rows])
-    fig, ax = plt.subplots(figsize=(7, 0.45 * len(rows) + 1.2), layout="constrained")
-    ax.errorbar(mean, range(len(rows)), xerr=np.abs(ends.T - mean), fmt="o", capsize=3, color="#1f5fa8")
-    ax.axvline(1 / C, color="gray", linestyle="--", label=f"chance 1/{C}")
-    ax.set_yticks(range(len(rows)), rows)
-    ax.set_xlim(0, None)
-    ax.set_xlabel(f"HR@1 among {C} candidates, {name}, n = {n}, 95 % interval over users")
-    fig.legend(loc="outside upper right")
-    ax.grid(axis="x", alpha=0.3)
-    fig.savefig(path, dpi=130)
-    plt.close(fig)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from common import Log, folder_of, histories, load_run, read_json, read_npy, stop, write_json, write_npy
+from common import CACHE, Log, folder_of, histories, load_run, read_json, read_npy, stop, subset, write_json, write_npy
 
 
 # ---------------------------------------------------------------- titles
@@ -186,6 +187,46 @@ def serve(run, data, path, out, top, pool, ranks, shard=False, batch=64):
         print(json.dumps({"out": str(out), "histories": len(requests), "without_known_title": nobody, "ms_per_history": round(1000 * seconds / len(requests), 3)}))
 
 
+# ---------------------------------------------------------------- what serving costs
+
+def milliseconds(rank, olds, batch, seconds=3):
+    """Median time a request takes when `batch` come at once."""
+    spent, began, at = [], time.time(), 0
+    rank(olds[:batch])
+    while len(spent) < 5 or (time.time() - began < seconds and len(spent) < 200):
+        at = (at + batch) % (len(olds) - batch)
+        start = time.time()
+        rank(olds[at:at + batch])
+        spent.append(time.time() - start)
+    return 1000 * float(np.median(spent)) / batch
+
+
+def latencies(run, data):
+    """(ms at batch 1 on one core, ms at batch 1, ms a request at batch 64)."""
+    alone = SimpleNamespace(rank=0, world=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), main=True)
+    rank = ranking(run, data, alone)
+    olds = [h[h > 0] for h in histories(data, np.asarray(data.test)[subset(len(data.test), 512, 0)], 50)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = milliseconds(rank, olds, 1)
+    torch.set_num_threads(threads)
+    return one, milliseconds(rank, olds, 1), milliseconds(rank, olds, 64)
+
+
+def parameters(run):
+    """Numbers a run needs to serve."""
+    if run.stage == "train_backbone":
+        return run.parameters
+    from safetensors import safe_open
+    total = 0
+    files = [run.folder / "items.safetensors", run.folder / "adapter" / "adapter_model.safetensors"]
+    folder = CACHE / run.llm if run.llm == "smollm2-135m" else folder_of("runs", run.llm)
+    for path in [*files, *folder.glob("*.safetensors")]:
+        with safe_open(path, "np") as f:
+            total += sum(int(np.prod(f.get_slice(k).get_shape())) for k in f.keys())
+    return total
+
+
 # ---------------------------------------------------------------- what a run teaches (DLLM2Rec, arXiv 2405.00338)
 
 @torch.no_grad()
@@ -227,7 +268,6 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024):
     gives the true item and the listed ones; titles.npy float32 (I+1, D), the LM's title vectors. An LM that scores title by title ranks its
     backbone's list. Killed, the same command goes on."""
     import lm as L
-    from common import subset
     folder, tmp = run.folder / "export", run.folder / "export.tmp"
     which = subset(len(data.train), limit, 0)
     made = made_of(run, data, K, len(which))
