@@ -8,19 +8,24 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test soak circle bench bench-kernels bench-llm bench-data clean
+.PHONY: demo test soak circle table2 table3 table4 fig8 table5 coldstart bench bench-kernels bench-llm bench-data clean
 
 demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (about 15 minutes on 2 cores)
 	$(PY) demo.py
 
 test: $(VENV)/ready          ## all tests (under ten minutes on 2 cores)
-	$(PY) -m pytest -q tests
+	$(PY) -m pytest -q -n 2 --dist loadfile tests
 
 soak: $(VENV)/ready          ## kill the scripts fifty times at random moments and compare (about ten minutes on 2 cores)
 	$(PY) -m pytest -q -s tests/soak.py
 
 circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (about an hour on one core)
 	$(PY) circle.py
+
+# the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl SEEDS=3 BUDGET=50000 PROCS=10
+RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET INPUT PROCS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(TEST),--test-samples $(TEST)) $(foreach x,$(ALSO),--also $(x))
+table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROCS= TEST= ALSO=
+	$(PY) recipes.py $@ $(RECIPE)
 
 bench: bench-kernels bench-llm bench-data  ## all benchmarks (each program's last line is one JSON object)
 

@@ -1,0 +1,203 @@
+"""recipes.py and circle.py: the commands they give, run on a tiny LM in this process; and the variants of DELRec they are made of."""
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+import circle
+import common
+import distill
+import evaluate
+import finetune
+import lm as L
+import recipes
+import train_backbone
+from conftest import stages
+
+MAINS = {"train_backbone.py": train_backbone.main, "distill.py": distill.main, "finetune.py": finetune.main, "evaluate.py": evaluate.main}
+
+
+@pytest.fixture
+def here(toy, script, on_cpu, tmp_path, monkeypatch):
+    """The root of the runs is tmp_path, and stages run in this process, small: .ran lists their command lines."""
+    ran, real = [], recipes.subprocess.run
+    small = {"train_backbone.py": ["--epochs", 1, "--width", 16], "distill.py": ["--k", 4, "--val-samples", 10, "--history", 8, "--verbalizer", "mean"],
+             "finetune.py": ["--val-samples", 10, "--init-r", 4, "--target-r", 2], "evaluate.py": []}
+
+    def run(line, **kwargs):
+        if line[0] == "git":                             # whoever writes down the commit
+            return real(line, **kwargs)
+        assert line[0] == sys.executable
+        args = line[2:] if line[1] == "-u" else line[4:]
+        ran.append(args)
+        more = [x for pair in zip(small[args[0]][::2], small[args[0]][1::2]) if pair[0] not in args for x in pair]
+        script(MAINS[args[0]], *args[1:], *more)
+        return type("Done", (), {"returncode": 0})
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(recipes.subprocess, "run", run)
+    run.ran, run.root = ran, tmp_path / "runs"
+    return run
+
+
+def recipe(*args):
+    done = CliRunner().invoke(recipes.main, [str(a) for a in args])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_table3_runs_every_variant_once_and_ends_in_a_table(here, toy, decoder):
+    args = ["table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 2, "--budget", 80, "--test-samples", 20]
+    recipe(*args)
+    home = here.root / "toy" / "tiny-llama-titles-80"
+    for s in (0, 1):
+        runs = {v: common.load_run(home / f"{v}-s{s}", toy) for v in ("no-prompt", "words", "untrained", "delrec")}
+        assert {v: evaluate.paper_method(r) for v, r in runs.items()} == {"no-prompt": "w/o SP", "words": "w MCP", "untrained": "w USP", "delrec": "DELRec (SASRec)"} or \
+            evaluate.paper_method(runs["no-prompt"]) == "LlamaRec"       # letters in the backbone's order without a prompt is LlamaRec
+        assert all(r.seed == s and r.samples == 80 for r in runs.values())
+    found = json.loads((home / "table3" / "metrics.json").read_text())
+    assert {f"{v}-s{s}" for v in ("no-prompt", "words", "untrained", "delrec", "sasrec") for s in (0, 1)} <= set(found["rows"]) and found["reference"] == "delrec-s0"
+    assert set(found["seeds"]) >= {"no-prompt", "words", "untrained", "delrec", "sasrec"} and found["seeds"]["words"]["against"] == "delrec"
+    assert (home / "table3" / "table3.html").stat().st_size > 10000
+    once = len(here.ran)
+    assert once == 2 * (1 + 1 + 4) + 1                   # a backbone, a prompt, four fine-tuned LMs a seed; one table
+    recipe(*args)
+    assert len(here.ran) == once + 1 and here.ran[-1][0] == "evaluate.py"      # finished runs are not repeated
+
+
+def test_every_recipe_names_flags_that_exist(toy, decoder, monkeypatch):
+    monkeypatch.setattr(recipes, "layers", lambda llm: 4)
+    for name in recipes.RECIPES:
+        lines = [x.split() for x in recipe(name, "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--dry-run", "--procs", 10).splitlines() if x]
+        recipes.SHOWN.clear()
+        assert lines and all(x[:2] == ["torchrun", "--nproc_per_node=10"] for x in lines) and len({" ".join(x) for x in lines}) == len(lines)
+        for _, _, program, *args in lines:
+            known = {o for p in MAINS[program].params for o in getattr(p, "opts", [])}
+            assert {a for a in args if a.startswith("--")} <= known, (name, program)
+            with MAINS[program].make_context(program, args) as context:      # values too are of the right kind
+                assert context.params
+        assert lines[-1][2] == "evaluate.py"
+
+
+def test_fig8_moves_one_number_at_a_time(toy, decoder):
+    out = recipe("fig8", "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--dry-run")
+    recipes.SHOWN.clear()
+    prompts = [x for x in out.splitlines() if "distill.py" in x]
+    assert len(prompts) == 1 + 5 + 4
+    assert sorted(int(x.split("--k ")[1].split()[0]) for x in prompts if "--k " in x) == [20, 40, 60, 100, 120]
+    assert sorted(int(x.split("--h ")[1].split()[0]) for x in prompts if "--h " in x) == [5, 15, 20, 25]
+
+
+def test_a_stage_that_fails_ends_the_recipe(here, toy, decoder, monkeypatch):
+    monkeypatch.setattr(recipes.subprocess, "run", lambda line, **_: type("Done", (), {"returncode": 75}))
+    done = CliRunner().invoke(recipes.main, ["table3", "--dataset", str(toy.folder), "--llm", decoder])
+    assert done.exit_code == 1 and "stopped with exit code 75" in str(done.exception) + done.output + str(done.exc_info[1])
+
+
+def test_a_data_set_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    done = CliRunner().invoke(recipes.main, ["table2", "--dataset", "nothing"])
+    assert done.exit_code == 1 and "no prepared data set in" in done.output
+
+
+# ---------------------------------------------------------------- the variants
+
+def test_the_pattern_in_words_stands_where_the_vectors_stood(load, toy):
+    m = load("decoder")
+    settings = {"verbalizer": "mean", "show": False, "history": 5, "max_title": 32, "max_tokens": 1000, "backbone": "GRU4Rec", "order": "shuffled", "backbone_run": "", "words": True}
+    said = m.tok.decode(L.ranker(m, toy, settings).prompts.prefix)
+    assert "GRU4Rec reads the movies one after another" in said and "Movies the user watched" in said
+    plain = L.ranker(m, toy, settings | {"words": False}).prompts.prefix
+    assert L.SLOT not in plain and "GRU4Rec" not in m.tok.decode(plain)
+    assert len({L.PATTERN[x] for x in L.NAMES.values()}) == 3
+
+
+def test_words_are_scored_as_they_were_trained(toy, backbone, decoder, script, on_cpu, tmp_path, alone):
+    _, tune = stages(toy, backbone, decoder, "words", tmp_path / "words")
+    script(finetune.main, *tune, "--backbone", backbone)
+    run = common.load_run(tmp_path / "words", toy)
+    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    assert r.P is None and "SASRec weighs all movies" in r.lm.tok.decode(r.prompts.prefix) and evaluate.paper_method(run) == "w MCP"
+    val = common.subset(len(toy.val), 30, 0)
+    np.testing.assert_allclose(L.score_samples(r, "val", val, 15, alone), np.load(tmp_path / "words" / "scores_val_15.npy")[val], atol=1e-4)
+
+
+def test_stage_2_moves_the_prompt_only_if_asked(chain, toy, backbone, decoder, script, on_cpu, tmp_path, alone):
+    _, tune = stages(toy, backbone, decoder, chain.prompt, tmp_path / "moved")
+    script(finetune.main, *tune, "--lr-prompt", .01)
+    before, after = (load_file(f / "soft_prompt.safetensors")["prompt_embeddings"] for f in (chain.prompt, tmp_path / "moved"))
+    assert (before - after).abs().max() > .005
+    run = common.load_run(tmp_path / "moved", toy)
+    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    val = common.subset(len(toy.val), 30, 0)
+    np.testing.assert_allclose(L.score_samples(r, "val", val, 15, alone), np.load(tmp_path / "moved" / "scores_val_15.npy")[val], atol=1e-4)
+    assert evaluate.paper_method(run) == "w ULSR"
+    assert "--soft-prompt is none" in script(finetune.main, *tune, "--lr-prompt", .01, "--soft-prompt", "none", code=1).error
+
+
+def test_stage_1_moves_the_lm_only_if_asked_and_stage_2_goes_on_from_it(toy, backbone, decoder, script, on_cpu, tmp_path, alone):
+    distil, tune = stages(toy, backbone, decoder, tmp_path / "prompt", tmp_path / "delrec")
+    script(distill.main, *distil, "--lr-lm", .003)
+    weights = load_file(tmp_path / "prompt" / "adapter" / "adapter_model.safetensors")
+    assert weights and all(p.abs().max() > 0 for p in weights.values())
+    moved, plain = L.load_lm(str(tmp_path / "prompt"), torch.device("cpu"), torch.float32), L.load_lm(decoder, torch.device("cpu"), torch.float32)
+    changed = [n for (n, a), b in zip(moved.model.named_parameters(), plain.model.parameters()) if not torch.equal(a, b)]
+    assert changed and all("q_proj" in n or "v_proj" in n for n in changed)
+    script(finetune.main, *tune)
+    run = common.load_run(tmp_path / "delrec", toy)
+    assert run.llm == str(tmp_path / "prompt") and evaluate.paper_method(run) == "w UDPSM"
+    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    val = common.subset(len(toy.val), 30, 0)
+    np.testing.assert_allclose(L.score_samples(r, "val", val, 15, alone), np.load(tmp_path / "delrec" / "scores_val_15.npy")[val], atol=1e-4)
+    script(distill.main, *distil)                        # again, without: nothing of the adapter stays
+    assert not (tmp_path / "prompt" / "adapter").exists()
+
+
+def test_a_killed_stage_1_with_an_adapter_goes_on_exactly(toy, backbone, decoder, script, on_cpu, tmp_path):
+    import checkpoints
+    for name, stop_at in (("whole", None), ("cut", 3)):
+        args, _ = stages(toy, backbone, decoder, tmp_path / name, "")
+        args += ["--lr-lm", .003, "--checkpoint-every", 1]
+        if stop_at:
+            with pytest.MonkeyPatch.context() as patch:
+                save = checkpoints.Saver.save
+
+                def save_and_die(self, step, *rest):
+                    save(self, step, *rest)
+                    if step == stop_at:
+                        raise KeyboardInterrupt
+                patch.setattr(checkpoints.Saver, "save", save_and_die)
+                CliRunner().invoke(distill.main, [str(a) for a in args])
+            assert not (tmp_path / name / "config.json").exists()
+            args += ["--resume"]
+        script(distill.main, *args)
+    for part in ("soft_prompt.safetensors", "adapter/adapter_model.safetensors"):
+        a, b = (load_file(tmp_path / n / part) for n in ("whole", "cut"))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), part
+
+
+# ---------------------------------------------------------------- the circle
+
+def test_the_circle_closes(here, toy, decoder, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    m = AutoModelForCausalLM.from_pretrained(decoder)
+    m.save_pretrained(tmp_path / "lm"), AutoTokenizer.from_pretrained(decoder).save_pretrained(tmp_path / "lm")
+    args = ["--dataset", toy.folder, "--llm", tmp_path / "lm", "--layers", 1, "--windows", 80, "--small-windows", 80, "--val-samples", 10, "--test-samples", 30]
+    done = CliRunner().invoke(circle.main, [str(a) for a in args])
+    if done.exception:
+        raise done.exception
+    rows = {x["name"]: x["value"] for x in json.loads(done.output.strip().splitlines()[-1])["rows"]}
+    assert {"slmrec.speedup.inference", "slmrec.speedup.training", "slmrec.hr@1_vs_teacher", "slmrec.hr@1_vs_teacher_low", "slmrec.hr@1_vs_teacher_high", "dllm2rec.latency_ms",
+            "dllm2rec.hr20_gain", "dllm2rec.p_value"} <= set(rows)
+    table = json.loads((here.root / "toy" / "circle" / "metrics.json").read_text())["rows"]
+    assert rows["slmrec.hr@1_vs_teacher"] == pytest.approx(table["slmrec"]["hr@1"] - table["e4srec"]["hr@1"], abs=1e-4)
+    assert rows["slmrec.hr@1_vs_teacher_low"] <= rows["slmrec.hr@1_vs_teacher"] <= rows["slmrec.hr@1_vs_teacher_high"] and rows["dllm2rec.latency_ms"] > 0
+    taught = common.load_run(here.root / "toy" / "sasrec-taught")
+    assert taught.teacher == "toy/slmrec" and len(here.ran) == 8
+    again = CliRunner().invoke(circle.main, [str(a) for a in args])
+    assert not again.exception and len(here.ran) == 9    # the table only
