@@ -7,7 +7,7 @@
 
 Every stage is a command of the README. Runs stand under runs/<dataset>/<llm>-<input>-<budget>/, backbones under runs/<dataset>/, all with their seed (-s0, -s1,
 ..); finished ones are not repeated, killed ones go on from their checkpoint. A recipe ends in the folder .../<recipe>/: table.txt .md .tex .csv, figures, a page.
-The budget is the samples (with --input ids the windows) that stage 2 sees; stage 1 sees a third as many, at most 20,000.
+The budget is the samples (with --input ids the windows) that stage 2 sees; stage 1 sees --prompt-budget, or a third as many, at most 20,000.
 """
 import shlex
 import subprocess
@@ -65,8 +65,8 @@ class Recipe:
         return self.run(f"{self.name}/{model}-s{self.seed}", "train_backbone.py", "--dataset", self.data, "--model", model, "--top-h", max(HS))
 
     def prompt(self, name="prompt", model="sasrec", flags=()):
-        return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", "--dataset", self.data, "--llm", self.c.llm, "--backbone", self.backbone(model), "--samples", min(max(self.c.budget // 3, 32), 20000),
-                        "--evals", 2, *flags)
+        return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", "--dataset", self.data, "--llm", self.c.llm, "--backbone", self.backbone(model), "--samples",
+                        self.c.prompt_budget or min(max(self.c.budget // 3, 32), 20000), "--evals", 2, *flags)
 
     def tune(self, name, *flags, model="sasrec"):
         """Stage 2. A run with a soft prompt takes its backbone from it."""
@@ -179,6 +179,7 @@ RECIPES = {f.__name__: f for f in (table2, table3, table4, fig8, table5, coldsta
 @click.option("--llm", default="smollm2-135m", help="the LM; Hugging Face id or folder")
 @click.option("--seeds", default=2, type=click.IntRange(1), help="runs of everything, seeds 0, 1, ..")
 @click.option("--budget", default=192, type=click.IntRange(80), help="training samples of stage 2 (with --input ids: windows)")
+@click.option("--prompt-budget", default=0, type=click.IntRange(0), help="training samples of stage 1; 0: a third of --budget, at most 20,000")
 @click.option("--input", default="titles", type=click.Choice(["titles", "ids", "hybrid"]), help="what DELRec's rows read: see finetune.py --input")
 @click.option("--test-samples", default=1000, type=click.IntRange(0), help="test samples of the table, the same for all rows; 0 = all")
 @click.option("--procs", default=1, type=click.IntRange(1), help="processes (GPUs) of each stage, by torchrun")
