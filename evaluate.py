@@ -271,22 +271,22 @@ def unseeded(name):
     return re.sub(r"-s\d+(?=$|\+|,)", "", name)
 
 
-def over_seeds(value, user, reference):
+def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")):
     """Rows of which there are several seeds: mean and deviation, and tests of the samples' means over seeds against the reference's."""
     groups = {}
     for name in value:
         groups.setdefault(unseeded(name), []).append(name)
     if not any(len(names) > 1 for names in groups.values()):
         return {}
-    mean = {g: {m: np.mean([value[n][m] for n in names], 0) for m in ("hr@1", "ndcg@10")} for g, names in groups.items()}
+    mean = {g: {m: np.mean([value[n][m] for n in names], 0) for m in keys} for g, names in groups.items()}
     base, out = unseeded(reference) if reference else None, {}
     for g, names in groups.items():
         if len(names) > 1:
-            spread = lambda m: [float(np.mean(x)), float(np.std(x, ddof=1))] if len(x := [value[n][m].mean() for n in names]) > 1 else None
-            out[g] = {"seeds": len(names), "hr@1": spread("hr@1"), "ndcg@10": spread("ndcg@10"), "against": base if base and base != g else None}
+            each = {m: [value[n][m].mean() for n in names] for m in keys}
+            out[g] = {"seeds": len(names), **{m: [float(np.mean(x)), float(np.std(x, ddof=1))] for m, x in each.items()}, "against": base if base in groups and base != g else None}
             if out[g]["against"]:
-                out[g] |= {f"{m}_gain": float((mean[g][m] - mean[base][m]).mean()) for m in ("hr@1", "ndcg@10")}
-                out[g] |= {f"p_{m}": paired_t(mean[g][m], mean[base][m], user) for m in ("hr@1", "ndcg@10")}
+                out[g] |= {f"{m}_gain": float((mean[g][m] - mean[base][m]).mean()) for m in keys}
+                out[g] |= {f"p_{m}": paired_t(mean[g][m], mean[base][m], user) for m in keys}
     return out
 
 
@@ -455,7 +455,7 @@ def main(**config):
     for run in sorted(runs, key=lambda x: ["lm", "train_backbone", "distill", "finetune"].index(x.stage)):
         add(run)
 
-    # the backbone fused with what knows the titles: the last two floors an LM row has to beat
+    # the backbone fused with what counts pairs, and with what knows the titles: the floors an LM row, alone or fused, has to beat
     backbones = [r for r in runs if r.stage == "train_backbone"]
     from_runs = [Path(r.backbone_run) for r in runs if getattr(r, "backbone_run", None)]
     for folder in from_runs + [folder_of("runs", f"{data.name}/sasrec")]:
@@ -465,13 +465,14 @@ def main(**config):
     pairs = list(cfg.fuse)
     if backbones:
         base = row_of[backbones[0].folder]
-        pairs = [(base, "title-similarity")] + [(base, row_of[r.folder]) for r in runs if r.stage in ("finetune", "lm")] + pairs
+        pairs = [(base, "co-occurrence"), (base, "title-similarity")] + [(base, row_of[r.folder]) for r in runs if r.stage in ("finetune", "lm")] + pairs
     for a, b in dict.fromkeys(pairs):
         for x in (a, b):
             if x not in rows:
                 stop(f"--fuse names the row {x}, but the rows are {', '.join(rows)}")
         scores, w = fuse(rows[a], rows[b], target["val"])
-        rows[f"{a}+{b}"], note[f"{a}+{b}"] = (None, scores), f"weight of {b} {w:.2f}, chosen on validation"
+        rows[f"{a}+{b}"] = ((1 - w) * standard(rows[a][0]) + w * standard(rows[b][0]), scores)      # a fused row may be fused again
+        note[f"{a}+{b}"] = f"weight of {b} {w:.2f}, chosen on validation"
         chosen.append(f"{a}+{b}")
     reference = cfg.reference or (row_of[backbones[0].folder] if backbones else chosen[0])
     if reference not in rows:
@@ -487,13 +488,13 @@ def main(**config):
     difference = lambda a, b: {"hr@1": float((value[b]["hr@1"] - value[a]["hr@1"]).mean()), "p_mcnemar_hr@1": mcnemar(value[b]["hr@1"] == 1, value[a]["hr@1"] == 1),
                                "ndcg@10": float((value[b]["ndcg@10"] - value[a]["ndcg@10"]).mean()), "p_t_ndcg@10": paired_t(value[b]["ndcg@10"], value[a]["ndcg@10"], user)}
     tests = {f"{b} - {a}": difference(a, b) for i, a in enumerate(chosen) for b in chosen[i + 1:]}
-    full, full_tests = full_ranking(row_of, data, which, user)
+    full, full_tests, full_seeds = full_ranking(row_of, data, which, user, reference)
     result = {"protocol": f"{data.name} (hash {data.meta['hash']}), {data.meta['split']} split, test part, {len(which)} of {len(data.test)} samples of "
                           f"{len(np.unique(user))} users" + (f", those with at most {cfg.max_history} earlier items" if cfg.max_history else "") +
                           f", {cfg.C} stored candidates (target + {cfg.C - 1} uniform from items the user never touched); "
                           "ties count as the mean over their orders; [95 % bootstrap interval over users]",
               "dataset": data.name, "n": len(which), "items": data.n_items, "candidates": cfg.C, "hash": data.meta["hash"], "chance": chance(cfg.C), "reference": reference,
-              "rows": {}, "seeds": over_seeds(value, user, reference), "tests": tests, "full": full, "full_tests": full_tests, "groups": by_group(value, data, samples["test"], user),
+              "rows": {}, "seeds": over_seeds(value, user, reference), "tests": tests, "full": full, "full_tests": full_tests, "full_seeds": full_seeds, "groups": by_group(value, data, samples["test"], user),
               "sweeps": sweeps_of(run_of, value, low_high)}
     for name, v in value.items():
         row = result["rows"][name] = {"note": note[name], **{m: float(v[m].mean()) for m in SHOWN}, **{f"{m}_interval": list(map(float, low_high[name][m])) for m in low_high[name]}}
@@ -545,9 +546,9 @@ def popularity_full(data, samples):
     return above, level
 
 
-def full_ranking(row_of, data, which, user):
+def full_ranking(row_of, data, which, user, reference):
     """Metrics over the whole catalogue, for runs that ranked it (full_test.npy: greater, equal, -1: not asked) behind chance and popularity, and
-    the paired tests between them."""
+    the paired tests between them, and means over seeds."""
     mean = lambda v: {m: float(v[m].mean()) for m in FULL}
     ks, value = (1, 5, 10, 20), {}
     for folder, name in row_of.items():
@@ -556,12 +557,12 @@ def full_ranking(row_of, data, which, user):
             if greater.min() >= 0:
                 value[name] = metrics(greater, equal, ks)
     if not value:
-        return {}, {}
+        return {}, {}, {}
     whole = {m: v for m, v in chance(data.n_items, ks).items() if m in FULL}
     tests = {f"{b} - {a}": {"hr@20": float((value[b]["hr@20"] - value[a]["hr@20"]).mean()), "p_mcnemar_hr@20": mcnemar(value[b]["hr@20"] == 1, value[a]["hr@20"] == 1),
                             "ndcg@20": float((value[b]["ndcg@20"] - value[a]["ndcg@20"]).mean()), "p_t_ndcg@20": paired_t(value[b]["ndcg@20"], value[a]["ndcg@20"], user)}
              for i, a in enumerate(value) for b in list(value)[i + 1:]}
-    return {"chance": whole, "popularity": mean(metrics(*popularity_full(data, np.asarray(data.test)[which]), ks))} | {name: mean(v) for name, v in value.items()}, tests
+    return {"chance": whole, "popularity": mean(metrics(*popularity_full(data, np.asarray(data.test)[which]), ks))} | {name: mean(v) for name, v in value.items()}, tests, over_seeds(value, user, reference, ("hr@20", "ndcg@20"))
 
 
 if __name__ == "__main__":

@@ -63,9 +63,8 @@ def text(result):
         lines += ["paper: as DELRec prints it, under a protocol of its own (README); not a target"]
     if result["seeds"]:
         lines += ["", "over seeds: mean and standard deviation; p of the difference of the samples' means over seeds (paired t, users as clusters)"]
-        for name, v in result["seeds"].items():
-            lines.append(f"{name:<{wide}}{v['seeds']} seeds  HR@1 {v['hr@1'][0]:.3f} +- {v['hr@1'][1]:.3f}  NDCG@10 {v['ndcg@10'][0]:.3f} +- {v['ndcg@10'][1]:.3f}"
-                         + (f"  against {v['against']}: HR@1 {v['hr@1_gain']:+.4f} {p_text(v['p_hr@1'])}  NDCG@10 {v['ndcg@10_gain']:+.4f} {p_text(v['p_ndcg@10'])}" if v["against"] else ""))
+        lines += [f"{name:<{wide}}{v['seeds']} seeds  {seeds_text(v, ('hr@1', 'ndcg@10'))}" for name, v in result["seeds"].items()]
+        lines += [f"{name:<{wide}}all items  {seeds_text(v, ('hr@20', 'ndcg@20'))}" for name, v in result["full_seeds"].items()]
     if result["tests"]:
         lines += ["", "paired tests (first minus second): HR@1 by exact McNemar, NDCG@10 by paired t, users as clusters; * p < .05, ** p < .01"]
         lines += [f"{n:<48} HR@1 {t['hr@1']:+.3f} {p_text(t['p_mcnemar_hr@1']):<12} NDCG@10 {t['ndcg@10']:+.3f} {p_text(t['p_t_ndcg@10'])}" for n, t in result["tests"].items()]
@@ -84,6 +83,12 @@ def text(result):
 
 def cell(v):
     return f"{v['hr@1']:.3f} [{v['low']:.3f}, {v['high']:.3f}]"
+
+
+def seeds_text(v, keys):
+    """Mean and deviation over seeds, and what the reference differs by."""
+    return "  ".join(f"{m.upper()} {v[m][0]:.4f} +- {v[m][1]:.4f}" for m in keys) + (
+        f"  against {v['against']}: " + "  ".join(f"{v[m + '_gain']:+.4f} {p_text(v['p_' + m])}" for m in keys) if v["against"] else "")
 
 
 # ---------------------------------------------------------------- tables for others
@@ -338,9 +343,9 @@ def page(path, result, made, cases, configs, command):
                  f'Everything chosen was chosen on validation. Written by <code>{esc(command)}</code></p>')
     parts.append("<h2>Among candidates</h2>" + html_table(*lines_of(result, str)))
     if result["seeds"]:
-        parts.append("<h2>Over seeds</h2>" + html_table(["row", "seeds", "HR@1", "NDCG@10", "against", "HR@1 gain", "NDCG@10 gain"], [
-            [n, v["seeds"], f"{short(v['hr@1'][0])} ± {short(v['hr@1'][1])}", f"{short(v['ndcg@10'][0])} ± {short(v['ndcg@10'][1])}", v["against"] or "",
-             f"{v['hr@1_gain']:+.4f} {p_text(v['p_hr@1'])}" if v["against"] else "", f"{v['ndcg@10_gain']:+.4f} {p_text(v['p_ndcg@10'])}" if v["against"] else ""] for n, v in result["seeds"].items()]))
+        parts.append("<h2>Over seeds</h2>" + html_table(["row", "seeds", "mean ± deviation, against the reference"],
+                                                        [[n, v["seeds"], seeds_text(v, ("hr@1", "ndcg@10"))] for n, v in result["seeds"].items()]
+                                                        + [[n, v["seeds"], "all items: " + seeds_text(v, ("hr@20", "ndcg@20"))] for n, v in result["full_seeds"].items()]))
     if result["full"]:
         parts.append(f"<h2>Over all {result['items']} items</h2>" + html_table(["row", *(m.upper() for m in FULL)], [[n, *(f"{v[m]:.4f}" for m in FULL)] for n, v in result["full"].items()]))
     for kind, groups in result["groups"].items():
