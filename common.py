@@ -5,7 +5,9 @@ V vocabulary, D LM width, k soft-prompt vectors, h length of the backbone's list
 """
 import ctypes
 import json
+import math
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -196,6 +198,20 @@ def histories(data, samples, L):
     at = samples[:, None] - np.arange(L, 0, -1)[None, :]
     inside = at >= data.ptr[users(data, samples)][:, None]
     return np.where(inside, data.items[np.maximum(at, 0)], 0).astype(np.int64)
+
+
+def tfidf(titles):
+    """Bags of words of titles, TF-IDF, each of norm 1: word numbers (I, T), weights fp32 (I, T), 0 where a title has fewer, number of words."""
+    words = [re.findall(r"\w+", t.lower()) for t in titles]
+    vocab = {w: i for i, w in enumerate(sorted({w for t in words for w in t}))}
+    df = np.bincount([vocab[w] for t in words for w in set(t)], minlength=len(vocab))
+    T = max(max(map(len, words)), 1)
+    id_IT, weight_IT = np.zeros((len(words), T), np.int64), np.zeros((len(words), T), np.float32)
+    for i, t in enumerate(words):
+        counts = {vocab[w]: t.count(w) for w in t}
+        id_IT[i, :len(counts)] = list(counts)
+        weight_IT[i, :len(counts)] = [n * math.log(len(titles) / (1 + df[w])) for w, n in counts.items()]
+    return id_IT, weight_IT / np.maximum(np.linalg.norm(weight_IT, axis=1, keepdims=True), 1e-9), len(vocab)
 
 
 def shuffled(old_nL, samples):

@@ -27,7 +27,7 @@ import torch
 
 import report
 from common import (candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_npy,
-                    setup, shuffled, start_run, stop, subset, users, versions, write_json, write_npy)
+                    setup, shuffled, start_run, stop, subset, tfidf, users, versions, write_json, write_npy)
 from report import FULL, SHOWN
 
 
@@ -40,20 +40,11 @@ def popularity(data):
 
 def title_similarity(data, samples, cand_nC, L=10, decay=0.8, chunk=1000):
     """TF-IDF cosine of each candidate's title to the history, item j steps ago weighing decay^j: float32 (n, C)."""
-    words = [re.findall(r"\w+", t.lower()) for t in data.titles]
-    vocab = {w: i for i, w in enumerate(sorted({w for t in words for w in t}))}
-    df = np.bincount([vocab[w] for t in words for w in set(t)], minlength=len(vocab))
-    T = max(max(map(len, words)), 1)
-    id_IT, weight_IT = np.zeros((len(words), T), np.int64), np.zeros((len(words), T), np.float32)
-    for i, t in enumerate(words):
-        counts = {vocab[w]: t.count(w) for w in t}
-        id_IT[i, :len(counts)] = list(counts)
-        weight_IT[i, :len(counts)] = [n * math.log((1 + data.n_items) / (1 + df[w])) for w, n in counts.items()]
-    weight_IT /= np.maximum(np.linalg.norm(weight_IT, axis=1, keepdims=True), 1e-9)
+    id_IT, weight_IT, V = tfidf(data.titles)
     out = np.zeros(cand_nC.shape, np.float32)
     for i in range(0, len(samples), chunk):
         old_nL = histories(data, samples[i:i + chunk], L)
-        profile = np.zeros((len(old_nL), len(vocab)), np.float32)
+        profile = np.zeros((len(old_nL), V), np.float32)
         row = np.arange(len(old_nL))[:, None, None]
         np.add.at(profile, (row, id_IT[old_nL]), weight_IT[old_nL] * (decay ** np.arange(L - 1, -1, -1))[None, :, None])
         profile /= np.maximum(np.linalg.norm(profile, axis=1, keepdims=True), 1e-9)

@@ -244,6 +244,10 @@ def student_loss(model, x_NE, target_N, negative_BL, at_NE, L):
 def read_export(name, data, cfg):
     """What evaluate.py --export wrote in a teacher's run folder: topk int32 (n, K), w_p (K,) + w_c fp32 (n, K), the fixed part of the weights
     (section 4.1), and Z (I+1, D), centred, of norm about 1."""
+    if name == "tfidf":                                              # the control: titles without an LM
+        if cfg.lam:
+            common.stop(f"--teacher tfidf has titles' vectors but no lists, --lam is {cfg.lam}; leave --lam out")
+        return None, None, centred(tfidf_vectors(data))
     run = common.load_run(name, data)
     folder = run.folder / "export"
     if not (folder / "meta.json").exists():
@@ -261,9 +265,23 @@ def read_export(name, data, cfg):
     d = (d - d[asked].mean()) / max(d[asked].std(), 1e-9)            # confidence: exp(-d), d as far as the teacher is from the truth, or from the item
     weight = cfg.w_position * w_p / w_p.sum() + cfg.w_confidence * np.exp(-d)
     Z = np.array(common.read_npy(folder / "titles.npy", (data.n_items + 1, None)), np.float32)
+    return np.asarray(topk), np.broadcast_to(weight, (n, K)).astype(np.float32) * (np.asarray(topk) > 0), centred(Z)
+
+
+def centred(Z):
+    """Titles' vectors (I+1, D) around their mean, of norm about 1."""
     Z[1:] -= Z[1:].mean(0)
-    Z /= np.linalg.norm(Z[1:], axis=1).mean()
-    return np.asarray(topk), np.broadcast_to(weight, (n, K)).astype(np.float32) * (np.asarray(topk) > 0), torch.from_numpy(Z)
+    return torch.from_numpy(Z / np.linalg.norm(Z[1:], axis=1).mean())
+
+
+def tfidf_vectors(data, D=512):
+    """Titles as their D leading directions of TF-IDF (latent semantic analysis): fp32 (I+1, D)."""
+    id_IT, weight_IT, V = common.tfidf(data.titles)
+    row, col = np.nonzero(weight_IT)
+    A = torch.sparse_coo_tensor(np.stack([row, id_IT[row, col]]), weight_IT[row, col], (len(id_IT), V), check_invariants=True).coalesce()
+    torch.manual_seed(0)
+    u, s, _ = torch.svd_lowrank(A, q=min(D, *A.shape), niter=4)
+    return (u * s).numpy()
 
 
 class Titles(nn.Module):
@@ -368,7 +386,7 @@ def means(greater, equal):
 @click.option("--patience", default=None, type=click.IntRange(1), help="stop after so many epochs without a better validation; 5, Caser 3")
 @click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
 # a teacher (DLLM2Rec)
-@click.option("--teacher", default=None, type=str, help="run folder of an LM after evaluate.py --ckpt RUN --export")
+@click.option("--teacher", default=None, type=str, help="run folder of an LM after evaluate.py --ckpt RUN --export; tfidf: no LM, the titles' vectors are bags of words (the control)")
 @click.option("--lam", default=0., type=click.FloatRange(0), help="weight of the teacher's lists, lambda (paper: .1 to 1); 0: without, as they helped on no data set here")
 @click.option("--list-loss", default="softmax", type=click.Choice(["softmax", "sigmoid"]), help="listed items against the catalogue, or against one unlisted item (the paper)")
 @click.option("--w-position", default=.3, type=click.FloatRange(0), help="weight of a listed item's place")

@@ -457,6 +457,19 @@ def test_a_teacher_who_knows_more_than_the_targets_makes_a_better_student(extra,
     assert taught["val_full_ndcg@10"] > 1.04 * plain["val_full_ndcg@10"]
 
 
+def test_bags_of_words_are_a_teacher_without_an_lm(toy, script, on_cpu, tmp_path):
+    Z = B.tfidf_vectors(toy)
+    id_IT, weight_IT, V = common.tfidf(toy.titles)
+    dense = np.zeros((61, V), np.float32)
+    np.add.at(dense, (np.arange(61)[:, None], id_IT), weight_IT)
+    np.testing.assert_allclose(Z @ Z.T, dense @ dense.T, atol=1e-4)                   # all directions are kept here: the cosines are those of the words
+    script(B.main, "--dataset", toy.folder, "--out", tmp_path / "words", *TRAIN, "--teacher", "tfidf")
+    script(B.main, "--dataset", toy.folder, "--out", tmp_path / "plain", *TRAIN)
+    taught, plain = (load_file(tmp_path / x / "model.safetensors")["item.weight"] for x in ("words", "plain"))
+    assert taught.shape == plain.shape and (taught - plain).abs().max() > .01 and not taught[0].any()
+    assert "has titles' vectors but no lists" in script(B.main, "--dataset", toy.folder, "--teacher", "tfidf", "--lam", .5, code=1).error
+
+
 def test_two_processes_learn_from_a_teacher_as_one(toy, student, script, on_cpu, two_processes, tmp_path):
     import socket
     import subprocess
