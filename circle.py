@@ -21,7 +21,7 @@ from kernels.bench import report
 from recipes import stage
 
 ROWS = {"sasrec": "backbone", "e4srec": "LM, items as vectors, distilled soft prompt", "small": "{n} layers, no teacher", "slmrec": "{n} layers, taught by the LM",
-        "sasrec-taught": "backbone, taught by the small LM"}
+        "sasrec-taught": "backbone, taught by the small LM", "caser": "a weaker backbone", "caser-taught": "the same, taught by the small LM (lists and titles)"}
 
 
 @click.command(context_settings={"show_default": True})
@@ -50,6 +50,8 @@ def main(dataset, llm, layers, windows, small_windows, val_samples, test_samples
     stage(runs / "slmrec", *lm, "--teacher", f"{name_of}/e4srec", "--samples", small_windows, "--layers", layers, "--out", f"{name_of}/slmrec")
     stage(runs / "slmrec" / "export", "evaluate.py", "--ckpt", f"{name_of}/slmrec", "--export")
     stage(runs / "sasrec-taught", "train_backbone.py", "--dataset", dataset, "--teacher", f"{name_of}/slmrec")
+    stage(runs / "caser", "train_backbone.py", "--dataset", dataset, "--model", "caser")
+    stage(runs / "caser-taught", "train_backbone.py", "--dataset", dataset, "--student", "caser", "--teacher", f"{name_of}/slmrec", "--lam", .1, "--eta", .3)
     stage(None, "evaluate.py", "--ckpt", *(f"{name_of}/{name}" for name in ROWS), "--limit", test_samples, "--val-samples", val_samples, "--out", runs / "circle")
 
     # the table
@@ -69,9 +71,10 @@ def main(dataset, llm, layers, windows, small_windows, val_samples, test_samples
     hits = {name: (np.asarray(common.read_npy(runs / name / "ranks_test_15.npy"))[which] == 1).astype(float) for name in ("e4srec", "slmrec")}
     low, high = interval(hits["slmrec"] - hits["e4srec"], user)
     teacher, student = (common.load_run(runs / name) for name in ("e4srec", "slmrec"))
-    taught, alone = table["full_tests"]["sasrec-taught - sasrec"], table["tests"]["slmrec - small"]
+    alone, taught, weaker = table["tests"]["slmrec - small"], table["full_tests"]["sasrec-taught - sasrec"], table["full_tests"]["caser-taught - caser"]
     lines += ["", f"taught minus not, {layers} layers: HR@1 {alone['hr@1']:+.4f} (p = {alone['p_mcnemar_hr@1']:.2g}), NDCG@10 {alone['ndcg@10']:+.4f} (p = {alone['p_t_ndcg@10']:.2g})",
-              f"taught backbone minus backbone, all items: HR@20 {taught['hr@20']:+.4f} (p = {taught['p_mcnemar_hr@20']:.2g}), NDCG@20 {taught['ndcg@20']:+.4f} (p = {taught['p_t_ndcg@20']:.2g})",
+              *(f"taught {name} minus {name}, all items: HR@20 {t['hr@20']:+.4f} (p = {t['p_mcnemar_hr@20']:.2g}), NDCG@20 {t['ndcg@20']:+.4f} (p = {t['p_t_ndcg@20']:.2g})"
+                for name, t in (("sasrec", taught), ("caser", weaker))),
               f"{(time.time() - began) / 60:.1f} minutes"]
     print("\n" + "\n".join(lines) + "\n")
     (runs / "circle" / "circle.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -81,6 +84,7 @@ def main(dataset, llm, layers, windows, small_windows, val_samples, test_samples
             ("slmrec.hr@1_vs_teacher_high", float(high), "", None), ("slmrec.hr@1_vs_untaught", alone["hr@1"], "", None), ("slmrec.vs_untaught_p", alone["p_mcnemar_hr@1"], "", None),
             ("dllm2rec.latency_ms", ms_of["sasrec-taught"][0], "ms", 2), ("dllm2rec.times_faster_than_teacher", ms_of["e4srec"][0] / ms_of["sasrec-taught"][0], "x", 100),
             ("dllm2rec.hr20_gain", taught["hr@20"] / table["full"]["sasrec"]["hr@20"], "", None), ("dllm2rec.p_value", taught["p_mcnemar_hr@20"], "", None),
+            ("dllm2rec.caser.hr20_gain", weaker["hr@20"] / table["full"]["caser"]["hr@20"], "", None), ("dllm2rec.caser.p_value", weaker["p_mcnemar_hr@20"], "", None),
             ("circle.minutes", (time.time() - began) / 60, "min", 45)], torch.get_num_threads())
 
 
