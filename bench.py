@@ -269,7 +269,7 @@ def random_lm(name, config, device, dtype):
     if head.weight is model.get_input_embeddings().weight and name.startswith("flan"):       # Flan-T5 has a head of its own
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
     head.forward = lambda x: x
-    return SimpleNamespace(name=name, kind=kind, model=model, head_VD=head.weight, bias_V=None, sep=[5], start=[], end=[1], mask_id=config.vocab_size - 1, device=device, sharded=False, items=None, tapped=None, attends=L.own_attention(model),
+    return SimpleNamespace(name=name, kind=kind, model=model, head_VD=head.weight, bias_V=None, sep=[5], start=[], end=[1], mask_id=config.vocab_size - 1, device=device, sharded=False, items=None, tapped=None, taps=(), attends=L.own_attention(model),
                            packs=kind == "decoder" and L.can_pack(model), fused=L.can_fuse(model), dtype=dtype, max_tokens=4000)
 
 

@@ -81,7 +81,7 @@ def load_lm(name, device, dtype=None, shard=False):
     body = tok("a", add_special_tokens=False)["input_ids"]
     at = around.index(body[0])
     lm = SimpleNamespace(name=str(name), folder=str(folder), kind=kind, model=model, tok=tok, head_VD=head.weight, bias_V=getattr(head, "bias", None),
-                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, attends=kind != "encoder" and own_attention(model), packs=False, fused=not shard and can_fuse(model), sharded=shard, items=None, tapped=None,
+                         mask_id=mask_id, start=around[:at], end=around[at + len(body):], device=device, dtype=dtype, attends=kind != "encoder" and own_attention(model), packs=False, fused=not shard and can_fuse(model), sharded=shard, items=None, tapped=None, taps=(),
                          special=set(tok.all_special_ids) - {tok.unk_token_id},
                          max_tokens=min(getattr(config, "max_position_embeddings", None) or 1024, 4096) - 2)   # RoBERTa's positions begin at 2
     lm.packs = kind == "decoder" and lm.attends and can_pack(model)
@@ -124,11 +124,12 @@ def tap(lm, blocks):
     after the final norm, as the head reads them."""
     holder, _, layers = decoder_layers(lm)
     keep = lambda module, args, out: lm.tapped.append(out[0] if isinstance(out, tuple) else out)
-    for j in range(1, blocks):
-        layers[j * len(layers) // blocks - 1].register_forward_hook(keep)
+    lm.taps = {j * len(layers) // blocks - 1 for j in range(1, blocks)}      # read by pass_fused, which calls no layer
+    for i in lm.taps:
+        layers[i].register_forward_hook(keep)
     norms = [m for n, m in holder.named_children() if "norm" in n or n == "ln_f"]
     norms[-1].register_forward_hook(keep)
-    lm.tapped, lm.fused = [], False                      # the fused pass calls no layer
+    lm.tapped = []
 
 
 def layers_of(model):
@@ -361,7 +362,7 @@ def pass_fused(lm, kv, P_kD, kept, rows, segments, places, index):
     read_N, ptr = torch.as_tensor(picked(ptr[:-1], index)), torch.as_tensor(ptr)
     x_MD = embed(lm, ids_1M, P_kD if P_kD is None else P_kD.repeat(len(rows), 1))[0]    # every row holds all the slots
     cos_Md, sin_Md = (t[0].contiguous() for t in body.rotary_emb(x_MD[None], pos_1M))
-    more_MD = None                                                   # what the residual connection adds next
+    more_MD, tapped = None, []                                       # more: what the residual connection adds next
     norm = lambda x, module: cpu.rms_norm(x, more_MD, module.weight, module.variance_epsilon)
     for i, layer in enumerate(body.layers):
         attention, mlp = layer.self_attn, layer.mlp
@@ -374,7 +375,11 @@ def pass_fused(lm, kv, P_kD, kept, rows, segments, places, index):
         more_MD = attention.o_proj(o_MHd.flatten(1))
         n_MD = norm(x_MD, layer.post_attention_layernorm)
         more_MD = mlp.down_proj(cpu.silu_mul(mlp.gate_proj(n_MD), mlp.up_proj(n_MD)))
-    return norm(x_MD, body.norm)
+        if i in lm.taps:
+            tapped.append(x_MD[read_N] + more_MD[read_N])
+    x_ND = norm(x_MD, body.norm)
+    lm.tapped = None if lm.tapped is None else [*tapped, x_ND]
+    return x_ND
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, packed=None, **kwargs):

@@ -9,6 +9,7 @@ Every stage is a command of the README. Runs stand under runs/<dataset>/<llm>-<i
 ..); finished ones are not repeated, killed ones go on from their checkpoint. A recipe ends in the folder .../<recipe>/: table.txt .md .tex .csv, figures, a page.
 The budget is the samples (with --input ids the windows) that stage 2 sees; stage 1 sees --prompt-budget, or a third as many, at most 20,000.
 """
+import os
 import shlex
 import subprocess
 import sys
@@ -45,7 +46,8 @@ def stage(folder, *args, procs=1, dry=False):
         return
     print(f"\n=== {shown}", flush=True)
     launch = ["-m", "torch.distributed.run", f"--nproc_per_node={procs}"] if many else ["-u"]
-    if code := subprocess.run([sys.executable, *launch, *line], cwd=common.ROOT).returncode:
+    threads = {"OMP_NUM_THREADS": str(max(os.cpu_count() // procs, 1))} if many else {}      # torchrun's own choice is 1
+    if code := subprocess.run([sys.executable, *launch, *line], cwd=common.ROOT, env=os.environ | threads).returncode:
         sys.exit(f"{Path(sys.argv[0]).stem}: '{args[0]}' stopped with exit code {code}; its message is above. The same command goes on from here")
 
 

@@ -187,7 +187,7 @@ def test_the_circle_closes(here, toy, decoder, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     m = AutoModelForCausalLM.from_pretrained(decoder)
     m.save_pretrained(tmp_path / "lm"), AutoTokenizer.from_pretrained(decoder).save_pretrained(tmp_path / "lm")
-    args = ["--dataset", toy.folder, "--llm", tmp_path / "lm", "--layers", 1, "--windows", 80, "--small-windows", 80, "--val-samples", 10, "--test-samples", 30]
+    args = ["--dataset", toy.folder, "--llm", tmp_path / "lm", "--layers", 1, "--windows", 80, "--small-windows", 80, "--val-samples", 10, "--test-samples", 30, "--procs", 1]
     done = CliRunner().invoke(circle.main, [str(a) for a in args])
     if done.exception:
         raise done.exception
