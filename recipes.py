@@ -5,7 +5,7 @@
     python recipes.py table2 --dataset beauty --llm google/flan-t5-xl --budget 50000 --procs 10       ten GPUs
     python recipes.py fig8 --dry-run                                            only print the commands
 
-Every stage is a command of the README. Runs stand under runs/<dataset>/<llm>-<input>-<budget>/, backbones under runs/<dataset>/, all with their seed (-s0, -s1,
+Every stage is a command of the README. Runs stand under runs/<dataset>/<llm>-<input>-<budget>[-<prompt budget>]/, backbones under runs/<dataset>/, all with their seed (-s0, -s1,
 ..); finished ones are not repeated, killed ones go on from their checkpoint. A recipe ends in the folder .../<recipe>/: table.txt .md .tex .csv, figures, a page.
 The budget is the samples (with --input ids the windows) that stage 2 sees; stage 1 sees --prompt-budget, or a third as many, at most 20,000.
 """
@@ -57,7 +57,7 @@ class Recipe:
     def __init__(self, c, dataset, seed):
         self.c, self.data, self.seed = c, dataset, seed
         self.name = Path(dataset).name
-        self.home = f"{self.name}/{c.llm.rstrip('/').split('/')[-1]}-{c.input}-{c.budget}"
+        self.home = f"{self.name}/{c.llm.rstrip('/').split('/')[-1]}-{c.input}-{c.budget}" + (f"-{c.prompt_budget}" if c.prompt_budget else "")
 
     def run(self, name, *args):
         stage(common.ROOT / "runs" / name, *args, "--seed", self.seed, "--out", name, procs=self.c.procs, dry=self.c.dry_run)
