@@ -291,12 +291,13 @@ def paper_method(run):
         return "w/o LSR"
     if run.teacher or run.layers:
         return None
-    plain = {"none": {"hybrid": "LLaRA", "ids": None}.get(run.input, "LLMSEQPROMPT" if run.loss == "titles" else "LlamaRec" if run.verbalizer == "letter" and run.order == "backbone" else "w/o SP"),
-             "words": "w MCP", "random": "w USP"}
-    if run.soft_prompt in plain:
-        return plain[run.soft_prompt]
+    others = {"llara": "LLaRA", "llamarec": "LlamaRec", "llmseqprompt": "LLMSEQPROMPT"}      # the same flags as a variant of DELRec's: told by the recipe's name
+    if unseeded(run.folder.name) in others:
+        return others[unseeded(run.folder.name)]
     if run.input != "titles":
         return None
+    if run.soft_prompt in ("none", "words", "random"):
+        return {"none": "w/o SP", "words": "w MCP", "random": "w USP"}[run.soft_prompt]
     prompt = Path(run.soft_prompt) / "config.json"
     made = json.loads(prompt.read_text(encoding="utf-8")) if prompt.exists() else {}
     if getattr(run, "lr_prompt", 0):
