@@ -19,7 +19,7 @@ test: $(VENV)/ready          ## all tests (under ten minutes on 2 cores)
 soak: $(VENV)/ready          ## kill the scripts fifty times at random moments and compare (about ten minutes on 2 cores)
 	$(PY) -m pytest -q -s tests/soak.py
 
-circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (about an hour on one core)
+circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (about 40 minutes on 2 cores)
 	$(PY) circle.py
 
 # the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl SEEDS=3 BUDGET=50000 PROCS=10

@@ -1,6 +1,6 @@
 """make circle: from the backbone to the LM, to a small LM, and back to a backbone that serves in a millisecond.
 
-    python circle.py                                   ml-100k and smollm2-135m; about an hour on one core
+    python circle.py                                   ml-100k and smollm2-135m; about 40 minutes on 2 cores
     python circle.py --dataset beauty --windows 8000   other data, prepared before (python data/prepare.py ...)
 
 Every stage is one of the README's commands; a finished one is not repeated, so a circle that was killed goes on where it stood.
