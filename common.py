@@ -23,6 +23,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
+NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}      # of the backbones, as prompts and the paper's tables say them
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delrec"
 
 

@@ -22,7 +22,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, shares, start_run, stop,
+from common import (NAMES, Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, shares, start_run, stop,
                     stop_unless_finite, subset, sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
 
 # what --paper sets (spec sections 2 and 4); our defaults, chosen by validation on ml-100k, are in the options below
@@ -151,7 +151,7 @@ def main(ctx, **config):
         stop(f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the catalogue has {data.n_items}; lower --candidates or --h")
     lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
     P = L.random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
-    backbone = L.NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
+    backbone = NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "history": cfg.history, "max_title": cfg.max_title,
                 "max_tokens": cfg.max_tokens, "backbone": backbone, "backbone_run": str(teacher_folder)}
     r = L.ranker(lm, data, settings, P)

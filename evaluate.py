@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import report
-from common import (candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_npy,
+from common import (NAMES, candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_json, read_npy,
                     setup, shuffled, start_run, stop, subset, tfidf, users, versions, write_json, write_npy)
 from report import FULL, SHOWN
 
@@ -130,6 +130,12 @@ def mcnemar(hit_a, hit_b):
     return min(1.0, 2 * sum(map(math.exp, log_p)))
 
 
+def difference(a, b, user, hr=1, ndcg=10):
+    """Metrics of row a minus row b's, HR tested by McNemar, NDCG by the paired t."""
+    hr, ndcg = f"hr@{hr}", f"ndcg@{ndcg}"
+    return {hr: float((a[hr] - b[hr]).mean()), f"p_mcnemar_{hr}": mcnemar(a[hr] == 1, b[hr] == 1), ndcg: float((a[ndcg] - b[ndcg]).mean()), f"p_t_{ndcg}": paired_t(a[ndcg], b[ndcg], user)}
+
+
 # ---------------------------------------------------------------- scores of runs
 
 def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shuffle=False):
@@ -139,9 +145,9 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shu
     have = np.array(read_npy(path, cand.shape)) if path.exists() else np.full(cand.shape, np.nan, np.float32)
     missing = which[~np.isfinite(have[which]).all(1)]
     if len(missing):
-        if run.stage == "train_backbone" and shuffle:
+        if run.stage == "train_backbone" and shuffle:        # its stored scores are of the real order; a backbone is quick to ask again
             import serve
-            score, have = serve.backbone_ranking(run), have.copy()
+            score = serve.backbone_ranking(run)
             for i in range(0, len(missing), 256):
                 part = missing[i:i + 256]
                 samples = np.asarray(getattr(data, split))[part]
@@ -270,7 +276,7 @@ def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")):
     if not any(len(names) > 1 for names in groups.values()):
         return {}
     mean = {g: {m: np.mean([value[n][m] for n in names], 0) for m in keys} for g, names in groups.items()}
-    base, out = unseeded(reference) if reference else None, {}
+    base, out = unseeded(reference), {}
     for g, names in groups.items():
         if len(names) > 1:
             each = {m: [value[n][m].mean() for n in names] for m in keys}
@@ -281,10 +287,16 @@ def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")):
     return out
 
 
+def stage_1(run):
+    """The configuration of the distillation a fine-tuned run took its soft prompt from; {} if there was none."""
+    prompt = Path(run.soft_prompt) / "config.json"
+    return read_json(prompt) if prompt.exists() else {}
+
+
 def paper_method(run):
     """What DELRec's tables call a run like this one, by what it is."""
     if run.stage == "train_backbone":
-        return {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}.get(run.model)
+        return NAMES.get(run.model)
     if run.stage == "lm":
         return {"google/flan-t5-xl": "Flan-T5-XL", "google/flan-t5-large": "Flan-T5-Large"}.get(run.llm, "Bert-Large" if "bert-large" in run.llm.lower() else None)
     if run.stage == "distill":
@@ -298,8 +310,7 @@ def paper_method(run):
         return None
     if run.soft_prompt in ("none", "words", "random"):
         return {"none": "w/o SP", "words": "w MCP", "random": "w USP"}[run.soft_prompt]
-    prompt = Path(run.soft_prompt) / "config.json"
-    made = json.loads(prompt.read_text(encoding="utf-8")) if prompt.exists() else {}
+    made = stage_1(run)
     if getattr(run, "lr_prompt", 0):
         return "w ULSR"
     return {"rps": "w/o TA", "ta": "w/o RPS"}.get(made.get("tasks"), "w UDPSM" if made.get("lr_lm") else f"DELRec ({run.settings['backbone']})")
@@ -309,11 +320,9 @@ def sweeps_of(rows_runs, value, low_high):
     """Points of Figure 8: runs whose soft prompts differ in k or in h only, {k: {"80": {hr@1, low, high}}}."""
     made = {}
     for name, run in rows_runs.items():
-        prompt = Path(getattr(run, "soft_prompt", "")) / "config.json"
-        if run.stage == "finetune" and prompt.exists():
-            config = json.loads(prompt.read_text(encoding="utf-8"))
-            if "k" in config and "h" in config:
-                made[name] = config["k"], config["h"]
+        config = stage_1(run) if run.stage == "finetune" else {}
+        if "k" in config and "h" in config:
+            made[name] = config["k"], config["h"]
     out = {}
     for i, (key, other) in enumerate((("k", 1), ("h", 0))):
         levels = [v[other] for v in made.values()]
@@ -423,11 +432,11 @@ def main(**config):
 
     # rows: name -> (scores on validation, scores on test), each (n, C); the floors first
     rows, note, opened = {}, {}, {}
-    both = lambda f: tuple(f(s) for s in ("val", "test"))
-    rows["chance"], note["chance"] = both(lambda s: np.zeros(cand[s].shape)), "constant scores"
-    rows["popularity"], note["popularity"] = both(lambda s: popularity(data)[cand[s]]), "training interactions of the item"
-    rows["co-occurrence"], note["co-occurrence"] = both(lambda s: cooccurrence(data, samples[s], cand[s])), "within 5 steps in training, over the root of both counts, L=10, decay .8"
-    rows["title-similarity"], note["title-similarity"] = both(lambda s: title_similarity(data, samples[s], cand[s])), "TF-IDF cosine to the history, L=10, decay .8"
+    in_both, cand_both = np.concatenate([samples["val"], samples["test"]]), np.concatenate([cand["val"], cand["test"]])      # what they count is counted once
+    for name, about, score in (("chance", "constant scores", np.zeros(cand_both.shape)), ("popularity", "training interactions of the item", popularity(data)[cand_both]),
+                               ("co-occurrence", "within 5 steps in training, over the root of both counts, L=10, decay .8", cooccurrence(data, in_both, cand_both)),
+                               ("title-similarity", "TF-IDF cosine to the history, L=10, decay .8", title_similarity(data, in_both, cand_both))):
+        rows[name], note[name] = (score[:len(val)], score[len(val):]), about
     if cfg.llm:
         plain, opened_plain = plain_lm(cfg, data, ranks, spent)
         opened[plain.folder] = opened_plain
@@ -477,9 +486,7 @@ def main(**config):
         return finish(ranks)
     ends = {m: interval(np.stack([v[m] for v in value.values()], 1), user).T for m in ("hr@1", "ndcg@10")}
     low_high = {name: {m: ends[m][i] for m in ends} for i, name in enumerate(value)}
-    difference = lambda a, b: {"hr@1": float((value[b]["hr@1"] - value[a]["hr@1"]).mean()), "p_mcnemar_hr@1": mcnemar(value[b]["hr@1"] == 1, value[a]["hr@1"] == 1),
-                               "ndcg@10": float((value[b]["ndcg@10"] - value[a]["ndcg@10"]).mean()), "p_t_ndcg@10": paired_t(value[b]["ndcg@10"], value[a]["ndcg@10"], user)}
-    tests = {f"{b} - {a}": difference(a, b) for i, a in enumerate(chosen) for b in chosen[i + 1:]}
+    tests = {f"{b} - {a}": difference(value[b], value[a], user) for i, a in enumerate(chosen) for b in chosen[i + 1:]}
     full, full_tests, full_seeds = full_ranking(row_of, data, which, user, reference)
     result = {"protocol": f"{data.name} (hash {data.meta['hash']}), {data.meta['split']} split, test part, {len(which)} of {len(data.test)} samples of "
                           f"{len(np.unique(user))} users" + (f", those with at most {cfg.max_history} earlier items" if cfg.max_history else "") +
@@ -491,7 +498,7 @@ def main(**config):
     for name, v in value.items():
         row = result["rows"][name] = {"note": note[name], **{m: float(v[m].mean()) for m in SHOWN}, **{f"{m}_interval": list(map(float, low_high[name][m])) for m in low_high[name]}}
         if name not in (reference, "chance"):
-            against = difference(reference, name)
+            against = difference(value[name], value[reference], user)
             row |= {"p_hr@1": against["p_mcnemar_hr@1"], "p_ndcg@10": against["p_t_ndcg@10"]}
         row["paper"] = report.of_paper(data.name, paper_method(run_of[name])) if name in run_of else None
         if cfg.latency and name in run_of:
@@ -511,9 +518,8 @@ def main(**config):
         write_npy(folder / f"ranks_test_{cfg.C}.npy", ranks_n)
     made = report.figures(result, row_of)
     if cfg.page:
-        shown = [n for n in run_of if len(rows[n])]
-        configs = {name: json.loads((run.folder / "config.json").read_text(encoding="utf-8")) for name, run in run_of.items()}
-        report.page(Path(cfg.page), result, made, cases_of(data, samples["test"], cand["test"], rows, value, shown[:6]) if shown else [], configs,
+        configs = {name: read_json(run.folder / "config.json") for name, run in run_of.items()}
+        report.page(Path(cfg.page), result, made, cases_of(data, samples["test"], cand["test"], rows, value, list(run_of)[:6]), configs,
                     "python evaluate.py --ckpt " + " ".join(names))
     report.write_figures(out, made)
     if spent[0]:
@@ -551,9 +557,7 @@ def full_ranking(row_of, data, which, user, reference):
     if not value:
         return {}, {}, {}
     whole = {m: v for m, v in chance(data.n_items, ks).items() if m in FULL}
-    tests = {f"{b} - {a}": {"hr@20": float((value[b]["hr@20"] - value[a]["hr@20"]).mean()), "p_mcnemar_hr@20": mcnemar(value[b]["hr@20"] == 1, value[a]["hr@20"] == 1),
-                            "ndcg@20": float((value[b]["ndcg@20"] - value[a]["ndcg@20"]).mean()), "p_t_ndcg@20": paired_t(value[b]["ndcg@20"], value[a]["ndcg@20"], user)}
-             for i, a in enumerate(value) for b in list(value)[i + 1:]}
+    tests = {f"{b} - {a}": difference(value[b], value[a], user, 20, 20) for i, a in enumerate(value) for b in list(value)[i + 1:]}
     return {"chance": whole, "popularity": mean(metrics(*popularity_full(data, np.asarray(data.test)[which]), ks))} | {name: mean(v) for name, v in value.items()}, tests, over_seeds(value, user, reference, ("hr@20", "ndcg@20"))
 
 

@@ -29,7 +29,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (Log, batch_of, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, gather_rows, load_data, load_run, metrics, peak_gb, read_npy,
+from common import (NAMES, Log, batch_of, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, gather_rows, load_data, load_run, metrics, peak_gb, read_npy,
                     restarted, runs_of_targets, setup, shares, start_run, stop, stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto,
                     with_lists, write_npy, chance)
 
@@ -516,7 +516,7 @@ def backbone_name(folder):
     """What the prompt calls the conventional model in a run folder."""
     folder = folder_of("runs", folder)
     model = getattr(load_run(folder), "model", "sasrec") if (folder / "config.json").exists() else "sasrec"
-    return L.NAMES.get(model, model)
+    return NAMES.get(model, model)
 
 
 def load_prompt_run(cfg, data):

@@ -506,7 +506,6 @@ def pad_titles(titles, items_BC, end=()):
     return tok, n_BC + len(end)
 
 
-NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}      # of the backbones, as the prompt says them
 # w MCP (DELRec, Table III): what a backbone does, in words where the soft prompt would stand; ours, as the paper does not print its own
 PATTERN = {"SASRec": "{b} weighs all {n}s of the history by how much they say about the last one: {n}s liked by users with a similar recent history come next.",
            "GRU4Rec": "{b} reads the {n}s one after another and remembers what matters: the latest {n}s count most, older ones fade.",

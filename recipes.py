@@ -144,7 +144,6 @@ def fig8(c):
 
 def table5(c):
     """DELRec and its backbone on data sets of different density: --dataset, and those of --also."""
-    import json
     lines = [f"{'data set':<14}{'density':>9}{'sasrec':>9}{'delrec':>9}{'gain':>9}  p (McNemar)   fused"]
     for name in [c.dataset, *c.also]:
         runs = []
@@ -153,7 +152,7 @@ def table5(c):
             runs += [r.backbone(), r.delrec()]
         out = Recipe(c, name, 0).evaluate("table5", runs)
         if not c.dry_run:
-            data, table = common.load_data(name), json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+            data, table = common.load_data(name), common.read_json(out / "metrics.json")
             rows, test = table["rows"], table["tests"]["delrec-s0 - sasrec-s0"]
             lines.append(f"{Path(name).name:<14}{len(data.items) / data.n_users / data.n_items:>9.4%}{rows['sasrec-s0']['hr@1']:>9.3f}{rows['delrec-s0']['hr@1']:>9.3f}{test['hr@1']:>+9.3f}  "
                          f"{test['p_mcnemar_hr@1']:<12.3g}{rows['sasrec-s0+delrec-s0']['hr@1']:>9.3f}")

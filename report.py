@@ -37,7 +37,7 @@ def p_text(p):
 
 
 def about_marks(result):
-    return f"* p < .05, ** p < .01 against {result['reference']} (HR@1: exact McNemar; NDCG@10: paired t, users as clusters)" if result["reference"] else ""
+    return f"* p < .05, ** p < .01 against {result['reference']} (HR@1: exact McNemar; NDCG@10: paired t, users as clusters)"
 
 
 # ---------------------------------------------------------------- text
@@ -55,8 +55,7 @@ def text(result):
         told += (f"{v['ms'][0]:>9.2f}{v['parameters']:>14,}" if "ms" in v else f"{'':>23}") if ms else ""
         lines.append(f"{name:<{wide}}{v['hr@1']:>7.3f}{mark(v.get('p_hr@1')):<2} [{a:.3f}, {b:.3f}] {v['hr@5']:>7.3f}{v['hr@10']:>7.3f}{v['ndcg@5']:>8.3f}"
                      f"{v['ndcg@10']:>9.3f}{mark(v.get('p_ndcg@10')):<2} [{c:.3f}, {d:.3f}]{v['mrr']:>6.3f}{told}  {v['note']}")
-    if result["reference"]:
-        lines += ["", about_marks(result)]
+    lines += ["", about_marks(result)]
     if ms:
         lines += ["ms: one request alone on one core, its history to the ranked titles (median)"]
     if paper:
@@ -174,8 +173,7 @@ def rows_figure(result):
     fig, ax = figure(7, 0.36 * len(names) + 1.3)
     ax.errorbar(mean, range(len(names)), xerr=np.abs(ends.T - mean), fmt="o", capsize=3, color=BLUE)
     ax.axvline(1 / result["candidates"], color=GREY, linestyle="--", label=f"chance 1/{result['candidates']}")
-    if result["reference"]:
-        ax.axvline(result["rows"][result["reference"]]["hr@1"], color=ORANGE, linewidth=0.8, label=result["reference"])
+    ax.axvline(result["rows"][result["reference"]]["hr@1"], color=ORANGE, linewidth=0.8, label=result["reference"])
     ax.set_yticks(range(len(names)), names)
     ax.set_xlim(0, None)
     ax.set_xlabel(f"HR@1 among {result['candidates']} candidates, {result['dataset']}, n = {result['n']}, 95 % interval over users")
@@ -244,9 +242,8 @@ def sweep_figure(result, name):
     fig, ax = figure(5, 3.4)
     mean, low, high = (np.array([points[v][m] for v in x]) for m in ("hr@1", "low", "high"))
     ax.errorbar([int(v) for v in x], mean, yerr=[np.maximum(mean - low, 0), np.maximum(high - mean, 0)], fmt="o-", capsize=3, color=BLUE)
-    if result["reference"]:
-        ax.axhline(result["rows"][result["reference"]]["hr@1"], color=ORANGE, linewidth=0.8, label=result["reference"])
-        ax.legend()
+    ax.axhline(result["rows"][result["reference"]]["hr@1"], color=ORANGE, linewidth=0.8, label=result["reference"])
+    ax.legend()
     ax.set_xlabel({"k": "vectors of the soft prompt, k", "h": "length of the backbone's list, h"}[name])
     ax.set_ylabel(f"HR@1 among {result['candidates']}, 95 % interval")
     ax.grid(alpha=0.3)
@@ -354,14 +351,12 @@ def page(path, result, made, cases, configs, command):
     if result["tests"]:
         parts.append("<h2>Paired tests</h2>" + html_table(["first - second", "HR@1", "McNemar", "NDCG@10", "paired t"], [
             [n, f"{t['hr@1']:+.3f}", p_text(t["p_mcnemar_hr@1"]), f"{t['ndcg@10']:+.3f}", p_text(t["p_t_ndcg@10"])] for n, t in result["tests"].items()]))
-    if cases:
-        parts.append('<h2>Histories and answers</h2><p class="note">The stored candidates as each run ranks them, the best first; the true next item is marked. After each history: the place of the truth.</p>'
-                     '<input id="search" type="search" placeholder="search titles" aria-label="search titles"><p class="note" id="found"></p>'
-                     f'<div id="cases">{"".join(map(case_html, cases))}</div>')
+    parts.append('<h2>Histories and answers</h2><p class="note">The stored candidates as each run ranks them, the best first; the true next item is marked. After each history: the place of the truth.</p>'
+                 '<input id="search" type="search" placeholder="search titles" aria-label="search titles"><p class="note" id="found"></p>'
+                 f'<div id="cases">{"".join(map(case_html, cases))}</div>')
     parts.append("<h2>Configurations</h2>" + "".join(f"<details><summary>{esc(name)}</summary><pre>{esc(json.dumps(config, indent=1, ensure_ascii=False))}</pre></details>" for name, config in configs.items()))
     body = "\n".join(parts)
-    script = f"<script>{SCRIPT}</script>" if cases else ""
     tmp = Path(f"{path}.tmp")
     tmp.write_text(f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-                   f'<title>{esc(result["dataset"])}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body>\n{body}\n{script}</body></html>\n', encoding="utf-8")
+                   f'<title>{esc(result["dataset"])}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body>\n{body}\n<script>{SCRIPT}</script></body></html>\n', encoding="utf-8")
     tmp.replace(path)

@@ -218,10 +218,14 @@ def parameters(run):
     if run.stage == "train_backbone":
         return run.parameters
     from safetensors import safe_open
-    total = 0
-    files = [run.folder / "items.safetensors", run.folder / "adapter" / "adapter_model.safetensors"]
-    folder = CACHE / run.llm if run.llm == "smollm2-135m" else folder_of("runs", run.llm)
-    for path in [*files, *folder.glob("*.safetensors")]:
+    from transformers.utils import cached_file
+    total, base = 0, run
+    while (folder_of("runs", base.llm) / "adapter").is_dir():        # a run as LM: its adapter is merged into its own LM's weights
+        base = load_run(base.llm)
+    folder = CACHE / base.llm if base.llm == "smollm2-135m" else folder_of("runs", base.llm)
+    folder = folder if folder.is_dir() else Path(cached_file(base.llm, "config.json")).parent
+    own = [run.folder / name for name in ("items.safetensors", "soft_prompt.safetensors", "adapter/adapter_model.safetensors")]
+    for path in [*filter(Path.exists, own), *folder.glob("*.safetensors")]:
         with safe_open(path, "np") as f:
             total += sum(int(np.prod(f.get_slice(k).get_shape())) for k in f.keys())
     return total

@@ -113,7 +113,7 @@ def test_the_pattern_in_words_stands_where_the_vectors_stood(load, toy):
     assert "GRU4Rec reads the movies one after another" in said and "Movies the user watched" in said
     plain = L.ranker(m, toy, settings | {"words": False}).prompts.prefix
     assert L.SLOT not in plain and "GRU4Rec" not in m.tok.decode(plain)
-    assert len({L.PATTERN[x] for x in L.NAMES.values()}) == 3
+    assert len({L.PATTERN[x] for x in common.NAMES.values()}) == 3
 
 
 def test_words_are_scored_as_they_were_trained(toy, backbone, decoder, script, on_cpu, tmp_path, alone):

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import common
 import evaluate
+import lm as L
 import report
 
 
@@ -91,12 +93,15 @@ def test_reference_fuse_cold_users_and_latency(toy, sasrec, script, on_cpu, tmp_
 
 def test_shuffled_histories_change_what_reads_the_order_only(toy, sasrec, chain, script, on_cpu, tmp_path):
     copies = [shutil.copytree(sasrec, tmp_path / "sasrec"), shutil.copytree(chain.delrec, tmp_path / "delrec")]
-    script(evaluate.main, "--ckpt", *copies, "--limit", 30, "--val-samples", 10, "--shuffle-history", "--out", tmp_path / "out")
+    script(evaluate.main, "--ckpt", *copies, "--limit", 30, "--val-samples", 10, "--shuffle-history", "--latency", "--out", tmp_path / "out")
     which = common.subset(len(toy.test), 30, 0)
     for folder in copies:
         a, b = (np.load(folder / f"scores_test_15{x}.npy")[which] for x in ("", "_shuffled"))
         assert np.isfinite(b).all() and np.abs(a - b).max(1).mean() > 1e-3, folder
         assert f"{folder.name}, shuffled" in metrics_of(tmp_path / "out")["rows"]
+    lm = L.open_run(common.load_run(copies[1]), toy, torch.device("cpu"))[0]
+    counted = metrics_of(tmp_path / "out")["rows"]["delrec"]["parameters"]       # an LM that reads titles has no items.safetensors
+    assert counted == pytest.approx(sum(p.numel() for p in lm.lm.model.parameters()) + lm.P.numel(), rel=.01)
     samples = np.asarray(toy.test)[which]
     old = common.histories(toy, samples, 10)
     again = common.shuffled(old, samples)
@@ -174,7 +179,7 @@ def test_a_sweep_is_a_curve(tmp_path, chain):
     found = evaluate.sweeps_of(runs, value, low_high)
     assert set(found["k"]) == {"20", "40", "80"} and set(found["h"]) == {"5", "10", "20"}
     assert found["k"]["40"]["hr@1"] == pytest.approx(.25)
-    fig = report.sweep_figure({"sweeps": found, "reference": None, "candidates": 15}, "k")
+    fig = report.sweep_figure({"sweeps": found, "reference": "sasrec", "rows": {"sasrec": {"hr@1": .5}}, "candidates": 15}, "k")
     assert list(fig.axes[0].lines[0].get_xdata()) == [20, 40, 80]
 
 
