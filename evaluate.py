@@ -25,7 +25,10 @@ import click
 import numpy as np
 import torch
 
+import lm as L
 import report
+import serve
+import teach
 from common import (NAMES, candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_json, read_npy,
                     setup, shuffled, start_run, stop, subset, tfidf, users, versions, write_json, write_npy)
 from report import FULL, SHOWN
@@ -146,7 +149,6 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shu
     missing = which[~np.isfinite(have[which]).all(1)]
     if len(missing):
         if run.stage == "train_backbone" and shuffle:        # its stored scores are of the real order; a backbone is quick to ask again
-            import serve
             score = serve.backbone_ranking(run)
             for i in range(0, len(missing), 256):
                 part = missing[i:i + 256]
@@ -158,7 +160,6 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shu
             return have[which]
         if run.stage == "train_backbone":
             stop(f"{path} lacks {len(missing)} samples; train the backbone again: its scores are written at the end of train_backbone.py")
-        import lm as L
         if run.folder not in opened:
             opened.clear()                                   # one LM in memory at a time
             opened[run.folder] = L.open_run(run, data, ranks.device, shard)
@@ -191,7 +192,6 @@ def keep_full(path, n, which, full, ranks):
 
 def plain_lm(cfg, data, ranks, spent):
     """--llm: the LM without any training, as a run folder runs/<dataset>/lm (calibration chosen on validation)."""
-    import lm as L
     out = folder_of("runs", f"{data.name}/lm")
     lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": "", "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": ""}
@@ -401,7 +401,6 @@ def main(**config):
         load_run(run.folder, data)                           # refuses another data set's run
     asked = [flag for flag, given in (("--history", cfg.history is not None), ("--serve", cfg.file), ("--export", cfg.export), ("--probe", cfg.probe)) if given]
     if asked:
-        import serve
         if len(runs) != 1:
             stop(f"{asked[0]} is answered by one run, {len(runs)} were given; pass one --ckpt")
         if asked[0] in ("--export", "--probe") and runs[0].stage == "train_backbone":
@@ -411,9 +410,9 @@ def main(**config):
         elif cfg.file:
             serve.serve(runs[0], data, cfg.file, cfg.out, cfg.top, cfg.pool, ranks, cfg.shard)
         elif cfg.export:
-            serve.export(runs[0], data, ranks, cfg.export_k, cfg.limit, cfg.shard)
+            teach.export(runs[0], data, ranks, cfg.export_k, cfg.limit, cfg.shard)
         else:
-            import probe
+            import probe                                     # which imports this file
             probe.probe(runs[0], data, cfg.val_samples, cfg.C, ranks, Path(cfg.out) if cfg.out else runs[0].folder)
         return finish(ranks)
 
@@ -502,7 +501,6 @@ def main(**config):
             row |= {"p_hr@1": against["p_mcnemar_hr@1"], "p_ndcg@10": against["p_t_ndcg@10"]}
         row["paper"] = report.of_paper(data.name, paper_method(run_of[name])) if name in run_of else None
         if cfg.latency and name in run_of:
-            import serve
             print(f"timing {name}", flush=True)
             row["ms"], row["parameters"] = serve.latencies(run_of[name], data), serve.parameters(run_of[name])
 

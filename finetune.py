@@ -17,7 +17,6 @@ its teacher are cut into b blocks each; with x_t^j, x_s^j their states after blo
 """
 import hashlib
 import json
-import os
 import time
 from types import SimpleNamespace
 
@@ -29,7 +28,8 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (NAMES, Log, batch_of, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, gather_rows, load_data, load_run, metrics, peak_gb, read_npy,
+import teach
+from common import (NAMES, Log, batch_of, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb,
                     restarted, runs_of_targets, setup, shares, start_run, stop, stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto,
                     with_lists, write_npy, chance)
 
@@ -99,76 +99,6 @@ def window_examples(r, cfg, first, last, is_target):
         inner = np.flatnonzero(target[:-1])              # a vector's state predicts the vector after it; the last one's is read at the mask
         out.append(SimpleNamespace(tail=tail, at=at[inner + 1], target=np.append(target[-1], target[inner])))
     return out
-
-
-# ---------------------------------------------------------------- SLMRec: what the teacher says
-
-def cut(layers, blocks):
-    """The number of blocks that layers (a list of numbers) can all be cut into: `blocks`, or the most up to 4 if None."""
-    fits = [b for b in range(1, min(layers) + 1) if not any(n % b for n in layers)]
-    if blocks is None:
-        return max(b for b in fits if b <= 4)
-    if blocks not in fits:
-        stop(f"--blocks {blocks} does not divide {' and '.join(map(str, layers))} layers; use one of {', '.join(map(str, fits))}, or other --layers")
-    return blocks
-
-
-def follow(cfg, typed, data):
-    """The teacher's run; its prompts are the student's, so flags that shape them take its values. A typed one that differs is refused."""
-    run = load_run(cfg.teacher, data, stages=["finetune"])
-    values = {**run.settings, "input": run.settings.get("input", "titles")}
-    for key in ("input", "verbalizer", "show", "order", "history", "max_title", "max_tokens"):
-        if key in typed and getattr(cfg, key) != values[key]:
-            stop(f"--{key.replace('_', '-')} is {getattr(cfg, key)}, the teacher {run.folder} was trained with {values[key]}; teacher and student must read the same prompts")
-        setattr(cfg, key, values[key])
-    cfg.soft_prompt = cfg.soft_prompt or (str(run.folder) if (run.folder / "soft_prompt.safetensors").exists() else "none")
-    cfg.backbone = cfg.backbone or run.backbone_run
-    return run
-
-
-@torch.no_grad()
-def teacher_states(teacher, blocks, n_reads, examples_of, micro, path, ranks):
-    """What the teacher's blocks say at the reads of every training sample, in the samples' order: (bits of bf16 as int16 (N, b, D), memory-mapped;
-    ptr (n+1,), sample i owns ptr[i]:ptr[i+1]). Computed once and written to `path`; dropout is off, so a second time would say the same."""
-    ptr = np.concatenate([[0], np.cumsum(n_reads)])
-    shape = (int(ptr[-1]), blocks, L.width(teacher.lm))
-    if not path.exists():
-        teacher.lm.model.eval()
-        start, tmp = L.begin(teacher.lm, teacher.prompts.prefix, teacher.P), path.with_suffix(".tmp")
-        file = np.lib.format.open_memmap(tmp, "w+", np.int16, shape) if ranks.main else None
-        log = Log(None, len(n_reads), "teacher's states", ranks, "sample")
-        for i in range(0, len(n_reads), micro * ranks.world):
-            here = min(i + micro * ranks.world, len(n_reads))
-            own = np.arange(min(i + micro * ranks.rank, here), min(i + micro * (ranks.rank + 1), here))
-            rows, index = np.zeros((0, *shape[1:]), np.float32), np.zeros(0, int)
-            if len(own) or teacher.lm.sharded:
-                batch = examples_of(teacher, own if len(own) else np.array([i]))
-                read_batch(teacher, start, batch)
-                if len(own):
-                    rows, index = torch.stack(teacher.lm.tapped, 1).float().cpu().numpy(), np.concatenate(places(ptr, own)) - ptr[i]
-            rows = gather_rows(rows, index, ptr[here] - ptr[i], ranks)
-            if ranks.main:
-                file[ptr[i]:ptr[here]] = torch.from_numpy(rows).bfloat16().view(torch.int16).numpy()
-            log.step(here)
-        log.close()
-        if ranks.main:
-            file.flush()
-            os.replace(tmp, path)
-        if ranks.world > 1:
-            torch.distributed.barrier()
-    return read_npy(path, shape), ptr
-
-
-def places(ptr, samples):
-    """Where the reads of some samples stand among those of all, in the order of read_batch: first each one's mask, then the other reads."""
-    return [ptr[samples], *(np.arange(ptr[s] + 1, ptr[s + 1]) for s in samples)]
-
-
-def read_batch(r, start, batch):
-    """The states at all reads of some examples, masks first: (N, D)."""
-    several = any(len(e.target) > 1 for e in batch)
-    x = L.read(r.lm, start, [e.tail for e in batch], at=[e.at for e in batch] if several else None)
-    return torch.cat(x) if several else x
 
 
 @click.command(context_settings={"show_default": True})
@@ -241,7 +171,7 @@ def main(ctx, **config):
     out = folder_of("runs", cfg.out or f"{data.name}/delrec")
 
     # what the input and the teacher settle
-    teacher_run = follow(cfg, typed, data) if cfg.teacher else None
+    teacher_run = teach.follow(cfg, typed, data) if cfg.teacher else None
     cfg.history = cfg.history or (20 if cfg.input == "ids" else 10)
     for name, value in (("lambda_cos", 1.0), ("lambda_norm", 1e-4), ("lambda_ms", .1)):
         if getattr(cfg, name) is None:
@@ -300,7 +230,7 @@ def main(ctx, **config):
                  "teacher and student must come from the same LM")
         made_with["teacher"] = hashlib.sha256((teacher_run.folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
     if cfg.teacher or cfg.lambda_ms:
-        blocks = cut([len(L.decoder_layers(m)[2]) for m in ([teacher.lm, lm] if teacher else [lm])], cfg.blocks)
+        blocks = teach.cut([len(L.decoder_layers(m)[2]) for m in ([teacher.lm, lm] if teacher else [lm])], cfg.blocks)
         L.tap(lm, blocks)
     maps = torch.nn.ModuleDict()
     if cfg.input != "titles":
@@ -327,7 +257,7 @@ def main(ctx, **config):
             path.unlink(missing_ok=True)
         if ranks.world > 1:
             torch.distributed.barrier()
-        states, ptr = teacher_states(teacher, blocks, n_reads, examples_of, 16 if cfg.micro == "auto" else cfg.micro, path, ranks)
+        states, ptr = teach.teacher_states(teacher, blocks, n_reads, examples_of, 16 if cfg.micro == "auto" else cfg.micro, path, ranks)
         record["states_seconds"], teacher = round(time.time() - t0, 1), None
     r = L.ranker(lm, data, settings, P)
     r.cache = cfg.cache_prefix
@@ -362,7 +292,7 @@ def main(ctx, **config):
         and its parts. taught: the teacher's states (N, b, D) at the reads."""
         start, parts = L.begin(lm, r.prompts.prefix, P, r.cache), {}
         if cfg.input == "ids":                            # L_ce = - log softmax over all items of E W_out x
-            x_ND = read_batch(r, start, batch)
+            x_ND = L.read_examples(lm, start, batch)
             target = torch.as_tensor(np.concatenate([[e.target[0] for e in batch], *(e.target[1:] for e in batch)]).astype(np.int64), device=ranks.device)
             predict = lambda W, x: F.cross_entropy(W(x.float()) @ lm.items.E[1:].T, target - 1, reduction="sum")
             parts["candidates"] = predict(maps["out"], x_ND) * share
@@ -430,7 +360,7 @@ def main(ctx, **config):
         for i, own in shares(range(0, cfg.batch, micro), ranks, cfg.shard):
             j = slice(i, i + micro)
             torch.manual_seed(int(np.random.SeedSequence([cfg.seed, step, i]).generate_state(1)[0]))   # the same dropout whichever rank draws it
-            taught = torch.from_numpy(states[np.concatenate(places(ptr, at[j]))]).view(torch.bfloat16) if cfg.teacher else None
+            taught = torch.from_numpy(states[np.concatenate(teach.places(ptr, at[j]))]).view(torch.bfloat16) if cfg.teacher else None
             total += micro_batch(batch[j], own / reads, own / max(tokens, 1), taught)
         if cfg.orthogonal:
             (cfg.orthogonal * orthogonality(adapter) / ranks.world).backward()

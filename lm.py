@@ -271,6 +271,13 @@ def read(lm, start, tails, tok_BCT=None, n_BC=None, at=None):
         lm, start, tails, tok_BCT, n_BC, at)
 
 
+def read_examples(lm, start, batch):
+    """The states at all reads of some training examples (tail, at, target), masks first: (N, D)."""
+    several = any(len(e.target) > 1 for e in batch)
+    x = read(lm, start, [e.tail for e in batch], at=[e.at for e in batch] if several else None)
+    return torch.cat(x) if several else x
+
+
 def read_decoder(lm, start, tails, tok_BCT, n_BC, at):
     """One row per sample: its tail, then its C titles, each of which sees the prefix, the tail and itself only."""
     ahead = start.prefix if start.kv is None else start.prefix[:0]   # what of the prefix stands in the rows, and what in the cache

@@ -1,4 +1,4 @@
-"""Ranked titles for histories from any run, and what a run teaches a smaller one (evaluate.py --history, --serve, --export).
+"""Ranked titles for histories from any run, and what serving costs (evaluate.py --history, --serve, --latency).
 
 Every run answers through one function, ranking(...): a backbone and an LM that reads one state score the whole catalogue; an LM that scores
 title by title (likelihood), or lists its candidates, ranks the best of its backbone's.
@@ -6,7 +6,6 @@ title by title (likelihood), or lists its candidates, ranks the best of its back
 import difflib
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from common import CACHE, Log, folder_of, histories, load_run, read_json, read_npy, stop, subset, write_json, write_npy
+import lm as L
+from common import CACHE, Log, folder_of, histories, load_run, stop, subset
 
 
 # ---------------------------------------------------------------- titles
@@ -73,7 +73,6 @@ def ranking(run, data, ranks, pool=100, shard=False):
     if run.stage == "train_backbone":
         score = backbone_ranking(run)
     else:
-        import lm as L
         r, penalty_I = L.open_run(run, data, ranks.device, shard)
         if L.reads_all(r):
             with torch.no_grad():
@@ -229,132 +228,3 @@ def parameters(run):
         with safe_open(path, "np") as f:
             total += sum(int(np.prod(f.get_slice(k).get_shape())) for k in f.keys())
     return total
-
-
-# ---------------------------------------------------------------- what a run teaches (DLLM2Rec, arXiv 2405.00338)
-
-@torch.no_grad()
-def title_vectors(r, ranks):
-    """Z float32 (I+1, D): the mean of the LM's last states over a title's tokens. An LM that never saw titles in training (--input ids) is asked
-    without its adapter."""
-    import contextlib
-    lm, out = r.lm, np.zeros((r.data.n_items + 1, r.lm.head_VD.shape[1]), np.float32)
-    body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.model.base_model
-    lengths = np.diff(r.titles.ptr)
-    order = np.argsort(-lengths[1:], kind="stable") + 1
-    log = Log(None, len(order), "title vectors", ranks, "title")
-    with lm.adapter.disable_adapter() if r.verbalizer == "items" and hasattr(lm, "adapter") else contextlib.nullcontext():
-        for i in range(0, len(order), 128):
-            rows = [np.concatenate([lm.start, r.titles.tok[r.titles.ptr[j]:r.titles.ptr[j + 1]], lm.end]).astype(np.int64) for j in order[i:i + 128]]
-            ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-            own = torch.zeros(ids.shape, dtype=torch.bool)
-            real = torch.zeros(ids.shape, dtype=torch.long)
-            for b, row in enumerate(rows):
-                ids[b, :len(row)], real[b, :len(row)] = torch.from_numpy(row), 1
-                own[b, len(lm.start):len(row) - len(lm.end)] = True
-            more = {} if lm.kind != "decoder" else {"use_cache": False}
-            x_BQD = body(input_ids=ids.to(lm.device), attention_mask=real.to(lm.device), **more).last_hidden_state.float().cpu()
-            out[order[i:i + 128]] = ((x_BQD * own[..., None]).sum(1) / own.sum(1, keepdim=True)).numpy()
-            log.step(min(i + 128, len(order)))
-    log.close()
-    return out
-
-
-def made_of(run, data, K, n):
-    """What an export was made of, so that an unfinished one is continued by the same only."""
-    return {"run": str(run.folder), "llm": run.llm, "trained": getattr(run, "seconds", 0), "best_step": getattr(run, "best_step", 0), "data_hash": data.meta["hash"], "K": K, "samples": n}
-
-
-@torch.no_grad()
-def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024):
-    """RUN/export/ for train_backbone.py --teacher: for every training sample (or `limit` of them) topk.npy int32 (n, K), the run's best items
-    over the whole catalogue, none of the history (0: sample not asked); truth.npy float32 (n,) and listed.npy (n, K), the probability it
-    gives the true item and the listed ones; titles.npy float32 (I+1, D), the LM's title vectors. An LM that scores title by title ranks its
-    backbone's list. Killed, the same command goes on."""
-    import lm as L
-    folder, tmp = run.folder / "export", run.folder / "export.tmp"
-    which = subset(len(data.train), limit, 0)
-    made = made_of(run, data, K, len(which))
-    if folder.exists() and read_json(folder / "meta.json") | made == read_json(folder / "meta.json"):
-        if ranks.main:
-            print(f"{folder} is complete")
-        return
-    r, penalty_I = L.open_run(run, data, ranks.device, shard)
-    whole = L.reads_all(r)
-    lists = None if whole else backbone_lists(run, data, K)
-    if lists is not None:
-        which = np.intersect1d(which, np.flatnonzero(lists[:, 0]))
-    done = 0
-    if ranks.main:
-        shutil.rmtree(folder, ignore_errors=True)
-        if (tmp / "progress.json").exists() and read_json(tmp / "progress.json")["made"] == made:
-            done = read_json(tmp / "progress.json")["done"]
-            print(f"continuing after {done} of {len(which)} samples ({tmp})", flush=True)
-        else:
-            shutil.rmtree(tmp, ignore_errors=True)
-            tmp.mkdir()
-    if ranks.world > 1:
-        t = torch.tensor(done, device=ranks.device)
-        torch.distributed.broadcast(t, 0)
-        done = int(t)
-    n, files = len(data.train), {}
-    if ranks.main:
-        for name, dtype, shape in (("topk", np.int32, (n, K)), ("truth", np.float32, (n,)), ("listed", np.float32, (n, K))):
-            files[name] = np.lib.format.open_memmap(tmp / f"{name}.npy", "r+" if done else "w+", dtype, shape)
-    log, began, first = Log(None, len(which), "export", ranks, "sample", done), time.time(), done
-    for i in range(done, len(which), chunk):
-        part = which[i:i + chunk]
-        target = data.items[data.train[part]].astype(np.int64)
-        olds = [h[h > 0] for h in histories(data, data.train[part], int(np.diff(data.ptr).max()))]
-        if whole:
-            tails = [r.prompts.history(old[-r.history:])[0] for old in olds]
-            rows = L.over_catalogue(r, tails, 2 * K + 1, lambda j, s_BI: rows_of(s_BI - penalty_I, target[j], [olds[x] for x in j], K), ranks, name=None)
-        else:
-            # the backbone's list, and the truth, where it is not there, for its probability only
-            inside = (lists[part] == target[:, None]).any(1)
-            cand = np.concatenate([lists[part], np.where(inside, lists[part][:, -1], target)[:, None]], 1)
-            tails = [r.prompts.history(old[-r.history:], c)[0] for old, c in zip(olds, cand)]
-            s_BC = L.score_tails(r, tails, cand, ranks, "export") - penalty_I[cand]
-            s_BI = np.full((len(part), data.n_items + 1), -np.inf, np.float32)
-            np.put_along_axis(s_BI, cand, s_BC, 1)
-            rows = rows_of(s_BI, target, [old if ok else np.append(old, t) for old, ok, t in zip(olds, inside, target)], K)
-        if ranks.main:
-            files["topk"][part], files["listed"][part], files["truth"][part] = rows[:, :K].astype(np.int32), rows[:, K:2 * K], rows[:, -1]
-            for f in files.values():
-                f.flush()
-            write_json(tmp / "progress.json", {"done": i + len(part), "made": made})
-        log.step(i + len(part))
-    log.close()
-    rate = (len(which) - first) / max(time.time() - began, 1e-9)
-    Z = title_vectors(r, ranks)
-    if ranks.main:
-        write_npy(tmp / "titles.npy", Z)
-        write_json(tmp / "meta.json", {**made, "asked": len(which), "catalogue": "whole" if whole else "the backbone's list", "samples_per_second": round(rate, 1)})
-        (tmp / "progress.json").unlink()
-        os.replace(tmp, folder)
-        print(f"{len(which)} training samples, {rate:.1f} a second; mean probability of the truth {float(np.mean(files['truth'][which])):.4f}, "
-              f"among the {K} listed {float((files['topk'][which] == data.items[data.train[which]][:, None]).any(1).mean()):.3f}")
-        print(json.dumps({"stage": "export", "out": str(folder), "samples": len(which), "samples_per_second": round(rate, 1)}))
-
-
-def rows_of(s_BI, target, olds, K):
-    """(B, 2K+1): the K best items outside the history, their probabilities, the truth's."""
-    p_BI = np.exp(s_BI - s_BI.max(1, keepdims=True))
-    p_BI /= p_BI.sum(1, keepdims=True)
-    for s_I, old in zip(s_BI, olds):
-        s_I[old] = -np.inf
-    top = np.argpartition(-s_BI, K - 1, axis=1)[:, :K]
-    top = np.take_along_axis(top, np.argsort(-np.take_along_axis(s_BI, top, 1), axis=1, kind="stable"), 1)
-    top = np.where(np.isfinite(np.take_along_axis(s_BI, top, 1)), top, 0)
-    return np.concatenate([top, np.take_along_axis(p_BI, top, 1) * (top > 0), np.take_along_axis(p_BI, target[:, None], 1)], 1).astype(np.float32)
-
-
-def backbone_lists(run, data, K):
-    """The backbone's lists of the training samples, as many as the run was trained to rank."""
-    path = Path(run.backbone_run) / "topk_train.npy"
-    if not path.exists():
-        stop(f"{run.folder} scores title by title and so ranks its backbone's lists, but there is no {path}; train the backbone with train_backbone.py")
-    lists = read_npy(path, (len(data.train), None))
-    if lists.shape[1] < max(K, run.C - 1):
-        stop(f"{path} lists {lists.shape[1]} items a sample, {max(K, run.C - 1)} are needed; train the backbone with --top-h {max(K, run.C - 1)}")
-    return np.asarray(lists[:, :run.C - 1], np.int64)

@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 
 import checkpoints
 import common
+import teach
 
 # paper: width, dropout, lr and batch (spec section 3), GRU4Rec's optimiser excepted: Adagrad with 1e-2 there, Adam here (ml-100k, val HR@1 among
 # 15 .574 and .605). Ours: window, most epochs and patience; tried for SASRec on ml-100k's val part.
@@ -217,7 +218,7 @@ class CrossEntropy(torch.autograd.Function):
 def loss_of(model, seq_BL, target_BL, negative_BL=None, taught=None):
     """Sum of the losses of the positions that have a target. Without negatives the softmax runs over all items; with one a position (B, L) it
     is binary cross-entropy; with some shared by all, drawn uniformly, (n,), a sampled softmax: each stands for (I - 1) / n items, so the sum
-    below the fraction is right on average (arXiv 1412.2007, section 3). taught: f(x_NE, at_NE, L) -> the teacher's part (teach, in main)."""
+    below the fraction is right on average (arXiv 1412.2007, section 3). taught: f(x_NE, at_NE, L) -> the teacher's part (taught_by, in main)."""
     x_BLE = model(seq_BL)
     L = x_BLE.shape[1]
     at_NE = (target_BL[:, -L:] != 0).nonzero(as_tuple=True)
@@ -239,64 +240,7 @@ def student_loss(model, x_NE, target_N, negative_BL, at_NE, L):
     return F.softplus(-score_2N[0]).sum() + F.softplus(score_2N[1]).sum()
 
 
-# ---------------------------------------------------------------- DLLM2Rec (arXiv 2405.00338)
-
-def read_export(name, data, cfg):
-    """What evaluate.py --export wrote in a teacher's run folder: topk int32 (n, K), w_p (K,) + w_c fp32 (n, K), the fixed part of the weights
-    (section 4.1), and Z (I+1, D), centred, of norm about 1."""
-    if name == "tfidf":                                              # the control: titles without an LM
-        if cfg.lam:
-            common.stop(f"--teacher tfidf has titles' vectors but no lists, --lam is {cfg.lam}; leave --lam out")
-        return None, None, centred(tfidf_vectors(data))
-    run = common.load_run(name, data)
-    folder = run.folder / "export"
-    if not (folder / "meta.json").exists():
-        common.stop(f"{run.folder} holds no {'complete ' if (run.folder / 'export.tmp').exists() else ''}export; make it with: python evaluate.py --ckpt {name} --export")
-    meta = common.read_json(folder / "meta.json")
-    if (meta.get("trained"), meta.get("best_step")) != (getattr(run, "seconds", 0), getattr(run, "best_step", 0)):
-        common.stop(f"{folder} was made from an earlier training of {run.folder}; make it again with: python evaluate.py --ckpt {name} --export")
-    n, K = len(data.train), meta["K"]
-    topk, truth, listed = (common.read_npy(folder / f"{x}.npy", shape) for x, shape in (("topk", (n, K)), ("truth", (n,)), ("listed", (n, K))))
-    asked = topk[:, 0] > 0
-    if not asked.any() or topk.max() > data.n_items:
-        common.stop(f"{folder}/topk.npy lists no item of this catalogue; make the export again")
-    w_p = np.exp(-np.arange(1, K + 1.))                              # position: exp(-r / beta), beta 1
-    d = 1 - np.asarray(truth, np.float64)[:, None] if cfg.confidence == "truth" else 1 - np.asarray(listed, np.float64)
-    d = (d - d[asked].mean()) / max(d[asked].std(), 1e-9)            # confidence: exp(-d), d as far as the teacher is from the truth, or from the item
-    weight = cfg.w_position * w_p / w_p.sum() + cfg.w_confidence * np.exp(-d)
-    Z = np.array(common.read_npy(folder / "titles.npy", (data.n_items + 1, None)), np.float32)
-    return np.asarray(topk), np.broadcast_to(weight, (n, K)).astype(np.float32) * (np.asarray(topk) > 0), centred(Z)
-
-
-def centred(Z):
-    """Titles' vectors (I+1, D) around their mean, of norm about 1."""
-    Z[1:] -= Z[1:].mean(0)
-    return torch.from_numpy(Z / np.linalg.norm(Z[1:], axis=1).mean())
-
-
-def tfidf_vectors(data, D=512):
-    """Titles as their D leading directions of TF-IDF (latent semantic analysis): fp32 (I+1, D)."""
-    id_IT, weight_IT, V = common.tfidf(data.titles)
-    row, col = np.nonzero(weight_IT)
-    A = torch.sparse_coo_tensor(np.stack([row, id_IT[row, col]]), weight_IT[row, col], (len(id_IT), V), check_invariants=True).coalesce()
-    torch.manual_seed(0)
-    u, s, _ = torch.svd_lowrank(A, q=min(D, *A.shape), niter=4)
-    return (u * s).numpy()
-
-
-class Titles(nn.Module):
-    """e_i = b_i + eta (W z_i + c), padding zero (collaborative embedding distillation, section 4.2)."""
-
-    def __init__(self, Z, E, eta):
-        super().__init__()
-        self.register_buffer("Z", Z, persistent=False)
-        self.eta, self.c = eta, nn.Parameter(torch.zeros(E))
-        self.W = nn.Parameter(.02 * torch.randn(E, Z.shape[1], generator=torch.Generator().manual_seed(0)))
-
-    def forward(self, b_IE):
-        e_IE = b_IE + self.eta * (self.Z @ self.W.T + self.c)
-        return torch.cat([torch.zeros_like(e_IE[:1]), e_IE[1:]])
-
+# ---------------------------------------------------------------- DLLM2Rec's lists
 
 def list_loss(model, x_NE, item_NK, weight_NK, negative_N, cfg):
     """L_d summed over N positions: the listed items against one unlisted negative (sigmoid, the paper) or against the catalogue (softmax).
@@ -411,7 +355,7 @@ def main(**config):
     if cfg.top_h > data.n_items:
         common.stop(f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it")
     out = common.folder_of("runs", cfg.out or f"{data.name}/{cfg.model}{'-taught' if cfg.teacher else ''}")
-    export = read_export(cfg.teacher, data, cfg) if cfg.teacher else None
+    export = teach.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
     if cfg.teacher and not (cfg.w_position + cfg.w_confidence > 0):
         common.stop("--w-position and --w-confidence are both 0, so no listed item has a weight; give one of them a number above 0")
     if not cfg.offset and not (cfg.teacher and cfg.eta):
@@ -437,7 +381,7 @@ def main(**config):
     if cfg.teacher and cfg.eta:
         if not cfg.offset:
             model.item.weight.requires_grad_(False).zero_()
-        parametrize.register_parametrization(model.item, "weight", Titles(export[2], cfg.width, cfg.eta).to(ranks.device))
+        parametrize.register_parametrization(model.item, "weight", teach.Titles(export[2], cfg.width, cfg.eta).to(ranks.device))
     params = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(params, lr=cfg.lr, fused=True)
     for p in params:                                                 # a process with no row in a small last batch adds zeros
@@ -454,7 +398,7 @@ def main(**config):
     row_of = np.full(len(data.items), -1)                            # a target's row among the training samples
     row_of[data.train] = np.arange(len(data.train))
 
-    def teach(last_B, target_BL, rng):
+    def taught_by(last_B, target_BL, rng):
         """lam L_d of this process' rows of a batch, as loss_of asks for it: a mean over the positions that have a list, times the batch's targets."""
         row_BL = np.where(target_BL > 0, row_of[np.maximum(last_B[:, None] - np.arange(cfg.history - 1, -1, -1), 0)], -1)
         row_BL = np.where((row_BL >= 0) & (export[0][row_BL, 0] > 0), row_BL, -1)
@@ -520,7 +464,7 @@ def main(**config):
             shared = [torch.from_numpy(np.random.default_rng([cfg.seed, epoch, step]).integers(1, data.n_items + 1, cfg.negatives)).to(ranks.device)] if cfg.loss == "sampled" else []
             L = (seq_BL != 0).any(0).sum()                           # columns of nothing but padding are cut off
             mine = [torch.from_numpy(a[ranks.rank::ranks.world, -L:]).to(ranks.device) for a in arrays]
-            taught = teach(last[at], target_BL, np.random.default_rng([cfg.seed, epoch, step, 1])) if cfg.teacher and cfg.lam else None
+            taught = taught_by(last[at], target_BL, np.random.default_rng([cfg.seed, epoch, step, 1])) if cfg.teacher and cfg.lam else None
             opt.zero_grad(set_to_none=False)
             if len(mine[0]):
                 with parametrize.cached():                           # item vectors made of titles are computed once a step

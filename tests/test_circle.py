@@ -14,6 +14,7 @@ import evaluate
 import finetune
 import lm as L
 import serve
+import teach
 import train_backbone as B
 
 BASE = ["--k", 4, "--batch", 8, "--micro", 4, "--samples", 48, "--evals", 1, "--val-samples", 20, "--init-r", 4, "--target-r", 2, "--dropout", 0]
@@ -208,7 +209,7 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(teacher,
     of = lambda r, at: finetune.window_examples(r, cfg, first[at], last[at], is_target)
     n_reads = np.array([len(e.target) for e in of(r, np.arange(40))])
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
-    states, ptr = finetune.teacher_states(r, 2, n_reads, of, 7, tmp_path / "states.npy", alone)
+    states, ptr = teach.teacher_states(r, 2, n_reads, of, 7, tmp_path / "states.npy", alone)
     assert states.shape == (n_reads.sum(), 2, 32)
     # against the body itself with all its hidden states, sample by sample
     for i in (0, 7, 39):
@@ -227,9 +228,9 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(teacher,
     L.tap(s.lm, 2)
     with torch.no_grad():
         batch = of(s, np.arange(8))
-        finetune.read_batch(s, L.begin(s.lm, s.prompts.prefix, s.P), batch)
+        L.read_examples(s.lm, L.begin(s.lm, s.prompts.prefix, s.P), batch)
     x = torch.stack(s.lm.tapped, 1)
-    t = torch.from_numpy(np.array(states[np.concatenate(finetune.places(ptr, np.arange(8)))])).view(torch.bfloat16).float()
+    t = torch.from_numpy(np.array(states[np.concatenate(teach.places(ptr, np.arange(8)))])).view(torch.bfloat16).float()
     assert line["cos"] == pytest.approx(2 * (1 - F.cosine_similarity(x, t, dim=2)).mean().item(), rel=2e-2)
     assert line["norm"] == pytest.approx(.5 * (x - t).pow(2).sum(2).mean().item(), rel=2e-2)
     assert line["loss"] == pytest.approx(line["candidates"] + line["cos"] + line["norm"], rel=1e-4) and "ms" not in line
@@ -317,7 +318,7 @@ def test_a_killed_export_goes_on_and_two_processes_write_the_same(student, toy, 
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     copy = common.load_run(shutil.copytree(student, tmp_path / "student"), toy)
     shutil.rmtree(copy.folder / "export")
-    real, calls = serve.write_json, []
+    real, calls = teach.write_json, []
 
     def dies(path, value):
         real(path, value)
@@ -325,13 +326,13 @@ def test_a_killed_export_goes_on_and_two_processes_write_the_same(student, toy, 
         if len(calls) == 3:
             raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(serve, "write_json", dies)
+        patch.setattr(teach, "write_json", dies)
         with pytest.raises(KeyboardInterrupt):
-            serve.export(copy, toy, alone, 5, chunk=100)
+            teach.export(copy, toy, alone, 5, chunk=100)
     assert not (copy.folder / "export").exists()
     says = script(B.main, "--dataset", toy.folder, "--teacher", copy.folder, code=1).error
     assert "no complete export" in says and "--export" in says
-    serve.export(copy, toy, alone, 5, chunk=100)
+    teach.export(copy, toy, alone, 5, chunk=100)
     for name, want in whole.items():
         np.testing.assert_allclose(np.load(copy.folder / "export" / name), want, rtol=1e-4, atol=1e-5)
     shutil.rmtree(copy.folder / "export")
@@ -414,12 +415,12 @@ def test_the_list_loss_is_as_written():
 
 def test_weights_follow_place_and_confidence(student, toy):
     cfg = lambda **k: B.SimpleNamespace(**{"confidence": "truth", "w_position": .3, "w_confidence": .5} | k)
-    topk, place, Z = B.read_export(student, toy, cfg(w_confidence=0))
+    topk, place, Z = teach.read_export(student, toy, cfg(w_confidence=0))
     assert np.allclose(place, .3 * np.exp(-np.arange(1, 6)) / np.exp(-np.arange(1, 6)).sum(), rtol=1e-5)
-    _, sure, _ = B.read_export(student, toy, cfg(w_position=0))
+    _, sure, _ = teach.read_export(student, toy, cfg(w_position=0))
     truth = np.load(student / "export" / "truth.npy")
     assert (np.diff(sure[np.argsort(truth), 0]) >= -1e-7).all() and np.ptp(sure, axis=1).max() < 1e-6      # one number a sample, higher where the teacher is right
-    _, listed, _ = B.read_export(student, toy, cfg(w_position=0, confidence="listed"))
+    _, listed, _ = teach.read_export(student, toy, cfg(w_position=0, confidence="listed"))
     assert (np.diff(listed, axis=1) <= 1e-7).all() and np.ptp(listed, axis=1).max() > 0
     assert abs(Z[1:].mean(0)).max() < 1e-5 and not Z[0].any() and Z[1:].norm(dim=1).mean() == pytest.approx(1, rel=1e-4)
 
@@ -458,7 +459,7 @@ def test_a_teacher_who_knows_more_than_the_targets_makes_a_better_student(extra,
 
 
 def test_bags_of_words_are_a_teacher_without_an_lm(toy, script, on_cpu, tmp_path):
-    Z = B.tfidf_vectors(toy)
+    Z = teach.tfidf_vectors(toy)
     id_IT, weight_IT, V = common.tfidf(toy.titles)
     dense = np.zeros((61, V), np.float32)
     np.add.at(dense, (np.arange(61)[:, None], id_IT), weight_IT)
