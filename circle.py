@@ -25,7 +25,7 @@ ROWS = {"sasrec": "backbone", "e4srec": "LM, items as vectors, distilled soft pr
         "sasrec-taught": "backbone, taught by the small LM", "caser": "a weaker backbone", "caser-taught": "the same, taught by the small LM (lists and titles)"}
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(**common.described(__doc__))
 @click.option("--dataset", default="ml-100k", help="name under data/; ml-100k is prepared here")
 @click.option("--llm", default="smollm2-135m", help="the LM; Hugging Face id or folder")
 @click.option("--layers", default=6, type=click.IntRange(1), help="layers of the small LM")

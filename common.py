@@ -32,6 +32,12 @@ def stop(sentence):
     raise click.ClickException(sentence)
 
 
+def described(doc):
+    """click's settings for a script whose --help is its file's docstring: lines that are indented (examples) stay as they are, others are wrapped."""
+    paragraphs = ["\b\n" + p if any(line.startswith("    ") for line in p.splitlines()) else p for p in doc.strip().split("\n\n")]
+    return {"help": "\n\n".join(paragraphs), "context_settings": {"show_default": True, "max_content_width": 140}}
+
+
 def whole_or_auto(ctx, param, value):
     """click's callback for an option that is a number above 0 or 'auto'."""
     return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)

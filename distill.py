@@ -22,7 +22,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
-from common import (NAMES, Log, cut_log, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, shares, start_run, stop,
+from common import (NAMES, Log, cut_log, described, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, shares, start_run, stop,
                     stop_unless_finite, subset, sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
 
 # what --paper sets (spec sections 2 and 4); our defaults, chosen by validation on ml-100k, are in the options below
@@ -87,7 +87,7 @@ def weights(how, g_TA, g_RPS, log_var):
     return torch.exp(-log_var.detach()) if how == "uncertainty" else torch.tensor([0.5, 0.5])
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(**described(__doc__))
 # data
 @click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
 @click.option("--backbone", default=None, type=str, help="run folder of the conventional model; runs/<dataset>/sasrec if not given")

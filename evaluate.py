@@ -29,7 +29,7 @@ import lm as L
 import report
 import serve
 import teach
-from common import (NAMES, candidates, chance, commit, compare, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_json, read_npy,
+from common import (NAMES, candidates, chance, commit, compare, described, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_json, read_npy,
                     setup, shuffled, start_run, stop, subset, tfidf, users, versions, write_json, write_npy)
 from report import FULL, SHOWN
 
@@ -357,7 +357,7 @@ def cases_of(data, samples, cand, rows, value, names, n=60, seed=0):
 
 # ---------------------------------------------------------------- the command
 
-@click.command(context_settings={"show_default": True})
+@click.command(**described(__doc__))
 @click.option("--ckpt", multiple=True, help="run folder, or its name under runs/; more may follow it")
 @click.argument("more", nargs=-1)
 @click.option("--dataset", default=None, type=str, help="needed with --llm alone; else the runs' own")

@@ -29,7 +29,7 @@ from lion_pytorch import Lion
 import checkpoints
 import lm as L
 import teach
-from common import (NAMES, Log, batch_of, candidates, compare, cut_log, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb,
+from common import (NAMES, Log, batch_of, candidates, compare, cut_log, described, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb,
                     restarted, runs_of_targets, setup, shares, start_run, stop, stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto,
                     with_lists, write_npy, chance)
 
@@ -101,7 +101,7 @@ def window_examples(r, cfg, first, last, is_target):
     return out
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(**described(__doc__))
 # data
 @click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
 @click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/delrec if not given")

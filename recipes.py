@@ -173,7 +173,7 @@ def coldstart(c):
 RECIPES = {f.__name__: f for f in (table2, table3, table4, fig8, table5, coldstart)}
 
 
-@click.command(context_settings={"show_default": True}, help="The paper's tables and figures by one command each.\n\n" + "\n\n".join(f"{n}: {f.__doc__}" for n, f in RECIPES.items()))
+@click.command(**common.described(__doc__ + "\n" + "\n\n".join(f"{n}: {f.__doc__}" for n, f in RECIPES.items())))
 @click.argument("recipe", type=click.Choice(list(RECIPES)))
 @click.option("--dataset", default="ml-100k", help="name under data/; ml-100k is prepared here, others before")
 @click.option("--also", multiple=True, help="table5: another data set; may be repeated")

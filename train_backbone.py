@@ -312,7 +312,7 @@ def means(greater, equal):
 
 # ---------------------------------------------------------------- the script
 
-@click.command(context_settings={"show_default": True})
+@click.command(**common.described(__doc__))
 # data
 @click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
 @click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/<model>, with a teacher <model>-taught, if not given")

@@ -6,6 +6,9 @@
     python data/prepare.py my-shop --check                      # is a prepared folder what it says, and free of leaks?
     python data/prepare.py smollm2-135m                         # the embedded language model, converted once into the cache
 
+NAME is a data set known by name (ml-100k, ml-1m, ml-latest-small, steam, beauty, toys, games, sports, home-kitchen, kuairec, lastfm), or
+your own with --raw; smollm2-135m fetches the embedded language model.
+
 M interactions, U users, I items (ids 1..I, 0 pads), C candidates, n samples of a split.
 """
 import hashlib
@@ -24,7 +27,7 @@ import polars as pl
 
 if __name__ == "__main__":                              # run as a script, only this folder is on the path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import ROOT, histories, load_data, read_npy, stop, subset, write_json, write_npy
+from common import ROOT, described, histories, load_data, read_npy, stop, subset, write_json, write_npy
 from data import raw as R
 from data.raw import CONTROL
 
@@ -327,7 +330,7 @@ def pictures(data, path):
     plt.close(figure)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(**described(__doc__))
 @click.argument("name")
 @click.option("--raw", type=click.Path(path_type=Path), help="folder with the raw files: a published data set's, or your own interactions.csv[.gz|.parquet] and items.csv[.gz], or RecBole's .inter and .item")
 @click.option("--out", type=click.Path(path_type=Path), help="the prepared folder  [default: data/NAME]")
@@ -347,8 +350,7 @@ def pictures(data, path):
 @click.option("--position-column", default="position", help="the same")
 @click.option("--title-column", default="title", help="the same")
 def main(name, raw, out, checking, core, split, ties, seed, most, noun, verb, min_watch, user_column, item_column, time_column, position_column, title_column):
-    """Prepare the data set NAME: one known by name (ml-100k, ml-1m, ml-latest-small, steam, beauty, toys, games, sports, home-kitchen, kuairec,
-    lastfm), or your own with --raw. NAME smollm2-135m fetches the embedded language model."""
+    """Prepare the data set NAME."""
     start = time.time()
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         stop(f"the name {name!r} cannot name a folder; use letters, digits, '.', '_' and '-', and no dot in front")
