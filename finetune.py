@@ -135,7 +135,7 @@ def window_examples(r, cfg, first, last, is_target):
 # training
 @click.option("--loss", default="candidates", type=click.Choice(["titles", "candidates", "both"]),
               help="candidates: cross-entropy over C scores (the paper); titles: next-title language modelling on every title in the prompt")
-@click.option("--samples", default=1600, type=click.IntRange(1), help="training samples to see")
+@click.option("--samples", default=None, type=click.IntRange(1), help="training samples to see; 1600, with --input ids (a sample is a window of items, each of which is predicted) 12288")
 @click.option("--candidates", "C", default=15, type=click.IntRange(2), help="candidates of a prompt, the truth among them")
 @click.option("--batch", default=16, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
 @click.option("--micro", default="8", callback=whole_or_auto, help="samples of a forward pass; smaller needs less memory and gives the same gradient; auto: as many as memory holds")
@@ -149,7 +149,7 @@ def window_examples(r, cfg, first, last, is_target):
 @click.option("--warmup", default=0.05, help="share of the steps with rising learning rate")
 @click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
 # validation
-@click.option("--val-samples", default=200, type=click.IntRange(0), help="validation samples that choose the best step and the calibration; 0 = all")
+@click.option("--val-samples", default=None, type=click.IntRange(0), help="validation samples that choose the best step and the calibration; 200, with --input ids 1000; 0 = all")
 @click.option("--evals", default=3, type=click.IntRange(1), help="validations during training, the last after the last step")
 @click.option("--calibrate/--no-calibrate", default=True, help="subtract w times the title's score under an empty history, w chosen on validation")
 # going on
@@ -163,16 +163,18 @@ def main(ctx, **config):
     cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
     if cfg.target_r >= cfg.init_r:
         stop(f"--target-r {cfg.target_r} must be below --init-r {cfg.init_r}: AdaLoRA has nothing to reallocate otherwise")
-    steps = max(cfg.samples // cfg.batch, 1)
-    if steps < 5:
-        stop(f"--samples {cfg.samples} with --batch {cfg.batch} is {steps} steps; AdaLoRA needs at least 5 to reallocate its ranks")
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
     data = load_data(cfg.dataset)
     out = folder_of("runs", cfg.out or f"{data.name}/delrec")
 
     # what the input and the teacher settle
     teacher_run = teach.follow(cfg, typed, data) if cfg.teacher else None
-    cfg.history = cfg.history or (20 if cfg.input == "ids" else 10)
+    for name, titles, ids in (("history", 10, 20), ("samples", 1600, 12288), ("val_samples", 200, 1000)):
+        if getattr(cfg, name) is None:
+            setattr(cfg, name, ids if cfg.input == "ids" else titles)
+    steps = max(cfg.samples // cfg.batch, 1)
+    if steps < 5:
+        stop(f"--samples {cfg.samples} with --batch {cfg.batch} is {steps} steps; AdaLoRA needs at least 5 to reallocate its ranks")
     for name, value in (("lambda_cos", 1.0), ("lambda_norm", 1e-4), ("lambda_ms", .1)):
         if getattr(cfg, name) is None:
             setattr(cfg, name, value if cfg.teacher else 0.0)
