@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test soak circle table2 table3 table4 fig8 table5 coldstart bench bench-kernels bench-llm bench-data clean
+.PHONY: demo test soak circle headline table2 table3 table4 fig8 table5 coldstart bench bench-kernels bench-llm bench-data clean
 
 demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (about 15 minutes on 2 cores)
 	$(PY) demo.py
@@ -24,6 +24,9 @@ circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the meth
 
 # the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl SEEDS=3 BUDGET=50000 PROCS=10
 RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET INPUT PROCS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(TEST),--test-samples $(TEST)) $(foreach x,$(ALSO),--also $(x))
+headline: $(VENV)/ready      ## does DELRec beat its own backbone? two seeds of everything, items as vectors (some two and a half hours on 2 cores)
+	$(PY) recipes.py headline --input ids --budget 12288 --prompt-budget 64 --test-samples 0 --procs 2 $(RECIPE)
+
 table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= TEST= ALSO=
 	$(PY) recipes.py $@ $(RECIPE)
 

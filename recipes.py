@@ -1,5 +1,6 @@
-"""The paper's tables and figures, each by one command (make table2, table3, table4, fig8, table5, coldstart).
+"""The paper's tables and figures, each by one command (make headline, table2, table3, table4, fig8, table5, coldstart).
 
+    python recipes.py headline --input ids --budget 12288 --prompt-budget 64    does it beat its backbone? (make headline; some two and a half hours on 2 cores)
     python recipes.py table3                                                    ml-100k, the embedded LM, two seeds, a budget for 2 cores
     python recipes.py table3 --input ids --budget 4096                          the same variants with items as vectors (E4SRec's input)
     python recipes.py table2 --dataset beauty --llm google/flan-t5-xl --budget 50000 --procs 10       ten GPUs
@@ -74,7 +75,7 @@ class Recipe:
         """Stage 2. A run with a soft prompt takes its backbone from it."""
         own = [] if "--input" in flags else ["--input", self.c.input]
         own += [] if "--soft-prompt" in flags and flags[flags.index("--soft-prompt") + 1] not in ("none", "random", "words") else ["--backbone", self.backbone(model)]
-        return self.run(f"{self.home}/{name}-s{self.seed}", "finetune.py", "--dataset", self.data, "--llm", self.c.llm, "--samples", self.c.budget, "--evals", 2, *own, *flags)
+        return self.run(f"{self.home}/{name}-s{self.seed}", "finetune.py", "--dataset", self.data, "--llm", self.c.llm, "--samples", self.c.budget, "--evals", max(2, min(self.c.budget // 2000, 6)), *own, *flags)
 
     def variant(self, name):
         """A row of Tables III and IV."""
@@ -105,6 +106,16 @@ def layers(llm):
 
 
 # ---------------------------------------------------------------- the recipes
+
+def headline(c):
+    """Does DELRec beat its own backbone? Alone, and against the strongest that goes without an LM: backbones fused with each other and with counts of pairs."""
+    runs, fused = [], []
+    for seed in range(c.seeds):
+        r = Recipe(c, c.dataset, seed)
+        runs += [r.backbone(), r.backbone("gru4rec"), r.variant("no-prompt"), r.delrec()]
+        fused += ["--fuse", f"delrec-s{seed}", "co-occurrence", "--fuse", f"sasrec-s{seed}", f"gru4rec-s{seed}", "--fuse", f"sasrec-s{seed}+gru4rec-s{seed}", "co-occurrence"]
+    return Recipe(c, c.dataset, 0).evaluate("headline", sorted(runs, key=lambda run: "sasrec" not in run), *fused, "--val-samples", 1000, "--reference", "sasrec-s0")
+
 
 def table2(c):
     """Backbones, the plain LM, other methods that are flags here, DELRec with each backbone."""
@@ -170,7 +181,7 @@ def coldstart(c):
     return Recipe(c, c.dataset, 0).evaluate("coldstart", runs, "--max-history", 2, "--dataset", c.dataset, "--llm", c.llm)
 
 
-RECIPES = {f.__name__: f for f in (table2, table3, table4, fig8, table5, coldstart)}
+RECIPES = {f.__name__: f for f in (headline, table2, table3, table4, fig8, table5, coldstart)}
 
 
 @click.command(**common.described(__doc__ + "\n" + "\n\n".join(f"{n}: {f.__doc__}" for n, f in RECIPES.items())))
