@@ -2,7 +2,7 @@
 
     python distill.py --dataset ml-100k                                   one process, CPU or GPU
     torchrun --nproc_per_node=10 distill.py --dataset beauty              many GPUs, the same answer
-    python distill.py --dataset ml-100k --samples 64 --val-samples 16     half a minute, to see it run
+    python distill.py --dataset ml-100k --samples 64 --val-samples 16     a few minutes on a CPU, to see it run
     python distill.py --dataset ml-100k --paper                           the paper's choices where ours differ
 
 Reads data/<dataset>/ and a backbone's run folder (topk_{train,val}.npy, from train_backbone.py or anybody else's model); writes

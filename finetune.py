@@ -2,7 +2,7 @@
 
     python finetune.py --dataset ml-100k                                  one process, CPU or GPU
     torchrun --nproc_per_node=10 finetune.py --dataset beauty             many GPUs, the same answer
-    python finetune.py --dataset ml-100k --samples 64 --val-samples 32    half a minute, to see it run
+    python finetune.py --dataset ml-100k --samples 64 --val-samples 32    a few minutes on a CPU, to see it run
     python finetune.py --dataset ml-100k --paper                          the paper's choices where ours differ
     python finetune.py --dataset ml-100k --input ids --out ml-100k/e4srec                                items as vectors
     python finetune.py --dataset ml-100k --teacher ml-100k/e4srec --layers 6 --out ml-100k/slmrec        a small LM taught by it
