@@ -364,7 +364,7 @@ def cases_of(data, samples, cand, rows, value, names, n=60, seed=0):
 @click.option("--candidates", "C", default=15, help="which stored candidates to rank")
 @click.option("--limit", default=0, type=click.IntRange(0), help="test samples, the same ones for every run (with --export: training samples); 0 = all")
 @click.option("--max-history", default=0, type=click.IntRange(0), help="only test samples with at most so many earlier items (2: DELRec's cold users); 0 = all")
-@click.option("--out", default=None, type=str, help="folder of metrics.json, table.txt .md .tex .csv .png and figures; the last run's if not given")
+@click.option("--out", default=None, type=str, help="folder of metrics.json, table.txt .md .tex .csv .png and figures; evaluation/ in the last run's if not given")
 @click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
 # more rows, more to see
 @click.option("--reference", default=None, type=str, help="row that the others are tested against (* and **); the first backbone if not given")
@@ -506,7 +506,7 @@ def main(**config):
 
     # written down
     print("\n" + "\n".join(report.text(result)) + "\n")
-    out = Path(cfg.out) if cfg.out else (runs[-1].folder if runs else folder_of("runs", data.name))
+    out = Path(cfg.out) if cfg.out else (runs[-1].folder if runs else folder_of("runs", data.name)) / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", result)
     report.write_tables(out, result)

@@ -372,8 +372,8 @@ def twins(chain, toy, backbone, decoder, two_processes, tmp_path_factory):
     to_prompt, _ = stages(toy, backbone, decoder, folder / "prompt", "")
     _, to_delrec = stages(toy, backbone, decoder, chain.prompt, folder / "delrec")
     copy = shutil.copytree(chain.delrec, folder / "evaluated")
-    for path in [*copy.glob("*_test_*"), copy / "metrics.json"]:
-        path.unlink(missing_ok=True)
+    for path in copy.glob("*_test_*"):
+        path.unlink()
     printed = two_processes([("distill", to_prompt), ("finetune", to_delrec), ("evaluate", evaluation(copy))])
     return SimpleNamespace(prompt=folder / "prompt", delrec=folder / "delrec", evaluated=copy, printed=printed)
 

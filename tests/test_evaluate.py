@@ -159,7 +159,8 @@ def table(chain, script, fp32, tmp_path_factory):
 
 
 def metrics_of(folder):
-    return json.loads((folder / "metrics.json").read_text())
+    """The table in an --out folder, or in that of a run which was evaluated without --out."""
+    return json.loads(((folder / "evaluation" if (folder / "evaluation").is_dir() else folder) / "metrics.json").read_text())
 
 
 def without_lm(monkeypatch):
@@ -176,9 +177,9 @@ def test_the_table_has_the_floors_the_run_and_its_backbone(table, toy):
     for row in rows.values():
         assert 0 <= row["hr@1"] <= row["hr@5"] <= row["hr@10"] <= 1 and row["hr@1_interval"][0] <= row["hr@1"] <= row["hr@1_interval"][1]
         assert row["ndcg@10_interval"][0] <= row["ndcg@10"] <= row["ndcg@10_interval"][1]
-    text = (table.folder / "table.txt").read_text()
+    text = (table.folder / "evaluation" / "table.txt").read_text()
     assert all(name in text for name in rows) and toy.meta["hash"] in text and "40 of 85 samples" in text and "15 stored candidates" in text
-    assert text.strip() in table.result.output and (table.folder / "table.png").read_bytes()[:4] == b"\x89PNG"
+    assert text.strip() in table.result.output and (table.folder / "evaluation" / "table.png").read_bytes()[:4] == b"\x89PNG"
     last = {row["name"]: row["value"] for row in table.result.json["rows"]}
     assert last == {f"{m}.{name}": round(rows[name][m], 4) for name in rows for m in ("hr@1", "ndcg@10")}
     assert {"machine", "versions", "commit"} <= set(table.result.json)

@@ -276,7 +276,7 @@ def test_the_lm_learns_where_the_backbone_lists_the_truth(toy, decoder, oracle, 
     assert anywhere.json["val_hr@1"] < .3
     # the table ranks the stored candidates, whatever order the prompt listed them in
     script(evaluate.main, "--ckpt", tmp_path / "first", "--candidates", 15, "--limit", 20, "--val-samples", 20)
-    rows = json.loads((tmp_path / "first" / "metrics.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "first" / "evaluation" / "metrics.json").read_text())["rows"]
     assert rows["first"]["hr@1"] > .9 and rows["sasrec"]["hr@1"] == 1 and "backbone order" in rows["first"]["note"]
 
 

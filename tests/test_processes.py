@@ -21,8 +21,8 @@ def test_three_processes_with_a_part_of_the_lm_each_give_what_one_with_all_of_it
     _, to_delrec = stages(toy, backbone, decoder, chain.prompt, tmp_path / "delrec")
     for name in ("one", "three"):
         copy = shutil.copytree(chain.delrec, tmp_path / name)
-        for path in [*copy.glob("*_test_*"), copy / "metrics.json"]:
-            path.unlink(missing_ok=True)
+        for path in copy.glob("*_test_*"):
+            path.unlink()
     script(evaluate.main, *evaluation(tmp_path / "one"))
     said = two_processes([("distill", [*to_prompt, "--shard"]), ("finetune", [*to_delrec, "--shard", "--gradient-checkpointing"]),
                           ("evaluate", [*evaluation(tmp_path / "three"), "--shard"])], 3)
@@ -89,10 +89,10 @@ def test_every_sample_counts_once_however_many_processes_and_samples(wide, make_
     for world in (2, 3):
         two_processes(jobs[world], world, RECORD.format(folder=tmp_path))
     for n in (5, 7, 95):
-        one = json.loads((tmp_path / f"{n}-1" / "metrics.json").read_text())["rows"]
+        one = json.loads((tmp_path / f"{n}-1" / "evaluation" / "metrics.json").read_text())["rows"]
         for world in (2, 3):
             seen = np.concatenate([np.load(tmp_path / f"{n}-{world}-{rank}.npy") for rank in range(world)])
             assert sorted(seen) == list(range(n))
-            other = json.loads((tmp_path / f"{n}-{world}" / "metrics.json").read_text().replace(f"{n}-{world}", f"{n}-1"))["rows"]
+            other = json.loads((tmp_path / f"{n}-{world}" / "evaluation" / "metrics.json").read_text().replace(f"{n}-{world}", f"{n}-1"))["rows"]
             assert other == one and len(one) >= 5
             assert np.array_equal(np.load(tmp_path / f"{n}-{world}" / "scores_test_15.npy"), np.load(tmp_path / f"{n}-1" / "scores_test_15.npy"), equal_nan=True)
