@@ -37,7 +37,7 @@ def p_text(p):
 
 
 def about_marks(result):
-    return f"* p < .05, ** p < .01 against {result['reference']} (HR@1: exact McNemar; NDCG@10: paired t, users as clusters)"
+    return f"* p < .05, ** p < .01 against {result['reference']} (HR@1: the larger p of exact McNemar and paired t; NDCG@10: paired t, users as clusters)"
 
 
 # ---------------------------------------------------------------- text
@@ -65,14 +65,14 @@ def text(result):
         lines += [f"{name:<{wide}}{v['seeds']} seeds  {seeds_text(v, ('hr@1', 'ndcg@10'))}" for name, v in result["seeds"].items()]
         lines += [f"{name:<{wide}}all items  {seeds_text(v, ('hr@20', 'ndcg@20'))}" for name, v in result["full_seeds"].items()]
     if result["tests"]:
-        lines += ["", "paired tests (first minus second): HR@1 by exact McNemar, NDCG@10 by paired t, users as clusters; * p < .05, ** p < .01"]
-        lines += [f"{n:<48} HR@1 {t['hr@1']:+.3f} {p_text(t['p_mcnemar_hr@1']):<12} NDCG@10 {t['ndcg@10']:+.3f} {p_text(t['p_t_ndcg@10'])}" for n, t in result["tests"].items()]
+        lines += ["", "paired tests (first minus second): HR@1 by exact McNemar and by paired t, NDCG@10 by paired t, users as clusters; * p < .05, ** p < .01"]
+        lines += [f"{n:<48} HR@1 {t['hr@1']:+.3f} {p_text(t['p_mcnemar_hr@1']):<12} {p_text(t['p_t_hr@1']):<12} NDCG@10 {t['ndcg@10']:+.3f} {p_text(t['p_t_ndcg@10'])}" for n, t in result["tests"].items()]
     if result["full"]:
         lines += ["", f"all {result['items']} items, history masked, the same samples (chance HR@10 {10 / result['items']:.4f}):"]
         lines += [f"{name:<{wide}}" + "  ".join(f"{m.upper()} {v[m]:.4f}" for m in FULL) for name, v in result["full"].items()]
     if result["full_tests"]:
         lines += ["", "paired tests over all items:"]
-        lines += [f"{n:<48} HR@20 {t['hr@20']:+.4f} {p_text(t['p_mcnemar_hr@20']):<12} NDCG@20 {t['ndcg@20']:+.4f} {p_text(t['p_t_ndcg@20'])}" for n, t in result["full_tests"].items()]
+        lines += [f"{n:<48} HR@20 {t['hr@20']:+.4f} {p_text(t['p_mcnemar_hr@20']):<12} {p_text(t['p_t_hr@20']):<12} NDCG@20 {t['ndcg@20']:+.4f} {p_text(t['p_t_ndcg@20'])}" for n, t in result["full_tests"].items()]
     for kind, groups in result["groups"].items():
         lines += ["", f"HR@1 by {kind}; [95 % interval]"]
         lines += [f"{'':<{wide}}" + "".join(f"{g + ' (' + str(v['n']) + ')':>24}" for g, v in groups.items())]
@@ -349,8 +349,8 @@ def page(path, result, made, cases, configs, command):
         parts.append(f"<h2>HR@1 by {esc(kind)}</h2>" + html_table(["row", *(f"{g} ({v['n']})" for g, v in groups.items())], [[n, *(cell(g["rows"][n]) for g in groups.values())] for n in result["rows"]]))
     parts.append("<h2>Figures</h2>" + "".join(f'<figure><img alt="{esc(name)}" src="{inline(fig)}"><figcaption>{esc(name.replace("-", " "))}</figcaption></figure>' for name, fig in made.items()))
     if result["tests"]:
-        parts.append("<h2>Paired tests</h2>" + html_table(["first - second", "HR@1", "McNemar", "NDCG@10", "paired t"], [
-            [n, f"{t['hr@1']:+.3f}", p_text(t["p_mcnemar_hr@1"]), f"{t['ndcg@10']:+.3f}", p_text(t["p_t_ndcg@10"])] for n, t in result["tests"].items()]))
+        parts.append("<h2>Paired tests</h2>" + html_table(["first - second", "HR@1", "McNemar", "paired t", "NDCG@10", "paired t"], [
+            [n, f"{t['hr@1']:+.3f}", p_text(t["p_mcnemar_hr@1"]), p_text(t["p_t_hr@1"]), f"{t['ndcg@10']:+.3f}", p_text(t["p_t_ndcg@10"])] for n, t in result["tests"].items()]))
     parts.append('<h2>Histories and answers</h2><p class="note">The stored candidates as each run ranks them, the best first; the true next item is marked. After each history: the place of the truth.</p>'
                  '<input id="search" type="search" placeholder="search titles" aria-label="search titles"><p class="note" id="found"></p>'
                  f'<div id="cases">{"".join(map(case_html, cases))}</div>')

@@ -363,3 +363,11 @@ def test_popularity_over_the_catalogue_masks_the_history_once(toy):
         target = toy.items[sample]
         others = set(range(1, toy.n_items + 1)) - set(toy.items[toy.ptr[common.users(toy, [sample])[0]]:sample].tolist()) - {target}
         assert greater[n] == sum(count[i] > count[target] for i in others) and equal[n] == sum(count[i] == count[target] for i in others)
+
+
+def test_fifty_samples_of_a_user_are_not_fifty_users():
+    user = np.repeat(np.arange(10), 50)
+    won = np.where(user < 6, 1.0, 0.0)                   # six users' samples are all won, four users' all lost
+    rows = [{m: x for m in ("hr@1", "ndcg@10")} for x in (won, 1 - won)]
+    d = evaluate.difference(*rows, user)
+    assert d["p_mcnemar_hr@1"] < 1e-4 and d["p_t_hr@1"] > .4 and d["hr@1"] == pytest.approx(.2)
