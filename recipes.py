@@ -92,9 +92,9 @@ class Recipe:
             return self.variant("delrec")
         return self.tune(f"delrec-{model}", "--soft-prompt", self.prompt(f"prompt-{model}", model))
 
-    def evaluate(self, recipe, runs, *flags):
+    def evaluate(self, recipe, runs, *flags, val_samples=500):
         out = common.ROOT / "runs" / self.home / recipe
-        stage(None, "evaluate.py", "--ckpt", *dict.fromkeys(runs), "--limit", self.c.test_samples, "--val-samples", 500, "--out", out, "--report", out / f"{recipe}.html", *flags,
+        stage(None, "evaluate.py", "--ckpt", *dict.fromkeys(runs), "--limit", self.c.test_samples, "--val-samples", val_samples, "--out", out, "--report", out / f"{recipe}.html", *flags,
               procs=self.c.procs, dry=self.c.dry_run)
         return out
 
@@ -114,7 +114,7 @@ def headline(c):
         r = Recipe(c, c.dataset, seed)
         runs += [r.backbone(), r.backbone("gru4rec"), r.variant("no-prompt"), r.delrec()]
         fused += ["--fuse", f"delrec-s{seed}", "co-occurrence", "--fuse", f"sasrec-s{seed}", f"gru4rec-s{seed}", "--fuse", f"sasrec-s{seed}+gru4rec-s{seed}", "co-occurrence"]
-    return Recipe(c, c.dataset, 0).evaluate("headline", sorted(runs, key=lambda run: "sasrec" not in run), *fused, "--val-samples", 1000, "--reference", "sasrec-s0")
+    return Recipe(c, c.dataset, 0).evaluate("headline", runs, *fused, "--reference", "sasrec-s0", val_samples=1000)
 
 
 def table2(c):

@@ -41,7 +41,6 @@ DEFAULTS = {
     "gru4rec": dict(history=20, width=64, dropout=.3, lr=1e-3, batch=50, epochs=40, patience=5),
     "caser": dict(history=5, width=100, dropout=.4, lr=1e-3, batch=128, epochs=20, patience=3),
 }
-PRINTED = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 
 
 # ---------------------------------------------------------------- the three models: seq_BL -> x_BLE, the state after each position
@@ -425,7 +424,7 @@ def main(**config):
         checkpoints.restore_optimiser("opt", opt, tensors)
         total = tensors["total"][ranks.rank].to(ranks.device)
         record["started"] -= state["seconds"]
-    common.cut_log(out, PRINTED[cfg.model], begin[0] - (begin[1] == 0), ranks)
+    common.cut_log(out, common.NAMES[cfg.model], begin[0] - (begin[1] == 0), ranks)
     checkpoints.listen()
 
     def save(epoch, step):
@@ -436,7 +435,7 @@ def main(**config):
                    {"at": [epoch, step], "best": best, "best_epoch": best_epoch, "fields": fields, "training": training + (time.time() - began if step else 0),
                     "seconds": time.time() - record["started"]})
 
-    log = common.Log(out, cfg.epochs, PRINTED[cfg.model], ranks, unit="epoch", done=begin[0])
+    log = common.Log(out, cfg.epochs, common.NAMES[cfg.model], ranks, unit="epoch", done=begin[0])
     for epoch in range(begin[0], cfg.epochs + 1):
         if begin[1] == 0 or epoch > begin[0]:
             with parametrize.cached():
@@ -515,7 +514,7 @@ def main(**config):
 
         saver.end(False, done)
         columns = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
-        print(f"\n{PRINTED[cfg.model]} on {data.name}, {cfg.loss}, best of {epoch} epochs: {best_epoch}\n{protocol}\n")
+        print(f"\n{common.NAMES[cfg.model]} on {data.name}, {cfg.loss}, best of {epoch} epochs: {best_epoch}\n{protocol}\n")
         print(f"{'':22}" + "".join(f"{c:>9}" for c in columns))
         for s in results:
             for space, m in results[s].items():
