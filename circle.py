@@ -43,7 +43,7 @@ def main(dataset, llm, layers, windows, small_windows, val_samples, procs, test_
         stage(None, "data/prepare.py", "ml-100k")
     if llm == "smollm2-135m":
         stage(None, "data/prepare.py", llm)
-    lm = ["finetune.py", "--dataset", dataset, "--llm", llm, "--micro", 16, "--val-samples", val_samples, "--evals", 4]
+    lm = ["finetune.py", "--dataset", dataset, "--llm", llm, "--val-samples", val_samples, "--evals", 4]
     ids = ["--input", "ids", "--soft-prompt", f"{name_of}/prompt"]
     stage(runs / "sasrec", "train_backbone.py", "--dataset", dataset)
     stage(runs / "prompt", "distill.py", "--dataset", dataset, "--llm", llm, "--samples", 64, "--val-samples", 48, "--evals", 1, procs=procs)

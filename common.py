@@ -39,8 +39,8 @@ def described(doc):
 
 
 def whole_or_auto(ctx, param, value):
-    """click's callback for an option that is a number above 0 or 'auto'."""
-    return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+    """click's callback for an option that is a number above 0, 'auto', or not given."""
+    return value if value in ("auto", None) else click.IntRange(1).convert(value, param, ctx)
 
 
 # ---------------------------------------------------------------- ranks

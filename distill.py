@@ -4,10 +4,14 @@
     torchrun --nproc_per_node=10 distill.py --dataset beauty              many GPUs, the same answer
     python distill.py --dataset ml-100k --samples 64 --val-samples 16     a few minutes on a CPU, to see it run
     python distill.py --dataset ml-100k --paper                           the paper's choices where ours differ
+    python distill.py --dataset ml-100k --input ids --out ml-100k/prompt-ids    for a stage 2 that reads items as vectors
 
 Reads data/<dataset>/ and a backbone's run folder (topk_{train,val}.npy, from train_backbone.py or anybody else's model); writes
 runs/<dataset>/prompt/ (soft_prompt.safetensors, log.jsonl, metrics.json, config.json). Only the k x D numbers of P are trained
 (with --lr-lm also an adapter of the LM, DELRec's variant w UDPSM).
+
+--input ids (ours) distils in the form in which finetune.py --input ids reads: history items are vectors of the backbone (E4SRec), and the maps between
+them and the frozen LM are trained with P (items.safetensors). RPS then asks for the whole list r_1..r_h, after every item of a window.
 """
 import json
 import shutil
@@ -22,6 +26,7 @@ from lion_pytorch import Lion
 
 import checkpoints
 import lm as L
+import vectors
 from common import (NAMES, Log, cut_log, described, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, shares, start_run, stop,
                     stop_unless_finite, subset, sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
 
@@ -79,6 +84,16 @@ def accuracy(r, prompts, ranks, name):
     return float((best[np.arange(len(label)), label] / best.sum(1)).mean()), loss
 
 
+def listwise(s_NI, ranked_Nh):
+    """Plackett-Luce: minus the mean log probability of drawing r_1..r_h in their order, each from the items that are not yet drawn: (N,). s_NI: scores of
+    the items 1..I; ranked_Nh: int64, items. With h = 1 it is the cross-entropy of r_1 over the catalogue."""
+    at = ranked_Nh - 1
+    s_Nh = s_NI.gather(1, at)
+    rest_N = s_NI.scatter(1, at, -torch.inf).logsumexp(1)
+    left_Nh = torch.logaddexp(rest_N[:, None], s_Nh.flip(1).logcumsumexp(1).flip(1))     # log sum over r_m..r_h and all that are not listed
+    return (left_Nh - s_Nh).mean(1)
+
+
 def weights(how, g_TA, g_RPS, log_var):
     """lam_TA, lam_RPS. gradnorm: lam proportional to ||g||^-1/2, sum 1. uncertainty: exp(-s) of learnt log-variances s. fixed: 1/2."""
     if how == "gradnorm":
@@ -97,23 +112,26 @@ def weights(how, g_TA, g_RPS, log_var):
 @click.option("--k", default=80, type=click.IntRange(1), help="soft-prompt vectors")
 @click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="how the mask becomes a score per title")
 @click.option("--show/--no-show", default=False, help="list the candidates in the prompt (the paper does)")
-@click.option("--history", default=10, type=click.IntRange(1), help="titles of history in a prompt, L")
+@click.option("--input", default="titles", type=click.Choice(["titles", "ids"]), help="a history item in the prompt: its title, or its vector from the backbone (then no verbalizer but a map into their space)")
+@click.option("--history", default=None, type=click.IntRange(1), help="items of history in a prompt, L; 10, with --input ids 20")
 @click.option("--max-title", default=32, type=click.IntRange(1), help="tokens of a title, longer ones are cut")
 @click.option("--max-tokens", default=1024, type=click.IntRange(1), help="tokens of a prompt; the oldest history is dropped to fit")
 # the two tasks
 @click.option("--tasks", default="both", type=click.Choice(["both", "ta", "rps"]), help="which tasks to learn")
 @click.option("--a", default=4, help="length of TA's example inside the prompt (paper: 4 for ml-100k and beauty, 6 for steam and home-kitchen)")
-@click.option("--h", default=10, type=click.IntRange(1), help="length of the backbone's list in RPS; r_2..r_h are told, r_1 is asked")
+@click.option("--h", default=10, type=click.IntRange(1), help="length of the backbone's list in RPS; r_2..r_h are told, r_1 is asked (with --input ids all are asked)")
 @click.option("--candidates", "C", default=15, type=click.IntRange(2), help="candidates of a prompt, the label among them")
 @click.option("--balance", default="gradnorm", type=click.Choice(["gradnorm", "uncertainty", "fixed"]), help="weights of the two losses")
 # training
-@click.option("--samples", default=640, type=click.IntRange(1), help="training samples to see; each gives an RPS prompt, and a TA prompt where its history is long enough")
-@click.option("--batch", default=8, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
-@click.option("--micro", default="4", callback=whole_or_auto, help="prompts of a forward pass; smaller needs less memory and gives the same gradient; auto: as many as memory holds")
+@click.option("--samples", default=None, type=click.IntRange(1),
+              help="training samples to see; 640, each an RPS prompt, and a TA prompt where its history is long enough; with --input ids (windows of items) 2048")
+@click.option("--batch", default=None, type=click.IntRange(1), help="samples of an optimiser step, over all processes; 8, with --input ids 16")
+@click.option("--micro", default=None, callback=whole_or_auto, help="prompts of a forward pass, 4, with --input ids 16; smaller needs less memory and gives the same gradient; auto: as many as memory holds")
 @click.option("--gradient-checkpointing", is_flag=True, help="keep each layer's input only and compute it again in backward: a third more time, far less memory")
 @click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
 @click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
 @click.option("--lr", default=2e-2, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
+@click.option("--lr-maps", default=1e-3, type=click.FloatRange(0, min_open=True), help="with --input ids: that of the maps between items' vectors and the LM")
 @click.option("--lr-lm", default=0.0, type=click.FloatRange(0), help="that of a LoRA adapter on the LM's q and v; 0: the LM is frozen (the paper; above 0: its variant w UDPSM)")
 @click.option("--weight-decay", default=1e-5, help="weight decay of Lion")
 @click.option("--warmup", default=0.1, help="share of the steps with rising learning rate")
@@ -131,6 +149,12 @@ def main(ctx, **config):
     typed = {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
     cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
+    ids = cfg.input == "ids"
+    for name, titles, windows in (("history", 10, 20), ("samples", 640, 2048), ("batch", 8, 16), ("micro", 4, 16)):
+        if getattr(cfg, name) is None:
+            setattr(cfg, name, windows if ids else titles)
+    if ids:                                              # every item is scored from one state, in the space of the vectors
+        cfg.verbalizer, cfg.show = "items", False
     if cfg.a < 3 or cfg.a + 2 > cfg.history:
         stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
 
@@ -153,20 +177,29 @@ def main(ctx, **config):
     P = L.random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
     backbone = NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "history": cfg.history, "max_title": cfg.max_title,
-                "max_tokens": cfg.max_tokens, "backbone": backbone, "backbone_run": str(teacher_folder)}
+                "max_tokens": cfg.max_tokens, "backbone": backbone, "backbone_run": str(teacher_folder), "input": cfg.input}
+    maps = []
+    if ids:
+        if lm.kind != "decoder":
+            stop(f"--input ids reads a state after every item, which needs a decoder-only LM; {cfg.llm} is an {lm.kind} LM")
+        torch.manual_seed(cfg.seed)
+        vectors.load_items(lm, teacher_folder, data.n_items)
+        maps = list(lm.items.maps.parameters())
     r = L.ranker(lm, data, settings, P)
     r.cache = cfg.cache_prefix
     if cfg.gradient_checkpointing:
         L.checkpoint_layers(lm.model)
     made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm))
-    moved, adapter = [P], None
+    adapter, adapted = None, []
     if cfg.lr_lm:
         from peft import LoraConfig, get_peft_model
         adapter = get_peft_model(lm.model, LoraConfig(target_modules=L.adapt_modules(lm), r=8, lora_alpha=16))
-        moved += [p for p in adapter.parameters() if p.requires_grad]
+        adapted = [p for p in adapter.parameters() if p.requires_grad]
+    moved = [P, *maps, *adapted]
     record = start_run(out, "distill", cfg, data, ranks)
     if ranks.main:
-        shutil.rmtree(out / "adapter", ignore_errors=True)      # of an earlier run with --lr-lm
+        shutil.rmtree(out / "adapter", ignore_errors=True)      # of an earlier run with --lr-lm, with --input ids
+        (out / "items.safetensors").unlink(missing_ok=True)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
     found = saver.load() if cfg.resume else None
     checkpoints.listen()
@@ -184,6 +217,14 @@ def main(ctx, **config):
                   f"loss {ta_loss:.3f} {rps_loss:.3f}", flush=True)
         return {"ta": ta, "rps": rps, "ta_loss": ta_loss, "rps_loss": rps_loss}
 
+    def window_batch(windows, share):
+        """Adds to the gradients what the backbone's lists after every item of these windows give, `share` of the loss for each; returns their part of the loss."""
+        x_ND = L.read_examples(lm, L.begin(lm, r.prompts.prefix, P, r.cache), windows)
+        ranked_Nh = ranked["train"][row_of[vectors.targets_of(windows, "place")]][:, :cfg.h].astype(np.int64)
+        loss = listwise(vectors.out(lm, x_ND) @ lm.items.E[1:].T, torch.as_tensor(ranked_Nh, device=ranks.device)).sum() * share
+        loss.backward()
+        return loss.item()
+
     def micro_batch(prompts, share):
         """Adds to the gradients what these prompts give, `share` of the loss each; returns their part of the loss."""
         s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P, r.cache), [p[0] for p in prompts], np.stack([p[1] for p in prompts]), r.titles, cfg.verbalizer)
@@ -194,18 +235,26 @@ def main(ctx, **config):
     t0 = time.time()
     before = found[2]["before"] if found else validate("before")
     validation_seconds = time.time() - t0
-    order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(teacher_folder, data))
     steps = max(cfg.samples // cfg.batch, 1)
+    order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(teacher_folder, data))
+    if ids:                                              # windows of items, each known by its last target
+        if len(order) < len(data.train):
+            stop(f"--input ids asks for the backbone's list after every item; {teacher_folder} lists {len(order)} of {len(data.train)} training samples: train it again without --lists")
+        row_of, is_target = np.zeros(len(data.items), int), np.zeros(len(data.items), bool)
+        row_of[data.train[order]], is_target[data.train[order]] = order, True
+        first_n, last_n = vectors.windows(data, cfg.history, steps * cfg.batch, cfg.seed)
+        order = row_of[last_n]
     most = -(-cfg.batch // ranks.world)                  # whole micro-batches are shared among the ranks, each the same whoever has it
     if cfg.micro == "auto":
         longest = sorted(sum(tasks_of(r, data.train[order[:64]], ranked["train"][order[:64]][:, :cfg.h], cfg.a, cfg.C, cfg.seed), []), key=lambda p: -len(p[0]))
         cfg.micro = L.largest_micro(lambda m: micro_batch(longest[:m], 1 / m), [p[0] for p in longest], most, ranks.device, ranks)
     micro = record["micro"] = min(cfg.micro, most)
     log_var = torch.zeros(2, requires_grad=True)
-    optimiser = Lion([{"params": [P]}, *([{"params": moved[1:]}] if cfg.lr_lm else [])], lr=cfg.lr, weight_decay=cfg.weight_decay)
+    groups = [(params, lr) for params, lr in (([P], cfg.lr), (maps, cfg.lr_maps), (adapted, cfg.lr_lm)) if params]
+    optimiser = Lion([{"params": params, "lr": lr} for params, lr in groups], lr=cfg.lr, weight_decay=cfg.weight_decay)
     balancer = torch.optim.Adam([log_var], lr=1e-2)
     eval_at = {round(steps * (i + 1) / cfg.evals) - 1 for i in range(cfg.evals)}
-    names = ["P", *(f"lm.{i}" for i in range(len(moved) - 1))]
+    names = ["P", *(f"maps.{i}" for i in range(len(maps))), *(f"lm.{i}" for i in range(len(adapted)))]
     best, began, lm_seconds, prompts_seen, first, step_seconds = None, time.time(), {"steps": 0.0, "validation": 0.0}, 0, 0, []
     if found:
         first, tensors, state = found
@@ -222,20 +271,24 @@ def main(ctx, **config):
     for step in range(first, steps):
         which = np.resize(order, (step + 1) * cfg.batch)[step * cfg.batch:]
         ta, rps = tasks_of(r, data.train[which], ranked["train"][which][:, :cfg.h], cfg.a, cfg.C, cfg.seed + 1 + step)
+        if ids:
+            at = slice(step * cfg.batch, (step + 1) * cfg.batch)
+            rps = vectors.examples(r, first_n[at], last_n[at], is_target)
         ta, rps = (ta if cfg.tasks != "rps" else []), (rps if cfg.tasks != "ta" else [])
         now = min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
-        for group, peak in zip(optimiser.param_groups, (cfg.lr, cfg.lr_lm)):
+        for group, (_, peak) in zip(optimiser.param_groups, groups):
             group["lr"] = peak * now
 
         grads, losses, t0 = [], [], time.time()
-        for prompts in (ta, rps):                        # each task's own gradient: L_TA and L_RPS are means over the global batch
+        for prompts, learn in ((ta, micro_batch), (rps, window_batch if ids else micro_batch)):      # each task's own gradient: L_TA and L_RPS are means over the global batch
             total = torch.zeros(1)
             for p in moved:
                 p.grad = torch.zeros_like(p)
-            if not lm.packs:                             # rows of one pass are padded to the longest: like lengths together
+            if not lm.packs and learn is micro_batch:    # rows of one pass are padded to the longest: like lengths together
                 prompts.sort(key=lambda p: -len(p[0]))
+            reads = sum(len(e.target) for e in prompts) if learn is window_batch else len(prompts)
             for i, own in shares(range(0, len(prompts), micro), ranks, cfg.shard):
-                total += micro_batch(prompts[i:i + micro], own / len(prompts))
+                total += learn(prompts[i:i + micro], own / reads)
             sum_gradients(moved, ranks)
             grads.append([p.grad for p in moved])
             losses.append(sum_over_ranks(total, ranks).item())
@@ -276,10 +329,12 @@ def main(ctx, **config):
     seconds, (_, best_step, chosen, after) = time.time() - began, best
     if ranks.main:
         L.save_soft_prompt(out, chosen[0])
+        with torch.no_grad():
+            for p, x in zip(moved, chosen):
+                p.copy_(x)
+        if ids:
+            vectors.save_items(lm, out)
         if adapter:
-            with torch.no_grad():
-                for p, x in zip(moved[1:], chosen[1:]):
-                    p.copy_(x)
             adapter.save_pretrained(out / "adapter")
         result = {"chance": 1 / cfg.C, "n_ta": len(val_ta), "n_rps": len(val_rps), "before": before, "after": after, "best_step": best_step}
         write_json(out / "metrics.json", result)

@@ -29,8 +29,9 @@ from lion_pytorch import Lion
 import checkpoints
 import lm as L
 import teach
+import vectors
 from common import (NAMES, Log, batch_of, candidates, compare, cut_log, described, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb,
-                    restarted, runs_of_targets, setup, shares, start_run, stop, stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto,
+                    restarted, setup, shares, start_run, stop, stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto,
                     with_lists, write_npy, chance)
 
 # what --paper sets: DELRec's own choices (spec sections 2 and 5); our defaults, chosen by validation on ml-100k, are in the options below
@@ -72,32 +73,9 @@ def examples(r, cfg, which, done):
     n_truth = r.titles.ptr[target + 1] - r.titles.ptr[target] + (r.lm.kind == "decoder")
     out = []
     for i, h in enumerate(histories(r.data, batch, cfg.history)):
-        vectors = cfg.input != "hybrid" or np.random.default_rng([cfg.seed, 2, int(which[i])]).random() < done[i]
-        tail, at = (r.prompts if vectors else r.plain).history(h[h > 0], listed[i])
+        mixed = cfg.input != "hybrid" or np.random.default_rng([cfg.seed, 2, int(which[i])]).random() < done[i]
+        tail, at = (r.prompts if mixed else r.plain).history(h[h > 0], listed[i])
         out.append(SimpleNamespace(tail=tail, at=at, cand=cand[i], truth=int((cand[i] == target[i]).argmax()), n_truth=int(n_truth[i]), target=target[i:i + 1]))
-    return out
-
-
-def windows(data, L, n, seed):
-    """The first and last target (places in data.items) of the n windows that --input ids shows: every training target once an epoch, the
-    windows cut anew in each."""
-    first, last, epoch = [], [], 0
-    while sum(map(len, first)) < n:
-        rng = np.random.default_rng([seed, epoch])
-        f, l = runs_of_targets(data, L, rng)
-        order, epoch = rng.permutation(len(f)), epoch + 1
-        first.append(f[order]), last.append(l[order])
-    return np.concatenate(first)[:n], np.concatenate(last)[:n]
-
-
-def window_examples(r, cfg, first, last, is_target):
-    """Windows of item vectors: tail, at (places of the vectors whose predecessors are read besides the mask), target (items, the mask's first)."""
-    out = []
-    for seq, target in zip(*batch_of(r.data, first, last, cfg.history, is_target)):
-        target = target[seq > 0]
-        tail, at = r.prompts.history(seq[seq > 0])
-        inner = np.flatnonzero(target[:-1])              # a vector's state predicts the vector after it; the last one's is read at the mask
-        out.append(SimpleNamespace(tail=tail, at=at[inner + 1], target=np.append(target[-1], target[inner])))
     return out
 
 
@@ -115,6 +93,7 @@ def window_examples(r, cfg, first, last, is_target):
 @click.option("--order", default="backbone", type=click.Choice(["shuffled", "backbone"]), help="order of the listed candidates: as stored, or the backbone's best first")
 @click.option("--input", default="titles", type=click.Choice(["titles", "ids", "hybrid"]),
               help="a history item in the prompt: its title; ids: its vector from the backbone, and no verbalizer but a second map into their space (E4SRec); hybrid: title and vector (LLaRA)")
+@click.option("--maps", default=None, type=str, help="with --input ids or hybrid: run whose maps between items' vectors and the LM these begin as; those of --soft-prompt, if it was distilled with --input ids")
 @click.option("--history", default=None, type=click.IntRange(1), help="items of history in a prompt, L; 10, with --input ids 20")
 @click.option("--max-title", default=32, type=click.IntRange(1), help="tokens of a title, longer ones are cut")
 @click.option("--max-tokens", default=1024, type=click.IntRange(1), help="tokens of a prompt; the oldest history is dropped to fit")
@@ -138,7 +117,7 @@ def window_examples(r, cfg, first, last, is_target):
 @click.option("--samples", default=None, type=click.IntRange(1), help="training samples to see; 1600, with --input ids (a sample is a window of items, each of which is predicted) 12288")
 @click.option("--candidates", "C", default=15, type=click.IntRange(2), help="candidates of a prompt, the truth among them")
 @click.option("--batch", default=16, type=click.IntRange(1), help="samples of an optimiser step, over all processes")
-@click.option("--micro", default="8", callback=whole_or_auto, help="samples of a forward pass; smaller needs less memory and gives the same gradient; auto: as many as memory holds")
+@click.option("--micro", default=None, callback=whole_or_auto, help="samples of a forward pass, 8, with --input ids 16; smaller needs less memory and gives the same gradient; auto: as many as memory holds")
 @click.option("--gradient-checkpointing", is_flag=True, help="keep each layer's input only and compute it again in backward: a third more time, far less memory")
 @click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
 @click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
@@ -169,7 +148,7 @@ def main(ctx, **config):
 
     # what the input and the teacher settle
     teacher_run = teach.follow(cfg, typed, data) if cfg.teacher else None
-    for name, titles, ids in (("history", 10, 20), ("samples", 1600, 12288), ("val_samples", 200, 1000)):
+    for name, titles, ids in (("history", 10, 20), ("samples", 1600, 12288), ("val_samples", 200, 1000), ("micro", 8, 16)):
         if getattr(cfg, name) is None:
             setattr(cfg, name, ids if cfg.input == "ids" else titles)
     steps = max(cfg.samples // cfg.batch, 1)
@@ -198,6 +177,12 @@ def main(ctx, **config):
             stop(f"{prompt_run.folder} was distilled for {prompt_run.llm}, --llm is {cfg.llm}; distil it again with this LM")
     else:
         P = L.random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None
+    if cfg.maps is None and cfg.input != "titles" and prompt_run and prompt_run.stage == "distill" and prompt_run.settings.get("input") == "ids":
+        cfg.maps = str(prompt_run.folder)
+    elif cfg.maps:
+        if cfg.input == "titles":
+            stop("--maps begins the maps of item vectors, but --input is titles; use --input ids or hybrid, or leave --maps out")
+        cfg.maps = str(load_run(cfg.maps, data, stages=["distill", "finetune"]).folder)
     if cfg.lr_prompt and P is None:
         stop(f"--lr-prompt {cfg.lr_prompt} trains the soft prompt, but --soft-prompt is {cfg.soft_prompt}; name one, or leave --lr-prompt out")
     P_before = None if P is None else P.clone()
@@ -208,11 +193,11 @@ def main(ctx, **config):
     settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else backbone_name(backbone_run), "backbone_run": str(folder_of("runs", backbone_run)),
                  "input": cfg.input, "words": cfg.soft_prompt == "words"}
     if cfg.input == "ids" and lm.kind == "decoder":      # windows of items, each of which predicts the one after it
-        first_n, last_n = windows(data, cfg.history, steps * cfg.batch, cfg.seed)
+        first_n, last_n = vectors.windows(data, cfg.history, steps * cfg.batch, cfg.seed)
         sample_of = last_n                               # places in data.items
         is_target = np.zeros(len(data.items), bool)
         is_target[data.train] = True
-        examples_of = lambda r, at: window_examples(r, cfg, first_n[at], last_n[at], is_target)
+        examples_of = lambda r, at: vectors.examples(r, first_n[at], last_n[at], is_target)
         n_reads = (batch_of(data, first_n, last_n, cfg.history, is_target)[1] != 0).sum(1)
     else:
         order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(settings["backbone_run"], data) if cfg.order == "backbone" else len(data.train))
@@ -237,8 +222,10 @@ def main(ctx, **config):
     maps = torch.nn.ModuleDict()
     if cfg.input != "titles":
         torch.manual_seed(cfg.seed)
-        L.load_items(lm, settings["backbone_run"], data.n_items, blocks - 1 if cfg.lambda_ms else 0)
+        vectors.load_items(lm, settings["backbone_run"], data.n_items, blocks - 1 if cfg.lambda_ms else 0)
         maps = lm.items.maps
+        if cfg.maps:                                     # what stage 1 distilled into them
+            vectors.begin_as(lm, cfg.maps, data.n_items)
         if teacher:                                      # ours: the maps begin as the teacher's, whose states the student is to meet
             maps.load_state_dict({**maps.state_dict(), **teacher.lm.items.maps.state_dict()})
             lm.items.E = teacher.lm.items.E
@@ -295,7 +282,7 @@ def main(ctx, **config):
         start, parts = L.begin(lm, r.prompts.prefix, P, r.cache), {}
         if cfg.input == "ids":                            # L_ce = - log softmax over all items of E W_out x
             x_ND = L.read_examples(lm, start, batch)
-            target = torch.as_tensor(np.concatenate([[e.target[0] for e in batch], *(e.target[1:] for e in batch)]).astype(np.int64), device=ranks.device)
+            target = torch.as_tensor(vectors.targets_of(batch), device=ranks.device)
             predict = lambda W, x: F.cross_entropy(W(x.float()) @ lm.items.E[1:].T, target - 1, reduction="sum")
             parts["candidates"] = predict(maps["out"], x_ND) * share
         else:
@@ -424,7 +411,7 @@ def main(ctx, **config):
         if P is not None:
             L.save_soft_prompt(out, P)
         if cfg.input != "titles":
-            L.save_items(lm, out)
+            vectors.save_items(lm, out)
         (out / "teacher_states.npy").unlink(missing_ok=True)
         write_npy(out / "neutral.npy", neutral)
         full_nC = np.full((len(data.val), cfg.C), np.nan, np.float32)      # as the LM said them; NaN where nobody asked

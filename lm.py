@@ -1,7 +1,7 @@
 """The language model at its mask, prompts as token arrays, and the verbalizers.
 
 A prompt is an int array: token ids, SLOT where a soft-prompt vector goes, MASK where the filler is read, ITEM - i where item i stands as a
-vector (finetune.py --input ids | hybrid). They are negative, so no title and no tokenizer can produce them. Every prompt is prefix + tail: the prefix (instruction + soft prompt) is the same for
+vector (--input ids | hybrid). They are negative, so no title and no tokenizer can produce them. Every prompt is prefix + tail: the prefix (instruction + soft prompt) is the same for
 all samples, so a decoder-only LM computes its keys and values once.
 """
 import hashlib
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
+import vectors
 from common import CACHE, Log, candidates, compare, extra_bytes, folder_of, free_bytes, gather_rows, histories, load_run, max_over_ranks, metrics, read_npy, read_tensors, shares, shuffled, stop, users
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")       # libraries talking to each other
@@ -579,13 +580,16 @@ def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False
 
     def temporal_analysis(items, a, cand=None):
         """Stage 1, TA (spec section 4): items i_1..i_n; the example solves i_{a-1} from i_a, the question asks i_{n-1} given i_n."""
-        example = [text(f"The next {noun} was:"), line(items[a - 1]), text(f"So the most recent {noun} was:"), line(items[a - 2]),
-                   text(f"Later {noun}s:")] + [line(i) for i in items[a - 1:-2]]
-        return tail(items[:a - 2], example + [text(f"The next {noun} was:"), line(items[-1])] + listed(cand)[:-1] +
+        example = [text(f"The next {noun} was:"), item(items[a - 1]), text(f"So the most recent {noun} was:"), item(items[a - 2]),
+                   text(f"Later {noun}s:")] + [item(i) for i in items[a - 1:-2]]
+        return tail(items[:a - 2], example + [text(f"The next {noun} was:"), item(items[-1])] + listed(cand)[:-1] +
                     [text(f"So the most recent {noun} was:")])
 
     def pattern(items, ranked, cand=None):
-        """Stage 1, RPS (spec section 4): the backbone ranked r_1..r_h after these items; told are r_2..r_h, asked is r_1."""
+        """Stage 1, RPS (spec section 4): the backbone ranked r_1..r_h after these items; told are r_2..r_h, asked is r_1. Of vectors the whole list is
+        asked, so none of it is told."""
+        if shown == "ids":
+            return history(items)
         return tail(items, [text(f"{backbone}'s choices after its first:")] + [line(r) for r in ranked[1:]] + listed(cand)[:-1] +
                     [text(f"{backbone}'s first choice:")])
 
@@ -604,16 +608,11 @@ def letter_ids(lm, C):
     return np.array([i[0] for i in ids])
 
 
-def item_states(lm, x_ND):
-    """E4SRec's second map: the LM's states -> the space of the backbone's item vectors, (N, de); an item's score is its product with E."""
-    return lm.items.maps["out"](x_ND.float())
-
-
 def verbalise(lm, x_BD, cand_BC, titles, verbalizer):
     """Candidates' scores (B, C) from one state a prompt: the mean of the logits of a title's tokens, its first token's, its letter's, or the
     product of the state with the item's vector."""
     if verbalizer == "items":
-        return (item_states(lm, x_BD)[:, None] * lm.items.E[torch.as_tensor(cand_BC, device=lm.device)]).sum(-1)
+        return (vectors.out(lm, x_BD)[:, None] * lm.items.E[torch.as_tensor(cand_BC, device=lm.device)]).sum(-1)
     if verbalizer == "letter":
         tok_BCT = np.broadcast_to(letter_ids(lm, cand_BC.shape[1])[None, :, None], (*cand_BC.shape, 1))
         n_BC = np.ones(cand_BC.shape, int)
@@ -742,7 +741,7 @@ def score_catalogue(r, start, tails):
     x_BD = read(r.lm, start, tails)
     ptr, tok = r.titles.ptr, r.titles.tok
     if r.verbalizer == "items":
-        s_BI = item_states(r.lm, x_BD) @ r.lm.items.E.T
+        s_BI = vectors.out(r.lm, x_BD) @ r.lm.items.E.T
     else:
         if r.verbalizer == "first":
             tok, ptr = tok[ptr[1:-1]], np.concatenate([[0], np.arange(len(ptr) - 1)])
@@ -831,48 +830,6 @@ def calibrate(score_nC, cand_nC, neutral_I, target_n, weights=(0, .1, .2, .3, .5
     return float(max(weights, key=quality))
 
 
-# ---------------------------------------------------------------- items as vectors (finetune.py --input ids | hybrid)
-
-def load_items(lm, backbone_run, n_items, taught=0):
-    """Gives the LM the frozen item vectors of a backbone and untrained maps: E fp32 (I+1, de), maps.in (de -> D), maps.out (D -> de), and for
-    each of `taught` inner blocks maps.block1, .. (E4SRec, SLMRec: arXiv 2405.17890, sections 3 and 4).
-
-    An item scores x . e + b in the backbone, so its vector here is (e, b), each part scaled to a norm of about 1."""
-    path = Path(backbone_run) / "model.safetensors"
-    if not path.exists():
-        stop(f"--input ids and hybrid read the item vectors of a backbone, but there is no {path}; train one with train_backbone.py")
-    tensors = read_tensors(path)
-    e, b = tensors.get("item.weight"), tensors.get("bias")
-    if e is None or b is None or len(e) != n_items + 1 or b.shape != (n_items + 1,):
-        stop(f"{path} lacks item.weight and bias of {n_items + 1} rows; expected a run of train_backbone.py on this data set")
-    e, b = e.float() / e[1:].float().norm(dim=1).mean(), (b.float() - b[1:].float().mean()) / b[1:].float().std().clamp(min=1e-6)
-    E = torch.cat([e, b[:, None]], 1)
-    E[0] = 0
-    de, D = E.shape[1], width(lm)
-    maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D), "out": torch.nn.Linear(D, de), **{f"block{j}": torch.nn.Linear(D, de) for j in range(1, taught + 1)}})
-    with torch.no_grad():                                # vectors as long as the tokens' own
-        maps["in"].weight.normal_(std=float(lm.model.get_input_embeddings().weight.float().std()))
-        maps["in"].bias.zero_()
-    lm.items = SimpleNamespace(E=E.to(lm.device), maps=maps.to(lm.device))
-
-
-def save_items(lm, folder):
-    from safetensors.torch import save_file
-    save_file({"E": lm.items.E.cpu()} | {k: v.detach().cpu().contiguous() for k, v in lm.items.maps.state_dict().items() if not k.startswith("block")}, folder / "items.safetensors")
-
-
-def open_items(lm, folder, n_items):
-    """What save_items wrote, for a run that is only read."""
-    t = read_tensors(Path(folder) / "items.safetensors")
-    want = {"E", "in.weight", "in.bias", "out.weight", "out.bias"}
-    if set(t) != want or t["in.weight"].shape != (width(lm), t["E"].shape[1]) or len(t["E"]) != n_items + 1:
-        stop(f"{folder}/items.safetensors does not hold the {n_items} items' vectors and maps of an LM of width {width(lm)}; train the run again")
-    de, D = t["E"].shape[1], width(lm)
-    maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D), "out": torch.nn.Linear(D, de)})
-    maps.load_state_dict({k: v for k, v in t.items() if k != "E"})
-    lm.items = SimpleNamespace(E=t["E"].to(lm.device), maps=maps.to(lm.device).requires_grad_(False))
-
-
 # ---------------------------------------------------------------- soft prompts on disk
 
 def save_soft_prompt(folder, P_kD):
@@ -911,7 +868,7 @@ def open_run(run, data, device, shard=False):
         from peft import PeftModel
         lm.adapter = PeftModel.from_pretrained(lm.model, run.folder / "adapter")     # wraps the layers of lm.model in place
     if shown != "titles":
-        open_items(lm, run.folder, data.n_items)
+        vectors.open_items(lm, run.folder, data.n_items)
     penalty_I = np.zeros(data.n_items + 1, np.float32)
     if run.calibration:
         penalty_I = run.calibration * read_npy(run.folder / "neutral.npy", (data.n_items + 1,))

@@ -16,6 +16,7 @@ import lm as L
 import serve
 import teach
 import train_backbone as B
+import vectors
 
 BASE = ["--k", 4, "--batch", 8, "--micro", 4, "--samples", 48, "--evals", 1, "--val-samples", 20, "--init-r", 4, "--target-r", 2, "--dropout", 0]
 
@@ -58,50 +59,7 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-# ---------------------------------------------------------------- items as vectors
-
-def test_item_vectors_are_the_backbone_s_and_stand_where_the_titles_stood(load, toy, sasrec):
-    m = load("decoder")
-    try:
-        L.load_items(m, sasrec, 60)
-        weights = load_file(sasrec / "model.safetensors")
-        e, b = weights["item.weight"][1:], weights["bias"][1:]
-        assert m.items.E.shape == (61, 17) and not m.items.E[0].any()
-        torch.testing.assert_close(F.cosine_similarity(m.items.E[1:, :16], e), torch.ones(60))
-        assert np.corrcoef(m.items.E[1:, 16], b)[0, 1] > .999
-        r = L.ranker(m, toy, {"verbalizer": "items", "show": False, "history": 6, "max_title": 32, "max_tokens": 1000, "backbone": "SASRec", "order": "shuffled", "backbone_run": "", "input": "ids"})
-        tail, at = r.prompts.history(np.array([5, 9, 60]))
-        assert tail[at[:3]].tolist() == [L.ITEM - 5, L.ITEM - 9, L.ITEM - 60] and tail[-1] == L.MASK and len(tail) == 5
-        e = L.embed(m, torch.from_numpy(tail)[None, :-1], None)[0]
-        torch.testing.assert_close(e[1:], m.items.maps["in"](m.items.E[[5, 9, 60]]))
-        torch.testing.assert_close(e[0], m.model.get_input_embeddings().weight[tail[0]])
-        both = L.ranker(m, toy, {"verbalizer": "mean", "show": False, "history": 6, "max_title": 32, "max_tokens": 1000, "backbone": "SASRec", "order": "shuffled", "backbone_run": "", "input": "hybrid"})
-        tail, plain = both.prompts.history(np.array([5, 9]))[0], both.plain.history(np.array([5, 9]))[0]
-        assert tail[tail > L.ITEM].tolist() == plain.tolist() and (tail <= L.ITEM).sum() == 2      # LLaRA: the title, then its vector
-    finally:
-        m.items = None
-
-
-def test_windows_meet_every_training_target_once_an_epoch_and_never_see_it(toy):
-    r = finetune.SimpleNamespace(data=toy, prompts=finetune.SimpleNamespace(history=lambda items: (np.r_[0, L.ITEM - items, L.MASK], np.arange(1, len(items) + 1))))
-    cfg = finetune.SimpleNamespace(history=6)
-    first, last = finetune.windows(toy, 6, 500, 0)
-    is_target = np.zeros(len(toy.items), bool)
-    is_target[toy.train] = True
-    count, seen = 0, []
-    for f, l, e in zip(first, last, finetune.window_examples(r, cfg, first, last, is_target)):
-        user = common.users(toy, np.array([l]))[0]
-        assert e.target[0] == toy.items[l] and len(e.target) == len(e.at) + 1
-        whole = toy.items[toy.ptr[user]:l + 1].tolist()                             # what a target may see: what came before it
-        for place, target in zip(e.at, e.target[1:]):
-            assert e.tail[place] == L.ITEM - target                                 # the state before the vector of the target predicts it
-        assert (L.ITEM - e.tail[1:-1]).tolist() == whole[-len(e.tail) + 1:-1]
-        count += len(e.target)
-        seen += range(f, l + 1)
-        if count == len(toy.train):
-            break
-    assert sorted(set(seen) & set(toy.train.tolist())) == sorted(toy.train.tolist()) and count == len(toy.train)
-
+# ---------------------------------------------------------------- items as vectors: the loss (tests/test_vectors.py: the rest)
 
 def test_the_loss_on_item_vectors_is_cross_entropy_over_all_items(teacher, toy, deep, sasrec, script, on_cpu, tmp_path):
     # the first logged loss, before anything moved, against a plain computation with transformers alone
@@ -112,7 +70,7 @@ def test_the_loss_on_item_vectors_is_cross_entropy_over_all_items(teacher, toy, 
     t = load_file(tmp_path / "run" / "items.safetensors")
     model = AutoModelForCausalLM.from_pretrained(deep, dtype=torch.float32)
     r, _ = L.open_run(run, toy, torch.device("cpu"))
-    first, last = finetune.windows(toy, 6, 8, 0)
+    first, last = vectors.windows(toy, 6, 8, 0)
     is_target = np.zeros(len(toy.items), bool)
     is_target[toy.train] = True
     total = n = 0
@@ -202,11 +160,10 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(teacher,
     run = common.load_run(teacher, toy)
     r, _ = L.open_run(run, toy, torch.device("cpu"))
     L.tap(r.lm, 2)
-    first, last = finetune.windows(toy, 6, 40, 0)
+    first, last = vectors.windows(toy, 6, 40, 0)
     is_target = np.zeros(len(toy.items), bool)
     is_target[toy.train] = True
-    cfg = finetune.SimpleNamespace(history=6)
-    of = lambda r, at: finetune.window_examples(r, cfg, first[at], last[at], is_target)
+    of = lambda r, at: vectors.examples(r, first[at], last[at], is_target)
     n_reads = np.array([len(e.target) for e in of(r, np.arange(40))])
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     states, ptr = teach.teacher_states(r, 2, n_reads, of, 7, tmp_path / "states.npy", alone)
