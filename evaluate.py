@@ -270,7 +270,7 @@ def unseeded(name):
 
 
 def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")):
-    """Rows of which there are several seeds: mean and deviation, and tests of the samples' means over seeds against the reference's."""
+    """Rows of which there are several seeds: mean and deviation, the interval of the samples' means over seeds, and tests of those against the reference's."""
     groups = {}
     for name in value:
         groups.setdefault(unseeded(name), []).append(name)
@@ -281,7 +281,8 @@ def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")):
     for g, names in groups.items():
         if len(names) > 1:
             each = {m: [value[n][m].mean() for n in names] for m in keys}
-            out[g] = {"seeds": len(names), **{m: [float(np.mean(x)), float(np.std(x, ddof=1))] for m, x in each.items()}, "against": base if base in groups and base != g else None}
+            out[g] = {"seeds": len(names), **{m: [float(np.mean(x)), float(np.std(x, ddof=1))] for m, x in each.items()}, "against": base if base in groups and base != g else None,
+                      **{f"{m}_interval": list(map(float, interval(mean[g][m], user))) for m in keys}, **{f"{m}_each": list(map(float, x)) for m, x in each.items()}}
             if out[g]["against"]:
                 out[g] |= {f"{m}_gain": float((mean[g][m] - mean[base][m]).mean()) for m in keys}
                 out[g] |= {f"p_{m}": paired_t(mean[g][m], mean[base][m], user) for m in keys}
@@ -302,13 +303,11 @@ def paper_method(run):
         return {"google/flan-t5-xl": "Flan-T5-XL", "google/flan-t5-large": "Flan-T5-Large"}.get(run.llm, "Bert-Large" if "bert-large" in run.llm.lower() else None)
     if run.stage == "distill":
         return "w/o LSR"
-    if run.teacher or run.layers:
+    if run.teacher or run.layers or run.soft_prompt == "none" and getattr(run, "maps", None):
         return None
     others = {"llara": "LLaRA", "llamarec": "LlamaRec", "llmseqprompt": "LLMSEQPROMPT"}      # the same flags as a variant of DELRec's: told by the recipe's name
     if unseeded(run.folder.name) in others:
         return others[unseeded(run.folder.name)]
-    if run.input != "titles":
-        return None
     if run.soft_prompt in ("none", "words", "random"):
         return {"none": "w/o SP", "words": "w MCP", "random": "w USP"}[run.soft_prompt]
     made = stage_1(run)

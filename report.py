@@ -28,6 +28,9 @@ def of_paper(dataset, method):
     return None
 
 
+ABOUT_PAPER = "paper: what DELRec prints for the method or variant of that name, with titles, Flan-T5-XL and a protocol of its own (README); not a target"
+
+
 def mark(p):
     return "**" if p is not None and p < .01 else "*" if p is not None and p < .05 else ""
 
@@ -59,7 +62,7 @@ def text(result):
     if ms:
         lines += ["ms: one request alone on one core, its history to the ranked titles (median)"]
     if paper:
-        lines += ["paper: as DELRec prints it, under a protocol of its own (README); not a target"]
+        lines += [ABOUT_PAPER]
     if result["seeds"]:
         lines += ["", "over seeds: mean and standard deviation; p of the difference of the samples' means over seeds (paired t, users as clusters)"]
         lines += [f"{name:<{wide}}{v['seeds']} seeds  {seeds_text(v, ('hr@1', 'ndcg@10'))}" for name, v in result["seeds"].items()]
@@ -127,18 +130,33 @@ def lines_of(result, one):
     return head, body
 
 
+def seeds_of(result, one):
+    """The rows of which there are several seeds, for a reader: means with deviation and interval, and what they differ by from the reference's."""
+    head, body = ["mean over seeds", "seeds", "HR@1", "NDCG@10", "against", "HR@1", "NDCG@10"], []
+    for name, v in result["seeds"].items():
+        with_interval = lambda m: f"{short(v[m][0])} ± {short(v[m][1])} [{short(v[m + '_interval'][0])}, {short(v[m + '_interval'][1])}]"
+        gain = lambda m: f"{v[m + '_gain']:+.3f} ({p_text(v['p_' + m])})" if v["against"] else ""
+        body.append([one(name), str(v["seeds"]), with_interval("hr@1"), with_interval("ndcg@10"), one(v["against"] or ""), gain("hr@1"), gain("ndcg@10")])
+    return head, body
+
+
+ABOUT_SEEDS = "mean ± standard deviation over seeds [95 % interval over users]; p: paired t of the samples' means over seeds, users as clusters"
+
+
 def markdown(result):
-    head, body = lines_of(result, lambda s: s.replace("|", "\\|"))
-    line = lambda cells: "| " + " | ".join(cells) + " |"
-    return "\n".join([result["protocol"], "", line(head), line(["---"] * len(head)), *map(line, body), "", about_marks(result)]) + "\n"
+    one, line = lambda s: s.replace("|", "\\|"), lambda cells: "| " + " | ".join(cells) + " |"
+    grid = lambda head, body: [line(head), line(["---"] * len(head)), *map(line, body), ""]
+    return "\n".join([result["protocol"], "", *grid(*lines_of(result, one)), about_marks(result),
+                      *(["", *grid(*seeds_of(result, one)), ABOUT_SEEDS] if result["seeds"] else []), *(["", ABOUT_PAPER] if any(r["paper"] for r in result["rows"].values()) else [])]) + "\n"
 
 
 def latex(result):
     special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}"})
     escape = lambda s: s.translate(special)
-    head, body = lines_of(result, escape)
-    return "\n".join([f"% {result['protocol']}", "\\begin{tabular}{l" + "r" * (len(head) - 2) + "l}", "\\hline", " & ".join(map(escape, head)) + " \\\\", "\\hline",
-                      *(" & ".join(cells) + " \\\\" for cells in body), "\\hline", "\\end{tabular}", f"% {about_marks(result)}"]) + "\n"
+    grid = lambda head, body: ["\\begin{tabular}{l" + "r" * (len(head) - 2) + "l}", "\\hline", " & ".join(map(escape, head)) + " \\\\", "\\hline",
+                               *(" & ".join(cells).replace("±", "$\\pm$") + " \\\\" for cells in body), "\\hline", "\\end{tabular}"]
+    return "\n".join([f"% {result['protocol']}", *grid(*lines_of(result, escape)), f"% {about_marks(result)}",
+                      *(["", *grid(*seeds_of(result, escape)), f"% {ABOUT_SEEDS}"] if result["seeds"] else [])]) + "\n"
 
 
 def write_tables(out, result):
@@ -178,6 +196,21 @@ def rows_figure(result):
     ax.set_xlim(0, None)
     ax.set_xlabel(f"HR@1 among {result['candidates']} candidates, {result['dataset']}, n = {result['n']}, 95 % interval over users")
     fig.legend(loc="outside upper right", ncols=2)
+    ax.grid(axis="x", alpha=0.3)
+    return fig
+
+
+def seeds_figure(result):
+    """HR@1 of every row of which there are several seeds: the mean with its interval, each seed as a small mark."""
+    seeds = dict(reversed(result["seeds"].items()))
+    fig, ax = figure(7, 0.36 * len(seeds) + 1.3)
+    for y, v in enumerate(seeds.values()):
+        mean, (low, high) = v["hr@1"][0], v["hr@1_interval"]
+        ax.errorbar(mean, y, xerr=[[max(mean - low, 0)], [max(high - mean, 0)]], fmt="o", capsize=3, color=BLUE)
+        ax.plot(v["hr@1_each"], [y] * v["seeds"], "|", markersize=11, color=ORANGE)
+    ax.set_yticks(range(len(seeds)), seeds)
+    ax.set_xlabel(f"HR@1 among {result['candidates']} candidates (chance {1 / result['candidates']:.3f}), {result['dataset']}, n = {result['n']}: mean over seeds, 95 % interval over users; marks: seeds")
+    ax.xaxis.label.set_size("small")
     ax.grid(axis="x", alpha=0.3)
     return fig
 
@@ -267,7 +300,7 @@ def latency_figure(result):
 
 def figures(result, folders):
     """{name: figure} of all that this result holds."""
-    out = {"table": rows_figure(result)}
+    out = {"table": rows_figure(result)} | ({"seeds": seeds_figure(result)} if result["seeds"] else {})
     out |= {f"by-{kind.split()[0]}": groups_figure(result, kind) for kind in result["groups"]}
     out |= {f"against-{name}": sweep_figure(result, name) for name in result["sweeps"]}
     if sum("ms" in r for r in result["rows"].values()) > 1:
@@ -340,9 +373,10 @@ def page(path, result, made, cases, configs, command):
                  f'Everything chosen was chosen on validation. Written by <code>{esc(command)}</code></p>')
     parts.append("<h2>Among candidates</h2>" + html_table(*lines_of(result, str)))
     if result["seeds"]:
-        parts.append("<h2>Over seeds</h2>" + html_table(["row", "seeds", "mean ± deviation, against the reference"],
-                                                        [[n, v["seeds"], seeds_text(v, ("hr@1", "ndcg@10"))] for n, v in result["seeds"].items()]
-                                                        + [[n, v["seeds"], "all items: " + seeds_text(v, ("hr@20", "ndcg@20"))] for n, v in result["full_seeds"].items()]))
+        parts.append("<h2>Over seeds</h2>" + html_table(*seeds_of(result, str)) + f'<p class="note">{esc(ABOUT_SEEDS)}</p>')
+    if result["full_seeds"]:
+        parts.append(html_table(["over all items", "seeds", "mean ± deviation, against the reference"],
+                                [[n, v["seeds"], seeds_text(v, ("hr@20", "ndcg@20"))] for n, v in result["full_seeds"].items()]))
     if result["full"]:
         parts.append(f"<h2>Over all {result['items']} items</h2>" + html_table(["row", *(m.upper() for m in FULL)], [[n, *(f"{v[m]:.4f}" for m in FULL)] for n, v in result["full"].items()]))
     for kind, groups in result["groups"].items():

@@ -1,6 +1,8 @@
 """recipes.py and circle.py: the commands they give, run on a tiny LM in this process; and the variants of DELRec they are made of."""
 import json
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,11 +64,41 @@ def test_table3_runs_every_variant_once_and_ends_in_a_table(here, toy, decoder):
     found = json.loads((home / "table3" / "metrics.json").read_text())
     assert {f"{v}-s{s}" for v in ("no-prompt", "words", "untrained", "delrec", "sasrec") for s in (0, 1)} <= set(found["rows"]) and found["reference"] == "delrec-s0"
     assert set(found["seeds"]) >= {"no-prompt", "words", "untrained", "delrec", "sasrec"} and found["seeds"]["words"]["against"] == "delrec"
-    assert (home / "table3" / "table3.html").stat().st_size > 10000
+    assert (home / "table3" / "table3.html").stat().st_size > 10000 and (home / "table3" / "seeds.png").exists()
+    words = found["seeds"]["words"]
+    line = next(x for x in (home / "table3" / "table.md").read_text().splitlines() if x.startswith("| words |"))       # the means, for a paper
+    assert f"{words['hr@1'][0]:.3f}"[1:] in line and "| 2 |" in line and f"{words['hr@1_gain']:+.3f}" in line and "| delrec |" in line
+    assert "$\\pm$" in (home / "table3" / "table.tex").read_text() and "±" in (home / "table3" / "table3.html").read_text()
     once = len(here.ran)
     assert once == 2 * (1 + 1 + 4) + 1                   # a backbone, a prompt, four fine-tuned LMs a seed; one table
     recipe(*args)
     assert len(here.ran) == once + 1 and here.ran[-1][0] == "evaluate.py"      # finished runs are not repeated
+
+
+def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkeypatch):
+    meet, ran, lock = threading.Barrier(2), [], threading.Lock()
+
+    def run(line, env, stdout, **_):
+        args = line[2:] if line[1] == "-u" else line[4:]         # the table, by as many processes as stood side by side
+        seed = args[args.index("--seed") + 1] if "--seed" in args else None
+        with lock:
+            ran.append((args[0], seed, env.get("OMP_NUM_THREADS"), getattr(stdout, "name", None)))
+        if args[0] == "train_backbone.py":
+            meet.wait(60)                                # passes only when both seeds are at it
+        if seed is not None:
+            folder = common.folder_of("runs", args[args.index("--out") + 1])
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text("{}")
+            stdout.write("said\n")
+        return type("Done", (), {"returncode": 0})
+    monkeypatch.setattr(recipes.subprocess, "run", run)
+    monkeypatch.setattr(recipes.os, "cpu_count", lambda: 8)
+    out = recipe("table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 2, "--jobs", 2, "--budget", 80)
+    for seed in "01":
+        own = [x for x in ran if x[1] == seed]
+        assert [x[0] for x in own] == ["train_backbone.py", *["finetune.py"] * 3, "distill.py", "finetune.py"] and {x[2] for x in own} == {"4"}
+        assert own[-1][3].endswith(f"delrec-s{seed}.out") and Path(own[-1][3]).read_text() == "said\n"
+    assert out.count(" took ") == len(ran) - 1 and [x[:2] for x in ran if x[0] == "evaluate.py"] == [("evaluate.py", None)]
 
 
 def test_every_recipe_names_flags_that_exist(toy, decoder, monkeypatch):
@@ -81,6 +113,18 @@ def test_every_recipe_names_flags_that_exist(toy, decoder, monkeypatch):
             with MAINS[program].make_context(program, args) as context:      # values too are of the right kind
                 assert context.params
         assert lines[-1][2] == "evaluate.py"
+
+
+def test_item_vectors_are_distilled_in_the_form_they_are_read_in(toy, decoder, monkeypatch):
+    monkeypatch.setattr(recipes, "layers", lambda llm: 4)
+    for name in ("table2", "table3", "table4"):
+        out = recipe(name, "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--dry-run", "--input", "ids", "--budget", 800).splitlines()
+        recipes.SHOWN.clear()
+        assert all("--input ids" in x for x in out if "distill.py" in x) and sum("no-prompt-s0" in x and "finetune.py" in x for x in out) == 1
+        assert ("--maps toy/tiny-llama-ids-800/prompt-s0 " in " ".join(out)) == (name == "table3")
+        if name == "table2":                             # a title costs more than a vector: what reads titles sees a quarter
+            of = {x.split("--out ")[1].split("/")[-1]: x.split("--samples ")[1].split()[0] for x in out if "finetune.py" in x}
+            assert of == {"llara-s0": "200", "llamarec-s0": "200", "llmseqprompt-s0": "200", "no-prompt-s0": "800", "delrec-s0": "800", "delrec-gru4rec-s0": "800", "delrec-caser-s0": "800"}
 
 
 def test_fig8_moves_one_number_at_a_time(toy, decoder):

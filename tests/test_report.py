@@ -64,6 +64,9 @@ def test_seeds_are_averaged_and_tested_together():
     assert set(found) == {"base", "better"} and found["base"]["against"] is None and found["better"]["against"] == "base"
     both = [value[f"better-s{s}"]["hr@1"].mean() for s in (0, 1)]
     assert found["better"]["hr@1"] == pytest.approx([np.mean(both), abs(both[0] - both[1]) / np.sqrt(2)])
+    low, high = found["better"]["hr@1_interval"]
+    assert low < found["better"]["hr@1"][0] < high and (low, high) == pytest.approx(evaluate.interval(np.mean([value[f"better-s{s}"]["hr@1"] for s in (0, 1)], 0), user))
+    assert found["better"]["hr@1_each"] == pytest.approx(both)
     assert found["better"]["ndcg@10_gain"] == pytest.approx(.1, abs=.02) and found["better"]["p_ndcg@10"] < 1e-6
     assert evaluate.over_seeds({"a": row(0), "b-s0": row(0)}, user, "a") == {}
     assert [evaluate.unseeded(x) for x in ("sasrec-s0+delrec-s12", "my-shop", "delrec-s1, shuffled", "small-s")] == ["sasrec+delrec", "my-shop", "delrec, shuffled", "small-s"]
