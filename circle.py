@@ -17,7 +17,7 @@ import torch
 
 import common
 import serve
-from evaluate import interval
+from stats import interval
 from kernels.bench import report
 from recipes import stage
 

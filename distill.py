@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=10 distill.py --dataset beauty              many GPUs, the same answer
     python distill.py --dataset ml-100k --samples 64 --val-samples 16     a few minutes on a CPU, to see it run
     python distill.py --dataset ml-100k --paper                           the paper's choices where ours differ
-    python distill.py --dataset ml-100k --input ids --out ml-100k/prompt-ids    for a stage 2 that reads items as vectors
+    python distill.py --dataset ml-100k --input ids                       for a stage 2 that reads items as vectors
 
 Reads data/<dataset>/ and a backbone's run folder (topk_{train,val}.npy, from train_backbone.py or anybody else's model); writes
 runs/<dataset>/prompt/ (soft_prompt.safetensors, log.jsonl, metrics.json, config.json). Only the k x D numbers of P are trained
@@ -106,7 +106,7 @@ def weights(how, g_TA, g_RPS, log_var):
 # data
 @click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
 @click.option("--backbone", default=None, type=str, help="run folder of the conventional model; runs/<dataset>/sasrec if not given")
-@click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/prompt if not given")
+@click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/prompt if not given, with --input ids prompt-ids")
 # model
 @click.option("--llm", default="smollm2-135m", help="Hugging Face id or folder; smollm2-135m is fetched by itself")
 @click.option("--k", default=80, type=click.IntRange(1), help="soft-prompt vectors")
@@ -160,7 +160,7 @@ def main(ctx, **config):
 
     # data, backbone's lists, LM
     data = load_data(cfg.dataset)
-    out = folder_of("runs", cfg.out or f"{data.name}/prompt")
+    out = folder_of("runs", cfg.out or f"{data.name}/prompt" + ("-ids" if ids else ""))
     teacher_folder = folder_of("runs", cfg.backbone or f"{data.name}/sasrec")
     if not (teacher_folder / "config.json").exists():
         stop(f"no backbone in {teacher_folder}; train it with: python train_backbone.py --dataset {cfg.dataset}")

@@ -15,8 +15,6 @@ runs are compared without loading a model. Everything chosen (steps, weights of 
 X-s0, X-s1, .. are the seeds of X: the table also holds their mean and deviation, and tests of the means.
 """
 import json
-import math
-import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,118 +24,15 @@ import numpy as np
 import torch
 
 import lm as L
+import probe
 import report
 import serve
 import teach
 from common import (NAMES, candidates, chance, commit, compare, described, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_json, read_npy,
-                    setup, shuffled, start_run, stop, subset, tfidf, users, versions, write_json, write_npy)
+                    setup, shuffled, start_run, stop, subset, users, versions, write_json, write_npy)
+from floors import cooccurrence, fuse, popularity, popularity_full, standard, title_similarity
 from report import FULL, SHOWN
-
-
-# ---------------------------------------------------------------- floors (spec section 8)
-
-def popularity(data):
-    """Training interactions per item: float32 [I+1]."""
-    return np.bincount(data.items[data.train], minlength=data.n_items + 1).astype(np.float32)
-
-
-def title_similarity(data, samples, cand_nC, L=10, decay=0.8, chunk=1000):
-    """TF-IDF cosine of each candidate's title to the history, item j steps ago weighing decay^j: float32 (n, C)."""
-    id_IT, weight_IT, V = tfidf(data.titles)
-    out = np.zeros(cand_nC.shape, np.float32)
-    for i in range(0, len(samples), chunk):
-        old_nL = histories(data, samples[i:i + chunk], L)
-        profile = np.zeros((len(old_nL), V), np.float32)
-        row = np.arange(len(old_nL))[:, None, None]
-        np.add.at(profile, (row, id_IT[old_nL]), weight_IT[old_nL] * (decay ** np.arange(L - 1, -1, -1))[None, :, None])
-        profile /= np.maximum(np.linalg.norm(profile, axis=1, keepdims=True), 1e-9)
-        c = cand_nC[i:i + chunk]
-        out[i:i + chunk] = (profile[row, id_IT[c]] * weight_IT[c]).sum(2)
-    return out
-
-
-def cooccurrence(data, samples, cand_nC, L=10, decay=0.8, span=5, chunk=1000):
-    """How often each candidate stood within `span` of the history's items in the training part, over the root of both counts; item j steps ago
-    weighs decay^j: float32 (n, C)."""
-    M, I1 = len(data.items), data.n_items + 1
-    user = users(data, np.arange(M))
-    last = np.full(data.n_users, -1)
-    np.maximum.at(last, users(data, data.train), data.train)
-    known = np.arange(M) <= last[user]                       # what comes before a user's last training target is training too
-    count, pairs = np.bincount(data.items[known], minlength=I1), []
-    for d in range(1, span + 1):
-        both = known[d:] & (user[d:] == user[:-d])
-        a, b = data.items[:-d][both].astype(np.int64), data.items[d:][both].astype(np.int64)
-        pairs.append(np.minimum(a, b) * I1 + np.maximum(a, b))
-    pair, times = np.unique(np.concatenate(pairs), return_counts=True)
-    out = np.zeros(cand_nC.shape, np.float32)
-    for i in range(0, len(samples) if len(pair) else 0, chunk):
-        old_nL1, c_n1C = histories(data, samples[i:i + chunk], L)[:, :, None], cand_nC[i:i + chunk][:, None]
-        wanted = np.minimum(old_nL1, c_n1C) * I1 + np.maximum(old_nL1, c_n1C)
-        at = np.searchsorted(pair, wanted).clip(max=len(pair) - 1)
-        together = np.where((pair[at] == wanted) & (old_nL1 > 0), times[at], 0) / np.sqrt(np.maximum(count[old_nL1] * count[c_n1C], 1))
-        out[i:i + chunk] = (together * (decay ** np.arange(L - 1, -1, -1))[None, :, None]).sum(1)
-    return out
-
-
-def standard(x_nC):
-    """Each row to mean 0 and deviation 1, so that scores of different kinds can be added."""
-    return (x_nC - x_nC.mean(1, keepdims=True)) / np.maximum(x_nC.std(1, keepdims=True), 1e-9)
-
-
-def fuse(a, b, is_target_val, weights=np.linspace(0, 1, 21)):
-    """(1-w) a + w b of two rows' standardised scores with the w that is best on validation (NDCG@10). a, b: (val, test) pairs."""
-    def quality(w):
-        return metrics(*compare((1 - w) * standard(a[0]) + w * standard(b[0]), is_target_val))["ndcg@10"].mean()
-    w = float(max(weights, key=quality))
-    return (1 - w) * standard(a[1]) + w * standard(b[1]), w
-
-
-# ---------------------------------------------------------------- intervals and tests
-
-def interval(value_nR, user_n, draws=2000, seed=0):
-    """95 % bootstrap interval (2,) of the mean, resampling users (a user's samples are not independent); of several columns (n, R) at once: (2, R)."""
-    _, row = np.unique(user_n, return_inverse=True)
-    columns = np.asarray(value_nR, float).reshape(len(row), -1).T
-    total, count = np.stack([np.bincount(row, c) for c in columns], 1), np.bincount(row)
-    rng, means = np.random.default_rng(seed), []
-    for _ in range(0, draws, 50):                            # 50 draws at a time: draws x users would not fit for large data
-        times = rng.multinomial(len(total), np.full(len(total), 1 / len(total)), 50)
-        means.append((times @ total) / (times @ count)[:, None])
-    low_high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
-    return low_high if np.ndim(value_nR) > 1 else low_high[:, 0]
-
-
-def paired_t(a_n, b_n, user_n):
-    """p of the paired t-test of mean(a) = mean(b), users as clusters (with one sample a user, the ordinary test)."""
-    d = np.asarray(a_n - b_n, float)
-    _, row = np.unique(user_n, return_inverse=True)
-    per_user = np.bincount(row, d - d.mean())
-    G = len(per_user)
-    se = math.sqrt((per_user ** 2).sum() * G / max(G - 1, 1)) / len(d)
-    if G < 2 or se == 0:
-        return 1.0 if d.mean() == 0 else 0.0
-    t, df = abs(d.mean()) / se, G - 1
-    x = np.linspace(0, math.atan(t / math.sqrt(df)), 4001)      # with x = tan(angle) sqrt(df) the density of t is cos(angle)^(df-1)
-    y = np.linspace(0, math.pi / 2, 4001)
-    return float(max(0.0, 1 - np.trapezoid(np.cos(x) ** (df - 1), x) / np.trapezoid(np.cos(y) ** (df - 1), y)))
-
-
-def mcnemar(hit_a, hit_b):
-    """p of the exact McNemar test of two 0/1 columns: the binomial test of the samples on which only one of them is right."""
-    only_a, only_b = int((hit_a & ~hit_b).sum()), int((~hit_a & hit_b).sum())
-    n, k = only_a + only_b, min(only_a, only_b)
-    if n == 0:
-        return 1.0
-    log_p = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
-    return min(1.0, 2 * sum(map(math.exp, log_p)))
-
-
-def difference(a, b, user, hr=1, ndcg=10):
-    """Metrics of row a minus row b's: HR tested by McNemar, which takes samples of one user as independent, and by the paired t; NDCG by the paired t."""
-    hr, ndcg = f"hr@{hr}", f"ndcg@{ndcg}"
-    return {hr: float((a[hr] - b[hr]).mean()), f"p_mcnemar_{hr}": mcnemar(a[hr] == 1, b[hr] == 1), f"p_t_{hr}": paired_t(a[hr], b[hr], user),
-            ndcg: float((a[ndcg] - b[ndcg]).mean()), f"p_t_{ndcg}": paired_t(a[ndcg], b[ndcg], user)}
+from stats import difference, interval, over_seeds, unseeded
 
 
 # ---------------------------------------------------------------- scores of runs
@@ -264,31 +159,6 @@ def by_group(value, data, samples, user):
     return out
 
 
-def unseeded(name):
-    """delrec-s1 -> delrec; sasrec-s0+delrec-s1 -> sasrec+delrec."""
-    return re.sub(r"-s\d+(?=$|\+|,)", "", name)
-
-
-def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")):
-    """Rows of which there are several seeds: mean and deviation, the interval of the samples' means over seeds, and tests of those against the reference's."""
-    groups = {}
-    for name in value:
-        groups.setdefault(unseeded(name), []).append(name)
-    if not any(len(names) > 1 for names in groups.values()):
-        return {}
-    mean = {g: {m: np.mean([value[n][m] for n in names], 0) for m in keys} for g, names in groups.items()}
-    base, out = unseeded(reference), {}
-    for g, names in groups.items():
-        if len(names) > 1:
-            each = {m: [value[n][m].mean() for n in names] for m in keys}
-            out[g] = {"seeds": len(names), **{m: [float(np.mean(x)), float(np.std(x, ddof=1))] for m, x in each.items()}, "against": base if base in groups and base != g else None,
-                      **{f"{m}_interval": list(map(float, interval(mean[g][m], user))) for m in keys}, **{f"{m}_each": list(map(float, x)) for m, x in each.items()}}
-            if out[g]["against"]:
-                out[g] |= {f"{m}_gain": float((mean[g][m] - mean[base][m]).mean()) for m in keys}
-                out[g] |= {f"p_{m}": paired_t(mean[g][m], mean[base][m], user) for m in keys}
-    return out
-
-
 def stage_1(run):
     """The configuration of the distillation a fine-tuned run took its soft prompt from; {} if there was none."""
     prompt = Path(run.soft_prompt) / "config.json"
@@ -412,7 +282,6 @@ def main(**config):
         elif cfg.export:
             teach.export(runs[0], data, ranks, cfg.export_k, cfg.limit, cfg.shard)
         else:
-            import probe                                     # which imports this file
             probe.probe(runs[0], data, cfg.val_samples, cfg.C, ranks, Path(cfg.out) if cfg.out else runs[0].folder)
         return finish(ranks)
 
@@ -526,20 +395,6 @@ def main(**config):
     print(json.dumps({"machine": machine(), "versions": versions(), "commit": commit(), "rows": [
         {"name": f"{m}.{n}", "value": round(float(v[m].mean()), 4), "unit": "", "goal": None} for n, v in value.items() for m in ("hr@1", "ndcg@10")]}))
     finish(ranks)
-
-
-def popularity_full(data, samples):
-    """(greater, equal) of each sample's target in the catalogue by popularity, the user's earlier items masked as for the backbones."""
-    count_I, target_n = popularity(data), data.items[samples]
-    ranked, own_n = np.sort(count_I[1:]), count_I[target_n]
-    above = len(ranked) - np.searchsorted(ranked, own_n, "right")
-    level = np.searchsorted(ranked, own_n, "right") - np.searchsorted(ranked, own_n, "left") - 1
-    for n, (sample, begin) in enumerate(zip(samples, data.ptr[users(data, samples)])):
-        old = np.unique(data.items[begin:sample])
-        old = count_I[old[old != target_n[n]]]
-        above[n] -= (old > own_n[n]).sum()
-        level[n] -= (old == own_n[n]).sum()
-    return above, level
 
 
 def full_ranking(row_of, data, which, user, reference):

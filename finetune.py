@@ -4,7 +4,8 @@
     torchrun --nproc_per_node=10 finetune.py --dataset beauty             many GPUs, the same answer
     python finetune.py --dataset ml-100k --samples 64 --val-samples 32    a few minutes on a CPU, to see it run
     python finetune.py --dataset ml-100k --paper                          the paper's choices where ours differ
-    python finetune.py --dataset ml-100k --input ids --out ml-100k/e4srec                                items as vectors
+    python finetune.py --dataset ml-100k --input ids --soft-prompt ml-100k/prompt-ids                    items as vectors, stage 1 too
+    python finetune.py --dataset ml-100k --input ids --out ml-100k/e4srec                                items as vectors, no stage 1
     python finetune.py --dataset ml-100k --teacher ml-100k/e4srec --layers 6 --out ml-100k/slmrec        a small LM taught by it
 
 Reads data/<dataset>/ and runs/<dataset>/prompt/; writes runs/<dataset>/delrec/ (adapter/, soft_prompt.safetensors, scores_val_15.npy,
@@ -172,6 +173,8 @@ def main(ctx, **config):
         cfg.llm = str(prompt_run.folder)                 # w UDPSM: the LM that stage 1 moved
     lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers)
     if prompt_run:
+        if cfg.input == "titles" and prompt_run.settings.get("input") == "ids":
+            stop(f"{prompt_run.folder} was distilled on item vectors, --input is titles; name one that was distilled on titles, or use --input ids")
         P = L.load_soft_prompt(prompt_run.folder, lm)
         if prompt_run.stage == "distill" and cfg.llm not in (prompt_run.llm, str(prompt_run.folder)):
             stop(f"{prompt_run.folder} was distilled for {prompt_run.llm}, --llm is {cfg.llm}; distil it again with this LM")

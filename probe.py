@@ -13,7 +13,7 @@ import torch
 import lm as L
 import report
 from common import Log, candidates, histories, load_run, read_npy, stop, subset, users, write_json
-from evaluate import interval, paired_t
+from stats import interval, paired_t
 
 
 def kendall(a_nC, b_nC):

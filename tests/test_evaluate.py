@@ -10,7 +10,9 @@ import torch
 
 import common
 import evaluate
+import floors
 import lm as L
+import stats
 from conftest import KINDS, evaluation
 
 
@@ -23,20 +25,20 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(alone):
         count = rng.integers(1, 9, 60)
         user = np.repeat(np.arange(60), count)
         value = 3 + rng.normal(size=60)[user] + rng.normal(size=len(user))
-        low, high = evaluate.interval(value, user, draws=300, seed=trial)
+        low, high = stats.interval(value, user, draws=300, seed=trial)
         covered += low <= 3 <= high
         wide.append(high - low)
-        alone = evaluate.interval(value, np.arange(len(user)), draws=300, seed=trial)
+        alone = stats.interval(value, np.arange(len(user)), draws=300, seed=trial)
         narrow.append(alone[1] - alone[0])
     assert .90 < covered / 400 < .97
     assert np.mean(wide) > 1.3 * np.mean(narrow)         # samples of one user are not independent: ignoring that is too bold
 
 
 def test_the_interval_of_a_constant_is_the_constant_and_repeats():
-    assert evaluate.interval(np.full(9, .25), np.arange(9)).tolist() == [.25, .25]
+    assert stats.interval(np.full(9, .25), np.arange(9)).tolist() == [.25, .25]
     value, user = np.random.default_rng(0).random(50), np.arange(50) // 3
-    assert np.array_equal(evaluate.interval(value, user), evaluate.interval(value, user))
-    assert evaluate.interval(value[::-1], user[::-1]) == pytest.approx(evaluate.interval(value, user))
+    assert np.array_equal(stats.interval(value, user), stats.interval(value, user))
+    assert stats.interval(value[::-1], user[::-1]) == pytest.approx(stats.interval(value, user))
 
 
 def sample_with_t(t, n):
@@ -50,23 +52,23 @@ def sample_with_t(t, n):
                                       (100, 1.984, .05), (5, 0.727, .5), (20000, 1.960, .05), (10, 0, 1)])
 def test_paired_t_equals_the_table_when_every_user_has_one_sample(df, t, p):
     a = sample_with_t(t, df + 1)
-    assert evaluate.paired_t(a, np.zeros(df + 1), np.arange(df + 1)) == pytest.approx(p, abs=2e-4)
-    assert evaluate.paired_t(np.zeros(df + 1), a, np.arange(df + 1)[::-1] * 7) == pytest.approx(p, abs=2e-4)
+    assert stats.paired_t(a, np.zeros(df + 1), np.arange(df + 1)) == pytest.approx(p, abs=2e-4)
+    assert stats.paired_t(np.zeros(df + 1), a, np.arange(df + 1)[::-1] * 7) == pytest.approx(p, abs=2e-4)
 
 
 def test_a_user_s_samples_count_as_one():
     d = sample_with_t(2.228, 11)
     for times in (2, 5):                                 # the same difference seen again and again proves nothing new
-        assert evaluate.paired_t(np.repeat(d, times), np.zeros(11 * times), np.repeat(np.arange(11), times)) == pytest.approx(.05, abs=2e-4)
-    assert evaluate.paired_t(np.repeat(d, 5), np.zeros(55), np.arange(55)) < .001        # counted as 55 users it would
+        assert stats.paired_t(np.repeat(d, times), np.zeros(11 * times), np.repeat(np.arange(11), times)) == pytest.approx(.05, abs=2e-4)
+    assert stats.paired_t(np.repeat(d, 5), np.zeros(55), np.arange(55)) < .001        # counted as 55 users it would
 
 
 def test_paired_t_at_its_edges():
     x = np.random.default_rng(0).random(20)
-    assert evaluate.paired_t(x, x, np.arange(20)) == 1
-    assert evaluate.paired_t(x + 1, x, np.zeros(20)) in (0, 1)           # one user: nothing can be said by t
-    assert evaluate.paired_t(np.ones(20), np.zeros(20), np.arange(20)) == 0
-    rejected = np.mean([evaluate.paired_t(r.normal(size=40), r.normal(size=40), np.arange(40) // 2) < .05
+    assert stats.paired_t(x, x, np.arange(20)) == 1
+    assert stats.paired_t(x + 1, x, np.zeros(20)) in (0, 1)           # one user: nothing can be said by t
+    assert stats.paired_t(np.ones(20), np.zeros(20), np.arange(20)) == 0
+    rejected = np.mean([stats.paired_t(r.normal(size=40), r.normal(size=40), np.arange(40) // 2) < .05
                         for r in map(np.random.default_rng, range(400))])
     assert .02 < rejected < .09                          # of true nulls
 
@@ -80,8 +82,8 @@ def hits(only_a, only_b, both=5, none=7):
 @pytest.mark.parametrize("only_a, only_b, p", [(1, 8, 2 * (1 + 9) / 2 ** 9), (8, 1, 2 * (1 + 9) / 2 ** 9), (0, 6, 2 / 2 ** 6), (5, 5, 1), (0, 0, 1),
                                                (2, 3, 1), (3, 12, 2 * (1 + 15 + 105 + 455) / 2 ** 15), (0, 2000, 0)])
 def test_mcnemar_by_hand(only_a, only_b, p):
-    assert evaluate.mcnemar(*hits(only_a, only_b)) == pytest.approx(p, rel=1e-6, abs=1e-12)
-    assert evaluate.mcnemar(*hits(only_a, only_b, both=300, none=900)) == evaluate.mcnemar(*hits(only_a, only_b))
+    assert stats.mcnemar(*hits(only_a, only_b)) == pytest.approx(p, rel=1e-6, abs=1e-12)
+    assert stats.mcnemar(*hits(only_a, only_b, both=300, none=900)) == stats.mcnemar(*hits(only_a, only_b))
 
 
 # ---------------------------------------------------------------- floors and fusion
@@ -97,30 +99,30 @@ def test_title_similarity_by_hand():
     two, one = math.log(5 / 3), math.log(5 / 2)
     cand = np.array([[1, 2, 3, 4]])
     red_boat = two * two / (math.hypot(two, two) * math.hypot(two, one))
-    score = evaluate.title_similarity(three_titles([1]), [1], cand)
+    score = floors.title_similarity(three_titles([1]), [1], cand)
     assert score[0].tolist() == pytest.approx([1, red_boat, 0, math.sqrt(.5)], abs=1e-6)       # 'car, car' points where 'car' does
     # 'blue sky' then 'Red car': the older one weighs .8, the profile's length is hypot(.8, 1)
-    score = evaluate.title_similarity(three_titles([3, 1]), [2], cand)
+    score = floors.title_similarity(three_titles([3, 1]), [2], cand)
     assert score[0].tolist() == pytest.approx([1 / math.hypot(.8, 1), red_boat / math.hypot(.8, 1), .8 / math.hypot(.8, 1), math.sqrt(.5) / math.hypot(.8, 1)], abs=1e-6)
-    assert evaluate.title_similarity(three_titles([3, 1]), [2], cand, L=1)[0].tolist() == pytest.approx([1, red_boat, 0, math.sqrt(.5)], abs=1e-6)
-    assert not evaluate.title_similarity(three_titles([3, 1]), [0], cand).any()          # no history, no similarity
+    assert floors.title_similarity(three_titles([3, 1]), [2], cand, L=1)[0].tolist() == pytest.approx([1, red_boat, 0, math.sqrt(.5)], abs=1e-6)
+    assert not floors.title_similarity(three_titles([3, 1]), [0], cand).any()          # no history, no similarity
 
 
 def test_title_similarity_goes_in_chunks(toy):
     samples, cand = toy.test[:30], common.candidates(toy, "test", 15)[:30]
-    whole = evaluate.title_similarity(toy, samples, cand)
-    np.testing.assert_allclose(evaluate.title_similarity(toy, samples, cand, chunk=7), whole, atol=1e-6)
+    whole = floors.title_similarity(toy, samples, cand)
+    np.testing.assert_allclose(floors.title_similarity(toy, samples, cand, chunk=7), whole, atol=1e-6)
     assert whole.min() >= 0 and whole.max() <= 1 + 1e-6 and whole.std() > .05
 
 
 def test_popularity_counts_training_only(toy):
-    counts = evaluate.popularity(toy)
+    counts = floors.popularity(toy)
     assert counts[0] == 0 and counts.sum() == len(toy.train)
     assert all(counts[i] == sum(toy.items[s] == i for s in toy.train) for i in (1, 7, 30, 60))
 
 
 def test_standardised_scores_and_a_constant_row():
-    x = evaluate.standard(np.array([[1., 2, 3], [5, 5, 5]]))
+    x = floors.standard(np.array([[1., 2, 3], [5, 5, 5]]))
     assert x.mean(1).tolist() == pytest.approx([0, 0]) and x[0].std() == pytest.approx(1) and not x[1].any()
 
 
@@ -139,13 +141,13 @@ def test_fusion_finds_what_each_knows_alone_and_keeps_out_what_knows_nothing(alo
     a, b = [[planted(rng, n, h ^ flip, 8) for h in half] for flip in (False, True)]
     noise = [rng.normal(size=(n, 15)) * 1000 for _ in range(2)]
     hr = lambda score: common.metrics(*common.compare(score, target))["hr@1"].mean()
-    fused, w = evaluate.fuse(a, b, target)
+    fused, w = floors.fuse(a, b, target)
     assert hr(fused) > max(hr(a[1]), hr(b[1])) + .1 and .2 < w < .8
     a = [planted(rng, n, slice(None), 2) for _ in range(2)]
-    fused, w = evaluate.fuse(a, noise, target)
-    assert w <= .15 and hr(fused) > hr(a[1]) - .05 and evaluate.fuse(noise, a, target)[1] >= .85
+    fused, w = floors.fuse(a, noise, target)
+    assert w <= .15 and hr(fused) > hr(a[1]) - .05 and floors.fuse(noise, a, target)[1] >= .85
     # the weight comes from validation alone: a test part that says the opposite does not change it
-    assert evaluate.fuse((a[0], noise[1]), (noise[0], a[1]), target)[1] == w
+    assert floors.fuse((a[0], noise[1]), (noise[0], a[1]), target)[1] == w
 
 
 # ---------------------------------------------------------------- the command
@@ -194,7 +196,7 @@ def test_the_rows_are_the_metrics_of_their_scores(table, toy, backbone, alone, o
     scores = L.score_samples(ranker, "test", which, 15, alone)
     rows = metrics_of(table.folder)["rows"]
     for name, score in (("evaluated", scores - penalty[cand]), ("sasrec", np.load(backbone / "scores_test_15.npy")[which]),
-                        ("popularity", evaluate.popularity(toy)[cand])):
+                        ("popularity", floors.popularity(toy)[cand])):
         m = common.metrics(*common.compare(score, target))
         assert {k: rows[name][k] for k in evaluate.SHOWN} == pytest.approx({k: m[k].mean() for k in evaluate.SHOWN}, abs=1e-6), name
     stored = np.load(table.folder / "scores_test_15.npy")
@@ -260,7 +262,7 @@ def test_runs_are_compared_pairwise_with_backbones_first(chain, table, toy, back
     ranks = [np.load(folder / "ranks_test_15.npy") for folder in (table.folder, backbone)]
     asked = np.isfinite(ranks[0])
     hit = [r[asked] == 1 for r in ranks]
-    assert test["p_mcnemar_hr@1"] == pytest.approx(evaluate.mcnemar(*hit))
+    assert test["p_mcnemar_hr@1"] == pytest.approx(stats.mcnemar(*hit))
     assert "evaluated - sasrec" in result.output and (tmp_path / "out" / "table.txt").exists()
 
 
@@ -358,7 +360,7 @@ def test_a_backbone_alone_needs_no_lm(toy, backbone, script, tmp_path, monkeypat
 
 def test_popularity_over_the_catalogue_masks_the_history_once(toy):
     count = np.bincount(toy.items[toy.train], minlength=toy.n_items + 1)
-    greater, equal = evaluate.popularity_full(toy, np.asarray(toy.test))
+    greater, equal = floors.popularity_full(toy, np.asarray(toy.test))
     for n, sample in enumerate(toy.test):
         target = toy.items[sample]
         others = set(range(1, toy.n_items + 1)) - set(toy.items[toy.ptr[common.users(toy, [sample])[0]]:sample].tolist()) - {target}
@@ -369,5 +371,5 @@ def test_fifty_samples_of_a_user_are_not_fifty_users():
     user = np.repeat(np.arange(10), 50)
     won = np.where(user < 6, 1.0, 0.0)                   # six users' samples are all won, four users' all lost
     rows = [{m: x for m in ("hr@1", "ndcg@10")} for x in (won, 1 - won)]
-    d = evaluate.difference(*rows, user)
+    d = stats.difference(*rows, user)
     assert d["p_mcnemar_hr@1"] < 1e-4 and d["p_t_hr@1"] > .4 and d["hr@1"] == pytest.approx(.2)

@@ -12,8 +12,10 @@ import torch
 
 import common
 import evaluate
+import floors
 import lm as L
 import report
+import stats
 
 
 # ---------------------------------------------------------------- co-occurrence, groups, seeds
@@ -22,7 +24,7 @@ def test_cooccurrence_worked_by_hand():
     # two users; training: a b c | b c d, each user's last item is the test target
     data = SimpleNamespace(items=np.array([1, 2, 3, 9, 2, 3, 4, 8]), ptr=np.array([0, 4, 8]), train=np.array([1, 2, 5, 6]), n_items=9, n_users=2)
     cand = np.array([[1, 2, 3, 4, 9, 8]] * 2)
-    s = evaluate.cooccurrence(data, np.array([3, 7]), cand, decay=.5)
+    s = floors.cooccurrence(data, np.array([3, 7]), cand, decay=.5)
     pair = lambda n, a, b: n / np.sqrt(a * b)
     # counts in training: 1: 1, 2: 2, 3: 2, 4: 1; user 0's history is 1 2 3, the oldest weighs .25
     assert s[0] == pytest.approx([.5 * pair(1, 2, 1) + pair(1, 2, 1), .25 * pair(1, 1, 2) + pair(2, 2, 2), .25 * pair(1, 1, 2) + .5 * pair(2, 2, 2),
@@ -37,7 +39,7 @@ def test_cooccurrence_finds_planted_pairs(make_data, tmp_path):
         rows += [(u, i, 100 * u + t) for t, i in enumerate(items)]
     data = make_data(tmp_path, rows, {i: f"title {i}" for i in range(1, 61)}, "pairs", "--split", "leave-one-out")
     samples, cand = np.asarray(data.test), common.candidates(data, "test", 15)
-    m = common.metrics(*common.compare(evaluate.cooccurrence(data, samples, cand), cand == data.items[samples][:, None]))
+    m = common.metrics(*common.compare(floors.cooccurrence(data, samples, cand), cand == data.items[samples][:, None]))
     assert m["hr@1"].mean() > .9                         # the last item is the second of a pair
 
 
@@ -60,16 +62,16 @@ def test_seeds_are_averaged_and_tested_together():
     user, base = np.arange(600) // 2, rng.random(600)
     row = lambda gain: {"hr@1": (base + gain + .3 * rng.normal(size=600) > .5).astype(float), "ndcg@10": base + gain + .1 * rng.normal(size=600)}
     value = {"base-s0": row(0), "base-s1": row(0), "better-s0": row(.1), "better-s1": row(.1), "alone": row(0)}
-    found = evaluate.over_seeds(value, user, "base-s0")
+    found = stats.over_seeds(value, user, "base-s0")
     assert set(found) == {"base", "better"} and found["base"]["against"] is None and found["better"]["against"] == "base"
     both = [value[f"better-s{s}"]["hr@1"].mean() for s in (0, 1)]
     assert found["better"]["hr@1"] == pytest.approx([np.mean(both), abs(both[0] - both[1]) / np.sqrt(2)])
     low, high = found["better"]["hr@1_interval"]
-    assert low < found["better"]["hr@1"][0] < high and (low, high) == pytest.approx(evaluate.interval(np.mean([value[f"better-s{s}"]["hr@1"] for s in (0, 1)], 0), user))
+    assert low < found["better"]["hr@1"][0] < high and (low, high) == pytest.approx(stats.interval(np.mean([value[f"better-s{s}"]["hr@1"] for s in (0, 1)], 0), user))
     assert found["better"]["hr@1_each"] == pytest.approx(both)
     assert found["better"]["ndcg@10_gain"] == pytest.approx(.1, abs=.02) and found["better"]["p_ndcg@10"] < 1e-6
-    assert evaluate.over_seeds({"a": row(0), "b-s0": row(0)}, user, "a") == {}
-    assert [evaluate.unseeded(x) for x in ("sasrec-s0+delrec-s12", "my-shop", "delrec-s1, shuffled", "small-s")] == ["sasrec+delrec", "my-shop", "delrec, shuffled", "small-s"]
+    assert stats.over_seeds({"a": row(0), "b-s0": row(0)}, user, "a") == {}
+    assert [stats.unseeded(x) for x in ("sasrec-s0+delrec-s12", "my-shop", "delrec-s1, shuffled", "small-s")] == ["sasrec+delrec", "my-shop", "delrec, shuffled", "small-s"]
 
 
 # ---------------------------------------------------------------- the options

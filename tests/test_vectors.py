@@ -192,7 +192,8 @@ def test_what_cannot_be_is_refused(toy, planted, backbone, sasrec, distilled, de
     np.save(partly / "topk_train.npy", lists)
     assert f"lists {len(lists) // 2} of {len(lists)} training samples" in stage_1("--backbone", partly, "--llm", decoder)
     stage_2 = lambda *args: script(finetune.main, "--dataset", toy.folder, "--llm", decoder, "--out", tmp_path / "f", *args, code=1).error
-    assert "--input is titles" in stage_2("--soft-prompt", "none", "--backbone", planted, "--maps", distilled, "--samples", 48, "--batch", 8)
+    assert "was distilled on item vectors, --input is titles" in stage_2("--soft-prompt", distilled, "--samples", 48, "--batch", 8)
+    assert "--maps begins the maps of item vectors, but --input is titles" in stage_2("--soft-prompt", "none", "--backbone", planted, "--maps", distilled, "--samples", 48, "--batch", 8)
     other = shutil.copytree(planted, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     from safetensors.torch import save_file

@@ -1,0 +1,75 @@
+"""The floors that every table holds, which need no training and no LM (popularity, similarity of titles, co-occurrence), and the fusion of two rows."""
+import numpy as np
+
+from common import compare, histories, metrics, tfidf, users
+
+
+def popularity(data):
+    """Training interactions per item: float32 [I+1]."""
+    return np.bincount(data.items[data.train], minlength=data.n_items + 1).astype(np.float32)
+
+
+def popularity_full(data, samples):
+    """(greater, equal) of each sample's target in the catalogue by popularity, the user's earlier items masked as for the backbones."""
+    count_I, target_n = popularity(data), data.items[samples]
+    ranked, own_n = np.sort(count_I[1:]), count_I[target_n]
+    above = len(ranked) - np.searchsorted(ranked, own_n, "right")
+    level = np.searchsorted(ranked, own_n, "right") - np.searchsorted(ranked, own_n, "left") - 1
+    for n, (sample, begin) in enumerate(zip(samples, data.ptr[users(data, samples)])):
+        old = np.unique(data.items[begin:sample])
+        old = count_I[old[old != target_n[n]]]
+        above[n] -= (old > own_n[n]).sum()
+        level[n] -= (old == own_n[n]).sum()
+    return above, level
+
+
+def title_similarity(data, samples, cand_nC, L=10, decay=0.8, chunk=1000):
+    """TF-IDF cosine of each candidate's title to the history, item j steps ago weighing decay^j: float32 (n, C)."""
+    id_IT, weight_IT, V = tfidf(data.titles)
+    out = np.zeros(cand_nC.shape, np.float32)
+    for i in range(0, len(samples), chunk):
+        old_nL = histories(data, samples[i:i + chunk], L)
+        profile = np.zeros((len(old_nL), V), np.float32)
+        row = np.arange(len(old_nL))[:, None, None]
+        np.add.at(profile, (row, id_IT[old_nL]), weight_IT[old_nL] * (decay ** np.arange(L - 1, -1, -1))[None, :, None])
+        profile /= np.maximum(np.linalg.norm(profile, axis=1, keepdims=True), 1e-9)
+        c = cand_nC[i:i + chunk]
+        out[i:i + chunk] = (profile[row, id_IT[c]] * weight_IT[c]).sum(2)
+    return out
+
+
+def cooccurrence(data, samples, cand_nC, L=10, decay=0.8, span=5, chunk=1000):
+    """How often each candidate stood within `span` of the history's items in the training part, over the root of both counts; item j steps ago
+    weighs decay^j: float32 (n, C)."""
+    M, I1 = len(data.items), data.n_items + 1
+    user = users(data, np.arange(M))
+    last = np.full(data.n_users, -1)
+    np.maximum.at(last, users(data, data.train), data.train)
+    known = np.arange(M) <= last[user]                       # what comes before a user's last training target is training too
+    count, pairs = np.bincount(data.items[known], minlength=I1), []
+    for d in range(1, span + 1):
+        both = known[d:] & (user[d:] == user[:-d])
+        a, b = data.items[:-d][both].astype(np.int64), data.items[d:][both].astype(np.int64)
+        pairs.append(np.minimum(a, b) * I1 + np.maximum(a, b))
+    pair, times = np.unique(np.concatenate(pairs), return_counts=True)
+    out = np.zeros(cand_nC.shape, np.float32)
+    for i in range(0, len(samples) if len(pair) else 0, chunk):
+        old_nL1, c_n1C = histories(data, samples[i:i + chunk], L)[:, :, None], cand_nC[i:i + chunk][:, None]
+        wanted = np.minimum(old_nL1, c_n1C) * I1 + np.maximum(old_nL1, c_n1C)
+        at = np.searchsorted(pair, wanted).clip(max=len(pair) - 1)
+        together = np.where((pair[at] == wanted) & (old_nL1 > 0), times[at], 0) / np.sqrt(np.maximum(count[old_nL1] * count[c_n1C], 1))
+        out[i:i + chunk] = (together * (decay ** np.arange(L - 1, -1, -1))[None, :, None]).sum(1)
+    return out
+
+
+def standard(x_nC):
+    """Each row to mean 0 and deviation 1, so that scores of different kinds can be added."""
+    return (x_nC - x_nC.mean(1, keepdims=True)) / np.maximum(x_nC.std(1, keepdims=True), 1e-9)
+
+
+def fuse(a, b, is_target_val, weights=np.linspace(0, 1, 21)):
+    """(1-w) a + w b of two rows' standardised scores with the w that is best on validation (NDCG@10). a, b: (val, test) pairs."""
+    def quality(w):
+        return metrics(*compare((1 - w) * standard(a[0]) + w * standard(b[0]), is_target_val))["ndcg@10"].mean()
+    w = float(max(weights, key=quality))
+    return (1 - w) * standard(a[1]) + w * standard(b[1]), w
