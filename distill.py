@@ -171,6 +171,8 @@ def main(ctx, **config):
     ranked = {s: read_npy(teacher_folder / f"topk_{s}.npy", (len(getattr(data, s)), None)) for s in ("train", "val")}
     if ranked["train"].shape[1] < cfg.h:
         stop(f"{teacher_folder} lists {ranked['train'].shape[1]} items per sample, --h is {cfg.h}; train it with --top-h {cfg.h} or more")
+    if ids and (n := len(with_lists(teacher_folder, data))) < len(data.train):
+        stop(f"--input ids asks for the backbone's list after every item; {teacher_folder} lists {n} of {len(data.train)} training samples: train it again without --lists")
     if data.n_items < cfg.C + cfg.h:
         stop(f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the catalogue has {data.n_items}; lower --candidates or --h")
     lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
@@ -238,8 +240,6 @@ def main(ctx, **config):
     steps = max(cfg.samples // cfg.batch, 1)
     order = np.random.default_rng([cfg.seed, 1]).permutation(with_lists(teacher_folder, data))
     if ids:                                              # windows of items, each known by its last target
-        if len(order) < len(data.train):
-            stop(f"--input ids asks for the backbone's list after every item; {teacher_folder} lists {len(order)} of {len(data.train)} training samples: train it again without --lists")
         row_of, is_target = np.zeros(len(data.items), int), np.zeros(len(data.items), bool)
         row_of[data.train[order]], is_target[data.train[order]] = order, True
         first_n, last_n = vectors.windows(data, cfg.history, steps * cfg.batch, cfg.seed)
@@ -280,7 +280,8 @@ def main(ctx, **config):
             group["lr"] = peak * now
 
         grads, losses, t0 = [], [], time.time()
-        for prompts, learn in ((ta, micro_batch), (rps, window_batch if ids else micro_batch)):      # each task's own gradient: L_TA and L_RPS are means over the global batch
+        # each task's own gradient: L_TA and L_RPS are means over the global batch
+        for prompts, learn in ((ta, micro_batch), (rps, window_batch if ids else micro_batch)):
             total = torch.zeros(1)
             for p in moved:
                 p.grad = torch.zeros_like(p)

@@ -1,6 +1,6 @@
 """The paper's tables and figures, each by one command (make headline, table2, table3, table4, fig8, table5, coldstart).
 
-    python recipes.py headline --input ids --budget 12288 --prompt-budget 2048 --jobs 2    does it beat its backbone? (make headline; some three hours on 2 cores)
+    python recipes.py headline --input ids --budget 12288 --prompt-budget 1024 --jobs 2 --test-samples 0    does it beat its backbone? (make headline; some two hours on 2 cores)
     python recipes.py table3                                                    ml-100k, the embedded LM, two seeds, a budget for 2 cores
     python recipes.py table3 --input ids --budget 4096                          the same variants with items as vectors (E4SRec's input)
     python recipes.py table2 --dataset beauty --llm google/flan-t5-xl --budget 50000 --procs 10       ten GPUs
@@ -93,7 +93,7 @@ class Recipe:
         samples = max(self.c.budget // 4, 80) if self.c.input == "ids" and reads != "ids" else self.c.budget
         own = ["--backbone", self.backbone(model)] if soft_prompt in ("none", "random", "words") else []
         return self.run(f"{self.home}/{name}-s{self.seed}", "finetune.py", "--dataset", self.data, "--llm", self.c.llm, "--input", reads, "--soft-prompt", soft_prompt, *own,
-                        "--samples", samples, "--evals", max(2, min(self.c.budget // 2000, 6)), *flags)
+                        "--samples", samples, "--val-samples", min(samples, 1000 if reads == "ids" else 200), "--evals", max(2, min(self.c.budget // 2000, 6)), *flags)
 
     def variant(self, name):
         """A row of Tables III and IV."""

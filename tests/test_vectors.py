@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+import checkpoints
 import common
 import distill
 import evaluate
@@ -162,6 +164,7 @@ def test_stage_2_begins_with_the_maps_that_stage_1_left(distilled, toy, planted,
     kept, other = start("maps", "--soft-prompt", "none", "--backbone", planted, "--maps", distilled)         # the maps without the prompt
     torch.testing.assert_close(kept["out.weight"], given["out.weight"], rtol=0, atol=1e-6)
     assert not (tmp_path / "maps" / "soft_prompt.safetensors").exists() and other != pytest.approx(loss, rel=1e-3)
+    assert [evaluate.paper_method(common.load_run(tmp_path / name, toy)) for name in ("both", "neither", "maps")] == ["w/o TA", "w/o SP", None]
 
 
 def test_a_prompt_of_vectors_ranks_the_catalogue_without_stage_2(distilled, planted, toy, script, on_cpu, tmp_path):
@@ -182,10 +185,31 @@ def test_one_process_and_two_distil_the_same(toy, planted, decoder, script, on_c
             torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5)
 
 
+def test_a_killed_stage_1_goes_on_exactly(toy, planted, decoder, script, on_cpu, tmp_path):
+    args = ["--dataset", toy.folder, "--backbone", planted, "--llm", decoder, *IDS, "--samples", 48, "--evals", 2, "--lr", .01, "--checkpoint-every", 1]
+    script(distill.main, *args, "--out", tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        save = checkpoints.Saver.save
+
+        def save_and_die(self, step, *rest):
+            save(self, step, *rest)
+            if step == 3:
+                raise KeyboardInterrupt
+        patch.setattr(checkpoints.Saver, "save", save_and_die)
+        CliRunner().invoke(distill.main, [str(a) for a in (*args, "--out", tmp_path / "cut")])
+    assert not (tmp_path / "cut" / "config.json").exists()
+    torch.manual_seed(99)
+    script(distill.main, *args, "--out", tmp_path / "cut", "--resume")
+    for name in ("soft_prompt.safetensors", "items.safetensors"):
+        whole, cut = load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name)
+        assert all(torch.equal(whole[key], cut[key]) for key in whole), name
+
+
 def test_what_cannot_be_is_refused(toy, planted, backbone, sasrec, distilled, decoder, encoder, make_backbone, script, on_cpu, tmp_path):
     stage_1 = lambda *args: script(distill.main, "--dataset", toy.folder, "--out", tmp_path / "p", *IDS, *args, code=1).error
     assert "needs a decoder-only LM" in stage_1("--backbone", planted, "--llm", encoder)
     assert "there is no" in stage_1("--backbone", backbone, "--llm", decoder) and "train_backbone.py" in stage_1("--backbone", backbone, "--llm", decoder)
+    assert not (tmp_path / "p").exists()
     partly = shutil.copytree(planted, tmp_path / "partly")
     lists = np.load(partly / "topk_train.npy")
     lists[::2] = 0
