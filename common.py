@@ -271,7 +271,7 @@ def subset(n, limit, seed):
     return np.arange(n) if not limit or limit >= n else np.sort(np.random.default_rng(seed).permutation(n)[:limit])
 
 
-# ---------------------------------------------------------------- metrics (spec: ties count as every order they could fall in)
+# ---------------------------------------------------------------- metrics (ties count as every order they could fall in)
 
 def compare(score_BC, target_BC):
     """How many others score above (greater) and exactly as the target (equal). target_BC is a 0/1 mask with one 1 a row."""
@@ -405,9 +405,11 @@ def start_run(out, stage, cfg, data, ranks):
     if ranks.main:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").unlink(missing_ok=True)
-        if not resume:
-            (out / "log.jsonl").unlink(missing_ok=True)
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        if not resume:                                   # no weights, scores or ranks of an earlier run may pass for this one's
+            for old in (p for name in ("log.jsonl", "metrics.json", "neutral.npy", "*.safetensors", "scores_*.npy", "full_*.npy", "ranks_*.npy", "topk_*.npy") for p in out.glob(name)):
+                old.unlink()
+            for old in ("checkpoints", "adapter", "lm"):
+                shutil.rmtree(out / old, ignore_errors=True)
         print(f"{stage}: " + " ".join(f"{k}={v}" for k, v in vars(cfg).items() if v is not None), flush=True)
     return {"stage": stage, **vars(cfg), "dataset": data.name, "data_folder": str(data.folder), "data_hash": data.meta["hash"],
             "world": ranks.world, "versions": versions(), "commit": commit(), "machine": machine(), "started": time.time()}

@@ -14,7 +14,6 @@ runs/<dataset>/prompt/ (soft_prompt.safetensors, log.jsonl, metrics.json, config
 them and the frozen LM are trained with P (items.safetensors). RPS then asks for the whole list r_1..r_h, after every item of a window.
 """
 import json
-import shutil
 import time
 from types import SimpleNamespace
 
@@ -30,7 +29,7 @@ import vectors
 from common import (NAMES, Log, cut_log, described, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, shares, start_run, stop,
                     stop_unless_finite, subset, sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
 
-# what --paper sets (spec sections 2 and 4); our defaults, chosen by validation on ml-100k, are in the options below
+# what --paper sets (section V); our defaults, chosen by validation on ml-100k, are in the options below
 PAPER = dict(history=10, verbalizer="mean", show=True, balance="gradnorm", lr=5e-3)
 
 
@@ -154,8 +153,10 @@ def main(ctx, **config):
         if getattr(cfg, name) is None:
             setattr(cfg, name, windows if ids else titles)
     if ids:                                              # every item is scored from one state, in the space of the vectors
+        if given := sorted(typed & {"verbalizer", "show", "paper"}):
+            stop(f"--{given[0]} is about titles, --input ids scores items by their vectors; leave one of them out")
         cfg.verbalizer, cfg.show = "items", False
-    if cfg.a < 3 or cfg.a + 2 > cfg.history:
+    if cfg.tasks != "rps" and (cfg.a < 3 or cfg.a + 2 > cfg.history):
         stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
 
     # data, backbone's lists, LM
@@ -172,7 +173,7 @@ def main(ctx, **config):
     if ranked["train"].shape[1] < cfg.h:
         stop(f"{teacher_folder} lists {ranked['train'].shape[1]} items per sample, --h is {cfg.h}; train it with --top-h {cfg.h} or more")
     if ids and (n := len(with_lists(teacher_folder, data))) < len(data.train):
-        stop(f"--input ids asks for the backbone's list after every item; {teacher_folder} lists {n} of {len(data.train)} training samples: train it again without --lists")
+        stop(f"--input ids asks for the backbone's list after every item; {teacher_folder} lists {n} of {len(data.train)} training samples: train it again with --lists {len(data.train)}")
     if data.n_items < cfg.C + cfg.h:
         stop(f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the catalogue has {data.n_items}; lower --candidates or --h")
     lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
@@ -198,26 +199,25 @@ def main(ctx, **config):
         adapter = get_peft_model(lm.model, LoraConfig(target_modules=L.adapt_modules(lm), r=8, lora_alpha=16))
         adapted = [p for p in adapter.parameters() if p.requires_grad]
     moved = [P, *maps, *adapted]
+    # fixed validation prompts
+    val = subset(len(data.val), cfg.val_samples, cfg.seed)
+    val_ta, val_rps = tasks_of(r, data.val[val], ranked["val"][val][:, :cfg.h], cfg.a, cfg.C, cfg.seed)
+    if not val_ta and cfg.tasks != "rps":
+        stop(f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a {cfg.a}, raise --val-samples {cfg.val_samples}, or leave it out with --tasks rps")
     record = start_run(out, "distill", cfg, data, ranks)
-    if ranks.main:
-        shutil.rmtree(out / "adapter", ignore_errors=True)      # of an earlier run with --lr-lm, with --input ids
-        (out / "items.safetensors").unlink(missing_ok=True)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
     found = saver.load() if cfg.resume else None
     checkpoints.listen()
 
-    # fixed validation prompts, the accuracy before
-    val = subset(len(data.val), cfg.val_samples, cfg.seed)
-    val_ta, val_rps = tasks_of(r, data.val[val], ranked["val"][val][:, :cfg.h], cfg.a, cfg.C, cfg.seed)
-    if not val_ta:
-        stop(f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a {cfg.a} or raise --val-samples {cfg.val_samples}")
+    tasks = {task: prompts for task, prompts in (("ta", val_ta), ("rps", val_rps)) if prompts}
 
     def validate(name):
-        (ta, ta_loss), (rps, rps_loss) = accuracy(r, val_ta, ranks, f"{name} TA"), accuracy(r, val_rps, ranks, f"{name} RPS")
+        found = {}
+        for task, prompts in tasks.items():
+            found[task], found[f"{task}_loss"] = accuracy(r, prompts, ranks, f"{name} {task.upper()}")
         if ranks.main:
-            print(f"{name}: TA accuracy {ta:.3f} (n={len(val_ta)}) RPS accuracy {rps:.3f} (n={len(val_rps)}), chance {1 / cfg.C:.3f}; "
-                  f"loss {ta_loss:.3f} {rps_loss:.3f}", flush=True)
-        return {"ta": ta, "rps": rps, "ta_loss": ta_loss, "rps_loss": rps_loss}
+            print(f"{name}: " + ", ".join(f"{t.upper()} accuracy {found[t]:.3f} loss {found[f'{t}_loss']:.3f} (n={len(p)})" for t, p in tasks.items()) + f", chance {1 / cfg.C:.3f}", flush=True)
+        return found
 
     def window_batch(windows, share):
         """Adds to the gradients what the backbone's lists after every item of these windows give, `share` of the loss for each; returns their part of the loss."""
@@ -310,7 +310,7 @@ def main(ctx, **config):
             after = validate(f"step {step + 1}")
             lm_seconds["validation"] += time.time() - t0
             shown |= {f"val_{k}": v for k, v in after.items()}
-            quality = after["ta_loss"] * (cfg.tasks != "rps") + after["rps_loss"] * (cfg.tasks != "ta")
+            quality = sum(after[f"{task}_loss"] for task in tasks if cfg.tasks in ("both", task))
             if best is None or quality < best[0]:
                 best = (quality, step + 1, [p.detach().clone() for p in moved], after)
         log.step(step + 1, **shown)
@@ -344,11 +344,11 @@ def main(ctx, **config):
         finish_run(out, record)
         saver.end(False, steps)
         print(f"\nStage 1, {backbone} -> {cfg.k} vectors of {cfg.llm}; accuracy on {len(val)} validation samples, {cfg.C} candidates, chance {1 / cfg.C:.3f}")
-        for task, n in (("ta", len(val_ta)), ("rps", len(val_rps))):
-            print(f"  {task.upper():4} before {before[task]:.3f}  after {after[task]:.3f}   (n={n})")
+        for task, prompts in tasks.items():
+            print(f"  {task.upper():4} before {before[task]:.3f}  after {after[task]:.3f}   (n={len(prompts)})")
         print(f"  {prompts_seen / lm_seconds['steps']:.2f} prompts/s in training, {100 * record['lm_share']:.0f} % of the time in the LM")
         print(json.dumps({"stage": "distill", "out": str(out), "chance": round(1 / cfg.C, 4),
-                          **{f"{t}_{w}": round(d[t], 4) for t in ("ta", "rps") for w, d in (("before", before), ("after", after))},
+                          **{f"{t}_{w}": round(d[t], 4) for t in tasks for w, d in (("before", before), ("after", after))},
                           "samples_per_second": round(prompts_seen / lm_seconds["steps"], 2), "lm_share": record["lm_share"], "seconds": record["seconds"],
                           "peak_gb": round(peak_gb(), 2)}))
     finish(ranks)

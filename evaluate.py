@@ -101,8 +101,6 @@ def plain_lm(cfg, data, ranks, spent):
     spent += np.array([len(val), time.time() - began])
     weight = L.calibrate(full[val], cand[val], neutral, data.items[data.val[val]]) if cfg.calibrate else 0.0
     if ranks.main:
-        for old in (*out.glob("scores_*.npy"), *out.glob("full_*.npy")):
-            old.unlink()
         write_npy(out / "neutral.npy", neutral)
         write_npy(out / f"scores_val_{cfg.C}.npy", full)
         finish_run(out, record | {"settings": settings, "calibration": weight, "soft_prompt": "none"})
@@ -114,7 +112,7 @@ def plain_lm(cfg, data, ranks, spent):
 def notes(run):
     """What a row's run chose, where it differs from the paper."""
     if run.stage == "train_backbone":
-        return f"{run.loss} loss" + (f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})" if getattr(run, "teacher", None) else "")
+        return f"{getattr(run, 'loss', 'unknown')} loss" + (f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})" if getattr(run, "teacher", None) else "")
     s = run.settings
     if s.get("input") == "ids":
         parts = ["items as vectors, all scored at once", f"L={s['history']}"]
@@ -175,7 +173,7 @@ def paper_method(run):
         return "w/o LSR"
     if run.teacher or run.layers or run.soft_prompt == "none" and getattr(run, "maps", None):
         return None
-    others = {"llara": "LLaRA", "llamarec": "LlamaRec", "llmseqprompt": "LLMSEQPROMPT"}      # the same flags as a variant of DELRec's: told by the recipe's name
+    others = {"llara": "LLaRA", "llamarec": "LlamaRec", "llmseqprompt": "LLMSEQPROMPT", "e4srec": None}      # the same flags as a variant of DELRec's: told by the recipe's name
     if unseeded(run.folder.name) in others:
         return others[unseeded(run.folder.name)]
     if run.soft_prompt in ("none", "words", "random"):

@@ -35,8 +35,8 @@ from common import (NAMES, Log, batch_of, candidates, compare, cut_log, describe
                     restarted, setup, shares, start_run, stop, stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto,
                     with_lists, write_npy, chance)
 
-# what --paper sets: DELRec's own choices (spec sections 2 and 5); our defaults, chosen by validation on ml-100k, are in the options below
 PARTS = ("candidates", "titles", "cos", "norm", "ms")      # of the loss
+# what --paper sets: DELRec's own choices (section V); our defaults, chosen by validation on ml-100k, are in the options below
 PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates", adapt="qv", lr=1e-4, calibrate=False)
 
 
@@ -87,10 +87,10 @@ def examples(r, cfg, which, done):
 @click.option("--backbone", default=None, type=str, help="run folder of the conventional model; the soft prompt's own, or runs/<dataset>/sasrec")
 # model
 @click.option("--llm", default="smollm2-135m", help="Hugging Face id or folder; smollm2-135m is fetched by itself")
-@click.option("--soft-prompt", default=None, type=str, help="run folder of distill.py; 'none', 'random' (untrained vectors) or 'words' (the backbone's pattern in words); runs/<dataset>/prompt if not given")
+@click.option("--soft-prompt", default=None, type=str, help="run folder of distill.py; 'none', 'random' (untrained vectors) or 'words' (the backbone's pattern in words); runs/<dataset>/prompt if not given, with --input ids none")
 @click.option("--k", default=80, type=click.IntRange(1), help="vectors of the soft prompt with --soft-prompt random")
 @click.option("--verbalizer", default="letter", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="how the mask becomes a score per title")
-@click.option("--show/--no-show", default=False, help="list the candidates in the prompt (the paper does)")
+@click.option("--show/--no-show", default=False, help="list the candidates in the prompt (the paper does; --verbalizer letter always)")
 @click.option("--order", default="backbone", type=click.Choice(["shuffled", "backbone"]), help="order of the listed candidates: as stored, or the backbone's best first")
 @click.option("--input", default="titles", type=click.Choice(["titles", "ids", "hybrid"]),
               help="a history item in the prompt: its title; ids: its vector from the backbone, and no verbalizer but a second map into their space (E4SRec); hybrid: title and vector (LLaRA)")
@@ -131,7 +131,7 @@ def examples(r, cfg, which, done):
 # validation
 @click.option("--val-samples", default=None, type=click.IntRange(0), help="validation samples that choose the best step and the calibration; 200, with --input ids 1000; 0 = all")
 @click.option("--evals", default=3, type=click.IntRange(1), help="validations during training, the last after the last step")
-@click.option("--calibrate/--no-calibrate", default=True, help="subtract w times the title's score under an empty history, w chosen on validation")
+@click.option("--calibrate/--no-calibrate", default=True, help="subtract w times the title's score under an empty history, w chosen on validation (nothing to subtract from letters)")
 # going on
 @click.option("--resume", is_flag=True, help="continue from the newest checkpoint of the run folder, as if it had never stopped")
 @click.option("--checkpoint-every", default=0, type=click.IntRange(0), help="steps between checkpoints; 0: as often as costs under 5 % of the time")
@@ -143,6 +143,8 @@ def main(ctx, **config):
     cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
     if cfg.target_r >= cfg.init_r:
         stop(f"--target-r {cfg.target_r} must be below --init-r {cfg.init_r}: AdaLoRA has nothing to reallocate otherwise")
+    if cfg.maps and cfg.teacher:
+        stop("--maps and --teacher both say what the maps begin as; leave one of them out")
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
     data = load_data(cfg.dataset)
     out = folder_of("runs", cfg.out or f"{data.name}/delrec")
@@ -161,6 +163,8 @@ def main(ctx, **config):
     if (cfg.lambda_cos or cfg.lambda_norm) and not cfg.teacher:
         stop("--lambda-cos and --lambda-norm compare with a teacher, but there is no --teacher; name one or leave them out")
     if cfg.input == "ids":                               # every item is scored from one state, in the space of the vectors
+        if given := sorted(typed & {"verbalizer", "show", "order", "calibrate", "loss", "paper"}):
+            stop(f"--{given[0]} is about titles, --input ids scores all items by their vectors; leave one of them out")
         cfg.verbalizer, cfg.show, cfg.order, cfg.calibrate, cfg.loss, cfg.soft_prompt = "items", False, "shuffled", False, "candidates", cfg.soft_prompt or "none"
     if cfg.loss != "candidates" and (cfg.input == "hybrid" or cfg.teacher or cfg.lambda_ms):
         stop(f"--loss {cfg.loss} reads every title token of the history; --input hybrid, --teacher and --lambda-ms need --loss candidates")
@@ -175,6 +179,8 @@ def main(ctx, **config):
     if prompt_run:
         if cfg.input == "titles" and prompt_run.settings.get("input") == "ids":
             stop(f"{prompt_run.folder} was distilled on item vectors, --input is titles; name one that was distilled on titles, or use --input ids")
+        if cfg.backbone and folder_of("runs", cfg.backbone) != folder_of("runs", prompt_run.backbone_run):
+            stop(f"{prompt_run.folder} was distilled from {prompt_run.backbone_run}, --backbone is {cfg.backbone}; leave --backbone out, or distil from it")
         P = L.load_soft_prompt(prompt_run.folder, lm)
         if prompt_run.stage == "distill" and cfg.llm not in (prompt_run.llm, str(prompt_run.folder)):
             stop(f"{prompt_run.folder} was distilled for {prompt_run.llm}, --llm is {cfg.llm}; distil it again with this LM")
@@ -193,7 +199,7 @@ def main(ctx, **config):
     made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm)) | ({"soft_prompt": L.digest(P)} if P is not None else {})
     backbone_run = cfg.backbone or (prompt_run.backbone_run if prompt_run else folder_of("runs", f"{data.name}/sasrec"))
     settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "order", "history", "max_title", "max_tokens")}
-    settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else backbone_name(backbone_run), "backbone_run": str(folder_of("runs", backbone_run)),
+    settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else backbone_name(backbone_run, data), "backbone_run": str(folder_of("runs", backbone_run)),
                  "input": cfg.input, "words": cfg.soft_prompt == "words"}
     if cfg.input == "ids" and lm.kind == "decoder":      # windows of items, each of which predicts the one after it
         first_n, last_n = vectors.windows(data, cfg.history, steps * cfg.batch, cfg.seed)
@@ -297,7 +303,7 @@ def main(ctx, **config):
                 n_truth = torch.tensor([e.n_truth for e in batch], device=ranks.device)
                 own = (s_BC[torch.arange(len(batch)), truth] * n_truth).sum() if cfg.verbalizer == "likelihood" else 0.0
                 parts["titles"] = -(past_M.sum() + own) * token_share
-            if cfg.loss != "titles":                      # L = - log softmax over the C candidates' scores (spec section 5)
+            if cfg.loss != "titles":                      # L = - log softmax over the C candidates' scores (section IV-C)
                 parts["candidates"] = F.cross_entropy(s_BC, truth, reduction="sum") * share
         if taught is not None:                            # D_cos and D_norm, means over the blocks
             x_bND, t_bND = torch.stack(lm.tapped).float(), taught.to(ranks.device).float().transpose(0, 1)
@@ -434,10 +440,10 @@ def main(ctx, **config):
     finish(ranks)
 
 
-def backbone_name(folder):
-    """What the prompt calls the conventional model in a run folder."""
+def backbone_name(folder, data):
+    """What the prompt calls the conventional model in a run folder, which must be of the same data: its split says what it has seen."""
     folder = folder_of("runs", folder)
-    model = getattr(load_run(folder), "model", "sasrec") if (folder / "config.json").exists() else "sasrec"
+    model = getattr(load_run(folder, data, stages=["train_backbone"]), "model", "sasrec") if (folder / "config.json").exists() else "sasrec"
     return NAMES.get(model, model)
 
 

@@ -575,18 +575,18 @@ def prompter(lm, data, titles, backbone="SASRec", k=0, show=False, letters=False
         return np.concatenate([begins, *lines, *rest, [MASK]]).astype(np.int64), np.concatenate(at) if at else np.zeros(0, np.int64)
 
     def history(items, cand=None):
-        """Stage 2: what comes after these items? (spec section 5)"""
+        """Stage 2: what comes after these items? (DELRec, section IV-C)"""
         return tail(items, listed(cand))
 
     def temporal_analysis(items, a, cand=None):
-        """Stage 1, TA (spec section 4): items i_1..i_n; the example solves i_{a-1} from i_a, the question asks i_{n-1} given i_n."""
+        """Stage 1, TA (DELRec, section IV-B): items i_1..i_n; the example solves i_{a-1} from i_a, the question asks i_{n-1} given i_n."""
         example = [text(f"The next {noun} was:"), item(items[a - 1]), text(f"So the most recent {noun} was:"), item(items[a - 2]),
                    text(f"Later {noun}s:")] + [item(i) for i in items[a - 1:-2]]
         return tail(items[:a - 2], example + [text(f"The next {noun} was:"), item(items[-1])] + listed(cand)[:-1] +
                     [text(f"So the most recent {noun} was:")])
 
     def pattern(items, ranked, cand=None):
-        """Stage 1, RPS (spec section 4): the backbone ranked r_1..r_h after these items; told are r_2..r_h, asked is r_1. Of vectors the whole list is
+        """Stage 1, RPS (DELRec, section IV-B): the backbone ranked r_1..r_h after these items; told are r_2..r_h, asked is r_1. Of vectors the whole list is
         asked, so none of it is told."""
         if shown == "ids":
             return history(items)
@@ -624,7 +624,7 @@ def verbalise(lm, x_BD, cand_BC, titles, verbalizer):
 
 
 def score(lm, start, tails, cand_BC, titles, verbalizer, at=None):
-    """score_BC fp32: what the LM says at the mask of prompt b for candidate c (spec section 2). With `at` (see read) also the log
+    """score_BC fp32: what the LM says at the mask of prompt b for candidate c. With `at` (see read) also the log
     probability of each of those tail tokens, (M,)."""
     if verbalizer == "likelihood":
         tok_BCT, n_BC = pad_titles(titles, cand_BC, lm.sep if lm.kind == "decoder" else ())
@@ -812,7 +812,7 @@ def score_samples(r, split, which, C, ranks, out=None, name="score"):
 
 
 def neutral_scores(r, ranks, out=None, chunk=60):
-    """Each title's score under the same prompt with no history and no candidates: float32 [I+1] (spec section 2, calibration)."""
+    """Each title's score under the same prompt with no history and no candidates: float32 [I+1], which calibration subtracts."""
     if r.verbalizer == "letter":
         return np.zeros(r.data.n_items + 1, np.float32)             # a letter says nothing about an item
     items = np.arange(1, r.data.n_items + 1)
@@ -848,7 +848,7 @@ def load_soft_prompt(folder, lm):
 
 
 def random_soft_prompt(lm, k, seed):
-    """k rows of the LM's embedding matrix drawn at random (spec section 2): fp32 (k, D)."""
+    """k rows of the LM's embedding matrix drawn at random, which a soft prompt begins as: fp32 (k, D)."""
     rows = torch.randperm(lm.head_VD.shape[0], generator=torch.Generator().manual_seed(seed))[:k]
     return lm.model.get_input_embeddings().weight.detach()[rows.to(lm.device)].float().clone()
 

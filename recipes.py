@@ -20,20 +20,24 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import click
+import numpy as np
 import torch
 
 import common
+import stats
 
-# DELRec, Tables III and IV: variant -> (what the table calls it, flags of stage 1 or the soft prompt that goes without one, flags of stage 2)
-VARIANTS = {"delrec": ("default", [], []), "no-prompt": ("w/o SP = w/o DPSM", "none", []), "words": ("w MCP", "words", []), "untrained": ("w USP", "random", []),
-            "maps": ("distilled maps, no soft prompt", "none", []), "no-ta": ("w/o TA", ["--tasks", "rps"], []), "no-rps": ("w/o RPS", ["--tasks", "ta"], []),
-            "moved-lm": ("w UDPSM", ["--lr-lm", 1e-4], []), "moved-prompt": ("w ULSR", [], ["--lr-prompt", 5e-3]), "half-lm": ("half of the LM", [], [])}
-# other methods of Table II that are flags here (spec: each a row of the same four scripts): name -> (--input, flags)
+# DELRec, Tables III and IV: variant -> (flags of stage 1 or the soft prompt that goes without one, flags of stage 2). The paper calls no-prompt w/o SP and
+# w/o DPSM, words w MCP, untrained w USP, no-ta w/o TA, no-rps w/o RPS, moved-lm w UDPSM, moved-prompt w ULSR; maps (distilled maps, no soft prompt) is ours
+VARIANTS = {"delrec": ([], []), "no-prompt": ("none", []), "words": ("words", []), "untrained": ("random", []), "maps": ("none", []), "no-ta": (["--tasks", "rps"], []),
+            "no-rps": (["--tasks", "ta"], []), "moved-lm": (["--lr-lm", 1e-4], []), "moved-prompt": ([], ["--lr-prompt", 5e-3]), "half-lm": ([], [])}
+# other methods of Table II that are flags here: name -> (--input, flags)
 OTHERS = {"llara": ("hybrid", ["--verbalizer", "letter", "--order", "shuffled"]), "llamarec": ("titles", ["--verbalizer", "letter", "--order", "backbone"]),
           "llmseqprompt": ("titles", ["--loss", "titles", "--verbalizer", "likelihood", "--order", "shuffled"]), "e4srec": ("ids", [])}
+SHAPING = ("--samples", "--seed", "--input", "--k", "--h", "--tasks", "--model", "--lr-lm", "--lr-prompt")         # a finished run of other values is not the one asked for
 SHOWN = set()       # commands that --dry-run has printed: each once
 KS, HS = (20, 40, 60, 80, 100, 120), (5, 10, 15, 20, 25)
 
@@ -42,6 +46,11 @@ def stage(folder, *args, procs=1, jobs=1, job=0, dry=False):
     """Run a command of the README unless its run is finished; --resume takes up one that was killed. jobs: how many stand side by side, of which this is
     number `job`. dry: print it only."""
     if not dry and folder is not None and (folder / ("meta.json" if folder.name == "export" else "config.json")).exists():
+        made = {"input": "titles", **(common.read_json(folder / "config.json") if folder.name != "export" else {})}
+        for flag, value in zip(args, args[1:]):
+            key = str(flag).removeprefix("--").replace("-", "_")
+            if flag in SHAPING and key in made and str(made[key]) != str(value):
+                sys.exit(f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is {value}; move that folder away, or ask for what made it")
         print(f"=== {folder} is there", flush=True)
         return
     resume = ["--resume"] if folder is not None and (folder / "checkpoints").is_dir() else []
@@ -72,12 +81,12 @@ class Recipe:
     """The stages of one data set and LM: each method runs one unless it is there, and returns its folder's name under runs/."""
 
     def __init__(self, c, dataset, seed):
-        self.c, self.data, self.seed = c, dataset, seed
+        self.c, self.data, self.seed, self.job = c, dataset, seed, 0
         self.name = Path(dataset).name
         self.home = f"{self.name}/{c.llm.rstrip('/').split('/')[-1]}-{c.input}-{c.budget}" + (f"-{c.prompt_budget}" if c.prompt_budget else "")
 
     def run(self, name, *args):
-        stage(common.ROOT / "runs" / name, *args, "--seed", self.seed, "--out", name, procs=self.c.procs, jobs=self.c.jobs, job=self.seed % self.c.jobs, dry=self.c.dry_run)
+        stage(common.ROOT / "runs" / name, *args, "--seed", self.seed, "--out", name, procs=self.c.procs, jobs=self.c.jobs, job=self.job, dry=self.c.dry_run)
         return name
 
     def backbone(self, model="sasrec"):
@@ -97,7 +106,7 @@ class Recipe:
 
     def variant(self, name):
         """A row of Tables III and IV."""
-        _, one, two = VARIANTS[name]
+        one, two = VARIANTS[name]
         soft_prompt = one if isinstance(one, str) else self.prompt(f"prompt-{name}", flags=one) if one else self.prompt()
         if name == "half-lm":
             two = ["--layers", layers(self.c.llm) // 2]
@@ -111,25 +120,36 @@ class Recipe:
         return self.tune(f"delrec-{model}", self.prompt(f"prompt-{model}", model))
 
     def evaluate(self, recipe, runs, *flags, val_samples=500):
+        procs, gpus = self.c.procs * self.c.jobs, torch.cuda.device_count()
         out = common.ROOT / "runs" / self.home / recipe
         stage(None, "evaluate.py", "--ckpt", *dict.fromkeys(runs), "--limit", self.c.test_samples, "--val-samples", val_samples, "--out", out, "--report", out / f"{recipe}.html", *flags,
-              procs=self.c.procs * self.c.jobs, dry=self.c.dry_run)
+              procs=self.c.procs if 0 < gpus < procs else procs, dry=self.c.dry_run)
         return out
 
 
 def layers(llm):
     """How many layers an LM has."""
     from transformers import AutoConfig
-    return AutoConfig.from_pretrained(common.CACHE / llm if llm == "smollm2-135m" else llm).num_hidden_layers
+    return 30 if llm == "smollm2-135m" else AutoConfig.from_pretrained(llm).num_hidden_layers      # the embedded one may not be here yet (--dry-run)
 
 
 # ---------------------------------------------------------------- the recipes
 
 def each_seed(c, rows, dataset=None):
     """rows(Recipe) -> names of runs, for every seed, --jobs of them side by side: all names, seed by seed."""
-    made = [Recipe(c, dataset or c.dataset, seed) for seed in range(c.seeds)]
+    free = SimpleQueue()                                 # places side by side
+    for job in range(c.jobs):
+        free.put(job)
+
+    def one(seed):
+        r = Recipe(c, dataset or c.dataset, seed)
+        r.job = free.get()
+        try:
+            return rows(r)
+        finally:
+            free.put(r.job)
     with ThreadPoolExecutor(c.jobs) as pool:
-        return [run for runs in (pool.map if c.jobs > 1 else map)(rows, made) for run in runs]
+        return [run for runs in (pool.map if c.jobs > 1 else map)(one, range(c.seeds)) for run in runs]
 
 
 def headline(c):
@@ -172,14 +192,15 @@ def fig8(c):
 
 def table5(c):
     """DELRec and its backbone on data sets of different density: --dataset, and those of --also."""
-    lines = [f"{'data set':<14}{'density':>9}{'sasrec':>9}{'delrec':>9}{'gain':>9}  p (McNemar)   fused"]
+    lines = [f"{'data set':<14}{'density':>9}{'sasrec':>9}{'delrec':>9}{'gain':>9}  p            fused   (HR@1, means over {c.seeds} seeds; p: paired t of them, users as clusters)"]
     for name in [c.dataset, *c.also]:
         out = Recipe(c, name, 0).evaluate("table5", each_seed(c, lambda r: [r.backbone(), r.delrec()], name))
         if not c.dry_run:
             data, table = common.load_data(name), common.read_json(out / "metrics.json")
-            rows, test = table["rows"], table["tests"]["delrec-s0 - sasrec-s0"]
-            lines.append(f"{Path(name).name:<14}{len(data.items) / data.n_users / data.n_items:>9.4%}{rows['sasrec-s0']['hr@1']:>9.3f}{rows['delrec-s0']['hr@1']:>9.3f}{test['hr@1']:>+9.3f}  "
-                         f"{test['p_mcnemar_hr@1']:<12.3g}{rows['sasrec-s0+delrec-s0']['hr@1']:>9.3f}")
+            mean = lambda row: np.mean([v["hr@1"] for n, v in table["rows"].items() if stats.unseeded(n) == row])
+            p = table["seeds"]["delrec"]["p_hr@1"] if table["seeds"] else table["rows"]["delrec-s0"]["p_hr@1"]
+            lines.append(f"{Path(name).name:<14}{len(data.items) / data.n_users / data.n_items:>9.4%}{mean('sasrec'):>9.3f}{mean('delrec'):>9.3f}{mean('delrec') - mean('sasrec'):>+9.3f}  {p:<12.3g}"
+                         f"{mean('sasrec+delrec'):>6.3f}")
     if not c.dry_run:
         print("\n" + "\n".join(lines))
     return out

@@ -34,7 +34,7 @@ import checkpoints
 import common
 import teach
 
-# paper: width, dropout, lr and batch (spec section 3), GRU4Rec's optimiser excepted: Adagrad with 1e-2 there, Adam here (ml-100k, val HR@1 among
+# paper: width, dropout, lr and batch (DELRec, section V), GRU4Rec's optimiser excepted: Adagrad with 1e-2 there, Adam here (ml-100k, val HR@1 among
 # 15 .574 and .605). Ours: window, most epochs and patience; tried for SASRec on ml-100k's val part.
 DEFAULTS = {
     "sasrec": dict(history=20, width=100, dropout=.5, lr=1e-3, batch=128, epochs=40, patience=5),
@@ -362,9 +362,6 @@ def main(**config):
     ranks, cfg.resume = common.setup(cfg.seed), cfg.resume or common.restarted()
     record = common.start_run(out, "train_backbone", cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, checkpoints.made_with(cfg, data, ranks), ranks)
-    if ranks.main:                                                   # another preparation's scores must not outlive it
-        for old in (*out.glob("scores_*.npy"), *out.glob("full_*.npy"), *out.glob("topk_*.npy")):
-            old.unlink()
     sizes = [C for C in (15, 20, 100) if all((data.folder / f"candidates_{s}_{C}.npy").exists() for s in ("val", "test"))]
     listed = common.subset(len(data.train), cfg.lists, cfg.seed)
     cand = {s: {C: common.candidates(data, s, C, listed if s == "train" else slice(None)) for C in sizes

@@ -90,6 +90,8 @@ def examples(r, first, last, is_target):
     for end, seq, target in zip(last, *batch_of(r.data, first, last, r.history, is_target)):
         target = target[seq > 0]
         tail, at = r.prompts.history(seq[seq > 0])
+        if len(at) < len(target):
+            stop(f"a window of {len(target)} items does not fit the prompt, {len(at)} do; raise --max-tokens or lower --history")
         inner = np.flatnonzero(target[:-1])              # a vector's state predicts the vector after it; the last one's is read at the mask
         place = end + 1 - len(target) + np.append(len(target) - 1, inner)
         batch.append(SimpleNamespace(tail=tail, at=at[inner + 1], place=place, target=r.data.items[place].astype(np.int64)))

@@ -291,7 +291,7 @@ def test_lists_that_are_too_short_are_refused(toy, backbone, script):
 
 
 @pytest.mark.parametrize("args, says", [
-    (["--a", 9, "--history", 10], "--a 9 must be at least 3 and at most --history 10 minus 2"), (["--a", 2], "--a 2 must be at least 3"),
+    (["--a", 9, "--history", 10], "--a 9 must be at least 3 and at most --history 10 minus 2"), (["--a", 2], "--a 2 must be at least 3"), (["--input", "ids", "--verbalizer", "mean"], "--verbalizer is about titles"), (["--input", "ids", "--paper"], "--paper is about titles"),
     (["--candidates", 55, "--h", 10], "need 65 items, the catalogue has 60"),
     (["--dataset", "nowhere"], "no prepared data set in")])
 def test_relations_that_cannot_hold_are_refused(args, says, toy, backbone, script):
@@ -306,8 +306,11 @@ def test_histories_too_short_for_temporal_analysis_are_a_sentence(toy, backbone,
     np.save(lists / "topk_val.npy", np.load(backbone / "topk_val.npy")[few])
     monkeypatch.setattr(distill, "load_data", lambda name: short)
     says = refused(script, "--dataset", toy.folder, "--backbone", lists, "--llm", decoder, "--out", tmp_path / "p", "--a", 8, "--k", 2, "--h", 5)
-    assert "no validation history has the 10 items Temporal Analysis needs" in says
-    assert "is an unfinished run" in pytest.raises(Exception, common.load_run, tmp_path / "p").value.message
+    assert "no validation history has the 10 items Temporal Analysis needs" in says and "--tasks rps" in says and not (tmp_path / "p").exists()
+    script(distill.main, "--dataset", toy.folder, "--backbone", lists, "--llm", decoder, "--out", tmp_path / "p", "--a", 8, "--k", 2, "--h", 5, "--tasks", "rps", "--verbalizer", "mean",
+           "--samples", 16, "--evals", 1)               # without that task they are enough
+    result = json.loads((tmp_path / "p" / "metrics.json").read_text())
+    assert set(result["after"]) == {"rps", "rps_loss"} and result["n_ta"] == 0
 
 
 def test_a_loss_that_explodes_stops_the_run(toy, backbone, decoder, script, on_cpu, tmp_path):

@@ -339,3 +339,14 @@ def test_a_loss_that_explodes_stops_the_run(toy, decoder, script, on_cpu, tmp_pa
     says = refused(script, "--dataset", toy.folder, "--soft-prompt", "none", "--llm", decoder, "--out", tmp_path / "x", *SMALL, "--loss", "candidates",
                    "--verbalizer", "mean", "--lr", .1, "--weight-decay", 1e20)
     assert "lower --lr" in says and not (tmp_path / "x" / "config.json").exists() and not (tmp_path / "x" / "adapter").exists()
+
+
+def test_nothing_of_an_earlier_run_passes_for_the_new_one_s(chain, toy, backbone, decoder, script, on_cpu, tmp_path):
+    folder = shutil.copytree(chain.delrec, tmp_path / "delrec")
+    np.save(folder / "scores_test_15.npy", np.ones((len(toy.test), 15), np.float32))         # the evaluation of the earlier run
+    np.save(folder / "ranks_test_15.npy", np.ones(len(toy.test), np.float32))
+    _, tune = stages(toy, backbone, decoder, chain.prompt, folder)
+    tune[tune.index("--soft-prompt") + 1] = "none"
+    script(finetune.main, *tune, "--backbone", backbone)
+    assert not {"scores_test_15.npy", "ranks_test_15.npy", "soft_prompt.safetensors"} & {p.name for p in folder.iterdir()}
+    assert (folder / "adapter").is_dir() and (folder / "scores_val_15.npy").exists()

@@ -75,6 +75,23 @@ def test_table3_runs_every_variant_once_and_ends_in_a_table(here, toy, decoder):
     assert len(here.ran) == once + 1 and here.ran[-1][0] == "evaluate.py"      # finished runs are not repeated
 
 
+def test_a_finished_run_of_another_budget_is_not_taken_for_this_one(here, toy, decoder):
+    args = ["table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--budget", 80]
+    folder = here.root / "toy" / "tiny-llama-titles-80" / "no-prompt-s0"
+    folder.mkdir(parents=True)
+    common.write_json(folder / "config.json", {"stage": "finetune", "input": "titles", "samples": 640, "seed": 0})
+    done = CliRunner().invoke(recipes.main, [str(a) for a in args])
+    assert done.exit_code == 1 and "was made with --samples 640, here it is 80" in str(done.exc_info[1]) + done.output
+
+
+def test_table5_speaks_of_all_seeds(here, toy, decoder):
+    out = recipe("table5", "--dataset", toy.folder, "--llm", decoder, "--seeds", 2, "--budget", 80, "--test-samples", 20)
+    found = json.loads((here.root / "toy" / "tiny-llama-titles-80" / "table5" / "metrics.json").read_text())
+    density, base, delrec, gain, p, fused = next(x.split()[1:] for x in out.splitlines() if x.startswith("toy "))
+    assert float(base) == pytest.approx(found["seeds"]["sasrec"]["hr@1"][0], abs=6e-4) and float(delrec) == pytest.approx(found["seeds"]["delrec"]["hr@1"][0], abs=6e-4)
+    assert float(gain) == pytest.approx(found["seeds"]["delrec"]["hr@1_gain"], abs=6e-4) and float(p) == pytest.approx(found["seeds"]["delrec"]["p_hr@1"], rel=.01)
+
+
 def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkeypatch):
     meet, ran, lock = threading.Barrier(2), [], threading.Lock()
 

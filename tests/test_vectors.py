@@ -214,7 +214,7 @@ def test_what_cannot_be_is_refused(toy, planted, backbone, sasrec, distilled, de
     lists = np.load(partly / "topk_train.npy")
     lists[::2] = 0
     np.save(partly / "topk_train.npy", lists)
-    assert f"lists {len(lists) // 2} of {len(lists)} training samples" in stage_1("--backbone", partly, "--llm", decoder)
+    assert f"lists {len(lists) // 2} of {len(lists)} training samples: train it again with --lists {len(lists)}" in stage_1("--backbone", partly, "--llm", decoder)
     stage_2 = lambda *args: script(finetune.main, "--dataset", toy.folder, "--llm", decoder, "--out", tmp_path / "f", *args, code=1).error
     assert "was distilled on item vectors, --input is titles" in stage_2("--soft-prompt", distilled, "--samples", 48, "--batch", 8)
     assert "--maps begins the maps of item vectors, but --input is titles" in stage_2("--soft-prompt", "none", "--backbone", planted, "--maps", distilled, "--samples", 48, "--batch", 8)
@@ -222,4 +222,11 @@ def test_what_cannot_be_is_refused(toy, planted, backbone, sasrec, distilled, de
     weights = load_file(other / "model.safetensors")
     from safetensors.torch import save_file
     save_file(weights | {"bias": weights["bias"] + torch.arange(61)}, other / "model.safetensors")
-    assert "the item vectors of another backbone" in stage_2(*TUNE, "--soft-prompt", distilled, "--backbone", other)
+    assert "the item vectors of another backbone" in stage_2(*TUNE, "--soft-prompt", "none", "--maps", distilled, "--backbone", other)
+    assert f"was distilled from {planted}, --backbone is {other}" in stage_2(*TUNE, "--soft-prompt", distilled, "--backbone", other)
+    assert "--loss is about titles" in stage_2(*TUNE, "--soft-prompt", distilled, "--loss", "titles")
+    assert "--maps and --teacher both say" in stage_2(*TUNE, "--maps", distilled, "--teacher", distilled)
+    config = json.loads((other / "config.json").read_text())
+    common.write_json(other / "config.json", config | {"data_hash": "0123456789abcdef"})
+    assert "another preparation" in stage_2(*TUNE, "--soft-prompt", "none", "--backbone", other)            # what it has seen is not known
+    assert not (tmp_path / "f").exists()
