@@ -1,6 +1,6 @@
 """The paper's tables and figures, each by one command (make headline, table2, table3, table4, fig8, table5, coldstart).
 
-    python recipes.py headline --input ids --budget 12288 --prompt-budget 1024 --jobs 2 --test-samples 0    does it beat its backbone? (make headline; some two hours on 2 cores)
+    python recipes.py headline --input ids --budget 12288 --prompt-budget 1024 --jobs 2 --test-samples 0    does it beat its backbone? (make headline; some ninety minutes on 2 cores)
     python recipes.py table3                                                    ml-100k, the embedded LM, two seeds, a budget for 2 cores
     python recipes.py table3 --input ids --budget 4096                          the same variants with items as vectors (E4SRec's input)
     python recipes.py table2 --dataset beauty --llm google/flan-t5-xl --budget 50000 --procs 10       ten GPUs
