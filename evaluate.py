@@ -15,6 +15,7 @@ runs are compared without loading a model. Everything chosen (steps, weights of 
 X-s0, X-s1, .. are the seeds of X: the table also holds their mean and deviation, and tests of the means.
 """
 import json
+import shlex
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,6 +224,21 @@ def cases_of(data, samples, cand, rows, value, names, n=60, seed=0):
     return out
 
 
+def command_line(context):
+    """What was typed, as one line: what makes this table again."""
+    typed = lambda p: context.get_parameter_source(p.name).name == "COMMANDLINE"
+    line = ["python", "evaluate.py"]
+    for p in sorted(filter(typed, context.command.params), key=lambda p: p.name not in ("ckpt", "more")):      # the runs first
+        value = context.params[p.name]
+        if getattr(p, "is_flag", False):
+            line.append(p.opts[0] if value else p.secondary_opts[0])
+        elif p.param_type_name == "argument":
+            line += map(str, value)
+        else:
+            line += [str(x) for one in (value if p.multiple else [value]) for x in (p.opts[0], *(one if isinstance(one, tuple) else [one]))]
+    return shlex.join(line)
+
+
 # ---------------------------------------------------------------- the command
 
 @click.command(**described(__doc__))
@@ -385,7 +401,7 @@ def main(**config):
     if cfg.page:
         configs = {name: read_json(run.folder / "config.json") for name, run in run_of.items()}
         report.page(Path(cfg.page), result, made, cases_of(data, samples["test"], cand["test"], rows, value, list(run_of)[:6]), configs,
-                    "python evaluate.py --ckpt " + " ".join(names))
+                    command_line(click.get_current_context()))
     report.write_figures(out, made)
     if spent[0]:
         print(f"{spent[0] / spent[1]:.2f} samples/s scored by LMs ({spent[0]:.0f} prompts of {cfg.C} candidates), {100 * spent[1] / (time.time() - began):.0f} % of the time")

@@ -209,8 +209,7 @@ def seeds_figure(result):
         ax.errorbar(mean, y, xerr=[[max(mean - low, 0)], [max(high - mean, 0)]], fmt="o", capsize=3, color=BLUE)
         ax.plot(v["hr@1_each"], [y] * v["seeds"], "|", markersize=11, color=ORANGE)
     ax.set_yticks(range(len(seeds)), seeds)
-    ax.set_xlabel(f"HR@1 among {result['candidates']} candidates (chance {1 / result['candidates']:.3f}), {result['dataset']}, n = {result['n']}: mean over seeds, 95 % interval over users; marks: seeds")
-    ax.xaxis.label.set_size("small")
+    ax.set_xlabel(f"HR@1 among {result['candidates']} candidates (chance {1 / result['candidates']:.3f}), {result['dataset']}, n = {result['n']}\nmean over seeds, 95 % interval over users; marks: each seed")
     ax.grid(axis="x", alpha=0.3)
     return fig
 
@@ -224,7 +223,7 @@ def groups_figure(result, kind):
         v = [g["rows"][name] for g in groups.values()]
         mean = np.array([x["hr@1"] for x in v])
         at = np.arange(len(groups)) + 0.6 * (i / max(len(names) - 1, 1) - 0.5)
-        ax.errorbar(at, mean, yerr=[np.maximum(mean - [x["low"] for x in v], 0), np.maximum([x["high"] for x in v] - mean, 0)], fmt="os^Dvp*X<>"[i % 10], capsize=2, label=name)
+        ax.errorbar(at, mean, yerr=[np.maximum(mean - [x["low"] for x in v], 0), np.maximum([x["high"] for x in v] - mean, 0)], fmt="os^Dvp*X<>"[i % 10], capsize=2, label=name, fillstyle="full" if i < 10 else "none")
     ax.axhline(1 / result["candidates"], color=GREY, linestyle="--", label="chance")
     ax.set_xticks(range(len(groups)), [f"{g}\nn = {v['n']}" for g, v in groups.items()])
     ax.set_ylim(0, 1)

@@ -1,7 +1,9 @@
 """report.py and what evaluate.py adds to the table: groups, seeds, floors, formats, and the page, looked at in Chromium where there is one."""
 import csv
+import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from types import SimpleNamespace
@@ -114,6 +116,15 @@ def test_shuffled_histories_change_what_reads_the_order_only(toy, sasrec, chain,
     assert np.array_equal(again == 0, old == 0)          # padding stays in front
     one = np.array([[0, 0, 7]])
     assert np.array_equal(common.shuffled(one, [3]), one)
+
+
+def test_the_page_says_what_was_typed(toy, sasrec, script, on_cpu, tmp_path):
+    args = ["--ckpt", sasrec, "--limit", 20, "--no-show", "--fuse", "popularity", "co-occurrence", "--fuse", "sasrec", "popularity", "--out", tmp_path / "a b", "--report", tmp_path / "x.html"]
+    script(evaluate.main, *args)
+    said = html.unescape(re.search(r"Written by <code>(.*?)</code>", (tmp_path / "x.html").read_text()).group(1))
+    program, *typed = shlex.split(said)[1:]
+    with evaluate.main.make_context(program, typed) as again, evaluate.main.make_context(program, [str(a) for a in args]) as first:      # it asks for the same once more
+        assert again.params == first.params
 
 
 # ---------------------------------------------------------------- formats
