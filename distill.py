@@ -129,7 +129,7 @@ def weights(how, g_TA, g_RPS, log_var):
 @click.option("--gradient-checkpointing", is_flag=True, help="keep each layer's input only and compute it again in backward: a third more time, far less memory")
 @click.option("--shard", is_flag=True, help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does not fit one card; the same numbers, slower")
 @click.option("--cache-prefix/--no-cache-prefix", default=True, help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of once per prompt; the same numbers")
-@click.option("--lr", default=2e-2, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion")
+@click.option("--lr", default=None, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion for the soft prompt; 2e-2, with --input ids 5e-4")
 @click.option("--lr-maps", default=1e-3, type=click.FloatRange(0, min_open=True), help="with --input ids: that of the maps between items' vectors and the LM")
 @click.option("--lr-lm", default=0.0, type=click.FloatRange(0), help="that of a LoRA adapter on the LM's q and v; 0: the LM is frozen (the paper; above 0: its variant w UDPSM)")
 @click.option("--weight-decay", default=1e-5, help="weight decay of Lion")
@@ -149,7 +149,7 @@ def main(ctx, **config):
     cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
     ids = cfg.input == "ids"
-    for name, titles, windows in (("history", 10, 20), ("samples", 640, 2048), ("batch", 8, 16), ("micro", 4, 16)):
+    for name, titles, windows in (("history", 10, 20), ("samples", 640, 2048), ("batch", 8, 16), ("micro", 4, 16), ("lr", 2e-2, 5e-4)):
         if getattr(cfg, name) is None:
             setattr(cfg, name, windows if ids else titles)
     if ids:                                              # every item is scored from one state, in the space of the vectors
