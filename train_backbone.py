@@ -330,7 +330,7 @@ def means(greater, equal):
 @click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
 # a teacher (DLLM2Rec)
 @click.option("--teacher", default=None, type=str, help="run folder of an LM after evaluate.py --ckpt RUN --export; tfidf: no LM, the titles' vectors are bags of words (the control)")
-@click.option("--lam", default=0., type=click.FloatRange(0), help="weight of the teacher's lists, lambda (paper: .1 to 1); 0: without, as they helped on no data set here")
+@click.option("--lam", default=0., type=click.FloatRange(0), help="weight of the teacher's lists, lambda (paper: .1 to 1); 0: without; they helped Caser (.1), not SASRec")
 @click.option("--list-loss", default="softmax", type=click.Choice(["softmax", "sigmoid"]), help="listed items against the catalogue, or against one unlisted item (the paper)")
 @click.option("--w-position", default=.3, type=click.FloatRange(0), help="weight of a listed item's place")
 @click.option("--w-confidence", default=.5, type=click.FloatRange(0), help="weight of the teacher's confidence")
