@@ -152,11 +152,18 @@ def each_seed(c, rows, dataset=None):
         return [run for runs in (pool.map if c.jobs > 1 else map)(one, range(c.seeds)) for run in runs]
 
 
+def more_seeds(c, models):
+    """Backbones cost minutes: three seeds of them at least, whatever --seeds says of the LMs."""
+    return [Recipe(c, c.dataset, seed).backbone(m) for seed in range(c.seeds, 3) for m in models]
+
+
 def headline(c):
     """Does DELRec beat its own backbone? Alone, and against the strongest that goes without an LM: backbones fused with each other and with counts of pairs."""
-    runs, fused = each_seed(c, lambda r: [r.backbone(), r.backbone("gru4rec"), r.delrec(), r.variant("no-prompt")]), []
+    runs, fused = each_seed(c, lambda r: [r.backbone(), r.backbone("gru4rec"), r.delrec(), r.variant("no-prompt")]) + more_seeds(c, ["sasrec", "gru4rec"]), []
+    for s in range(max(c.seeds, 3)):
+        fused += ["--fuse", f"sasrec-s{s}", f"gru4rec-s{s}", "--fuse", f"sasrec-s{s}+gru4rec-s{s}", "co-occurrence"]
     for s in range(c.seeds):
-        fused += ["--fuse", f"delrec-s{s}", "co-occurrence", "--fuse", f"sasrec-s{s}", f"gru4rec-s{s}", "--fuse", f"sasrec-s{s}+gru4rec-s{s}", "co-occurrence"]
+        fused += ["--fuse", f"delrec-s{s}", "co-occurrence", "--fuse", f"no-prompt-s{s}", "co-occurrence"]
     return Recipe(c, c.dataset, 0).evaluate("headline", runs, *fused, "--reference", "sasrec-s0", val_samples=1000)
 
 
@@ -164,7 +171,7 @@ def table2(c):
     """Backbones, the plain LM, other methods that are flags here, DELRec with each backbone and without stage 1 (of item vectors: E4SRec)."""
     others = {name: other for name, other in OTHERS.items() if name != "e4srec" or c.input != "ids"}
     runs = each_seed(c, lambda r: [r.backbone(m) for m in ("sasrec", "gru4rec", "caser")] + [r.tune(n, "none", *flags, reads=reads) for n, (reads, flags) in others.items()] + [r.variant("no-prompt")] +
-                     [r.delrec(m) for m in ("sasrec", "gru4rec", "caser")])
+                     [r.delrec(m) for m in ("sasrec", "gru4rec", "caser")]) + more_seeds(c, ["sasrec", "gru4rec", "caser"])
     return Recipe(c, c.dataset, 0).evaluate("table2", runs, "--dataset", c.dataset, "--llm", c.llm, "--reference", "sasrec-s0")
 
 

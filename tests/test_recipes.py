@@ -144,6 +144,16 @@ def test_item_vectors_are_distilled_in_the_form_they_are_read_in(toy, decoder, m
             assert of == {"llara-s0": "200", "llamarec-s0": "200", "llmseqprompt-s0": "200", "no-prompt-s0": "800", "delrec-s0": "800", "delrec-gru4rec-s0": "800", "delrec-caser-s0": "800"}
 
 
+@pytest.mark.parametrize("name, models", [("headline", ["sasrec", "gru4rec"]), ("table2", ["sasrec", "gru4rec", "caser"])])
+def test_backbones_get_three_seeds_where_they_are_what_is_beaten(name, models, toy, decoder):
+    out = recipe(name, "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--dry-run").splitlines()
+    recipes.SHOWN.clear()
+    assert sorted(x.split("--out ")[1].split("/")[1] for x in out if "train_backbone.py" in x) == sorted(f"{m}-s{s}" for m in models for s in range(3))
+    assert all(f"toy/{m}-s{s} " in out[-1] for m in models for s in range(3)) and "delrec-s1" not in " ".join(out)
+    if name == "headline":
+        assert all(f"--fuse sasrec-s{s}+gru4rec-s{s} co-occurrence" in out[-1] for s in range(3))
+
+
 def test_fig8_moves_one_number_at_a_time(toy, decoder):
     out = recipe("fig8", "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--dry-run")
     recipes.SHOWN.clear()
