@@ -468,7 +468,7 @@ class Log:
     """One line per step to log.jsonl, and on screen a progress bar with time left (a line now and then where there is no terminal)."""
 
     def __init__(self, out, total, name, ranks, unit="step", done=0):
-        self.main, self.total, self.name, self.start, self.said = ranks.main, total, name, time.time(), time.time()
+        self.main, self.total, self.name, self.first, self.start, self.said = ranks.main, total, name, done, time.time(), time.time()
         self.file = open(out / "log.jsonl", "a", encoding="utf-8") if self.main and out else None
         self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, disable=None if self.main else True, dynamic_ncols=True, leave=False)
 
@@ -483,7 +483,7 @@ class Log:
         self.bar.update(done - self.bar.n)
         if self.bar.disable and (time.time() - self.said > 15 or done == self.total):
             spent = time.time() - self.start
-            left = f"{spent / max(done, 1) * (self.total - done):.0f} s left" if done < self.total else f"{spent:.0f} s"
+            left = f"{spent / max(done - self.first, 1) * (self.total - done):.0f} s left" if done < self.total else f"{spent:.0f} s"
             print(f"{self.name} {done}/{self.total} | {text} | {left}", flush=True)
             self.said = time.time()
         if self.bar.disable:

@@ -264,7 +264,7 @@ def main(ctx, **config):
         checkpoints.restore_optimiser("lion", optimiser, tensors), checkpoints.restore_optimiser("adam", balancer, tensors)
         best = (*state["best"][:2], [tensors[f"best.{name}"].to(ranks.device) for name in names], state["best"][2]) if state["best"] else None
         prompts_seen, lm_seconds, step_seconds = state["prompts_seen"], state["lm_seconds"], state["step_seconds"]
-        began -= state["seconds"]
+        began, record["started"] = began - state["seconds"], record["started"] - state["seconds"]
     cut_log(out, "distill", first, ranks)
     log = Log(out, steps, "distill", ranks, done=first)
 

@@ -334,7 +334,7 @@ def main(ctx, **config):
         if state["best"]:
             best = (tuple(state["best"][0]), state["best"][1], [tensors[f"best.{i}"].to(ranks.device) for i in range(len(params))], tensors["best.scores"].numpy())
         lm_seconds, step_seconds = state["lm_seconds"], state["step_seconds"]
-        began -= state["seconds"]
+        began, record["started"] = began - state["seconds"], record["started"] - state["seconds"]
     cut_log(out, "finetune", first, ranks)
     log = Log(out, steps, "finetune", ranks, done=first)
 

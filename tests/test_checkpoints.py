@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,6 +90,23 @@ def test_a_stopped_run_that_goes_on_is_the_run_that_was_never_stopped(jobs, whol
     want = whole(name)
     for n in steps:
         assert same(stop_and_resume(jobs, name, tmp_path, monkeypatch, n), want), n
+
+
+@pytest.mark.parametrize("name", ["train_backbone", "distill", "finetune"])
+def test_a_resumed_run_counts_the_time_before_it_was_stopped(jobs, tmp_path, monkeypatch, name):
+    load = checkpoints.Saver.load
+    monkeypatch.setattr(checkpoints.Saver, "load", lambda self: (lambda found: (found[0], found[1], found[2] | {"seconds": 1e4}))(load(self)))
+    assert common.read_json(stop_and_resume(jobs, name, tmp_path, monkeypatch, 3) / "config.json")["seconds"] > 1e4
+
+
+def test_the_time_left_goes_by_the_steps_of_this_process(monkeypatch, capsys):
+    now = [0.]
+    monkeypatch.setattr(common.time, "time", lambda: now[0])
+    log = common.Log(None, 100, "x", SimpleNamespace(main=True), done=90)      # 90 steps of an earlier process took none of this one's time
+    now[0] = 20.
+    log.step(91)
+    assert capsys.readouterr().out.endswith("| 180 s left\n")
+    log.close()
 
 
 def zero(prefix):
