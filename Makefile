@@ -22,10 +22,10 @@ soak: $(VENV)/ready          ## kill the scripts fifty times at random moments a
 circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (about 40 minutes on 2 cores)
 	$(PY) circle.py
 
-# the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl SEEDS=3 BUDGET=50000 PROCS=10
+# the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl INPUT=titles SEEDS=3 BUDGET=50000 PROCS=10 TEST=0
 RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(TEST),--test-samples $(TEST)) $(foreach x,$(ALSO),--also $(x))
 headline: $(VENV)/ready      ## does DELRec beat its own backbone? two seeds of everything, items as vectors (some ninety minutes on 2 cores)
-	$(PY) recipes.py headline --input ids --budget 12288 --prompt-budget 1024 --test-samples 0 --jobs 2 $(RECIPE)
+	$(PY) recipes.py headline --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
 
 table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= JOBS= TEST= ALSO=
 	$(PY) recipes.py $@ $(RECIPE)

@@ -1,16 +1,16 @@
 """The paper's tables and figures, each by one command (make headline, table2, table3, table4, fig8, table5, coldstart).
 
-    python recipes.py headline --input ids --budget 12288 --prompt-budget 1024 --jobs 2 --test-samples 0    does it beat its backbone? (make headline; some ninety minutes on 2 cores)
-    python recipes.py table3                                                    ml-100k, the embedded LM, two seeds, a budget for 2 cores
-    python recipes.py table3 --input ids --budget 4096                          the same variants with items as vectors (E4SRec's input)
-    python recipes.py table2 --dataset beauty --llm google/flan-t5-xl --budget 50000 --procs 10       ten GPUs
+    python recipes.py headline --budget 12288 --prompt-budget 1024 --test-samples 0     does it beat its backbone? (make headline; some ninety minutes on 2 cores)
+    python recipes.py table3                                                    ml-100k, the embedded LM, two seeds, items as vectors, a budget for 2 cores (half an hour)
+    python recipes.py table3 --input titles --budget 192 --test-samples 1000    the same variants with items as titles, over night
+    python recipes.py table2 --dataset beauty --llm google/flan-t5-xl --input titles --budget 50000 --seeds 3 --procs 10 --test-samples 0      ten GPUs
     python recipes.py fig8 --dry-run                                            only print the commands
 
 Every stage is a command of the README. Runs stand under runs/<dataset>/<llm>-<input>-<budget>[-<prompt budget>]/, backbones under runs/<dataset>/, all with their seed (-s0, -s1,
 ..); finished ones are not repeated, killed ones go on from their checkpoint. A recipe ends in the folder .../<recipe>/: table.txt .md .tex .csv, figures, a page.
-The budget is the samples (with --input ids the windows) that stage 2 sees; stage 1 sees --prompt-budget, or a third as many, at most 20,000; with --input ids
-table2's methods that read titles see a quarter. --jobs 2 runs two seeds side by side, each on its share of the cores or GPUs: on 2 cores more is done than by one
-after the other, as a process with two threads keeps 1.2 cores busy; what a stage prints then stands in <its run folder>.out.
+The budget is the windows of histories (with --input titles the samples) that stage 2 sees; stage 1 sees --prompt-budget, or a quarter as many, at most 20,000; table2's
+methods that read titles see a quarter of the windows. Two seeds run side by side, each on its share of the cores or GPUs: on 2 cores more is done than by one after
+the other, as a process with two threads keeps 1.2 cores busy; what a stage prints then stands in <its run folder>.out.
 """
 import os
 import shlex
@@ -94,7 +94,7 @@ class Recipe:
 
     def prompt(self, name="prompt", model="sasrec", flags=()):
         return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", "--dataset", self.data, "--llm", self.c.llm, "--backbone", self.backbone(model), *(["--input", "ids"] if self.c.input == "ids" else []), "--samples",
-                        self.c.prompt_budget or min(max(self.c.budget // 3, 32), 20000), "--evals", 2, *flags)
+                        self.c.prompt_budget or min(max(self.c.budget // 4, 32), 20000), "--evals", 2, *flags)
 
     def tune(self, name, soft_prompt, *flags, model="sasrec", reads=None):
         """Stage 2, on what `reads` or else --input says. With a distilled soft prompt it takes its backbone from that."""
@@ -228,16 +228,16 @@ RECIPES = {f.__name__: f for f in (headline, table2, table3, table4, fig8, table
 @click.option("--also", multiple=True, help="table5: another data set; may be repeated")
 @click.option("--llm", default="smollm2-135m", help="the LM; Hugging Face id or folder")
 @click.option("--seeds", default=2, type=click.IntRange(1), help="runs of everything, seeds 0, 1, ..")
-@click.option("--budget", default=192, type=click.IntRange(80), help="training samples of stage 2 (with --input ids: windows)")
-@click.option("--prompt-budget", default=0, type=click.IntRange(0), help="training samples of stage 1; 0: a third of --budget, at most 20,000")
-@click.option("--input", default="titles", type=click.Choice(["titles", "ids", "hybrid"]), help="what DELRec's rows read: see finetune.py --input")
-@click.option("--test-samples", default=1000, type=click.IntRange(0), help="test samples of the table, the same for all rows; 0 = all")
+@click.option("--input", default="ids", type=click.Choice(["titles", "ids", "hybrid"]), help="what DELRec's rows read: see finetune.py --input; ids needs a decoder-only LM")
+@click.option("--budget", default=512, type=click.IntRange(80), help="training windows of stage 2 (with --input titles and hybrid: samples)")
+@click.option("--prompt-budget", default=0, type=click.IntRange(0), help="training windows of stage 1; 0: a quarter of --budget, at most 20,000")
+@click.option("--test-samples", default=2000, type=click.IntRange(0), help="test samples of the table, the same for all rows; 0 = all")
 @click.option("--procs", default=1, type=click.IntRange(1), help="processes (GPUs) of each stage, by torchrun")
-@click.option("--jobs", default=1, type=click.IntRange(1), help="seeds side by side, each with its share of the cores, or --procs GPUs of its own")
+@click.option("--jobs", default=0, type=click.IntRange(0), help="seeds side by side, each with its share of the cores, or --procs GPUs of its own; 0: as many as the GPUs allow, 2 without")
 @click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
 def main(recipe, **config):
     c = SimpleNamespace(**config)
-    c.jobs = 1 if c.dry_run else min(c.jobs, c.seeds)
+    c.jobs = 1 if c.dry_run else min(c.jobs or max(torch.cuda.device_count() // c.procs, 1 if torch.cuda.is_available() else 2), c.seeds)
     if not c.dry_run:
         for name in [c.dataset, *c.also]:
             if name == "ml-100k" and not (common.ROOT / "data" / name / "meta.json").exists():
