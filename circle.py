@@ -37,28 +37,28 @@ ROWS = {"sasrec": "backbone", "e4srec": "LM, items as vectors, distilled soft pr
 def main(dataset, llm, layers, windows, small_windows, val_samples, procs, test_samples):
     """Backbone, LM, small LM, backbone again: every stage, then one table."""
     began, procs = time.time(), procs or torch.cuda.device_count() or min(os.cpu_count(), 2)
-    name_of = Path(dataset).name                         # runs are named after the data's folder
-    runs = common.ROOT / "runs" / name_of
+    home = f"{Path(dataset).name}/circle"                # its own runs: those of the README's commands have seen other samples
+    runs = common.ROOT / "runs" / home
     if dataset == "ml-100k" and not (common.ROOT / "data" / "ml-100k" / "meta.json").exists():
         stage(None, "data/prepare.py", "ml-100k")
     if llm == "smollm2-135m":
         stage(None, "data/prepare.py", llm)
     lm = ["finetune.py", "--dataset", dataset, "--llm", llm, "--val-samples", val_samples, "--evals", 4]
-    ids = ["--input", "ids", "--soft-prompt", f"{name_of}/prompt"]
-    stage(runs / "sasrec", "train_backbone.py", "--dataset", dataset)
-    stage(runs / "prompt", "distill.py", "--dataset", dataset, "--llm", llm, "--samples", 64, "--val-samples", 48, "--evals", 1, procs=procs)
-    stage(runs / "e4srec", *lm, *ids, "--samples", windows, "--out", f"{name_of}/e4srec", procs=procs)
-    stage(runs / "small", *lm, *ids, "--samples", small_windows, "--layers", layers, "--out", f"{name_of}/small", procs=procs)
-    stage(runs / "slmrec", *lm, "--teacher", f"{name_of}/e4srec", "--samples", small_windows, "--layers", layers, "--out", f"{name_of}/slmrec", procs=procs)
-    stage(runs / "slmrec" / "export", "evaluate.py", "--ckpt", f"{name_of}/slmrec", "--export", procs=procs)
-    stage(runs / "sasrec-taught", "train_backbone.py", "--dataset", dataset, "--teacher", f"{name_of}/slmrec")
-    stage(runs / "caser", "train_backbone.py", "--dataset", dataset, "--model", "caser")
-    stage(runs / "caser-taught", "train_backbone.py", "--dataset", dataset, "--student", "caser", "--teacher", f"{name_of}/slmrec", "--lam", .1, "--eta", .3)
-    stage(None, "evaluate.py", "--ckpt", *(f"{name_of}/{name}" for name in ROWS), "--limit", test_samples, "--val-samples", val_samples, "--out", runs / "circle", procs=procs)
+    ids = ["--input", "ids", "--soft-prompt", f"{home}/prompt"]
+    stage(runs / "sasrec", "train_backbone.py", "--dataset", dataset, "--out", f"{home}/sasrec")
+    stage(runs / "prompt", "distill.py", "--dataset", dataset, "--llm", llm, "--backbone", f"{home}/sasrec", "--samples", 64, "--val-samples", 48, "--evals", 1, "--out", f"{home}/prompt", procs=procs)
+    stage(runs / "e4srec", *lm, *ids, "--samples", windows, "--out", f"{home}/e4srec", procs=procs)
+    stage(runs / "small", *lm, *ids, "--samples", small_windows, "--layers", layers, "--out", f"{home}/small", procs=procs)
+    stage(runs / "slmrec", *lm, "--teacher", f"{home}/e4srec", "--samples", small_windows, "--layers", layers, "--out", f"{home}/slmrec", procs=procs)
+    stage(runs / "slmrec" / "export", "evaluate.py", "--ckpt", f"{home}/slmrec", "--export", procs=procs)
+    stage(runs / "sasrec-taught", "train_backbone.py", "--dataset", dataset, "--teacher", f"{home}/slmrec", "--out", f"{home}/sasrec-taught")
+    stage(runs / "caser", "train_backbone.py", "--dataset", dataset, "--model", "caser", "--out", f"{home}/caser")
+    stage(runs / "caser-taught", "train_backbone.py", "--dataset", dataset, "--student", "caser", "--teacher", f"{home}/slmrec", "--lam", .1, "--eta", .3, "--out", f"{home}/caser-taught")
+    stage(None, "evaluate.py", "--ckpt", *(f"{home}/{name}" for name in ROWS), "--limit", test_samples, "--val-samples", val_samples, "--out", runs, procs=procs)
 
     # the table
     data = common.load_data(dataset)
-    table = common.read_json(runs / "circle" / "metrics.json")
+    table = common.read_json(runs / "metrics.json")
     which = common.subset(len(data.test), test_samples, 0)
     user = common.users(data, np.asarray(data.test)[which])
     ms_of, lines = {}, [table["protocol"], ""]
@@ -79,7 +79,7 @@ def main(dataset, llm, layers, windows, small_windows, val_samples, procs, test_
                 for name, t in (("sasrec", taught), ("caser", weaker))),
               f"{(time.time() - began) / 60:.1f} minutes"]
     print("\n" + "\n".join(lines) + "\n")
-    (runs / "circle" / "circle.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (runs / "circle.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     report([("slmrec.speedup.inference", ms_of["e4srec"][2] / ms_of["slmrec"][2], "x", 3), ("slmrec.speedup.training", student.samples_per_second / teacher.samples_per_second, "x", 3),
             ("slmrec.speedup.training_with_states", teacher.train_seconds / (student.train_seconds + student.states_seconds), "x", None),
             ("slmrec.hr@1_vs_teacher", float((hits["slmrec"] - hits["e4srec"]).mean()), "", None), ("slmrec.hr@1_vs_teacher_low", float(low), "", None),

@@ -11,6 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import click
+
+import common
+
 ROOT = Path(__file__).resolve().parent
 TEST_SAMPLES = 300
 STAGES = [
@@ -23,7 +27,9 @@ STAGES = [
 ]
 
 
+@click.command(**common.described(__doc__))
 def main():
+    """Every stage of the README on ML-100K, small, and the table."""
     began, minutes = time.time(), []
     for stage in STAGES:
         print(f"\n=== python {stage}", flush=True)

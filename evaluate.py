@@ -280,7 +280,7 @@ def main(**config):
         stop("nothing to evaluate; give --ckpt RUN (a run folder) or --llm NAME --dataset NAME")
     ranks = setup(0)
     runs = [load_run(n, stages=["train_backbone", "distill", "finetune", "lm"]) for n in names]
-    data = load_data(cfg.dataset or (runs[0].data_folder if runs else "ml-100k"))
+    data = load_data(cfg.dataset or (getattr(runs[0], "data_folder", runs[0].dataset) if runs else "ml-100k"))
     for run in runs:
         load_run(run.folder, data)                           # refuses another data set's run
     asked = [flag for flag, given in (("--history", cfg.history is not None), ("--serve", cfg.file), ("--export", cfg.export), ("--probe", cfg.probe)) if given]

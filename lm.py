@@ -29,6 +29,12 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # ---------------------------------------------------------------- the model
 
+def kind_of(config):
+    """decoder (Llama family), encoder-decoder (T5 family) or encoder (BERT family), from a transformers config."""
+    masked = "MaskedLM" in (getattr(config, "architectures", None) or [""])[0] or config.model_type in ("bert", "roberta", "distilbert")
+    return "encoder-decoder" if config.is_encoder_decoder else "encoder" if masked else "decoder"
+
+
 def load_lm(name, device, dtype=None, shard=False):
     """Load an LM by Hugging Face id, folder, 'smollm2-135m' (embedded), or a run of finetune.py. Frozen, eval mode. shard: each process keeps a part of the layers.
 
@@ -59,10 +65,8 @@ def load_lm(name, device, dtype=None, shard=False):
     except (OSError, ValueError) as e:
         stop(f"no language model '{name}': expected smollm2-135m, a folder with a Hugging Face model and its tokenizer, a run of finetune.py, or an id that "
              f"can be downloaded ({str(e).splitlines()[0][:150]})")
-    arch = (getattr(config, "architectures", None) or [""])[0]
-    kind, auto = (("encoder-decoder", AutoModelForSeq2SeqLM) if config.is_encoder_decoder else
-                  ("encoder", AutoModelForMaskedLM) if "MaskedLM" in arch or config.model_type in ("bert", "roberta", "distilbert") else
-                  ("decoder", AutoModelForCausalLM))
+    kind = kind_of(config)
+    auto = {"encoder-decoder": AutoModelForSeq2SeqLM, "encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM}[kind]
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" or has_fast_bf16() else torch.float32
     try:

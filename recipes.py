@@ -109,7 +109,7 @@ class Recipe:
         one, two = VARIANTS[name]
         soft_prompt = one if isinstance(one, str) else self.prompt(f"prompt-{name}", flags=one) if one else self.prompt()
         if name == "half-lm":
-            two = ["--layers", layers(self.c.llm) // 2]
+            two = ["--layers", shape(self.c.llm)[1] // 2]
         if name == "maps":
             two = ["--maps", self.prompt()]
         return self.tune(name, soft_prompt, *two)
@@ -127,10 +127,25 @@ class Recipe:
         return out
 
 
-def layers(llm):
-    """How many layers an LM has."""
+def shape(llm):
+    """An LM's kind (decoder, encoder-decoder, encoder) and how many layers it has."""
+    if llm == "smollm2-135m":
+        return "decoder", 30                             # the embedded one may not be here yet (--dry-run)
     from transformers import AutoConfig
-    return 30 if llm == "smollm2-135m" else AutoConfig.from_pretrained(llm).num_hidden_layers      # the embedded one may not be here yet (--dry-run)
+    from lm import kind_of
+    try:
+        config = AutoConfig.from_pretrained(llm)
+    except (OSError, ValueError) as e:
+        sys.exit(f"recipes: no language model '{llm}': expected smollm2-135m, a folder with a Hugging Face model, or an id that can be downloaded ({str(e).splitlines()[0][:150]})")
+    return kind_of(config), config.num_hidden_layers
+
+
+def decoder_only(c, names, what):
+    """The rows that c's LM can have: those named in `what` need a decoder-only one."""
+    if (kind := shape(c.llm)[0]) == "decoder":
+        return names
+    print(f"without {', '.join(what)}: {c.llm} is an {kind} LM, these need a decoder-only one", flush=True)
+    return [n for n in names if n not in what]
 
 
 # ---------------------------------------------------------------- the recipes
@@ -164,12 +179,14 @@ def headline(c):
         fused += ["--fuse", f"sasrec-s{s}", f"gru4rec-s{s}", "--fuse", f"sasrec-s{s}+gru4rec-s{s}", "co-occurrence"]
     for s in range(c.seeds):
         fused += ["--fuse", f"delrec-s{s}", "co-occurrence", "--fuse", f"no-prompt-s{s}", "co-occurrence"]
+    if c.seeds > 1:
+        fused += ["--fuse", "delrec-s0", "delrec-s1", "--fuse", "delrec-s0+delrec-s1", "co-occurrence", "--fuse", "delrec-s0+delrec-s1+co-occurrence", "gru4rec-s0"]
     return Recipe(c, c.dataset, 0).evaluate("headline", runs, *fused, "--reference", "sasrec-s0", val_samples=1000)
 
 
 def table2(c):
     """Backbones, the plain LM, other methods that are flags here, DELRec with each backbone and without stage 1 (of item vectors: E4SRec)."""
-    others = {name: other for name, other in OTHERS.items() if name != "e4srec" or c.input != "ids"}
+    others = {name: OTHERS[name] for name in decoder_only(c, list(OTHERS), ["llmseqprompt"]) if name != "e4srec" or c.input != "ids"}
     runs = each_seed(c, lambda r: [r.backbone(m) for m in ("sasrec", "gru4rec", "caser")] + [r.tune(n, "none", *flags, reads=reads) for n, (reads, flags) in others.items()] + [r.variant("no-prompt")] +
                      [r.delrec(m) for m in ("sasrec", "gru4rec", "caser")]) + more_seeds(c, ["sasrec", "gru4rec", "caser"])
     return Recipe(c, c.dataset, 0).evaluate("table2", runs, "--dataset", c.dataset, "--llm", c.llm, "--reference", "sasrec-s0")
@@ -184,7 +201,7 @@ def table3(c):
 
 def table4(c):
     """What each part is worth: without stage 1, without stage 2, without a task, with more that moves, with half of the LM."""
-    names = ["no-prompt", "no-ta", "no-rps", "moved-lm", "moved-prompt", "half-lm", "delrec"]
+    names = decoder_only(c, ["no-prompt", "no-ta", "no-rps", "moved-lm", "moved-prompt", "half-lm", "delrec"], ["half-lm"])
     runs = each_seed(c, lambda r: [r.backbone(), r.prompt()] + [r.variant(v) for v in names])         # w/o LSR: the distilled prompt alone
     return Recipe(c, c.dataset, 0).evaluate("table4", runs, "--reference", "delrec-s0")
 
@@ -238,6 +255,8 @@ RECIPES = {f.__name__: f for f in (headline, table2, table3, table4, fig8, table
 def main(recipe, **config):
     c = SimpleNamespace(**config)
     c.jobs = 1 if c.dry_run else min(c.jobs or max(torch.cuda.device_count() // c.procs, 1 if torch.cuda.is_available() else 2), c.seeds)
+    if c.input == "ids" and (kind := shape(c.llm)[0]) != "decoder":
+        sys.exit(f"recipes: stage 1 on item vectors (--input ids) reads a state after every item, which needs a decoder-only LM; {c.llm} is an {kind} LM: add --input titles")
     if not c.dry_run:
         for name in [c.dataset, *c.also]:
             if name == "ml-100k" and not (common.ROOT / "data" / name / "meta.json").exists():

@@ -266,6 +266,16 @@ def test_runs_are_compared_pairwise_with_backbones_first(chain, table, toy, back
     assert "evaluated - sasrec" in result.output and (tmp_path / "out" / "table.txt").exists()
 
 
+def test_a_backbone_of_somebody_else_needs_no_more_than_the_readme_says(toy, backbone, script, on_cpu, tmp_path):
+    mine = shutil.copytree(backbone, tmp_path / "mine")
+    for path in mine.glob("full_*.npy"):
+        path.unlink()
+    common.write_json(mine / "config.json", {"stage": "train_backbone", "model": "sasrec", "dataset": str(toy.folder), "data_hash": toy.meta["hash"]})
+    script(evaluate.main, "--ckpt", mine, "--out", tmp_path / "out")
+    script(evaluate.main, "--ckpt", backbone, "--out", tmp_path / "own")
+    assert metrics_of(tmp_path / "out")["rows"]["mine"]["hr@1"] == metrics_of(tmp_path / "own")["rows"]["sasrec"]["hr@1"]
+
+
 def test_two_runs_whose_folders_have_one_name_are_two_rows(table, toy, backbone, script, on_cpu, tmp_path):
     other = shutil.copytree(table.folder, tmp_path / "evaluated")          # another run, called the same: it has the backbone's scores
     for split in ("val", "test"):

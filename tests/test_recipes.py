@@ -121,7 +121,7 @@ def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkey
 
 
 def test_every_recipe_names_flags_that_exist(toy, decoder, monkeypatch):
-    monkeypatch.setattr(recipes, "layers", lambda llm: 4)
+    monkeypatch.setattr(recipes, "shape", lambda llm: ("decoder", 4))
     for name in recipes.RECIPES:
         lines = [x.split() for x in recipe(name, "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--dry-run", "--procs", 10).splitlines() if x]
         recipes.SHOWN.clear()
@@ -135,7 +135,7 @@ def test_every_recipe_names_flags_that_exist(toy, decoder, monkeypatch):
 
 
 def test_item_vectors_are_distilled_in_the_form_they_are_read_in(toy, decoder, monkeypatch):
-    monkeypatch.setattr(recipes, "layers", lambda llm: 4)
+    monkeypatch.setattr(recipes, "shape", lambda llm: ("decoder", 4))
     for name in ("table2", "table3", "table4"):
         out = recipe(name, "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--dry-run", "--budget", 800).splitlines()
         recipes.SHOWN.clear()
@@ -155,6 +155,17 @@ def test_backbones_get_three_seeds_where_they_are_what_is_beaten(name, models, t
     assert all(f"toy/{m}-s{s} " in out[-1] for m in models for s in range(3)) and "delrec-s1" not in " ".join(out)
     if name == "headline":
         assert all(f"--fuse sasrec-s{s}+gru4rec-s{s} co-occurrence" in out[-1] for s in range(3))
+
+
+def test_an_lm_that_is_no_decoder_gets_the_rows_that_it_can_have(toy, encoder_decoder):
+    args = ["--dataset", toy.folder, "--llm", encoder_decoder, "--seeds", 1, "--dry-run"]
+    for name, without in (("table2", ["llmseqprompt"]), ("table4", ["half-lm"])):
+        said, *lines = recipe(name, *args, "--input", "titles").splitlines()
+        recipes.SHOWN.clear()
+        assert f"without {', '.join(without)}: " in said and "encoder-decoder" in said
+        assert "delrec-s0" in lines[-1] and not any(f"{n}-s0" in x for x in lines for n in without) and not any("--loss titles" in x or "--layers" in x for x in lines)
+    done = CliRunner().invoke(recipes.main, [str(a) for a in ["table3", *args]])
+    assert done.exit_code == 1 and "(--input ids) reads a state after every item" in str(done.exc_info[1]) + done.output
 
 
 def test_fig8_moves_one_number_at_a_time(toy, decoder):
@@ -270,7 +281,7 @@ def test_the_circle_closes(here, toy, decoder, tmp_path):
     table = json.loads((here.root / "toy" / "circle" / "metrics.json").read_text())["rows"]
     assert rows["slmrec.hr@1_vs_teacher"] == pytest.approx(table["slmrec"]["hr@1"] - table["e4srec"]["hr@1"], abs=1e-4)
     assert rows["slmrec.hr@1_vs_teacher_low"] <= rows["slmrec.hr@1_vs_teacher"] <= rows["slmrec.hr@1_vs_teacher_high"] and rows["dllm2rec.latency_ms"] > 0
-    taught = common.load_run(here.root / "toy" / "sasrec-taught")
-    assert taught.teacher == "toy/slmrec" and len(here.ran) == 10
+    taught = common.load_run(here.root / "toy" / "circle" / "sasrec-taught")
+    assert taught.teacher == "toy/circle/slmrec" and len(here.ran) == 10
     again = CliRunner().invoke(circle.main, [str(a) for a in args])
     assert not again.exception and len(here.ran) == 11   # the table only
