@@ -96,8 +96,9 @@ def listwise(s_NI, ranked_Nh):
 def weights(how, g_TA, g_RPS, log_var):
     """lam_TA, lam_RPS. gradnorm: lam proportional to ||g||^-1/2, sum 1. uncertainty: exp(-s) of learnt log-variances s. fixed: 1/2."""
     if how == "gradnorm":
-        w = torch.stack([g_TA.norm(), g_RPS.norm()]).clamp(min=1e-12) ** -0.5
-        return w / w.sum()
+        norm = torch.stack([g_TA.norm(), g_RPS.norm()])
+        w = norm.clamp(min=1e-12) ** -0.5 * (norm > 0)       # a task without a sample in this batch has no say
+        return w / w.sum().clamp(min=1e-12)
     return torch.exp(-log_var.detach()) if how == "uncertainty" else torch.tensor([0.5, 0.5])
 
 
@@ -192,7 +193,7 @@ def main(ctx, **config):
     r.cache = cfg.cache_prefix
     if cfg.gradient_checkpointing:
         L.checkpoint_layers(lm.model)
-    made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm))
+    made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm)) | {"backbone_lists": L.digest(torch.tensor(ranked["train"])), **({"item_vectors": L.digest(lm.items.E)} if ids else {})}
     adapter, adapted = None, []
     if cfg.lr_lm:
         from peft import LoraConfig, get_peft_model
@@ -246,8 +247,11 @@ def main(ctx, **config):
         order = row_of[last_n]
     most = -(-cfg.batch // ranks.world)                  # whole micro-batches are shared among the ranks, each the same whoever has it
     if cfg.micro == "auto":
-        longest = sorted(sum(tasks_of(r, data.train[order[:64]], ranked["train"][order[:64]][:, :cfg.h], cfg.a, cfg.C, cfg.seed), []), key=lambda p: -len(p[0]))
-        cfg.micro = L.largest_micro(lambda m: micro_batch(longest[:m], 1 / m), [p[0] for p in longest], most, ranks.device, ranks)
+        ta, rps = tasks_of(r, data.train[order[:64]], ranked["train"][order[:64]][:, :cfg.h], cfg.a, cfg.C, cfg.seed)
+        titles = sorted((ta if cfg.tasks != "rps" else []) + (rps if cfg.tasks != "ta" and not ids else []), key=lambda p: -len(p[0]))
+        windows = sorted(vectors.examples(r, first_n[:64], last_n[:64], is_target), key=lambda e: -len(e.tail)) if ids and cfg.tasks != "ta" else []
+        cfg.micro = min(L.largest_micro(lambda m: learn(trial[:m], 1 / m), tails, most, ranks.device, ranks) for learn, trial, tails in
+                        ((micro_batch, titles, [p[0] for p in titles]), (window_batch, windows, [e.tail for e in windows])) if trial)
     micro = record["micro"] = min(cfg.micro, most)
     log_var = torch.zeros(2, requires_grad=True)
     groups = [(params, lr) for params, lr in (([P], cfg.lr), (maps, cfg.lr_maps), (adapted, cfg.lr_lm)) if params]
@@ -301,7 +305,7 @@ def main(ctx, **config):
         stop_unless_finite(moved, step + 1, data.train[which], data, losses)
         optimiser.step()
         if cfg.balance == "uncertainty":                 # s follows L = exp(-s) loss + s
-            log_var.grad = 1 - torch.exp(-log_var.detach()) * torch.tensor(losses)
+            log_var.grad = (1 - torch.exp(-log_var.detach()) * torch.tensor(losses)) * torch.tensor([bool(ta), bool(rps)])
             balancer.step()
 
         shown = {"loss_ta": losses[0], "loss_rps": losses[1], "lam_ta": lam[0].item(), "lr": cfg.lr * now}

@@ -243,6 +243,9 @@ def main(ctx, **config):
         for W_j in maps.values():
             torch.nn.init.eye_(W_j.weight), torch.nn.init.zeros_(W_j.bias)
 
+    if lm.items is not None:                             # of a backbone, which may have been trained again meanwhile
+        made_with["item_vectors"] = L.digest(lm.items.E)
+
     record = start_run(out, "finetune", cfg, data, ranks)
     if cfg.layers:
         record["llm"] = str(out / "lm")

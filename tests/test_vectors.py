@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import checkpoints
 import common
@@ -199,6 +199,19 @@ def test_a_killed_stage_1_goes_on_exactly(toy, planted, decoder, script, on_cpu,
         CliRunner().invoke(distill.main, [str(a) for a in (*args, "--out", tmp_path / "cut")])
     assert not (tmp_path / "cut" / "config.json").exists()
     torch.manual_seed(99)
+    for name, says in (("model.safetensors", "item-vectors was"), ("topk_train.npy", "backbone-lists was")):      # a backbone trained again in its place is another one
+        kept = (planted / name).read_bytes()
+        try:
+            if name == "topk_train.npy":
+                np.save(planted / name, np.load(planted / name)[:, ::-1])
+            else:
+                weights = load_file(planted / name)
+                save_file(weights | {"item.weight": weights["item.weight"] * torch.linspace(1, 2, 61)[:, None]}, planted / name)
+            assert says in script(distill.main, *args, "--out", tmp_path / "cut", "--resume", code=1).error
+        finally:
+            (planted / name).write_bytes(kept)
+    script(distill.main, *args, "--micro", "auto", "--out", tmp_path / "auto")
+    assert common.load_run(tmp_path / "auto").micro >= 1
     script(distill.main, *args, "--out", tmp_path / "cut", "--resume")
     for name in ("soft_prompt.safetensors", "items.safetensors"):
         whole, cut = load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name)
@@ -220,7 +233,6 @@ def test_what_cannot_be_is_refused(toy, planted, backbone, sasrec, distilled, de
     assert "--maps begins the maps of item vectors, but --input is titles" in stage_2("--soft-prompt", "none", "--backbone", planted, "--maps", distilled, "--samples", 48, "--batch", 8)
     other = shutil.copytree(planted, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
-    from safetensors.torch import save_file
     save_file(weights | {"bias": weights["bias"] + torch.arange(61)}, other / "model.safetensors")
     assert "the item vectors of another backbone" in stage_2(*TUNE, "--soft-prompt", "none", "--maps", distilled, "--backbone", other)
     assert f"was distilled from {planted}, --backbone is {other}" in stage_2(*TUNE, "--soft-prompt", distilled, "--backbone", other)
