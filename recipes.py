@@ -37,7 +37,8 @@ VARIANTS = {"delrec": ([], []), "no-prompt": ("none", []), "words": ("words", []
 # other methods of Table II that are flags here: name -> (--input, flags)
 OTHERS = {"llara": ("hybrid", ["--verbalizer", "letter", "--order", "shuffled"]), "llamarec": ("titles", ["--verbalizer", "letter", "--order", "backbone"]),
           "llmseqprompt": ("titles", ["--loss", "titles", "--verbalizer", "likelihood", "--order", "shuffled"]), "e4srec": ("ids", [])}
-SHAPING = ("--samples", "--seed", "--input", "--k", "--h", "--tasks", "--model", "--lr-lm", "--lr-prompt")         # a finished run of other values is not the one asked for
+SHAPING = ("--samples", "--seed", "--input", "--k", "--h", "--tasks", "--model", "--lr", "--lr-lm", "--lr-prompt", "--layers", "--backbone", "--soft-prompt", "--maps", "--verbalizer", "--order", "--loss",
+           "--val-samples", "--evals")         # a finished run of other values is not the one asked for
 SHOWN = set()       # commands that --dry-run has printed: each once
 KS, HS = (20, 40, 60, 80, 100, 120), (5, 10, 15, 20, 25)
 
@@ -48,8 +49,8 @@ def stage(folder, *args, procs=1, jobs=1, job=0, dry=False):
     if not dry and folder is not None and (folder / ("meta.json" if folder.name == "export" else "config.json")).exists():
         made = {"input": "titles", **(common.read_json(folder / "config.json") if folder.name != "export" else {})}
         for flag, value in zip(args, args[1:]):
-            key = str(flag).removeprefix("--").replace("-", "_")
-            if flag in SHAPING and key in made and str(made[key]) != str(value):
+            key = "backbone_run" if flag == "--backbone" else str(flag).removeprefix("--").replace("-", "_")
+            if flag in SHAPING and key in made and Path(str(made[key])).name != Path(str(value)).name:      # a run is named by its folder
                 sys.exit(f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is {value}; move that folder away, or ask for what made it")
         print(f"=== {folder} is there", flush=True)
         return
@@ -93,7 +94,7 @@ class Recipe:
         return self.run(f"{self.name}/{model}-s{self.seed}", "train_backbone.py", "--dataset", self.data, "--model", model, "--top-h", max(HS))
 
     def prompt(self, name="prompt", model="sasrec", flags=()):
-        return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", "--dataset", self.data, "--llm", self.c.llm, "--backbone", self.backbone(model), *(["--input", "ids"] if self.c.input == "ids" else []), "--samples",
+        return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", "--dataset", self.data, "--llm", self.c.llm, "--backbone", self.backbone(model), *(["--input", "ids", "--lr", 5e-4] if self.c.input == "ids" else []), "--samples",
                         self.c.prompt_budget or min(max(self.c.budget // 4, 32), 20000), "--evals", 2, *flags)
 
     def tune(self, name, soft_prompt, *flags, model="sasrec", reads=None):

@@ -84,6 +84,9 @@ def test_a_finished_run_of_another_budget_is_not_taken_for_this_one(here, toy, d
     common.write_json(folder / "config.json", {"stage": "finetune", "input": "titles", "samples": 640, "seed": 0})
     done = CliRunner().invoke(recipes.main, [str(a) for a in args])
     assert done.exit_code == 1 and "was made with --samples 640, here it is 80" in str(done.exc_info[1]) + done.output
+    common.write_json(folder / "config.json", {"stage": "finetune", "input": "titles", "samples": 80, "seed": 0, "backbone_run": "/elsewhere/runs/toy/gru4rec-s0"})
+    done = CliRunner().invoke(recipes.main, [str(a) for a in args])
+    assert done.exit_code == 1 and "gru4rec-s0, here it is toy/sasrec-s0" in str(done.exc_info[1]) + done.output
 
 
 def test_table5_speaks_of_all_seeds(here, toy, decoder):
