@@ -406,9 +406,9 @@ def start_run(out, stage, cfg, data, ranks):
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").unlink(missing_ok=True)
         if not resume:                                   # no weights, scores or ranks of an earlier run may pass for this one's
-            for old in (p for name in ("log.jsonl", "metrics.json", "neutral.npy", "*.safetensors", "scores_*.npy", "full_*.npy", "ranks_*.npy", "topk_*.npy") for p in out.glob(name)):
+            for old in (p for name in ("log.jsonl", "metrics.json", "neutral.npy", "*.safetensors", "scores_*.npy", "full_*.npy", "ranks_*.npy", "topk_*.npy", "probe.*") for p in out.glob(name)):
                 old.unlink()
-            for old in ("checkpoints", "adapter", "lm"):
+            for old in ("checkpoints", "adapter", "lm", "evaluation"):
                 shutil.rmtree(out / old, ignore_errors=True)
         print(f"{stage}: " + " ".join(f"{k}={v}" for k, v in vars(cfg).items() if v is not None), flush=True)
     return {"stage": stage, **vars(cfg), "dataset": data.name, "data_folder": str(data.folder), "data_hash": data.meta["hash"],

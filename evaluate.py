@@ -31,7 +31,7 @@ import serve
 import teach
 from common import (NAMES, candidates, chance, commit, compare, described, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_json, read_npy,
                     setup, shuffled, start_run, stop, subset, users, versions, write_json, write_npy)
-from floors import cooccurrence, fuse, popularity, popularity_full, standard, title_similarity
+from floors import cooccurrence, full_ranking_of, fuse, popularity, standard, title_similarity
 from report import FULL, SHOWN
 from stats import difference, interval, over_seeds, unseeded
 
@@ -54,6 +54,8 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shu
                 have[part] = np.take_along_axis(s_BI, cand[part], 1)
             if ranks.main:
                 write_npy(path, have)
+            if ranks.world > 1:                              # LMs that list by it read it next
+                torch.distributed.barrier()
             return have[which]
         if run.stage == "train_backbone":
             stop(f"{path} lacks {len(missing)} samples; train the backbone again: its scores are written at the end of train_backbone.py")
@@ -206,6 +208,17 @@ def sweeps_of(rows_runs, value, low_high):
     return out
 
 
+def told_apart(run_of, reference, most=8):
+    """The runs that the case study shows side by side: the reference, the plain LM, what has a distilled prompt, other LMs, backbones; one seed of each."""
+    def place(name):
+        run = run_of[name]
+        return name != reference, ["lm", "finetune", "distill", "train_backbone"].index(run.stage), run.stage == "finetune" and not stage_1(run)
+    seeds = {}
+    for name in sorted(run_of, key=place):
+        seeds.setdefault(unseeded(name), name)
+    return list(seeds.values())[:most]
+
+
 def cases_of(data, samples, cand, rows, value, names, n=60, seed=0):
     """The case study: test histories with each run's ranking of the stored candidates, drawn once; half of them where the runs disagree on the
     first place."""
@@ -299,6 +312,8 @@ def main(**config):
             probe.probe(runs[0], data, cfg.val_samples, cfg.C, ranks, Path(cfg.out) if cfg.out else runs[0].folder)
         return finish(ranks)
 
+    if cfg.page:
+        Path(cfg.page).parent.mkdir(parents=True, exist_ok=True)
     began, spent = time.time(), np.zeros(2)                  # prompts an LM scored, and the seconds that took
     which = np.arange(len(data.test))
     if cfg.max_history:
@@ -331,6 +346,8 @@ def main(**config):
         rows[name], note[name], run_of[name] = tuple(scores_of(run, data, s, w, cfg.C, ranks, opened, spent, cfg.shard) for s, w in parts), notes(run), run
         chosen.append(name)
         if cfg.shuffle_history:
+            if run.stage in ("distill", "finetune") and run.settings["order"] == "backbone":       # its list of candidates must not tell the real order
+                scores_of(load_run(run.settings["backbone_run"], data), data, "test", which, cfg.C, ranks, opened, spent, shuffle=True)
             other = scores_of(run, data, "test", which, cfg.C, ranks, opened, spent, cfg.shard, shuffle=True)
             rows[f"{name}, shuffled"], note[f"{name}, shuffled"] = (rows[name][0], other), "its history in a random order"
             chosen.append(f"{name}, shuffled")
@@ -348,7 +365,7 @@ def main(**config):
     pairs = list(cfg.fuse)
     if backbones:
         base = row_of[backbones[0].folder]
-        pairs = [(base, "co-occurrence"), (base, "title-similarity")] + [(base, row_of[r.folder]) for r in runs if r.stage in ("finetune", "lm")] + pairs
+        pairs = [(base, "co-occurrence"), (base, "title-similarity")] + [(row_of.get(folder_of("runs", getattr(r, "backbone_run", base)), base), row_of[r.folder]) for r in runs if r.stage in ("finetune", "lm")] + pairs
     for a, b in dict.fromkeys(pairs):
         for x in (a, b):
             if x not in rows:
@@ -394,13 +411,14 @@ def main(**config):
     write_json(out / "metrics.json", result)
     report.write_tables(out, result)
     for folder, name in row_of.items():
-        ranks_n = np.full(len(data.test), np.nan, np.float32)
+        path = folder / f"ranks_test_{cfg.C}.npy"
+        ranks_n = np.array(read_npy(path, (len(data.test),))) if path.exists() else np.full(len(data.test), np.nan, np.float32)
         ranks_n[which] = value[name]["rank"]
-        write_npy(folder / f"ranks_test_{cfg.C}.npy", ranks_n)
+        write_npy(path, ranks_n)
     made = report.figures(result, row_of)
     if cfg.page:
         configs = {name: read_json(run.folder / "config.json") for name, run in run_of.items()}
-        report.page(Path(cfg.page), result, made, cases_of(data, samples["test"], cand["test"], rows, value, list(run_of)[:6]), configs,
+        report.page(Path(cfg.page), result, made, cases_of(data, samples["test"], cand["test"], rows, value, told_apart(run_of, reference)), configs,
                     command_line(click.get_current_context()))
     report.write_figures(out, made)
     if spent[0]:
@@ -423,9 +441,10 @@ def full_ranking(row_of, data, which, user, reference):
                 value[name] = metrics(greater, equal, ks)
     if not value:
         return {}, {}, {}
-    whole = {m: v for m, v in chance(data.n_items, ks).items() if m in FULL}
+    samples = np.asarray(data.test)[which]
+    floors = {name: mean(metrics(*full_ranking_of(score_I, data, samples), ks)) for name, score_I in (("chance", np.zeros(data.n_items + 1)), ("popularity", popularity(data)))}
     tests = {f"{b} - {a}": difference(value[b], value[a], user, 20, 20) for i, a in enumerate(value) for b in list(value)[i + 1:]}
-    return {"chance": whole, "popularity": mean(metrics(*popularity_full(data, np.asarray(data.test)[which]), ks))} | {name: mean(v) for name, v in value.items()}, tests, over_seeds(value, user, reference, ("hr@20", "ndcg@20"))
+    return floors | {name: mean(v) for name, v in value.items()}, tests, over_seeds(value, user, reference, ("hr@20", "ndcg@20"))
 
 
 if __name__ == "__main__":

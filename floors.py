@@ -4,14 +4,22 @@ import numpy as np
 from common import compare, histories, metrics, tfidf, users
 
 
+def in_training(data):
+    """Which interactions are training: all up to each user's last training target, bool [M]."""
+    user = users(data, np.arange(len(data.items)))
+    last = np.full(data.n_users, -1)
+    np.maximum.at(last, users(data, data.train), data.train)
+    return np.arange(len(data.items)) <= last[user]
+
+
 def popularity(data):
     """Training interactions per item: float32 [I+1]."""
-    return np.bincount(data.items[data.train], minlength=data.n_items + 1).astype(np.float32)
+    return np.bincount(data.items[in_training(data)], minlength=data.n_items + 1).astype(np.float32)
 
 
-def popularity_full(data, samples):
-    """(greater, equal) of each sample's target in the catalogue by popularity, the user's earlier items masked as for the backbones."""
-    count_I, target_n = popularity(data), data.items[samples]
+def full_ranking_of(count_I, data, samples):
+    """(greater, equal) of each sample's target in the catalogue by one score per item, the user's earlier items masked as for the backbones."""
+    target_n = data.items[samples]
     ranked, own_n = np.sort(count_I[1:]), count_I[target_n]
     above = len(ranked) - np.searchsorted(ranked, own_n, "right")
     level = np.searchsorted(ranked, own_n, "right") - np.searchsorted(ranked, own_n, "left") - 1
@@ -41,11 +49,7 @@ def title_similarity(data, samples, cand_nC, L=10, decay=0.8, chunk=1000):
 def cooccurrence(data, samples, cand_nC, L=10, decay=0.8, span=5, chunk=1000):
     """How often each candidate stood within `span` of the history's items in the training part, over the root of both counts; item j steps ago
     weighs decay^j: float32 (n, C)."""
-    M, I1 = len(data.items), data.n_items + 1
-    user = users(data, np.arange(M))
-    last = np.full(data.n_users, -1)
-    np.maximum.at(last, users(data, data.train), data.train)
-    known = np.arange(M) <= last[user]                       # what comes before a user's last training target is training too
+    I1, user, known = data.n_items + 1, users(data, np.arange(len(data.items))), in_training(data)
     count, pairs = np.bincount(data.items[known], minlength=I1), []
     for d in range(1, span + 1):
         both = known[d:] & (user[d:] == user[:-d])

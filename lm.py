@@ -798,7 +798,7 @@ def listing(r, split, C, which):
     """The order in which the prompt lists the candidates of some samples of a split, as places in the stored rows: int64 (n, C)."""
     if r.order == "shuffled" or not r.show:
         return np.broadcast_to(np.arange(C), (len(which), C))
-    path = Path(r.backbone_run) / f"scores_{split}_{C}.npy"
+    path = Path(r.backbone_run) / (f"scores_{split}_{C}" + "_shuffled" * r.shuffled + ".npy")
     if not path.exists():
         stop(f"--order backbone needs {path}; train the backbone with train_backbone.py, or use --order shuffled")
     return np.argsort(-read_npy(path, (len(getattr(r.data, split)), C))[which], axis=1, kind="stable")

@@ -71,7 +71,7 @@ def text(result):
         lines += ["", "paired tests (first minus second): HR@1 by exact McNemar and by paired t, NDCG@10 by paired t, users as clusters; * p < .05, ** p < .01"]
         lines += [f"{n:<48} HR@1 {t['hr@1']:+.3f} {p_text(t['p_mcnemar_hr@1']):<12} {p_text(t['p_t_hr@1']):<12} NDCG@10 {t['ndcg@10']:+.3f} {p_text(t['p_t_ndcg@10'])}" for n, t in result["tests"].items()]
     if result["full"]:
-        lines += ["", f"all {result['items']} items, history masked, the same samples (chance HR@10 {10 / result['items']:.4f}):"]
+        lines += ["", f"all {result['items']} items, history masked, the same samples (chance HR@10 {result['full']['chance']['hr@10']:.4f}):"]
         lines += [f"{name:<{wide}}" + "  ".join(f"{m.upper()} {v[m]:.4f}" for m in FULL) for name, v in result["full"].items()]
     if result["full_tests"]:
         lines += ["", "paired tests over all items:"]
@@ -151,10 +151,10 @@ def markdown(result):
 
 
 def latex(result):
-    special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}"})
+    special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}"})
     escape = lambda s: s.translate(special)
     grid = lambda head, body: ["\\begin{tabular}{l" + "r" * (len(head) - 2) + "l}", "\\hline", " & ".join(map(escape, head)) + " \\\\", "\\hline",
-                               *(" & ".join(cells).replace("±", "$\\pm$") + " \\\\" for cells in body), "\\hline", "\\end{tabular}"]
+                               *(" & ".join(cells).replace("±", "$\\pm$").replace("p<", "p$<$") + " \\\\" for cells in body), "\\hline", "\\end{tabular}"]
     return "\n".join([f"% {result['protocol']}", *grid(*lines_of(result, escape)), f"% {about_marks(result)}",
                       *(["", *grid(*seeds_of(result, escape)), f"% {ABOUT_SEEDS}"] if result["seeds"] else [])]) + "\n"
 
@@ -250,7 +250,7 @@ def curves_figure(folders):
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for i, (name, entries) in enumerate(logs.items()):
-        last = entries[-1]["step"]
+        last = max(entries[-1]["step"], 1)
         for ax, keys in ((left, ("loss", "loss_rps")), (right, ("val_hr@1", "val_hr@1_of_15", "val_rps"))):
             points = [(e["step"] / last, e[k]) for e in entries for k in keys if k in e]
             if points:
@@ -310,6 +310,8 @@ def figures(result, folders):
 
 def write_figures(out, made):
     import matplotlib.pyplot as plt
+    for old in (p for name in ("table", "seeds", "by-*", "against-*", "latency", "training") for p in out.glob(f"{name}.png")):
+        old.unlink()                                     # what this table does not hold must not lie beside it
     for name, fig in made.items():
         fig.savefig(out / f"{name}.png", dpi=130)
         plt.close(fig)

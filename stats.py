@@ -25,7 +25,9 @@ def paired_t(a_n, b_n, user_n):
     per_user = np.bincount(row, d - d.mean())
     G = len(per_user)
     se = math.sqrt((per_user ** 2).sum() * G / max(G - 1, 1)) / len(d)
-    if G < 2 or se == 0:
+    if G < 2:                                                # one user tells nothing of others
+        return 1.0
+    if se == 0:
         return 1.0 if d.mean() == 0 else 0.0
     t, df = abs(d.mean()) / se, G - 1
     x = np.linspace(0, math.atan(t / math.sqrt(df)), 4001)      # with x = tan(angle) sqrt(df) the density of t is cos(angle)^(df-1)
@@ -44,9 +46,11 @@ def mcnemar(hit_a, hit_b):
 
 
 def difference(a, b, user, hr=1, ndcg=10):
-    """Metrics of row a minus row b's: HR tested by McNemar, which takes samples of one user as independent, and by the paired t; NDCG by the paired t."""
+    """Metrics of row a minus row b's: HR tested by McNemar, which takes samples of one user as independent and knows no ties (they are left out), and by the
+    paired t; NDCG by the paired t."""
     hr, ndcg = f"hr@{hr}", f"ndcg@{ndcg}"
-    return {hr: float((a[hr] - b[hr]).mean()), f"p_mcnemar_{hr}": mcnemar(a[hr] == 1, b[hr] == 1), f"p_t_{hr}": paired_t(a[hr], b[hr], user),
+    whole = np.isin(a[hr], (0, 1)) & np.isin(b[hr], (0, 1))
+    return {hr: float((a[hr] - b[hr]).mean()), f"p_mcnemar_{hr}": mcnemar(a[hr][whole] == 1, b[hr][whole] == 1), f"p_t_{hr}": paired_t(a[hr], b[hr], user),
             ndcg: float((a[ndcg] - b[ndcg]).mean()), f"p_t_{ndcg}": paired_t(a[ndcg], b[ndcg], user)}
 
 

@@ -66,7 +66,7 @@ def test_a_user_s_samples_count_as_one():
 def test_paired_t_at_its_edges():
     x = np.random.default_rng(0).random(20)
     assert stats.paired_t(x, x, np.arange(20)) == 1
-    assert stats.paired_t(x + 1, x, np.zeros(20)) in (0, 1)           # one user: nothing can be said by t
+    assert stats.paired_t(x + x, x, np.zeros(20)) == stats.paired_t(x + 1, x, np.zeros(20)) == 1      # one user: nothing can be said by t
     assert stats.paired_t(np.ones(20), np.zeros(20), np.arange(20)) == 0
     rejected = np.mean([stats.paired_t(r.normal(size=40), r.normal(size=40), np.arange(40) // 2) < .05
                         for r in map(np.random.default_rng, range(400))])
@@ -84,6 +84,15 @@ def hits(only_a, only_b, both=5, none=7):
 def test_mcnemar_by_hand(only_a, only_b, p):
     assert stats.mcnemar(*hits(only_a, only_b)) == pytest.approx(p, rel=1e-6, abs=1e-12)
     assert stats.mcnemar(*hits(only_a, only_b, both=300, none=900)) == stats.mcnemar(*hits(only_a, only_b))
+
+
+def test_mcnemar_leaves_ties_out():
+    half, right = np.full(200, .5), np.tile([0., 1.], 100)                # a row of ties is right half the time, as the other
+    row = lambda hr: {"hr@1": hr, "ndcg@10": hr}
+    assert stats.difference(row(right), row(half), np.arange(200))["p_mcnemar_hr@1"] == 1
+    a, b = (x.astype(float) for x in hits(1, 8))
+    with_ties = stats.difference(row(np.append(a, half)), row(np.append(b, np.ones(200))), np.arange(len(a) + 200))
+    assert with_ties["p_mcnemar_hr@1"] == pytest.approx(stats.mcnemar(*hits(1, 8)))
 
 
 # ---------------------------------------------------------------- floors and fusion
@@ -117,8 +126,10 @@ def test_title_similarity_goes_in_chunks(toy):
 
 def test_popularity_counts_training_only(toy):
     counts = floors.popularity(toy)
-    assert counts[0] == 0 and counts.sum() == len(toy.train)
-    assert all(counts[i] == sum(toy.items[s] == i for s in toy.train) for i in (1, 7, 30, 60))
+    last = {u: s for u, s in zip(common.users(toy, toy.train), toy.train)}                   # targets stand in order: the last one of each user remains
+    read = [toy.items[s] for u in last for s in range(toy.ptr[u], last[u] + 1)]              # a user's first item is no target, but training all the same
+    assert counts[0] == 0 and counts.sum() == len(read) > len(toy.train)
+    assert all(counts[i] == read.count(i) for i in (1, 7, 30, 60))
 
 
 def test_standardised_scores_and_a_constant_row():
@@ -213,7 +224,9 @@ def test_the_whole_catalogue_comes_from_the_backbone_s_counts(table, toy, backbo
     m = common.metrics(*np.load(backbone / "full_test.npy")[which].T, (1, 5, 10, 20))
     full = metrics_of(table.folder)["full"]
     assert full.keys() == {"chance", "popularity", "sasrec"} and full["sasrec"] == pytest.approx({k: m[k].mean() for k in evaluate.FULL})
-    assert full["chance"] == pytest.approx({k: v for k, v in common.chance(60, (1, 5, 10, 20)).items() if k in evaluate.FULL})
+    left = [60 - len(set(toy.items[toy.ptr[u]:s]) - {toy.items[s]}) for s, u in zip(toy.test[which], common.users(toy, toy.test[which]))]      # the history is masked for chance too
+    each = [common.chance(n, (1, 5, 10, 20)) for n in left]
+    assert full["chance"] == pytest.approx({k: np.mean([e[k] for e in each]) for k in evaluate.FULL}) and full["chance"]["hr@10"] > 10 / 60
 
 
 def test_a_second_evaluation_reads_the_stored_scores_and_loads_no_lm(table, script, monkeypatch, tmp_path):
@@ -370,7 +383,7 @@ def test_a_backbone_alone_needs_no_lm(toy, backbone, script, tmp_path, monkeypat
 
 def test_popularity_over_the_catalogue_masks_the_history_once(toy):
     count = np.bincount(toy.items[toy.train], minlength=toy.n_items + 1)
-    greater, equal = floors.popularity_full(toy, np.asarray(toy.test))
+    greater, equal = floors.full_ranking_of(count, toy, np.asarray(toy.test))
     for n, sample in enumerate(toy.test):
         target = toy.items[sample]
         others = set(range(1, toy.n_items + 1)) - set(toy.items[toy.ptr[common.users(toy, [sample])[0]]:sample].tolist()) - {target}

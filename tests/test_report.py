@@ -118,10 +118,50 @@ def test_shuffled_histories_change_what_reads_the_order_only(toy, sasrec, chain,
     assert np.array_equal(common.shuffled(one, [3]), one)
 
 
+def test_a_list_in_the_backbone_s_order_does_not_tell_the_real_order(toy, sasrec, chain, script, on_cpu, tmp_path):
+    mine, lm = shutil.copytree(sasrec, tmp_path / "sasrec"), shutil.copytree(chain.delrec, tmp_path / "delrec")
+    config = common.read_json(lm / "config.json")
+    settings = config["settings"] | {"order": "backbone", "show": True, "backbone_run": str(mine)}
+    common.write_json(lm / "config.json", config | {"settings": settings, "backbone_run": str(mine)})
+    script(evaluate.main, "--ckpt", lm, "--limit", 12, "--val-samples", 10, "--shuffle-history", "--out", tmp_path / "out")
+    which = common.subset(len(toy.test), 12, 0)
+    r = L.open_run(common.load_run(lm), toy, torch.device("cpu"))[0]
+    real, r.shuffled = L.listing(r, "test", 15, which), True
+    shown = L.listing(r, "test", 15, which)
+    assert np.array_equal(shown, np.argsort(-np.load(mine / "scores_test_15_shuffled.npy")[which], axis=1, kind="stable")) and (shown != real).any(1).mean() > .5
+
+
+def test_an_lm_is_fused_with_its_own_backbone(sasrec, backbone, chain, script, on_cpu, tmp_path):
+    first, lm = shutil.copytree(sasrec, tmp_path / "first"), shutil.copytree(chain.delrec, tmp_path / "delrec")      # distilled from `backbone`
+    script(evaluate.main, "--ckpt", first, backbone, lm, "--limit", 20, "--val-samples", 10, "--out", tmp_path / "out")
+    rows = metrics_of(tmp_path / "out")["rows"]
+    assert "sasrec+delrec" in rows and "first+delrec" not in rows and "first+co-occurrence" in rows
+
+
+def test_the_case_study_shows_what_is_compared(chain):
+    run = lambda name, stage, soft_prompt="none": SimpleNamespace(stage=stage, soft_prompt=soft_prompt, folder=SimpleNamespace(name=name))
+    runs = [run(f"{m}-s{s}", "train_backbone") for m in ("sasrec", "gru4rec", "caser") for s in range(3)] + [run("lm", "lm")]
+    runs += [run(f"{m}-s{s}", "finetune") for m in ("llara", "words", "no-prompt") for s in range(2)] + [run(f"delrec-s{s}", "finetune", str(chain.prompt)) for s in range(2)]
+    assert evaluate.told_apart({r.folder.name: r for r in runs}, "sasrec-s1") == ["sasrec-s1", "lm", "delrec-s0", "llara-s0", "words-s0", "no-prompt-s0", "gru4rec-s0", "caser-s0"]
+
+
+def test_what_an_earlier_table_left_is_not_taken_for_this_one_s(toy, sasrec, script, on_cpu, tmp_path):
+    mine = shutil.copytree(sasrec, tmp_path / "sasrec")
+    (mine / "ranks_test_15.npy").unlink(missing_ok=True)
+    script(evaluate.main, "--ckpt", mine, "--out", tmp_path / "out", "--limit", 20)
+    for name in ("latency", "seeds", "against-k", "by-nothing"):
+        shutil.copy(tmp_path / "out" / "table.png", tmp_path / "out" / f"{name}.png")
+    script(evaluate.main, "--ckpt", mine, "--out", tmp_path / "out", "--limit", 10)
+    assert not {"latency", "seeds", "against-k", "by-nothing"} & {p.stem for p in (tmp_path / "out").glob("*.png")} and (tmp_path / "out" / "table.png").exists()
+    ranks = np.load(mine / "ranks_test_15.npy")
+    assert np.flatnonzero(np.isfinite(ranks)).tolist() == sorted(common.subset(len(toy.test), 20, 0).tolist())       # a smaller table takes no rank away
+
+
 def test_the_page_says_what_was_typed(toy, sasrec, script, on_cpu, tmp_path):
-    args = ["--ckpt", sasrec, "--limit", 20, "--no-show", "--fuse", "popularity", "co-occurrence", "--fuse", "sasrec", "popularity", "--out", tmp_path / "a b", "--report", tmp_path / "x.html"]
+    page = tmp_path / "not" / "there" / "x.html"
+    args = ["--ckpt", sasrec, "--limit", 20, "--no-show", "--fuse", "popularity", "co-occurrence", "--fuse", "sasrec", "popularity", "--out", tmp_path / "a b", "--report", page]
     script(evaluate.main, *args)
-    said = html.unescape(re.search(r"Written by <code>(.*?)</code>", (tmp_path / "x.html").read_text()).group(1))
+    said = html.unescape(re.search(r"Written by <code>(.*?)</code>", page.read_text()).group(1))
     program, *typed = shlex.split(said)[1:]
     with evaluate.main.make_context(program, typed) as again, evaluate.main.make_context(program, [str(a) for a in args]) as first:      # it asks for the same once more
         assert again.params == first.params
