@@ -275,7 +275,7 @@ def sweep_figure(result, name):
     mean, low, high = (np.array([points[v][m] for v in x]) for m in ("hr@1", "low", "high"))
     ax.errorbar([int(v) for v in x], mean, yerr=[np.maximum(mean - low, 0), np.maximum(high - mean, 0)], fmt="o-", capsize=3, color=BLUE)
     ax.axhline(result["rows"][result["reference"]]["hr@1"], color=ORANGE, linewidth=0.8, label=result["reference"])
-    ax.legend()
+    fig.legend(loc="outside upper right")                 # within the axes it would hide a point
     ax.set_xlabel({"k": "vectors of the soft prompt, k", "h": "length of the backbone's list, h"}[name])
     ax.set_ylabel(f"HR@1 among {result['candidates']}, 95 % interval")
     ax.grid(alpha=0.3)
