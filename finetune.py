@@ -259,7 +259,7 @@ def main(ctx, **config):
         if ranks.world > 1:
             torch.distributed.barrier()
         states, ptr = teach.teacher_states(teacher, blocks, n_reads, examples_of, 16 if cfg.micro == "auto" else cfg.micro, path, ranks)
-        record["states_seconds"], teacher = round(time.time() - t0, 1), None
+        record["states_seconds"], teacher = round(time.time() - t0, 3), None
     r = L.ranker(lm, data, settings, P)
     r.cache = cfg.cache_prefix
 
@@ -431,7 +431,7 @@ def main(ctx, **config):
         write_npy(out / f"scores_val_{cfg.C}.npy", full_nC)
         record |= {"settings": settings, "calibration": w, "best_step": best_step, "rank": [layers * cfg.init_r, active_rank(adapter)],
                    "soft_prompt": str(prompt_run.folder) if prompt_run else cfg.soft_prompt,
-                   "backbone_run": settings["backbone_run"], "lm_share": lm_share, "samples_per_second": round(per_second, 3), "train_seconds": round(lm_seconds["steps"], 1)}
+                   "backbone_run": settings["backbone_run"], "lm_share": lm_share, "samples_per_second": round(per_second, 3), "train_seconds": round(lm_seconds["steps"], 3)}
         finish_run(out, record)
         saver.end(False, steps)
         print(f"best step {best_step}; ranks reallocated {layers * cfg.init_r} -> {active_rank(adapter)}; calibration weight {w}; "
