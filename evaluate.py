@@ -38,11 +38,16 @@ from stats import difference, interval, over_seeds, unseeded
 
 # ---------------------------------------------------------------- scores of runs
 
+def stored(path, empty):
+    """What an earlier evaluation wrote, or `empty` where there was none; the shape must be that of empty."""
+    return np.array(read_npy(path, empty.shape)) if path.exists() else empty
+
+
 def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shuffle=False):
     """The run's scores (n, C) of the samples `which` of a split; what is not in its folder yet is computed and stored there, its
     prompts and seconds added to spent. shuffle: as if each history had another order."""
     path, cand = run.folder / (f"scores_{split}_{C}" + "_shuffled" * shuffle + ".npy"), candidates(data, split, C)
-    have = np.array(read_npy(path, cand.shape)) if path.exists() else np.full(cand.shape, np.nan, np.float32)
+    have = stored(path, np.full(cand.shape, np.nan, np.float32))
     missing = which[~np.isfinite(have[which]).all(1)]
     if len(missing):
         if run.stage == "train_backbone" and shuffle:        # its stored scores are of the real order; a backbone is quick to ask again
@@ -84,7 +89,7 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shu
 def keep_full(path, n, which, full, ranks):
     """Store ranks over the catalogue (greater, equal) beside those there already; -1 where nobody asked."""
     if ranks.main:
-        whole = np.array(read_npy(path, (n, 2))) if path.exists() else np.full((n, 2), -1, np.int32)
+        whole = stored(path, np.full((n, 2), -1, np.int32))
         whole[which] = full
         write_npy(path, whole)
 
@@ -365,7 +370,8 @@ def main(**config):
     pairs = list(cfg.fuse)
     if backbones:
         base = row_of[backbones[0].folder]
-        pairs = [(base, "co-occurrence"), (base, "title-similarity")] + [(row_of.get(folder_of("runs", getattr(r, "backbone_run", base)), base), row_of[r.folder]) for r in runs if r.stage in ("finetune", "lm")] + pairs
+        own = {r.folder: row_of.get(folder_of("runs", r.backbone_run), base) for r in runs if getattr(r, "backbone_run", None)}
+        pairs = [(base, "co-occurrence"), (base, "title-similarity")] + [(own.get(r.folder, base), row_of[r.folder]) for r in runs if r.stage in ("finetune", "lm")] + pairs
     for a, b in dict.fromkeys(pairs):
         for x in (a, b):
             if x not in rows:
@@ -412,7 +418,7 @@ def main(**config):
     report.write_tables(out, result)
     for folder, name in row_of.items():
         path = folder / f"ranks_test_{cfg.C}.npy"
-        ranks_n = np.array(read_npy(path, (len(data.test),))) if path.exists() else np.full(len(data.test), np.nan, np.float32)
+        ranks_n = stored(path, np.full(len(data.test), np.nan, np.float32))
         ranks_n[which] = value[name]["rank"]
         write_npy(path, ranks_n)
     made = report.figures(result, row_of)

@@ -6,10 +6,9 @@ from common import compare, histories, metrics, tfidf, users
 
 def in_training(data):
     """Which interactions are training: all up to each user's last training target, bool [M]."""
-    user = users(data, np.arange(len(data.items)))
     last = np.full(data.n_users, -1)
     np.maximum.at(last, users(data, data.train), data.train)
-    return np.arange(len(data.items)) <= last[user]
+    return np.arange(len(data.items)) <= np.repeat(last, np.diff(data.ptr))
 
 
 def popularity(data):
@@ -17,15 +16,15 @@ def popularity(data):
     return np.bincount(data.items[in_training(data)], minlength=data.n_items + 1).astype(np.float32)
 
 
-def full_ranking_of(count_I, data, samples):
+def full_ranking_of(score_I, data, samples):
     """(greater, equal) of each sample's target in the catalogue by one score per item, the user's earlier items masked as for the backbones."""
     target_n = data.items[samples]
-    ranked, own_n = np.sort(count_I[1:]), count_I[target_n]
+    ranked, own_n = np.sort(score_I[1:]), score_I[target_n]
     above = len(ranked) - np.searchsorted(ranked, own_n, "right")
     level = np.searchsorted(ranked, own_n, "right") - np.searchsorted(ranked, own_n, "left") - 1
     for n, (sample, begin) in enumerate(zip(samples, data.ptr[users(data, samples)])):
         old = np.unique(data.items[begin:sample])
-        old = count_I[old[old != target_n[n]]]
+        old = score_I[old[old != target_n[n]]]
         above[n] -= (old > own_n[n]).sum()
         level[n] -= (old == own_n[n]).sum()
     return above, level

@@ -94,6 +94,7 @@ class Recipe:
         return self.run(f"{self.name}/{model}-s{self.seed}", "train_backbone.py", "--dataset", self.data, "--model", model, "--top-h", max(HS))
 
     def prompt(self, name="prompt", model="sasrec", flags=()):
+        """Stage 1. --lr is distill.py's default, said so that a finished prompt of another rate is not taken for this one."""
         return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", "--dataset", self.data, "--llm", self.c.llm, "--backbone", self.backbone(model), *(["--input", "ids", "--lr", 5e-4] if self.c.input == "ids" else []), "--samples",
                         self.c.prompt_budget or min(max(self.c.budget // 4, 32), 20000), "--evals", 2, *flags)
 

@@ -135,7 +135,7 @@ def seeds_of(result, one):
     head, body = ["mean over seeds", "seeds", "HR@1", "NDCG@10", "against", "HR@1", "NDCG@10"], []
     for name, v in result["seeds"].items():
         with_interval = lambda m: f"{short(v[m][0])} ± {short(v[m][1])} [{short(v[m + '_interval'][0])}, {short(v[m + '_interval'][1])}]"
-        gain = lambda m: f"{v[m + '_gain']:+.3f} ({p_text(v['p_' + m])})" if v["against"] else ""
+        gain = lambda m: one(f"{v[m + '_gain']:+.3f} ({p_text(v['p_' + m])})") if v["against"] else ""
         body.append([one(name), str(v["seeds"]), with_interval("hr@1"), with_interval("ndcg@10"), one(v["against"] or ""), gain("hr@1"), gain("ndcg@10")])
     return head, body
 
@@ -154,7 +154,7 @@ def latex(result):
     special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}"})
     escape = lambda s: s.translate(special)
     grid = lambda head, body: ["\\begin{tabular}{l" + "r" * (len(head) - 2) + "l}", "\\hline", " & ".join(map(escape, head)) + " \\\\", "\\hline",
-                               *(" & ".join(cells).replace("±", "$\\pm$").replace("p<", "p$<$") + " \\\\" for cells in body), "\\hline", "\\end{tabular}"]
+                               *(" & ".join(cells).replace("±", "$\\pm$") + " \\\\" for cells in body), "\\hline", "\\end{tabular}"]
     return "\n".join([f"% {result['protocol']}", *grid(*lines_of(result, escape)), f"% {about_marks(result)}",
                       *(["", *grid(*seeds_of(result, escape)), f"% {ABOUT_SEEDS}"] if result["seeds"] else [])]) + "\n"
 
