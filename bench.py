@@ -16,11 +16,12 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from delrec.data.prepared import candidates, histories, load_data
+from delrec.kernels.bench import report, times
 
 import finetune
-import lm as L
-from common import candidates, extra_bytes, histories, load_data
-from kernels.bench import report, times
+from delrec.lm import core as L
+from delrec.training.memory import extra_bytes
 
 K, C = 80, 15
 PAPER_SECONDS = 0.182                                            # per request, DELRec's figure 9, ten RTX 3090 together

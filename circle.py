@@ -14,18 +14,20 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from delrec.data.prepared import load_data, subset, users
+from delrec.kernels.bench import report
 
-import common
-import serve
-from stats import interval
-from kernels.bench import report
+from delrec import runtime
+from delrec.evaluation.stats import interval
+from delrec.runtime import described, load_run, read_json, read_npy
+from delrec.serving import serve
 from recipes import stage
 
 ROWS = {"sasrec": "backbone", "e4srec": "LM, items as vectors, distilled soft prompt", "small": "{n} layers, no teacher", "slmrec": "{n} layers, taught by the LM",
         "sasrec-taught": "backbone, taught by the small LM", "caser": "a weaker backbone", "caser-taught": "the same, taught by the small LM (lists and titles)"}
 
 
-@click.command(**common.described(__doc__))
+@click.command(**described(__doc__))
 @click.option("--dataset", default="ml-100k", help="name under data/; ml-100k is prepared here")
 @click.option("--llm", default="smollm2-135m", help="the LM; Hugging Face id or folder")
 @click.option("--layers", default=6, type=click.IntRange(1), help="layers of the small LM")
@@ -38,8 +40,8 @@ def main(dataset, llm, layers, windows, small_windows, val_samples, procs, test_
     """Backbone, LM, small LM, backbone again: every stage, then one table."""
     began, procs = time.time(), procs or torch.cuda.device_count() or min(os.cpu_count(), 2)
     home = f"{Path(dataset).name}/circle"                # its own runs: those of the README's commands have seen other samples
-    runs = common.ROOT / "runs" / home
-    if dataset == "ml-100k" and not (common.ROOT / "data" / "ml-100k" / "meta.json").exists():
+    runs = runtime.ROOT / "runs" / home
+    if dataset == "ml-100k" and not (runtime.ROOT / "data" / "ml-100k" / "meta.json").exists():
         stage(None, "data/prepare.py", "ml-100k")
     if llm == "smollm2-135m":
         stage(None, "data/prepare.py", llm)
@@ -57,22 +59,22 @@ def main(dataset, llm, layers, windows, small_windows, val_samples, procs, test_
     stage(None, "evaluate.py", "--ckpt", *(f"{home}/{name}" for name in ROWS), "--limit", test_samples, "--val-samples", val_samples, "--out", runs, procs=procs)
 
     # the table
-    data = common.load_data(dataset)
-    table = common.read_json(runs / "metrics.json")
-    which = common.subset(len(data.test), test_samples, 0)
-    user = common.users(data, np.asarray(data.test)[which])
+    data = load_data(dataset)
+    table = read_json(runs / "metrics.json")
+    which = subset(len(data.test), test_samples, 0)
+    user = users(data, np.asarray(data.test)[which])
     ms_of, lines = {}, [table["protocol"], ""]
     lines.append(f"{'':14} {'HR@1':>6} {'':14} {'NDCG@10':>8} {'':14} {'HR@20':>6} {'NDCG@20':>8} {'parameters':>12} {'ms, 1 core':>10} {'ms':>8} {'ms of 64':>9} {'minutes':>8}")
     for name, what in ROWS.items():
-        run, row, full = common.load_run(runs / name), table["rows"][name], table["full"][name]
+        run, row, full = load_run(runs / name), table["rows"][name], table["full"][name]
         print(f"timing {name}", flush=True)
         ms = ms_of[name] = serve.latencies(run, data)
         a, b = row["hr@1_interval"], row["ndcg@10_interval"]
         lines.append(f"{name:14} {row['hr@1']:6.3f} [{a[0]:.3f}, {a[1]:.3f}] {row['ndcg@10']:8.3f} [{b[0]:.3f}, {b[1]:.3f}] {full['hr@20']:6.4f} {full['ndcg@20']:8.4f} "
                      f"{serve.parameters(run):12,} {ms[0]:10.2f} {ms[1]:8.2f} {ms[2]:9.2f} {run.seconds / 60:8.1f}   {what.format(n=layers)}")
-    hits = {name: (np.asarray(common.read_npy(runs / name / "ranks_test_15.npy"))[which] == 1).astype(float) for name in ("e4srec", "slmrec")}
+    hits = {name: (np.asarray(read_npy(runs / name / "ranks_test_15.npy"))[which] == 1).astype(float) for name in ("e4srec", "slmrec")}
     low, high = interval(hits["slmrec"] - hits["e4srec"], user)
-    teacher, student = (common.load_run(runs / name) for name in ("e4srec", "slmrec"))
+    teacher, student = (load_run(runs / name) for name in ("e4srec", "slmrec"))
     alone, taught, weaker = table["tests"]["slmrec - small"], table["full_tests"]["sasrec-taught - sasrec"], table["full_tests"]["caser-taught - caser"]
     lines += ["", f"taught minus not, {layers} layers: HR@1 {alone['hr@1']:+.4f} (p = {alone['p_mcnemar_hr@1']:.2g}), NDCG@10 {alone['ndcg@10']:+.4f} (p = {alone['p_t_ndcg@10']:.2g})",
               *(f"taught {name} minus {name}, all items: HR@20 {t['hr@20']:+.4f} (p = {t['p_mcnemar_hr@20']:.2g}), NDCG@20 {t['ndcg@20']:+.4f} (p = {t['p_t_ndcg@20']:.2g})"

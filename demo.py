@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-import common
+from delrec.runtime import described
 
 ROOT = Path(__file__).resolve().parent
 TEST_SAMPLES = 300
@@ -27,7 +27,7 @@ STAGES = [
 ]
 
 
-@click.command(**common.described(__doc__))
+@click.command(**described(__doc__))
 def main():
     """Every stage of the README on ML-100K, small, and the table."""
     began, minutes = time.time(), []

@@ -21,13 +21,33 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from delrec.data.prepared import histories, load_data, subset, with_lists
 from lion_pytorch import Lion
 
-import checkpoints
-import lm as L
-import vectors
-from common import (NAMES, Log, cut_log, described, finish, finish_run, folder_of, forecast, histories, load_data, load_run, peak_gb, read_npy, restarted, setup, shares, start_run, stop,
-                    stop_unless_finite, subset, sum_gradients, sum_over_ranks, whole_or_auto, with_lists, write_json)
+from common import finish_run, forecast, start_run, stop_unless_finite
+from delrec.backbone.models import NAMES
+from delrec.lm import core as L
+from delrec.lm import vectors
+from delrec.processes import (
+    finish,
+    restarted,
+    setup,
+    shares,
+    sum_gradients,
+    sum_over_ranks,
+)
+from delrec.runtime import (
+    described,
+    folder_of,
+    load_run,
+    read_npy,
+    stop,
+    whole_or_auto,
+    write_json,
+)
+from delrec.training import checkpoints
+from delrec.training.log import Log, cut_log
+from delrec.training.memory import peak_gb
 
 # what --paper sets (section V); our defaults, chosen by validation on ml-100k, are in the options below
 PAPER = dict(history=10, verbalizer="mean", show=True, balance="gradnorm", lr=5e-3)

@@ -23,18 +23,46 @@ from types import SimpleNamespace
 import click
 import numpy as np
 import torch
+from delrec.data.prepared import (
+    candidates,
+    histories,
+    load_data,
+    shuffled,
+    subset,
+    users,
+)
 
-import lm as L
-import probe
-import report
-import serve
-import teach
-from common import (NAMES, candidates, chance, commit, compare, described, finish, finish_run, folder_of, histories, load_data, load_run, machine, metrics, read_json, read_npy,
-                    setup, shuffled, start_run, stop, subset, users, versions, write_json, write_npy)
-from floors import cooccurrence, full_ranking_of, fuse, popularity, standard, title_similarity
-from report import FULL, SHOWN
-from stats import difference, interval, over_seeds, unseeded
-
+from common import finish_run, start_run
+from delrec.backbone.models import NAMES
+from delrec.evaluation import probe, report
+from delrec.evaluation.floors import (
+    cooccurrence,
+    full_ranking_of,
+    fuse,
+    popularity,
+    standard,
+    title_similarity,
+)
+from delrec.evaluation.report import FULL, SHOWN
+from delrec.evaluation.stats import difference, interval, over_seeds, unseeded
+from delrec.lm import core as L
+from delrec.lm import teach
+from delrec.metrics import chance, compare, metrics
+from delrec.processes import finish, setup
+from delrec.runtime import (
+    commit,
+    described,
+    folder_of,
+    load_run,
+    machine,
+    read_json,
+    read_npy,
+    stop,
+    versions,
+    write_json,
+    write_npy,
+)
+from delrec.serving import serve
 
 # ---------------------------------------------------------------- scores of runs
 

@@ -25,15 +25,40 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from delrec.data.prepared import (
+    batch_of,
+    candidates,
+    histories,
+    load_data,
+    subset,
+    with_lists,
+)
 from lion_pytorch import Lion
 
-import checkpoints
-import lm as L
-import teach
-import vectors
-from common import (NAMES, Log, batch_of, candidates, compare, cut_log, described, finish, finish_run, folder_of, forecast, load_data, load_run, metrics, peak_gb,
-                    restarted, setup, shares, start_run, stop, stop_unless_finite, subset, sum_gradients, sum_over_ranks, histories, whole_or_auto,
-                    with_lists, write_npy, chance)
+from common import finish_run, forecast, start_run, stop_unless_finite
+from delrec.backbone.models import NAMES
+from delrec.lm import core as L
+from delrec.lm import teach, vectors
+from delrec.metrics import chance, compare, metrics
+from delrec.processes import (
+    finish,
+    restarted,
+    setup,
+    shares,
+    sum_gradients,
+    sum_over_ranks,
+)
+from delrec.runtime import (
+    described,
+    folder_of,
+    load_run,
+    stop,
+    whole_or_auto,
+    write_npy,
+)
+from delrec.training import checkpoints
+from delrec.training.log import Log, cut_log
+from delrec.training.memory import peak_gb
 
 PARTS = ("candidates", "titles", "cos", "norm", "ms")      # of the loss
 # what --paper sets: DELRec's own choices (section V); our defaults, chosen by validation on ml-100k, are in the options below

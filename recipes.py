@@ -26,9 +26,11 @@ from types import SimpleNamespace
 import click
 import numpy as np
 import torch
+from delrec.data.prepared import load_data
 
-import common
-import stats
+from delrec import runtime
+from delrec.evaluation import stats
+from delrec.runtime import described, read_json
 
 # DELRec, Tables III and IV: variant -> (flags of stage 1 or the soft prompt that goes without one, flags of stage 2). The paper calls no-prompt w/o SP and
 # w/o DPSM, words w MCP, untrained w USP, no-ta w/o TA, no-rps w/o RPS, moved-lm w UDPSM, moved-prompt w ULSR; maps (distilled maps, no soft prompt) is ours
@@ -47,7 +49,7 @@ def stage(folder, *args, procs=1, jobs=1, job=0, dry=False):
     """Run a command of the README unless its run is finished; --resume takes up one that was killed. jobs: how many stand side by side, of which this is
     number `job`. dry: print it only."""
     if not dry and folder is not None and (folder / ("meta.json" if folder.name == "export" else "config.json")).exists():
-        made = {"input": "titles", **(common.read_json(folder / "config.json") if folder.name != "export" else {})}
+        made = {"input": "titles", **(read_json(folder / "config.json") if folder.name != "export" else {})}
         for flag, value in zip(args, args[1:]):
             key = "backbone_run" if flag == "--backbone" else str(flag).removeprefix("--").replace("-", "_")
             if flag in SHAPING and key in made and Path(str(made[key])).name != Path(str(value)).name:      # a run is named by its folder
@@ -71,7 +73,7 @@ def stage(folder, *args, procs=1, jobs=1, job=0, dry=False):
         folder.parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
     with open(f"{folder}.out", "a") if jobs > 1 else nullcontext() as out:
-        code = subprocess.run([sys.executable, *launch, *line], cwd=common.ROOT, env=os.environ | own, stdout=out, stderr=out).returncode
+        code = subprocess.run([sys.executable, *launch, *line], cwd=runtime.ROOT, env=os.environ | own, stdout=out, stderr=out).returncode
     if code:
         sys.exit(f"{Path(sys.argv[0]).stem}: '{args[0]}' stopped with exit code {code}; its message is {f'in {folder}.out' if jobs > 1 else 'above'}. The same command goes on from here")
     if jobs > 1:
@@ -87,7 +89,7 @@ class Recipe:
         self.home = f"{self.name}/{c.llm.rstrip('/').split('/')[-1]}-{c.input}-{c.budget}" + (f"-{c.prompt_budget}" if c.prompt_budget else "")
 
     def run(self, name, *args):
-        stage(common.ROOT / "runs" / name, *args, "--seed", self.seed, "--out", name, procs=self.c.procs, jobs=self.c.jobs, job=self.job, dry=self.c.dry_run)
+        stage(runtime.ROOT / "runs" / name, *args, "--seed", self.seed, "--out", name, procs=self.c.procs, jobs=self.c.jobs, job=self.job, dry=self.c.dry_run)
         return name
 
     def backbone(self, model="sasrec"):
@@ -123,7 +125,7 @@ class Recipe:
 
     def evaluate(self, recipe, runs, *flags, val_samples=500):
         procs, gpus = self.c.procs * self.c.jobs, torch.cuda.device_count()
-        out = common.ROOT / "runs" / self.home / recipe
+        out = runtime.ROOT / "runs" / self.home / recipe
         stage(None, "evaluate.py", "--ckpt", *dict.fromkeys(runs), "--limit", self.c.test_samples, "--val-samples", val_samples, "--out", out, "--report", out / f"{recipe}.html", *flags,
               procs=self.c.procs if 0 < gpus < procs else procs, dry=self.c.dry_run)
         return out
@@ -134,7 +136,8 @@ def shape(llm):
     if llm == "smollm2-135m":
         return "decoder", 30                             # the embedded one may not be here yet (--dry-run)
     from transformers import AutoConfig
-    from lm import kind_of
+
+    from delrec.lm.core import kind_of
     try:
         config = AutoConfig.from_pretrained(llm)
     except (OSError, ValueError) as e:
@@ -222,7 +225,7 @@ def table5(c):
     for name in [c.dataset, *c.also]:
         out = Recipe(c, name, 0).evaluate("table5", each_seed(c, lambda r: [r.backbone(), r.delrec()], name))
         if not c.dry_run:
-            data, table = common.load_data(name), common.read_json(out / "metrics.json")
+            data, table = load_data(name), read_json(out / "metrics.json")
             mean = lambda row: np.mean([v["hr@1"] for n, v in table["rows"].items() if stats.unseeded(n) == row])
             p = table["seeds"]["delrec"]["p_hr@1"] if table["seeds"] else table["rows"]["delrec-s0"]["p_hr@1"]
             lines.append(f"{Path(name).name:<14}{len(data.items) / data.n_users / data.n_items:>9.4%}{mean('sasrec'):>9.3f}{mean('delrec'):>9.3f}{mean('delrec') - mean('sasrec'):>+9.3f}  {p:<12.3g}"
@@ -241,7 +244,7 @@ def coldstart(c):
 RECIPES = {f.__name__: f for f in (headline, table2, table3, table4, fig8, table5, coldstart)}
 
 
-@click.command(**common.described(__doc__ + "\n" + "\n\n".join(f"{n}: {f.__doc__}" for n, f in RECIPES.items())))
+@click.command(**described(__doc__ + "\n" + "\n\n".join(f"{n}: {f.__doc__}" for n, f in RECIPES.items())))
 @click.argument("recipe", type=click.Choice(list(RECIPES)))
 @click.option("--dataset", default="ml-100k", help="name under data/; ml-100k is prepared here, others before")
 @click.option("--also", multiple=True, help="table5: another data set; may be repeated")
@@ -261,9 +264,9 @@ def main(recipe, **config):
         sys.exit(f"recipes: stage 1 on item vectors (--input ids) reads a state after every item, which needs a decoder-only LM; {c.llm} is an {kind} LM: add --input titles")
     if not c.dry_run:
         for name in [c.dataset, *c.also]:
-            if name == "ml-100k" and not (common.ROOT / "data" / name / "meta.json").exists():
+            if name == "ml-100k" and not (runtime.ROOT / "data" / name / "meta.json").exists():
                 stage(None, "data/prepare.py", name)
-            common.load_data(name)                       # says how to prepare it
+            load_data(name)                       # says how to prepare it
         if c.llm == "smollm2-135m":
             stage(None, "data/prepare.py", c.llm)
     out = RECIPES[recipe](c)

@@ -25,14 +25,34 @@ from types import SimpleNamespace
 import click
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.utils import parametrize
+from delrec.data.prepared import (
+    batch_of,
+    candidates,
+    histories,
+    load_data,
+    runs_of_targets,
+    subset,
+    users,
+)
 from safetensors.torch import save_file
+from torch.nn.utils import parametrize
 
-import checkpoints
-import common
-import teach
+from common import finish_run, start_run, stop_unless_finite
+from delrec.backbone import dllm2rec
+from delrec.backbone.models import NAMES, build, score
+from delrec.metrics import chance, compare, metrics
+from delrec.processes import (
+    finish,
+    gather_rows,
+    restarted,
+    setup,
+    sum_gradients,
+    sum_over_ranks,
+)
+from delrec.runtime import described, folder_of, stop, write_json, write_npy
+from delrec.training import checkpoints
+from delrec.training.log import Log, cut_log
 
 # paper: width, dropout, lr and batch (DELRec, section V), GRU4Rec's optimiser excepted: Adagrad with 1e-2 there, Adam here (ml-100k, val HR@1 among
 # 15 .574 and .605). Ours: window, most epochs and patience; tried for SASRec on ml-100k's val part.
@@ -43,140 +63,11 @@ DEFAULTS = {
 }
 
 
-# ---------------------------------------------------------------- the three models: seq_BL -> x_BLE, the state after each position
-
-class Dropout(nn.Dropout):
-    """torch's own, but from uniform numbers: on a CPU it draws Bernoulli numbers four times slower, a quarter of a training step."""
-
-    def forward(self, x):
-        return x * ((torch.rand_like(x) >= self.p) / (1 - self.p)) if self.training and self.p else x
-
-
-class SASRec(nn.Module):
-    """Two causal self-attention blocks of one head. Positions are counted from the end of the window, so the most recent item has the
-    same position however long the history is, and columns of padding can be cut off without changing anything."""
-
-    def __init__(self, n_items, cfg):
-        super().__init__()
-        E = cfg.width
-        self.item = nn.Embedding(n_items + 1, E, padding_idx=0)
-        self.position = nn.Embedding(cfg.history, E)
-        self.blocks = nn.ModuleList(Block(E, cfg.dropout) for _ in range(2))
-        self.norm = nn.LayerNorm(E)
-        self.drop = Dropout(cfg.dropout)
-        nn.init.normal_(self.position.weight, std=.02)
-
-    def forward(self, seq_BL, last=False):
-        L = seq_BL.shape[1]
-        # times sqrt(E), as the paper's own code: item vectors small enough for the softmax drown in the positions
-        x_BLE = self.drop(self.item(seq_BL) * self.item.embedding_dim ** .5 + self.position.weight[:L].flip(0))
-        # Seen from each position: itself (always, so that no row of the softmax is empty) and the real items before it.
-        see_LL = torch.ones(L, L, dtype=torch.bool, device=seq_BL.device).tril()
-        see_BLL = see_LL & (seq_BL != 0)[:, None, :] | torch.eye(L, dtype=torch.bool, device=seq_BL.device)
-        x_BLE = self.blocks[0](x_BLE, see_BLL, L)
-        x_BLE = self.blocks[1](x_BLE, see_BLL, 1 if last else L)
-        return self.norm(x_BLE)
-
-
-class Block(nn.Module):
-    """Attention and a position-wise layer, each added to its input. Computes the last `rows` positions only."""
-
-    def __init__(self, E, dropout):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(E), nn.LayerNorm(E)
-        self.q, self.kv, self.out = nn.Linear(E, E), nn.Linear(E, 2 * E), nn.Linear(E, E)
-        self.inner, self.outer = nn.Linear(E, E), nn.Linear(E, E)
-        self.drop = Dropout(dropout)
-
-    def forward(self, x_BLE, see_BLL, rows):
-        y_BLE = self.norm1(x_BLE)
-        k_BLE, v_BLE = self.kv(y_BLE).chunk(2, -1)
-        q_BRE = self.q(y_BLE[:, -rows:])
-        a_BRL = (q_BRE @ k_BLE.transpose(1, 2) * k_BLE.shape[-1] ** -.5).masked_fill(~see_BLL[:, -rows:], -torch.inf)
-        x_BRE = x_BLE[:, -rows:] + self.out(self.drop(a_BRL.softmax(-1)) @ v_BLE)
-        return x_BRE + self.drop(self.outer(self.drop(F.relu(self.inner(self.norm2(x_BRE))))))
-
-
-class GRU4Rec(nn.Module):
-    """One GRU layer as wide as the item vectors. Padding on the left leaves the state at zero: see forward."""
-
-    def __init__(self, n_items, cfg):
-        super().__init__()
-        E = cfg.width
-        self.item = nn.Embedding(n_items + 1, E, padding_idx=0)
-        self.gru = nn.GRU(E, E, batch_first=True)
-        self.out = nn.Linear(E, E)
-        self.drop = Dropout(cfg.dropout)
-
-    def forward(self, seq_BL, last=False):
-        L = seq_BL.shape[1]
-        length_B = (seq_BL != 0).sum(1)
-        # Rows are moved to start at column 0 for the GRU and back afterwards: no padding is ever read, a short history scores the same
-        # in any batch.
-        at_BL = (torch.arange(L, device=seq_BL.device) + (L - length_B)[:, None]) % L
-        x_BLE, _ = self.gru(self.drop(self.item(seq_BL.gather(1, at_BL))))
-        back_BL = (torch.arange(L, device=seq_BL.device) - (L - length_B)[:, None]) % L
-        back_BL = back_BL[:, -1:] if last else back_BL
-        x_BLE = x_BLE.gather(1, back_BL[..., None].expand(-1, -1, x_BLE.shape[-1]))
-        return self.out(self.drop(x_BLE))
-
-
-class Caser(nn.Module):
-    """Convolutions over the window seen as an L x E picture: 16 filters of each height 1..L, and 4 that weigh the L rows.
-    paper: also a vector per user; ours has none, so that any history of item ids can be scored."""
-
-    def __init__(self, n_items, cfg):
-        super().__init__()
-        L, E = cfg.history, cfg.width
-        self.item = nn.Embedding(n_items + 1, E, padding_idx=0)
-        self.across = nn.ModuleList(nn.Conv1d(E, 16, height) for height in range(1, L + 1))
-        self.down = nn.Linear(L, 4, bias=False)
-        self.out = nn.Linear(16 * L + 4 * E, E)
-        self.drop = Dropout(cfg.dropout)
-        self.history = L
-
-    def forward(self, seq_BL, last=False):
-        seq_BL = F.pad(seq_BL, (self.history - seq_BL.shape[1], 0))
-        x_BLE = self.item(seq_BL)
-        # a convolution of height h as one product over the windows of h rows: on a CPU torch's own takes several times as long in backward
-        across = [F.relu(F.linear(x_BLE.unfold(1, conv.kernel_size[0], 1).flatten(2), conv.weight.flatten(1), conv.bias)).amax(1) for conv in self.across]
-        x_BX = torch.cat(across + [self.down(x_BLE.transpose(1, 2)).flatten(1)], 1)
-        return F.relu(self.out(self.drop(x_BX)))[:, None]           # one state a window: its last position
-
-
-def build(name, n_items, cfg):
-    """An untrained model; cfg has history, width and dropout. An item's score is its input vector . state + its bias."""
-    model = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}[name](n_items, cfg)
-    nn.init.normal_(model.item.weight, std=.02)
-    model.item.weight.data[0] = 0
-    model.bias = nn.Parameter(torch.zeros(n_items + 1))
-    model.history = cfg.history
-    return model
-
-
-def score(model, seq_BL):
-    """Histories of item ids of any length, padded on the left with 0 -> the next item's scores (B, I+1); column 0 (padding) is -inf."""
-    seq_BL = torch.as_tensor(seq_BL, device=model.bias.device)[:, -model.history:]
-    L = max(1, int((seq_BL != 0).any(0).sum()))                      # columns of nothing but padding are cut off
-    x_BE = model(seq_BL[:, -L:], last=True)[:, -1]
-    score_BI = torch.addmm(model.bias, x_BE, model.item.weight.T)
-    score_BI[:, 0] = -torch.inf
-    return score_BI
-
-
-def load(run):
-    """The model of a finished run folder (or a name under runs/), ready for score()."""
-    run = common.load_run(run, stages=["train_backbone"])
-    model = build(run.model, run.n_items, run)
-    model.load_state_dict(common.read_tensors(run.folder / "model.safetensors"))
-    return model.eval()
-
-
 # ---------------------------------------------------------------- training batches: every training target once an epoch
 
 def negatives(data, first, target_BL, seen, rng):
     """One item per target, uniform over those the user has not in the training part. `seen`: sorted user * (I+1) + item."""
-    user_BL = np.broadcast_to(common.users(data, first)[:, None], target_BL.shape)
+    user_BL = np.broadcast_to(users(data, first)[:, None], target_BL.shape)
     item_BL = rng.integers(1, data.n_items + 1, target_BL.shape)
     for _ in range(20):                                              # a user who has nearly everything keeps what the last draw gave
         key_BL = user_BL * (data.n_items + 1) + item_BL
@@ -271,7 +162,7 @@ def rank_all(model, data, samples, ranks, h=0, cand=None):
     Samples are taken by length of history (no padding beyond the batch's own) and shared out over the ranks."""
     model.eval()
     samples, device = np.asarray(samples), ranks.device
-    before = samples - np.asarray(data.ptr)[common.users(data, samples)]
+    before = samples - np.asarray(data.ptr)[users(data, samples)]
     order = np.argsort(np.minimum(before, model.history), kind="stable")
     mine = order[ranks.rank::ranks.world] if ranks.rank < len(order) else order[:1]
     rows = max(1, min(512, 2 ** 24 // data.n_items))
@@ -279,10 +170,10 @@ def rank_all(model, data, samples, ranks, h=0, cand=None):
     for i in range(0, len(mine), rows):
         at = mine[i:i + rows]
         put = lambda x: torch.from_numpy(np.asarray(x, np.int64)).to(device)
-        score_BI = score(model, put(common.histories(data, samples[at], model.history)))
+        score_BI = score(model, put(histories(data, samples[at], model.history)))
         own_B1 = score_BI.gather(1, put(data.items[samples[at]])[:, None])
         if not torch.isfinite(own_B1).all():
-            common.stop("the model's scores are not finite; lower --lr")
+            stop("the model's scores are not finite; lower --lr")
         for C in cand or ():
             parts[C].append(score_BI.gather(1, put(cand[C][at])).cpu())
         n = before[at]                                               # the flat list of every (row, earlier item)
@@ -292,7 +183,7 @@ def rank_all(model, data, samples, ranks, h=0, cand=None):
             parts["list"].append(best_items(score_BI, h).cpu())
         score_BI.scatter_(1, put(data.items[samples[at]])[:, None], own_B1)
         parts["full"].append(torch.stack([(score_BI > own_B1).sum(1), (score_BI == own_B1).sum(1) - 1], 1).cpu())
-    whole = {k: common.gather_rows(torch.cat(v).numpy(), mine, len(samples), ranks) for k, v in parts.items() if v}
+    whole = {k: gather_rows(torch.cat(v).numpy(), mine, len(samples), ranks) for k, v in parts.items() if v}
     return whole | {k: whole[k].astype(np.int32) for k in ("full", "list") if k in whole}
 
 
@@ -306,12 +197,12 @@ def best_items(score_BI, h):
 
 
 def means(greater, equal):
-    return {k: round(float(v.mean()), 5) for k, v in common.metrics(greater, equal).items()}
+    return {k: round(float(v.mean()), 5) for k, v in metrics(greater, equal).items()}
 
 
 # ---------------------------------------------------------------- the script
 
-@click.command(**common.described(__doc__))
+@click.command(**described(__doc__))
 # data
 @click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
 @click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/<model>, with a teacher <model>-taught, if not given")
@@ -347,27 +238,27 @@ def means(greater, equal):
 def main(**config):
     """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
     cfg = SimpleNamespace(**{k: DEFAULTS[config["model"]].get(k) if v is None else v for k, v in config.items()})
-    data = common.load_data(cfg.dataset)
+    data = load_data(cfg.dataset)
     for split in ("train", "val", "test"):
         if not len(getattr(data, split)):
-            common.stop(f"{data.folder} has no {split} samples; prepare it with another --split or a smaller --core")
+            stop(f"{data.folder} has no {split} samples; prepare it with another --split or a smaller --core")
     if cfg.top_h > data.n_items:
-        common.stop(f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it")
-    out = common.folder_of("runs", cfg.out or f"{data.name}/{cfg.model}{'-taught' if cfg.teacher else ''}")
-    export = teach.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
+        stop(f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it")
+    out = folder_of("runs", cfg.out or f"{data.name}/{cfg.model}{'-taught' if cfg.teacher else ''}")
+    export = dllm2rec.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
     if cfg.teacher and not (cfg.w_position + cfg.w_confidence > 0):
-        common.stop("--w-position and --w-confidence are both 0, so no listed item has a weight; give one of them a number above 0")
+        stop("--w-position and --w-confidence are both 0, so no listed item has a weight; give one of them a number above 0")
     if not cfg.offset and not (cfg.teacher and cfg.eta):
-        common.stop("--no-offset leaves the titles' vectors only, but there are none: it needs --teacher and --eta above 0")
-    ranks, cfg.resume = common.setup(cfg.seed), cfg.resume or common.restarted()
-    record = common.start_run(out, "train_backbone", cfg, data, ranks)
+        stop("--no-offset leaves the titles' vectors only, but there are none: it needs --teacher and --eta above 0")
+    ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
+    record = start_run(out, "train_backbone", cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, checkpoints.made_with(cfg, data, ranks), ranks)
     sizes = [C for C in (15, 20, 100) if all((data.folder / f"candidates_{s}_{C}.npy").exists() for s in ("val", "test"))]
-    listed = common.subset(len(data.train), cfg.lists, cfg.seed)
-    cand = {s: {C: common.candidates(data, s, C, listed if s == "train" else slice(None)) for C in sizes
+    listed = subset(len(data.train), cfg.lists, cfg.seed)
+    cand = {s: {C: candidates(data, s, C, listed if s == "train" else slice(None)) for C in sizes
                 if s != "train" or (data.folder / f"candidates_train_{C}.npy").exists()} for s in ("train", "val", "test")}
     own = {s: data.items[getattr(data, s)].astype(np.int64)[:, None] for s in ("val", "test")}
-    summary = lambda s, got: {f"candidates{C}": means(*common.compare(got[C], cand[s][C] == own[s])) for C in sizes if C in got} | {
+    summary = lambda s, got: {f"candidates{C}": means(*compare(got[C], cand[s][C] == own[s])) for C in sizes if C in got} | {
         "full": means(*got["full"].T)}
 
     # model. The biases start at the log-odds of each item in the training part, where both losses have their optimum without a history.
@@ -377,7 +268,7 @@ def main(**config):
     if cfg.teacher and cfg.eta:
         if not cfg.offset:
             model.item.weight.requires_grad_(False).zero_()
-        parametrize.register_parametrization(model.item, "weight", teach.Titles(export[2], cfg.width, cfg.eta).to(ranks.device))
+        parametrize.register_parametrization(model.item, "weight", dllm2rec.Titles(export[2], cfg.width, cfg.eta).to(ranks.device))
     params = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(params, lr=cfg.lr, fused=True)
     for p in params:                                                 # a process with no row in a small last batch adds zeros
@@ -388,7 +279,7 @@ def main(**config):
     is_target = np.zeros(len(data.items), bool)
     is_target[data.train] = True
     have = np.union1d(data.train, np.asarray(data.ptr)[:-1])         # with a user's first item, which is input only
-    seen = np.unique(common.users(data, have) * (data.n_items + 1) + data.items[have])
+    seen = np.unique(users(data, have) * (data.n_items + 1) + data.items[have])
     span = 1 if cfg.model == "caser" else cfg.history                # Caser: one window a target, its architecture has one state
 
     row_of = np.full(len(data.items), -1)                            # a target's row among the training samples
@@ -421,18 +312,18 @@ def main(**config):
         checkpoints.restore_optimiser("opt", opt, tensors)
         total = tensors["total"][ranks.rank].to(ranks.device)
         record["started"] -= state["seconds"]
-    common.cut_log(out, common.NAMES[cfg.model], begin[0] - (begin[1] == 0), ranks)
+    cut_log(out, NAMES[cfg.model], begin[0] - (begin[1] == 0), ranks)
     checkpoints.listen()
 
     def save(epoch, step):
         """All that the loop goes on from: `step` steps of an epoch done, 0 with the validation before it still to do."""
-        totals = torch.stack([common.sum_over_ranks(total if r == ranks.rank else torch.zeros_like(total), ranks) for r in range(ranks.world)])
+        totals = torch.stack([sum_over_ranks(total if r == ranks.rank else torch.zeros_like(total), ranks) for r in range(ranks.world)])
         saver.save(done, {**{f"model.{k}": v for k, v in model.state_dict().items()}, **{f"kept.{k}": v for k, v in kept.items()},
                           **checkpoints.optimiser_tensors("opt", opt), "total": totals},
                    {"at": [epoch, step], "best": best, "best_epoch": best_epoch, "fields": fields, "training": training + (time.time() - began if step else 0),
                     "seconds": time.time() - record["started"]})
 
-    log = common.Log(out, cfg.epochs, common.NAMES[cfg.model], ranks, unit="epoch", done=begin[0])
+    log = Log(out, cfg.epochs, NAMES[cfg.model], ranks, unit="epoch", done=begin[0])
     for epoch in range(begin[0], cfg.epochs + 1):
         if begin[1] == 0 or epoch > begin[0]:
             with parametrize.cached():
@@ -448,12 +339,12 @@ def main(**config):
         began, skip = time.time(), begin[1] if epoch == begin[0] else 0
         model.train()
         rng = np.random.default_rng([cfg.seed, epoch])
-        first, last = common.runs_of_targets(data, span, rng)
+        first, last = runs_of_targets(data, span, rng)
         order = rng.permutation(len(first))
         total = total if skip else torch.zeros((), device=ranks.device)
         for step, i in list(enumerate(range(0, len(order), cfg.batch)))[skip:]:
             at = order[i:i + cfg.batch]
-            seq_BL, target_BL = common.batch_of(data, first[at], last[at], cfg.history, is_target)
+            seq_BL, target_BL = batch_of(data, first[at], last[at], cfg.history, is_target)
             arrays = [seq_BL, target_BL]
             if cfg.loss == "bce":
                 arrays.append(negatives(data, first[at], target_BL, seen, np.random.default_rng([cfg.seed, epoch, step])))
@@ -467,8 +358,8 @@ def main(**config):
                     loss = loss_of(model, *mine, *shared, taught=taught) / np.count_nonzero(target_BL)
                     loss.backward()
                 total += loss.detach() * np.count_nonzero(target_BL)
-            common.sum_gradients(params, ranks)
-            common.stop_unless_finite(params, f"{step + 1} of epoch {epoch + 1}", last[at], data)
+            sum_gradients(params, ranks)
+            stop_unless_finite(params, f"{step + 1} of epoch {epoch + 1}", last[at], data)
             opt.step()
             done += 1
             if (asked := checkpoints.stop_asked(ranks)) or saver.due(done):
@@ -476,7 +367,7 @@ def main(**config):
             if asked:
                 log.close()
                 saver.end(True, done)
-        loss = common.sum_over_ranks(total, ranks).item() / len(data.train)
+        loss = sum_over_ranks(total, ranks).item() / len(data.train)
         training += time.time() - began
         fields = {"loss": loss}
         save(epoch + 1, 0)
@@ -494,36 +385,36 @@ def main(**config):
     if ranks.main:
         save_file({k: v.cpu().contiguous() for k, v in kept.items()}, out / "model.safetensors")
         for s in got:
-            common.write_npy(out / f"topk_{s}.npy", got[s]["list"])
+            write_npy(out / f"topk_{s}.npy", got[s]["list"])
         for s in ("val", "test"):
-            common.write_npy(out / f"full_{s}.npy", got[s]["full"])
+            write_npy(out / f"full_{s}.npy", got[s]["full"])
         for s in got:
             for C in cand[s]:
-                common.write_npy(out / f"scores_{s}_{C}.npy", got[s][C])
+                write_npy(out / f"scores_{s}_{C}.npy", got[s][C])
         results = {s: summary(s, got[s]) for s in ("val", "test")}
         protocol = (f"{data.meta.get('split', 'given')} split; candidatesC: the target among C-1 stored items the user never had; "
                     f"full: all {data.n_items} items, the user's earlier ones masked; ties count as every order they could fall in; "
                     "weights chosen by val full ndcg@10")
-        common.write_json(out / "metrics.json", {"protocol": protocol, **results})
-        record = common.finish_run(out, record | {
+        write_json(out / "metrics.json", {"protocol": protocol, **results})
+        record = finish_run(out, record | {
             "out": str(out), "n_items": data.n_items, "parameters": sum(p.numel() for p in model.parameters()), "optimiser": type(opt).__name__,
             "epochs_run": epoch, "best_epoch": best_epoch, "samples_per_second": round(epoch * len(data.train) / max(training, 1e-9), 1)})
 
         saver.end(False, done)
         columns = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
-        print(f"\n{common.NAMES[cfg.model]} on {data.name}, {cfg.loss}, best of {epoch} epochs: {best_epoch}\n{protocol}\n")
+        print(f"\n{NAMES[cfg.model]} on {data.name}, {cfg.loss}, best of {epoch} epochs: {best_epoch}\n{protocol}\n")
         print(f"{'':22}" + "".join(f"{c:>9}" for c in columns))
         for s in results:
             for space, m in results[s].items():
                 print(f"{s + ' ' + space:22}" + "".join(f"{m[c]:9.4f}" for c in columns))
         for space, C in [(f"candidates{C}", C) for C in sizes] + [("full", data.n_items)]:
-            print(f"{'chance ' + space:22}" + "".join(f"{common.chance(C)[c]:9.4f}" for c in columns))
+            print(f"{'chance ' + space:22}" + "".join(f"{chance(C)[c]:9.4f}" for c in columns))
         print(json.dumps({"stage": "train_backbone", "out": str(out), "candidates": min(sizes, default=0),
                           **{f"{s}_{c}": round(results[s][f"candidates{C}"][c], 4)
                              for s in results for c in ("hr@1", "ndcg@10") for C in sizes[:1]},
                           **{f"{s}_full_ndcg@10": round(results[s]["full"]["ndcg@10"], 4) for s in results},
                           **{k: record[k] for k in ("seconds", "epochs_run", "best_epoch", "samples_per_second", "peak_gb")}}))
-    common.finish(ranks)
+    finish(ranks)
 
 
 if __name__ == "__main__":

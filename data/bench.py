@@ -22,9 +22,10 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from common import load_data  # noqa: E402
-from kernels.bench import report  # noqa: E402
+if __name__ == "__main__":                              # run as a script, only this folder is on the path
+    sys.path[0] = str(ROOT)
+from delrec.data.prepared import load_data
+from delrec.kernels.bench import report  # noqa: E402
 
 # run by the python that has RecBole: one epoch of each model over given samples; prints seconds an epoch and, if asked, scores of test samples
 RECBOLE = '''
@@ -128,15 +129,16 @@ def against_recbole(rows, room, python, threads, models, epochs):
     """An epoch over the same samples; with epochs > 1 our defaults instead, the best of both by validation, test scores through our metrics."""
     import numpy as np
     import torch
+    from delrec.data.prepared import candidates, histories, users
 
-    import common
     import train_backbone as T
+    from delrec.metrics import compare, metrics
     torch.set_num_threads(threads)
     data = load_data("ml-100k")
     samples = {s: np.asarray(getattr(data, s)) for s in ("train", "val", "test")}
     recbole = room / "recbole" / "ours"
     recbole.mkdir(parents=True)
-    user = common.users(data, np.arange(len(data.items)))
+    user = users(data, np.arange(len(data.items)))
     (recbole / "ours.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "".join(     # only tells RecBole how many there are
         f"{u}\t{i}\t{t}\n" for t, (u, i) in enumerate(zip([*user, *[0] * data.n_items], [*data.items, *range(1, data.n_items + 1)]))))
     for model in models:
@@ -148,11 +150,11 @@ def against_recbole(rows, room, python, threads, models, epochs):
             cfg.history = STEP[model][1]
         parts = {}
         for s, index in samples.items():
-            left = common.histories(data, index, cfg.history)         # RecBole pads on the right
+            left = histories(data, index, cfg.history)         # RecBole pads on the right
             length = (left > 0).sum(1)
             at = (np.arange(cfg.history) + (cfg.history - length)[:, None]) % cfg.history
             prefix = "" if s == "train" else f"{s}_"
-            parts |= {f"{prefix}seq": np.take_along_axis(left, at, 1), f"{prefix}length": length, f"{prefix}user": common.users(data, index) + 1, f"{prefix}target": data.items[index].astype(np.int64)}
+            parts |= {f"{prefix}seq": np.take_along_axis(left, at, 1), f"{prefix}length": length, f"{prefix}user": users(data, index) + 1, f"{prefix}target": data.items[index].astype(np.int64)}
         np.savez(room / "work.npz", **parts, L=cfg.history, width=cfg.width, dropout=cfg.dropout, lr=lr, batch=2048, n_items=data.n_items, epochs=epochs, patience=cfg.patience)
         (room / "run_recbole.py").write_text(RECBOLE)
         said = subprocess.run([python, str(room / "run_recbole.py"), str(room / "work.npz"), model, str(threads), str(room / "recbole"), str(room / "scores.npy")],
@@ -171,15 +173,15 @@ def against_recbole(rows, room, python, threads, models, epochs):
             scores, target = np.load(room / "scores.npy"), data.items[samples["test"]].astype(np.int64)
             own = np.take_along_axis(scores, target[:, None], 1)
             scores[:, 0] = -np.inf
-            before = common.histories(data, samples["test"], int(np.diff(data.ptr).max()))
+            before = histories(data, samples["test"], int(np.diff(data.ptr).max()))
             np.put_along_axis(scores, before, -np.inf, 1)
             np.put_along_axis(scores, target[:, None], own, 1)
-            full = common.metrics((scores > own).sum(1), (scores == own).sum(1) - 1)
-            cand = common.candidates(data, "test", 15)
-            near = common.metrics(*common.compare(np.take_along_axis(np.where(np.isfinite(scores), scores, -1e9), cand, 1), cand == target[:, None]))
-            mine = common.metrics(*np.load(room / f"run-{model}" / "full_test.npy").T)
-            mine15 = common.metrics(*common.compare(np.load(room / f"run-{model}" / "scores_test_15.npy"), cand == target[:, None]))
-            rng, owner = np.random.default_rng(0), common.users(data, samples["test"])
+            full = metrics((scores > own).sum(1), (scores == own).sum(1) - 1)
+            cand = candidates(data, "test", 15)
+            near = metrics(*compare(np.take_along_axis(np.where(np.isfinite(scores), scores, -1e9), cand, 1), cand == target[:, None]))
+            mine = metrics(*np.load(room / f"run-{model}" / "full_test.npy").T)
+            mine15 = metrics(*compare(np.load(room / f"run-{model}" / "scores_test_15.npy"), cand == target[:, None]))
+            rng, owner = np.random.default_rng(0), users(data, samples["test"])
             for name, a, b in (("full.ndcg@10", mine["ndcg@10"], full["ndcg@10"]), ("full.hr@10", mine["hr@10"], full["hr@10"]), ("candidates15.hr@1", mine15["hr@1"], near["hr@1"])):
                 sums = np.bincount(owner, a - b), np.bincount(owner)
                 held = np.flatnonzero(sums[1])

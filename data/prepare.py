@@ -26,10 +26,13 @@ import numpy as np
 import polars as pl
 
 if __name__ == "__main__":                              # run as a script, only this folder is on the path
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import ROOT, described, histories, load_data, read_npy, stop, subset, write_json, write_npy
-from data import raw as R
-from data.raw import CONTROL
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from delrec.data import raw as R
+from delrec.data.prepared import histories, load_data, subset
+from delrec.data.raw import CONTROL
+
+from delrec import runtime
+from delrec.runtime import described, read_npy, stop, write_json, write_npy
 
 CANDIDATES = (15, 20, 100)
 LONGEST = 250                  # characters of a title
@@ -354,7 +357,7 @@ def main(name, raw, out, checking, core, split, ties, seed, most, noun, verb, mi
     start = time.time()
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         stop(f"the name {name!r} cannot name a folder; use letters, digits, '.', '_' and '-', and no dot in front")
-    out = out or ROOT / "data" / name
+    out = out or runtime.ROOT / "data" / name
     if checking:
         data = load_data(str(out))
         lines = check(data)

@@ -31,7 +31,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from common import CACHE, stop
+from delrec.runtime import CACHE, stop
 
 RECBOLE = ("recbole-1.2.1-py3-none-any.whl", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407")
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"

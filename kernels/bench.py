@@ -17,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import kernels  # noqa: E402
-from common import commit, extra_bytes, machine, versions  # noqa: E402
+if __name__ == "__main__":                              # run as a script, only this folder is on the path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from delrec.kernels import verbalizer as kernels  # noqa: E402
+
+from delrec.runtime import commit, machine, versions
+from delrec.training.memory import extra_bytes
 
 SHAPES = [(16, 15, 12), (64, 20, 12), (256, 20, 16)]
 HEADS = [(576, 49152), (2048, 32128), (4096, 128256)]

@@ -37,7 +37,7 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def fp32():
     """with fp32(): fp32 on the CPU, whatever the machine has, so that sums can be compared closely, and with two processes."""
-    import lm
+    from delrec.lm import core as lm
 
     @contextlib.contextmanager
     def patched():
@@ -73,8 +73,9 @@ def script():
 TWO = """import json, sys
 sys.path.insert(0, {root!r})
 import torch.distributed as dist
-import lm, distill, finetune, evaluate
-lm.has_fast_bf16 = lambda: False
+from delrec.lm import core
+import distill, finetune, evaluate
+core.has_fast_bf16 = lambda: False
 {before}
 for name, args, last in json.loads({jobs!r}):
     script = sys.modules[name]
@@ -117,8 +118,9 @@ def title_of(n):
 
 def prepare_log(folder, rows, titles, name="toy", *args):
     """Rows (user, item, time) and titles {item: title} -> a prepared folder, by data/prepare.py itself."""
-    import common
-    from data import prepare
+    from delrec.data import prepare
+    from delrec.data.prepared import load_data
+
     raw = folder / "raw"
     raw.mkdir(parents=True)
     (raw / "interactions.csv").write_text("user,item,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
@@ -127,7 +129,7 @@ def prepare_log(folder, rows, titles, name="toy", *args):
     result = CliRunner().invoke(prepare.main, [name, "--raw", str(raw), "--out", str(folder / name), "--core", "1", "--noun", "movie",
                                                "--verb", "watched", *args])
     assert result.exit_code == 0, result.output
-    return common.load_data(str(folder / name))
+    return load_data(str(folder / name))
 
 
 @pytest.fixture(scope="session")
@@ -151,21 +153,23 @@ def toy(tmp_path_factory):
 
 def write_backbone(folder, data, score, h=12, model="sasrec"):
     """A finished backbone's run folder from a rule: score(samples) -> (n, I+1), any numbers. History and padding are never listed."""
-    import common
+    from delrec.data.prepared import candidates, users
+
+    from delrec.runtime import write_json
     folder.mkdir(parents=True)
     for split in ("train", "val", "test"):
         samples = getattr(data, split)
         s_nI = np.array(score(samples), np.float32)
         masked = s_nI.copy()
         masked[:, 0] = -np.inf
-        for row, n, begin in zip(masked, samples, data.ptr[common.users(data, samples)]):
+        for row, n, begin in zip(masked, samples, data.ptr[users(data, samples)]):
             row[data.items[begin:n]] = -np.inf
         np.save(folder / f"topk_{split}.npy", np.argsort(-masked, axis=1, kind="stable")[:, :h].astype(np.int32))
-        np.save(folder / f"scores_{split}_15.npy", np.take_along_axis(s_nI, common.candidates(data, split, 15), 1))
+        np.save(folder / f"scores_{split}_15.npy", np.take_along_axis(s_nI, candidates(data, split, 15), 1))
         if split != "train":
             own = np.take_along_axis(s_nI, data.items[samples].astype(np.int64)[:, None], 1)
             np.save(folder / f"full_{split}.npy", np.stack([(masked > own).sum(1), (masked == own).sum(1) - 1], 1).clip(0).astype(np.int32))
-    common.write_json(folder / "config.json", {"stage": "train_backbone", "model": model, "loss": "ce", "history": 10, "dataset": data.name,
+    write_json(folder / "config.json", {"stage": "train_backbone", "model": model, "loss": "ce", "history": 10, "dataset": data.name,
                                                "data_folder": str(data.folder), "data_hash": data.meta["hash"]})
     return folder
 
@@ -209,7 +213,14 @@ def corpus():
 
 def bpe_tokenizer():
     """Byte-level BPE in the way of SmolLM2, with a token that begins every text (as Llama's)."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>"]
     tok = Tokenizer(models.BPE())
@@ -237,7 +248,14 @@ def unigram_tokenizer():
 
 def wordpiece_tokenizer():
     """Lower-cased WordPiece between [CLS] and [SEP], in the way of BERT."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
     from transformers import PreTrainedTokenizerFast
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:;'()"
@@ -323,7 +341,7 @@ KINDS = ["decoder", "encoder_decoder", "flan", "encoder"]
 @pytest.fixture(scope="session")
 def load(request):
     """load(kind) -> the LM of lm.load_lm in fp32 on the CPU, loaded once a session. Nobody may change it."""
-    import lm
+    from delrec.lm import core as lm
     loaded = {}
 
     def get(kind):

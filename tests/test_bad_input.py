@@ -5,15 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import popular, prepare_log, title_of, write_backbone
+from delrec.data import prepare
+from test_prepare import BAD, write
+from test_prepare import toy as toy_rows
 
-import common
 import distill
 import evaluate
 import finetune
 import train_backbone
-from conftest import popular, prepare_log, title_of, write_backbone
-from data import prepare
-from test_prepare import BAD, toy as toy_rows, write
+from delrec.runtime import ROOT
 
 MAINS = {"train": train_backbone.main, "distill": distill.main, "finetune": finetune.main, "evaluate": evaluate.main, "prepare": prepare.main}
 
@@ -135,4 +136,4 @@ def test_bad_input_is_one_sentence(case, tmp_path):
 
 
 def test_there_are_many_of_them():
-    assert len(BAD_INPUTS) >= 60 and common.ROOT.exists()
+    assert len(BAD_INPUTS) >= 60 and ROOT.exists()

@@ -2,10 +2,11 @@
 import numpy as np
 import pytest
 import torch
+from delrec.kernels import bench as kernel_bench
+from delrec.kernels import cpu
 
 import bench
-import lm as L
-from kernels import bench as kernel_bench, cpu
+from delrec.lm import core as L
 
 CPU = torch.device("cpu")
 

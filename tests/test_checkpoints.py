@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import ROOT, stages
 from safetensors.torch import load_file
 
-import checkpoints
-import common
 import distill
 import finetune
 import train_backbone
-from conftest import ROOT, stages
+from delrec.processes import sum_gradients
+from delrec.runtime import read_json
+from delrec.training import checkpoints
+from delrec.training.log import Log
 
 QUICK = ["--epochs", 3, "--patience", 9, "--width", 16, "--batch", 16, "--history", 8]
 
@@ -96,13 +98,13 @@ def test_a_stopped_run_that_goes_on_is_the_run_that_was_never_stopped(jobs, whol
 def test_a_resumed_run_counts_the_time_before_it_was_stopped(jobs, tmp_path, monkeypatch, name):
     load = checkpoints.Saver.load
     monkeypatch.setattr(checkpoints.Saver, "load", lambda self: (lambda found: (found[0], found[1], found[2] | {"seconds": 1e4}))(load(self)))
-    assert common.read_json(stop_and_resume(jobs, name, tmp_path, monkeypatch, 3) / "config.json")["seconds"] > 1e4
+    assert read_json(stop_and_resume(jobs, name, tmp_path, monkeypatch, 3) / "config.json")["seconds"] > 1e4
 
 
 def test_the_time_left_goes_by_the_steps_of_this_process(monkeypatch, capsys):
     now = [0.]
-    monkeypatch.setattr(common.time, "time", lambda: now[0])
-    log = common.Log(None, 100, "x", SimpleNamespace(main=True), done=90)      # 90 steps of an earlier process took none of this one's time
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    log = Log(None, 100, "x", SimpleNamespace(main=True), done=90)      # 90 steps of an earlier process took none of this one's time
     now[0] = 20.
     log.step(91)
     assert capsys.readouterr().out.endswith("| 180 s left\n")
@@ -209,12 +211,12 @@ def test_numbers_that_explode_stop_before_the_update(jobs, tmp_path, monkeypatch
     main, args = jobs[name]
     kept = stopped(jobs, name, tmp_path / "run", monkeypatch)
     module = sys.modules[main.callback.__module__]
-    source = common.sum_gradients if name == "train_backbone" else module.sum_gradients
+    source = sum_gradients if name == "train_backbone" else module.sum_gradients
 
     def explode(params, ranks):
         source(params, ranks)
         params[0].grad.view(-1)[3] = torch.nan
-    monkeypatch.setattr(common if name == "train_backbone" else module, "sum_gradients", explode)
+    monkeypatch.setattr(module, "sum_gradients", explode)
     said = run(main, args(tmp_path / "run", "--resume"), 1)
     assert "1 of " in said and "gradients are not finite" in said and "step 4" in said and "samples " in said, said
     assert checkpoints.complete(tmp_path / "run" / "checkpoints") == kept
@@ -261,8 +263,10 @@ def test_a_process_that_is_ended_goes_on(jobs, whole, tmp_path, number):
 
 DYING = """import os, sys
 sys.path.insert(0, {root!r})
-import checkpoints, distill, lm
-lm.has_fast_bf16 = lambda: False
+import distill
+from delrec.lm import core
+from delrec.training import checkpoints
+core.has_fast_bf16 = lambda: False
 save, again = checkpoints.Saver.save, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 def and_die(self, step, *rest):
     save(self, step, *rest)

@@ -1,22 +1,25 @@
 """From the LM to a small LM to a backbone: items as vectors (E4SRec, LLaRA), SLMRec, the export, DLLM2Rec."""
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from delrec.data.prepared import batch_of, candidates, histories, subset, tfidf, users
 from safetensors.torch import load_file, save_file
 
-import common
 import evaluate
 import finetune
-import lm as L
-import serve
-import teach
 import train_backbone as B
-import vectors
+from delrec.backbone import dllm2rec, models
+from delrec.lm import core as L
+from delrec.lm import teach, vectors
+from delrec.metrics import metrics
+from delrec.runtime import load_run
+from delrec.serving import serve
 
 BASE = ["--k", 4, "--batch", 8, "--micro", 4, "--samples", 48, "--evals", 1, "--val-samples", 20, "--init-r", 4, "--target-r", 2, "--dropout", 0]
 
@@ -66,7 +69,7 @@ def test_the_loss_on_item_vectors_is_cross_entropy_over_all_items(teacher, toy, 
     from transformers import AutoModelForCausalLM
     script(finetune.main, "--dataset", toy.folder, "--llm", deep, "--backbone", sasrec, "--input", "ids", "--out", tmp_path / "run", *BASE, "--history", 6, "--lr", 1e-9, "--lr-maps", 1e-9)
     found = log_of(tmp_path / "run")[0]["loss"]
-    run = common.load_run(tmp_path / "run", toy)
+    run = load_run(tmp_path / "run", toy)
     t = load_file(tmp_path / "run" / "items.safetensors")
     model = AutoModelForCausalLM.from_pretrained(deep, dtype=torch.float32)
     r, _ = L.open_run(run, toy, torch.device("cpu"))
@@ -74,7 +77,7 @@ def test_the_loss_on_item_vectors_is_cross_entropy_over_all_items(teacher, toy, 
     is_target = np.zeros(len(toy.items), bool)
     is_target[toy.train] = True
     total = n = 0
-    for seq, target in zip(*common.batch_of(toy, first, last, 6, is_target)):
+    for seq, target in zip(*batch_of(toy, first, last, 6, is_target)):
         seq, target = seq[seq > 0], target[seq > 0]
         head = model.get_input_embeddings()(torch.from_numpy(np.append(r.prompts.prefix, r.prompts.history([])[0][0])))
         x = torch.cat([head, F.linear(t["E"][seq], t["in.weight"], t["in.bias"])])
@@ -87,15 +90,15 @@ def test_the_loss_on_item_vectors_is_cross_entropy_over_all_items(teacher, toy, 
 
 
 def test_an_lm_on_item_vectors_is_stored_opened_and_scored_alike(teacher, toy, script, on_cpu):
-    run = common.load_run(teacher, toy)
+    run = load_run(teacher, toy)
     r, penalty = L.open_run(run, toy, torch.device("cpu"))
     stored = np.load(teacher / "scores_val_15.npy")
-    which = common.subset(len(toy.val), 20, 0)
+    which = subset(len(toy.val), 20, 0)
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     np.testing.assert_allclose(L.score_samples(r, "val", which, 15, alone), stored[which], rtol=1e-4, atol=1e-4)
     assert run.settings["input"] == "ids" and not penalty.any() and not (teacher / "soft_prompt.safetensors").exists()
-    cand = common.candidates(toy, "val", 15)[which]
-    olds = [h[h > 0] for h in common.histories(toy, toy.val[which], 6)]
+    cand = candidates(toy, "val", 15)[which]
+    olds = [h[h > 0] for h in histories(toy, toy.val[which], 6)]
     s = serve.ranking(run, toy, alone)(olds)
     for row, c, own, old in zip(s, cand, stored[which], olds):
         free = ~np.isin(c, old)
@@ -106,23 +109,23 @@ def test_an_lm_on_item_vectors_is_stored_opened_and_scored_alike(teacher, toy, s
 def test_the_table_ranks_the_whole_catalogue_by_an_lm_that_reads_it_at_once(teacher, sasrec, toy, script, on_cpu, tmp_path):
     copy = shutil.copytree(teacher, tmp_path / "e4srec")
     script(evaluate.main, "--ckpt", copy, sasrec, "--limit", 30, "--out", tmp_path / "out")
-    which = common.subset(len(toy.test), 30, 0)
+    which = subset(len(toy.test), 30, 0)
     full = np.load(copy / "full_test.npy")
     assert (full[np.setdiff1d(np.arange(len(toy.test)), which)] == -1).all()
-    r, _ = L.open_run(common.load_run(copy, toy), toy, torch.device("cpu"))
+    r, _ = L.open_run(load_run(copy, toy), toy, torch.device("cpu"))
     start = L.begin(r.lm, r.prompts.prefix, None)
     for n in which[:6]:
         sample = toy.test[n]
-        old = toy.items[toy.ptr[common.users(toy, np.array([sample]))[0]]:sample]
+        old = toy.items[toy.ptr[users(toy, np.array([sample]))[0]]:sample]
         s = L.score_catalogue(r, start, [r.prompts.history(old[-6:])[0]])[0]
         own = s[toy.items[sample]]
         s[old] = -np.inf
         assert full[n, 0] == (s > own).sum()
-    stored, cand = np.load(copy / "scores_test_15.npy")[which], common.candidates(toy, "test", 15)[which]
+    stored, cand = np.load(copy / "scores_test_15.npy")[which], candidates(toy, "test", 15)[which]
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     np.testing.assert_allclose(stored, L.score_samples(r, "test", which, 15, alone), rtol=1e-4, atol=1e-4)
     table = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert table["full"]["e4srec"]["hr@20"] == pytest.approx(common.metrics(*full[which].T, (20,))["hr@20"].mean()) and len(table["full_tests"]) == 1
+    assert table["full"]["e4srec"]["hr@20"] == pytest.approx(metrics(*full[which].T, (20,))["hr@20"].mean()) and len(table["full_tests"]) == 1
     assert "paired tests over all items" in (tmp_path / "out" / "table.txt").read_text() and cand.shape == stored.shape
 
 
@@ -134,9 +137,9 @@ def test_other_lms_read_item_vectors_too(kind, toy, sasrec, request, script, tmp
 
 def test_hybrid_learns_with_titles_first_and_vectors_later(toy, sasrec, decoder, load, script, on_cpu, tmp_path):
     script(finetune.main, "--dataset", toy.folder, "--llm", decoder, "--backbone", sasrec, "--input", "hybrid", "--soft-prompt", "random", "--verbalizer", "mean", "--out", tmp_path / "run", *BASE)
-    assert (tmp_path / "run" / "items.safetensors").exists() and common.load_run(tmp_path / "run").settings["input"] == "hybrid"
+    assert (tmp_path / "run" / "items.safetensors").exists() and load_run(tmp_path / "run").settings["input"] == "hybrid"
     m = load("decoder")
-    r = L.ranker(m, toy, common.load_run(tmp_path / "run").settings)
+    r = L.ranker(m, toy, load_run(tmp_path / "run").settings)
     cfg = finetune.SimpleNamespace(input="hybrid", C=15, loss="candidates", history=10, seed=0)
     share = [np.mean([(e.tail <= L.ITEM).any() for e in finetune.examples(r, cfg, np.arange(100), np.full(100, done))]) for done in (0, .3, .7, 1)]
     assert share[0] == 0 and share[3] == 1 and abs(share[1] - .3) < .15 and abs(share[2] - .7) < .15
@@ -145,7 +148,7 @@ def test_hybrid_learns_with_titles_first_and_vectors_later(toy, sasrec, decoder,
 # ---------------------------------------------------------------- SLMRec
 
 def test_a_student_is_a_real_small_model_on_disk(student, teacher, deep, toy):
-    run = common.load_run(student, toy)
+    run = load_run(student, toy)
     weights, whole = load_file(f"{run.llm}/model.safetensors"), load_file(f"{deep}/model.safetensors")
     assert run.llm == str(student / "lm") and json.loads((student / "lm" / "config.json").read_text())["num_hidden_layers"] == 2
     assert all(torch.equal(weights[k], whole[k]) for k in weights) and not any(".layers.2." in k or ".layers.3." in k for k in weights)
@@ -157,7 +160,7 @@ def test_a_student_is_a_real_small_model_on_disk(student, teacher, deep, toy):
 
 
 def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(teacher, toy, deep, sasrec, script, on_cpu, tmp_path):
-    run = common.load_run(teacher, toy)
+    run = load_run(teacher, toy)
     r, _ = L.open_run(run, toy, torch.device("cpu"))
     L.tap(r.lm, 2)
     first, last = vectors.windows(toy, 6, 40, 0)
@@ -181,7 +184,7 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(teacher,
     # the first step's terms, before anything moved: a student with all the layers and the teacher's own start differs by the adapter only
     script(finetune.main, "--dataset", toy.folder, "--llm", deep, "--teacher", teacher, "--blocks", 2, "--out", tmp_path / "run", *BASE, "--lr", 1e-9, "--lr-maps", 1e-9, "--lambda-cos", 2, "--lambda-norm", .5, "--lambda-ms", 0)
     line = log_of(tmp_path / "run")[0]
-    s, _ = L.open_run(common.load_run(tmp_path / "run"), toy, torch.device("cpu"))
+    s, _ = L.open_run(load_run(tmp_path / "run"), toy, torch.device("cpu"))
     L.tap(s.lm, 2)
     with torch.no_grad():
         batch = of(s, np.arange(8))
@@ -207,7 +210,7 @@ def test_every_control_runs_and_a_student_can_teach(toy, deep, sasrec, teacher, 
     assert "ms" in log_of(tmp_path / "deep")[0] and "cos" not in log_of(tmp_path / "deep")[0] and "ms" not in log_of(tmp_path / "alone")[0]
     script(finetune.main, *args, "--teacher", student, "--layers", 1, "--out", tmp_path / "smaller")
     script(finetune.main, *[*args[:2], "--llm", student, *args[4:]], "--input", "ids", "--out", tmp_path / "again")         # the student's LM, its adapter merged
-    r, _ = L.open_run(common.load_run(tmp_path / "again"), toy, torch.device("cpu"))
+    r, _ = L.open_run(load_run(tmp_path / "again"), toy, torch.device("cpu"))
     assert len(L.decoder_layers(r.lm)[2]) == 2
 
 
@@ -216,14 +219,14 @@ def test_a_delrec_teacher_teaches_a_small_delrec(verbalizer, toy, deep, backbone
     args = ["--dataset", toy.folder, "--llm", deep, *BASE, "--samples", 40]
     script(finetune.main, *args, "--backbone", backbone, "--soft-prompt", "random", "--verbalizer", verbalizer, "--order", "shuffled", "--out", tmp_path / "t")
     script(finetune.main, *args, "--teacher", tmp_path / "t", "--layers", 2, "--out", tmp_path / "s")
-    run = common.load_run(tmp_path / "s")
+    run = load_run(tmp_path / "s")
     assert run.verbalizer == verbalizer and run.settings["order"] == "shuffled"
     assert torch.equal(*(load_file(tmp_path / x / "soft_prompt.safetensors")["prompt_embeddings"] for x in "ts"))
     assert {"cos", "norm", "ms"} <= set(log_of(tmp_path / "s")[0])
 
 
 def test_a_killed_student_goes_on_as_if_nothing_had_happened(toy, deep, teacher, student, script, on_cpu, tmp_path, monkeypatch):
-    import checkpoints
+    from delrec.training import checkpoints
     args = ["--dataset", toy.folder, "--llm", deep, "--teacher", teacher, "--layers", 2, "--blocks", 2, "--out", tmp_path / "run", *BASE]
     asked = iter([False, False, True])
     with monkeypatch.context() as patch:
@@ -250,10 +253,10 @@ def test_an_export_holds_the_best_items_and_what_the_teacher_thinks_of_the_truth
     export = student / "export"
     topk, truth, listed = (np.load(export / f"{x}.npy") for x in ("topk", "truth", "listed"))
     assert topk.shape == listed.shape == (len(toy.train), 5) and truth.shape == (len(toy.train),)
-    run = common.load_run(student, toy)
+    run = load_run(student, toy)
     r, _ = L.open_run(run, toy, torch.device("cpu"))
     for n in (0, 17, len(toy.train) - 1):
-        old = common.histories(toy, toy.train[[n]], 50)[0]
+        old = histories(toy, toy.train[[n]], 50)[0]
         old = old[old > 0]
         s = L.score_catalogue(r, L.begin(r.lm, r.prompts.prefix, None), [r.prompts.history(old[-6:])[0]])[0]
         p = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
@@ -271,9 +274,9 @@ def test_an_export_holds_the_best_items_and_what_the_teacher_thinks_of_the_truth
 
 def test_a_killed_export_goes_on_and_two_processes_write_the_same(student, toy, script, on_cpu, two_processes, monkeypatch, tmp_path):
     whole = {f.name: np.load(f) for f in (student / "export").glob("*.npy")}
-    run = common.load_run(student, toy)
+    run = load_run(student, toy)
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
-    copy = common.load_run(shutil.copytree(student, tmp_path / "student"), toy)
+    copy = load_run(shutil.copytree(student, tmp_path / "student"), toy)
     shutil.rmtree(copy.folder / "export")
     real, calls = teach.write_json, []
 
@@ -304,7 +307,7 @@ def test_an_lm_that_ranks_title_by_title_exports_its_backbone_s_list_in_its_own_
     config = json.loads((copy / "config.json").read_text()) | {"C": 8}
     (copy / "config.json").write_text(json.dumps(config))
     script(evaluate.main, "--ckpt", copy, "--export", "--export-k", 5, "--limit", 30)
-    topk, asked = np.load(copy / "export" / "topk.npy"), common.subset(len(toy.train), 30, 0)
+    topk, asked = np.load(copy / "export" / "topk.npy"), subset(len(toy.train), 30, 0)
     assert (np.flatnonzero(topk[:, 0]) == asked).all()
     lists = np.load(backbone / "topk_train.npy")[:, :7]
     assert all(set(topk[n]) <= set(lists[n]) for n in asked) and any(topk[n].tolist() != lists[n][:5].tolist() for n in asked)
@@ -331,12 +334,12 @@ def test_without_lists_and_titles_the_student_is_the_plain_backbone_bit_for_bit(
 
 def test_the_titles_are_folded_into_plain_item_vectors(toy, student, script, on_cpu, tmp_path):
     script(B.main, "--dataset", toy.folder, "--out", tmp_path / "run", *TRAIN, "--teacher", student, "--eta", .5, "--lam", 0)
-    model = B.load(tmp_path / "run")
+    model = models.load(tmp_path / "run")
     assert not model.item.weight[0].any() and weights(tmp_path / "run").keys() == weights_of_plain(toy)
-    seq = torch.as_tensor(common.histories(toy, toy.test, 20))
+    seq = torch.as_tensor(histories(toy, toy.test, 20))
     with torch.no_grad():
-        s = B.score(model, seq)
-    got = s.gather(1, torch.as_tensor(common.candidates(toy, "test", 15)))
+        s = models.score(model, seq)
+    got = s.gather(1, torch.as_tensor(candidates(toy, "test", 15)))
     np.testing.assert_allclose(got, np.load(tmp_path / "run" / "scores_test_15.npy"), rtol=1e-4, atol=1e-4)
     # without the offset every vector is a linear map of its title's: rank at most that of W
     script(B.main, "--dataset", toy.folder, "--out", tmp_path / "bare", *TRAIN, "--teacher", student, "--eta", .5, "--no-offset")
@@ -347,12 +350,12 @@ def test_the_titles_are_folded_into_plain_item_vectors(toy, student, script, on_
 
 
 def weights_of_plain(toy):
-    return B.build("sasrec", 60, B.SimpleNamespace(history=20, width=16, dropout=0)).state_dict().keys()
+    return models.build("sasrec", 60, SimpleNamespace(history=20, width=16, dropout=0)).state_dict().keys()
 
 
 def test_the_list_loss_is_as_written():
     torch.manual_seed(0)
-    net = B.build("sasrec", 30, B.SimpleNamespace(history=5, width=8, dropout=0))
+    net = models.build("sasrec", 30, SimpleNamespace(history=5, width=8, dropout=0))
     x, item, w = torch.randn(4, 8), torch.randint(1, 31, (4, 3)), torch.rand(4, 3)
     w[2, 2] = 0                                              # a list of two
     negative = torch.tensor([1, 2, 3, int(item[3, 0])])      # the last is listed: it counts for nothing
@@ -360,7 +363,7 @@ def test_the_list_loss_is_as_written():
     own = y[:, 1:].topk(3).values[:, -1]
     for how in ("sigmoid", "softmax"):
         for w_o in (0, .4):
-            cfg = B.SimpleNamespace(list_loss=how, w_consistency=w_o)
+            cfg = SimpleNamespace(list_loss=how, w_consistency=w_o)
             want = 0.0
             for s in range(4):
                 weight = [w[s, r] + (w_o if y[s, item[s, r]] >= own[s] else 0) if w[s, r] > 0 else 0.0 for r in range(3)]
@@ -371,13 +374,13 @@ def test_the_list_loss_is_as_written():
 
 
 def test_weights_follow_place_and_confidence(student, toy):
-    cfg = lambda **k: B.SimpleNamespace(**{"confidence": "truth", "w_position": .3, "w_confidence": .5} | k)
-    topk, place, Z = teach.read_export(student, toy, cfg(w_confidence=0))
+    cfg = lambda **k: SimpleNamespace(**{"confidence": "truth", "w_position": .3, "w_confidence": .5} | k)
+    topk, place, Z = dllm2rec.read_export(student, toy, cfg(w_confidence=0))
     assert np.allclose(place, .3 * np.exp(-np.arange(1, 6)) / np.exp(-np.arange(1, 6)).sum(), rtol=1e-5)
-    _, sure, _ = teach.read_export(student, toy, cfg(w_position=0))
+    _, sure, _ = dllm2rec.read_export(student, toy, cfg(w_position=0))
     truth = np.load(student / "export" / "truth.npy")
     assert (np.diff(sure[np.argsort(truth), 0]) >= -1e-7).all() and np.ptp(sure, axis=1).max() < 1e-6      # one number a sample, higher where the teacher is right
-    _, listed, _ = teach.read_export(student, toy, cfg(w_position=0, confidence="listed"))
+    _, listed, _ = dllm2rec.read_export(student, toy, cfg(w_position=0, confidence="listed"))
     assert (np.diff(listed, axis=1) <= 1e-7).all() and np.ptp(listed, axis=1).max() > 0
     assert abs(Z[1:].mean(0)).max() < 1e-5 and not Z[0].any() and Z[1:].norm(dim=1).mean() == pytest.approx(1, rel=1e-4)
 
@@ -397,7 +400,7 @@ def noisy(make_data, student, tmp_path_factory):
     ids = np.array([int(t.split()[1]) for t in data.titles[1:]])             # item -> its number in the rule, and back
     item_of = {n: i for i, n in enumerate(ids, 1)}
     run = edited(student, folder / "wise", dataset="noisy", data_folder=str(data.folder), data_hash=data.meta["hash"])
-    last = common.histories(data, data.train, 1)[:, 0]
+    last = histories(data, data.train, 1)[:, 0]
     knows = np.array([item_of[7 * ids[i - 1] % 61] for i in last])
     topk = np.stack([knows, *(rng.integers(1, 61, (4, len(knows))))], 1)
     for name, array in (("topk", topk.astype(np.int32)), ("truth", rng.random(len(knows)).astype(np.float32)), ("listed", np.tile([.8, .05, .05, .05, .05], (len(knows), 1)).astype(np.float32))):
@@ -416,8 +419,8 @@ def test_a_teacher_who_knows_more_than_the_targets_makes_a_better_student(extra,
 
 
 def test_bags_of_words_are_a_teacher_without_an_lm(toy, script, on_cpu, tmp_path):
-    Z = teach.tfidf_vectors(toy)
-    id_IT, weight_IT, V = common.tfidf(toy.titles)
+    Z = dllm2rec.tfidf_vectors(toy)
+    id_IT, weight_IT, V = tfidf(toy.titles)
     dense = np.zeros((61, V), np.float32)
     np.add.at(dense, (np.arange(61)[:, None], id_IT), weight_IT)
     np.testing.assert_allclose(Z @ Z.T, dense @ dense.T, atol=1e-4)                   # all directions are kept here: the cosines are those of the words
@@ -429,10 +432,11 @@ def test_bags_of_words_are_a_teacher_without_an_lm(toy, script, on_cpu, tmp_path
 
 
 def test_two_processes_learn_from_a_teacher_as_one(toy, student, script, on_cpu, two_processes, tmp_path):
+    import os
     import socket
     import subprocess
     import sys
-    import os
+
     from conftest import ROOT
     args = ["--dataset", toy.folder, *TRAIN, "--dropout", 0, "--teacher", student, "--lam", .5]
     script(B.main, *args, "--out", tmp_path / "one")

@@ -1,21 +1,23 @@
 """distill.py end to end on tiny LMs: what it writes, that only P moves, and that P learns what the backbone does and nothing else can."""
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import KINDS
+from delrec.data.prepared import users
 from safetensors.torch import load_file
 
-import common
 import distill
-import lm as L
-from conftest import KINDS
+from delrec import runtime
+from delrec.lm import core as L
+from delrec.runtime import load_run
 
 SMALL = ["--no-show", "--history", 5, "--max-title", 32, "--max-tokens", 1024, "--a", 3, "--h", 3, "--candidates", 10, "--batch", 8, "--micro", 8,
          "--weight-decay", 1e-5, "--warmup", .1, "--seed", 0, "--balance", "gradnorm"]
@@ -45,7 +47,7 @@ def ranker(load, toy):
 def test_samples_are_the_same_whoever_makes_them(ranker, toy, backbone):
     which, ranked = toy.train[5:25], np.load(backbone / "topk_train.npy")[5:25, :6]
     ta, rps = distill.tasks_of(ranker, which, ranked, 4, 9, 0)
-    lengths = np.minimum(which - toy.ptr[common.users(toy, which)], 8)
+    lengths = np.minimum(which - toy.ptr[users(toy, which)], 8)
     assert len(rps) == 20 and len(ta) == (lengths >= 6).sum() < 20
     again_ta, again_rps = distill.tasks_of(ranker, which, ranked, 4, 9, 0)
     for a, b in zip(ta + rps, again_ta + again_rps):
@@ -61,7 +63,7 @@ def test_the_answers_are_the_backbone_s_first_choice_and_the_item_before_the_las
     ta, rps = distill.tasks_of(ranker, which, ranked, 4, 9, 0)
     for (_, cand, label), top in zip(rps, ranked):
         assert cand[label] == top[0] and len(set(cand)) == 9 and set(cand) & set(top) == {top[0]} and 1 <= min(cand) and max(cand) <= toy.n_items
-    windows = [toy.items[max(s - 8, toy.ptr[u]):s] for s, u in zip(which, common.users(toy, which))]
+    windows = [toy.items[max(s - 8, toy.ptr[u]):s] for s, u in zip(which, users(toy, which))]
     for (_, cand, label), window in zip(ta, [w for w in windows if len(w) >= 6]):
         assert cand[label] == window[-2] and len(set(cand)) == 9 and (cand == window[-2]).sum() == 1
     assert len({label for *_, label in rps}) > 5         # the answer stands anywhere
@@ -97,7 +99,7 @@ def test_what_a_run_leaves_behind(chain, toy, decoder):
     assert [line["step"] for line in log] == list(range(1, 7)) and sum("val_rps_loss" in line for line in log) == 2
     assert max(line["lr"] for line in log) <= .05 and log[-1]["lr"] < log[1]["lr"]           # warm-up, then decay
     assert all(0 < line["lam_ta"] < 1 for line in log) and len({line["lam_ta"] for line in log}) > 3
-    run = common.load_run(chain.prompt, toy, ["distill"])
+    run = load_run(chain.prompt, toy, ["distill"])
     assert (run.llm, run.k, run.backbone, run.settings["history"]) == (decoder, 6, "SASRec", 6)
     last = chain.distilled.json
     assert last["stage"] == "distill" and last["rps_after"] == round(result["after"]["rps"], 4) and last["chance"] == .125
@@ -210,7 +212,7 @@ def test_memory_options_do_not_change_the_prompt(chain, toy, backbone, decoder, 
     args[args.index("--micro") + 1] = "auto"
     out = script(distill.main, *args, "--gradient-checkpointing").output
     torch.testing.assert_close(prompt_of(tmp_path / "prompt"), prompt_of(chain.prompt), rtol=0, atol=1e-4)
-    assert "--micro auto: a prompt takes" in out and "minutes to go" in out and common.load_run(tmp_path / "prompt").micro >= 1
+    assert "--micro auto: a prompt takes" in out and "minutes to go" in out and load_run(tmp_path / "prompt").micro >= 1
     args[args.index("--micro") + 1] = "many"
     assert "many" in script(distill.main, *args, code=2).error
 
@@ -223,7 +225,7 @@ def test_two_processes_give_the_prompt_and_the_metrics_of_one(chain, twins):
         assert two[when] == pytest.approx(one[when], rel=1e-5)
     for a, b in zip(log_of(chain.prompt), log_of(twins.prompt)):
         assert [b["loss_ta"], b["loss_rps"], b["lam_ta"]] == pytest.approx([a["loss_ta"], a["loss_rps"], a["lam_ta"]], rel=1e-4)
-    assert common.load_run(twins.prompt).world == 2 and twins.printed.count("distill: ") == 1
+    assert load_run(twins.prompt).world == 2 and twins.printed.count("distill: ") == 1
 
 
 def test_two_agents_give_the_prompt_of_one_process(chain, toy, backbone, decoder, tmp_path):
@@ -240,7 +242,7 @@ def test_two_agents_give_the_prompt_of_one_process(chain, toy, backbone, decoder
     said = [agent.communicate(timeout=400)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
     torch.testing.assert_close(prompt_of(tmp_path / "prompt"), prompt_of(chain.prompt), rtol=1e-5, atol=1e-5)
-    assert common.load_run(tmp_path / "prompt").world == 2
+    assert load_run(tmp_path / "prompt").world == 2
 
 
 @pytest.mark.parametrize("extra", [["--balance", "uncertainty"], ["--balance", "fixed", "--tasks", "ta"], ["--verbalizer", "letter"],
@@ -257,11 +259,11 @@ def test_paper_sets_the_paper_s_choices_unless_typed(toy, backbone, decoder, scr
     args = ["--dataset", toy.folder, "--backbone", backbone, "--llm", decoder, "--k", 3, "--a", 3, "--h", 3, "--candidates", 8, "--samples", 8,
             "--batch", 8, "--val-samples", 8, "--evals", 1, "--paper"]
     script(distill.main, *args, "--out", tmp_path / "a")
-    run = common.load_run(tmp_path / "a")
+    run = load_run(tmp_path / "a")
     assert {k: getattr(run, k) for k in distill.PAPER} == distill.PAPER
     assert run.settings["verbalizer"] == distill.PAPER["verbalizer"] == "mean" and run.settings["show"] is True
     script(distill.main, *args, "--out", tmp_path / "b", "--verbalizer", "first", "--lr", .5, "--no-show")
-    run = common.load_run(tmp_path / "b")
+    run = load_run(tmp_path / "b")
     assert (run.verbalizer, run.lr, run.show, run.history, run.balance) == ("first", .5, False, 10, "gradnorm")
 
 
@@ -274,7 +276,7 @@ def refused(script, *args):
 def test_a_missing_backbone_says_how_to_train_it(toy, script, tmp_path, monkeypatch):
     says = refused(script, "--dataset", toy.folder, "--backbone", tmp_path / "nothing")
     assert f"no backbone in {tmp_path / 'nothing'}" in says and f"python train_backbone.py --dataset {toy.folder}" in says
-    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
     assert f"no backbone in {tmp_path / 'runs' / 'toy' / 'sasrec'}" in refused(script, "--dataset", toy.folder)
 
 
@@ -299,7 +301,7 @@ def test_relations_that_cannot_hold_are_refused(args, says, toy, backbone, scrip
 
 
 def test_histories_too_short_for_temporal_analysis_are_a_sentence(toy, backbone, decoder, script, on_cpu, tmp_path, monkeypatch):
-    few = toy.val - toy.ptr[common.users(toy, toy.val)] < 8
+    few = toy.val - toy.ptr[users(toy, toy.val)] < 8
     short = SimpleNamespace(**vars(toy) | {"val": toy.val[few]})
     assert len(short.val)
     lists = shutil.copytree(backbone, tmp_path / "lists")

@@ -7,14 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-import common
-import evaluate
-import floors
-import lm as L
-import stats
 from conftest import KINDS, evaluation
+from delrec.data.prepared import candidates, subset, users
 
+import evaluate
+from delrec import runtime
+from delrec.evaluation import floors, stats
+from delrec.lm import core as L
+from delrec.metrics import chance, compare, metrics
+from delrec.runtime import load_run, write_json
 
 # ---------------------------------------------------------------- intervals and tests
 
@@ -118,7 +119,7 @@ def test_title_similarity_by_hand():
 
 
 def test_title_similarity_goes_in_chunks(toy):
-    samples, cand = toy.test[:30], common.candidates(toy, "test", 15)[:30]
+    samples, cand = toy.test[:30], candidates(toy, "test", 15)[:30]
     whole = floors.title_similarity(toy, samples, cand)
     np.testing.assert_allclose(floors.title_similarity(toy, samples, cand, chunk=7), whole, atol=1e-6)
     assert whole.min() >= 0 and whole.max() <= 1 + 1e-6 and whole.std() > .05
@@ -126,7 +127,7 @@ def test_title_similarity_goes_in_chunks(toy):
 
 def test_popularity_counts_training_only(toy):
     counts = floors.popularity(toy)
-    last = {u: s for u, s in zip(common.users(toy, toy.train), toy.train)}                   # targets stand in order: the last one of each user remains
+    last = {u: s for u, s in zip(users(toy, toy.train), toy.train)}                   # targets stand in order: the last one of each user remains
     read = [toy.items[s] for u in last for s in range(toy.ptr[u], last[u] + 1)]              # a user's first item is no target, but training all the same
     assert counts[0] == 0 and counts.sum() == len(read) > len(toy.train)
     assert all(counts[i] == read.count(i) for i in (1, 7, 30, 60))
@@ -151,7 +152,7 @@ def test_fusion_finds_what_each_knows_alone_and_keeps_out_what_knows_nothing(alo
     half = [rng.random(n) < .5 for _ in range(2)]        # validation and test: one knows these, the other the rest
     a, b = [[planted(rng, n, h ^ flip, 8) for h in half] for flip in (False, True)]
     noise = [rng.normal(size=(n, 15)) * 1000 for _ in range(2)]
-    hr = lambda score: common.metrics(*common.compare(score, target))["hr@1"].mean()
+    hr = lambda score: metrics(*compare(score, target))["hr@1"].mean()
     fused, w = floors.fuse(a, b, target)
     assert hr(fused) > max(hr(a[1]), hr(b[1])) + .1 and .2 < w < .8
     a = [planted(rng, n, slice(None), 2) for _ in range(2)]
@@ -199,33 +200,33 @@ def test_the_table_has_the_floors_the_run_and_its_backbone(table, toy):
 
 
 def test_the_rows_are_the_metrics_of_their_scores(table, toy, backbone, alone, on_cpu):
-    which = common.subset(len(toy.test), 40, 0)
-    cand = common.candidates(toy, "test", 15)[which]
+    which = subset(len(toy.test), 40, 0)
+    cand = candidates(toy, "test", 15)[which]
     target = cand == toy.items[toy.test[which]][:, None]
-    run = common.load_run(table.folder, toy)
+    run = load_run(table.folder, toy)
     ranker, penalty = L.open_run(run, toy, torch.device("cpu"))
     scores = L.score_samples(ranker, "test", which, 15, alone)
     rows = metrics_of(table.folder)["rows"]
     for name, score in (("evaluated", scores - penalty[cand]), ("sasrec", np.load(backbone / "scores_test_15.npy")[which]),
                         ("popularity", floors.popularity(toy)[cand])):
-        m = common.metrics(*common.compare(score, target))
+        m = metrics(*compare(score, target))
         assert {k: rows[name][k] for k in evaluate.SHOWN} == pytest.approx({k: m[k].mean() for k in evaluate.SHOWN}, abs=1e-6), name
     stored = np.load(table.folder / "scores_test_15.npy")
     asked = np.isfinite(stored).all(1)
     assert np.flatnonzero(asked).tolist() == which.tolist()
     np.testing.assert_allclose(stored[which], scores, rtol=1e-5, atol=1e-4)
     ranks = np.load(table.folder / "ranks_test_15.npy")
-    m = common.metrics(*common.compare(scores - penalty[cand], target))
+    m = metrics(*compare(scores - penalty[cand], target))
     assert np.array_equal(ranks[which], m["rank"]) and np.isnan(ranks[~asked]).all()
 
 
 def test_the_whole_catalogue_comes_from_the_backbone_s_counts(table, toy, backbone):
-    which = common.subset(len(toy.test), 40, 0)
-    m = common.metrics(*np.load(backbone / "full_test.npy")[which].T, (1, 5, 10, 20))
+    which = subset(len(toy.test), 40, 0)
+    m = metrics(*np.load(backbone / "full_test.npy")[which].T, (1, 5, 10, 20))
     full = metrics_of(table.folder)["full"]
     assert full.keys() == {"chance", "popularity", "sasrec"} and full["sasrec"] == pytest.approx({k: m[k].mean() for k in evaluate.FULL})
-    left = [60 - len(set(toy.items[toy.ptr[u]:s]) - {toy.items[s]}) for s, u in zip(toy.test[which], common.users(toy, toy.test[which]))]      # the history is masked for chance too
-    each = [common.chance(n, (1, 5, 10, 20)) for n in left]
+    left = [60 - len(set(toy.items[toy.ptr[u]:s]) - {toy.items[s]}) for s, u in zip(toy.test[which], users(toy, toy.test[which]))]      # the history is masked for chance too
+    each = [chance(n, (1, 5, 10, 20)) for n in left]
     assert full["chance"] == pytest.approx({k: np.mean([e[k] for e in each]) for k in evaluate.FULL}) and full["chance"]["hr@10"] > 10 / 60
 
 
@@ -283,7 +284,7 @@ def test_a_backbone_of_somebody_else_needs_no_more_than_the_readme_says(toy, bac
     mine = shutil.copytree(backbone, tmp_path / "mine")
     for path in mine.glob("full_*.npy"):
         path.unlink()
-    common.write_json(mine / "config.json", {"stage": "train_backbone", "model": "sasrec", "dataset": str(toy.folder), "data_hash": toy.meta["hash"]})
+    write_json(mine / "config.json", {"stage": "train_backbone", "model": "sasrec", "dataset": str(toy.folder), "data_hash": toy.meta["hash"]})
     script(evaluate.main, "--ckpt", mine, "--out", tmp_path / "out")
     script(evaluate.main, "--ckpt", backbone, "--out", tmp_path / "own")
     assert metrics_of(tmp_path / "out")["rows"]["mine"]["hr@1"] == metrics_of(tmp_path / "own")["rows"]["sasrec"]["hr@1"]
@@ -308,17 +309,17 @@ def test_two_runs_whose_folders_have_one_name_are_two_rows(table, toy, backbone,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_plain_lm_is_a_row_of_its_own(request, kind, toy, backbone, script, on_cpu, alone, load, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
     script(evaluate.main, "--llm", request.getfixturevalue(kind), "--dataset", toy.folder, "--ckpt", backbone, "--verbalizer", "mean", "--no-show", "--prompt-history", 4,
            "--calibrate", "--candidates", 15, "--limit", 12, "--val-samples", 10, "--out", tmp_path / "out")
     folder = tmp_path / "runs" / "toy" / "lm"
-    run, found = common.load_run(folder, toy, ["lm"]), metrics_of(tmp_path / "out")
+    run, found = load_run(folder, toy, ["lm"]), metrics_of(tmp_path / "out")
     assert {"lm", "sasrec", "sasrec+lm"} <= set(found["rows"])
-    which, m = common.subset(len(toy.test), 12, 0), load(kind)
-    cand = common.candidates(toy, "test", 15)[which]
+    which, m = subset(len(toy.test), 12, 0), load(kind)
+    cand = candidates(toy, "test", 15)[which]
     r = L.ranker(m, toy, run.settings)
     want = L.score_samples(r, "test", which, 15, alone) - run.calibration * L.neutral_scores(r, alone)[cand]
-    hr = common.metrics(*common.compare(want, cand == toy.items[toy.test[which]][:, None]))
+    hr = metrics(*compare(want, cand == toy.items[toy.test[which]][:, None]))
     assert found["rows"]["lm"]["mrr"] == pytest.approx(hr["mrr"].mean(), abs=1e-6)
     assert r.P is None and len(r.prompts.prefix) and run.settings["verbalizer"] == "mean" and run.settings["history"] == 4
     result = script(evaluate.main, "--ckpt", folder, "--history", " | ".join(toy.titles[i] for i in (12, 3)), "--top", 5, "--pool", 0)
@@ -386,7 +387,7 @@ def test_popularity_over_the_catalogue_masks_the_history_once(toy):
     greater, equal = floors.full_ranking_of(count, toy, np.asarray(toy.test))
     for n, sample in enumerate(toy.test):
         target = toy.items[sample]
-        others = set(range(1, toy.n_items + 1)) - set(toy.items[toy.ptr[common.users(toy, [sample])[0]]:sample].tolist()) - {target}
+        others = set(range(1, toy.n_items + 1)) - set(toy.items[toy.ptr[users(toy, [sample])[0]]:sample].tolist()) - {target}
         assert greater[n] == sum(count[i] > count[target] for i in others) and equal[n] == sum(count[i] == count[target] for i in others)
 
 

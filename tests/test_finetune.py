@@ -6,14 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import KINDS, stages, title_of
+from delrec.data.prepared import candidates, subset
 from safetensors.torch import load_file
 
-import common
 import distill
 import evaluate
 import finetune
-import lm as L
-from conftest import KINDS, stages, title_of
+from delrec import runtime
+from delrec.lm import core as L
+from delrec.metrics import compare, metrics
+from delrec.runtime import load_run
 
 SMALL = ["--no-show", "--order", "shuffled", "--history", 4, "--max-title", 32, "--max-tokens", 1024, "--adapt", "qv", "--init-r", 4, "--target-r", 2, "--alpha", 8,
          "--dropout", 0, "--orthogonal", .1, "--candidates", 15, "--batch", 8, "--micro", 8, "--weight-decay", 1e-6, "--warmup", .1, "--seed", 0,
@@ -30,7 +33,7 @@ def soft_prompt(folder):
 
 def again(folder, data, alone):
     """The stored validation scores of a run, and those of the run opened anew."""
-    run = common.load_run(folder, data, ["finetune"])
+    run = load_run(folder, data, ["finetune"])
     ranker, penalty = L.open_run(run, data, torch.device("cpu"))
     stored = np.load(folder / "scores_val_15.npy")
     asked = np.flatnonzero(np.isfinite(stored).all(1))
@@ -69,7 +72,7 @@ def test_adapted_layers(load, kind, qv, linear):
 def test_what_a_run_leaves_behind(chain, toy, backbone, decoder):
     assert {"config.json", "log.jsonl", "adapter", "soft_prompt.safetensors", "scores_val_15.npy", "neutral.npy"} <= {p.name for p in chain.delrec.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in (chain.delrec / "adapter").iterdir()}
-    run = common.load_run(chain.delrec, toy, ["finetune"])
+    run = load_run(chain.delrec, toy, ["finetune"])
     assert (run.llm, run.settings["backbone"], run.backbone_run, run.soft_prompt) == (decoder, "SASRec", str(backbone), str(chain.prompt))
     scores = np.load(chain.delrec / "scores_val_15.npy")
     asked = np.isfinite(scores).all(1)
@@ -81,16 +84,16 @@ def test_what_a_run_leaves_behind(chain, toy, backbone, decoder):
     assert all(line["loss"] == pytest.approx(line["titles"] + line["candidates"], rel=1e-5) for line in log)
 
     # the numbers of the last line are those of the stored files: score - calibration * neutral, the best validated step
-    cand = common.candidates(toy, "val", 15)[asked]
+    cand = candidates(toy, "val", 15)[asked]
     target = cand == toy.items[toy.val[asked]][:, None]
-    m = common.metrics(*common.compare(scores[asked] - run.calibration * neutral[cand], target))
+    m = metrics(*compare(scores[asked] - run.calibration * neutral[cand], target))
     assert chain.tuned.json["val_hr@1"] == round(m["hr@1"].mean(), 4) and chain.tuned.json["n_val"] == 30
-    raw = common.metrics(*common.compare(scores[asked], target))["hr@1"].mean()
+    raw = metrics(*compare(scores[asked], target))["hr@1"].mean()
     assert [line["val_hr@1"] for line in log if line["step"] == run.best_step] == [raw] and m["hr@1"].mean() >= raw
 
 
 def test_ranks_are_reallocated_to_the_budget(chain):
-    run = common.load_run(chain.delrec)
+    run = load_run(chain.delrec)
     assert run.rank == [4 * 6, 4 * 3]                    # q and v of two layers, 6 each; 3 each on average
     weights = load_file(chain.delrec / "adapter" / "adapter_model.safetensors")
     kept = {n: w.shape[0] for n, w in weights.items() if "lora_E" in n}
@@ -108,7 +111,7 @@ def test_a_kept_singular_value_may_be_zero(toy, decoder, script, on_cpu, tmp_pat
     monkeypatch.setattr(finetune, "Lion", Lion)
     script(finetune.main, "--dataset", toy.folder, "--soft-prompt", "none", "--out", tmp_path / "run", "--llm", decoder, *SMALL,
            "--loss", "candidates", "--verbalizer", "mean", "--no-calibrate")
-    assert common.load_run(tmp_path / "run").rank == [16, 8]
+    assert load_run(tmp_path / "run").rank == [16, 8]
 
 
 def test_the_soft_prompt_is_bit_for_bit_the_distilled_one(chain):
@@ -118,7 +121,7 @@ def test_the_soft_prompt_is_bit_for_bit_the_distilled_one(chain):
 def test_an_opened_run_gives_the_stored_scores(chain, toy, alone, on_cpu, load):
     stored, scores, penalty, ranker = again(chain.delrec, toy, alone)
     np.testing.assert_allclose(scores, stored, rtol=1e-5, atol=1e-4)
-    run = common.load_run(chain.delrec)
+    run = load_run(chain.delrec)
     assert np.allclose(penalty, run.calibration * np.load(chain.delrec / "neutral.npy")) and (run.calibration == 0) == (not penalty.any())
     # and the adapter is what makes them: the LM without it says something else
     plain = L.ranker(load("decoder"), toy, run.settings, ranker.P)
@@ -149,8 +152,8 @@ def test_every_kind_of_lm_trains_its_adapter_only_and_can_be_opened_again(reques
     stored, scores, penalty, ranker = again(tmp_path / "run", toy, alone)
     np.testing.assert_allclose(scores, stored, rtol=1e-5, atol=1e-4)
     assert not penalty.any() and ranker.P.shape == (3, 32)
-    plain = L.ranker(load_lm(llm, torch.device("cpu"), torch.float32), toy, common.load_run(tmp_path / "run").settings, ranker.P)
-    asked = common.subset(len(toy.val), 16, 0)
+    plain = L.ranker(load_lm(llm, torch.device("cpu"), torch.float32), toy, load_run(tmp_path / "run").settings, ranker.P)
+    asked = subset(len(toy.val), 16, 0)
     assert abs(L.score_samples(plain, "val", asked, 15, alone) - stored).mean() > 1e-3
 
 
@@ -162,9 +165,9 @@ def test_where_the_soft_prompt_comes_from(chain, toy, decoder, script, on_cpu, l
     assert torch.equal(soft_prompt(tmp_path / "distilled"), soft_prompt(chain.prompt))
     script(finetune.main, *args, "--soft-prompt", "none", "--out", tmp_path / "none")
     assert not (tmp_path / "none" / "soft_prompt.safetensors").exists()
-    runs = [common.load_run(tmp_path / name) for name in ("random", "distilled", "none")]
+    runs = [load_run(tmp_path / name) for name in ("random", "distilled", "none")]
     assert [r.soft_prompt for r in runs] == ["random", str(chain.prompt), "none"]
-    assert runs[1].backbone_run == common.load_run(chain.prompt).backbone_run
+    assert runs[1].backbone_run == load_run(chain.prompt).backbone_run
     scores = [np.load(tmp_path / name / "scores_val_15.npy") for name in ("random", "distilled", "none")]
     assert not np.allclose(scores[0], scores[1], equal_nan=True) and not np.allclose(scores[1], scores[2], equal_nan=True)
 
@@ -186,8 +189,8 @@ def test_memory_options_do_not_change_the_run(chain, toy, backbone, decoder, scr
 
 def test_two_processes_give_the_adapter_and_the_scores_of_one(chain, twins):
     same_run(twins.delrec, chain.delrec)
-    assert common.load_run(twins.delrec).world == 2
-    assert common.load_run(twins.delrec).calibration == common.load_run(chain.delrec).calibration
+    assert load_run(twins.delrec).world == 2
+    assert load_run(twins.delrec).calibration == load_run(chain.delrec).calibration
 
 
 def test_any_batch_is_shared_among_any_number_of_processes(chain, toy, backbone, decoder, script, on_cpu, two_processes, tmp_path):
@@ -271,7 +274,7 @@ def test_the_lm_learns_where_the_backbone_lists_the_truth(toy, decoder, oracle, 
     assert first.json["val_hr@1"] > .9                   # always the letter A
     stored, scores, *_ = again(tmp_path / "first", toy, alone)
     np.testing.assert_allclose(scores, stored, rtol=1e-3, atol=1e-3)
-    assert common.load_run(tmp_path / "first").backbone_run == str(oracle)
+    assert load_run(tmp_path / "first").backbone_run == str(oracle)
     anywhere = script(finetune.main, *args, "--order", "shuffled", "--out", tmp_path / "anywhere")
     assert anywhere.json["val_hr@1"] < .3
     # the table ranks the stored candidates, whatever order the prompt listed them in
@@ -284,11 +287,11 @@ def test_paper_sets_the_paper_s_choices_unless_typed(toy, decoder, script, on_cp
     args = ["--dataset", toy.folder, "--soft-prompt", "none", "--llm", decoder, "--samples", 40, "--batch", 8, "--micro", 8, "--val-samples", 8,
             "--evals", 1, "--init-r", 3, "--target-r", 2, "--candidates", 15, "--paper"]
     script(finetune.main, *args, "--out", tmp_path / "a")
-    run = common.load_run(tmp_path / "a")
+    run = load_run(tmp_path / "a")
     assert {k: getattr(run, k) for k in finetune.PAPER} == finetune.PAPER
     assert (run.loss, run.adapt, run.settings["verbalizer"], run.settings["show"], run.calibration) == ("candidates", "qv", "mean", True, 0)
     script(finetune.main, *args, "--out", tmp_path / "b", "--loss", "titles", "--lr", .5, "--no-show")
-    run = common.load_run(tmp_path / "b")
+    run = load_run(tmp_path / "b")
     assert (run.loss, run.lr, run.show, run.verbalizer, run.adapt) == ("titles", .5, False, "mean", "qv")
 
 
@@ -302,7 +305,7 @@ def test_a_missing_soft_prompt_says_how_to_make_it(toy, backbone, script, tmp_pa
     says = refused(script, "--dataset", toy.folder, "--soft-prompt", tmp_path / "nothing")
     assert f"no soft prompt in {tmp_path / 'nothing'}" in says and f"python distill.py --dataset {toy.folder}" in says and "--soft-prompt none" in says
     assert "holds a train_backbone run, expected one of: distill" in refused(script, "--dataset", toy.folder, "--soft-prompt", backbone)
-    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
     assert f"no soft prompt in {tmp_path / 'runs' / 'toy' / 'prompt'}" in refused(script, "--dataset", toy.folder)
 
 

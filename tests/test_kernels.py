@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
-
-import kernels
-from kernels import cpu, reference
+from delrec.kernels import cpu, reference
+from delrec.kernels import verbalizer as kernels
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -269,7 +269,7 @@ def test_chunks_change_neither_the_definition_nor_its_gradient():
 
 
 def test_tiles_of_the_triton_path_change_nothing():
-    gpu = pytest.importorskip("kernels.gpu")
+    gpu = pytest.importorskip("delrec.kernels.gpu")
     if torch.cuda.is_available():
         pytest.skip("with a GPU: test_likelihood_and_gradient_round_no_worse_than_torch")
     x, head, tok, _, b = titles_of(3, (10, 13), 300, 24)
@@ -501,8 +501,8 @@ def test_an_implementation_that_cannot_is_refused():
 # ---------------------------------------------------------------- building
 
 PROBE = """
-import torch, kernels
-from kernels import cpu
+import torch
+from delrec.kernels import cpu, verbalizer as kernels
 g = torch.Generator().manual_seed(0)
 x, head, tok, n = torch.randn(2, 5, generator=g), torch.randn(9, 5, generator=g), torch.randint(0, 9, (2, 3, 4), generator=g), torch.full((2, 3), 4)
 for _ in range(2):
@@ -520,7 +520,7 @@ def test_without_a_compiler_torch_does_the_work_and_one_line_says_so(tmp_path, e
 
 def test_a_second_process_finds_the_library_built(tmp_path):
     available("cpp")
-    script, made = "import kernels.cpu as c, sys; sys.exit(c.library() is None)", []
+    script, made = "import delrec.kernels.cpu as c, sys; sys.exit(c.library() is None)", []
     for _ in range(2):
         assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}).returncode == 0
         files = list((tmp_path / "delrec" / "kernels").iterdir())
@@ -534,7 +534,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from kernels import gpu
+from delrec.kernels import gpu
 
 def build(kernel, sm, pointers, constants):
     names = kernel.arg_names

@@ -7,10 +7,11 @@ import click
 import numpy as np
 import pytest
 import torch
-
-import common
-import lm as L
 from conftest import KINDS
+from delrec.data.prepared import candidates, histories
+
+from delrec.lm import core as L
+from delrec.training.memory import extra_bytes
 
 ALL = pytest.mark.parametrize("kind", KINDS)
 SETTINGS = {"verbalizer": "mean", "show": False, "history": 10, "max_title": 32, "max_tokens": 1024, "backbone": "SASRec",
@@ -33,8 +34,8 @@ def rank_with(load, kind, data, k=0, **settings):
 def windows(data, n=6):
     """Samples with long and short histories, as (history, candidates)."""
     which = np.unique(np.linspace(0, len(data.val) - 1, n).astype(int))
-    old = common.histories(data, data.val[which], 10)
-    return [h[h > 0] for h in old], common.candidates(data, "val", 15)[which]
+    old = histories(data, data.val[which], 10)
+    return [h[h > 0] for h in old], candidates(data, "val", 15)[which]
 
 
 def lines(lm, data, titles, tokens, noun="movie"):
@@ -92,8 +93,8 @@ def test_an_lm_without_a_mask_token_is_one_sentence(kind, request, tmp_path):
 
 
 def test_logits_capped_after_the_head_are_refused(tmp_path):
-    from transformers import Gemma2Config, Gemma2ForCausalLM
     from conftest import bpe_tokenizer, save
+    from transformers import Gemma2Config, Gemma2ForCausalLM
     tok = bpe_tokenizer()
     model = Gemma2ForCausalLM(Gemma2Config(vocab_size=len(tok), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
                                            num_key_value_heads=1, head_dim=8, final_logit_softcapping=30.))
@@ -275,7 +276,11 @@ def test_the_pattern_tells_all_choices_but_the_first(load, kind, toy):
 @pytest.fixture(scope="module")
 def plain(request):
     """plain(kind) -> the same folder by plain transformers, nothing replaced."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+    )
     auto = {"decoder": AutoModelForCausalLM, "encoder": AutoModelForMaskedLM}
     models = {}
 
@@ -403,6 +408,7 @@ def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(decod
 @ALL
 def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, kind):
     from peft import LoraConfig, get_peft_model
+
     from bench import saved_tensors
     results, kept = [], []
     for again in (False, True):
@@ -451,7 +457,7 @@ def test_candidates_share_their_prompt_s_encoder_states(load, toy):
 def test_as_many_prompts_at_a_time_as_memory_holds(monkeypatch, alone, capsys):
     def step(m):                                         # 200 MB, and 64 MB a prompt
         return torch.ones((200 + 64 * m) * 2 ** 18).sum()
-    if common.extra_bytes(lambda: None, alone.device) is None:
+    if extra_bytes(lambda: None, alone.device) is None:
         pytest.skip("this system does not tell a process's high-water mark")
     for free, most, tail, want in ((2 ** 30, 100, 10, range(9, 11)), (2 ** 30, 4, 10, [4]), (2 ** 20, 100, 10, [1]), (2 ** 40, 100, L.CPU_TOKENS // 3, [3]), (2 ** 30, 1, 10, [1])):
         monkeypatch.setattr(L, "free_bytes", lambda device: free)
@@ -592,12 +598,12 @@ def test_calibration_removes_a_planted_bias_and_only_that():
 @pytest.mark.parametrize("order", ["shuffled", "backbone"])
 def test_a_split_is_scored_at_its_stored_places_in_whatever_order_the_prompt_lists_it(load, plain, kind, toy, backbone, alone, order):
     r = rank_with(load, kind, toy, k=2, show=True, order=order, backbone_run=str(backbone))
-    which, cand = np.array([40, 3, 17]), common.candidates(toy, "val", 15)
+    which, cand = np.array([40, 3, 17]), candidates(toy, "val", 15)
     scores = L.score_samples(r, "val", which, 15, alone)
     by_backbone = np.load(backbone / "scores_val_15.npy")
     for row, n in zip(scores, which):
         listed = cand[n] if order == "shuffled" else cand[n][np.argsort(-by_backbone[n], kind="stable")]
-        h = common.histories(toy, toy.val[[n]], 10)[0]
+        h = histories(toy, toy.val[[n]], 10)[0]
         tail = r.prompts.history(h[h > 0], listed)[0]
         assert lines(r.lm, toy, r.titles, tail)[-15:] == listed.tolist()
         with torch.no_grad():

@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
-
-import common
-from data import prepare, raw as reading
+from delrec.data import prepare
+from delrec.data import raw as reading
+from delrec.data.prepared import candidates, load_data, users
 
 SCRIPT = Path(prepare.__file__)
 
@@ -45,7 +45,7 @@ def run(*args):
 def prepared(tmp_path, rows, *args, ties="item", **kwargs):
     result = run("toy", "--raw", write(tmp_path / "raw", rows, **kwargs), "--out", tmp_path / "out", "--core", 1, "--ties", ties, *args)
     assert result.exit_code == 0, result.output
-    return common.load_data(str(tmp_path / "out")), result.output
+    return load_data(str(tmp_path / "out")), result.output
 
 
 def contents(folder):
@@ -125,7 +125,7 @@ def test_nothing_leaks(tmp_path, split):
     assert not set(data.train) & set(data.val) and not set(data.val) & set(data.test)
     for name, index in (("train", data.train), ("val", data.val), ("test", data.test)):
         assert (np.diff(index) > 0).all()
-        begin = data.ptr[common.users(data, index)]
+        begin = data.ptr[users(data, index)]
         assert (index > begin).all()                    # at least one earlier item
         for n, start in zip(index, begin):
             assert (data.times[start:n] <= data.times[n]).all()
@@ -153,7 +153,7 @@ def test_candidates_hold_the_target_once_and_nothing_the_user_touched(tmp_path, 
     data, _ = prepared(tmp_path, random_log())
     for split in ("val", "test"):
         target = np.asarray(data.items[getattr(data, split)])
-        rows, owner = common.candidates(data, split, C), common.users(data, getattr(data, split))
+        rows, owner = candidates(data, split, C), users(data, getattr(data, split))
         assert rows.shape == (len(target), C) and rows.min() >= 1 and rows.max() <= data.n_items
         assert ((rows == target[:, None]).sum(1) == 1).all()
         assert all(len(set(row)) == C for row in rows)
@@ -216,7 +216,7 @@ def test_words_and_gzip_and_bom(tmp_path):
         (raw / f"{name}.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + (raw / name).read_bytes()))
         (raw / name).unlink()
     assert run("toy", "--raw", raw, "--out", tmp_path / "out", "--core", 1, "--noun", "product", "--verb", "bought").exit_code == 0
-    assert common.load_data(str(tmp_path / "out")).meta["words"] == {"noun": "product", "verb": "bought"}
+    assert load_data(str(tmp_path / "out")).meta["words"] == {"noun": "product", "verb": "bought"}
 
 
 @pytest.mark.parametrize("filed, plain", [
@@ -250,7 +250,7 @@ def same_as_csv(tmp_path, raw, *args):
     want, _ = prepared(tmp_path / "csv", random_log())
     result = run("toy", "--raw", raw, "--out", tmp_path / "out", "--core", 1, "--ties", "item", *args)
     assert result.exit_code == 0, result.output
-    assert common.load_data(str(tmp_path / "out")).meta["hash"] == want.meta["hash"]
+    assert load_data(str(tmp_path / "out")).meta["hash"] == want.meta["hash"]
     assert contents(tmp_path / "out")["raw_users.txt"] == contents(want.folder)["raw_users.txt"]
 
 
@@ -329,7 +329,7 @@ def test_amazon_s_layouts_are_one_log(tmp_path, layout):
     items = amazon(raw, layout)
     result = run("beauty", "--raw", raw, "--out", tmp_path / "out", "--core", 1)
     assert result.exit_code == 0, result.output
-    data = common.load_data(str(tmp_path / "out"))
+    data = load_data(str(tmp_path / "out"))
     assert data.n_items == len(items) and data.n_users == 60 and data.meta["words"] == {"noun": "product", "verb": "bought"}
     assert data.titles[1:6] == ["Salt & Pepper 0", "Salt & Pepper 1", "Salt & Pepper 2", f"item {items[3]}", "Salt & Pepper 4"]
     assert "as published it had 2,023,070" in result.output and data.meta["titles"]["blank"] == 1
@@ -374,7 +374,7 @@ def test_other_published_forms(tmp_path, monkeypatch):
         name = "ml-1m" if case == "ml-zip" else case
         result = run(name, "--raw", raw, "--out", tmp_path / "out", "--core", 1)
         assert result.exit_code == 0, result.output
-        data = common.load_data(str(tmp_path / "out"))
+        data = load_data(str(tmp_path / "out"))
         assert (data.items == want.items).all() and (data.train == want.train).all(), case
         first = (data.folder / "raw_items.txt").read_text().split("\n")[0]
         assert data.titles[1] == next(t for k, t in titles.items() if case.startswith(k)).format(first), case
@@ -423,7 +423,7 @@ def test_a_broken_download_is_continued_and_an_unreachable_host_says_what_to_do(
 # ---------------------------------------------------------------- what a prepared folder must hold
 
 SPOIL = {
-    "candidates_test_15": ("nothing the user ever touched", lambda a, d: np.where(np.arange(15) == (a[0] != d.items[d.test[0]]).argmax(), d.items[d.ptr[common.users(d, d.test[:1])[0]]], a[:1])),
+    "candidates_test_15": ("nothing the user ever touched", lambda a, d: np.where(np.arange(15) == (a[0] != d.items[d.test[0]]).argmax(), d.items[d.ptr[users(d, d.test[:1])[0]]], a[:1])),
     "candidates_val_20": ("stands in its row exactly once", lambda a, d: np.where(a == d.items[d.val][:, None], a[:, :1] + a[:, 1:2], a)),
     "candidates_train_15": ("no item stands in a row twice", lambda a, d: np.concatenate([a[:, :-1], a[:, :1]], 1)),
     "train": ("every target falls into its part of time", lambda a, d: np.append(a, d.test[:1])),
@@ -460,14 +460,14 @@ def test_titles_like_the_target_s_are_counted(tmp_path):
 
 
 def test_the_synthetic_log_has_the_shape_it_says(tmp_path):
-    from data import synthetic
+    from delrec.data import synthetic
     result = CliRunner().invoke(synthetic.main, [str(tmp_path / "raw"), "--divide", "1000"])
     assert result.exit_code == 0, result.output
     rows = pl.read_csv(tmp_path / "raw" / "Home_and_Kitchen.csv", has_header=False)
     assert (rows[:, 1].n_unique(), rows[:, 0].n_unique(), len(rows)) == (9767, 1286, 21928)
     result = run("home-kitchen", "--raw", tmp_path / "raw", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    data = common.load_data(str(tmp_path / "out"))
+    data = load_data(str(tmp_path / "out"))
     assert data.meta["raw"] == {"users": 9767, "items": 1286, "interactions": 21928} and 200 < data.n_users < 2000
     assert run("home-kitchen", "--out", tmp_path / "out", "--check").exit_code == 0
 
@@ -594,7 +594,7 @@ def test_a_changed_wheel_is_not_used(tmp_path, monkeypatch, name):
 def test_ml_100k_counts_and_the_same_from_both_sources(tmp_path, monkeypatch):
     result = run("ml-100k", "--out", tmp_path / "wheel")
     assert result.exit_code == 0, result.output
-    data = common.load_data(str(tmp_path / "wheel"))
+    data = load_data(str(tmp_path / "wheel"))
     assert (data.n_users, data.n_items, len(data.items)) == (943, 1349, 99287)
     assert {s: len(getattr(data, s)) for s in ("train", "val", "test")} == {"train": 78678, "val": 9813, "test": 9853}
     assert data.meta["raw"] == {"users": 943, "items": 1682, "interactions": 100000}

@@ -1,17 +1,19 @@
 """probe.py: what a soft prompt learnt."""
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-
-import common
-import evaluate
-import lm as L
-import probe
 from conftest import KINDS, stages
+from delrec.data.prepared import candidates, subset
+
+import evaluate
+from delrec.evaluation import probe
+from delrec.lm import core as L
+from delrec.runtime import load_run
 
 
 def test_kendall_worked_by_hand():
@@ -45,7 +47,7 @@ def test_an_lm_that_cannot_tell_tokens_apart_attends_to_all_alike(request, kind,
                 p.zero_()
     r = L.ranker(m, toy, {"verbalizer": "mean", "show": True, "history": 5, "max_title": 32, "max_tokens": 1000, "backbone": "SASRec", "order": "shuffled", "backbone_run": ""},
                  L.random_soft_prompt(m, 6, 0))
-    samples, cand = np.asarray(toy.test)[:5], common.candidates(toy, "test", 15)[:5]
+    samples, cand = np.asarray(toy.test)[:5], candidates(toy, "test", 15)[:5]
     before = L.score_samples(r, "test", np.arange(5), 15, alone)
     seen = probe.attention_shares(r, samples, cand, alone)
     assert sum(a for a, _ in seen.values()) == pytest.approx(1) and sum(t for _, t in seen.values()) == pytest.approx(1)
@@ -59,11 +61,11 @@ def test_the_probe_of_a_distilled_prompt(chain, toy, script, on_cpu, tmp_path):
     result = script(evaluate.main, "--ckpt", chain.prompt, "--probe", "--val-samples", 30, "--out", tmp_path)
     found = json.loads((tmp_path / "probe.json").read_text())
     assert found["k"] == 6 and found["n"] == 30 and len(found["nearest"]) == 6 and found["moved"] > 0 and (tmp_path / "probe.png").exists()
-    run = common.load_run(chain.prompt, toy)
+    run = load_run(chain.prompt, toy)
     r, _ = L.open_run(run, toy, torch.device("cpu"))
-    val = common.subset(len(toy.val), 30, 0)
+    val = subset(len(toy.val), 30, 0)
     alone = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
-    backbone = np.load(common.Path(run.backbone_run) / "scores_val_15.npy")[val]
+    backbone = np.load(Path(run.backbone_run) / "scores_val_15.npy")[val]
     tau = probe.kendall(L.score_samples(r, "val", val, 15, alone), backbone).mean()
     assert found["towards_the_backbone"]["trained"]["kendall"] == pytest.approx(tau, abs=1e-6)
     assert found["towards_the_backbone"]["none"]["kendall"] != found["towards_the_backbone"]["untrained"]["kendall"]
@@ -72,7 +74,7 @@ def test_the_probe_of_a_distilled_prompt(chain, toy, script, on_cpu, tmp_path):
 
 def test_an_untrained_prompt_is_found_to_move_nothing(chain, toy, script, on_cpu, tmp_path):
     copy = shutil.copytree(chain.prompt, tmp_path / "same")
-    run = common.load_run(copy)
+    run = load_run(copy)
     m = L.load_lm(run.llm, torch.device("cpu"), torch.float32)
     L.save_soft_prompt(copy, L.random_soft_prompt(m, run.k, run.seed))
     script(evaluate.main, "--ckpt", copy, "--probe", "--val-samples", 20)

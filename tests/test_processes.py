@@ -6,14 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import evaluation, stages, title_of
 from safetensors.torch import load_file
+from test_distill import log_of, prompt_of
+from test_finetune import same_run
 
 import distill
 import evaluate
 import finetune
-from conftest import evaluation, stages, title_of
-from test_distill import log_of, prompt_of
-from test_finetune import same_run
 
 
 def test_three_processes_with_a_part_of_the_lm_each_give_what_one_with_all_of_it_gives(chain, toy, backbone, decoder, two_processes, script, on_cpu, tmp_path):

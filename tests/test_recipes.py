@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import stages
+from delrec.data.prepared import subset
 from safetensors.torch import load_file
 
 import circle
-import common
 import distill
 import evaluate
 import finetune
-import lm as L
 import recipes
 import train_backbone
-from conftest import stages
+from delrec import runtime
+from delrec.backbone.models import NAMES
+from delrec.lm import core as L
+from delrec.runtime import folder_of, load_run, write_json
 
 MAINS = {"train_backbone.py": train_backbone.main, "distill.py": distill.main, "finetune.py": finetune.main, "evaluate.py": evaluate.main}
 
@@ -41,7 +44,7 @@ def here(toy, script, on_cpu, tmp_path, monkeypatch):
         more = [x for pair in zip(small[args[0]][::2], small[args[0]][1::2]) if pair[0] not in args for x in pair]
         script(MAINS[args[0]], *args[1:], *more)
         return type("Done", (), {"returncode": 0})
-    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
     monkeypatch.setattr(recipes.subprocess, "run", run)
     run.ran, run.root = ran, tmp_path / "runs"
     return run
@@ -60,7 +63,7 @@ def test_table3_runs_every_variant_once_and_ends_in_a_table(here, toy, decoder):
     recipe(*args)
     home = here.root / "toy" / "tiny-llama-titles-80"
     for s in (0, 1):
-        runs = {v: common.load_run(home / f"{v}-s{s}", toy) for v in ("no-prompt", "words", "untrained", "delrec")}
+        runs = {v: load_run(home / f"{v}-s{s}", toy) for v in ("no-prompt", "words", "untrained", "delrec")}
         assert {v: evaluate.paper_method(r) for v, r in runs.items()} == {"no-prompt": "w/o SP", "words": "w MCP", "untrained": "w USP", "delrec": "DELRec (SASRec)"}
         assert all(r.seed == s and r.samples == 80 for r in runs.values())
     found = json.loads((home / "table3" / "metrics.json").read_text())
@@ -81,10 +84,10 @@ def test_a_finished_run_of_another_budget_is_not_taken_for_this_one(here, toy, d
     args = ["table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--input", "titles", "--budget", 80]
     folder = here.root / "toy" / "tiny-llama-titles-80" / "no-prompt-s0"
     folder.mkdir(parents=True)
-    common.write_json(folder / "config.json", {"stage": "finetune", "input": "titles", "samples": 640, "seed": 0})
+    write_json(folder / "config.json", {"stage": "finetune", "input": "titles", "samples": 640, "seed": 0})
     done = CliRunner().invoke(recipes.main, [str(a) for a in args])
     assert done.exit_code == 1 and "was made with --samples 640, here it is 80" in str(done.exc_info[1]) + done.output
-    common.write_json(folder / "config.json", {"stage": "finetune", "input": "titles", "samples": 80, "seed": 0, "backbone_run": "/elsewhere/runs/toy/gru4rec-s0"})
+    write_json(folder / "config.json", {"stage": "finetune", "input": "titles", "samples": 80, "seed": 0, "backbone_run": "/elsewhere/runs/toy/gru4rec-s0"})
     done = CliRunner().invoke(recipes.main, [str(a) for a in args])
     assert done.exit_code == 1 and "gru4rec-s0, here it is toy/sasrec-s0" in str(done.exc_info[1]) + done.output
 
@@ -108,7 +111,7 @@ def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkey
         if args[0] == "train_backbone.py":
             meet.wait(60)                                # passes only when both seeds are at it
         if seed is not None:
-            folder = common.folder_of("runs", args[args.index("--out") + 1])
+            folder = folder_of("runs", args[args.index("--out") + 1])
             folder.mkdir(parents=True)
             (folder / "config.json").write_text("{}")
             stdout.write("said\n")
@@ -187,7 +190,7 @@ def test_a_stage_that_fails_ends_the_recipe(here, toy, decoder, monkeypatch):
 
 
 def test_a_data_set_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
     done = CliRunner().invoke(recipes.main, ["table2", "--dataset", "nothing"])
     assert done.exit_code == 1 and "no prepared data set in" in done.output
 
@@ -201,16 +204,16 @@ def test_the_pattern_in_words_stands_where_the_vectors_stood(load, toy):
     assert "GRU4Rec reads the movies one after another" in said and "Movies the user watched" in said
     plain = L.ranker(m, toy, settings | {"words": False}).prompts.prefix
     assert L.SLOT not in plain and "GRU4Rec" not in m.tok.decode(plain)
-    assert len({L.PATTERN[x] for x in common.NAMES.values()}) == 3
+    assert len({L.PATTERN[x] for x in NAMES.values()}) == 3
 
 
 def test_words_are_scored_as_they_were_trained(toy, backbone, decoder, script, on_cpu, tmp_path, alone):
     _, tune = stages(toy, backbone, decoder, "words", tmp_path / "words")
     script(finetune.main, *tune, "--backbone", backbone)
-    run = common.load_run(tmp_path / "words", toy)
+    run = load_run(tmp_path / "words", toy)
     r, _ = L.open_run(run, toy, torch.device("cpu"))
     assert r.P is None and "SASRec weighs all movies" in r.lm.tok.decode(r.prompts.prefix) and evaluate.paper_method(run) == "w MCP"
-    val = common.subset(len(toy.val), 30, 0)
+    val = subset(len(toy.val), 30, 0)
     np.testing.assert_allclose(L.score_samples(r, "val", val, 15, alone), np.load(tmp_path / "words" / "scores_val_15.npy")[val], atol=1e-4)
 
 
@@ -219,9 +222,9 @@ def test_stage_2_moves_the_prompt_only_if_asked(chain, toy, backbone, decoder, s
     script(finetune.main, *tune, "--lr-prompt", .01)
     before, after = (load_file(f / "soft_prompt.safetensors")["prompt_embeddings"] for f in (chain.prompt, tmp_path / "moved"))
     assert (before - after).abs().max() > .005
-    run = common.load_run(tmp_path / "moved", toy)
+    run = load_run(tmp_path / "moved", toy)
     r, _ = L.open_run(run, toy, torch.device("cpu"))
-    val = common.subset(len(toy.val), 30, 0)
+    val = subset(len(toy.val), 30, 0)
     np.testing.assert_allclose(L.score_samples(r, "val", val, 15, alone), np.load(tmp_path / "moved" / "scores_val_15.npy")[val], atol=1e-4)
     assert evaluate.paper_method(run) == "w ULSR"
     assert "--soft-prompt is none" in script(finetune.main, *tune, "--lr-prompt", .01, "--soft-prompt", "none", code=1).error
@@ -236,17 +239,17 @@ def test_stage_1_moves_the_lm_only_if_asked_and_stage_2_goes_on_from_it(toy, bac
     changed = [n for (n, a), b in zip(moved.model.named_parameters(), plain.model.parameters()) if not torch.equal(a, b)]
     assert changed and all("q_proj" in n or "v_proj" in n for n in changed)
     script(finetune.main, *tune)
-    run = common.load_run(tmp_path / "delrec", toy)
+    run = load_run(tmp_path / "delrec", toy)
     assert run.llm == str(tmp_path / "prompt") and evaluate.paper_method(run) == "w UDPSM"
     r, _ = L.open_run(run, toy, torch.device("cpu"))
-    val = common.subset(len(toy.val), 30, 0)
+    val = subset(len(toy.val), 30, 0)
     np.testing.assert_allclose(L.score_samples(r, "val", val, 15, alone), np.load(tmp_path / "delrec" / "scores_val_15.npy")[val], atol=1e-4)
     script(distill.main, *distil)                        # again, without: nothing of the adapter stays
     assert not (tmp_path / "prompt" / "adapter").exists()
 
 
 def test_a_killed_stage_1_with_an_adapter_goes_on_exactly(toy, backbone, decoder, script, on_cpu, tmp_path):
-    import checkpoints
+    from delrec.training import checkpoints
     for name, stop_at in (("whole", None), ("cut", 3)):
         args, _ = stages(toy, backbone, decoder, tmp_path / name, "")
         args += ["--lr-lm", .003, "--checkpoint-every", 1]
@@ -284,7 +287,7 @@ def test_the_circle_closes(here, toy, decoder, tmp_path):
     table = json.loads((here.root / "toy" / "circle" / "metrics.json").read_text())["rows"]
     assert rows["slmrec.hr@1_vs_teacher"] == pytest.approx(table["slmrec"]["hr@1"] - table["e4srec"]["hr@1"], abs=1e-4)
     assert rows["slmrec.hr@1_vs_teacher_low"] <= rows["slmrec.hr@1_vs_teacher"] <= rows["slmrec.hr@1_vs_teacher_high"] and rows["dllm2rec.latency_ms"] > 0
-    taught = common.load_run(here.root / "toy" / "circle" / "sasrec-taught")
+    taught = load_run(here.root / "toy" / "circle" / "sasrec-taught")
     assert taught.teacher == "toy/circle/slmrec" and len(here.ran) == 10
     again = CliRunner().invoke(circle.main, [str(a) for a in args])
     assert not again.exception and len(here.ran) == 11   # the table only

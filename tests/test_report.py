@@ -11,14 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from delrec.data.prepared import candidates, histories, shuffled, subset, users
 
-import common
 import evaluate
-import floors
-import lm as L
-import report
-import stats
-
+from delrec.evaluation import floors, report, stats
+from delrec.lm import core as L
+from delrec.metrics import compare, metrics
+from delrec.runtime import load_run, read_json, write_json
 
 # ---------------------------------------------------------------- co-occurrence, groups, seeds
 
@@ -40,8 +39,8 @@ def test_cooccurrence_finds_planted_pairs(make_data, tmp_path):
         items = np.concatenate([[2 * i - 1, 2 * i] for i in rng.choice(np.arange(1, 31), 8, replace=False)])
         rows += [(u, i, 100 * u + t) for t, i in enumerate(items)]
     data = make_data(tmp_path, rows, {i: f"title {i}" for i in range(1, 61)}, "pairs", "--split", "leave-one-out")
-    samples, cand = np.asarray(data.test), common.candidates(data, "test", 15)
-    m = common.metrics(*common.compare(floors.cooccurrence(data, samples, cand), cand == data.items[samples][:, None]))
+    samples, cand = np.asarray(data.test), candidates(data, "test", 15)
+    m = metrics(*compare(floors.cooccurrence(data, samples, cand), cand == data.items[samples][:, None]))
     assert m["hr@1"].mean() > .9                         # the last item is the second of a pair
 
 
@@ -52,7 +51,7 @@ def test_groups_cover_every_sample_once(toy):
     for kind, masks in groups.items():
         assert (np.sum(list(masks.values()), 0) == 1).all(), kind
     cold = groups["items in the history"].get("1-2, cold", np.zeros(len(samples), bool))
-    earlier = samples - toy.ptr[common.users(toy, samples)]
+    earlier = samples - toy.ptr[users(toy, samples)]
     assert np.array_equal(cold, earlier < 3)
     first = toy.times[samples[groups["time within the test part"]["first third"]]]
     last = toy.times[samples[groups["time within the test part"]["last third"]]]
@@ -84,13 +83,13 @@ def metrics_of(folder):
 
 def test_reference_fuse_cold_users_and_latency(toy, sasrec, script, on_cpu, tmp_path):
     script(evaluate.main, "--ckpt", sasrec, "--out", tmp_path, "--max-history", 11, "--fuse", "popularity", "co-occurrence", "--reference", "popularity", "--latency")
-    found, earlier = metrics_of(tmp_path), np.asarray(toy.test) - toy.ptr[common.users(toy, toy.test)]
+    found, earlier = metrics_of(tmp_path), np.asarray(toy.test) - toy.ptr[users(toy, toy.test)]
     assert 0 < found["n"] == (earlier <= 11).sum() < len(toy.test) and "at most 11 earlier items" in found["protocol"]
     rows = found["rows"]
     assert "popularity+co-occurrence" in rows and found["reference"] == "popularity" and "p_hr@1" not in rows["popularity"]
     assert 0 <= rows["sasrec"]["p_hr@1"] <= 1 and 0 <= rows["popularity+co-occurrence"]["p_ndcg@10"] <= 1
     ms, parameters = rows["sasrec"]["ms"], rows["sasrec"]["parameters"]
-    assert len(ms) == 3 and all(0 < x < 1000 for x in ms) and parameters == common.load_run(sasrec).parameters
+    assert len(ms) == 3 and all(0 < x < 1000 for x in ms) and parameters == load_run(sasrec).parameters
     assert "ms" not in rows["popularity"]
     refused = lambda *args: script(evaluate.main, "--ckpt", sasrec, *args, code=1).error
     assert "--fuse names the row delrec" in refused("--fuse", "sasrec", "delrec")
@@ -101,31 +100,31 @@ def test_reference_fuse_cold_users_and_latency(toy, sasrec, script, on_cpu, tmp_
 def test_shuffled_histories_change_what_reads_the_order_only(toy, sasrec, chain, script, on_cpu, tmp_path):
     copies = [shutil.copytree(sasrec, tmp_path / "sasrec"), shutil.copytree(chain.delrec, tmp_path / "delrec")]
     script(evaluate.main, "--ckpt", *copies, "--limit", 30, "--val-samples", 10, "--shuffle-history", "--latency", "--out", tmp_path / "out")
-    which = common.subset(len(toy.test), 30, 0)
+    which = subset(len(toy.test), 30, 0)
     for folder in copies:
         a, b = (np.load(folder / f"scores_test_15{x}.npy")[which] for x in ("", "_shuffled"))
         assert np.isfinite(b).all() and np.abs(a - b).max(1).mean() > 1e-3, folder
         assert f"{folder.name}, shuffled" in metrics_of(tmp_path / "out")["rows"]
-    lm = L.open_run(common.load_run(copies[1]), toy, torch.device("cpu"))[0]
+    lm = L.open_run(load_run(copies[1]), toy, torch.device("cpu"))[0]
     counted = metrics_of(tmp_path / "out")["rows"]["delrec"]["parameters"]       # an LM that reads titles has no items.safetensors
     assert counted == pytest.approx(sum(p.numel() for p in lm.lm.model.parameters()) + lm.P.numel(), rel=.01)
     samples = np.asarray(toy.test)[which]
-    old = common.histories(toy, samples, 10)
-    again = common.shuffled(old, samples)
-    assert np.array_equal(np.sort(old), np.sort(again)) and not np.array_equal(old, again) and np.array_equal(again, common.shuffled(old, samples))
+    old = histories(toy, samples, 10)
+    again = shuffled(old, samples)
+    assert np.array_equal(np.sort(old), np.sort(again)) and not np.array_equal(old, again) and np.array_equal(again, shuffled(old, samples))
     assert np.array_equal(again == 0, old == 0)          # padding stays in front
     one = np.array([[0, 0, 7]])
-    assert np.array_equal(common.shuffled(one, [3]), one)
+    assert np.array_equal(shuffled(one, [3]), one)
 
 
 def test_a_list_in_the_backbone_s_order_does_not_tell_the_real_order(toy, sasrec, chain, script, on_cpu, tmp_path):
     mine, lm = shutil.copytree(sasrec, tmp_path / "sasrec"), shutil.copytree(chain.delrec, tmp_path / "delrec")
-    config = common.read_json(lm / "config.json")
+    config = read_json(lm / "config.json")
     settings = config["settings"] | {"order": "backbone", "show": True, "backbone_run": str(mine)}
-    common.write_json(lm / "config.json", config | {"settings": settings, "backbone_run": str(mine)})
+    write_json(lm / "config.json", config | {"settings": settings, "backbone_run": str(mine)})
     script(evaluate.main, "--ckpt", lm, "--limit", 12, "--val-samples", 10, "--shuffle-history", "--out", tmp_path / "out")
-    which = common.subset(len(toy.test), 12, 0)
-    r = L.open_run(common.load_run(lm), toy, torch.device("cpu"))[0]
+    which = subset(len(toy.test), 12, 0)
+    r = L.open_run(load_run(lm), toy, torch.device("cpu"))[0]
     real, r.shuffled = L.listing(r, "test", 15, which), True
     shown = L.listing(r, "test", 15, which)
     assert np.array_equal(shown, np.argsort(-np.load(mine / "scores_test_15_shuffled.npy")[which], axis=1, kind="stable")) and (shown != real).any(1).mean() > .5
@@ -154,7 +153,7 @@ def test_what_an_earlier_table_left_is_not_taken_for_this_one_s(toy, sasrec, scr
     script(evaluate.main, "--ckpt", mine, "--out", tmp_path / "out", "--limit", 10)
     assert not {"latency", "seeds", "against-k", "by-nothing"} & {p.stem for p in (tmp_path / "out").glob("*.png")} and (tmp_path / "out" / "table.png").exists()
     ranks = np.load(mine / "ranks_test_15.npy")
-    assert np.flatnonzero(np.isfinite(ranks)).tolist() == sorted(common.subset(len(toy.test), 20, 0).tolist())       # a smaller table takes no rank away
+    assert np.flatnonzero(np.isfinite(ranks)).tolist() == sorted(subset(len(toy.test), 20, 0).tolist())       # a smaller table takes no rank away
 
 
 def test_the_page_says_what_was_typed(toy, sasrec, script, on_cpu, tmp_path):

@@ -1,21 +1,22 @@
 """What nobody should have to trust: no pickle, no code from elsewhere, names that stay in their folders, titles that stay titles."""
 import pickle
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from conftest import KINDS, ROOT, evaluation, stages
+from delrec.data import prepare
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-import common
 import distill
 import evaluate
 import finetune
-import lm as L
-from conftest import KINDS, ROOT, evaluation, stages
-from data import prepare
+from delrec.lm import core as L
 
-PRODUCT = [p for p in [*ROOT.glob("*.py"), *(ROOT / "kernels").glob("*.py"), *(ROOT / "data").glob("*.py")]]
+PRODUCT = [p for p in [*ROOT.glob("*.py"), *(ROOT / "kernels").glob("*.py"), *(ROOT / "data").glob("*.py"), *(ROOT / "delrec").rglob("*.py")]]
 
 
 @pytest.mark.parametrize("pattern", [r"\bpickle\b", r"torch\.load\(", r"torch\.save\(", r"allow_pickle=True", r"trust_remote_code", r"(?<![.\w])eval\(", r"(?<![.\w])exec\(", r"extractall", r"all_gather_object",
@@ -57,10 +58,10 @@ def test_random_titles_leave_the_prompt_s_structure_alone(load, toy, kind):
     @example([";", ":", "\n", "1", "A.", ""], True)
     def drive(titles, show):
         clean = [prepare.clean_title(t)[0] or f"item {i}" for i, t in enumerate(titles)]      # as data/prepare.py files them
-        data = common.SimpleNamespace(**{**vars(toy), "titles": ["", *clean], "n_items": 6})
+        data = SimpleNamespace(**{**vars(toy), "titles": ["", *clean], "n_items": 6})
         r = L.ranker(m, data, {"verbalizer": "letter" if show else "mean", "show": show, "history": 10, "max_title": 32, "max_tokens": 1000, "backbone": "SASRec", "order": "shuffled", "backbone_run": ""},
                      L.random_soft_prompt(m, 5, 0))
-        plain = L.ranker(m, common.SimpleNamespace(**{**vars(data), "titles": ["", *[f"film {i}" for i in range(6)]]}), {"verbalizer": "letter" if show else "mean", "show": show, "history": 10, "max_title": 32,
+        plain = L.ranker(m, SimpleNamespace(**{**vars(data), "titles": ["", *[f"film {i}" for i in range(6)]]}), {"verbalizer": "letter" if show else "mean", "show": show, "history": 10, "max_title": 32,
                          "max_tokens": 1000, "backbone": "SASRec", "order": "shuffled", "backbone_run": ""}, L.random_soft_prompt(m, 5, 0))
         old, cand = np.array([1, 2, 3]), np.array([4, 5, 6])
         assert np.array_equal(r.prompts.prefix, plain.prompts.prefix) and (r.prompts.prefix == L.SLOT).sum() == 5

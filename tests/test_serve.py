@@ -5,13 +5,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import popular
+from delrec.data.prepared import users
 
-import common
 import evaluate
 import finetune
-import lm as L
-import serve
-from conftest import popular
+from delrec.lm import core as L
+from delrec.runtime import load_run
+from delrec.serving import serve
 
 
 def test_titles_are_found_by_name_by_case_and_by_a_beginning_that_is_enough(toy):
@@ -31,7 +32,7 @@ def answer(script, run, text, *args, **kwargs):
 def test_a_history_is_answered_with_the_best_titles_of_the_catalogue(chain, toy, script, on_cpu, alone):
     old = [12, 3, 40]
     result = answer(script, chain.delrec, " | ".join(toy.titles[i] for i in old), "--top", 7, "--pool", 0)
-    run = common.load_run(chain.delrec, toy)
+    run = load_run(chain.delrec, toy)
     ranker, penalty = L.open_run(run, toy, torch.device("cpu"))
     items = np.array([i for i in range(1, 61) if i not in old])
     score = L.score_tails(ranker, [ranker.prompts.history(np.array(old))[0]], items[None], alone)[0] - penalty[items]
@@ -88,9 +89,9 @@ def test_unknown_titles_are_left_out_and_said(chain, toy, script, on_cpu):
 
 
 def test_a_backbone_answers_with_the_lists_it_wrote(sasrec, toy, alone):
-    rank = serve.ranking(common.load_run(sasrec, toy), toy, alone)
+    rank = serve.ranking(load_run(sasrec, toy), toy, alone)
     lists = np.load(sasrec / "topk_test.npy")
-    olds = [toy.items[toy.ptr[common.users(toy, np.array([s]))[0]]:s].astype(np.int64) for s in toy.test[:9]]
+    olds = [toy.items[toy.ptr[users(toy, np.array([s]))[0]]:s].astype(np.int64) for s in toy.test[:9]]
     s = rank(olds)
     for row, want, old in zip(s, lists, olds):
         assert np.argsort(-row, kind="stable")[:20].tolist() == want.tolist() and (row[old] == -np.inf).all()

@@ -12,9 +12,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from delrec.data.prepared import (
+    batch_of,
+    candidates,
+    histories,
+    load_data,
+    runs_of_targets,
+    users,
+    with_lists,
+)
 
-import common
 import train_backbone as B
+from delrec.backbone import models
+from delrec.runtime import ROOT, load_run
 
 I = 100
 
@@ -78,7 +88,7 @@ def test_the_sampled_softmax_learns_too(planted, script, tmp_path):
 
 def test_the_sampled_softmax_is_the_full_one_where_it_draws_everything_and_right_on_average(planted):
     torch.manual_seed(0)
-    model = B.build("sasrec", I, SimpleNamespace(history=8, width=16, dropout=0.)).eval()
+    model = models.build("sasrec", I, SimpleNamespace(history=8, width=16, dropout=0.)).eval()
     model.bias.data.normal_(0, .3)
     rng = np.random.default_rng(0)
     seq, target = torch.from_numpy(rng.integers(1, I + 1, (4, 8))), torch.zeros(4, 8, dtype=torch.long)
@@ -96,8 +106,8 @@ def test_lists_for_some_training_samples_only(planted, script, tmp_path):
     train(script, planted, tmp_path / "all", *QUICK, "--dropout", 0)
     train(script, planted, tmp_path / "some", *QUICK, "--dropout", 0, "--lists", 50)
     some, whole = (np.load(tmp_path / name / "topk_train.npy") for name in ("some", "all"))
-    has = common.with_lists(tmp_path / "some", planted)
-    assert len(has) == 50 and len(common.with_lists(tmp_path / "all", planted)) == len(planted.train) == len(some)
+    has = with_lists(tmp_path / "some", planted)
+    assert len(has) == 50 and len(with_lists(tmp_path / "all", planted)) == len(planted.train) == len(some)
     assert (some[has] == whole[has]).all() and not np.delete(some, has, 0).any()
     scores = np.load(tmp_path / "some" / "scores_train_15.npy")
     assert np.isfinite(scores[has]).all() and np.isnan(np.delete(scores, has, 0)).all()
@@ -120,7 +130,7 @@ def test_files_have_their_shapes(planted, run):
             assert scores.shape == (n[s], C) and scores.dtype == np.float32 and np.isfinite(scores).all()
     written = json.loads((run.out / "metrics.json").read_text())
     assert written["protocol"] and {"candidates15", "full"} <= set(written["val"]) and {"candidates15", "full"} <= set(written["test"])
-    config = common.load_run(str(run.out), planted, ["train_backbone"])
+    config = load_run(str(run.out), planted, ["train_backbone"])
     assert (config.model, config.lr, config.history, config.n_items) == ("sasrec", 1e-3, 8, I)
     assert {"stage", "out", "val_hr@1", "val_ndcg@10", "test_hr@1", "test_ndcg@10", "test_full_ndcg@10", "seconds", "epochs_run",
             "samples_per_second", "peak_gb"} <= set(run.json)
@@ -130,17 +140,17 @@ def test_files_have_their_shapes(planted, run):
 def test_lists_hold_no_history_no_padding_no_item_twice(planted, run):
     for s in ("train", "val", "test"):
         samples = getattr(planted, s)
-        for row, n, begin in zip(np.load(run.out / f"topk_{s}.npy"), samples, planted.ptr[common.users(planted, samples)]):
+        for row, n, begin in zip(np.load(run.out / f"topk_{s}.npy"), samples, planted.ptr[users(planted, samples)]):
             assert len(set(row)) == 20 and row.min() >= 1 and not set(row) & set(planted.items[begin:n].tolist())
 
 
 def test_a_loaded_run_gives_what_was_stored(planted, run):
-    model = B.load(str(run.out))
+    model = models.load(str(run.out))
     with torch.no_grad():
-        score = B.score(model, common.histories(planted, planted.test, 30)).numpy()               # longer than its window
-    picked = np.take_along_axis(score, common.candidates(planted, "test", 15), 1)
+        score = models.score(model, histories(planted, planted.test, 30)).numpy()               # longer than its window
+    picked = np.take_along_axis(score, candidates(planted, "test", 15), 1)
     np.testing.assert_allclose(picked, np.load(run.out / "scores_test_15.npy"), atol=1e-5)
-    begin = planted.ptr[common.users(planted, planted.test)]
+    begin = planted.ptr[users(planted, planted.test)]
     own = score[np.arange(len(score)), planted.items[planted.test]].copy()
     for row, n, b in zip(score, planted.test, begin):
         row[planted.items[b:n]] = -np.inf
@@ -160,12 +170,12 @@ def test_best_items_orders_ties_by_id_and_fills_with_0():
 @pytest.mark.parametrize("model", list(B.DEFAULTS))
 def test_padding_changes_no_score(model):
     torch.manual_seed(0)
-    net = B.build(model, 30, SimpleNamespace(history=5, width=8, dropout=.5)).eval()
+    net = models.build(model, 30, SimpleNamespace(history=5, width=8, dropout=.5)).eval()
     for p in net.parameters():
         p.data.mul_(5 if p.dim() > 1 else 1)                         # large enough that a difference shows
     with torch.no_grad():
-        alone = B.score(net, [[3, 7]])
-        batch = B.score(net, [[0, 0, 0, 3, 7], [1, 2, 3, 4, 5], [0, 0, 0, 0, 0]])
+        alone = models.score(net, [[3, 7]])
+        batch = models.score(net, [[0, 0, 0, 3, 7], [1, 2, 3, 4, 5], [0, 0, 0, 0, 0]])
     assert torch.isfinite(batch[:, 1:]).all() and (batch[:, 0] == -torch.inf).all()
     torch.testing.assert_close(alone[0], batch[0])
 
@@ -198,7 +208,7 @@ def test_weighted_cross_entropy_equals_torch():
 @pytest.mark.parametrize("model", list(B.DEFAULTS))
 def test_the_losses_of_two_shares_sum_to_that_of_the_batch(model, loss):
     torch.manual_seed(0)
-    net = B.build(model, 30, SimpleNamespace(history=5, width=8, dropout=0))
+    net = models.build(model, 30, SimpleNamespace(history=5, width=8, dropout=0))
     seq, target, negative = torch.randint(1, 31, (3, 7, 5))
     target[:3, :4] = 0                                               # windows that own a different number of targets
     rows = [seq, target, negative][:3 if loss == "bce" else 2]
@@ -212,8 +222,8 @@ def test_every_training_target_once_and_nothing_later(planted, span, L):
     allowed = is_target.copy()
     allowed[planted.ptr[:-1]] = True                                 # a first item is input only
     for epoch in range(3):
-        first, last = common.runs_of_targets(planted, span, np.random.default_rng(epoch))
-        seq, target = common.batch_of(planted, first, last, L, is_target)
+        first, last = runs_of_targets(planted, span, np.random.default_rng(epoch))
+        seq, target = batch_of(planted, first, last, L, is_target)
         at = last[:, None] - np.arange(L - 1, -1, -1)
         assert sorted(at[target > 0]) == sorted(planted.train)
         assert (target[target > 0] == planted.items[at[target > 0]]).all()
@@ -223,11 +233,11 @@ def test_every_training_target_once_and_nothing_later(planted, span, L):
 
 def test_negatives_are_not_the_users_own(planted):
     have = np.union1d(planted.train, planted.ptr[:-1])
-    seen = np.unique(common.users(planted, have) * (I + 1) + planted.items[have])
-    first, _ = common.runs_of_targets(planted, 8, np.random.default_rng(0))
+    seen = np.unique(users(planted, have) * (I + 1) + planted.items[have])
+    first, _ = runs_of_targets(planted, 8, np.random.default_rng(0))
     drawn = B.negatives(planted, first, np.ones((len(first), 8)), seen, np.random.default_rng(0))
     assert drawn.min() >= 1 and drawn.max() <= I
-    assert not np.isin(common.users(planted, first)[:, None] * (I + 1) + drawn, seen).any()
+    assert not np.isin(users(planted, first)[:, None] * (I + 1) + drawn, seen).any()
 
 
 # ---------------------------------------------------------------- what a run promises
@@ -241,9 +251,9 @@ def test_later_items_do_not_touch_training(planted, script, tmp_path):
     np.save(tmp_path / "other" / "items.npy", items)
     for s in ("val", "test"):
         for C in planted.meta["candidates"]:
-            np.save(tmp_path / "other" / f"candidates_{s}_{C}.npy", next_item[common.candidates(planted, s, C)].astype(np.int32))
+            np.save(tmp_path / "other" / f"candidates_{s}_{C}.npy", next_item[candidates(planted, s, C)].astype(np.int32))
     logs = []
-    for data in (planted, common.load_data(str(tmp_path / "other"))):
+    for data in (planted, load_data(str(tmp_path / "other"))):
         train(script, data, tmp_path / "run", *QUICK)
         logs.append([json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()])
     assert [line.get("loss") for line in logs[0]] == [line.get("loss") for line in logs[1]]
@@ -265,12 +275,12 @@ def test_two_processes_equal_one(planted, script, on_cpu, tmp_path):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr", "127.0.0.1",
-                           "--master_port", str(port), "train_backbone.py", *map(str, args("two"))], cwd=common.ROOT, timeout=120,
+                           "--master_port", str(port), "train_backbone.py", *map(str, args("two"))], cwd=ROOT, timeout=120,
                           capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.strip().split("\n")[-1])["stage"] == "train_backbone"
     one, two = tmp_path / "one", tmp_path / "two"
-    assert common.load_run(str(two), planted).world == 2
+    assert load_run(str(two), planted).world == 2
     for s in ("val", "test"):
         np.testing.assert_allclose(np.load(two / f"scores_{s}_15.npy"), np.load(one / f"scores_{s}_15.npy"), atol=1e-4)
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (one, two))

@@ -8,15 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from delrec.data.prepared import users
 from safetensors.torch import load_file, save_file
 
-import checkpoints
-import common
 import distill
 import evaluate
 import finetune
-import lm as L
-import vectors
+from delrec.lm import core as L
+from delrec.lm import vectors
+from delrec.runtime import load_run, write_json
+from delrec.training import checkpoints
 
 IDS = ["--input", "ids", "--history", 6, "--a", 3, "--h", 3, "--candidates", 10, "--k", 4, "--batch", 8, "--micro", 4, "--val-samples", 20, "--seed", 0]
 TUNE = ["--input", "ids", "--history", 6, "--batch", 8, "--micro", 4, "--samples", 48, "--evals", 1, "--val-samples", 20, "--init-r", 4, "--target-r", 2, "--dropout", 0]
@@ -51,7 +52,7 @@ def test_windows_meet_every_training_target_once_an_epoch_and_never_see_it(toy):
     is_target[toy.train] = True
     count, seen = 0, []
     for f, l, e in zip(first, last, vectors.examples(r, first, last, is_target)):
-        user = common.users(toy, np.array([l]))[0]
+        user = users(toy, np.array([l]))[0]
         assert e.target[0] == toy.items[l] and len(e.target) == len(e.at) + 1
         assert e.place[0] == l and (toy.items[e.place] == e.target).all() and (np.diff(e.place[1:]) > 0).all()
         whole = toy.items[toy.ptr[user]:l + 1].tolist()                             # what a target may see: what came before it
@@ -120,7 +121,7 @@ def distilled(toy, planted, decoder, script, fp32, tmp_path_factory):
 def test_prompt_and_maps_learn_the_backbone_s_list_of_a_frozen_lm(distilled, planted, toy, decoder, sasrec, script, on_cpu, tmp_path):
     result = json.loads((distilled / "metrics.json").read_text())
     assert result["before"]["rps"] < .3 and result["after"]["rps"] > .6                      # chance .1
-    run = common.load_run(distilled, toy, ["distill"])
+    run = load_run(distilled, toy, ["distill"])
     r, _ = L.open_run(run, toy, torch.device("cpu"))
     fresh = L.load_lm(decoder, torch.device("cpu"))
     assert all(torch.equal(p, q) for p, q in zip(r.lm.model.parameters(), fresh.model.parameters()))        # the LM itself did not move
@@ -145,7 +146,7 @@ def test_each_read_is_taught_the_list_of_its_own_place(toy, planted, decoder, sc
     script(distill.main, "--dataset", toy.folder, "--backbone", planted, "--llm", decoder, "--out", tmp_path / "p", *IDS, "--samples", 16, "--micro", 8, "--evals", 1)
     for batch, ranked in zip(before, rows):
         place = vectors.targets_of(batch, "place")
-        seen = [set(toy.items[toy.ptr[common.users(toy, np.array([p]))[0]]:p].tolist()) for p in place]
+        seen = [set(toy.items[toy.ptr[users(toy, np.array([p]))[0]]:p].tolist()) for p in place]
         first = [next(i for i in (rule(n) for n in range(last - 1 + 1, last + 60)) if i not in old) for last, old in zip(toy.items[place - 1], seen)]
         assert ranked[:, 0].tolist() == first
     assert len(rows) == 2
@@ -164,7 +165,7 @@ def test_stage_2_begins_with_the_maps_that_stage_1_left(distilled, toy, planted,
     kept, other = start("maps", "--soft-prompt", "none", "--backbone", planted, "--maps", distilled)         # the maps without the prompt
     torch.testing.assert_close(kept["out.weight"], given["out.weight"], rtol=0, atol=1e-6)
     assert not (tmp_path / "maps" / "soft_prompt.safetensors").exists() and other != pytest.approx(loss, rel=1e-3)
-    assert [evaluate.paper_method(common.load_run(tmp_path / name, toy)) for name in ("both", "neither", "maps")] == ["w/o TA", "w/o SP", None]
+    assert [evaluate.paper_method(load_run(tmp_path / name, toy)) for name in ("both", "neither", "maps")] == ["w/o TA", "w/o SP", None]
 
 
 def test_a_prompt_of_vectors_ranks_the_catalogue_without_stage_2(distilled, planted, toy, script, on_cpu, tmp_path):
@@ -211,7 +212,7 @@ def test_a_killed_stage_1_goes_on_exactly(toy, planted, decoder, script, on_cpu,
         finally:
             (planted / name).write_bytes(kept)
     script(distill.main, *args, "--micro", "auto", "--out", tmp_path / "auto")
-    assert common.load_run(tmp_path / "auto").micro >= 1
+    assert load_run(tmp_path / "auto").micro >= 1
     script(distill.main, *args, "--out", tmp_path / "cut", "--resume")
     for name in ("soft_prompt.safetensors", "items.safetensors"):
         whole, cut = load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name)
@@ -239,6 +240,6 @@ def test_what_cannot_be_is_refused(toy, planted, backbone, sasrec, distilled, de
     assert "--loss is about titles" in stage_2(*TUNE, "--soft-prompt", distilled, "--loss", "titles")
     assert "--maps and --teacher both say" in stage_2(*TUNE, "--maps", distilled, "--teacher", distilled)
     config = json.loads((other / "config.json").read_text())
-    common.write_json(other / "config.json", config | {"data_hash": "0123456789abcdef"})
+    write_json(other / "config.json", config | {"data_hash": "0123456789abcdef"})
     assert "another preparation" in stage_2(*TUNE, "--soft-prompt", "none", "--backbone", other)            # what it has seen is not known
     assert not (tmp_path / "f").exists()

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from delrec.data.prepared import batch_of, runs_of_targets
 
-from common import batch_of, read_tensors, runs_of_targets, stop
+from delrec.runtime import read_tensors, stop
 
 
 def load_items(lm, backbone_run, n_items, taught=0):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import ROOT
+from delrec.runtime import ROOT
 
 SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 FULL = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")       # over all items

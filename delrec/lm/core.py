@@ -14,10 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from delrec.data.prepared import candidates, histories, shuffled, users
+from delrec.kernels import verbalizer as kernels
 
-import kernels
-import vectors
-from common import CACHE, Log, candidates, compare, extra_bytes, folder_of, free_bytes, gather_rows, histories, load_run, max_over_ranks, metrics, read_npy, read_tensors, shares, shuffled, stop, users
+from delrec.lm import vectors
+from delrec.metrics import compare, metrics
+from delrec.processes import gather_rows, max_over_ranks, shares
+from delrec.runtime import CACHE, folder_of, load_run, read_npy, read_tensors, stop
+from delrec.training.log import Log
+from delrec.training.memory import extra_bytes, free_bytes
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")       # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")  # of a reloaded AdaLoRA; a test shows its scores are the saved ones
@@ -42,13 +47,19 @@ def load_lm(name, device, dtype=None, shard=False):
     start / end (special tokens around a text), mask_id, max_tokens, name. model(...).logits are what the head WOULD read: the head
     is replaced by the identity, so every architecture's own last norm, transform and scaling apply and no script makes B x V logits.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+    )
     from transformers.utils import logging
     logging.disable_progress_bar()
     if name == "smollm2-135m":
         folder = CACHE / name
         if not (folder / "config.json").exists():
-            from data.raw import fetch_llm
+            from delrec.data.raw import fetch_llm
             folder = fetch_llm()
     else:
         folder = name
@@ -203,7 +214,7 @@ def can_pack(model):
 
 def can_fuse(model):
     """True where pass_fused computes what the model does: Llama's layers on a CPU, in fp32 or bf16, and a C++ compiler at hand."""
-    from kernels import cpu
+    from delrec.kernels import cpu
     c = model.config
     return model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16) and c.model_type in ("llama", "mistral", "qwen2") and \
         c.hidden_act == "silu" and not getattr(c, "sliding_window", None) and cpu.library() is not None
@@ -367,7 +378,7 @@ def pass_packed(lm, kv, P_kD, kept, rows, segments, places, index, block=256):
 def pass_fused(lm, kv, P_kD, kept, rows, segments, places, index):
     """The same without gradients, layer by layer, where the layers are Llama's: between the matrix products stand the loops of
     kernels/cpu.cpp, and the last layer is computed for the states read only."""
-    from kernels import cpu
+    from delrec.kernels import cpu
     body = lm.model.base_model
     ids_1M, pos_1M = (torch.as_tensor(np.concatenate(r))[None] for r in (rows, places))
     ptr, seg_M = np.cumsum([0, *map(len, rows)]), torch.as_tensor(np.concatenate(segments), dtype=torch.int32)

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from delrec.data.prepared import histories, subset
 
-import lm as L
-from common import CACHE, Log, folder_of, histories, load_run, stop, subset
-
+from delrec.lm import core as L
+from delrec.runtime import CACHE, folder_of, load_run, stop
+from delrec.training.log import Log
 
 # ---------------------------------------------------------------- titles
 
@@ -51,10 +52,10 @@ def about(unknown):
 
 def backbone_ranking(run):
     """f(list of histories, oldest first) -> scores float32 (B, I+1), padding at -inf."""
-    import train_backbone as B
+    from delrec.backbone import models
     if not (run.folder / "model.safetensors").exists():
         stop(f"{run.folder} holds lists but no model.safetensors, so it cannot score a new history; for an LM's run give --pool 0, which needs no backbone")
-    model = B.load(run.folder)
+    model = models.load(run.folder)
 
     @torch.no_grad()
     def f(olds):
@@ -62,7 +63,7 @@ def backbone_ranking(run):
         for row, old in zip(seq, olds):
             tail = old[-run.history:]
             row[run.history - len(tail):] = tail
-        return B.score(model, torch.as_tensor(seq)).float().numpy()
+        return models.score(model, torch.as_tensor(seq)).float().numpy()
     return f
 
 

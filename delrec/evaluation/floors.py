@@ -1,7 +1,8 @@
 """The floors that every table holds, which need no training and no LM (popularity, similarity of titles, co-occurrence), and the fusion of two rows."""
 import numpy as np
+from delrec.data.prepared import histories, tfidf, users
 
-from common import compare, histories, metrics, tfidf, users
+from delrec.metrics import compare, metrics
 
 
 def in_training(data):

@@ -9,11 +9,13 @@ import json
 
 import numpy as np
 import torch
+from delrec.data.prepared import candidates, histories, subset, users
 
-import lm as L
-import report
-from common import Log, candidates, histories, load_run, read_npy, stop, subset, users, write_json
-from stats import interval, paired_t
+from delrec.evaluation import report
+from delrec.evaluation.stats import interval, paired_t
+from delrec.lm import core as L
+from delrec.runtime import load_run, read_npy, stop, write_json
+from delrec.training.log import Log
 
 
 def kendall(a_nC, b_nC):
