@@ -37,13 +37,13 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def fp32():
     """with fp32(): fp32 on the CPU, whatever the machine has, so that sums can be compared closely, and with two processes."""
-    from delrec.lm import core as lm
+    from delrec.lm import model
 
     @contextlib.contextmanager
     def patched():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda: False)
-            patch.setattr(lm, "has_fast_bf16", lambda: False)
+            patch.setattr(model, "has_fast_bf16", lambda: False)
             yield
     return patched
 
@@ -73,9 +73,9 @@ def script():
 TWO = """import json, sys
 sys.path.insert(0, {root!r})
 import torch.distributed as dist
-from delrec.lm import core
+from delrec.lm import model
 import distill, finetune, evaluate
-core.has_fast_bf16 = lambda: False
+model.has_fast_bf16 = lambda: False
 {before}
 for name, args, last in json.loads({jobs!r}):
     script = sys.modules[name]
