@@ -125,8 +125,8 @@ def keep_full(path, n, which, full, ranks):
 def plain_lm(cfg, data, ranks, spent):
     """--llm: the LM without any training, as a run folder runs/<dataset>/lm (calibration chosen on validation)."""
     out = folder_of("runs", f"{data.name}/lm")
-    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
-    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": "", "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": ""}
+    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
+    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": "", "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": "", "allow_unknown": cfg.allow_unknown}
     r = L.ranker(lm, data, settings)
     record = start_run(out, "lm", SimpleNamespace(llm=cfg.llm, C=cfg.C, val_samples=cfg.val_samples), data, ranks)
     neutral = L.neutral_scores(r, ranks) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
@@ -305,6 +305,8 @@ def command_line(context):
 @click.option("--probe", is_flag=True, help="instead of a table: what the soft prompt of one run learnt (nearest tokens, attention, how far it moves the LM towards the backbone)")
 # the plain LM
 @click.option("--llm", default=None, type=str, help="adds the row of this LM without any training")
+@click.option("--check-llm/--no-check-llm", default=True, help="plain LM: compare the LM's scores with plain transformers' before the work (seconds, once for each LM), and take the fastest way that says the same")
+@click.option("--allow-unknown", is_flag=True, help="plain LM: go on with a tokenizer that does not know over a fifth of the titles' tokens")
 @click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="of the plain LM")
 @click.option("--show/--no-show", default=False, help="plain LM: list the candidates in the prompt")
 @click.option("--prompt-history", default=10, type=click.IntRange(1), help="plain LM: titles of history in the prompt")

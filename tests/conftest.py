@@ -32,6 +32,15 @@ def pytest_configure(config):
     torch.set_num_threads(1)                             # the tensors here are tiny: on a busy machine more threads wait for each other
 
 
+@pytest.fixture(scope="session", autouse=True)
+def findings(tmp_path_factory):
+    """What is measured of an LM at load is kept in a folder of the tests', not in the user's cache."""
+    from delrec.lm import check
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
 # ---------------------------------------------------------------- running the scripts
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ found is kept under the user's cache, by the LM's fingerprint, so that it is mea
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -21,7 +22,15 @@ import torch
 from delrec.lm import passes
 from delrec.lm.own_head import own_logits
 from delrec.lm.reading import begin, read
-from delrec.lm.text import MASK, SLOT, embed, encode, fingerprint, random_soft_prompt
+from delrec.lm.text import (
+    MASK,
+    SLOT,
+    embed,
+    encode,
+    fingerprint,
+    must_have_vectors,
+    random_soft_prompt,
+)
 from delrec.runtime import CACHE, stop, write_json
 from delrec.training.memory import free_bytes
 
@@ -37,12 +46,18 @@ def say(line):
         print(line, flush=True)
 
 
+@functools.cache
+def say_once(line):
+    """The same, but each line once a process."""
+    say(line)
+
+
 # ---------------------------------------------------------------- prompts to compare on
 
 
 def probes_of(lm) -> list:
     """The prompts: prefix, tails (B), titles tok_BCT and their lengths n_BC, a soft prompt."""
-    told = np.asarray(encode(lm, "The Silver River (1994)\nHidden Letters\nA Night in June"), np.int64)
+    told = np.asarray(encode(lm, "The Silver River (1994)\nHidden Letters\nJune"), np.int64)
     names = ("The Golden Harbour (2001)", "Machine of Night")
     films = [np.asarray(encode(lm, t), np.int64) for t in names]
     # several tokens each: behind the first title a state of its own would show
@@ -53,7 +68,9 @@ def probes_of(lm) -> list:
     tails = [np.append(t, MASK) for t in (told, told[: len(told) // 2 + 1])]
     P_kD = random_soft_prompt(lm, 3, 1)
     P_kD += 0.1 * P_kD.std() * torch.ones_like(P_kD)
-    probes = [probe(prefix, tails, films, P_kD), probe(prefix[: len(lm.start) + 1], tails, films, None)]
+    bare = prefix[: len(lm.start) + 1]  # another prefix, and no soft prompt
+    must_have_vectors(lm, np.concatenate([prefix.clip(0), told, *films]))
+    probes = [probe(prefix, tails, films, P_kD), probe(bare, tails[1:], films[:1], None)]
     window = window_of(lm)
     longest = len(prefix) + max(map(len, films)) + 1
     if window and longest < window + 8 < lm.max_tokens - longest:
@@ -90,13 +107,15 @@ def columns_of(lm, probes) -> torch.Tensor:
 def plain_logits(lm, p, columns) -> torch.Tensor:
     """The untouched model's logits (N, K) at all reads of a probe, one row a pass: of each tail the
     tokens of its titles, then the mask alone."""
-    out = []
+    titles, masks = [], []
     for tail, tok_CT, n_C in zip(p.tails, p.tok, p.n):
         for title in [t[:n] for t, n in zip(tok_CT, n_C)]:
-            out.append(plain_row(lm, p, tail, title)[:, columns].float())
-    for tail in p.tails:
-        out.append(plain_row(lm, p, tail, np.zeros(0, np.int64))[:1, columns].float())
-    return torch.cat(out)
+            titles.append(plain_row(lm, p, tail, title)[:, columns].float())
+        if lm.kind == "encoder":  # which sees as many masks as a title has tokens
+            masks.append(plain_row(lm, p, tail, title[:0])[:1, columns].float())
+        else:
+            masks.append(titles[-1][:1])
+    return torch.cat([*titles, *masks])
 
 
 def plain_row(lm, p, tail, title) -> torch.Tensor:
@@ -252,40 +271,66 @@ def settle_encoder(lm, c):
 
 
 def settle_decoder(lm, c):
-    """Finds the fastest way that says the same, from the plainest one up. Returns what the user should
-    know of it."""
-    lm.paths = ["rows"]
-    settle_head(lm, c)
-    put_back = passes.own_attention(lm.model)
-    lm.attends, wrong = put_back is not None, {}
-    if not lm.attends or not fast_ways(lm, c, wrong):
-        if put_back:
-            put_back()
-        lm.attends = False
-        lm.paths = ["padded"]
-        apart = measured(lm, c.probes, c.reference, c.columns, long=False)
-        lm.paths = ["padded", "rows"] if apart <= 1 else ["rows"]
-        wrong |= {} if apart <= 1 else {"padded": apart}
+    """Finds the fastest way that says the same. Returns what the user should know of it."""
+    text = lm.model.config.get_text_config()
+    lm.own_head = bool(getattr(text, "final_logit_softcapping", None))  # unseen in small logits
+    put_back, wrong = climb(lm, c)
+    if lm.paths == ["rows"]:  # is it the passes that differ, or what follows the head?
+        settle_head(lm, c)
+        if lm.own_head or lm.scale != 1:
+            put_back, wrong = climb(lm, c)
     if lm.paths[0] != "rows" and any(p.long for p in c.probes):
-        if measured(lm, c.probes, c.reference, c.columns, long=True) > 1:
-            lm.reach = window_of(lm)
-            if measured(lm, c.probes, c.reference, c.columns, long=True) > 1:
-                lm.paths, lm.reach = ["rows"], float("inf")  # under its own attention, as measured
-                lm.attends = False
-                put_back()
+        settle_reach(lm, c, put_back)
     return about(lm, wrong)
+
+
+def climb(lm, c):
+    """Fills lm.paths with the ways that say the same, best first, down to the first that can also train.
+    Returns a function that puts the model's own attention back, and how far off the other ways are."""
+    put_back = passes.own_attention(lm.model)
+    lm.attends, right, wrong = put_back is not None, [], {}
+    for path in passes.candidates_of(lm) if lm.attends else ["padded"]:
+        lm.paths = [path]
+        apart = measured(lm, c.probes, c.reference, c.columns, long=False)
+        if apart > 1:
+            wrong[path] = apart
+            continue
+        right.append(path)
+        if path != "fused":
+            break
+    if lm.attends and not set(right) - {"fused"}:
+        put_back()
+        lm.attends, lm.paths = False, ["padded"]
+        apart = measured(lm, c.probes, c.reference, c.columns, long=False)
+        right = ["padded"] if apart <= 1 else []
+    lm.paths = [*right, "rows"]
+    return put_back, wrong
+
+
+def settle_reach(lm, c, put_back):
+    """Finds whether the best way is also right beyond the windows that the configuration names; where
+    it is not, longer prompts are read one row a title."""
+    if measured(lm, c.probes, c.reference, c.columns, long=True) <= 1:
+        return
+    lm.reach = window_of(lm)
+    if measured(lm, c.probes, c.reference, c.columns, long=True) <= 1:
+        return
+    if put_back and lm.attends:  # rows say the same under the model's own attention
+        put_back()
+    lm.attends, lm.paths, lm.reach = False, ["rows"], float("inf")
+    apart = measured(lm, c.probes, c.reference, c.columns)
+    if apart > 1:
+        refuse(lm, apart)
 
 
 def settle_head(lm, c):
     """Finds how the model's logits follow from its states: by the head, times a number, or only by
     asking the model itself; refuses it where not even that is so."""
-    text = lm.model.config.get_text_config()
-    lm.own_head = bool(getattr(text, "final_logit_softcapping", None))  # unseen in small logits
+    lm.own_head = False
     apart = measured(lm, c.probes, c.reference, c.columns)
     if apart <= 1:
         return
     with contextlib.suppress(Exception):
-        lm.own_head = False
         ours = torch.cat([our_logits(lm, p, c.columns) for p in c.probes])
         theirs = torch.cat([r.logits for r in c.reference])
         lm.scale = float((ours * theirs).sum() / (ours * ours).sum())
@@ -294,23 +339,6 @@ def settle_head(lm, c):
     lm.scale, lm.own_head = 1.0, True
     if measured(lm, c.probes, c.reference, c.columns) > 1:
         refuse(lm, apart)
-
-
-def fast_ways(lm, c, wrong) -> bool:
-    """Fills lm.paths with the fast ways that say the same, best first, down to the first that can also
-    train; `wrong` with how far off the others are."""
-    right = []
-    for path in passes.candidates_of(lm):
-        lm.paths = [path]
-        apart = measured(lm, c.probes, c.reference, c.columns, long=False)
-        if apart <= 1:
-            right.append(path)
-            if path != "fused":
-                break
-        else:
-            wrong[path] = apart
-    lm.paths = [*right, "rows"]
-    return bool(right) and right != ["fused"]
 
 
 def about(lm, wrong) -> str:
@@ -364,9 +392,10 @@ def key_of(lm) -> str:
 
     here = Path(__file__).parent
     code = [p.read_text() for p in (here / "check.py", here / "reading.py", here / "passes.py")]
+    config = lm.model.config.to_dict() | {"_name_or_path": ""}  # wherever the files are
     known = [
         fingerprint(lm),
-        lm.model.config.to_json_string(),
+        json.dumps(config, sort_keys=True, default=str),
         str(lm.dtype),
         lm.device.type,
         str(lm.sharded),

@@ -11,7 +11,7 @@ import torch
 
 from delrec.data.prepared import candidates, histories, shuffled, users
 from delrec.kernels import verbalizer as kernels
-from delrec.lm import own_head, vectors
+from delrec.lm import check, own_head, vectors
 from delrec.lm.layers import adapt_modules, checkpoint_layers, decoder_layers, prune, tap
 from delrec.lm.model import LM, has_fast_bf16, kind_of, load_lm
 from delrec.lm.reading import begin, read, read_examples
@@ -24,13 +24,14 @@ from delrec.runtime import read_npy, read_tensors, stop
 from delrec.training.log import Log
 from delrec.training.memory import extra_bytes, free_bytes
 
+MOST_UNKNOWN = .2       # share of unknown tokens in titles that is still gone on with
 CPU_TOKENS = 5000       # of a pass on a CPU: about what its caches hold
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 # ---------------------------------------------------------------- titles and prompts
 
-def tokenise_titles(lm, data, max_title=32):
+def tokenise_titles(lm, data, max_title=32, allow_unknown=True):
     """All titles, tokenised once: CSR ptr int64 [I+2], tok int64 [M] (item i owns tok[ptr[i]:ptr[i+1]], at most max_title tokens), and
     the tokens that occur in titles: vocab (tensor), index int64 [V] (token -> place in vocab), head (their rows), bias."""
     ids = [encode(lm, t)[:max_title] for t in data.titles]
@@ -40,11 +41,26 @@ def tokenise_titles(lm, data, max_title=32):
     tok = np.concatenate([np.asarray(t, np.int64) for t in ids])
     vocab = np.unique(np.concatenate([tok, lm.sep]))
     must_have_vectors(lm, vocab)
+    tell_unknown(lm, data.titles, ids, allow_unknown)
     index = np.zeros(lm.head_VD.shape[0], np.int64)
     index[vocab] = np.arange(len(vocab))
     rows = torch.as_tensor(vocab, device=lm.device)
     return SimpleNamespace(ptr=ptr, tok=tok, vocab=vocab, index=index, head=lm.head_VD.detach()[rows].contiguous(),
                            bias=None if lm.bias_V is None else lm.bias_V.detach()[rows])
+
+
+def tell_unknown(lm, titles, ids, allowed):
+    """Says which share of the titles' tokens the tokenizer does not know, and how many titles it cannot tell apart; refuses over a fifth unless allowed."""
+    tokens, texts = [t for row in ids for t in row], {}
+    unknown = tokens.count(lm.tok.unk_token_id) / max(len(tokens), 1)
+    for text, row in zip(titles[1:], ids[1:]):
+        texts.setdefault(tuple(row), set()).add(text)
+    alike = sum(len(same) for same in texts.values() if len(same) > 1)
+    if unknown or alike:
+        line = f"the tokenizer of {lm.name}: {unknown:.1%} of the titles' tokens are unknown to it, and it cannot tell {alike} of {len(titles) - 1} titles apart"
+        if unknown > MOST_UNKNOWN and not allowed:
+            stop(f"{line}; take an LM of these titles' language, or go on with --allow-unknown")
+        check.say_once(line)
 
 
 def title(titles, i):
@@ -236,7 +252,7 @@ def largest_micro(step, tails, most, device, ranks):
 def ranker(lm, data, settings, P_kD=None):
     """An LM with everything that fixes how it ranks: titles, prompts, P. settings: verbalizer, show, order, history, max_title,
     max_tokens, backbone (its name in the prompt), backbone_run (its folder, for order); the soft prompt's length is P's."""
-    titles = tokenise_titles(lm, data, settings["max_title"])
+    titles = tokenise_titles(lm, data, settings["max_title"], settings.get("allow_unknown", True))
     shown = settings.get("input", "titles")
     make = lambda shown: prompter(lm, data, titles, settings["backbone"], 0 if P_kD is None else len(P_kD), settings["show"],
                                   settings["verbalizer"] == "letter", settings["max_tokens"], shown, settings.get("words", False))
@@ -419,7 +435,7 @@ def load_soft_prompt(folder, lm):
 def open_run(run, data, device, shard=False):
     """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter and soft prompt, and the score it
     subtracts per item: (ranker, penalty float32 [I+1])."""
-    lm = load_lm(run.llm, device, shard=shard)
+    lm = load_lm(run.llm, device, shard=shard, checked=getattr(run, "check_llm", True))
     shown = run.settings.get("input", "titles")
     needed = (["adapter/adapter_model.safetensors"] if run.stage == "finetune" or getattr(run, "lr_lm", 0) else []) + (["items.safetensors"] if shown != "titles" else []) + \
         (["soft_prompt.safetensors"] if run.soft_prompt not in ("none", "words") else []) + (["neutral.npy"] if run.calibration else [])

@@ -21,7 +21,7 @@ from delrec.processes import max_over_ranks
 from delrec.runtime import stop
 
 STOPPED = 75           # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again later"
-MAY_CHANGE = {"out", "resume", "checkpoint_every", "micro", "cache_prefix", "gradient_checkpointing", "shard"}       # flags that leave the answer what it is
+MAY_CHANGE = {"out", "resume", "checkpoint_every", "micro", "cache_prefix", "gradient_checkpointing", "shard", "check_llm", "allow_unknown"}       # flags that leave the answer what it is
 asked = []
 
 
