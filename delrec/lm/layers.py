@@ -121,7 +121,7 @@ def checkpoint_layers(model):
     def again(forward):
         def run(*args, **kwargs):
             # the prefix keeps its keys and values, so it is not computed again
-            keeps = kwargs.get("past_key_values") is not None
+            keeps = [kwargs.get(name) for name in ("cache", "past_key_values")] != [None, None]
             if not torch.is_grad_enabled() or keeps:
                 return forward(*args, **kwargs)
             return checkpoint(forward, *args, use_reentrant=False, **kwargs)

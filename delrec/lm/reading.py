@@ -31,7 +31,8 @@ def begin(lm, prefix, P_kD=None, cache=True) -> SimpleNamespace:
         return SimpleNamespace(prefix=prefix, P=P_kD, kv=None)
     ids = torch.as_tensor(prefix, device=lm.device)[None]
     out = lm.body(inputs_embeds=embed(lm, ids, P_kD), use_cache=True)
-    kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+    cache = getattr(out, "cache", None) or out.past_key_values  # its name up to transformers 5.23
+    kv = [(layer.keys, layer.values) for layer in cache.layers]
     return SimpleNamespace(prefix=prefix, P=P_kD, kv=kv)
 
 
