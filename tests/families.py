@@ -29,11 +29,13 @@ LAYERS_SWITCH = ["sliding_attention", "full_attention"]
 
 
 class Family(NamedTuple):
-    """model(n) is an untrained model with a vocabulary of n tokens; exact: refusing it is a fault."""
+    """model(n): an untrained model with n tokens; exact: to refuse it is a fault; auto: what loads
+    its folder, if that is not the class of its kind."""
     name: str
     kind: str
     model: Callable
     exact: bool = True
+    auto: type | None = None
 
     def __str__(self):
         return self.name
@@ -44,8 +46,8 @@ class Family(NamedTuple):
 def from_config(kind, config, sizes, **more):
     """A function of the vocabulary's size: the model that transformers makes of a config."""
     def model(n_tokens):
-        make = getattr(transformers, f"{config}Config")
-        return AUTO[kind].from_config(make(**sizes | SPECIAL[kind] | {"vocab_size": n_tokens} | more))
+        values = sizes | SPECIAL[kind] | {"vocab_size": n_tokens} | more
+        return AUTO[kind].from_config(getattr(transformers, f"{config}Config")(**values))
     return model
 
 

@@ -2,10 +2,11 @@
 
 The reference is the untouched model as transformers loads it: a full pass for each title, all
 logits, no batch, no padding, no kept prefix. Without a soft prompt it reads token ids; with one,
-the vectors that its own embedding makes of them, the soft prompt's at the slots.
+the vectors that it takes in place of the ids, the soft prompt's at the slots.
 """
 from types import SimpleNamespace
 
+import click
 import numpy as np
 import torch
 from delrec.data.prepared import candidates, histories
@@ -24,67 +25,101 @@ ALONE = SimpleNamespace(rank=0, world=1, device=CPU, main=True)
 
 # ---------------------------------------------------------------- plain transformers
 
-def load_plain(folder, kind):
-    """The model of a folder, nothing replaced; every weight must come from the folder."""
-    model, info = AUTO[kind].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not info["missing_keys"], sorted(info["missing_keys"])
-    return model.eval()
+class Plain:
+    """The model of a family's folder, nothing replaced; every weight must come from the folder."""
 
+    def __init__(self, family, folder):
+        auto = family.auto or AUTO[family.kind]
+        model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        assert not info["missing_keys"], sorted(info["missing_keys"])
+        self.model = model.eval()
+        self.kind = family.kind
+        self.scale = self.find_scale()
 
-@torch.no_grad()
-def soft_prompt(model):
-    """Vectors (SLOTS, D) that look like those of tokens and are none."""
-    generator = torch.Generator().manual_seed(3)
-    vectors_kD = model.get_input_embeddings()(torch.arange(40, 40 + SLOTS)[None])[0]
-    return vectors_kD + .3 * torch.randn(vectors_kD.shape, generator=generator)
+    @torch.no_grad()
+    def find_scale(self):
+        """The factor by which the model multiplies the vectors of token ids but not those it is
+        given; None if no vectors do what ids do, so that it can have no soft prompt."""
+        tokens = list(range(40, 80))
+        said = [0, 40, 41] if self.kind == "encoder-decoder" else None
+        wanted = self.logits(tokens, said)
+        for scale in (1, self.width() ** .5, getattr(self.model.config, "embedding_multiplier", 1)):
+            try:
+                got = self.logits_of_vectors(self.vectors(tokens, scale), said)
+            except (AttributeError, TypeError, ValueError, RuntimeError):    # it reads ids only
+                return None
+            if (got - wanted).abs().max() < TOLERANCE * max(1, wanted.std()):
+                return scale
+        return None
 
+    def width(self):
+        return self.model.get_input_embeddings().weight.shape[1]
 
-def all_logits(model, tokens, soft_kD=None, **decoder):
-    """The logits (Q, V) of one pass over a prompt."""
-    ids = torch.tensor([tokens])
-    if soft_kD is None:
-        return model(input_ids=ids, **decoder).logits[0]
-    vectors_BQD = model.get_input_embeddings()(ids.clamp(min=0)).clone()
-    vectors_BQD[ids == L.SLOT] = soft_kD
-    return model(inputs_embeds=vectors_BQD, **decoder).logits[0]
+    def vectors(self, tokens, scale):
+        """The vectors (Q, D) of some token ids."""
+        return scale * self.model.get_input_embeddings()(torch.tensor([tokens]))[0]
 
+    def logits(self, tokens, said=None):
+        """The logits (Q, V) of one pass over token ids; said: what the decoder has said."""
+        decoder = {} if said is None else {"decoder_input_ids": torch.tensor([said])}
+        return self.model(input_ids=torch.tensor([tokens]), **decoder).logits[0]
 
-def logits_at_mask(model, lm, prompt, soft_kD, forced=()):
-    """The logits (1 + n, V) at the mask and after each of the n forced tokens of a title."""
-    at = prompt.index(L.MASK)
-    before, after, forced = prompt[:at], prompt[at + 1:], list(forced)
-    if lm.kind == "decoder":
-        return all_logits(model, before + forced, soft_kD)[at - 1:]
-    if lm.kind == "encoder":                             # a title is read from as many masks as it has tokens
-        masks = [lm.tok.mask_token_id] * max(len(forced), 1)
-        return all_logits(model, before + masks + after + lm.end, soft_kD)[at:]
-    sentinel = lm.tok.convert_tokens_to_ids("<extra_id_0>")
-    said = [model.config.decoder_start_token_id, sentinel, *forced]
-    text = before + [sentinel] + after + lm.end
-    return all_logits(model, text, soft_kD, decoder_input_ids=torch.tensor([said]))[1:]
+    def logits_of_vectors(self, vectors_QD, said=None):
+        """The same of one pass over vectors."""
+        decoder = {} if said is None else {"decoder_input_ids": torch.tensor([said])}
+        return self.model(inputs_embeds=vectors_QD[None], **decoder).logits[0]
 
+    def read(self, tokens, soft_kD, said=None):
+        """The logits of a prompt whose SLOTs, if any, are the soft prompt's vectors."""
+        if soft_kD is None:
+            return self.logits(tokens, said)
+        vectors_QD = self.vectors([max(token, 0) for token in tokens], self.scale)
+        vectors_QD[torch.tensor(tokens) == L.SLOT] = soft_kD
+        return self.logits_of_vectors(vectors_QD, said)
 
-def likelihood(model, lm, titles, prompt, tokens, soft_kD):
-    """The mean log probability of a title's tokens among the tokens that occur in titles."""
-    tokens = tokens + list(lm.sep) * (lm.kind == "decoder")
-    place = {token: n for n, token in enumerate(titles.vocab.tolist())}
-    logits = logits_at_mask(model, lm, prompt, soft_kD, tokens)[:, torch.as_tensor(titles.vocab)]
-    logp = logits.log_softmax(1)
-    return sum(logp[n, place[token]].item() for n, token in enumerate(tokens)) / len(tokens)
+    @torch.no_grad()
+    def soft_prompt(self):
+        """Vectors (SLOTS, D) that look like those of tokens and are none."""
+        vectors_kD = self.vectors(list(range(40, 40 + SLOTS)), self.scale)
+        generator = torch.Generator().manual_seed(3)
+        return vectors_kD + .3 * torch.randn(vectors_kD.shape, generator=generator)
 
+    def at_mask(self, lm, prompt, soft_kD, forced=()):
+        """The logits (1 + n, V) at the mask and after each of the n forced tokens of a title."""
+        place = prompt.index(L.MASK)
+        before, after, forced = prompt[:place], prompt[place + 1:], list(forced)
+        if self.kind == "decoder":
+            return self.read(before + forced, soft_kD)[place - 1:]
+        if self.kind == "encoder":                       # a title is read from a mask a token
+            masks = [lm.tok.mask_token_id] * max(len(forced), 1)
+            return self.read(before + masks + after + lm.end, soft_kD)[place:]
+        sentinel = lm.tok.convert_tokens_to_ids("<extra_id_0>")
+        said = [self.model.config.decoder_start_token_id, sentinel, *forced]
+        return self.read(before + [sentinel] + after + lm.end, soft_kD, said)[1:]
 
-@torch.no_grad()
-def plain_scores(model, ranker, tail, items):
-    """{verbalizer: scores (C,)} of the candidates after one prompt."""
-    lm, soft_kD = ranker.lm, ranker.P
-    prompt = np.concatenate([ranker.prompts.prefix, tail]).tolist()
-    titles = [L.title(ranker.titles, i).tolist() for i in items]
-    at_mask = logits_at_mask(model, lm, prompt, soft_kD)[0]
-    letters = [L.encode(lm, letter) for letter in L.LETTERS[:len(items)]]
-    return {"likelihood": [likelihood(model, lm, ranker.titles, prompt, t, soft_kD) for t in titles],
-            "mean": [at_mask[t].mean().item() for t in titles],
-            "first": [at_mask[t[0]].item() for t in titles],
-            "letter": [at_mask[t].item() for t in letters]}
+    def likelihood(self, lm, titles, prompt, tokens, soft_kD):
+        """The mean log probability of a title's tokens among the tokens that occur in titles."""
+        if self.kind == "decoder":
+            tokens = tokens + list(lm.sep)
+        place = {token: n for n, token in enumerate(titles.vocab.tolist())}
+        logits = self.at_mask(lm, prompt, soft_kD, tokens)[:, torch.as_tensor(titles.vocab)]
+        logp = logits.log_softmax(1)
+        told = [logp[n, place[token]].item() for n, token in enumerate(tokens)]
+        return sum(told) / len(told)
+
+    @torch.no_grad()
+    def scores(self, ranker, tail, items):
+        """{verbalizer: scores (C,)} of the candidates after one prompt."""
+        lm, soft_kD = ranker.lm, ranker.P
+        prompt = np.concatenate([ranker.prompts.prefix, tail]).tolist()
+        titles = [L.title(ranker.titles, i).tolist() for i in items]
+        letters = [L.encode(lm, letter) for letter in L.LETTERS[:len(items)]]
+        logits = self.at_mask(lm, prompt, soft_kD)[0]
+        forced = [self.likelihood(lm, ranker.titles, prompt, t, soft_kD) for t in titles]
+        return {"likelihood": forced,
+                "mean": [logits[t].mean().item() for t in titles],
+                "first": [logits[t[0]].item() for t in titles],
+                "letter": [logits[t].item() for t in letters]}
 
 
 # ---------------------------------------------------------------- the project
@@ -123,20 +158,19 @@ def make_prompts(lm, data, soft_kD):
 class Reference:
     """A family's folder, its plain model and the plain scores, each made once."""
 
-    def __init__(self, folder, kind, data):
+    def __init__(self, family, folder, data):
         self.folder = folder
-        self.kind = kind
         self.data = data
-        self.model = load_plain(folder, kind)
+        self.plain = Plain(family, folder)
         self.known = {}
 
     def scores(self, lm, soft):
         """(soft prompt, tails, candidates (n, C), {verbalizer: scores (n, C)})."""
         if soft not in self.known:
-            soft_kD = soft_prompt(self.model) if soft else None
+            soft_kD = self.plain.soft_prompt() if soft else None
             tails, cand_nC = make_prompts(lm, self.data, soft_kD)
             ranker = make_ranker(lm, self.data, "mean", soft_kD)
-            rows = [plain_scores(self.model, ranker, t, c) for t, c in zip(tails, cand_nC)]
+            rows = [self.plain.scores(ranker, t, c) for t, c in zip(tails, cand_nC)]
             wanted = {v: np.array([row[v] for row in rows]) for v in VERBALIZERS}
             assert all(scores.std() > .02 for scores in wanted.values())     # they say something
             self.known[soft] = soft_kD, tails, cand_nC, wanted
@@ -144,7 +178,6 @@ class Reference:
 
     def differences(self, lm, soft):
         """{verbalizer: largest difference from the plain scores, over their spread if above 1}."""
-        assert lm.kind == self.kind
         soft_kD, tails, cand_nC, wanted = self.scores(lm, soft)
         found = {}
         for verbalizer in VERBALIZERS:
@@ -157,9 +190,20 @@ class Reference:
 
 def faults(reference, lm):
     """{verbalizer and prompt: difference} of all scores that are not the plain model's."""
+    assert lm.kind == reference.plain.kind
+    assert reference.plain.scale is not None, "no vectors do here what ids do: to be refused"
     found = {}
     for soft in (False, True):
         for verbalizer, difference in reference.differences(lm, soft).items():
             if not difference < TOLERANCE:               # true of nan too
                 found[f"{verbalizer}, {'soft' if soft else 'plain'} prompt"] = difference
     return found
+
+
+def refusal_or_faults(reference, padded):
+    """The sentence with which a family is refused, or the faults of what it scores."""
+    try:
+        lm = load_here(reference.folder, padded)
+    except click.ClickException as refusal:
+        return refusal.message
+    return faults(reference, lm)
