@@ -111,7 +111,7 @@ def write(family, folder):
     return save(folder, randomise(model, seed=5), tok)
 
 
-# ---------------------------------------------------------------- the families named in the README
+# ---------------------------------------------------------------- the named families
 
 LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
           "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}

@@ -2,7 +2,8 @@
 
 A family is an entry of one of transformers' three tables: causal, seq2seq and masked language
 models. Its default config is taken, and every attribute whose name is in TINY made small; what
-more a family needs stands in MORE. COUNTS
+more a family needs stands in MORE. Of the 285 entries of transformers 5.24 this builds 233, 33
+are written down in tests/families.py, and 19 cannot be tested: not_built() says why.
 """
 from families import AUTO, SHORT, SPECIAL, Family
 from transformers import CONFIG_MAPPING
@@ -24,18 +25,20 @@ VALUES = [
     (8, "head_dim d_kv attention_head_size global_head_dim swa_head_dim qk_rope_head_dim "
         "qk_nope_head_dim v_head_dim index_head_dim index_topk state_size ssm_state_size "
         "mamba_d_state linear_key_head_dim linear_value_head_dim hidden_size_per_layer_input "
-        "num_mel_bins pronunciation_embed_dim shape_embed_dim floor_scale indexer_head_dim"),
+        "num_mel_bins pronunciation_embed_dim shape_embed_dim floor_scale indexer_head_dim "
+        "linear_head_dim index_n_heads indexer_n_heads"),
     (4, "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
         "decoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads "
         "speech_encoder_attention_heads t2u_encoder_attention_heads t2u_decoder_attention_heads "
         "swa_num_attention_heads rotary_dim num_experts num_local_experts n_routed_experts "
         "moe_num_experts mamba_n_heads mamba_num_heads mamba_dt_rank time_step_rank "
-        "linear_num_value_heads laurel_rank adapter_rank lora_rank indexer_compress_ratio"),
+        "linear_num_heads linear_num_value_heads laurel_rank adapter_rank lora_rank "
+        "indexer_compress_ratio"),
     (2, "num_hidden_layers num_layers n_layer n_layers num_blocks encoder_layers decoder_layers "
         "num_decoder_layers num_encoder_layers num_key_value_heads multi_query_group_num "
         "swa_num_key_value_heads num_global_key_value_heads num_experts_per_tok "
-        "num_experts_per_token moe_k moe_topk top_k_experts o_groups index_n_heads "
-        "linear_num_key_heads indexer_n_heads"),
+        "num_experts_per_token moe_k moe_topk top_k_experts o_groups "
+        "linear_num_key_heads"),
     (1, "speech_encoder_layers t2u_encoder_layers t2u_decoder_layers n_shared_experts "
         "num_shared_experts moe_num_shared_experts n_group topk_group first_k_dense_replace "
         "num_dense_layers zero_expert_num mamba_n_groups n_groups mamba_ngroups n_mamba_heads "
@@ -132,7 +135,12 @@ def model_of(kind, model_type, auto):
     def model(n_tokens):
         make = CONFIG_MAPPING[model_type]
         special = SPECIAL[kind] | ({"is_decoder": True} if kind == "decoder" else {})
-        return auto.from_config(make(**tiny(make(), n_tokens, special)))
+        config = make(**tiny(make(), n_tokens, special))
+        if kind == "encoder-decoder":                    # every folder of a trained one says it
+            config.decoder_start_token_id = special["decoder_start_token_id"]
+        if model_type == "encoder-decoder":              # two BERTs, of which one has to decode
+            config.decoder.is_decoder = config.decoder.add_cross_attention = True
+        return auto.from_config(config)
     return model
 
 
@@ -154,6 +162,7 @@ NAMED = {
 TWICE = "the same encoder-decoder stands in the table of seq2seq"
 PART = "it is a draft for another model and reads that model's states"
 SOUND = "it predicts codes of sound"
+CHANCE = "its attention hashes at random: two passes over one prompt differ"
 NOT_BUILT = {
     ("decoder", "blt"): "it reads bytes in patches and has no tokenizer",
     ("decoder", "dots3_note"): "its config names settings for each of its many layers",
@@ -164,6 +173,7 @@ NOT_BUILT = {
     ("decoder", "mllama"): "its text part is saved as a config that AutoModelForCausalLM refuses",
     ("decoder", "musicgen"): SOUND,
     ("decoder", "musicgen_melody"): SOUND,
+    ("decoder", "reformer"): CHANCE,
     ("decoder", "xlstm"): "transformers' own pass fails at a width that is not rounded up to 64",
     ("encoder-decoder", "nemo_speechlm"): "its head reads the states of an encoder of sound",
     ("encoder-decoder", "vibevoice_asr"): "its encoder of sound has 700 million weights",
@@ -172,6 +182,7 @@ NOT_BUILT = {
     ("encoder", "mbart"): TWICE,
     ("encoder", "mvp"): TWICE,
     ("encoder", "perceiver"): "it has a state for each of its latents, not for each token",
+    ("encoder", "reformer"): CHANCE,
 }
 
 

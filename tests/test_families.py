@@ -1,4 +1,4 @@
-"""Every score of the families named in the README against plain transformers.
+"""Every score of the named families against plain transformers.
 
 Each on the path that a CPU takes and padded, as on a GPU; without and with a soft prompt; for
 every verbalizer; after short prompts and after one longer than any window.

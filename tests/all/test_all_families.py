@@ -1,6 +1,6 @@
 """Every score of all other language models that transformers knows, against plain transformers.
 
-Some twenty minutes on one core: `make test-all` runs it, `make test` does not.
+About ten minutes on one core: `pytest tests/all` runs it, `pytest tests` does not.
 """
 import pytest
 from families import write
