@@ -24,6 +24,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"                 # read when a Triton kernel is defined: the kernels run here, slowly, on the CPU
 
 
+collect_ignore = ["all"]                                 # tests/all is long: it runs when it is named
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: needs a fetch the first time (a package index or the cache)")
     config.addinivalue_line("markers", "gpu: needs a GPU")
