@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import click
 import numpy as np
+import pytest
 import torch
 from delrec.data.prepared import candidates, histories
 from families import AUTO
 
 from delrec.lm import core as L
+from delrec.lm import passes
 
 VERBALIZERS = ("likelihood", "mean", "first", "letter")
 TOLERANCE = 1e-4
@@ -125,17 +127,12 @@ class Plain:
 
 # ---------------------------------------------------------------- the project
 
-def force_padded(lm):
-    """Let an LM read its prompts as on a GPU: padded to one length."""
-    lm.packs = False
-
-
 def load_here(folder, padded=False):
-    """The project's LM of a folder, in fp32 on the CPU."""
-    lm = L.load_lm(folder, CPU, torch.float32)
-    if padded:
-        force_padded(lm)
-    return lm
+    """The project's LM of a folder, in fp32 on the CPU; padded: read as on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if padded:
+            patch.setattr(passes, "candidates_of", lambda lm: ["padded"])
+        return L.load_lm(folder, CPU, torch.float32)
 
 
 def make_ranker(lm, data, verbalizer, soft_kD):
