@@ -1,10 +1,11 @@
 """Is an LM read right? Measured at load, not assumed.
 
-A few short prompts (two lengths in one pass, two titles each, a soft prompt; one longer than any window
-that the configuration names) are scored by our ways and by the untouched model, one row at a time.
-`settle` takes the fastest way that says the same: each read's logits may be off by twice what the model
-itself is off in its dtype against fp32. Where none does, the LM is refused with what differs. What was
-found is kept under the user's cache, by the LM's fingerprint, so that it is measured once.
+A few short prompts (two lengths in one pass, two titles each, a soft prompt; one longer than any
+window that the configuration names) are scored by our ways and by the untouched model, one row at
+a time. `settle` takes the fastest way that says the same: each read's logits may be off by twice
+what the model itself is off in its dtype against fp32. Where none does, the LM is refused with
+what differs. What was found is kept under the user's cache, by the LM's fingerprint, so that it
+is measured once.
 """
 
 import contextlib
@@ -34,7 +35,13 @@ from delrec.lm.text import (
 from delrec.runtime import CACHE, stop, write_json
 from delrec.training.memory import free_bytes
 
-WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "local_radius")
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "window_size",
+    "local_attention",
+    "local_radius",
+)
 SETTLED = ("attends", "paths", "reach", "scale", "own_head", "said")
 TRUE_TO = 1e-4  # of a logit, times their spread: what counts as equal in fp32
 COLUMNS = 48  # tokens whose logits are compared, besides those of the titles
@@ -62,7 +69,9 @@ def probes_of(lm) -> list:
     films = [np.asarray(encode(lm, t), np.int64) for t in names]
     # several tokens each: behind the first title a state of its own would show
     films = [t if len(t) > 2 else np.concatenate([t, told[:3]]) for t in films]
-    words = [np.asarray(encode(lm, t), np.int64) for t in ("How it recommends:", "The user watched:")]
+    words = [
+        np.asarray(encode(lm, t), np.int64) for t in ("How it recommends:", "The user watched:")
+    ]
     slots = np.full(3, SLOT)
     prefix = np.concatenate([lm.start, words[0], slots, lm.sep, words[1]]).astype(np.int64)
     tails = [np.append(t, MASK) for t in (told, told[: len(told) // 2 + 1])]
@@ -95,7 +104,8 @@ def window_of(lm) -> int | None:
 
 
 def columns_of(lm, probes) -> torch.Tensor:
-    """The tokens whose logits are compared: the titles' own, and some spread over the vocabulary."""
+    """The tokens whose logits are compared: the titles' own, and some spread over the
+    vocabulary."""
     own = np.concatenate([p.tok.ravel() for p in probes])
     spread = np.linspace(0, min(len(lm.tok), len(lm.head_VD)) - 1, COLUMNS).astype(np.int64)
     return torch.as_tensor(np.unique(np.concatenate([own, spread])), device=lm.device)
@@ -119,7 +129,8 @@ def plain_logits(lm, p, columns) -> torch.Tensor:
 
 
 def plain_row(lm, p, tail, title) -> torch.Tensor:
-    """The untouched model's logits (n, V) that predict each of a title's n tokens (or the first)."""
+    """The untouched model's logits (n, V) that predict each of a title's n tokens (or the
+    first)."""
     before, after = tail[: list(tail).index(MASK)], tail[list(tail).index(MASK) + 1 :]
     row, n = np.concatenate([p.prefix, before]).astype(np.int64), max(len(title), 1)
     as_vectors = lambda ids: embed(lm, torch.as_tensor(ids, device=lm.device)[None], p.P)  # noqa: E731
@@ -139,7 +150,9 @@ def plain_row(lm, p, tail, title) -> torch.Tensor:
 @contextlib.contextmanager
 def in_fp32(lm):
     """With it the model computes in fp32; behind it every weight is bit for bit what it was."""
-    was = {p: p.dtype for p in [*lm.model.parameters(), *lm.model.buffers()] if p.is_floating_point()}
+    was = {
+        p: p.dtype for p in [*lm.model.parameters(), *lm.model.buffers()] if p.is_floating_point()
+    }
     dtype, lm.dtype = lm.dtype, torch.float32
     for p in was:
         p.data = p.data.float()
@@ -159,8 +172,8 @@ def reference_of(lm, probes, columns) -> list:
         by_vectors_alone(lm, tokens)
     except Exception as bad:  # of whatever kind: the model is somebody else's
         stop(
-            f"{lm.name} ({type(lm.model).__name__}) cannot be read from vectors in place of tokens, "
-            f"which a soft prompt is ({type(bad).__name__}: {str(bad).splitlines()[0][:150]}); "
+            f"{lm.name} ({type(lm.model).__name__}) cannot be read from vectors in place of "
+            f"tokens, which a soft prompt is ({type(bad).__name__}: {str(bad).splitlines()[0][:150]}); "
             "use another LM"
         )
     if not all(torch.isfinite(x).all() for x in plain):
@@ -215,8 +228,8 @@ def our_logits(lm, p, columns) -> torch.Tensor:
 
 
 def measured(lm, probes, reference, columns, long=None) -> float:
-    """How far off our way is, in units of what it may be: at most 1 is right. inf where it cannot be
-    gone at all. long: only the probes beyond (True) or within (False) the windows."""
+    """How far off our way is, in units of what it may be: at most 1 is right. inf where it cannot
+    be gone at all. long: only the probes beyond (True) or within (False) the windows."""
     worst = 0.0
     for p, want in zip(probes, reference):
         if long is not None and p.long != long:
@@ -254,8 +267,8 @@ def settle(lm, checked=True):
 
 
 def settle_encoder(lm, c):
-    """Takes an encoder, or an encoder-decoder whose candidates share their prompt's encoder states, if
-    they say the same. Returns what the user should know."""
+    """Takes an encoder, or an encoder-decoder whose candidates share their prompt's encoder
+    states, if they say the same. Returns what the user should know."""
     bare_head(lm)
     put_back = passes.own_attention(lm.model) if lm.kind == "encoder-decoder" else None
     if put_back:
@@ -285,8 +298,9 @@ def settle_decoder(lm, c):
 
 
 def climb(lm, c):
-    """Fills lm.paths with the ways that say the same, best first, down to the first that can also train.
-    Returns a function that puts the model's own attention back, and how far off the other ways are."""
+    """Fills lm.paths with the ways that say the same, best first, down to the first that can also
+    train. Returns a function that puts the model's own attention back, and how far off the other
+    ways are."""
     put_back = passes.own_attention(lm.model)
     lm.attends, right, wrong = put_back is not None, [], {}
     for path in passes.candidates_of(lm) if lm.attends else ["padded"]:
@@ -308,8 +322,8 @@ def climb(lm, c):
 
 
 def settle_reach(lm, c, put_back):
-    """Finds whether the best way is also right beyond the windows that the configuration names; where
-    it is not, longer prompts are read one row a title."""
+    """Finds whether the best way is also right beyond the windows that the configuration names;
+    where it is not, longer prompts are read one row a title."""
     if measured(lm, c.probes, c.reference, c.columns, long=True) <= 1:
         return
     lm.reach = window_of(lm)
@@ -345,7 +359,9 @@ def about(lm, wrong) -> str:
     """What the user should know of the way found; nothing where it is the fastest there is."""
     parts = []
     if lm.paths[0] == "rows":
-        parts.append("one row a title, because the fast ways give other scores than the model itself")
+        parts.append(
+            "one row a title, because the fast ways give other scores than the model itself"
+        )
     elif "padded" in lm.paths and wrong:
         parts.append("padded rows, because packed ones give other scores than the model itself")
     if lm.reach < float("inf"):
@@ -360,8 +376,8 @@ def refuse(lm, apart):
     how = "cannot be read" if apart == float("inf") else f"is {apart:.3g} times too far off"
     stop(
         f"{lm.name} ({type(lm.model).__name__}): no way of reading it here gives the scores that "
-        f"transformers gives (the plainest one {how}); use another LM, or --no-check-llm to take it "
-        "on trust"
+        f"transformers gives (the plainest one {how}); use another LM, or --no-check-llm "
+        "to take it on trust"
     )
 
 

@@ -5,16 +5,14 @@ import torch
 from delrec.runtime import stop
 
 QV = ("q_proj", "v_proj", "q", "v", "query", "value", "q_lin", "v_lin", "query_proj", "value_proj")
-# where one layer makes q, k and v together: GPT-2, NeoX and Bloom and Falcon, Phi-3, MPT, ModernBERT
+# where one layer makes q, k and v together: GPT-2; NeoX, Bloom, Falcon; Phi-3; MPT, ModernBERT
 QKV = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj_qkv")
 
 
 def decoder_layers(lm):
     """(module that holds them, its attribute, the layers) of a decoder-only LM's body."""
     if lm.kind != "decoder":
-        stop(
-            f"{lm.name} is an {lm.kind} LM; layers are cut and taught in decoder-only LMs only"
-        )
+        stop(f"{lm.name} is an {lm.kind} LM; layers are cut and taught in decoder-only LMs only")
     n = lm.model.config.get_text_config().num_hidden_layers
     for module in lm.body.modules():
         for name, child in module.named_children():
@@ -24,7 +22,8 @@ def decoder_layers(lm):
 
 
 def adapt_modules(lm, adapt="qv") -> list:
-    """Names of the layers an adapter is put on: the attention's q and v (DELRec), or all of the body."""
+    """Names of the layers an adapter is put on: the attention's q and v (DELRec), or all of the
+    body."""
     from transformers.pytorch_utils import Conv1D
 
     head = lm.model.get_output_embeddings()
@@ -39,13 +38,12 @@ def adapt_modules(lm, adapt="qv") -> list:
         found = [n for n in names if n.split(".")[-1] in parts]
         if found:
             return found
-    stop(
-        f"{lm.name} has no attention projections named {', '.join(QV + QKV)}; use --adapt linear"
-    )
+    stop(f"{lm.name} has no attention projections named {', '.join(QV + QKV)}; use --adapt linear")
 
 
 def prune(lm, n):
-    """Leaves the first n layers; the final norm and the head stay (SLMRec: a depth-pruned student)."""
+    """Leaves the first n layers; the final norm and the head stay (SLMRec: a depth-pruned
+    student)."""
     holder, name, layers = decoder_layers(lm)
     if n > len(layers):
         stop(f"--layers {n}: {lm.name} has {len(layers)} layers; give at most so many")
@@ -114,8 +112,8 @@ def shard_layers(model, device):
 
 
 def checkpoint_layers(model):
-    """Gradient checkpointing: each layer keeps its input only and is computed again in backward; the
-    same numbers for a third more time."""
+    """Gradient checkpointing: each layer keeps its input only and is computed again in backward;
+    the same numbers for a third more time."""
     from torch.utils.checkpoint import checkpoint
 
     def again(forward):

@@ -1,6 +1,8 @@
-"""The language model: an `LM` with all that reading it needs, loaded from an id, a folder or a run.
+"""The language model: an `LM` with all that reading it needs, loaded from an id, a folder or a
+run.
 
-Nothing that a folder brings is ever run: a model whose own code it would take is refused (`trust_remote_code` is False everywhere).
+Nothing that a folder brings is ever run: a model whose own code it would take is refused
+(`trust_remote_code` is False everywhere).
 """
 
 import json
@@ -176,7 +178,8 @@ def load_merged(name, device, dtype, shard, checked) -> LM:
 
 
 def config_and_tokenizer(name, folder):
-    """transformers' configuration and tokenizer of a folder or an id; what cannot be read is refused."""
+    """transformers' configuration and tokenizer of a folder or an id; what cannot be read is
+    refused."""
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
 
@@ -259,7 +262,8 @@ def first_line(bad, most=150):
 
 
 def refuse_pointers(name, folder):
-    """Stops at a file that git-lfs has not fetched: a pointer of three lines instead of the thing."""
+    """Stops at a file that git-lfs has not fetched: a pointer of three lines instead of the
+    thing."""
     if not Path(folder).is_dir():
         return
     for path in sorted(Path(folder).iterdir()):

@@ -1,5 +1,6 @@
-"""Scores of titles from logits that the model itself gives, where they are no product of a state with the
-head's rows (it caps them behind the head, say). Slower: all V logits of the states read exist.
+"""Scores of titles from logits that the model itself gives, where they are no product of a state
+with the head's rows (it caps them behind the head, say). Slower: all V logits of the states read
+exist.
 """
 
 import torch
@@ -11,8 +12,8 @@ ROWS = 256  # states whose logits over the whole vocabulary exist at once
 
 
 def own_logits(lm, x_ND) -> torch.Tensor:
-    """The decoder's own logits (N, V) for states that its head would read: its forward, with the body
-    answering these states, so that all it does before, in and after the head is done."""
+    """The decoder's own logits (N, V) for states that its head would read: its forward, with the
+    body answering these states, so that all it does before, in and after the head is done."""
     base, states = lm.body, x_ND.to(lm.dtype)[None]
     forward = base.forward
     base.forward = lambda *_, **__: Answer(states)
@@ -45,8 +46,9 @@ def candidate_scores(lm, x_BD, tok_BCT, n_BC) -> torch.Tensor:
 
 
 def title_likelihood(lm, x_ND, vocab_W, words_N, ptr_T1, normalise=False) -> torch.Tensor:
-    """log P of titles among the W tokens that occur in titles, the sum over a title's tokens or their
-    mean: fp32 (titles,). Title j owns the rows ptr[j]:ptr[j+1]; words are places in vocab."""
+    """log P of titles among the W tokens that occur in titles, the sum over a title's tokens or
+    their mean: fp32 (titles,). Title j owns the rows ptr[j]:ptr[j+1]; words are places in
+    vocab."""
     parts = [own_logits(lm, x)[:, vocab_W].float().log_softmax(1) for x in x_ND.split(ROWS)]
     log_p_N = torch.cat(parts).gather(1, words_N.long()[:, None])[:, 0]
     n_T = ptr_T1.long().diff()

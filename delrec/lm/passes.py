@@ -1,13 +1,14 @@
-"""The ways through a decoder-only LM's body: one pass over rows of tokens -> the states at the reads.
+"""The ways through a decoder-only LM's body: one pass over rows of tokens -> the states at the
+reads.
 
-A row is what stands behind the kept prefix: a prompt's tail, then its C titles, each of which sees the
-prefix, the tail and itself only. Every pass takes the same arguments and says the same numbers:
+A row is what stands behind the kept prefix: a prompt's tail, then its C titles, each of which
+sees the prefix, the tail and itself only. Every pass takes the same arguments and says the same
+numbers:
     rows      one title a row, under the model's own mask and attention: right for every causal LM
     padded    rows padded to one length, under a mask of ours
     packed    rows one behind the other, no padding, attention piece by piece (CPU)
-    fused     the same without gradients, layer by layer, in the loops of kernels/cpu.cpp (CPU, Llama)
-Which of them a model is read by is measured at load: check.py.
-"""
+    fused     the same without gradients, layer by layer, by kernels/cpu.cpp (CPU, Llama)
+Which of them a model is read by is measured at load: check.py."""
 
 import sys
 from types import SimpleNamespace
@@ -64,8 +65,8 @@ def body(lm, **inputs) -> torch.Tensor:
 
 
 def pass_padded(lm, kv, P_kD, kept, rows, segments, places, index) -> torch.Tensor:
-    """The states at `index` (an array for each row, or several for each, one round of the rows after
-    the other) of rows padded to one length, under a mask: (N, D)."""
+    """The states at `index` (an array for each row, or several for each, one round of the rows
+    after the other) of rows padded to one length, under a mask: (N, D)."""
     B = len(rows)
     ids_BQ = torch.as_tensor(pad(rows)).to(lm.device)
     seg_BQ = torch.as_tensor(pad(segments, -1)).to(lm.device)
@@ -88,15 +89,15 @@ def pass_padded(lm, kv, P_kD, kept, rows, segments, places, index) -> torch.Tens
     return reads_of(lm, x_BQD, torch.as_tensor(picked(np.arange(B) * Q, index), device=lm.device))
 
 
-def pass_packed(
-    lm, kv, P_kD, kept, rows, segments, places, index, block=BLOCK
-) -> torch.Tensor:
-    """The same with all rows one behind the other, no padding: `attention` takes them apart again, in
-    blocks of queries that see the prefix, what stands before the block in its row's tail, and what
-    stands before them in the block."""
+def pass_packed(lm, kv, P_kD, kept, rows, segments, places, index, block=BLOCK) -> torch.Tensor:
+    """The same with all rows one behind the other, no padding: `attention` takes them apart
+    again, in blocks of queries that see the prefix, what stands before the block in its row's
+    tail, and what stands before them in the block."""
     pieces, masks = [], {}
     for seg in segments:
-        m = int((seg == 0).sum())  # the tail; behind it whole titles, about `block` tokens at a time
+        m = int(
+            (seg == 0).sum()
+        )  # the tail; behind it whole titles, about `block` tokens at a time
         ends = np.flatnonzero(np.diff(seg, append=-1)) + 1  # where a segment ends
         edges, first = [*range(0, m, block), m], len(pieces)
         while edges[-1] < len(seg):
@@ -206,8 +207,8 @@ def can_fuse(lm) -> bool:
 
 
 def own_attention(model):
-    """Lets the model attend by `attention` below. Returns a function that puts its own attention back,
-    or None, and nothing is changed, where a model cannot be given an attention."""
+    """Lets the model attend by `attention` below. Returns a function that puts its own attention
+    back, or None, and nothing is changed, where a model cannot be given an attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -235,12 +236,10 @@ def own_attention(model):
     return put_back
 
 
-def attention(
-    module, query, key, value, attention_mask, scaling=None, packed=None, **kwargs
-):
-    """Attention as transformers asks for it, query (B, H, Q, d), key and value (B, G, K, d), with three
-    things of ours: the kept prefix in front of the keys, the rows of pass_packed piece by piece, and
-    candidates that share their prompt's encoder states."""
+def attention(module, query, key, value, attention_mask, scaling=None, packed=None, **kwargs):
+    """Attention as transformers asks for it, query (B, H, Q, d), key and value (B, G, K, d), with
+    three things of ours: the kept prefix in front of the keys, the rows of pass_packed piece by
+    piece, and candidates that share their prompt's encoder states."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]

@@ -1,7 +1,8 @@
 """Reading an LM at its mask: a prompt is prefix + tail -> the states that the head would read.
 
-The prefix (instruction + soft prompt) is the same for all samples, so a decoder-only LM computes its
-keys and values once. The three kinds of LM are three `read` functions; only decoders have passes.
+The prefix (instruction + soft prompt) is the same for all samples, so a decoder-only LM computes
+its keys and values once. The three kinds of LM are three `read` functions; only decoders have
+passes.
 """
 
 from types import SimpleNamespace
@@ -21,11 +22,11 @@ def begin(lm, prefix, P_kD=None, cache=True) -> SimpleNamespace:
     """Everything about the prefix that does not depend on the sample. Gradients flow to P and to
     adapters where enabled.
 
-    A decoder-only LM computes the prefix's keys and values here, once for all prompts; cache=False
-    leaves them to every prompt: the same numbers, slower (encoders see every token from every other,
-    so they have nothing to keep). Nor is it kept while a sharded LM trains: FSDP fetches a layer's
-    weights when a gradient reaches the layer's output, and the prefix's gradient enters at its keys
-    and values."""
+    A decoder-only LM computes the prefix's keys and values here, once for all prompts;
+    cache=False leaves them to every prompt: the same numbers, slower (encoders see every token
+    from every other, so they have nothing to keep). Nor is it kept while a sharded LM trains:
+    FSDP fetches a layer's weights when a gradient reaches the layer's output, and the prefix's
+    gradient enters at its keys and values."""
     keeps = cache and lm.attends and lm.kind == "decoder" and lm.paths[0] != "rows"
     if not keeps or lm.sharded and torch.is_grad_enabled():
         return SimpleNamespace(prefix=prefix, P=P_kD, kv=None)
@@ -40,9 +41,9 @@ def read(lm, start, tails, tok_BCT=None, n_BC=None, at=None):
     """One pass of the LM over prefix + tails[b].
 
     Returns x: the states the head would read, (B, D) at the mask; or with titles (tok_BCT, n_BC:
-    numpy) (N, D), the states that predict each of their tokens in the order b, c, t < n[b, c], from a
-    forced pass in which every title follows its own prompt; and with at (a list of index arrays into
-    the tails, decoder-only) also (M, D), the states that predict those tail tokens.
+    numpy) (N, D), the states that predict each of their tokens in the order b, c, t < n[b, c],
+    from a forced pass in which every title follows its own prompt; and with at (a list of index
+    arrays into the tails, decoder-only) also (M, D), the states that predict those tail tokens.
     """
     if at is not None and lm.kind != "decoder":
         stop(
@@ -82,8 +83,8 @@ def way(lm, start, tails, tok_BCT=None) -> str:
 
 
 def read_decoder(lm, start, tails, tok_BCT, n_BC, at):
-    """One row a sample: its tail, then its C titles, each of which sees the prefix, the tail and itself
-    only."""
+    """One row a sample: its tail, then its C titles, each of which sees the prefix, the tail and
+    itself only."""
     # what of the prefix stands in the rows, and what in the cache
     ahead = start.prefix if start.kv is None else start.prefix[:0]
     kept = len(start.prefix) - len(ahead)
@@ -118,7 +119,8 @@ def read_decoder(lm, start, tails, tok_BCT, n_BC, at):
 
 
 def read_rows(lm, start, tails, tok_BCT, n_BC, at):
-    """One row a title: prefix, tail, title. The history's tokens are read in a sample's first row."""
+    """One row a title: prefix, tail, title. The history's tokens are read in a sample's first
+    row."""
     C = 0 if tok_BCT is None else tok_BCT.shape[1]
     rows, reads, past = [], [], []
     for b, tail in enumerate(tails):
@@ -140,8 +142,8 @@ def read_rows(lm, start, tails, tok_BCT, n_BC, at):
 
 
 def fill(lm, start, tails, n=None) -> list:
-    """Prefix + tail + the tokenizer's closing specials, with the mask's own token in the mask's place:
-    n[b] of them in row b (default 1)."""
+    """Prefix + tail + the tokenizer's closing specials, with the mask's own token in the mask's
+    place: n[b] of them in row b (default 1)."""
     rows = []
     for b, tail in enumerate(tails):
         i = int(np.flatnonzero(np.asarray(tail) == MASK)[0])
@@ -172,8 +174,8 @@ def read_encoder_decoder(lm, start, tails, tok_BCT, n_BC) -> torch.Tensor:
     B, C, T = tok_BCT.shape
     tok = torch.as_tensor(tok_BCT.reshape(B * C, T)).long().to(lm.device)
     dec = torch.cat([first.expand(B * C, 2), tok[:, :-1]], 1)
-    # the C decoder rows of a prompt share its encoder states, and so the keys and values made of them,
-    # where `attention` is asked
+    # the C decoder rows of a prompt share its encoder states, and so the keys and values made of
+    # them, where `attention` is asked
     if lm.attends:
         x = decode(enc, real_BQ[:, None, None], dec)[:, 1:]
     else:
