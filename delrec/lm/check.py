@@ -97,9 +97,15 @@ def probe(prefix, tails, films, P_kD, long=False) -> SimpleNamespace:
 
 
 def window_of(lm) -> int | None:
-    """The smallest window that any part of the configuration names."""
-    parts = [lm.model.config, *(getattr(m, "config", None) for m in lm.model.modules())]
-    sizes = [getattr(c, name, None) for c in parts if c is not None for name in WINDOWS]
+    """The smallest window that any part of the configuration names: tokens behind which a layer
+    sees less, or turns its positions in another way (LongRoPE)."""
+    configs = [lm.model.config, *(getattr(m, "config", None) for m in lm.model.modules())]
+    sizes = [getattr(c, name, None) for c in configs for name in WINDOWS]
+    for config in configs:
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+        if isinstance(rope, dict) and "longrope" in (rope.get("rope_type"), rope.get("type")):
+            sizes.append(rope.get("original_max_position_embeddings"))
+            sizes.append(getattr(config, "original_max_position_embeddings", None))
     return min((n for n in sizes if isinstance(n, int) and n > 0), default=None)
 
 
@@ -294,6 +300,8 @@ def settle_decoder(lm, c):
             put_back, wrong = climb(lm, c)
     if lm.paths[0] != "rows" and any(p.long for p in c.probes):
         settle_reach(lm, c, put_back)
+    elif lm.paths[0] != "rows" and (window_of(lm) or lm.max_tokens) < lm.max_tokens:
+        lm.reach = window_of(lm)  # too near to the longest prompt to be measured
     return about(lm, wrong)
 
 
