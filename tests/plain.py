@@ -110,6 +110,14 @@ class Plain:
         told = [logp[n, place[token]].item() for n, token in enumerate(tokens)]
         return sum(told) / len(told)
 
+    def must_be_causal(self, lm, prompt, title, soft_kD):
+        """What the model says of a title must not change with a token that comes later."""
+        short = self.at_mask(lm, prompt, soft_kD, title)
+        for more in range(1, 6):
+            long = self.at_mask(lm, prompt, soft_kD, title + (title * 5)[:more])[:-more]
+            apart = (short - long).abs().max()
+            assert apart < .002 * max(1, short.std()), "what comes later changes what was said"
+
     @torch.no_grad()
     def scores(self, ranker, tail, items):
         """{verbalizer: scores (C,)} of the candidates after one prompt."""
@@ -118,6 +126,9 @@ class Plain:
         titles = [L.title(ranker.titles, i).tolist() for i in items]
         letters = [L.encode(lm, letter) for letter in L.LETTERS[:len(items)]]
         logits = self.at_mask(lm, prompt, soft_kD)[0]
+        if self.kind == "decoder":
+            for t in titles:
+                self.must_be_causal(lm, prompt, t, soft_kD)
         forced = [self.likelihood(lm, ranker.titles, prompt, t, soft_kD) for t in titles]
         return {"likelihood": forced,
                 "mean": [logits[t].mean().item() for t in titles],
@@ -174,6 +185,19 @@ class Reference:
             self.known[soft] = soft_kD, tails, cand_nC, wanted
         return self.known[soft]
 
+    def own_error(self, lm, soft):
+        """{verbalizer: how far off the plain model's own scores are against fp64}."""
+        soft_kD, tails, cand_nC, wanted = self.scores(lm, soft)
+        ranker = make_ranker(lm, self.data, "mean", soft_kD)
+        self.plain.model.double()
+        try:
+            rows = [self.plain.scores(ranker, t, c) for t, c in zip(tails, cand_nC)]
+        finally:
+            self.plain.model.float()
+        exact = {v: np.array([row[v] for row in rows]) for v in VERBALIZERS}
+        return {v: float(np.abs(exact[v] - wanted[v]).max() / max(1, wanted[v].std()))
+                for v in VERBALIZERS}
+
     def differences(self, lm, soft):
         """{verbalizer: largest difference from the plain scores, over their spread if above 1}."""
         soft_kD, tails, cand_nC, wanted = self.scores(lm, soft)
@@ -187,13 +211,17 @@ class Reference:
 
 
 def faults(reference, lm):
-    """{verbalizer and prompt: difference} of all scores that are not the plain model's."""
+    """{verbalizer and prompt: difference} of all scores that are not the plain model's: over 1e-4
+    of their spread, and over four times what the plain model is off itself against fp64."""
     assert lm.kind == reference.plain.kind
     assert reference.plain.scale is not None, "no vectors do here what ids do: to be refused"
     found = {}
     for soft in (False, True):
         for verbalizer, difference in reference.differences(lm, soft).items():
-            if not difference < TOLERANCE:               # true of nan too
+            if difference < TOLERANCE:
+                continue
+            own = max(reference.own_error(lm, soft).values())
+            if not difference < 4 * own:                 # true of nan too
                 found[f"{verbalizer}, {'soft' if soft else 'plain'} prompt"] = difference
     return found
 

@@ -41,6 +41,7 @@ WINDOWS = (
     "window_size",
     "local_attention",
     "local_radius",
+    "index_topk",  # of the tokens that a sparse attention picks
 )
 SETTLED = ("attends", "paths", "reach", "scale", "own_head", "said")
 TRUE_TO = 1e-4  # of a logit, times their spread: what counts as equal in fp32
@@ -100,13 +101,21 @@ def window_of(lm) -> int | None:
     """The smallest window that any part of the configuration names: tokens behind which a layer
     sees less, or turns its positions in another way (LongRoPE)."""
     configs = [lm.model.config, *(getattr(m, "config", None) for m in lm.model.modules())]
-    sizes = [getattr(c, name, None) for c in configs for name in WINDOWS]
+    sizes = [named(c, name) for c in configs for name in WINDOWS]
     for config in configs:
-        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+        rope = named(config, "rope_parameters") or named(config, "rope_scaling")
         if isinstance(rope, dict) and "longrope" in (rope.get("rope_type"), rope.get("type")):
             sizes.append(rope.get("original_max_position_embeddings"))
-            sizes.append(getattr(config, "original_max_position_embeddings", None))
+            sizes.append(named(config, "original_max_position_embeddings"))
     return min((n for n in sizes if isinstance(n, int) and n > 0), default=None)
+
+
+def named(config, name):
+    """What a configuration says under a name; None where it does not, or says it layer by layer."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # transformers has one of its own for what differs from layer to layer
+        return None
 
 
 def columns_of(lm, probes) -> torch.Tensor:

@@ -74,24 +74,35 @@ def tokens_width(lm) -> int:
 def token_scale(lm) -> float:
     """How many times as long as its stored row a token's vector is (Gemma scales it on the way)."""
     with torch.no_grad():
-        vectors = lm.model.get_input_embeddings()
-        ids = torch.arange(min(64, len(vectors.weight)), device=lm.device)
-        seen, stored = vectors(ids).float().norm(), vectors.weight[ids].float().norm()
+        rows = lm.model.get_input_embeddings().weight
+        ids = torch.arange(min(64, len(rows)), device=lm.device)
+        seen, stored = vectors_of(lm, ids).float().norm(), rows[ids].float().norm()
     return float(seen / stored) if stored > 0 else 1.0
 
 
 def random_soft_prompt(lm, k, seed) -> torch.Tensor:
     """k tokens' vectors drawn at random, which a soft prompt begins as: fp32 (k, D)."""
-    vectors = lm.model.get_input_embeddings()
     rows = torch.randperm(len(lm.head_VD), generator=torch.Generator().manual_seed(seed))[:k]
+    last = len(lm.model.get_input_embeddings().weight) - 1
     with torch.no_grad():
-        return vectors(rows.clamp(max=len(vectors.weight) - 1).to(lm.device)).float().clone()
+        return vectors_of(lm, rows.clamp(max=last).to(lm.device)).float().clone()
+
+
+def vectors_of(lm, ids) -> torch.Tensor:
+    """The vectors of tokens as the model's layers are given them."""
+    vectors = lm.model.get_input_embeddings()(ids)
+    if not isinstance(vectors, torch.Tensor):
+        stop(
+            f"{lm.name}: its embedding gives more than a vector a token "
+            f"({type(lm.model).__name__}), so no soft prompt can stand beside them; use another LM"
+        )
+    return vectors
 
 
 def embed(lm, ids_BQ, P_kD) -> torch.Tensor:
     """Tokens' vectors (B, Q, D) in the LM's dtype, the soft prompt at the slots in order, items'
     vectors at their places."""
-    e_BQD = lm.model.get_input_embeddings()(ids_BQ.clamp(min=0)).to(lm.dtype)
+    e_BQD = vectors_of(lm, ids_BQ.clamp(min=0)).to(lm.dtype)
     slot_BQ = ids_BQ == SLOT
     if P_kD is not None and slot_BQ.any():
         nth_BQ = (slot_BQ.long().cumsum(1) - 1).clamp(min=0)

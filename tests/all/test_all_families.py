@@ -4,11 +4,12 @@ About ten minutes on one core: `pytest tests/all` runs it, `pytest tests` does n
 """
 import pytest
 from families import write
-from plain import Reference, refusal_or_faults
+from plain import Reference, load_here, refusal_or_faults
 from shrink import NAMED, TWICE, every_entry, family_of, not_built, other_families
 
 SLOW_TO_FAIL = {("decoder", "blt"), ("encoder-decoder", "vibevoice_asr"),
-                ("encoder", "perceiver")}
+                ("encoder", "perceiver"),
+                ("decoder", "glm_moe_dsa")}         # keys tie in some prompts only
 IMPOSSIBLE = {entry for entry, reason in not_built().items() if reason != TWICE} - SLOW_TO_FAIL
 
 
@@ -34,3 +35,4 @@ def test_what_is_said_to_be_impossible_is(table, model_type, toy, tmp_path):
     with pytest.raises(Exception):                       # once it can be made it shall be tested
         reference = Reference(family, write(family, tmp_path / "lm"), toy)
         assert reference.plain.scale is not None
+        reference.scores(load_here(reference.folder), False)
