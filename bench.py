@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import click
@@ -20,6 +21,7 @@ from delrec.data.prepared import candidates, histories, load_data
 from delrec.kernels.bench import report, times
 
 import finetune
+from delrec.lm import check
 from delrec.lm import core as L
 from delrec.training.memory import extra_bytes
 
@@ -158,7 +160,7 @@ def against_rival(rows, lm, data, device):
     # the LM with a body that does nothing
     empty = lambda inputs_embeds, **kw: SimpleNamespace(last_hidden_state=torch.zeros_like(inputs_embeds))
     body = SimpleNamespace(base_model=empty, config=lm.model.config, get_input_embeddings=lm.model.get_input_embeddings)
-    idle, start = SimpleNamespace(**{**vars(lm), "model": body, "fused": False}), L.begin(lm, r.prompts.prefix, P.detach())
+    idle, start = replace(lm, model=body, paths=[p for p in lm.paths if p != "fused"]), L.begin(lm, r.prompts.prefix, P.detach())
 
     t = times({"ours": ours, "rival": theirs, "assembly": assembly}, device, 20.0, 4)
     rows.append((f"train.stage1.{where}.assembly_share_of_step", t["assembly"] / t["ours"], "share", 0.02))
@@ -269,9 +271,10 @@ def random_lm(name, config, device, dtype):
     head = model.get_output_embeddings()
     if head.weight is model.get_input_embeddings().weight and name.startswith("flan"):       # Flan-T5 has a head of its own
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
-    head.forward = lambda x: x
-    return SimpleNamespace(name=name, kind=kind, model=model, head_VD=head.weight, bias_V=None, sep=[5], start=[], end=[1], mask_id=config.vocab_size - 1, device=device, sharded=False, items=None, tapped=None, taps=(), attends=L.own_attention(model),
-                           packs=kind == "decoder" and L.can_pack(model), fused=L.can_fuse(model), dtype=dtype, max_tokens=4000)
+    lm = L.LM(name=name, folder="", kind=kind, model=model, tok=None, device=device, dtype=dtype, head_VD=head.weight, bias_V=None, mask_id=config.vocab_size - 1, start=[], end=[1],
+              max_tokens=4000, special=set(), sep=[5])
+    check.settle(lm, checked=False)
+    return lm
 
 
 def random_prompts(lm, n, tokens, T=10, seed=0):

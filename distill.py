@@ -138,6 +138,8 @@ def weights(how, g_TA, g_RPS, log_var):
 @click.option("--history", default=None, type=click.IntRange(1), help="items of history in a prompt, L; 10, with --input ids 20")
 @click.option("--max-title", default=32, type=click.IntRange(1), help="tokens of a title, longer ones are cut")
 @click.option("--max-tokens", default=1024, type=click.IntRange(1), help="tokens of a prompt; the oldest history is dropped to fit")
+@click.option("--check-llm/--no-check-llm", default=True, help="compare the LM's scores with plain transformers' before the work (seconds, once for each LM), and take the fastest way that says the same")
+@click.option("--allow-unknown", is_flag=True, help="go on with a tokenizer that does not know over a fifth of the titles' tokens")
 # the two tasks
 @click.option("--tasks", default="both", type=click.Choice(["both", "ta", "rps"]), help="which tasks to learn")
 @click.option("--a", default=4, help="length of TA's example inside the prompt (paper: 4 for ml-100k and beauty, 6 for steam and home-kitchen)")
@@ -205,12 +207,12 @@ def main(ctx, **config):
         stop(f"--input ids asks for the backbone's list after every item; {teacher_folder} lists {n} of {len(data.train)} training samples: train it again with --lists {len(data.train)}")
     if data.n_items < cfg.C + cfg.h:
         stop(f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the catalogue has {data.n_items}; lower --candidates or --h")
-    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
+    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
     P = L.random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
     backbone = NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "history": cfg.history, "max_title": cfg.max_title,
                 "max_tokens": cfg.max_tokens, "backbone": backbone, "backbone_run": str(teacher_folder), "input": cfg.input,
-                "backbone_digest": backbone_digest(teacher_folder)}
+                "backbone_digest": backbone_digest(teacher_folder), "allow_unknown": cfg.allow_unknown}
     maps = []
     if ids:
         if lm.kind != "decoder":

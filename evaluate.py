@@ -141,8 +141,8 @@ def plain_lm(cfg, data, ranks, spent):
     """--llm: the LM without any training, as a run folder (calibration chosen on validation). One that
     was made the same way is used again, with what was scored by it."""
     folder = folder_of("runs", cfg.llm_out or f"{data.folder_name}/lm")
-    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard)
-    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": "", "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": ""}
+    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
+    settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": "", "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": "", "allow_unknown": cfg.allow_unknown}
     made = {"llm": cfg.llm, "llm_fingerprint": L.fingerprint(lm), "C": cfg.C, "val_samples": cfg.val_samples,
             "calibrate": cfg.calibrate, "settings": settings, "data_hash": data.meta["hash"]}
     r = L.ranker(lm, data, settings)
@@ -357,6 +357,8 @@ def command_line(context):
               help="run folder of the plain LM, used again if it was made the same way; runs/<dataset>/lm")
 @click.option("--overwrite", is_flag=True,
               help="make the plain LM's run, or the export, anew and replace the one that is there once it is finished")
+@click.option("--check-llm/--no-check-llm", default=True, help="plain LM: compare the LM's scores with plain transformers' before the work (seconds, once for each LM), and take the fastest way that says the same")
+@click.option("--allow-unknown", is_flag=True, help="plain LM: go on with a tokenizer that does not know over a fifth of the titles' tokens")
 @click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="of the plain LM")
 @click.option("--show/--no-show", default=False, help="plain LM: list the candidates in the prompt")
 @click.option("--prompt-history", default=10, type=click.IntRange(1), help="plain LM: titles of history in the prompt")

@@ -125,6 +125,8 @@ def examples(r, cfg, which, done):
 @click.option("--history", default=None, type=click.IntRange(1), help="items of history in a prompt, L; 10, with --input ids 20")
 @click.option("--max-title", default=32, type=click.IntRange(1), help="tokens of a title, longer ones are cut")
 @click.option("--max-tokens", default=1024, type=click.IntRange(1), help="tokens of a prompt; the oldest history is dropped to fit")
+@click.option("--check-llm/--no-check-llm", default=True, help="compare the LM's scores with plain transformers' before the work (seconds, once for each LM), and take the fastest way that says the same")
+@click.option("--allow-unknown", is_flag=True, help="go on with a tokenizer that does not know over a fifth of the titles' tokens")
 # a small LM
 @click.option("--layers", default=None, type=click.IntRange(1), help="leave only the first so many layers of the LM; the run's lm/ holds what is left")
 @click.option("--teacher", default=None, type=str, help="run of finetune.py that teaches this LM (SLMRec); its prompts are used")
@@ -206,7 +208,7 @@ def main(ctx, **config):
     prompt_run = load_prompt_run(cfg, data)
     if prompt_run and prompt_run.stage == "distill" and getattr(prompt_run, "lr_lm", 0) and cfg.llm == prompt_run.llm:
         cfg.llm = str(prompt_run.folder)                 # w UDPSM: the LM that stage 1 moved
-    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers)
+    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers, checked=cfg.check_llm)
     if prompt_run:
         if cfg.input == "titles" and prompt_run.settings.get("input") == "ids":
             stop(f"{prompt_run.folder} was distilled on item vectors, --input is titles; name one that was distilled on titles, or use --input ids")
@@ -232,6 +234,7 @@ def main(ctx, **config):
     settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "order", "history", "max_title", "max_tokens")}
     settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else backbone_name(backbone_run, data), "backbone_run": str(folder_of("runs", backbone_run)),
                  "input": cfg.input, "words": cfg.soft_prompt == "words",
+                 "allow_unknown": cfg.allow_unknown,
                  "backbone_digest": backbone_digest(folder_of("runs", backbone_run))}
     if settings["backbone_digest"]:
         made_with["backbone_digest"] = settings["backbone_digest"]

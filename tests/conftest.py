@@ -24,6 +24,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"                 # read when a Triton kernel is defined: the kernels run here, slowly, on the CPU
 
 
+collect_ignore = ["all"]                                 # tests/all is long: it runs when it is named
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: needs a fetch the first time (a package index or the cache)")
     config.addinivalue_line("markers", "gpu: needs a GPU")
@@ -32,18 +35,27 @@ def pytest_configure(config):
     torch.set_num_threads(1)                             # the tensors here are tiny: on a busy machine more threads wait for each other
 
 
+@pytest.fixture(scope="session", autouse=True)
+def findings(tmp_path_factory):
+    """What is measured of an LM at load is kept in a folder of the tests', not in the user's cache."""
+    from delrec.lm import check
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
 # ---------------------------------------------------------------- running the scripts
 
 @pytest.fixture(scope="session")
 def fp32():
     """with fp32(): fp32 on the CPU, whatever the machine has, so that sums can be compared closely, and with two processes."""
-    from delrec.lm import core as lm
+    from delrec.lm import model
 
     @contextlib.contextmanager
     def patched():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda: False)
-            patch.setattr(lm, "has_fast_bf16", lambda: False)
+            patch.setattr(model, "has_fast_bf16", lambda: False)
             yield
     return patched
 
@@ -73,9 +85,9 @@ def script():
 TWO = """import json, sys
 sys.path.insert(0, {root!r})
 import torch.distributed as dist
-from delrec.lm import core
+from delrec.lm import model
 import distill, finetune, evaluate
-core.has_fast_bf16 = lambda: False
+model.has_fast_bf16 = lambda: False
 {before}
 for name, args, last in json.loads({jobs!r}):
     script = sys.modules[name]

@@ -39,14 +39,13 @@ def test_families_of_decoders_say_the_same_packed_padded_and_fused(family):
     m = bench.random_lm(family, config, CPU, torch.float32)
     for name, p in m.model.named_parameters():
         torch.nn.init.normal_(p, 1.0 if "norm" in name else 0.0, 0.3)        # biases and norms that do something
-    assert m.fused == (family in ("Llama", "Qwen2") and cpu.library() is not None)
+    assert ("fused" in m.paths) == (family in ("Llama", "Qwen2", "Mistral") and cpu.library() is not None)
     titles, prefix, tails, cands = bench.random_prompts(m, 3, 150)
     tails[1] = tails[1][10:]
     P, scores = L.random_soft_prompt(m, bench.K, 0), []
-    assert m.packs == (getattr(config, "sliding_window", None) is None)      # a window is padded and masked as transformers does
-    for packs in {m.packs, False}:
+    for paths in (m.paths, ["packed"], ["padded"], ["rows"]):
         for cache in (True, False):
-            m.packs = packs
+            m.paths = paths
             scores.append(L.score(m, L.begin(m, prefix, P, cache), tails, cands, titles, "likelihood"))
             with torch.no_grad():                                            # the fused loops, where there are any
                 scores.append(L.score(m, L.begin(m, prefix, P, cache), tails, cands, titles, "likelihood"))

@@ -241,7 +241,7 @@ def test_an_adapter_that_did_not_move_is_an_error(jobs, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- real processes
 
-WRAPPER = "import sys; sys.path.insert(0, {root!r}); from delrec.lm import core; core.has_fast_bf16 = lambda: False; import {name}; {name}.main({args!r})"
+WRAPPER = "import sys; sys.path.insert(0, {root!r}); from delrec.lm import model; model.has_fast_bf16 = lambda: False; import {name}; {name}.main({args!r})"
 
 
 def start(name, args):
@@ -272,9 +272,9 @@ def test_a_process_that_is_ended_goes_on(jobs, whole, tmp_path, number):
 DYING = """import os, sys
 sys.path.insert(0, {root!r})
 import distill
-from delrec.lm import core
+from delrec.lm import model
 from delrec.training import checkpoints
-core.has_fast_bf16 = lambda: False
+model.has_fast_bf16 = lambda: False
 save, again = checkpoints.Saver.save, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 def and_die(self, step, *rest):
     save(self, step, *rest)

@@ -1,4 +1,5 @@
 """lm.py on three tiny LMs: prompts as arrays, titles as data, and every score against the unmodified Hugging Face model."""
+import itertools
 import json
 import shutil
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from conftest import KINDS
 from delrec.data.prepared import candidates, histories
 
 from delrec.lm import core as L
+from delrec.lm import passes
 from delrec.training.memory import extra_bytes
 
 ALL = pytest.mark.parametrize("kind", KINDS)
@@ -90,15 +92,6 @@ def test_an_lm_without_a_mask_token_is_one_sentence(kind, request, tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     says = sentence(L.load_lm, str(folder), torch.device("cpu"))
     assert "its tokenizer has no mask token" in says and str(folder) in says
-
-
-def test_logits_capped_after_the_head_are_refused(tmp_path):
-    from conftest import bpe_tokenizer, save
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-    tok = bpe_tokenizer()
-    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=len(tok), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                           num_key_value_heads=1, head_dim=8, final_logit_softcapping=30.))
-    assert "final_logit_softcapping" in sentence(L.load_lm, save(tmp_path / "gemma", model, tok), torch.device("cpu"))
 
 
 # ---------------------------------------------------------------- titles are data
@@ -389,10 +382,10 @@ def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(decod
     old, cand = windows(toy, 4)
     pairs = [r.prompts.history(h, c) for h, c in zip(old, cand)]
     results = []
-    for cache, packs in ((True, True), (False, True), (True, False), (False, False)):
-        P, r.lm.packs = r.P.clone().requires_grad_(), packs
+    for cache, path in itertools.product((True, False), ("packed", "padded", "rows")):
+        P, r.lm.paths = r.P.clone().requires_grad_(), [path]
         start = L.begin(r.lm, r.prompts.prefix, P, cache)
-        assert (start.kv is not None) == cache
+        assert (start.kv is not None) == (cache and path != "rows")
         score = L.score(r.lm, start, [t for t, _ in pairs], cand, r.titles, verbalizer, [a for _, a in pairs] if at else None)
         score, past = score if at else (score, torch.zeros(1))
         (score.log_softmax(1)[:, 2].sum() + past.sum()).backward()
@@ -400,9 +393,9 @@ def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(decod
         for p in params:
             p.grad = None
     assert results[0][2].abs().max() > 1e-4 and all(g.abs().max() > 0 for g in results[0][3:])
-    for other in results[1:]:
-        for a, b in zip(results[0], other):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for n, other in enumerate(results[1:], 1):
+        for a, b in zip(results[0], other):                  # one row a title adds up in another order
+            torch.testing.assert_close(a, b, rtol=1e-4 if n % 3 == 2 else 1e-5, atol=1e-5)
 
 
 @ALL
@@ -471,8 +464,8 @@ def test_the_blocks_of_packed_rows_change_nothing(load, toy, block, monkeypatch)
     old, cand = windows(toy, 4)
     start, tails = L.begin(r.lm, r.prompts.prefix, r.P), [r.prompts.history(h)[0] for h in old]
     want = L.score(r.lm, start, tails, cand, r.titles, "likelihood")
-    whole = L.pass_packed
-    monkeypatch.setattr(L, "pass_packed", lambda *args: whole(*args, block=block))
+    whole = passes.pass_packed
+    monkeypatch.setattr(passes, "pass_packed", lambda *args: whole(*args, block=block))
     torch.testing.assert_close(L.score(r.lm, start, tails, cand, r.titles, "likelihood"), want, rtol=1e-5, atol=1e-5)
 
 

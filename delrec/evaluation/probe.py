@@ -53,7 +53,7 @@ def attention_shares(r, samples, cand_nC, ranks):
     """{part: (share of the attention, share of the tokens)} that the place where the LM is read pays to the instruction, the soft prompt, the history,
     the rest (candidates, words before the mask): means over layers, heads and samples. A decoder-only or an encoder LM, an encoder-decoder's encoder."""
     lm, parts = r.lm, ("instruction", "soft prompt", "history", "the rest")
-    body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.model.base_model
+    body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.body
     lm.model.eval()
     before = lm.model.config._attn_implementation
     lm.model.set_attn_implementation("eager")                # the one that tells its weights
@@ -117,7 +117,7 @@ def probe(run, data, n, C, ranks, out):
         shown = np.take_along_axis(cand, L.listing(r, "val", C, val), 1)[:24]
     near, seen = nearest_tokens(r.lm, P), attention_shares(r, samples[:24], shown, ranks)
     result = {"run": str(run.folder), "n": len(val), "candidates": C, "k": len(P), "towards_the_backbone": moved, "tests": tests, "geometry": {"trained": geometry(P), "untrained": geometry(fresh)},
-              "moved": float((P - fresh).norm(dim=1).mean()), "token_norm": float(r.lm.model.get_input_embeddings().weight.detach().float().norm(dim=1).mean()),
+              "moved": float((P - fresh).norm(dim=1).mean()), "token_norm": float(r.lm.model.get_input_embeddings().weight.detach().float().norm(dim=1).mean()) * L.token_scale(r.lm),
               "attention": {p: {"attention": a, "tokens": t} for p, (a, t) in seen.items()}, "nearest": near}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "probe.json", result)

@@ -102,12 +102,12 @@ def places(ptr, samples):
 def title_vectors(r, ranks):
     """Z float32 (I+1, D): the mean of the LM's last states over a title's tokens. An LM that never saw titles in training (--input ids) is asked
     without its adapter."""
-    lm, out = r.lm, np.zeros((r.data.n_items + 1, r.lm.head_VD.shape[1]), np.float32)
-    body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.model.base_model
+    lm, out = r.lm, None
+    body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.body
     lengths = np.diff(r.titles.ptr)
     order = np.argsort(-lengths[1:], kind="stable") + 1
     log = Log(None, len(order), "title vectors", ranks, "title")
-    with lm.adapter.disable_adapter() if r.verbalizer == "items" and hasattr(lm, "adapter") else contextlib.nullcontext():
+    with lm.adapter.disable_adapter() if r.verbalizer == "items" and lm.adapter else contextlib.nullcontext():
         for i in range(0, len(order), 128):
             rows = [np.concatenate([lm.start, r.titles.tok[r.titles.ptr[j]:r.titles.ptr[j + 1]], lm.end]).astype(np.int64) for j in order[i:i + 128]]
             ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
@@ -118,6 +118,7 @@ def title_vectors(r, ranks):
                 own[b, len(lm.start):len(row) - len(lm.end)] = True
             more = {} if lm.kind != "decoder" else {"use_cache": False}
             x_BQD = body(input_ids=ids.to(lm.device), attention_mask=real.to(lm.device), **more).last_hidden_state.float().cpu()
+            out = np.zeros((r.data.n_items + 1, x_BQD.shape[2]), np.float32) if out is None else out
             out[order[i:i + 128]] = ((x_BQD * own[..., None]).sum(1) / own.sum(1, keepdim=True)).numpy()
             log.step(min(i + 128, len(order)))
     log.close()

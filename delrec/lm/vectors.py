@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from delrec.data.prepared import batch_of, runs_of_targets
 
+from delrec.lm.text import token_scale, tokens_width
 from delrec.runtime import read_tensors, stop
 
 
@@ -30,9 +31,9 @@ def load_items(lm, backbone_run, n_items, taught=0):
     E = torch.cat([e, b[:, None]], 1)
     E[0] = 0
     de, D = E.shape[1], lm.head_VD.shape[1]
-    maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D), "out": torch.nn.Linear(D, de), **{f"block{j}": torch.nn.Linear(D, de) for j in range(1, taught + 1)}})
-    with torch.no_grad():                                # vectors as long as the tokens' own
-        maps["in"].weight.normal_(std=float(lm.model.get_input_embeddings().weight.float().std()))
+    maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, tokens_width(lm)), "out": torch.nn.Linear(D, de), **{f"block{j}": torch.nn.Linear(D, de) for j in range(1, taught + 1)}})
+    with torch.no_grad():                                # vectors as long as the tokens' own, as the model sees them
+        maps["in"].weight.normal_(std=float(lm.model.get_input_embeddings().weight.float().std()) * token_scale(lm))
         maps["in"].bias.zero_()
     lm.items = SimpleNamespace(E=E.to(lm.device), maps=maps.to(lm.device))
 
@@ -46,7 +47,7 @@ def read_items(lm, folder, n_items):
     """What save_items wrote: E and the maps' own tensors by name."""
     t = read_tensors(Path(folder) / "items.safetensors")
     want, D = {"E", "in.weight", "in.bias", "out.weight", "out.bias"}, lm.head_VD.shape[1]
-    if set(t) != want or t["in.weight"].shape != (D, t["E"].shape[1]) or len(t["E"]) != n_items + 1:
+    if set(t) != want or t["in.weight"].shape != (tokens_width(lm), t["E"].shape[1]) or t["out.weight"].shape[1] != D or len(t["E"]) != n_items + 1:
         stop(f"{folder}/items.safetensors does not hold the {n_items} items' vectors and maps of an LM of width {D}; train the run again")
     return t.pop("E"), t
 
@@ -54,8 +55,8 @@ def read_items(lm, folder, n_items):
 def open_items(lm, folder, n_items):
     """Gives the LM what save_items wrote, for a run that is only read."""
     E, tensors = read_items(lm, folder, n_items)
-    D, de = tensors["in.weight"].shape
-    maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D), "out": torch.nn.Linear(D, de)})
+    (D_in, de), D = tensors["in.weight"].shape, tensors["out.weight"].shape[1]
+    maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D_in), "out": torch.nn.Linear(D, de)})
     maps.load_state_dict(tensors)
     lm.items = SimpleNamespace(E=E.to(lm.device), maps=maps.to(lm.device).requires_grad_(False))
 

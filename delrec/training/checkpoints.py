@@ -23,7 +23,7 @@ from delrec.runtime import stop
 STOPPED = 75           # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again later"
 # flags that leave the answer what it is
 MAY_CHANGE = {"out", "resume", "overwrite", "checkpoint_every", "micro", "cache_prefix",
-              "gradient_checkpointing", "shard"}
+              "gradient_checkpointing", "shard", "check_llm", "allow_unknown"}
 asked = []
 
 

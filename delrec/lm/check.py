@@ -1,0 +1,463 @@
+"""Is an LM read right? Measured at load, not assumed.
+
+A few short prompts (two lengths in one pass, two titles each, a soft prompt; one longer than any
+window that the configuration names) are scored by our ways and by the untouched model, one row at
+a time. `settle` takes the fastest way that says the same: each read's logits may be off by twice
+what the model itself is off in its dtype against fp32. Where none does, the LM is refused with
+what differs. What was found is kept under the user's cache, by the LM's fingerprint, so that it
+is measured once.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from delrec.lm import passes
+from delrec.lm.own_head import own_logits
+from delrec.lm.reading import begin, read
+from delrec.lm.text import (
+    MASK,
+    SLOT,
+    embed,
+    encode,
+    fingerprint,
+    must_have_vectors,
+    random_soft_prompt,
+)
+from delrec.runtime import CACHE, stop, write_json
+from delrec.training.memory import free_bytes
+
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "window_size",
+    "local_attention",
+    "local_radius",
+)
+SETTLED = ("attends", "paths", "reach", "scale", "own_head", "said")
+TRUE_TO = 1e-4  # of a logit, times their spread: what counts as equal in fp32
+COLUMNS = 48  # tokens whose logits are compared, besides those of the titles
+
+
+def say(line):
+    """Prints one line, on the first of several processes."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(line, flush=True)
+
+
+@functools.cache
+def say_once(line):
+    """The same, but each line once a process."""
+    say(line)
+
+
+# ---------------------------------------------------------------- prompts to compare on
+
+
+def probes_of(lm) -> list:
+    """The prompts: prefix, tails (B), titles tok_BCT and their lengths n_BC, a soft prompt."""
+    told = np.asarray(encode(lm, "The Silver River (1994)\nHidden Letters\nJune"), np.int64)
+    names = ("The Golden Harbour (2001)", "Machine of Night")
+    films = [np.asarray(encode(lm, t), np.int64) for t in names]
+    # several tokens each: behind the first title a state of its own would show
+    films = [t if len(t) > 2 else np.concatenate([t, told[:3]]) for t in films]
+    words = [
+        np.asarray(encode(lm, t), np.int64) for t in ("How it recommends:", "The user watched:")
+    ]
+    slots = np.full(3, SLOT)
+    prefix = np.concatenate([lm.start, words[0], slots, lm.sep, words[1]]).astype(np.int64)
+    tails = [np.append(t, MASK) for t in (told, told[: len(told) // 2 + 1])]
+    P_kD = random_soft_prompt(lm, 3, 1)
+    P_kD += 0.1 * P_kD.std() * torch.ones_like(P_kD)
+    bare = prefix[: len(lm.start) + 1]  # another prefix, and no soft prompt
+    must_have_vectors(lm, np.concatenate([prefix.clip(0), told, *films]))
+    probes = [probe(prefix, tails, films, P_kD), probe(bare, tails[1:], films[:1], None)]
+    window = window_of(lm)
+    longest = len(prefix) + max(map(len, films)) + 1
+    if window and longest < window + 8 < lm.max_tokens - longest:
+        long = np.resize(told, window + 8)
+        probes.append(probe(prefix, [np.append(long, MASK)], films, P_kD, long=True))
+    return probes
+
+
+def probe(prefix, tails, films, P_kD, long=False) -> SimpleNamespace:
+    """One prefix with some tails, each with the same two titles."""
+    n_C = np.array([len(t) for t in films])
+    tok_CT = passes.pad(films)
+    tok_BCT, n_BC = np.stack([tok_CT] * len(tails)), np.stack([n_C] * len(tails))
+    return SimpleNamespace(prefix=prefix, tails=tails, tok=tok_BCT, n=n_BC, P=P_kD, long=long)
+
+
+def window_of(lm) -> int | None:
+    """The smallest window that any part of the configuration names: tokens behind which a layer
+    sees less, or turns its positions in another way (LongRoPE)."""
+    configs = [lm.model.config, *(getattr(m, "config", None) for m in lm.model.modules())]
+    sizes = [getattr(c, name, None) for c in configs for name in WINDOWS]
+    for config in configs:
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+        if isinstance(rope, dict) and "longrope" in (rope.get("rope_type"), rope.get("type")):
+            sizes.append(rope.get("original_max_position_embeddings"))
+            sizes.append(getattr(config, "original_max_position_embeddings", None))
+    return min((n for n in sizes if isinstance(n, int) and n > 0), default=None)
+
+
+def columns_of(lm, probes) -> torch.Tensor:
+    """The tokens whose logits are compared: the titles' own, and some spread over the
+    vocabulary."""
+    own = np.concatenate([p.tok.ravel() for p in probes])
+    spread = np.linspace(0, min(len(lm.tok), len(lm.head_VD)) - 1, COLUMNS).astype(np.int64)
+    return torch.as_tensor(np.unique(np.concatenate([own, spread])), device=lm.device)
+
+
+# ---------------------------------------------------------------- the untouched model
+
+
+def plain_logits(lm, p, columns) -> torch.Tensor:
+    """The untouched model's logits (N, K) at all reads of a probe, one row a pass: of each tail the
+    tokens of its titles, then the mask alone."""
+    titles, masks = [], []
+    for tail, tok_CT, n_C in zip(p.tails, p.tok, p.n):
+        for title in [t[:n] for t, n in zip(tok_CT, n_C)]:
+            titles.append(plain_row(lm, p, tail, title)[:, columns].float())
+        if lm.kind == "encoder":  # which sees as many masks as a title has tokens
+            masks.append(plain_row(lm, p, tail, title[:0])[:1, columns].float())
+        else:
+            masks.append(titles[-1][:1])
+    return torch.cat([*titles, *masks])
+
+
+def plain_row(lm, p, tail, title) -> torch.Tensor:
+    """The untouched model's logits (n, V) that predict each of a title's n tokens (or the
+    first)."""
+    before, after = tail[: list(tail).index(MASK)], tail[list(tail).index(MASK) + 1 :]
+    row, n = np.concatenate([p.prefix, before]).astype(np.int64), max(len(title), 1)
+    as_vectors = lambda ids: embed(lm, torch.as_tensor(ids, device=lm.device)[None], p.P)  # noqa: E731
+    if lm.kind == "decoder":
+        m, row = len(row) - 1, np.concatenate([row, title[:-1]])
+        return lm.model(inputs_embeds=as_vectors(row)).logits[0, m : m + n]
+    masks = n if lm.kind == "encoder" else 1
+    row = np.concatenate([row, np.full(masks, lm.mask_id), after, lm.end]).astype(np.int64)
+    m = len(p.prefix) + len(before)
+    if lm.kind == "encoder":
+        return lm.model(inputs_embeds=as_vectors(row)).logits[0, m : m + n]
+    begins = [lm.decoder_start, lm.mask_id, *title[:-1]]
+    ids = torch.as_tensor(np.array(begins, np.int64), device=lm.device)[None]
+    return lm.model(inputs_embeds=as_vectors(row), decoder_input_ids=ids).logits[0, 1 : 1 + n]
+
+
+@contextlib.contextmanager
+def in_fp32(lm):
+    """With it the model computes in fp32; behind it every weight is bit for bit what it was."""
+    was = {
+        p: p.dtype for p in [*lm.model.parameters(), *lm.model.buffers()] if p.is_floating_point()
+    }
+    dtype, lm.dtype = lm.dtype, torch.float32
+    for p in was:
+        p.data = p.data.float()
+    try:
+        yield
+    finally:
+        for p, t in was.items():
+            p.data = p.data.to(t)
+        lm.dtype = dtype
+
+
+def reference_of(lm, probes, columns) -> list:
+    """For each probe the logits (N, K) to meet and how far each read (N,) may be off."""
+    try:
+        plain = [plain_logits(lm, p, columns) for p in probes]
+        tokens = torch.as_tensor(probes[1].tails[0][:-1].clip(0), device=lm.device)[None]
+        by_vectors_alone(lm, tokens)
+    except Exception as bad:  # of whatever kind: the model is somebody else's
+        stop(
+            f"{lm.name} ({type(lm.model).__name__}) cannot be read from vectors in place of "
+            f"tokens, which a soft prompt is ({type(bad).__name__}: {str(bad).splitlines()[0][:150]}); "
+            "use another LM"
+        )
+    if not all(torch.isfinite(x).all() for x in plain):
+        stop(f"{lm.name} gives scores that are not finite in {lm.dtype}; use another LM")
+    exact = plain
+    half = lm.dtype.itemsize < 4
+    if half and not lm.sharded:
+        needs = 4 * sum(p.numel() for p in lm.model.parameters())
+        if free_bytes(lm.device) > 1.2 * needs:
+            with in_fp32(lm):
+                exact = [plain_logits(lm, p, columns) for p in probes]
+    spread = max(float(x.std()) for x in exact)
+    floor = max(1.0, spread) * (TRUE_TO * 10 if half else TRUE_TO)
+    if exact is plain and half:  # no room to measure its own error
+        floor = 4 * torch.finfo(lm.dtype).eps * max(float(x.abs().max()) for x in plain)
+    return [
+        SimpleNamespace(logits=e, may=2 * float(off(x, e).max()) + floor, long=p.long)
+        for p, x, e in zip(probes, plain, exact)
+    ]
+
+
+def off(a_NK, b_NK) -> torch.Tensor:
+    """How far apart the logits of each read are, root mean square (N,)."""
+    return (a_NK - b_NK).pow(2).mean(1).sqrt()
+
+
+def by_vectors_alone(lm, tokens):
+    """Raises where a model's tokens say more than their vectors do (a second table of vectors that
+    only tokens reach), which a soft prompt would not have."""
+    if lm.kind == "encoder-decoder":
+        return
+    as_tokens = lm.model(input_ids=tokens).logits.float()
+    as_vectors = lm.model(inputs_embeds=embed(lm, tokens, None)).logits.float()
+    apart = float((as_tokens - as_vectors).abs().max())
+    if apart > 0.05 * max(float(as_tokens.std()), 1e-6) + 0.05 * (lm.dtype.itemsize < 4):
+        raise ValueError(f"its logits are {apart:.2g} apart for tokens and for their vectors")
+
+
+# ---------------------------------------------------------------- our ways, against it
+
+
+def our_logits(lm, p, columns) -> torch.Tensor:
+    """The same logits (N, K) by the way that lm.paths names first."""
+    start = begin(lm, p.prefix, p.P)
+    x_ND = torch.cat([read(lm, start, p.tails, p.tok, p.n), read(lm, start, p.tails)])
+    if lm.own_head:
+        return own_logits(lm, x_ND)[:, columns].float()
+    logits_NK = x_ND.float() @ lm.head_VD[columns].float().T
+    if lm.bias_V is not None:
+        logits_NK = logits_NK + lm.bias_V[columns].float()
+    return lm.scale * logits_NK
+
+
+def measured(lm, probes, reference, columns, long=None) -> float:
+    """How far off our way is, in units of what it may be: at most 1 is right. inf where it cannot
+    be gone at all. long: only the probes beyond (True) or within (False) the windows."""
+    worst = 0.0
+    for p, want in zip(probes, reference):
+        if long is not None and p.long != long:
+            continue
+        try:
+            got = our_logits(lm, p, columns)
+        except Exception:  # a way that this model cannot go: its code is somebody else's
+            return float("inf")
+        if got.shape != want.logits.shape or not torch.isfinite(got).all():
+            return float("inf")
+        worst = max(worst, float(off(got, want.logits).max()) / want.may)
+    return worst
+
+
+@torch.no_grad()
+def settle(lm, checked=True):
+    """Settles how the LM is read (attends, paths, reach, scale, own_head), or refuses it."""
+    if not checked:
+        return on_trust(lm)
+    found = remembered(lm)
+    if found:
+        apply(lm, found)
+        return
+    probes = probes_of(lm)
+    columns = columns_of(lm, probes)
+    reference = reference_of(lm, probes, columns)
+    compare = SimpleNamespace(probes=probes, reference=reference, columns=columns)
+    if lm.kind == "decoder":
+        said = settle_decoder(lm, compare)
+    else:
+        said = settle_encoder(lm, compare)
+    if said:
+        say(f"{lm.name}: {said}")
+    remember(lm, said)
+
+
+def settle_encoder(lm, c):
+    """Takes an encoder, or an encoder-decoder whose candidates share their prompt's encoder
+    states, if they say the same. Returns what the user should know."""
+    bare_head(lm)
+    put_back = passes.own_attention(lm.model) if lm.kind == "encoder-decoder" else None
+    if put_back:
+        lm.attends = True
+        if measured(lm, c.probes, c.reference, c.columns) <= 1:
+            return ""
+        put_back()
+        lm.attends = False
+    apart = measured(lm, c.probes, c.reference, c.columns)
+    if apart > 1:
+        refuse(lm, apart)
+    return "" if put_back is None else "candidates do not share encoder states; slower, the same"
+
+
+def settle_decoder(lm, c):
+    """Finds the fastest way that says the same. Returns what the user should know of it."""
+    text = lm.model.config.get_text_config()
+    lm.own_head = bool(getattr(text, "final_logit_softcapping", None))  # unseen in small logits
+    put_back, wrong = climb(lm, c)
+    if lm.paths == ["rows"]:  # is it the passes that differ, or what follows the head?
+        settle_head(lm, c)
+        if lm.own_head or lm.scale != 1:
+            put_back, wrong = climb(lm, c)
+    if lm.paths[0] != "rows" and any(p.long for p in c.probes):
+        settle_reach(lm, c, put_back)
+    elif lm.paths[0] != "rows" and (window_of(lm) or lm.max_tokens) < lm.max_tokens:
+        lm.reach = window_of(lm)  # too near to the longest prompt to be measured
+    return about(lm, wrong)
+
+
+def climb(lm, c):
+    """Fills lm.paths with the ways that say the same, best first, down to the first that can also
+    train. Returns a function that puts the model's own attention back, and how far off the other
+    ways are."""
+    put_back = passes.own_attention(lm.model)
+    lm.attends, right, wrong = put_back is not None, [], {}
+    for path in passes.candidates_of(lm) if lm.attends else ["padded"]:
+        lm.paths = [path]
+        apart = measured(lm, c.probes, c.reference, c.columns, long=False)
+        if apart > 1:
+            wrong[path] = apart
+            continue
+        right.append(path)
+        if path != "fused":
+            break
+    if lm.attends and not set(right) - {"fused"}:
+        put_back()
+        lm.attends, lm.paths = False, ["padded"]
+        apart = measured(lm, c.probes, c.reference, c.columns, long=False)
+        right = ["padded"] if apart <= 1 else []
+    lm.paths = [*right, "rows"]
+    return put_back, wrong
+
+
+def settle_reach(lm, c, put_back):
+    """Finds whether the best way is also right beyond the windows that the configuration names;
+    where it is not, longer prompts are read one row a title."""
+    if measured(lm, c.probes, c.reference, c.columns, long=True) <= 1:
+        return
+    lm.reach = window_of(lm)
+    if measured(lm, c.probes, c.reference, c.columns, long=True) <= 1:
+        return
+    if put_back and lm.attends:  # rows say the same under the model's own attention
+        put_back()
+    lm.attends, lm.paths, lm.reach = False, ["rows"], float("inf")
+    apart = measured(lm, c.probes, c.reference, c.columns)
+    if apart > 1:
+        refuse(lm, apart)
+
+
+def settle_head(lm, c):
+    """Finds how the model's logits follow from its states: by the head, times a number, or only by
+    asking the model itself; refuses it where not even that is so."""
+    lm.own_head = False
+    apart = measured(lm, c.probes, c.reference, c.columns)
+    if apart <= 1:
+        return
+    with contextlib.suppress(Exception):
+        ours = torch.cat([our_logits(lm, p, c.columns) for p in c.probes])
+        theirs = torch.cat([r.logits for r in c.reference])
+        lm.scale = float((ours * theirs).sum() / (ours * ours).sum())
+    if lm.bias_V is None and measured(lm, c.probes, c.reference, c.columns) <= 1:
+        return
+    lm.scale, lm.own_head = 1.0, True
+    if measured(lm, c.probes, c.reference, c.columns) > 1:
+        refuse(lm, apart)
+
+
+def about(lm, wrong) -> str:
+    """What the user should know of the way found; nothing where it is the fastest there is."""
+    parts = []
+    if lm.paths[0] == "rows":
+        parts.append(
+            "one row a title, because the fast ways give other scores than the model itself"
+        )
+    elif "padded" in lm.paths and wrong:
+        parts.append("padded rows, because packed ones give other scores than the model itself")
+    if lm.reach < float("inf"):
+        parts.append(f"one row a title in prompts of over {lm.reach} tokens, its layers' window")
+    if lm.own_head:
+        parts.append("by logits of the model itself, which it changes behind its head")
+    return ("read " + "; ".join(parts) + " (slower, the same scores)") if parts else ""
+
+
+def refuse(lm, apart):
+    """Stops: no way of ours says what the model says."""
+    how = "cannot be read" if apart == float("inf") else f"is {apart:.3g} times too far off"
+    stop(
+        f"{lm.name} ({type(lm.model).__name__}): no way of reading it here gives the scores that "
+        f"transformers gives (the plainest one {how}); use another LM, or --no-check-llm "
+        "to take it on trust"
+    )
+
+
+def on_trust(lm):
+    """Takes the fastest way whose shape fits, unmeasured."""
+    if lm.kind != "decoder":
+        bare_head(lm)
+        lm.attends = lm.kind == "encoder-decoder" and passes.own_attention(lm.model) is not None
+        return
+    lm.attends = passes.own_attention(lm.model) is not None
+    ways = passes.candidates_of(lm) if lm.attends else ["padded"]
+    lm.paths = [*ways, "rows"]
+    lm.reach = window_of(lm) or float("inf")
+
+
+def bare_head(lm):
+    """The model's logits become the states its head would read: no script makes B x V of them, and
+    every architecture's own last norm, transform and scaling still apply."""
+    lm.model.get_output_embeddings().forward = lambda x: x
+
+
+# ---------------------------------------------------------------- found once
+
+
+def key_of(lm) -> str:
+    """What a finding holds for: the LM, how it computes, and the code that reads it."""
+    import transformers
+
+    here = Path(__file__).parent
+    code = [p.read_text() for p in (here / "check.py", here / "reading.py", here / "passes.py")]
+    config = lm.model.config.to_dict() | {"_name_or_path": ""}  # wherever the files are
+    known = [
+        fingerprint(lm),
+        json.dumps(config, sort_keys=True, default=str),
+        str(lm.dtype),
+        lm.device.type,
+        str(lm.sharded),
+        str(lm.kind == "decoder" and passes.candidates_of(lm)),
+        torch.__version__,
+        transformers.__version__,
+        sys.version,
+        *code,
+    ]
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:24]
+
+
+def remembered(lm) -> dict | None:
+    """What was found for this LM before, if it can be read."""
+    try:
+        found = json.loads((CACHE / "checked" / f"{key_of(lm)}.json").read_text(encoding="utf-8"))
+        return found if set(SETTLED) <= set(found) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def remember(lm, said):
+    """Keeps what was found; a cache that cannot be written is no reason to stop."""
+    reach = None if lm.reach == float("inf") else lm.reach
+    values = (lm.attends, lm.paths, reach, lm.scale, lm.own_head, said)
+    with contextlib.suppress(OSError):
+        (CACHE / "checked").mkdir(parents=True, exist_ok=True)
+        write_json(CACHE / "checked" / f"{key_of(lm)}.json", dict(zip(SETTLED, values)))
+
+
+def apply(lm, found):
+    """Reads the LM as was found before, and says again what the user should know."""
+    if found["attends"]:
+        passes.own_attention(lm.model)
+    if lm.kind != "decoder":
+        bare_head(lm)
+    lm.attends, lm.paths, lm.scale = found["attends"], found["paths"], found["scale"]
+    lm.own_head = found["own_head"]
+    lm.reach = float("inf") if found["reach"] is None else found["reach"]
+    if found["said"]:
+        say(f"{lm.name}: {found['said']}")

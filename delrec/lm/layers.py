@@ -1,0 +1,135 @@
+"""The layers of an LM: cut to a few, tapped, adapted, divided among processes, computed again."""
+
+import torch
+
+from delrec.runtime import stop
+
+QV = ("q_proj", "v_proj", "q", "v", "query", "value", "q_lin", "v_lin", "query_proj", "value_proj")
+# where one layer makes q, k and v together: GPT-2; NeoX, Bloom, Falcon; Phi-3; MPT, ModernBERT
+QKV = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj_qkv")
+
+
+def decoder_layers(lm):
+    """(module that holds them, its attribute, the layers) of a decoder-only LM's body."""
+    if lm.kind != "decoder":
+        stop(f"{lm.name} is an {lm.kind} LM; layers are cut and taught in decoder-only LMs only")
+    n = lm.model.config.get_text_config().num_hidden_layers
+    for module in lm.body.modules():
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.ModuleList) and len(child) == n:
+                return module, name, child
+    stop(f"{lm.name}: its {n} layers do not stand in one list, so they cannot be cut or taught")
+
+
+def adapt_modules(lm, adapt="qv") -> list:
+    """Names of the layers an adapter is put on: the attention's q and v (DELRec), or all of the
+    body."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = lm.model.get_output_embeddings()
+    names = [
+        n
+        for n, m in lm.model.named_modules()
+        if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head
+    ]
+    if adapt == "linear":
+        return names
+    for parts in (QV, QKV):
+        found = [n for n in names if n.split(".")[-1] in parts]
+        if found:
+            return found
+    stop(f"{lm.name} has no attention projections named {', '.join(QV + QKV)}; use --adapt linear")
+
+
+def prune(lm, n):
+    """Leaves the first n layers; the final norm and the head stay (SLMRec: a depth-pruned
+    student)."""
+    holder, name, layers = decoder_layers(lm)
+    if n > len(layers):
+        stop(f"--layers {n}: {lm.name} has {len(layers)} layers; give at most so many")
+    setattr(holder, name, layers[:n])
+    config = lm.model.config.get_text_config()
+    config.num_hidden_layers = n
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:n]
+
+
+def tap(lm, blocks):
+    """From now on every pass leaves in lm.tapped the states (N, D) at its reads after each of the
+    blocks its layers are cut into; the last ones after the final norm, as the head reads them."""
+    holder, _, layers = decoder_layers(lm)
+
+    def keep(module, args, out):
+        lm.tapped.append(out[0] if isinstance(out, tuple) else out)
+
+    # read by pass_fused, which calls no layer
+    lm.taps = {j * len(layers) // blocks - 1 for j in range(1, blocks)}
+    for i in lm.taps:
+        layers[i].register_forward_hook(keep)
+    norms = [m for n, m in holder.named_children() if "norm" in n or n == "ln_f"]
+    if not norms:
+        stop(f"{lm.name}: the norm behind its layers has no name that is known; use another LM")
+    norms[-1].register_forward_hook(keep)
+    lm.tapped = []
+
+
+def layers_of(model) -> list:
+    """The layers that transformers can compute again."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def shard_layers(model, device):
+    """The model with torch's FSDP2 around each layer: a process keeps its part and fetches the rest
+    while the layer computes. Adapters, which come later, and what is not in a layer (embeddings,
+    head) stay whole on every process."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if not torch.distributed.is_initialized():
+        stop(
+            "--shard divides the LM among processes, but there is one; "
+            "start them with torchrun --nproc_per_node=N, or leave --shard out"
+        )
+    if not layers_of(model):
+        stop(
+            f"--shard: {type(model).__name__} has no layers that transformers can name; "
+            "leave --shard out"
+        )
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh)
+    if mesh.get_rank() == 0:
+        local = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
+        here, whole = (sum(p.numel() for p in ps) for ps in (local, model.parameters()))
+        print(
+            f"the LM's layers are divided among {mesh.size()} processes: "
+            f"{here:,} of {whole:,} parameters on this one",
+            flush=True,
+        )
+    return model
+
+
+def checkpoint_layers(model):
+    """Gradient checkpointing: each layer keeps its input only and is computed again in backward;
+    the same numbers for a third more time."""
+    from torch.utils.checkpoint import checkpoint
+
+    def again(forward):
+        def run(*args, **kwargs):
+            # the prefix keeps its keys and values, so it is not computed again
+            keeps = [kwargs.get(name) for name in ("cache", "past_key_values")] != [None, None]
+            if not torch.is_grad_enabled() or keeps:
+                return forward(*args, **kwargs)
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+        return run
+
+    if not layers_of(model):
+        stop(
+            f"--gradient-checkpointing: {type(model).__name__} has no layers that transformers can "
+            "checkpoint; lower --micro instead"
+        )
+    for layer in layers_of(model):
+        layer.forward = again(layer.forward)

@@ -1,0 +1,104 @@
+"""Text as tokens, tokens as vectors, and which LM it is.
+
+A prompt is an int array: token ids, SLOT where a soft-prompt vector goes, MASK where the filler is
+read, ITEM - i where item i stands as a vector (--input ids | hybrid). The three are negative, so no
+title and no tokenizer can produce them.
+"""
+
+import hashlib
+import json
+
+import torch
+
+from delrec.runtime import stop
+
+SLOT, MASK, ITEM = -1, -2, -100
+
+
+# ---------------------------------------------------------------- which LM is it?
+
+
+def digest(*tensors) -> str:
+    """16 hex digits that tell tensors apart."""
+    h = hashlib.sha256()
+    for t in tensors:
+        h.update(t.detach().float().cpu().contiguous().numpy().data)
+    return h.hexdigest()[:16]
+
+
+def fingerprint(lm) -> str:
+    """16 hex digits of an LM: its tokenizer's vocabulary, its size, a piece of every weight."""
+    h = hashlib.sha256(json.dumps(sorted(lm.tok.get_vocab().items())).encode())
+    for name, p in lm.model.named_parameters():
+        p = p.full_tensor() if lm.sharded and hasattr(p, "full_tensor") else p
+        h.update(f"{name} {tuple(p.shape)} {digest(p.flatten()[:64])}".encode())
+    return h.hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- text, tokens, vectors
+
+
+def encode(lm, text) -> list:
+    """Plain text -> token ids; text that spells a special token stays text (titles are data)."""
+    ids = lm.tok(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if lm.special & set(ids):
+        # a tokenizer that ignores split_special_tokens: break the spelling up
+        for s in lm.tok.all_special_tokens:
+            text = text.replace(s, s.strip("<>[]|"))
+        ids = lm.tok(text, add_special_tokens=False)["input_ids"]
+        ids = [t for t in ids if t not in lm.special]
+    return ids
+
+
+def must_have_vectors(lm, ids):
+    """Stops at a token that the tokenizer knows and the model has no vector for."""
+    rows, last = lm.model.get_input_embeddings().weight.shape[0], max(map(int, ids), default=0)
+    if last >= rows:
+        stop(
+            f"the tokenizer of {lm.name} knows {len(lm.tok)} tokens, its model {rows}: "
+            f"{lm.tok.convert_ids_to_tokens(last)!r} has no vector; save the model after "
+            "resize_token_embeddings, or take the tokenizer that it was trained with"
+        )
+
+
+def width(lm) -> int:
+    """D: the width of the states that the head reads."""
+    return lm.head_VD.shape[1]
+
+
+def tokens_width(lm) -> int:
+    """The width of a token's vector, which need not be D (OPT, ALBERT)."""
+    return lm.model.get_input_embeddings().weight.shape[1]
+
+
+def token_scale(lm) -> float:
+    """How many times as long as its stored row a token's vector is (Gemma scales it on the way)."""
+    with torch.no_grad():
+        vectors = lm.model.get_input_embeddings()
+        ids = torch.arange(min(64, len(vectors.weight)), device=lm.device)
+        seen, stored = vectors(ids).float().norm(), vectors.weight[ids].float().norm()
+    return float(seen / stored) if stored > 0 else 1.0
+
+
+def random_soft_prompt(lm, k, seed) -> torch.Tensor:
+    """k tokens' vectors drawn at random, which a soft prompt begins as: fp32 (k, D)."""
+    vectors = lm.model.get_input_embeddings()
+    rows = torch.randperm(len(lm.head_VD), generator=torch.Generator().manual_seed(seed))[:k]
+    with torch.no_grad():
+        return vectors(rows.clamp(max=len(vectors.weight) - 1).to(lm.device)).float().clone()
+
+
+def embed(lm, ids_BQ, P_kD) -> torch.Tensor:
+    """Tokens' vectors (B, Q, D) in the LM's dtype, the soft prompt at the slots in order, items'
+    vectors at their places."""
+    e_BQD = lm.model.get_input_embeddings()(ids_BQ.clamp(min=0)).to(lm.dtype)
+    slot_BQ = ids_BQ == SLOT
+    if P_kD is not None and slot_BQ.any():
+        nth_BQ = (slot_BQ.long().cumsum(1) - 1).clamp(min=0)
+        spliced = P_kD.to(lm.dtype)[nth_BQ.clamp(max=len(P_kD) - 1)]
+        e_BQD = torch.where(slot_BQ[..., None], spliced, e_BQD)
+    item_BQ = ids_BQ <= ITEM
+    if lm.items is not None and item_BQ.any():
+        vectors_ND = lm.items.maps["in"](lm.items.E[ITEM - ids_BQ[item_BQ]])
+        e_BQD = e_BQD.masked_scatter(item_BQ[..., None], vectors_ND.to(lm.dtype))
+    return e_BQD
