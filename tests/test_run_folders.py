@@ -29,7 +29,7 @@ import finetune
 import recipes
 import train_backbone
 from delrec import runtime
-from delrec.lm import teach
+from delrec.lm import layers, teach
 from delrec.runtime import beside, load_run, lock, put_in_place, read_json, settle, write_json
 from delrec.training import checkpoints
 
@@ -111,15 +111,10 @@ def test_a_finished_run_is_replaced_only_when_asked(train, toy, tmp_path):
 
 
 def test_a_refused_command_leaves_the_finished_run_and_nothing_else(
-    toy, backbone, decoder, script, on_cpu, tmp_path
+    toy, backbone, decoder, script, on_cpu, tmp_path, monkeypatch
 ):
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    tok = AutoTokenizer.from_pretrained(decoder)
-    GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tok), n_embd=32, n_layer=1, n_head=2)
-    ).save_pretrained(tmp_path / "gpt2")
-    tok.save_pretrained(tmp_path / "gpt2")
+    for names_of in ("QV", "QKV"):  # an LM whose attention has no projections to adapt
+        monkeypatch.setattr(layers, names_of, ("nowhere",))
     out = write_backbone(tmp_path / "runs" / "delrec", toy, popular(toy))  # any finished run
     before = contents(out)
     args = [
@@ -128,7 +123,7 @@ def test_a_refused_command_leaves_the_finished_run_and_nothing_else(
         "--backbone",
         backbone,
         "--llm",
-        tmp_path / "gpt2",
+        decoder,
         "--out",
         out,
         "--overwrite",

@@ -20,7 +20,7 @@ from delrec.lm.text import (
 )
 from delrec.metrics import compare, metrics
 from delrec.processes import gather_rows, max_over_ranks, shares
-from delrec.runtime import read_npy, read_tensors, stop
+from delrec.runtime import load_run, read_npy, read_tensors, stop
 from delrec.training.log import Log
 from delrec.training.memory import extra_bytes, free_bytes
 
