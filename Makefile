@@ -47,7 +47,7 @@ bench-data: $(VENV)/ready    ## preparing and training 22 million interactions; 
 	$(PY) data/bench.py $(if $(RECBOLE),--recbole $(RECBOLE))
 
 clean:                       ## remove the environment, prepared data and runs (the download cache stays)
-	rm -rf $(VENV) runs data/ml-100k
+	rm -rf $(VENV) runs data/ml-100k data/ml-100k@* data/ml-100k.unfinished data/ml-100k.replaced
 
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; give one: make PYTHON=python3.12")'

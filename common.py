@@ -1,12 +1,34 @@
-"""What the four scripts share: starting and finishing a run, the forecast, the look at gradients before they are used."""
+"""What the four scripts share: starting and finishing a run, the forecast, the look at gradients."""
+
+import os
 import shutil
 import time
 
+import click
 import numpy as np
 import torch
 
-from delrec.processes import finish
-from delrec.runtime import commit, machine, stop, versions, write_json
+from delrec.processes import finish, max_over_ranks
+from delrec.runtime import (
+    HELD,
+    beside,
+    commit,
+    empty,
+    in_use,
+    is_run,
+    load_run,
+    lock,
+    machine,
+    owner,
+    put_in_place,
+    settle,
+    stop,
+    unlock,
+    versions,
+    when,
+    write_json,
+)
+from delrec.training.checkpoints import complete
 from delrec.training.memory import peak_gb, total_bytes
 
 
@@ -16,45 +38,184 @@ def forecast(step_seconds, steps, validation_seconds, validations, ranks):
         return
     left = np.median(step_seconds) * (steps - len(step_seconds)) + validation_seconds * validations
     gpu, total = ranks.device.type == "cuda", total_bytes(ranks.device)
-    used = torch.cuda.max_memory_allocated() / 2 ** 30 if gpu else peak_gb()
-    print(f"{len(step_seconds)} steps took {np.median(step_seconds):.2f} s each: about {left / 60:.1f} minutes to go for {steps - len(step_seconds)} steps and {validations} "
-          f"validations; {used:.1f} GB of {'the GPU' if gpu else 'memory'} at the peak so far" + (f", it has {total / 2 ** 30:.0f}" if total else ""), flush=True)
+    used = torch.cuda.max_memory_allocated() / 2**30 if gpu else peak_gb()
+    print(
+        f"{len(step_seconds)} steps took {np.median(step_seconds):.2f} s each: about {left / 60:.1f} minutes to go for {steps - len(step_seconds)} steps and {validations} "
+        f"validations; {used:.1f} GB of {'the GPU' if gpu else 'memory'} at the peak so far"
+        + (f", it has {total / 2**30:.0f}" if total else ""),
+        flush=True,
+    )
 
 
-def start_run(out, stage, cfg, data, ranks):
-    """Make the run folder and take away its completion mark and what an earlier run left. Returns the record that finish_run writes to
-    config.json. With cfg.resume a finished run ends here, and log and checkpoints stay."""
-    resume = getattr(cfg, "resume", False)
-    if resume and (out / "config.json").exists():
+# ------------------------------------------------ a run folder, from the door to its place
+
+
+def claim(folder, cfg, ranks):
+    """Nothing, where a run may be written to `folder`; else says why not. Nothing is touched yet.
+
+    A finished run needs --overwrite, one that was killed --resume or --overwrite, a folder of
+    something else another --out. With --resume a finished run ends here, with exit code 0.
+    """
+    verdict, why = 0, None
+    if ranks.main:
+        settle(folder, "config.json")
+        adopt(folder, cfg.resume)
+        why = refusal(folder, cfg.resume, cfg.overwrite)
+        finished = cfg.resume and not beside(folder, "unfinished").exists() and is_run(folder)
+        verdict = 2 if why else 1 if finished else 0
+    if ranks.world > 1:
+        verdict = int(max_over_ranks(verdict, ranks))
+    if why:
+        stop(why)
+    if verdict == 2:
+        raise SystemExit(1)  # the first process says why
+    if verdict == 1:
         if ranks.main:
-            print(f"{out} is finished, there is nothing to resume; run without --resume to do it again", flush=True)
+            print(
+                f"{folder} is finished, there is nothing to resume; "
+                "--overwrite instead of --resume does it again",
+                flush=True,
+            )
         finish(ranks)
         raise SystemExit(0)
+
+
+def adopt(folder, resume):
+    """With --resume: a finished run that was killed before it had its place is put there, and what
+    earlier versions left of a killed run in `folder` itself becomes <folder>.unfinished."""
+    new = beside(folder, "unfinished")
+    if not resume or owner(new):
+        return
+    if (new / "config.json").exists():
+        put_in_place(folder)
+    elif killed_inside(folder) and not new.exists():
+        os.replace(folder, new)
+
+
+def killed_inside(folder):
+    """True for a killed run of earlier versions, which built in the run folder itself."""
+    return (folder / "checkpoints").is_dir() and not (folder / "config.json").exists()
+
+
+def refusal(folder, resume, overwrite):
+    """Why no run may be written to `folder`, as a sentence; None where one may."""
+    new = beside(folder, "unfinished")
+    if number := owner(new):
+        return in_use(new, number)
+    finished = is_run(folder)
+    if (
+        not finished
+        and not killed_inside(folder)
+        and folder.exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
+        return (
+            f"{folder} is there and holds no run (no config.json of these scripts), so it is left "
+            "as it is; name another folder with --out"
+        )
+    inner = [
+        p.parent for p in folder.rglob("config.json") if p.parent != folder and is_run(p.parent)
+    ]
+    if inner:
+        return (
+            f"{folder} holds the run {inner[0]}, which would go with it; "
+            "move that one away, or name another folder with --out"
+        )
+    if resume or overwrite:
+        return None
+    if (new / "config.json").exists():
+        return (
+            f"{new} holds a finished run that was killed before it was put in its place; "
+            "--resume does that, --overwrite begins anew"
+        )
+    for place in (new, folder):
+        if not finished or place == new:
+            if kept := complete(place / "checkpoints"):
+                return (
+                    f"{place} holds a run that was killed at step {kept[-1][0]}; "
+                    "--resume continues it, --overwrite begins anew"
+                )
+    if finished:
+        run = load_run(folder)
+        return (
+            f"{folder} holds a finished {run.stage} run ({when(run)}, data hash {run.data_hash}); "
+            "--overwrite replaces it once the new one is finished, --out names another folder"
+        )
+    return None
+
+
+def start_run(folder, stage, cfg, data, ranks):
+    """(where to build the run, the record that finish_run writes to config.json).
+
+    The run is built in <folder>.unfinished; what is stored in it names the final `folder`. With
+    cfg.resume, log and checkpoints of a killed run stay there.
+    """
+    new = beside(folder, "unfinished")
+    record = {
+        "stage": stage,
+        **vars(cfg),
+        "dataset": data.name,
+        "data_folder": str(data.folder),
+        "data_hash": data.meta["hash"],
+        "world": ranks.world,
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine(),
+        "started": time.time(),
+    }
     if ranks.main:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").unlink(missing_ok=True)
-        if not resume:                                   # no weights, scores or ranks of an earlier run may pass for this one's
-            for old in (p for name in ("log.jsonl", "metrics.json", "neutral.npy", "*.safetensors", "scores_*.npy", "full_*.npy", "ranks_*.npy", "topk_*.npy", "probe.*") for p in out.glob(name)):
-                old.unlink()
-            for old in ("checkpoints", "adapter", "lm", "evaluation"):
-                shutil.rmtree(out / old, ignore_errors=True)
-        print(f"{stage}: " + " ".join(f"{k}={v}" for k, v in vars(cfg).items() if v is not None), flush=True)
-    return {"stage": stage, **vars(cfg), "dataset": data.name, "data_folder": str(data.folder), "data_hash": data.meta["hash"],
-            "world": ranks.world, "versions": versions(), "commit": commit(), "machine": machine(), "started": time.time()}
+        lock(new)
+        if not getattr(cfg, "resume", False):
+            empty(new)
+        write_json(new / "started.json", record)
+        if context := click.get_current_context(silent=True):
+            context.call_on_close(lambda: leave(new))
+        print(
+            f"{stage}: " + " ".join(f"{k}={v}" for k, v in vars(cfg).items() if v is not None),
+            flush=True,
+        )
+        if is_run(folder):
+            print(f"{folder} stays as it is until this run replaces it", flush=True)
+    return new, record
 
 
-def finish_run(out, record):
-    """config.json is written last: a run folder with it is complete."""
+def leave(new):
+    """At the end of a command: what it did not finish stays only if --resume can use it."""
+    if new in HELD:
+        kept = complete(new / "checkpoints") or (new / "config.json").exists()
+        if not kept and not (new / "teacher_states.npy").exists():
+            shutil.rmtree(new, ignore_errors=True)
+        unlock(new)
+
+
+def finish_run(folder, record):
+    """The record as it is stored. config.json is written last, then the run is put in its place."""
+    new = beside(folder, "unfinished")
     record["seconds"] = round(time.time() - record.pop("started"), 1)
+    record["finished"] = round(time.time(), 3)
     record["peak_gb"] = round(peak_gb(), 2)
-    write_json(out / "config.json", record)
+    write_json(new / "config.json", record)
+    try:
+        put_in_place(folder)
+    except OSError as bad:
+        stop(
+            f"the run is finished and whole in {new}, but could not be put in its place ({bad}); "
+            "the same command with --resume does that"
+        )
+    unlock(new)
     return record
 
 
 def stop_unless_finite(params, step, samples, data, losses=0.0):
-    """Ends the run, before anything is updated, if a gradient (or a loss) is not finite. Both are sums over all processes, so all end."""
+    """Ends the run, before anything is updated, if a gradient (or a loss) is not finite.
+
+    Both are sums over all processes, so all end."""
     grads = torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None]))
     if not np.isfinite(losses).all() or not torch.isfinite(grads).all():
         shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
-        stop(f"step {step}: {int((~torch.isfinite(grads)).sum())} of {len(grads)} gradients are not finite" + (f", the loss is {losses}" if losses else "") + f" (samples {shown} of {data.name}); nothing was "
-             "updated and the last checkpoint is good; lower --lr and run again, or look at those samples")
+        stop(
+            f"step {step}: {int((~torch.isfinite(grads)).sum())} of {len(grads)} gradients are not finite"
+            + (f", the loss is {losses}" if losses else "")
+            + f" (samples {shown} of {data.name}); nothing was "
+            "updated and the last checkpoint is good; lower --lr and run again, or look at those samples"
+        )

@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from delrec.data.prepared import histories, load_data, subset, with_lists
 from lion_pytorch import Lion
 
-from common import finish_run, forecast, start_run, stop_unless_finite
+from common import claim, finish_run, forecast, start_run, stop_unless_finite
 from delrec.backbone.models import NAMES
 from delrec.lm import core as L
 from delrec.lm import vectors
+from delrec.lm.listed import backbone_digest
 from delrec.processes import (
     finish,
     restarted,
@@ -41,6 +42,7 @@ from delrec.runtime import (
     folder_of,
     load_run,
     read_npy,
+    settle,
     stop,
     whole_or_auto,
     write_json,
@@ -162,7 +164,10 @@ def weights(how, g_TA, g_RPS, log_var):
 @click.option("--val-samples", default=64, type=click.IntRange(0), help="validation samples that choose the best step; 0 = all")
 @click.option("--evals", default=2, type=click.IntRange(1), help="validations during training, the last after the last step; one more before the first")
 # going on
-@click.option("--resume", is_flag=True, help="continue from the newest checkpoint of the run folder, as if it had never stopped")
+@click.option("--resume", is_flag=True,
+              help="continue a killed run from its newest checkpoint, as if it had never stopped")
+@click.option("--overwrite", is_flag=True,
+              help="replace the finished run in --out, once this one is finished; begin a killed one anew")
 @click.option("--checkpoint-every", default=0, type=click.IntRange(0), help="steps between checkpoints; 0: as often as costs under 5 % of the time")
 @click.option("--paper", is_flag=True, help="the paper's choices: " + ", ".join(f"{k}={v}" for k, v in PAPER.items()))
 @click.pass_context
@@ -184,10 +189,13 @@ def main(ctx, **config):
 
     # data, backbone's lists, LM
     data = load_data(cfg.dataset)
-    out = folder_of("runs", cfg.out or f"{data.name}/prompt" + ("-ids" if ids else ""))
-    teacher_folder = folder_of("runs", cfg.backbone or f"{data.name}/sasrec")
+    folder = folder_of("runs", cfg.out or f"{data.folder_name}/prompt" + ("-ids" if ids else ""))
+    claim(folder, cfg, ranks)
+    teacher_folder = folder_of("runs", cfg.backbone or f"{data.folder_name}/sasrec")
+    settle(teacher_folder, "config.json")
     if not (teacher_folder / "config.json").exists():
-        stop(f"no backbone in {teacher_folder}; train it with: python train_backbone.py --dataset {cfg.dataset}")
+        stop(f"no backbone in {teacher_folder}; train it with: python train_backbone.py --dataset {cfg.dataset}"
+             + (f" --out {cfg.backbone}" if cfg.backbone else ""))
     teacher = load_run(teacher_folder, data, stages=["train_backbone"])
     for s in ("train", "val"):
         if not (teacher_folder / f"topk_{s}.npy").exists():
@@ -203,7 +211,8 @@ def main(ctx, **config):
     P = L.random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
     backbone = NAMES.get(getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender"))
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "history": cfg.history, "max_title": cfg.max_title,
-                "max_tokens": cfg.max_tokens, "backbone": backbone, "backbone_run": str(teacher_folder), "input": cfg.input, "allow_unknown": cfg.allow_unknown}
+                "max_tokens": cfg.max_tokens, "backbone": backbone, "backbone_run": str(teacher_folder), "input": cfg.input,
+                "backbone_digest": backbone_digest(teacher_folder), "allow_unknown": cfg.allow_unknown}
     maps = []
     if ids:
         if lm.kind != "decoder":
@@ -227,7 +236,7 @@ def main(ctx, **config):
     val_ta, val_rps = tasks_of(r, data.val[val], ranked["val"][val][:, :cfg.h], cfg.a, cfg.C, cfg.seed)
     if not val_ta and cfg.tasks != "rps":
         stop(f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a {cfg.a}, raise --val-samples {cfg.val_samples}, or leave it out with --tasks rps")
-    record = start_run(out, "distill", cfg, data, ranks)
+    out, record = start_run(folder, "distill", cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
     found = saver.load() if cfg.resume else None
     checkpoints.listen()
@@ -349,7 +358,7 @@ def main(ctx, **config):
                         "step_seconds": step_seconds, "seconds": time.time() - began})
         if asked and step + 1 < steps:
             log.close()
-            saver.end(True, step + 1)
+            saver.end(step + 1)
     log.close()
 
     lm_seconds["steps"] = sum(step_seconds)
@@ -365,15 +374,15 @@ def main(ctx, **config):
             adapter.save_pretrained(out / "adapter")
         result = {"chance": 1 / cfg.C, "n_ta": len(val_ta), "n_rps": len(val_rps), "before": before, "after": after, "best_step": best_step}
         write_json(out / "metrics.json", result)
-        record |= {"settings": settings, "backbone": backbone, "backbone_run": str(teacher_folder), "lm_share": round(sum(lm_seconds.values()) / seconds, 3),
-                   "calibration": 0.0, "soft_prompt": str(out)}
-        finish_run(out, record)
-        saver.end(False, steps)
+        record |= {"settings": settings, "backbone": backbone, "backbone_run": str(teacher_folder),
+                   "backbone_digest": settings["backbone_digest"], "lm_share": round(sum(lm_seconds.values()) / seconds, 3),
+                   "calibration": 0.0, "soft_prompt": str(folder)}
+        finish_run(folder, record)
         print(f"\nStage 1, {backbone} -> {cfg.k} vectors of {cfg.llm}; accuracy on {len(val)} validation samples, {cfg.C} candidates, chance {1 / cfg.C:.3f}")
         for task, prompts in tasks.items():
             print(f"  {task.upper():4} before {before[task]:.3f}  after {after[task]:.3f}   (n={len(prompts)})")
         print(f"  {prompts_seen / lm_seconds['steps']:.2f} prompts/s in training, {100 * record['lm_share']:.0f} % of the time in the LM")
-        print(json.dumps({"stage": "distill", "out": str(out), "chance": round(1 / cfg.C, 4),
+        print(json.dumps({"stage": "distill", "out": str(folder), "chance": round(1 / cfg.C, 4),
                           **{f"{t}_{w}": round(d[t], 4) for t in tasks for w, d in (("before", before), ("after", after))},
                           "samples_per_second": round(prompts_seen / lm_seconds["steps"], 2), "lm_share": record["lm_share"], "seconds": record["seconds"],
                           "peak_gb": round(peak_gb(), 2)}))

@@ -27,12 +27,13 @@ from delrec.data.prepared import (
     candidates,
     histories,
     load_data,
+    load_data_of,
     shuffled,
     subset,
     users,
 )
 
-from common import finish_run, start_run
+from common import claim, finish_run, start_run
 from delrec.backbone.models import NAMES
 from delrec.evaluation import probe, report
 from delrec.evaluation.floors import (
@@ -46,19 +47,23 @@ from delrec.evaluation.floors import (
 from delrec.evaluation.report import FULL, SHOWN
 from delrec.evaluation.stats import difference, interval, over_seeds, unseeded
 from delrec.lm import core as L
-from delrec.lm import teach
+from delrec.lm import listed, teach
 from delrec.metrics import chance, compare, metrics
 from delrec.processes import finish, setup
 from delrec.runtime import (
     commit,
     described,
     folder_of,
+    is_run,
     load_run,
     machine,
     read_json,
     read_npy,
+    settle,
     stop,
+    stop_if_replaced,
     versions,
+    when,
     write_json,
     write_npy,
 )
@@ -77,6 +82,11 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shu
     path, cand = run.folder / (f"scores_{split}_{C}" + "_shuffled" * shuffle + ".npy"), candidates(data, split, C)
     have = stored(path, np.full(cand.shape, np.nan, np.float32))
     missing = which[~np.isfinite(have[which]).all(1)]
+    now = listed.digest_now(run) if len(missing) and path.exists() else None
+    if now and listed.noted(run).get(path.stem, now) != now:
+        if ranks.main:
+            print(f"{path} was made with another backbone, so it is made again as far as it is asked for", flush=True)
+        have[:], missing = np.nan, which
     if len(missing):
         if run.stage == "train_backbone" and shuffle:        # its stored scores are of the real order; a backbone is quick to ask again
             score = serve.backbone_ranking(run)
@@ -100,12 +110,17 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shu
         began, name = time.time(), f"{run.folder.name} {split}"
         if split == "test" and L.reads_all(r) and not shuffle:               # the whole catalogue comes with it
             have[missing], full = L.score_and_rank(r, split, missing, C, ranks, penalty_I, name)
+            if ranks.main:
+                stop_if_replaced(run)
             keep_full(run.folder / "full_test.npy", len(cand), missing, full, ranks)
         else:
             have[missing] = L.score_samples(r, split, missing, C, ranks, name=name)
         spent += np.array([len(missing), time.time() - began])
         if ranks.main:
+            stop_if_replaced(run)
             write_npy(path, have)
+            if now := listed.digest_now(run):
+                listed.note(run, path.stem, now)
     penalty = 0.0
     if getattr(run, "calibration", 0):
         if not (run.folder / "neutral.npy").exists():
@@ -123,12 +138,46 @@ def keep_full(path, n, which, full, ranks):
 
 
 def plain_lm(cfg, data, ranks, spent):
-    """--llm: the LM without any training, as a run folder runs/<dataset>/lm (calibration chosen on validation)."""
-    out = folder_of("runs", f"{data.name}/lm")
+    """--llm: the LM without any training, as a run folder (calibration chosen on validation). One that
+    was made the same way is used again, with what was scored by it."""
+    folder = folder_of("runs", cfg.llm_out or f"{data.folder_name}/lm")
     lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": "", "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": "", "allow_unknown": cfg.allow_unknown}
+    made = {"llm": cfg.llm, "llm_fingerprint": L.fingerprint(lm), "C": cfg.C, "val_samples": cfg.val_samples,
+            "calibrate": cfg.calibrate, "settings": settings, "data_hash": data.meta["hash"]}
     r = L.ranker(lm, data, settings)
-    record = start_run(out, "lm", SimpleNamespace(llm=cfg.llm, C=cfg.C, val_samples=cfg.val_samples), data, ranks)
+    if not made_the_same_way(folder, made, cfg, ranks):
+        rank_plainly(r, folder, made, cfg, data, ranks, spent)
+    run = load_run(folder, data)
+    penalty_I = np.zeros(data.n_items + 1, np.float32)
+    if run.calibration:
+        penalty_I = run.calibration * read_npy(folder / "neutral.npy", (data.n_items + 1,))
+    return run, (r, penalty_I)
+
+
+def made_the_same_way(folder, made, cfg, ranks):
+    """True, and a line, if `folder` holds the plain LM's run of these settings; one of others is
+    refused. With --overwrite neither counts."""
+    settle(folder, "config.json")
+    if cfg.overwrite or not is_run(folder):
+        return False
+    have = read_json(folder / "config.json")
+    for key in made:
+        if have.get(key) != made[key]:
+            stop(f"{folder} holds a {have['stage']} run whose {key.replace('_', ' ')} was {have.get(key)}, "
+                 f"now it is {made[key]}; --overwrite replaces it, --llm-out names another folder")
+    if ranks.main:
+        print(f"{folder} was made the same way ({when(load_run(folder))}): its scores are used again",
+              flush=True)
+    return True
+
+
+def rank_plainly(r, folder, made, cfg, data, ranks, spent):
+    """Writes the run folder of an LM without any training: its validation scores and its calibration."""
+    asked = SimpleNamespace(llm=cfg.llm, C=cfg.C, val_samples=cfg.val_samples, calibrate=cfg.calibrate,
+                            resume=False, overwrite=cfg.overwrite)
+    claim(folder, asked, ranks)
+    out, record = start_run(folder, "lm", asked, data, ranks)
     neutral = L.neutral_scores(r, ranks) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
     val, cand = subset(len(data.val), cfg.val_samples, 0), candidates(data, "val", cfg.C)
     full = np.full(cand.shape, np.nan, np.float32)
@@ -139,10 +188,9 @@ def plain_lm(cfg, data, ranks, spent):
     if ranks.main:
         write_npy(out / "neutral.npy", neutral)
         write_npy(out / f"scores_val_{cfg.C}.npy", full)
-        finish_run(out, record | {"settings": settings, "calibration": weight, "soft_prompt": "none"})
+        finish_run(folder, record | made | {"calibration": weight, "soft_prompt": "none"})
     if ranks.world > 1:
         torch.distributed.barrier()
-    return load_run(out, data), (r, weight * neutral)
 
 
 def notes(run):
@@ -305,6 +353,10 @@ def command_line(context):
 @click.option("--probe", is_flag=True, help="instead of a table: what the soft prompt of one run learnt (nearest tokens, attention, how far it moves the LM towards the backbone)")
 # the plain LM
 @click.option("--llm", default=None, type=str, help="adds the row of this LM without any training")
+@click.option("--llm-out", default=None, type=str,
+              help="run folder of the plain LM, used again if it was made the same way; runs/<dataset>/lm")
+@click.option("--overwrite", is_flag=True,
+              help="make the plain LM's run, or the export, anew and replace the one that is there once it is finished")
 @click.option("--check-llm/--no-check-llm", default=True, help="plain LM: compare the LM's scores with plain transformers' before the work (seconds, once for each LM), and take the fastest way that says the same")
 @click.option("--allow-unknown", is_flag=True, help="plain LM: go on with a tokenizer that does not know over a fifth of the titles' tokens")
 @click.option("--verbalizer", default="likelihood", type=click.Choice(["likelihood", "mean", "first", "letter"]), help="of the plain LM")
@@ -328,9 +380,13 @@ def main(**config):
         stop("nothing to evaluate; give --ckpt RUN (a run folder) or --llm NAME --dataset NAME")
     ranks = setup(0)
     runs = [load_run(n, stages=["train_backbone", "distill", "finetune", "lm"]) for n in names]
-    data = load_data(cfg.dataset or (getattr(runs[0], "data_folder", runs[0].dataset) if runs else "ml-100k"))
+    data = load_data_of(runs[0]) if runs and not cfg.dataset else load_data(cfg.dataset or "ml-100k")
+    if runs and ranks.main and str(data.folder) != getattr(runs[0], "data_folder", str(data.folder)):
+        print(f"{runs[0].folder} was trained on the preparation that stands in {data.folder} now "
+              f"(hash {data.meta['hash']}): that one is used", flush=True)
     for run in runs:
         load_run(run.folder, data)                           # refuses another data set's run
+        listed.say_if_another(run, ranks)
     asked = [flag for flag, given in (("--history", cfg.history is not None), ("--serve", cfg.file), ("--export", cfg.export), ("--probe", cfg.probe)) if given]
     if asked:
         if len(runs) != 1:
@@ -342,7 +398,7 @@ def main(**config):
         elif cfg.file:
             serve.serve(runs[0], data, cfg.file, cfg.out, cfg.top, cfg.pool, ranks, cfg.shard)
         elif cfg.export:
-            teach.export(runs[0], data, ranks, cfg.export_k, cfg.limit, cfg.shard)
+            teach.export(runs[0], data, ranks, cfg.export_k, cfg.limit, cfg.shard, overwrite=cfg.overwrite)
         else:
             probe.probe(runs[0], data, cfg.val_samples, cfg.C, ranks, Path(cfg.out) if cfg.out else runs[0].folder)
         return finish(ranks)
@@ -393,10 +449,15 @@ def main(**config):
     # the backbone fused with what counts pairs, and with what knows the titles: the floors an LM row, alone or fused, has to beat
     backbones = [r for r in runs if r.stage == "train_backbone"]
     from_runs = [Path(r.backbone_run) for r in runs if getattr(r, "backbone_run", None)]
-    for folder in from_runs + [folder_of("runs", f"{data.name}/sasrec")]:
+    for folder in from_runs + [folder_of("runs", f"{data.folder_name}/sasrec")]:
+        settle(folder, "config.json")
         if not backbones and (folder / "config.json").exists():
-            backbones = [load_run(folder, data)]
-            add(backbones[0])
+            backbone = load_run(folder)
+            if backbone.data_hash == data.meta["hash"]:
+                backbones = [backbone]
+                add(backbone)
+            elif ranks.main:
+                print(f"{folder} was trained on another preparation (hash {backbone.data_hash}), so it is no row here", flush=True)
     pairs = list(cfg.fuse)
     if backbones:
         base = row_of[backbones[0].folder]
@@ -442,11 +503,13 @@ def main(**config):
 
     # written down
     print("\n" + "\n".join(report.text(result)) + "\n")
-    out = Path(cfg.out) if cfg.out else (runs[-1].folder if runs else folder_of("runs", data.name)) / "evaluation"
+    out = Path(cfg.out) if cfg.out else (runs[-1].folder if runs else folder_of("runs", data.folder_name)) / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", result)
     report.write_tables(out, result)
     for folder, name in row_of.items():
+        if name in run_of:
+            stop_if_replaced(run_of[name])
         path = folder / f"ranks_test_{cfg.C}.npy"
         ranks_n = stored(path, np.full(len(data.test), np.nan, np.float32))
         ranks_n[which] = value[name]["rank"]

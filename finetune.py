@@ -35,10 +35,11 @@ from delrec.data.prepared import (
 )
 from lion_pytorch import Lion
 
-from common import finish_run, forecast, start_run, stop_unless_finite
+from common import claim, finish_run, forecast, start_run, stop_unless_finite
 from delrec.backbone.models import NAMES
 from delrec.lm import core as L
 from delrec.lm import teach, vectors
+from delrec.lm.listed import backbone_digest, say_if_another
 from delrec.metrics import chance, compare, metrics
 from delrec.processes import (
     finish,
@@ -52,6 +53,7 @@ from delrec.runtime import (
     described,
     folder_of,
     load_run,
+    settle,
     stop,
     whole_or_auto,
     write_npy,
@@ -160,7 +162,10 @@ def examples(r, cfg, which, done):
 @click.option("--evals", default=3, type=click.IntRange(1), help="validations during training, the last after the last step")
 @click.option("--calibrate/--no-calibrate", default=True, help="subtract w times the title's score under an empty history, w chosen on validation (nothing to subtract from letters)")
 # going on
-@click.option("--resume", is_flag=True, help="continue from the newest checkpoint of the run folder, as if it had never stopped")
+@click.option("--resume", is_flag=True,
+              help="continue a killed run from its newest checkpoint, as if it had never stopped")
+@click.option("--overwrite", is_flag=True,
+              help="replace the finished run in --out, once this one is finished; begin a killed one anew")
 @click.option("--checkpoint-every", default=0, type=click.IntRange(0), help="steps between checkpoints; 0: as often as costs under 5 % of the time")
 @click.option("--paper", is_flag=True, help="the paper's choices: " + ", ".join(f"{k}={v}" for k, v in PAPER.items()))
 @click.pass_context
@@ -174,7 +179,8 @@ def main(ctx, **config):
         stop("--maps and --teacher both say what the maps begin as; leave one of them out")
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
     data = load_data(cfg.dataset)
-    out = folder_of("runs", cfg.out or f"{data.name}/delrec")
+    folder = folder_of("runs", cfg.out or f"{data.folder_name}/delrec")
+    claim(folder, cfg, ranks)
 
     # what the input and the teacher settle
     teacher_run = teach.follow(cfg, typed, data) if cfg.teacher else None
@@ -224,10 +230,16 @@ def main(ctx, **config):
     P_before = None if P is None else P.clone()
     # of the LM as it was loaded: the adapters come later
     made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm)) | ({"soft_prompt": L.digest(P)} if P is not None else {})
-    backbone_run = cfg.backbone or (prompt_run.backbone_run if prompt_run else folder_of("runs", f"{data.name}/sasrec"))
+    backbone_run = cfg.backbone or (prompt_run.backbone_run if prompt_run else folder_of("runs", f"{data.folder_name}/sasrec"))
     settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "order", "history", "max_title", "max_tokens")}
     settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else backbone_name(backbone_run, data), "backbone_run": str(folder_of("runs", backbone_run)),
-                 "input": cfg.input, "words": cfg.soft_prompt == "words", "allow_unknown": cfg.allow_unknown}
+                 "input": cfg.input, "words": cfg.soft_prompt == "words",
+                 "allow_unknown": cfg.allow_unknown,
+                 "backbone_digest": backbone_digest(folder_of("runs", backbone_run))}
+    if settings["backbone_digest"]:
+        made_with["backbone_digest"] = settings["backbone_digest"]
+    for run in filter(None, (prompt_run, teacher_run)):
+        say_if_another(run, ranks)
     if cfg.input == "ids" and lm.kind == "decoder":      # windows of items, each of which predicts the one after it
         first_n, last_n = vectors.windows(data, cfg.history, steps * cfg.batch, cfg.seed)
         sample_of = last_n                               # places in data.items
@@ -273,9 +285,10 @@ def main(ctx, **config):
     if lm.items is not None:                             # of a backbone, which may have been trained again meanwhile
         made_with["item_vectors"] = L.digest(lm.items.E)
 
-    record = start_run(out, "finetune", cfg, data, ranks)
+    modules = L.adapt_modules(lm, cfg.adapt)             # refused before anything is begun
+    out, record = start_run(folder, "finetune", cfg, data, ranks)
     if cfg.layers:
-        record["llm"] = str(out / "lm")
+        record["llm"] = str(folder / "lm")
         if ranks.main:
             lm.model.save_pretrained(out / "lm"), lm.tok.save_pretrained(out / "lm")
     if teacher:
@@ -294,7 +307,7 @@ def main(ctx, **config):
     from peft import AdaLoraConfig, get_peft_model
     tinit, tfinal = max(steps // 10, 1), max(steps // 3, 1)
     adapter = get_peft_model(lm.model, AdaLoraConfig(
-        target_modules=L.adapt_modules(lm, cfg.adapt), init_r=cfg.init_r, target_r=cfg.target_r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout,
+        target_modules=modules, init_r=cfg.init_r, target_r=cfg.target_r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout,
         total_step=steps, tinit=tinit, tfinal=tfinal, deltaT=1, orth_reg_weight=0.0))
     if cfg.gradient_checkpointing:
         L.checkpoint_layers(lm.model)
@@ -424,7 +437,7 @@ def main(ctx, **config):
                         "step_seconds": step_seconds, "seconds": time.time() - began})
         if asked and step + 1 < steps:
             log.close()
-            saver.end(True, step + 1)
+            saver.end(step + 1)
     log.close()
     lm_seconds["steps"] = sum(step_seconds)
 
@@ -458,12 +471,11 @@ def main(ctx, **config):
         write_npy(out / f"scores_val_{cfg.C}.npy", full_nC)
         record |= {"settings": settings, "calibration": w, "best_step": best_step, "rank": [layers * cfg.init_r, active_rank(adapter)],
                    "soft_prompt": str(prompt_run.folder) if prompt_run else cfg.soft_prompt,
-                   "backbone_run": settings["backbone_run"], "lm_share": lm_share, "samples_per_second": round(per_second, 3), "train_seconds": round(lm_seconds["steps"], 3)}
-        finish_run(out, record)
-        saver.end(False, steps)
+                   "backbone_run": settings["backbone_run"], "backbone_digest": settings["backbone_digest"], "lm_share": lm_share, "samples_per_second": round(per_second, 3), "train_seconds": round(lm_seconds["steps"], 3)}
+        finish_run(folder, record)
         print(f"best step {best_step}; ranks reallocated {layers * cfg.init_r} -> {active_rank(adapter)}; calibration weight {w}; "
               f"{per_second:.2f} samples/s in training, {100 * record['lm_share']:.0f} % of the time in the LM")
-        print(json.dumps({"stage": "finetune", "out": str(out), "val_hr@1": round(float(m["hr@1"].mean()), 4),
+        print(json.dumps({"stage": "finetune", "out": str(folder), "val_hr@1": round(float(m["hr@1"].mean()), 4),
                           "val_ndcg@10": round(float(m["ndcg@10"].mean()), 4), "chance_hr@1": round(chance(cfg.C)["hr@1"], 4), "n_val": len(val),
                           "samples_per_second": round(per_second, 2), "lm_share": record["lm_share"], "seconds": record["seconds"],
                           "peak_gb": round(peak_gb(), 2)}))
@@ -481,9 +493,11 @@ def load_prompt_run(cfg, data):
     """The distil run whose soft prompt is used, or None for 'none', 'random' and 'words'."""
     if cfg.soft_prompt in ("none", "random", "words"):
         return None
-    folder = folder_of("runs", cfg.soft_prompt or f"{data.name}/prompt")
+    folder = folder_of("runs", cfg.soft_prompt or f"{data.folder_name}/prompt")
+    settle(folder, "config.json")
     if not (folder / "config.json").exists():
-        stop(f"no soft prompt in {folder}; make it with: python distill.py --dataset {cfg.dataset}  (or pass --soft-prompt none)")
+        stop(f"no soft prompt in {folder}; make it with: python distill.py --dataset {cfg.dataset}"
+             + (f" --out {cfg.soft_prompt}" if cfg.soft_prompt else "") + "  (or pass --soft-prompt none)")
     return load_run(folder, data, stages=["distill", "finetune"])
 
 

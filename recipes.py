@@ -30,7 +30,17 @@ from delrec.data.prepared import load_data
 
 from delrec import runtime
 from delrec.evaluation import stats
-from delrec.runtime import described, read_json
+from delrec.lm.listed import backbone_digest
+from delrec.runtime import (
+    beside,
+    described,
+    folder_of,
+    is_run,
+    load_run,
+    read_json,
+    settle,
+    when,
+)
 
 # DELRec, Tables III and IV: variant -> (flags of stage 1 or the soft prompt that goes without one, flags of stage 2). The paper calls no-prompt w/o SP and
 # w/o DPSM, words w MCP, untrained w USP, no-ta w/o TA, no-rps w/o RPS, moved-lm w UDPSM, moved-prompt w ULSR; maps (distilled maps, no soft prompt) is ours
@@ -48,15 +58,15 @@ KS, HS = (20, 40, 60, 80, 100, 120), (5, 10, 15, 20, 25)
 def stage(folder, *args, procs=1, jobs=1, job=0, dry=False):
     """Run a command of the README unless its run is finished; --resume takes up one that was killed. jobs: how many stand side by side, of which this is
     number `job`. dry: print it only."""
-    if not dry and folder is not None and (folder / ("meta.json" if folder.name == "export" else "config.json")).exists():
-        made = {"input": "titles", **(read_json(folder / "config.json") if folder.name != "export" else {})}
-        for flag, value in zip(args, args[1:]):
-            key = "backbone_run" if flag == "--backbone" else str(flag).removeprefix("--").replace("-", "_")
-            if flag in SHAPING and key in made and Path(str(made[key])).name != Path(str(value)).name:      # a run is named by its folder
-                sys.exit(f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is {value}; move that folder away, or ask for what made it")
-        print(f"=== {folder} is there", flush=True)
-        return
-    resume = ["--resume"] if folder is not None and (folder / "checkpoints").is_dir() else []
+    resume = []
+    if not dry and folder is not None:
+        mark = "meta.json" if folder.name == "export" else "config.json"
+        settle(folder, mark)
+        if (folder / mark).exists():
+            reuse(folder, mark, args)
+            return
+        kept = (beside(folder, "unfinished") / "checkpoints", folder / "checkpoints")
+        resume = ["--resume"] if any(path.is_dir() for path in kept) else []
     line, many = [str(a) for a in (*args, *resume)], procs > 1 and args[0] != "data/prepare.py"
     shown = f"{f'torchrun --nproc_per_node={procs}' if many else 'python'} {shlex.join(line)}"
     if dry:
@@ -78,6 +88,41 @@ def stage(folder, *args, procs=1, jobs=1, job=0, dry=False):
         sys.exit(f"{Path(sys.argv[0]).stem}: '{args[0]}' stopped with exit code {code}; its message is {f'in {folder}.out' if jobs > 1 else 'above'}. The same command goes on from here")
     if jobs > 1:
         print(f"=== {folder} took {(time.time() - began) / 60:.1f} minutes", flush=True)
+
+
+def reuse(folder, mark, args):
+    """Says that a finished run is used again, and what it was made of that is another by now. One that
+    was made with other values of the flags that shape it is not the one asked for, and ends the process."""
+    if mark == "meta.json":
+        print(f"=== {folder} is there", flush=True)
+        return
+    made = {"input": "titles", **read_json(folder / mark)}
+    for flag, value in zip(args, args[1:]):
+        key = "backbone_run" if flag == "--backbone" else str(flag).removeprefix("--").replace("-", "_")
+        if flag in SHAPING and key in made and Path(str(made[key])).name != Path(str(value)).name:      # a run is named by its folder
+            sys.exit(f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is {value}; move that folder away, or ask for what made it")
+    print(f"=== {folder} is there", flush=True)
+    if newer := made_before(folder, made):
+        print(f"    but it was made before {' and '.join(newer)} was trained again; to make it anew: "
+              f"python {shlex.join(map(str, args))} --overwrite", flush=True)
+    if (beside(folder, "unfinished") / "checkpoints").is_dir():
+        print(f"    {beside(folder, 'unfinished')}, which would replace it, was killed; it is left alone", flush=True)
+
+
+def made_before(folder, made):
+    """What the run in `folder` was made of (backbone, soft prompt, teacher, maps, LM) and was finished after it began."""
+    if "finished" not in made:                           # of earlier versions
+        return []
+    began, newer = made["finished"] - made["seconds"], []
+    for key in ("backbone_run", "soft_prompt", "teacher", "maps", "llm"):
+        source = folder_of("runs", made.get(key) or "none")
+        if source == folder or not is_run(source):
+            continue
+        if key == "backbone_run" and made.get("backbone_digest") == (backbone_digest(source) or 0):
+            continue                                     # trained again, with the same result
+        if read_json(source / "config.json").get("finished", 0) > began + .1:
+            newer.append(f"{source} ({when(load_run(source))})")
+    return list(dict.fromkeys(newer))
 
 
 class Recipe:
@@ -127,7 +172,7 @@ class Recipe:
         procs, gpus = self.c.procs * self.c.jobs, torch.cuda.device_count()
         out = runtime.ROOT / "runs" / self.home / recipe
         stage(None, "evaluate.py", "--ckpt", *dict.fromkeys(runs), "--limit", self.c.test_samples, "--val-samples", val_samples, "--out", out, "--report", out / f"{recipe}.html", *flags,
-              procs=self.c.procs if 0 < gpus < procs else procs, dry=self.c.dry_run)
+              *(["--llm-out", f"{self.home}/lm"] if "--llm" in flags else []), procs=self.c.procs if 0 < gpus < procs else procs, dry=self.c.dry_run)
         return out
 
 

@@ -38,7 +38,7 @@ from delrec.data.prepared import (
 from safetensors.torch import save_file
 from torch.nn.utils import parametrize
 
-from common import finish_run, start_run, stop_unless_finite
+from common import claim, finish_run, start_run, stop_unless_finite
 from delrec.backbone import dllm2rec
 from delrec.backbone.models import NAMES, build, score
 from delrec.metrics import chance, compare, metrics
@@ -233,7 +233,10 @@ def means(greater, equal):
 @click.option("--top-h", default=20, type=click.IntRange(1), help="length of the stored lists, h")
 @click.option("--lists", default=200_000, type=click.IntRange(1), help="training samples that get a list and scores, drawn once; the next stages train on those")
 # going on
-@click.option("--resume", is_flag=True, help="continue from the newest checkpoint of the run folder, as if it had never stopped")
+@click.option("--resume", is_flag=True,
+              help="continue a killed run from its newest checkpoint, as if it had never stopped")
+@click.option("--overwrite", is_flag=True,
+              help="replace the finished run in --out, once this one is finished; begin a killed one anew")
 @click.option("--checkpoint-every", default=0, type=click.IntRange(0), help="steps between checkpoints; 0: as often as costs under 5 % of the time")
 def main(**config):
     """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
@@ -244,14 +247,16 @@ def main(**config):
             stop(f"{data.folder} has no {split} samples; prepare it with another --split or a smaller --core")
     if cfg.top_h > data.n_items:
         stop(f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it")
-    out = folder_of("runs", cfg.out or f"{data.name}/{cfg.model}{'-taught' if cfg.teacher else ''}")
+    name = f"{data.folder_name}/{cfg.model}{'-taught' if cfg.teacher else ''}"
+    folder = folder_of("runs", cfg.out or name)
+    ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
+    claim(folder, cfg, ranks)
     export = dllm2rec.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
     if cfg.teacher and not (cfg.w_position + cfg.w_confidence > 0):
         stop("--w-position and --w-confidence are both 0, so no listed item has a weight; give one of them a number above 0")
     if not cfg.offset and not (cfg.teacher and cfg.eta):
         stop("--no-offset leaves the titles' vectors only, but there are none: it needs --teacher and --eta above 0")
-    ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
-    record = start_run(out, "train_backbone", cfg, data, ranks)
+    out, record = start_run(folder, "train_backbone", cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, checkpoints.made_with(cfg, data, ranks), ranks)
     sizes = [C for C in (15, 20, 100) if all((data.folder / f"candidates_{s}_{C}.npy").exists() for s in ("val", "test"))]
     listed = subset(len(data.train), cfg.lists, cfg.seed)
@@ -366,7 +371,7 @@ def main(**config):
                 save(epoch, step + 1)
             if asked:
                 log.close()
-                saver.end(True, done)
+                saver.end(done)
         loss = sum_over_ranks(total, ranks).item() / len(data.train)
         training += time.time() - began
         fields = {"loss": loss}
@@ -396,11 +401,9 @@ def main(**config):
                     f"full: all {data.n_items} items, the user's earlier ones masked; ties count as every order they could fall in; "
                     "weights chosen by val full ndcg@10")
         write_json(out / "metrics.json", {"protocol": protocol, **results})
-        record = finish_run(out, record | {
-            "out": str(out), "n_items": data.n_items, "parameters": sum(p.numel() for p in model.parameters()), "optimiser": type(opt).__name__,
+        record = finish_run(folder, record | {
+            "out": str(folder), "n_items": data.n_items, "parameters": sum(p.numel() for p in model.parameters()), "optimiser": type(opt).__name__,
             "epochs_run": epoch, "best_epoch": best_epoch, "samples_per_second": round(epoch * len(data.train) / max(training, 1e-9), 1)})
-
-        saver.end(False, done)
         columns = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
         print(f"\n{NAMES[cfg.model]} on {data.name}, {cfg.loss}, best of {epoch} epochs: {best_epoch}\n{protocol}\n")
         print(f"{'':22}" + "".join(f"{c:>9}" for c in columns))
@@ -409,7 +412,7 @@ def main(**config):
                 print(f"{s + ' ' + space:22}" + "".join(f"{m[c]:9.4f}" for c in columns))
         for space, C in [(f"candidates{C}", C) for C in sizes] + [("full", data.n_items)]:
             print(f"{'chance ' + space:22}" + "".join(f"{chance(C)[c]:9.4f}" for c in columns))
-        print(json.dumps({"stage": "train_backbone", "out": str(out), "candidates": min(sizes, default=0),
+        print(json.dumps({"stage": "train_backbone", "out": str(folder), "candidates": min(sizes, default=0),
                           **{f"{s}_{c}": round(results[s][f"candidates{C}"][c], 4)
                              for s in results for c in ("hr@1", "ndcg@10") for C in sizes[:1]},
                           **{f"{s}_full_ndcg@10": round(results[s]["full"]["ndcg@10"], 4) for s in results},

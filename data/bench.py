@@ -113,7 +113,7 @@ def home_kitchen(rows, room, divide):
     rows.append((f"prepare.{name}.open_seconds", time.time() - began, "s", None))
     measured("data/prepare.py", "home-kitchen", "--out", out, "--check")
     if divide == 1:
-        seconds, gb, said = measured("train_backbone.py", "--dataset", out, "--out", room / "run", "--loss", "sampled", "--epochs", 1, "--lists", 20000)
+        seconds, gb, said = measured("train_backbone.py", "--dataset", out, "--out", room / "run", "--overwrite", "--loss", "sampled", "--epochs", 1, "--lists", 20000)
         print(said, flush=True)
         last = json.loads(said.strip().split("\n")[-1])
         rows.append(("train.sasrec.home-kitchen.s_per_million", 1e6 / last["samples_per_second"], "s", None))
@@ -163,7 +163,7 @@ def against_recbole(rows, room, python, threads, models, epochs):
             sys.exit(f"bench: RecBole failed:\n{said.stdout[-1000:]}{said.stderr[-3000:]}")
         print(said.stderr[-1500:], flush=True)
         theirs = json.loads(said.stdout.strip().split("\n")[-1])["seconds"]
-        _, _, out = measured("train_backbone.py", "--dataset", "ml-100k", "--model", model, "--out", room / f"run-{model}", *(["--epochs", 3, "--batch", STEP[model][0], "--history", cfg.history] if epochs == 1 else []))
+        _, _, out = measured("train_backbone.py", "--dataset", "ml-100k", "--model", model, "--out", room / f"run-{model}", "--overwrite", *(["--epochs", 3, "--batch", STEP[model][0], "--history", cfg.history] if epochs == 1 else []))
         ours = len(data.train) / json.loads(out.strip().split("\n")[-1])["samples_per_second"]
         if epochs == 1:
             rows.append((f"epoch.{model}.ml-100k.vs_recbole", theirs / ours, "x", 20))

@@ -28,11 +28,24 @@ import polars as pl
 if __name__ == "__main__":                              # run as a script, only this folder is on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec.data import raw as R
-from delrec.data.prepared import histories, load_data, subset
+from delrec.data.prepared import histories, kept_as, load_data, subset
 from delrec.data.raw import CONTROL
 
 from delrec import runtime
-from delrec.runtime import described, read_npy, stop, write_json, write_npy
+from delrec.runtime import (
+    beside,
+    described,
+    empty,
+    lock,
+    put_in_place,
+    read_json,
+    read_npy,
+    settle,
+    stop,
+    unlock,
+    write_json,
+    write_npy,
+)
 
 CANDIDATES = (15, 20, 100)
 LONGEST = 250                  # characters of a title
@@ -126,9 +139,11 @@ def draw_candidates(target, user, touched, n_items, C, rng):
     return out
 
 
-def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="interacted with", ties="shuffled", most=None):
+def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="interacted with", ties="shuffled",
+            most=None, overwrite=False):
     """Write the prepared folder `out` of a log and return its meta. log: user, item (raw ids, one per row), when int64
     (time or position), timed (is it a time?), titles {raw item: title}, source, raw_sha256, as data/raw.py makes it."""
+    settle(out, "meta.json")
     # only what this script wrote, or an empty folder, is ever replaced
     if out.exists() and not (out / "meta.json").exists() and (not out.is_dir() or any(out.iterdir())):
         stop(f"{out} exists and is no prepared folder (it has no meta.json), so it is not replaced; give another --out or remove it")
@@ -216,26 +231,65 @@ def prepare(log, name, out, split=None, core=5, seed=0, noun="item", verb="inter
             "candidates": [C for C in CANDIDATES if f"candidates_test_{C}" in arrays],
             "words": {"noun": noun, "verb": verb}, "hash": digest.hexdigest()[:16]}
 
-    # everything goes to a temporary folder first; an older preparation is replaced only at the end
-    tmp, old = Path(f"{out}.tmp"), Path(f"{out}.old")
-    shutil.rmtree(tmp, ignore_errors=True)              # of a run that was killed
+    if out.is_dir() and any(out.iterdir()):
+        other, keep = another(meta, text, out, overwrite)
+        if not other:
+            print(f"{out} holds this preparation already (hash {meta['hash']}): nothing was replaced")
+            return meta
+        print(f"{out} is replaced ({', '.join(other)})" + (f"; the earlier one stays as {keep}" if keep else ""))
+    else:
+        keep = None
+    write_prepared(out, arrays, text, meta, keep)
+    return meta
+
+
+def another(meta, text, out, overwrite):
+    """(in what the preparation in `out` differs from a new one, where to keep it: None if no run uses it).
+    One that differs is refused without `overwrite`."""
+    old = read_json(out / "meta.json")
+    other = [key for key in ("hash", "name", "words") if old.get(key) != meta[key]]
+    for key in ("raw_items", "raw_users"):
+        lines = "".join(f"{line}\n" for line in text[key])
+        if not (out / f"{key}.txt").exists() or (out / f"{key}.txt").read_bytes() != lines.encode():
+            other.append(key.replace("_", " ids of "))
+    runs = runs_on(old["hash"]) if "hash" in other else []
+    keep = kept_as(out, old["hash"]) if runs else None
+    if other and not overwrite:
+        differs = f"hash {old['hash']}, this one {meta['hash']}" if "hash" in other else f"other {', '.join(other)}"
+        stop(f"{out} holds another preparation ({differs}); --overwrite replaces it"
+             + (f" and keeps the earlier one as {keep} for the {len(runs)} runs that use it" if keep else "")
+             + ", --out names another folder")
+    return other, None if keep is None or keep.exists() else keep
+
+
+def runs_on(digest):
+    """The folders under runs/ of what was trained on the preparation of that hash, finished or not."""
+    found, said = set(), f'"data_hash": "{digest}"'
+    for folder, _, names in os.walk(runtime.ROOT / "runs", followlinks=True):
+        for name in {"config.json", "started.json", "meta.json"} & set(names):
+            if said in (Path(folder) / name).read_text(encoding="utf-8", errors="replace"):
+                found.add(folder)
+    return sorted(found)
+
+
+def write_prepared(out, arrays, text, meta, keep):
+    """Writes a prepared folder beside `out` and puts it there when it is whole; what stood there goes, or to `keep`."""
+    new = beside(out, "unfinished")
+    lock(new)
     try:
-        tmp.mkdir(parents=True)
+        empty(new)                                      # of a run that was killed
         for key, array in arrays.items():
-            write_npy(tmp / f"{key}.npy", array)
+            write_npy(new / f"{key}.npy", array)
         for key, lines in text.items():
-            (tmp / f"{key}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-        write_json(tmp / "meta.json", meta)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(out, old)
-        os.replace(tmp, out)
-        shutil.rmtree(old, ignore_errors=True)
+            (new / f"{key}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        write_json(new / "meta.json", meta)
+        put_in_place(out, keep)
     except OSError as bad:
         stop(f"could not write {out}: {bad}; free the space or give another --out")
     finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-    return meta
+        if out.exists() or not (new / "meta.json").exists():
+            shutil.rmtree(new, ignore_errors=True)      # else the next command puts it in its place
+        unlock(new)
 
 
 def summary(meta, out):
@@ -337,6 +391,8 @@ def pictures(data, path):
 @click.argument("name")
 @click.option("--raw", type=click.Path(path_type=Path), help="folder with the raw files: a published data set's, or your own interactions.csv[.gz|.parquet] and items.csv[.gz], or RecBole's .inter and .item")
 @click.option("--out", type=click.Path(path_type=Path), help="the prepared folder  [default: data/NAME]")
+@click.option("--overwrite", is_flag=True,
+              help="replace another preparation in --out, once the new one is whole; while runs use the earlier one it stays, as NAME@HASH")
 @click.option("--check", "checking", is_flag=True, help="prepare nothing: check the prepared folder for leaks and wrong candidates; exit code 1 if there are any")
 @click.option("--core", default=5, type=click.IntRange(min=1), help="every user and item keeps at least so many interactions")
 @click.option("--split", type=click.Choice(["temporal", "leave-one-out"]), help="[default: temporal where times exist, else leave-one-out]")
@@ -352,10 +408,10 @@ def pictures(data, path):
 @click.option("--time-column", default="timestamp", help="the same")
 @click.option("--position-column", default="position", help="the same")
 @click.option("--title-column", default="title", help="the same")
-def main(name, raw, out, checking, core, split, ties, seed, most, noun, verb, min_watch, user_column, item_column, time_column, position_column, title_column):
+def main(name, raw, out, overwrite, checking, core, split, ties, seed, most, noun, verb, min_watch, user_column, item_column, time_column, position_column, title_column):
     """Prepare the data set NAME."""
     start = time.time()
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*" + r"(@[0-9a-f]+)*" * checking, name):
         stop(f"the name {name!r} cannot name a folder; use letters, digits, '.', '_' and '-', and no dot in front")
     out = out or runtime.ROOT / "data" / name
     if checking:
@@ -382,7 +438,7 @@ def main(name, raw, out, checking, core, split, ties, seed, most, noun, verb, mi
     log = R.read_source(name, raw, min_watch) if known and not own else R.read_log(raw, columns) if raw else R.fetch_ml100k()
     default = (known.noun, known.verb) if known else ("movie", "watched") if raw is None else ("item", "interacted with")
     words = [" ".join(CONTROL.sub(" ", word or usual).split()) or usual for word, usual in zip((noun, verb), default)]
-    meta = prepare(log, name, out, split, core, seed, *words, ties, most)
+    meta = prepare(log, name, out, split, core, seed, *words, ties, most, overwrite)
     print(summary(meta, out))
     after = (meta["users"], meta["items"], meta["interactions"])
     if known and not own and known.after and core == 5 and after != known.after:

@@ -3,6 +3,7 @@
 Names carry their shape. B users in a batch, L history length, I items (ids 1..I, 0 pads), C candidates, T words of a title, n samples of a split.
 """
 import math
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec import runtime
-from delrec.runtime import folder_of, read_json, read_npy, stop
+from delrec.runtime import folder_of, read_json, read_npy, settle, stop
 
 
 def load_data(name):
@@ -20,10 +21,14 @@ def load_data(name):
     the padding item), train/val/test int64 (index into items of each sample's target), meta (see data/README.md).
     """
     folder = folder_of("data", name)
+    settle(folder, "meta.json")
     if not (folder / "meta.json").exists():
-        known = sorted(p.parent.name for p in (runtime.ROOT / "data").glob("*/meta.json"))
+        known = sorted(p.parent.name for p in (runtime.ROOT / "data").glob("*/meta.json")
+                       if p.parent.suffix not in (".unfinished", ".replaced"))
+        elsewhere = folder.resolve().parent != (runtime.ROOT / "data").resolve()
         stop(f"no prepared data set in {folder}; prepared here: {', '.join(known) or 'none'}. "
-             f"Prepare it with: python data/prepare.py {folder.name}" + ("" if folder.name == "ml-100k" else " --raw FOLDER"))
+             f"Prepare it with: python data/prepare.py {folder.name}" + ("" if folder.name == "ml-100k" else " --raw FOLDER")
+             + (f" --out {folder}" if elsewhere else ""))
     meta = read_json(folder / "meta.json")
     load = lambda part: read_npy(folder / f"{part}.npy", (None,))
     if not {"name", "hash", "words", "split"} <= set(meta) or not (folder / "titles.txt").exists():
@@ -33,12 +38,35 @@ def load_data(name):
                            titles=[""] + (folder / "titles.txt").read_text(encoding="utf-8").split("\n")[:-1],
                            train=load("train"), val=load("val"), test=load("test"))
     data.n_items, data.n_users = len(data.titles) - 1, len(data.ptr) - 1
+    data.folder_name = Path(os.path.abspath(folder)).name            # what its runs stand under
     if int(data.items.max(initial=0)) > data.n_items or int(data.items.min(initial=1)) < 1:
         stop(f"{folder}: item id {int(data.items.max())} but only {data.n_items} titles (ids begin at 1); prepare it again")
     last = max(int(part.max(initial=0)) for part in (data.train, data.val, data.test))
     if last >= len(data.items) or int(data.ptr[-1]) != len(data.items) or (np.diff(data.ptr) < 0).any():
         stop(f"{folder}: its arrays do not fit each other ({len(data.items)} interactions, users up to {int(data.ptr[-1])}, samples up to {last}); prepare it again")
     return data
+
+
+def hash_of(folder):
+    """The hash of the preparation in a folder, None where there is none."""
+    settle(folder, "meta.json")
+    return read_json(folder / "meta.json").get("hash") if (folder / "meta.json").exists() else None
+
+
+def kept_as(folder, digest):
+    """Where the preparation of that hash is kept when another takes its place in `folder`."""
+    return Path(f"{folder}@{digest}")
+
+
+def load_data_of(run):
+    """The preparation a run was trained on: in its own data_folder, or kept under its hash where
+    another has taken that place. (load_run says what is wrong where neither holds it.)"""
+    own = Path(getattr(run, "data_folder", None) or folder_of("data", run.dataset))
+    here = [runtime.ROOT / "data" / name for name in dict.fromkeys((own.name, run.dataset))]
+    for folder in [f for place in (own, *here) for f in (place, kept_as(place, run.data_hash))]:
+        if hash_of(folder) == run.data_hash:
+            return load_data(str(folder))
+    return load_data(str(own))
 
 
 def users(data, samples):
@@ -104,6 +132,9 @@ def candidates(data, split, C, which=slice(None)):
         have = sorted(int(p.stem.split("_")[2]) for p in data.folder.glob(f"candidates_{split}_*.npy"))
         stop(f"{data.folder} holds no {C} candidates for {split}, it holds {have} (the catalogue has {data.n_items} items); "
              "choose one of those, or prepare the data again")
+    if hash_of(data.folder) != data.meta["hash"]:
+        stop(f"{data.folder} was prepared anew while this command read the earlier preparation (hash "
+             f"{data.meta['hash']}); run it again")
     return read_npy(path, (len(getattr(data, split)), C))[which].astype(np.int64)
 
 

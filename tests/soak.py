@@ -11,7 +11,7 @@ import time
 import torch
 from delrec.kernels.bench import report
 from test_bad_input import BAD_INPUTS, clear
-from test_checkpoints import jobs, start, weights  # noqa: F401 (pytest finds the fixture by its name)
+from test_checkpoints import jobs, kept_in, start, weights  # noqa: F401 (pytest finds the fixture by its name)
 
 from delrec.training import checkpoints
 
@@ -27,7 +27,7 @@ def test_soak(jobs, tmp_path):  # noqa: F811
         process = start(name, args(tmp_path / f"{name}-whole", *LONGER[name]))
         began = None
         while process.poll() is None:                    # how long it works, from its first checkpoint on
-            began = began or (time.time() if checkpoints.complete(tmp_path / f"{name}-whole" / "checkpoints") else None)
+            began = began or (time.time() if checkpoints.complete(kept_in(tmp_path / f"{name}-whole")) else None)
             time.sleep(.002)
         assert process.returncode == 0, process.communicate()[0]
         process.communicate()
@@ -40,17 +40,18 @@ def test_soak(jobs, tmp_path):  # noqa: F811
                 resumes += not first
                 first = False
                 if mine < KILLS // 3 + (n < KILLS % 3):
-                    before = checkpoints.complete(out / "checkpoints")
-                    while process.poll() is None and checkpoints.complete(out / "checkpoints") == before:
+                    before = checkpoints.complete(kept_in(out))
+                    while process.poll() is None and checkpoints.complete(kept_in(out)) == before:
                         time.sleep(.002)
                     time.sleep(rng.random() * works / 3)
                     if process.poll() is None:
                         process.send_signal(signal.SIGKILL)
                         process.communicate()
                         mine, kills = mine + 1, kills + 1
-                        logged = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines() if line.endswith("}")]
-                        kept = checkpoints.complete(out / "checkpoints")
-                        if name != "train_backbone" and not (out / "config.json").exists():     # its log counts epochs; a finished run has no checkpoints
+                        built = kept_in(out).parent if kept_in(out).parent.exists() else out
+                        logged = [json.loads(line)["step"] for line in (built / "log.jsonl").read_text().splitlines() if line.endswith("}")]
+                        kept = checkpoints.complete(kept_in(out))
+                        if name != "train_backbone" and not (built / "config.json").exists():     # its log counts epochs; a finished run has no checkpoints
                             lost = max(lost, max(logged, default=0) - (kept[-1][0] if kept else 0) - 1)
                         continue
                 said = process.communicate()[0]

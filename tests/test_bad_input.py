@@ -88,7 +88,7 @@ OWN = {
     "an input that does not exist": ("finetune", lambda w: [*FINETUNE(w), "--input", "words"], None, "is not one of"),
     "a loss on titles between vectors": ("finetune", lambda w: [*FINETUNE(w), "--input", "hybrid", "--loss", "titles"], None, "need --loss candidates"),
     "a teacher that exported nothing": ("train", lambda w: [*TRAIN(w), "--teacher", w.backbone], None, "holds no export"),
-    "an export that was cut off": ("train", lambda w: [*TRAIN(w), "--teacher", w.backbone], lambda w: (w.backbone / "export.tmp").mkdir(), "holds no complete export"),
+    "an export that was cut off": ("train", lambda w: [*TRAIN(w), "--teacher", w.backbone], lambda w: (w.backbone / "export.unfinished").mkdir(), "holds no complete export"),
     "titles' vectors only, but none": ("train", lambda w: [*TRAIN(w), "--no-offset"], None, "needs --teacher"),
     "an export of a backbone": ("evaluate", lambda w: [*EVALUATE(w), "--export"], None, "is a backbone"),
     "a history without a known title": ("evaluate", lambda w: [*EVALUATE(w), "--history", "qqqq zzzz"], None, "no known title"),

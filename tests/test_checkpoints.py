@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import distill
 import finetune
 import train_backbone
 from delrec.processes import sum_gradients
-from delrec.runtime import read_json
+from delrec.runtime import beside, read_json
 from delrec.training import checkpoints
 from delrec.training.log import Log
 
@@ -53,6 +54,11 @@ def weights(out):
     return tensors, log
 
 
+def kept_in(out):
+    """Where the checkpoints of a run stand that is not finished."""
+    return beside(out, "unfinished") / "checkpoints"
+
+
 def same(a, b):
     (tensors, log), (others, other_log) = weights(a), weights(b)
     assert tensors.keys() == others.keys() and tensors
@@ -62,18 +68,20 @@ def same(a, b):
 def stop_and_resume(jobs, name, tmp_path, monkeypatch, after, spoil=None):
     """A run stopped after `after` steps and resumed in tmp_path/name; spoil(tensors) changes what is read back."""
     main, args = jobs[name]
+    shutil.rmtree(tmp_path / name, ignore_errors=True)   # the run of another call
     with monkeypatch.context() as m:
         calls = []
         m.setattr(checkpoints, "stop_asked", lambda ranks: calls.append(1) or len(calls) == after)
         assert "stopped as asked after step" in run(main, args(tmp_path / name), checkpoints.STOPPED)
-    assert not (tmp_path / name / "config.json").exists() and checkpoints.complete(tmp_path / name / "checkpoints")
+    assert not (tmp_path / name / "config.json").exists() and checkpoints.complete(kept_in(tmp_path / name))
     torch.manual_seed(99)                                # a new process knows nothing of the old one
     with monkeypatch.context() as m:
         if spoil:
             load = checkpoints.Saver.load
             m.setattr(checkpoints.Saver, "load", lambda self: (lambda found: (spoil(found[1]), found)[1])(load(self)))
         out = run(main, args(tmp_path / name, "--resume"))
-    assert "continuing from step" in out and not (tmp_path / name / "checkpoints").exists()
+    assert "continuing from step" in out and not list(tmp_path.glob(f"{name}.*"))
+    assert not (tmp_path / name / "checkpoints").exists() and not (tmp_path / name / "lock").exists()
     return tmp_path / name
 
 
@@ -136,8 +144,8 @@ def stopped(jobs, name, out, monkeypatch, after=3):
     with monkeypatch.context() as m:
         calls = []
         m.setattr(checkpoints, "stop_asked", lambda ranks: calls.append(1) or len(calls) == after)
-        run(main, args(out), checkpoints.STOPPED)
-    return checkpoints.complete(out / "checkpoints")
+        run(main, args(out, "--overwrite"), checkpoints.STOPPED)
+    return checkpoints.complete(kept_in(out))
 
 
 def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(jobs, whole, tmp_path, monkeypatch):
@@ -168,7 +176,7 @@ def test_a_save_that_breaks_off_anywhere_leaves_the_older_checkpoints(jobs, whol
             m.setattr(checkpoints.Saver, "load", lambda self: None)              # from the beginning, so that a save comes at once
             said = run(main, args(tmp_path / "run", "--resume"), 1)
         assert "could not be written" in said and "No space left" in said and "that of step 3 is whole" in said and said.count("Error") == 1, said
-        assert [p for _, p in checkpoints.complete(tmp_path / "run" / "checkpoints")] == [p for _, p in kept], where
+        assert [p for _, p in checkpoints.complete(kept_in(tmp_path / "run"))] == [p for _, p in kept], where
         assert "continuing from step 3" in run(main, args(tmp_path / "run", "--resume"))
         assert all(torch.equal(t, weights(want)[0][k]) for k, t in weights(tmp_path / "run")[0].items())      # the log of steps 2 and 3 is gone
 
@@ -178,7 +186,7 @@ def test_flags_that_shape_the_answer_cannot_change(jobs, tmp_path, monkeypatch, 
     main, args = jobs["distill"]
     kept = stopped(jobs, "distill", tmp_path / "run", monkeypatch)
     said = run(main, args(tmp_path / "run", "--resume", *more), 1)
-    assert says in said and "cannot resume" in said and checkpoints.complete(tmp_path / "run" / "checkpoints") == kept
+    assert says in said and "cannot resume" in said and checkpoints.complete(kept_in(tmp_path / "run")) == kept
 
 
 def test_another_lm_data_set_or_number_of_processes_cannot_go_on(jobs, tmp_path, monkeypatch):
@@ -219,7 +227,7 @@ def test_numbers_that_explode_stop_before_the_update(jobs, tmp_path, monkeypatch
     monkeypatch.setattr(module, "sum_gradients", explode)
     said = run(main, args(tmp_path / "run", "--resume"), 1)
     assert "1 of " in said and "gradients are not finite" in said and "step 4" in said and "samples " in said, said
-    assert checkpoints.complete(tmp_path / "run" / "checkpoints") == kept
+    assert checkpoints.complete(kept_in(tmp_path / "run")) == kept
 
 
 def test_an_adapter_that_did_not_move_is_an_error(jobs, tmp_path, monkeypatch):
@@ -233,7 +241,7 @@ def test_an_adapter_that_did_not_move_is_an_error(jobs, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- real processes
 
-WRAPPER = "import sys; sys.path.insert(0, {root!r}); import lm; lm.has_fast_bf16 = lambda: False; import {name}; {name}.main({args!r})"
+WRAPPER = "import sys; sys.path.insert(0, {root!r}); from delrec.lm import model; model.has_fast_bf16 = lambda: False; import {name}; {name}.main({args!r})"
 
 
 def start(name, args):
@@ -246,7 +254,7 @@ def test_a_process_that_is_ended_goes_on(jobs, whole, tmp_path, number):
     _, args = jobs["distill"]
     process = start("distill", args(tmp_path / "run"))
     until = time.time() + 300
-    while not checkpoints.complete(tmp_path / "run" / "checkpoints") and process.poll() is None and time.time() < until:
+    while not checkpoints.complete(kept_in(tmp_path / "run")) and process.poll() is None and time.time() < until:
         time.sleep(.005)
     process.send_signal(number)
     said, _ = process.communicate(timeout=300)
@@ -293,4 +301,4 @@ def test_a_process_that_dies_ends_the_others_and_a_restart_goes_on(jobs, whole, 
             torch.testing.assert_close(t, others[k], rtol=1e-5, atol=1e-5)
     else:
         assert done.returncode != 0 and "local_rank: 1" in said and "SIGKILL" in said and time.time() - began < 200, said
-        assert checkpoints.complete(tmp_path / "run" / "checkpoints") and not (tmp_path / "run" / "config.json").exists()
+        assert checkpoints.complete(kept_in(tmp_path / "run")) and not (tmp_path / "run" / "config.json").exists()

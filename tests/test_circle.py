@@ -232,7 +232,7 @@ def test_a_killed_student_goes_on_as_if_nothing_had_happened(toy, deep, teacher,
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "stop_asked", lambda ranks: next(asked))
         assert CliRunner().invoke(finetune.main, [str(a) for a in args]).exit_code == 75
-    assert (tmp_path / "run" / "teacher_states.npy").exists()
+    assert (tmp_path / "run.unfinished" / "teacher_states.npy").exists()
     script(finetune.main, *args, "--resume")
     a, b = (load_file(f / "adapter" / "adapter_model.safetensors") | load_file(f / "items.safetensors") for f in (student, tmp_path / "run"))
     assert all(torch.equal(a[k], b[k]) for k in a)

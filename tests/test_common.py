@@ -198,10 +198,16 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_run_is_complete_when_its_config_is_there(tmp_path, toy, alone):
     out, cfg = tmp_path / "run", SimpleNamespace(lr=.1, C=15)
-    for _ in range(2):                                   # the second start takes the first's completion mark away
-        record = start_run(out, "finetune", cfg, toy, alone)
-        assert f"{out} is an unfinished run" in sentence(load_run, out)
+    for n in range(2):                                   # the second is built beside the first, which stays whole
+        new, record = start_run(out, "finetune", cfg, toy, alone)
+        (new / "which").write_text(str(n))
+        assert not (new / "config.json").exists()
+        if n:
+            assert load_run(out).stage == "finetune" and (out / "which").read_text() == "0"
+        else:
+            assert f"{out} is an unfinished run" in sentence(load_run, out)
         finish_run(out, record)
+        assert (out / "which").read_text() == str(n) and sorted(p.name for p in tmp_path.iterdir()) == ["run"]
     run = load_run(str(out), toy, stages=["finetune"])
     assert (run.stage, run.lr, run.C, run.folder, run.data_hash) == ("finetune", .1, 15, out, toy.meta["hash"])
     assert run.seconds >= 0 and run.peak_gb > 0 and run.dataset == "toy" and {"torch", "peft"} <= set(run.versions)

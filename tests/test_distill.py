@@ -193,7 +193,7 @@ def test_the_same_seed_gives_the_same_prompt(chain, toy, backbone, decoder, scri
     script(distill.main, *args)
     assert torch.equal(prompt_of(tmp_path / "prompt"), prompt_of(chain.prompt))
     assert (tmp_path / "prompt" / "metrics.json").read_bytes() == (chain.prompt / "metrics.json").read_bytes()
-    script(distill.main, *args, "--seed", 1)
+    script(distill.main, *args, "--seed", 1, "--overwrite")
     assert not torch.equal(prompt_of(tmp_path / "prompt"), prompt_of(chain.prompt))
 
 

@@ -227,7 +227,7 @@ def test_the_same_seed_gives_the_same_run(chain, toy, backbone, decoder, script,
     _, args = stages(toy, backbone, decoder, chain.prompt, tmp_path / "run")
     script(finetune.main, *args)
     assert (tmp_path / "run" / "scores_val_15.npy").read_bytes() == (chain.delrec / "scores_val_15.npy").read_bytes()
-    script(finetune.main, *args, "--dropout", .5)
+    script(finetune.main, *args, "--dropout", .5, "--overwrite")
     assert (tmp_path / "run" / "scores_val_15.npy").read_bytes() != (chain.delrec / "scores_val_15.npy").read_bytes()
 
 
@@ -350,6 +350,6 @@ def test_nothing_of_an_earlier_run_passes_for_the_new_one_s(chain, toy, backbone
     np.save(folder / "ranks_test_15.npy", np.ones(len(toy.test), np.float32))
     _, tune = stages(toy, backbone, decoder, chain.prompt, folder)
     tune[tune.index("--soft-prompt") + 1] = "none"
-    script(finetune.main, *tune, "--backbone", backbone)
+    script(finetune.main, *tune, "--backbone", backbone, "--overwrite")
     assert not {"scores_test_15.npy", "ranks_test_15.npy", "soft_prompt.safetensors"} & {p.name for p in folder.iterdir()}
     assert (folder / "adapter").is_dir() and (folder / "scores_val_15.npy").exists()

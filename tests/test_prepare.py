@@ -95,7 +95,7 @@ def test_timestamp_beats_position_only_if_every_row_has_one(tmp_path):
     header = "user,item,timestamp,position"
     data, _ = prepared(tmp_path, rows, header=header)
     assert data.meta["order"] == "timestamp" and data.items[0] == 3
-    data, output = prepared(tmp_path, [(*rows[0][:2], "", rows[0][3]), *rows[1:]], header=header)
+    data, output = prepared(tmp_path, [(*rows[0][:2], "", rows[0][3]), *rows[1:]], "--overwrite", header=header)
     assert data.meta["order"] == "position" and data.items[0] == 39 and "1 of 45 rows have no timestamp" in output
 
 
@@ -372,7 +372,7 @@ def test_other_published_forms(tmp_path, monkeypatch):
     titles = {"ml": "Les Misérables {} (1995)", "steam": "Misérables {}, Les (1995)", "kuairec": "国王, {}", "lastfm": "Artist {}"}
     for case, raw in raws.items():
         name = "ml-1m" if case == "ml-zip" else case
-        result = run(name, "--raw", raw, "--out", tmp_path / "out", "--core", 1)
+        result = run(name, "--raw", raw, "--out", tmp_path / "out", "--core", 1, "--overwrite")
         assert result.exit_code == 0, result.output
         data = load_data(str(tmp_path / "out"))
         assert (data.items == want.items).all() and (data.train == want.train).all(), case
@@ -551,7 +551,7 @@ def test_a_failed_run_leaves_the_older_preparation(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "write_json", full)
     result = run("toy", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--core", 2, "--seed", 3)
     assert result.exit_code == 1 and "Error: " in result.output
-    result = run("toy", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--core", 1, "--seed", 3)
+    result = run("toy", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--core", 1, "--seed", 3, "--overwrite")
     assert result.exit_code == 1 and "No space left" in result.output
     assert contents(data.folder) == before and sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
 

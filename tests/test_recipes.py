@@ -227,7 +227,7 @@ def test_stage_2_moves_the_prompt_only_if_asked(chain, toy, backbone, decoder, s
     val = subset(len(toy.val), 30, 0)
     np.testing.assert_allclose(L.score_samples(r, "val", val, 15, alone), np.load(tmp_path / "moved" / "scores_val_15.npy")[val], atol=1e-4)
     assert evaluate.paper_method(run) == "w ULSR"
-    assert "--soft-prompt is none" in script(finetune.main, *tune, "--lr-prompt", .01, "--soft-prompt", "none", code=1).error
+    assert "--soft-prompt is none" in script(finetune.main, *tune, "--lr-prompt", .01, "--soft-prompt", "none", "--overwrite", code=1).error
 
 
 def test_stage_1_moves_the_lm_only_if_asked_and_stage_2_goes_on_from_it(toy, backbone, decoder, script, on_cpu, tmp_path, alone):
@@ -244,7 +244,7 @@ def test_stage_1_moves_the_lm_only_if_asked_and_stage_2_goes_on_from_it(toy, bac
     r, _ = L.open_run(run, toy, torch.device("cpu"))
     val = subset(len(toy.val), 30, 0)
     np.testing.assert_allclose(L.score_samples(r, "val", val, 15, alone), np.load(tmp_path / "delrec" / "scores_val_15.npy")[val], atol=1e-4)
-    script(distill.main, *distil)                        # again, without: nothing of the adapter stays
+    script(distill.main, *distil, "--overwrite")         # again, without: nothing of the adapter stays
     assert not (tmp_path / "prompt" / "adapter").exists()
 
 

@@ -254,7 +254,7 @@ def test_later_items_do_not_touch_training(planted, script, tmp_path):
             np.save(tmp_path / "other" / f"candidates_{s}_{C}.npy", next_item[candidates(planted, s, C)].astype(np.int32))
     logs = []
     for data in (planted, load_data(str(tmp_path / "other"))):
-        train(script, data, tmp_path / "run", *QUICK)
+        train(script, data, tmp_path / "run", *QUICK, "--overwrite")
         logs.append([json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()])
     assert [line.get("loss") for line in logs[0]] == [line.get("loss") for line in logs[1]]
     assert logs[0][-1]["val_ndcg@10"] != logs[1][-1]["val_ndcg@10"]

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from delrec.data.prepared import tfidf
 
-from delrec.runtime import load_run, read_json, read_npy, stop
+from delrec.runtime import beside, load_run, read_json, read_npy, settle, stop
 
 
 def read_export(name, data, cfg):
@@ -19,11 +19,12 @@ def read_export(name, data, cfg):
         return None, None, centred(tfidf_vectors(data))
     run = load_run(name, data)
     folder = run.folder / "export"
+    settle(folder, "meta.json")
     if not (folder / "meta.json").exists():
-        stop(f"{run.folder} holds no {'complete ' if (run.folder / 'export.tmp').exists() else ''}export; make it with: python evaluate.py --ckpt {name} --export")
+        stop(f"{run.folder} holds no {'complete ' if beside(folder, 'unfinished').exists() else ''}export; make it with: python evaluate.py --ckpt {name} --export")
     meta = read_json(folder / "meta.json")
     if (meta.get("trained"), meta.get("best_step")) != (getattr(run, "seconds", 0), getattr(run, "best_step", 0)):
-        stop(f"{folder} was made from an earlier training of {run.folder}; make it again with: python evaluate.py --ckpt {name} --export")
+        stop(f"{folder} was made from an earlier training of {run.folder}; make it again with: python evaluate.py --ckpt {name} --export --overwrite")
     n, K = len(data.train), meta["K"]
     topk, truth, listed = (read_npy(folder / f"{x}.npy", shape) for x, shape in (("topk", (n, K)), ("truth", (n,)), ("listed", (n, K))))
     asked = topk[:, 0] > 0

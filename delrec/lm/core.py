@@ -20,7 +20,7 @@ from delrec.lm.text import (
 )
 from delrec.metrics import compare, metrics
 from delrec.processes import gather_rows, max_over_ranks, shares
-from delrec.runtime import read_npy, read_tensors, stop
+from delrec.runtime import load_run, read_npy, read_tensors, stop
 from delrec.training.log import Log
 from delrec.training.memory import extra_bytes, free_bytes
 
@@ -382,6 +382,8 @@ def listing(r, split, C, which):
     path = Path(r.backbone_run) / (f"scores_{split}_{C}" + "_shuffled" * r.shuffled + ".npy")
     if not path.exists():
         stop(f"--order backbone needs {path}; train the backbone with train_backbone.py, or use --order shuffled")
+    if (Path(r.backbone_run) / "config.json").exists():
+        load_run(r.backbone_run, r.data)                 # another preparation's scores are of other samples
     return np.argsort(-read_npy(path, (len(getattr(r.data, split)), C))[which], axis=1, kind="stable")
 
 

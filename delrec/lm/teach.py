@@ -5,9 +5,9 @@ The losses stand where they are minimised: D_cos, D_norm and L_ms in finetune.py
 import contextlib
 import json
 import os
-import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,7 +15,22 @@ from delrec.data.prepared import histories, subset
 
 from delrec.lm import core as L
 from delrec.processes import gather_rows
-from delrec.runtime import load_run, read_json, read_npy, stop, write_json, write_npy
+from delrec.lm.listed import backbone_digest
+from delrec.runtime import (
+    beside,
+    empty,
+    load_run,
+    lock,
+    put_in_place,
+    read_json,
+    read_npy,
+    settle,
+    stop,
+    stop_if_replaced,
+    unlock,
+    write_json,
+    write_npy,
+)
 from delrec.training.log import Log
 
 # ---------------------------------------------------------------- SLMRec: the teacher's states (arXiv 2405.17890, section 4)
@@ -112,19 +127,32 @@ def title_vectors(r, ranks):
 
 def made_of(run, data, K, n):
     """What an export was made of, so that an unfinished one is continued by the same only."""
-    return {"run": str(run.folder), "llm": run.llm, "trained": getattr(run, "seconds", 0), "best_step": getattr(run, "best_step", 0), "data_hash": data.meta["hash"], "K": K, "samples": n}
+    made = {"run": str(run.folder), "llm": run.llm, "trained": getattr(run, "seconds", 0),
+            "best_step": getattr(run, "best_step", 0), "data_hash": data.meta["hash"], "K": K, "samples": n}
+    s = run.settings
+    if L.reads_all(SimpleNamespace(verbalizer=s["verbalizer"], show=s["show"])):
+        return made
+    return made | {"backbone_digest": backbone_digest(run.backbone_run)}       # it ranks that one's lists
 
 
 @torch.no_grad()
-def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024):
+def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=False):
     """RUN/export/ for train_backbone.py --teacher: for every training sample (or `limit` of them) topk.npy int32 (n, K), the run's best items
     over the whole catalogue, none of the history (0: sample not asked); truth.npy float32 (n,) and listed.npy (n, K), the probability it
     gives the true item and the listed ones; titles.npy float32 (I+1, D), the LM's title vectors. An LM that scores title by title ranks its
-    backbone's list. Killed, the same command goes on."""
-    folder, tmp = run.folder / "export", run.folder / "export.tmp"
+    backbone's list. Killed, the same command goes on. A complete export that was made another way is
+    replaced only with `overwrite`, and only by a complete one."""
+    folder = run.folder / "export"
+    tmp = beside(folder, "unfinished")
     which = subset(len(data.train), limit, 0)
     made = made_of(run, data, K, len(which))
-    if folder.exists() and read_json(folder / "meta.json") | made == read_json(folder / "meta.json"):
+    settle(folder, "meta.json")
+    if (folder / "meta.json").exists() and not overwrite:
+        have = read_json(folder / "meta.json")
+        for key in made:
+            if have.get(key, made[key]) != made[key]:
+                stop(f"{folder} holds a complete export whose {key.replace('_', ' ')} was {have[key]}, now "
+                     f"it is {made[key]}; --overwrite replaces it once the new one is complete")
         if ranks.main:
             print(f"{folder} is complete")
         return
@@ -135,13 +163,12 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024):
         which = np.intersect1d(which, np.flatnonzero(lists[:, 0]))
     done = 0
     if ranks.main:
-        shutil.rmtree(folder, ignore_errors=True)
+        lock(tmp)
         if (tmp / "progress.json").exists() and read_json(tmp / "progress.json")["made"] == made:
             done = read_json(tmp / "progress.json")["done"]
             print(f"continuing after {done} of {len(which)} samples ({tmp})", flush=True)
         else:
-            shutil.rmtree(tmp, ignore_errors=True)
-            tmp.mkdir()
+            empty(tmp)
     if ranks.world > 1:
         t = torch.tensor(done, device=ranks.device)
         torch.distributed.broadcast(t, 0)
@@ -180,7 +207,9 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024):
         write_npy(tmp / "titles.npy", Z)
         write_json(tmp / "meta.json", {**made, "asked": len(which), "catalogue": "whole" if whole else "the backbone's list", "samples_per_second": round(rate, 1)})
         (tmp / "progress.json").unlink()
-        os.replace(tmp, folder)
+        stop_if_replaced(run)
+        put_in_place(folder)
+        unlock(tmp)
         print(f"{len(which)} training samples, {rate:.1f} a second; mean probability of the truth {float(np.mean(files['truth'][which])):.4f}, "
               f"among the {K} listed {float((files['topk'][which] == data.items[data.train[which]][:, None]).any(1).mean()):.3f}")
         print(json.dumps({"stage": "export", "out": str(folder), "samples": len(which), "samples_per_second": round(rate, 1)}))

@@ -103,7 +103,7 @@ def ranking(run, data, ranks, pool=100, shard=False):
 
 def pool_of(run, data, size):
     """f(histories) -> the items an LM ranks after each: the `size` best of its backbone, none of the history (0: the whole catalogue)."""
-    backbone = Path(getattr(run, "backbone_run", None) or folder_of("runs", f"{data.name}/sasrec"))
+    backbone = Path(getattr(run, "backbone_run", None) or folder_of("runs", f"{data.folder_name}/sasrec"))
     if not size or size >= data.n_items:
         return lambda olds: [np.setdiff1d(np.arange(1, data.n_items + 1), old) for old in olds]
     if not (backbone / "config.json").exists():

@@ -1,6 +1,6 @@
 """Checkpoints: a run that was killed anywhere continues with --resume as if nothing had happened.
 
-runs/<dataset>/<name>/checkpoints/step-000123/ holds tensors.safetensors (weights, optimiser, the best so far, the random state of every process),
+runs/<dataset>/<name>.unfinished/checkpoints/step-000123/ holds tensors.safetensors (weights, optimiser, the best so far, the random state of every process),
 state.json (numbers) and meta.json (sha256 of both, and what the run was made with). A checkpoint is written under a temporary name, flushed and
 renamed; the two newest are kept, and all go when the run is finished. Nothing is pickled.
 """
@@ -21,7 +21,9 @@ from delrec.processes import max_over_ranks
 from delrec.runtime import stop
 
 STOPPED = 75           # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again later"
-MAY_CHANGE = {"out", "resume", "checkpoint_every", "micro", "cache_prefix", "gradient_checkpointing", "shard", "check_llm", "allow_unknown"}       # flags that leave the answer what it is
+# flags that leave the answer what it is
+MAY_CHANGE = {"out", "resume", "overwrite", "checkpoint_every", "micro", "cache_prefix",
+              "gradient_checkpointing", "shard", "check_llm", "allow_unknown"}
 asked = []
 
 
@@ -135,7 +137,7 @@ class Saver:
                 continue
             for key, was in meta["made_with"].items():
                 if self.made.get(key) != was:
-                    stop(f"cannot resume {self.folder.parent}: {key.replace('_', '-')} was {was}, now it is {self.made.get(key)}; run it as it was, or without --resume from the beginning")
+                    stop(f"cannot resume {self.folder.parent}: {key.replace('_', '-')} was {was}, now it is {self.made.get(key)}; run it as it was, or with --overwrite instead of --resume from the beginning")
             torch.set_rng_state(tensors.pop(f"rng.{self.ranks.rank}"))
             if self.ranks.main:
                 print(f"continuing from step {step} ({folder})", flush=True)
@@ -144,17 +146,15 @@ class Saver:
             print(f"no checkpoint in {self.folder}; beginning at the beginning", flush=True)
         return None
 
-    def end(self, asked_to_stop, step):
-        """After the loop: a finished run needs no checkpoints; one that was asked to stop says how to go on."""
-        if asked_to_stop:
-            if self.ranks.main:
-                print(f"stopped as asked after step {step}, saved in {self.folder}; run the same command with --resume to continue (exit code {STOPPED})", flush=True)
-            if self.ranks.world > 1:
-                dist.barrier()
-                dist.destroy_process_group()
-            raise SystemExit(STOPPED)
+    def end(self, step):
+        """Ends the process of a run that was asked to stop, and says how to go on."""
         if self.ranks.main:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            print(f"stopped as asked after step {step}, saved in {self.folder}; "
+                  f"run the same command with --resume to continue (exit code {STOPPED})", flush=True)
+        if self.ranks.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+        raise SystemExit(STOPPED)
 
 
 def complete(folder):

@@ -1,0 +1,76 @@
+"""The backbone an LM run lists its candidates by: is it still the one the run was trained with?
+
+A run of distill.py or finetune.py stores backbone_digest. `listed_by.json` in its folder says which
+backbone the scores were made with that an evaluation stored there. Runs without a digest, which
+earlier versions made, say nothing.
+"""
+
+import hashlib
+from pathlib import Path
+
+from delrec.runtime import load_run, read_json, settle, when, write_json
+
+
+def backbone_digest(folder):
+    """16 hex digits of a backbone: of its weights, else of its lists; None where there is none."""
+    settle(Path(folder), "config.json")
+    for name in ("model.safetensors", "topk_train.npy"):
+        path = Path(folder) / name
+        if path.exists():
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return None
+
+
+def lists(run):
+    """True for a run whose prompts list the candidates in its backbone's order."""
+    s = getattr(run, "settings", {})
+    return s.get("order") == "backbone" and (s["show"] or s["verbalizer"] == "letter")
+
+
+def digest_now(run):
+    """The digest of the backbone that a run's scores depend on; None if they depend on none."""
+    if not lists(run) or not getattr(run, "backbone_digest", None):
+        return None
+    return backbone_digest(run.settings["backbone_run"])
+
+
+def noted(run):
+    """{name of stored scores: digest of the backbone they were made with}."""
+    path = run.folder / "listed_by.json"
+    made = {p.stem: run.backbone_digest for p in run.folder.glob("scores_val_*.npy")}
+    return made | (read_json(path) if path.exists() else {})
+
+
+def note(run, name, digest):
+    """Stores which backbone the scores `name` were made with."""
+    write_json(run.folder / "listed_by.json", noted(run) | {name: digest})
+
+
+def say_if_another(run, ranks):
+    """Prints one line if the backbone of an LM run is not the one it, or its scores, knew."""
+    trained = getattr(run, "backbone_digest", None)
+    if not ranks.main or not trained or run.stage not in ("distill", "finetune"):
+        return
+    now = backbone_digest(run.backbone_run)
+    stored = noted(run) if lists(run) else {}
+    others = sorted(name for name, digest in stored.items() if digest != now)
+    if now is None or (now == trained and not others):
+        return
+    about = f"the backbone {run.backbone_run} of {run.folder} is another than "
+    about += "the run was trained with" if now != trained else "some of its scores were made with"
+    backbone = Path(run.backbone_run)
+    if (backbone / "config.json").exists():
+        about += f" (it was trained {when(load_run(backbone))})"
+    if not lists(run):
+        means = "what the run learned is of the earlier one; the scores it gives do not change"
+    elif now == trained:
+        means = f"{', '.join(others)} stand as they were made, new scores follow the one there now"
+    else:
+        means = (
+            "the run lists its candidates in another order than it learned, "
+            "so train it again, or bring the earlier backbone back"
+        )
+        if others:
+            means += f"; {', '.join(others)} stand as they were made"
+    print(f"note: {about}: {means}", flush=True)
