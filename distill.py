@@ -176,6 +176,7 @@ def main(ctx, **config):
     typed = {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
     cfg = SimpleNamespace(**{k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v for k, v in config.items()})
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
+    cfg.llm = L.located(cfg.llm)
     ids = cfg.input == "ids"
     for name, titles, windows in (("history", 10, 20), ("samples", 640, 2048), ("batch", 8, 16), ("micro", 4, 16), ("lr", 2e-2, 5e-4)):
         if getattr(cfg, name) is None:
@@ -224,7 +225,7 @@ def main(ctx, **config):
     r.cache = cfg.cache_prefix
     if cfg.gradient_checkpointing:
         L.checkpoint_layers(lm.model)
-    made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm)) | {"backbone_lists": L.digest(torch.tensor(ranked["train"])), **({"item_vectors": L.digest(lm.items.E)} if ids else {})}
+    made_with = checkpoints.made_with(cfg, data, ranks, lm.identity) | {"backbone_lists": L.digest(torch.tensor(ranked["train"])), **({"item_vectors": L.digest(lm.items.E)} if ids else {})}
     adapter, adapted = None, []
     if cfg.lr_lm:
         from peft import LoraConfig, get_peft_model
@@ -237,6 +238,7 @@ def main(ctx, **config):
     if not val_ta and cfg.tasks != "rps":
         stop(f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a {cfg.a}, raise --val-samples {cfg.val_samples}, or leave it out with --tasks rps")
     out, record = start_run(folder, "distill", cfg, data, ranks)
+    record["llm_fingerprint"] = lm.identity
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made_with, ranks)
     found = saver.load() if cfg.resume else None
     checkpoints.listen()

@@ -143,7 +143,7 @@ def plain_lm(cfg, data, ranks, spent):
     folder = folder_of("runs", cfg.llm_out or f"{data.folder_name}/lm")
     lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
     settings = {"verbalizer": cfg.verbalizer, "show": cfg.show, "order": "shuffled", "backbone_run": "", "history": cfg.prompt_history, "max_title": 32, "max_tokens": 1024, "backbone": "", "allow_unknown": cfg.allow_unknown}
-    made = {"llm": cfg.llm, "llm_fingerprint": L.fingerprint(lm), "C": cfg.C, "val_samples": cfg.val_samples,
+    made = {"llm": cfg.llm, "llm_fingerprint": lm.identity, "C": cfg.C, "val_samples": cfg.val_samples,
             "calibrate": cfg.calibrate, "settings": settings, "data_hash": data.meta["hash"]}
     r = L.ranker(lm, data, settings)
     if not made_the_same_way(folder, made, cfg, ranks):
@@ -375,6 +375,7 @@ def command_line(context):
 def main(**config):
     """Metrics with intervals, paired tests and floors for any runs; or ranked titles for one history."""
     cfg = SimpleNamespace(**config)
+    cfg.llm = cfg.llm and L.located(cfg.llm)
     names = [*cfg.ckpt, *cfg.more]
     if not names and not cfg.llm:
         stop("nothing to evaluate; give --ckpt RUN (a run folder) or --llm NAME --dataset NAME")

@@ -178,6 +178,7 @@ def main(ctx, **config):
     if cfg.maps and cfg.teacher:
         stop("--maps and --teacher both say what the maps begin as; leave one of them out")
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
+    cfg.llm = L.located(cfg.llm)
     data = load_data(cfg.dataset)
     folder = folder_of("runs", cfg.out or f"{data.folder_name}/delrec")
     claim(folder, cfg, ranks)
@@ -206,7 +207,7 @@ def main(ctx, **config):
 
     # LM, soft prompt, samples
     prompt_run = load_prompt_run(cfg, data)
-    if prompt_run and prompt_run.stage == "distill" and getattr(prompt_run, "lr_lm", 0) and cfg.llm == prompt_run.llm:
+    if prompt_run and prompt_run.stage == "distill" and getattr(prompt_run, "lr_lm", 0) and cfg.llm == L.located(prompt_run.llm):
         cfg.llm = str(prompt_run.folder)                 # w UDPSM: the LM that stage 1 moved
     lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers, checked=cfg.check_llm)
     if prompt_run:
@@ -215,7 +216,7 @@ def main(ctx, **config):
         if cfg.backbone and folder_of("runs", cfg.backbone) != folder_of("runs", prompt_run.backbone_run):
             stop(f"{prompt_run.folder} was distilled from {prompt_run.backbone_run}, --backbone is {cfg.backbone}; leave --backbone out, or distil from it")
         P = L.load_soft_prompt(prompt_run.folder, lm)
-        if prompt_run.stage == "distill" and cfg.llm not in (prompt_run.llm, str(prompt_run.folder)):
+        if prompt_run.stage == "distill" and cfg.llm not in (L.located(prompt_run.llm), str(prompt_run.folder.resolve())):
             stop(f"{prompt_run.folder} was distilled for {prompt_run.llm}, --llm is {cfg.llm}; distil it again with this LM")
     else:
         P = L.random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None
@@ -229,7 +230,7 @@ def main(ctx, **config):
         stop(f"--lr-prompt {cfg.lr_prompt} trains the soft prompt, but --soft-prompt is {cfg.soft_prompt}; name one, or leave --lr-prompt out")
     P_before = None if P is None else P.clone()
     # of the LM as it was loaded: the adapters come later
-    made_with = checkpoints.made_with(cfg, data, ranks, L.fingerprint(lm)) | ({"soft_prompt": L.digest(P)} if P is not None else {})
+    made_with = checkpoints.made_with(cfg, data, ranks, lm.identity) | ({"soft_prompt": L.digest(P)} if P is not None else {})
     backbone_run = cfg.backbone or (prompt_run.backbone_run if prompt_run else folder_of("runs", f"{data.folder_name}/sasrec"))
     settings = {k: getattr(cfg, k) for k in ("verbalizer", "show", "order", "history", "max_title", "max_tokens")}
     settings |= {"backbone": prompt_run.settings["backbone"] if prompt_run else backbone_name(backbone_run, data), "backbone_run": str(folder_of("runs", backbone_run)),
@@ -287,8 +288,9 @@ def main(ctx, **config):
 
     modules = L.adapt_modules(lm, cfg.adapt)             # refused before anything is begun
     out, record = start_run(folder, "finetune", cfg, data, ranks)
+    record["llm_fingerprint"] = lm.identity
     if cfg.layers:
-        record["llm"] = str(folder / "lm")
+        record["llm"], record["llm_fingerprint"] = str(folder / "lm"), L.fingerprint(lm)      # of what is left of it
         if ranks.main:
             lm.model.save_pretrained(out / "lm"), lm.tok.save_pretrained(out / "lm")
     if teacher:

@@ -180,14 +180,9 @@ def shape(llm):
     """An LM's kind (decoder, encoder-decoder, encoder) and how many layers it has."""
     if llm == "smollm2-135m":
         return "decoder", 30                             # the embedded one may not be here yet (--dry-run)
-    from transformers import AutoConfig
-
-    from delrec.lm.core import kind_of
-    try:
-        config = AutoConfig.from_pretrained(llm)
-    except (OSError, ValueError) as e:
-        sys.exit(f"recipes: no language model '{llm}': expected smollm2-135m, a folder with a Hugging Face model, or an id that can be downloaded ({str(e).splitlines()[0][:150]})")
-    return kind_of(config), config.num_hidden_layers
+    from delrec.lm.core import config_of, kind_of, text_config
+    config = config_of(llm)
+    return kind_of(config), text_config(config).num_hidden_layers
 
 
 def decoder_only(c, names, what):

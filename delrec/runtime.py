@@ -81,12 +81,20 @@ def read_tensors(path):
         )
 
 
+def is_folder(name):
+    """True for the name of a folder; one that is too long to be one is none."""
+    try:
+        return Path(name).is_dir()
+    except OSError:
+        return False
+
+
 def folder_of(kind, name):
     """`name` is a folder (absolute, there already, or beginning with '.' or the kind itself), or a name under data/ or runs/."""
     path = Path(name)
     return (
         path
-        if path.is_absolute() or path.is_dir() or path.parts[0] == kind or str(name).startswith(".")
+        if path.is_absolute() or is_folder(path) or path.parts[0] == kind or str(name).startswith(".")
         else ROOT / kind / name
     )
 

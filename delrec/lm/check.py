@@ -28,7 +28,6 @@ from delrec.lm.text import (
     SLOT,
     embed,
     encode,
-    fingerprint,
     must_have_vectors,
     random_soft_prompt,
 )
@@ -79,7 +78,8 @@ def probes_of(lm) -> list:
     P_kD = random_soft_prompt(lm, 3, 1)
     P_kD += 0.1 * P_kD.std() * torch.ones_like(P_kD)
     bare = prefix[: len(lm.start) + 1]  # another prefix, and no soft prompt
-    must_have_vectors(lm, np.concatenate([prefix.clip(0), told, *films]))
+    others = [t for t in (lm.mask_id, lm.decoder_start, *lm.end) if t is not None]
+    must_have_vectors(lm, np.concatenate([prefix.clip(0), told, *films, others]))
     probes = [probe(prefix, tails, films, P_kD), probe(bare, tails[1:], films[:1], None)]
     window = window_of(lm)
     longest = len(prefix) + max(map(len, films)) + 1
@@ -242,16 +242,17 @@ def our_logits(lm, p, columns) -> torch.Tensor:
     return lm.scale * logits_NK
 
 
-def measured(lm, probes, reference, columns, long=None) -> float:
+def measured(lm, c, long=None) -> float:
     """How far off our way is, in units of what it may be: at most 1 is right. inf where it cannot
     be gone at all. long: only the probes beyond (True) or within (False) the windows."""
     worst = 0.0
-    for p, want in zip(probes, reference):
+    for p, want in zip(c.probes, c.reference):
         if long is not None and p.long != long:
             continue
         try:
-            got = our_logits(lm, p, columns)
-        except Exception:  # a way that this model cannot go: its code is somebody else's
+            got = our_logits(lm, p, c.columns)
+        except Exception as bad:  # a way that this model cannot go: its code is somebody else's
+            c.trouble = f"{type(bad).__name__}: {(str(bad).splitlines() or [''])[0][:100]}"
             return float("inf")
         if got.shape != want.logits.shape or not torch.isfinite(got).all():
             return float("inf")
@@ -264,21 +265,24 @@ def settle(lm, checked=True):
     """Settles how the LM is read (attends, paths, reach, scale, own_head), or refuses it."""
     if not checked:
         return on_trust(lm)
-    found = remembered(lm)
+    key = key_of(lm)  # before anything of the model is changed
+    found = remembered(key)
     if found:
         apply(lm, found)
         return
     probes = probes_of(lm)
     columns = columns_of(lm, probes)
     reference = reference_of(lm, probes, columns)
-    compare = SimpleNamespace(probes=probes, reference=reference, columns=columns)
+    compare = SimpleNamespace(
+        probes=probes, reference=reference, columns=columns, trouble="another shape, or not finite"
+    )
     if lm.kind == "decoder":
         said = settle_decoder(lm, compare)
     else:
         said = settle_encoder(lm, compare)
     if said:
         say(f"{lm.name}: {said}")
-    remember(lm, said)
+    remember(lm, key, said)
 
 
 def settle_encoder(lm, c):
@@ -288,13 +292,13 @@ def settle_encoder(lm, c):
     put_back = passes.own_attention(lm.model) if lm.kind == "encoder-decoder" else None
     if put_back:
         lm.attends = True
-        if measured(lm, c.probes, c.reference, c.columns) <= 1:
+        if measured(lm, c) <= 1:
             return ""
         put_back()
         lm.attends = False
-    apart = measured(lm, c.probes, c.reference, c.columns)
+    apart = measured(lm, c)
     if apart > 1:
-        refuse(lm, apart)
+        refuse(lm, c, apart)
     return "" if put_back is None else "candidates do not share encoder states; slower, the same"
 
 
@@ -322,7 +326,7 @@ def climb(lm, c):
     lm.attends, right, wrong = put_back is not None, [], {}
     for path in passes.candidates_of(lm) if lm.attends else ["padded"]:
         lm.paths = [path]
-        apart = measured(lm, c.probes, c.reference, c.columns, long=False)
+        apart = measured(lm, c, long=False)
         if apart > 1:
             wrong[path] = apart
             continue
@@ -332,7 +336,7 @@ def climb(lm, c):
     if lm.attends and not set(right) - {"fused"}:
         put_back()
         lm.attends, lm.paths = False, ["padded"]
-        apart = measured(lm, c.probes, c.reference, c.columns, long=False)
+        apart = measured(lm, c, long=False)
         right = ["padded"] if apart <= 1 else []
     lm.paths = [*right, "rows"]
     return put_back, wrong
@@ -341,35 +345,35 @@ def climb(lm, c):
 def settle_reach(lm, c, put_back):
     """Finds whether the best way is also right beyond the windows that the configuration names;
     where it is not, longer prompts are read one row a title."""
-    if measured(lm, c.probes, c.reference, c.columns, long=True) <= 1:
+    if measured(lm, c, long=True) <= 1:
         return
     lm.reach = window_of(lm)
-    if measured(lm, c.probes, c.reference, c.columns, long=True) <= 1:
+    if measured(lm, c, long=True) <= 1:
         return
     if put_back and lm.attends:  # rows say the same under the model's own attention
         put_back()
     lm.attends, lm.paths, lm.reach = False, ["rows"], float("inf")
-    apart = measured(lm, c.probes, c.reference, c.columns)
+    apart = measured(lm, c)
     if apart > 1:
-        refuse(lm, apart)
+        refuse(lm, c, apart)
 
 
 def settle_head(lm, c):
     """Finds how the model's logits follow from its states: by the head, times a number, or only by
     asking the model itself; refuses it where not even that is so."""
     lm.own_head = False
-    apart = measured(lm, c.probes, c.reference, c.columns)
+    apart = measured(lm, c)
     if apart <= 1:
         return
     with contextlib.suppress(Exception):
         ours = torch.cat([our_logits(lm, p, c.columns) for p in c.probes])
         theirs = torch.cat([r.logits for r in c.reference])
         lm.scale = float((ours * theirs).sum() / (ours * ours).sum())
-    if lm.bias_V is None and measured(lm, c.probes, c.reference, c.columns) <= 1:
+    if lm.bias_V is None and measured(lm, c) <= 1:
         return
     lm.scale, lm.own_head = 1.0, True
-    if measured(lm, c.probes, c.reference, c.columns) > 1:
-        refuse(lm, apart)
+    if measured(lm, c) > 1:
+        refuse(lm, c, apart)
 
 
 def about(lm, wrong) -> str:
@@ -388,9 +392,9 @@ def about(lm, wrong) -> str:
     return ("read " + "; ".join(parts) + " (slower, the same scores)") if parts else ""
 
 
-def refuse(lm, apart):
+def refuse(lm, c, apart):
     """Stops: no way of ours says what the model says."""
-    how = "cannot be read" if apart == float("inf") else f"is {apart:.3g} times too far off"
+    how = f"fails, {c.trouble}" if apart == float("inf") else f"is {apart:.3g} times too far off"
     stop(
         f"{lm.name} ({type(lm.model).__name__}): no way of reading it here gives the scores that "
         f"transformers gives (the plainest one {how}); use another LM, or --no-check-llm "
@@ -427,12 +431,13 @@ def key_of(lm) -> str:
     code = [p.read_text() for p in (here / "check.py", here / "reading.py", here / "passes.py")]
     config = lm.model.config.to_dict() | {"_name_or_path": ""}  # wherever the files are
     known = [
-        fingerprint(lm),
+        lm.identity,
         json.dumps(config, sort_keys=True, default=str),
         str(lm.dtype),
         lm.device.type,
         str(lm.sharded),
         str(lm.kind == "decoder" and passes.candidates_of(lm)),
+        str(lm.model.config._attn_implementation),
         torch.__version__,
         transformers.__version__,
         sys.version,
@@ -441,22 +446,22 @@ def key_of(lm) -> str:
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:24]
 
 
-def remembered(lm) -> dict | None:
+def remembered(key) -> dict | None:
     """What was found for this LM before, if it can be read."""
     try:
-        found = json.loads((CACHE / "checked" / f"{key_of(lm)}.json").read_text(encoding="utf-8"))
+        found = json.loads((CACHE / "checked" / f"{key}.json").read_text(encoding="utf-8"))
         return found if set(SETTLED) <= set(found) else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def remember(lm, said):
+def remember(lm, key, said):
     """Keeps what was found; a cache that cannot be written is no reason to stop."""
     reach = None if lm.reach == float("inf") else lm.reach
     values = (lm.attends, lm.paths, reach, lm.scale, lm.own_head, said)
     with contextlib.suppress(OSError):
         (CACHE / "checked").mkdir(parents=True, exist_ok=True)
-        write_json(CACHE / "checked" / f"{key_of(lm)}.json", dict(zip(SETTLED, values)))
+        write_json(CACHE / "checked" / f"{key}.json", dict(zip(SETTLED, values)))
 
 
 def apply(lm, found):

@@ -13,7 +13,9 @@ from delrec.data.prepared import candidates, histories, shuffled, users
 from delrec.kernels import verbalizer as kernels
 from delrec.lm import check, own_head, vectors
 from delrec.lm.layers import adapt_modules, checkpoint_layers, decoder_layers, prune, tap
-from delrec.lm.model import LM, has_fast_bf16, kind_of, load_lm
+from delrec.lm.model import (
+    LM, adapted, config_of, has_fast_bf16, kind_of, load_lm, located, must_be_of, text_config,
+)
 from delrec.lm.reading import begin, read, read_examples
 from delrec.lm.text import (
     ITEM, MASK, SLOT, digest, embed, encode, fingerprint, must_have_vectors, random_soft_prompt, token_scale, tokens_width, width,
@@ -438,6 +440,7 @@ def open_run(run, data, device, shard=False):
     """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter and soft prompt, and the score it
     subtracts per item: (ranker, penalty float32 [I+1])."""
     lm = load_lm(run.llm, device, shard=shard, checked=getattr(run, "check_llm", True))
+    must_be_of(lm, run)
     shown = run.settings.get("input", "titles")
     needed = (["adapter/adapter_model.safetensors"] if run.stage == "finetune" or getattr(run, "lr_lm", 0) else []) + (["items.safetensors"] if shown != "titles" else []) + \
         (["soft_prompt.safetensors"] if run.soft_prompt not in ("none", "words") else []) + (["neutral.npy"] if run.calibration else [])
@@ -446,8 +449,7 @@ def open_run(run, data, device, shard=False):
             stop(f"{run.folder} lacks {part}, which its config.json says it was trained with; train it again")
     P_kD = load_soft_prompt(run.folder, lm) if run.soft_prompt not in ("none", "words") else None
     if run.stage == "finetune" or getattr(run, "lr_lm", 0):
-        from peft import PeftModel
-        lm.adapter = PeftModel.from_pretrained(lm.model, run.folder / "adapter")     # wraps the layers of lm.model in place
+        lm.adapter = adapted(lm, run)                    # wraps the layers of lm.model in place
     if shown != "titles":
         vectors.open_items(lm, run.folder, data.n_items)
     penalty_I = np.zeros(data.n_items + 1, np.float32)

@@ -30,7 +30,7 @@ def adapt_modules(lm, adapt="qv") -> list:
     names = [
         n
         for n, m in lm.model.named_modules()
-        if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head
+        if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head and reads_text(lm, n)
     ]
     if adapt == "linear":
         return names
@@ -41,6 +41,15 @@ def adapt_modules(lm, adapt="qv") -> list:
     stop(f"{lm.name} has no attention projections named {', '.join(QV + QKV)}; use --adapt linear")
 
 
+def reads_text(lm, name) -> bool:
+    """False for a layer of what a decoder-only LM sees or hears with: no text passes it."""
+    if lm.kind != "decoder":
+        return True
+    text = lm.model.get_decoder()
+    inside = next((n for n, m in lm.model.named_modules() if m is text), "")
+    return not inside or name.startswith(f"{inside}.")
+
+
 def prune(lm, n):
     """Leaves the first n layers; the final norm and the head stay (SLMRec: a depth-pruned
     student)."""
@@ -48,10 +57,23 @@ def prune(lm, n):
     if n > len(layers):
         stop(f"--layers {n}: {lm.name} has {len(layers)} layers; give at most so many")
     setattr(holder, name, layers[:n])
-    config = lm.model.config.get_text_config()
+    config, whole = lm.model.config.get_text_config(), len(layers)
+    kinds = list(getattr(config, "attention_layers", None) or [])
+    for key, value in list(vars(config).items()):  # what it says layer by layer
+        if isinstance(value, list) and len(value) == whole:
+            setattr(config, key, value[:n])
+    if kinds and hasattr(config, "attention_types"):  # GPT-Neo's way to say it
+        config.attention_types = [[kinds[:n], 1]]
     config.num_hidden_layers = n
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:n]
+    try:
+        config.validate()
+    except AttributeError:  # older transformers have none
+        pass
+    except Exception as bad:  # transformers has several kinds of its own
+        stop(
+            f"--layers {n}: the configuration of {lm.name} does not hold for {n} layers "
+            f"({str(bad).strip().splitlines()[-1][:150]}); leave --layers out"
+        )
 
 
 def tap(lm, blocks):

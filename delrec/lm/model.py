@@ -5,7 +5,8 @@ Nothing that a folder brings is ever run: a model whose own code it would take i
 (`trust_remote_code` is False everywhere).
 """
 
-import json
+import hashlib
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 
 from delrec.lm import check, layers
-from delrec.lm.text import encode
-from delrec.runtime import CACHE, folder_of, load_run, stop
+from delrec.lm.text import encode, fingerprint
+from delrec.runtime import CACHE, folder_of, is_folder, is_run, load_run, stop
 
 # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
@@ -47,6 +48,7 @@ class LM:
     end: list  # special tokens behind it
     max_tokens: int  # of a prompt with a title
     special: set  # tokens that no title may become
+    identity: str = ""  # 16 hex digits: weights, tokenizer, and the adapter merged into it
     sharded: bool = False  # are its layers divided among processes?
     attends: bool = False  # does it attend by passes.attention?
     paths: list = field(default_factory=list)  # usable ways through a decoder, best first: check.py
@@ -91,10 +93,10 @@ def kind_of(config) -> str:
         return "encoder-decoder"
     if "MaskedLM" in first:
         return "encoder"
-    if "CausalLM" in first or "LMHead" in first and "Masked" not in first:
+    if "CausalLM" in first:
         return "decoder"
     masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return "encoder" if masked else "decoder"
+    return "encoder" if masked and not getattr(config, "is_decoder", False) else "decoder"
 
 
 def text_config(config):
@@ -110,7 +112,7 @@ def load_lm(name, device, dtype=None, shard=False, checked=True) -> LM:
     shard: each process keeps a part of the layers. checked: how it is read is chosen by comparing
     scores with the untouched model (check.py); False takes the fastest way on trust.
     """
-    if (folder_of("runs", name) / "adapter").is_dir():
+    if is_lm_run(name):
         return load_merged(name, device, dtype, shard, checked)
     folder = embedded() if name == EMBEDDED else name
     config, tok = config_and_tokenizer(name, folder)
@@ -118,7 +120,7 @@ def load_lm(name, device, dtype=None, shard=False, checked=True) -> LM:
     if dtype is None:
         fast = device.type == "cuda" or has_fast_bf16()
         dtype = torch.bfloat16 if fast else torch.float32
-    model = weights(name, folder, kind, dtype)
+    model = weights(name, folder, kind, config, dtype)
     model = (layers.shard_layers(model, device) if shard else model).to(device)
     head = model.get_output_embeddings()
     if getattr(head, "weight", None) is None:
@@ -140,16 +142,36 @@ def load_lm(name, device, dtype=None, shard=False, checked=True) -> LM:
         mask_id=mask_of(name, kind, tok),
         start=around[:at],
         end=around[at + len(body) :],
-        # RoBERTa's positions begin at 2
-        max_tokens=min(getattr(text, "max_position_embeddings", None) or 1024, 4096) - 2,
+        max_tokens=min(positions_of(text), 4096) - 2,  # RoBERTa's begin at 2
         special=set(tok.all_special_ids) - {tok.unk_token_id},
         sharded=shard,
     )
+    lm.identity = fingerprint(lm)
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
     if kind == "encoder-decoder" and lm.decoder_start is None:
         stop(f"{name} does not say which token its decoder begins with; use another LM")
     check.settle(lm, checked)
     return lm
+
+
+def located(name) -> str:
+    """The name under which an LM is stored in a run: a folder's is its whole path, so that it means
+    the same from everywhere."""
+    return str(Path(name).resolve()) if is_folder(name) else name
+
+
+def is_lm_run(name) -> bool:
+    """True for a run of these scripts that holds an adapter."""
+    folder = folder_of("runs", name)
+    return is_folder(folder / "adapter") and is_run(folder)
+
+
+def positions_of(text) -> int:
+    """How many tokens an LM has positions for."""
+    for name in ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "seq_length"):
+        if isinstance(getattr(text, name, None), int) and getattr(text, name) > 0:
+            return getattr(text, name)
+    return 1024
 
 
 def embedded() -> Path:
@@ -164,51 +186,57 @@ def embedded() -> Path:
 
 def load_merged(name, device, dtype, shard, checked) -> LM:
     """The LM of a run of finetune.py (or distill.py --lr-lm), its adapter merged into it."""
-    from peft import PeftModel
-
     run = load_run(name, stages=["distill", "finetune"])
     lm = load_lm(run.llm, device, dtype, shard, checked)
+    must_be_of(lm, run)
+    lm.model = adapted(lm, run).merge_and_unload()
+    lm.model.requires_grad_(False)
+    lm.name = str(run.folder)
+    weights = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    lm.identity = hashlib.sha256(lm.identity.encode() + weights).hexdigest()[:16]
+    return lm
+
+
+def adapted(lm, run):
+    """peft's model: the LM with a run's adapter around its layers, not merged."""
+    from peft import PeftModel
+
     adapter = run.folder / "adapter"
     if not (adapter / "adapter_model.safetensors").exists():
         stop(f"{adapter} lacks adapter_model.safetensors; train the run again")
-    lm.model = PeftModel.from_pretrained(lm.model, adapter).merge_and_unload()
-    lm.model.requires_grad_(False)
-    lm.name = str(run.folder)
-    return lm
+    try:
+        return PeftModel.from_pretrained(lm.model, adapter)
+    except Exception as bad:  # of whatever kind: peft's own and torch's
+        stop(
+            f"the adapter of {run.folder} does not fit {run.llm} ({first_line(bad)}): that is not "
+            "the LM it was trained on; bring that one back, or train again"
+        )
+
+
+def must_be_of(lm, run):
+    """Stops where a run was trained on another LM than the one that is loaded now."""
+    trained = getattr(run, "llm_fingerprint", None)
+    if trained and trained != lm.identity:
+        stop(
+            f"{run.folder} was trained on another LM than the one in {run.llm} now "
+            f"(its fingerprint was {trained}, now it is {lm.identity}); bring that one back, or "
+            "train again"
+        )
 
 
 def config_and_tokenizer(name, folder):
     """transformers' configuration and tokenizer of a folder or an id; what cannot be read is
     refused."""
-    from transformers import AutoConfig, AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoTokenizer
 
-    logging.disable_progress_bar()
-    refuse_pointers(name, folder)
-    local = {"trust_remote_code": False, "local_files_only": Path(folder).is_dir()}
+    config = config_of(name, folder)
     try:
-        config = AutoConfig.from_pretrained(folder, **local)
-    except Exception as bad:  # of whatever kind: the files are somebody else's
-        about_own_code(name, folder, bad)
-        stop(
-            f"no language model '{name}': expected {EMBEDDED}, a folder with a Hugging Face model "
-            "and its tokenizer, a run of finetune.py, or an id that can be downloaded "
-            f"({first_line(bad)})"
-        )
-    try:
-        tok = AutoTokenizer.from_pretrained(folder, **local)
+        tok = AutoTokenizer.from_pretrained(folder, **without_code(folder))
         tok("a")
-    except Exception as bad:
-        about_own_code(name, folder, bad)
-        stop(
-            f"no language model '{name}': expected {EMBEDDED}, a folder with a Hugging Face model "
-            "and its tokenizer, a run of finetune.py, or an id that can be downloaded "
-            f"(its tokenizer: {first_line(bad)})"
-        )
-    if quantised := getattr(config, "quantization_config", None):
-        method = dict(quantised).get("quant_method", "a method without a name")
-        check.say(f"{name} was quantised by {method}: its scores are those of the coarser weights")
-    if own_code(folder):
+    except Exception as bad:  # of whatever kind: the files are somebody else's
+        unknown(name, config, bad, "its tokenizer: ")
+    code = brings_code(config) or tok.init_kwargs.get("auto_map")
+    if code:
         check.say(
             f"{name} brings code of its own (auto_map), which is not run: transformers' own "
             f"{config.model_type} reads its weights"
@@ -216,8 +244,68 @@ def config_and_tokenizer(name, folder):
     return config, tok
 
 
-def weights(name, folder, kind, dtype):
-    """transformers' model with every weight from the files: one that misses some is refused."""
+def config_of(name, folder=None):
+    """transformers' configuration of a folder or an id, which names no code to be run."""
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = name if folder is None else folder
+    refuse_pointers(name, folder)
+    if is_folder(folder) and (Path(folder) / "adapter_config.json").is_file():
+        stop(
+            f"{folder} holds an adapter of peft that is not merged into its model; merge it "
+            "(merge_and_unload), save the model, and give that folder"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, **without_code(folder))
+    except Exception as bad:  # of whatever kind: the files are somebody else's
+        unknown(name, None, bad)
+    refuse_fetched_code(name, config)
+    return config
+
+
+def without_code(folder) -> dict:
+    """How transformers is asked: no code of the folder, and no network for what is here."""
+    return {"trust_remote_code": False, "local_files_only": is_folder(folder)}
+
+
+def unknown(name, config, bad, where=""):
+    """Stops: there is no such LM, or it is none, or it needs code of its own."""
+    if brings_code(config) or "trust_remote_code" in str(bad) or "auto_map" in str(bad):
+        stop(
+            f"'{name}' needs code of its own (auto_map in its configuration), and nothing that an "
+            "LM's folder brings is run here; use an LM that transformers knows by itself"
+        )
+    stop(
+        f"no language model '{name}': expected {EMBEDDED}, a folder with a Hugging Face model and "
+        "its tokenizer, a run of finetune.py, or an id that can be downloaded "
+        f"({where}{first_line(bad)})"
+    )
+
+
+def brings_code(config) -> bool:
+    """True where a configuration names code of its folder (auto_map)."""
+    return bool(getattr(config, "auto_map", None))
+
+
+def refuse_fetched_code(name, config):
+    """Stops at a configuration that names a kernel of the hub: code that would be fetched and
+    run."""
+    parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", ()))]
+    for part in parts:
+        for key in ("_attn_implementation", "_experts_implementation"):
+            value = getattr(part, key, None)
+            if isinstance(value, str) and ("/" in value or ":" in value):
+                stop(
+                    f"the configuration of '{name}' asks for the kernel {value!r}, which would be "
+                    f"fetched and run; take {key.removeprefix('_')} out of its config.json"
+                )
+
+
+def weights(name, folder, kind, config, dtype):
+    """transformers' model with every weight from the files: one that misses some, or has more than
+    the model reads in its layers, is refused."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
@@ -226,34 +314,74 @@ def weights(name, folder, kind, dtype):
         "encoder": AutoModelForMaskedLM,
         "decoder": AutoModelForCausalLM,
     }[kind]
-    local = {"trust_remote_code": False, "local_files_only": Path(folder).is_dir()}
     loud = logging.get_verbosity()
     logging.set_verbosity_error()  # its table of missing weights is our sentence
     try:
-        model, told = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **local)
+        model, told = auto.from_pretrained(
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told, and refused below
+            **without_code(folder),
+        )
     except Exception as bad:  # of whatever kind: the files are somebody else's
-        about_own_code(name, folder, bad)
+        if brings_code(config) and "trust_remote_code" in str(bad):
+            unknown(name, config, bad)
         stop(
             f"the weights of '{name}' could not be loaded ({first_line(bad)}); "
             "download or save them again, or install what they need"
         )
     finally:
         logging.set_verbosity(loud)
-    missing = sorted(told["missing_keys"])
-    unread = sorted(told["unexpected_keys"])
+    must_be_whole(name, config, model, told)
+    if quantised := getattr(config, "quantization_config", None):
+        method = dict(quantised).get("quant_method", "a method without a name")
+        check.say(f"{name} was quantised by {method}: its scores are those of the coarser weights")
+    return model.eval().requires_grad_(False)
+
+
+def must_be_whole(name, config, model, told):
+    """Stops where files and model do not hold the same weights: what a model has and its files have
+    not would be random, what its layers do not read would be left out of every score."""
+    kind = type(model).__name__
+    mismatched, missing = sorted(told["mismatched_keys"]), sorted(told["missing_keys"])
+    if mismatched:
+        key, stored, wanted = mismatched[0]
+        stop(
+            f"'{name}': {key} has the shape {tuple(stored)} in the files and {tuple(wanted)} by "
+            f"config.json ({len(mismatched)} weights differ so); these files belong to different "
+            "models, download or save them again"
+        )
     if missing:
         stop(
-            f"the files of '{name}' lack {len(missing)} weights of {type(model).__name__}, "
-            f"{missing[0]} the first, and random numbers are no model; "
-            "take a checkpoint that was saved with its language-model head, or download it again"
+            f"the files of '{name}' lack {len(missing)} weights of {kind}, {missing[0]} the first, "
+            "and random numbers are no model; take a checkpoint that was saved with its "
+            "language-model head, or download it again"
         )
-    if unread and own_code(folder):
+    unread = sorted(told["unexpected_keys"])
+    if not unread:
+        return
+    lost = [key for key in unread if of_a_layer(model, key)]
+    if lost or brings_code(config):
         stop(
-            f"'{name}' brings code of its own, which is not run, and transformers' own "
-            f"{type(model).__name__} does not know {len(unread)} of its weights "
-            f"({unread[0]} the first); use an LM that transformers knows"
+            f"transformers' own {kind} does not read {len(unread)} of the weights of '{name}', "
+            f"{(lost or unread)[0]} the first, so its scores would not be those of this model; "
+            "its config.json belongs to another one, or it needs code of its own"
         )
-    return model.eval().requires_grad_(False)
+    check.say(f"{name}: {len(unread)} weights are not part of {kind} ({unread[0]} the first)")
+
+
+BUFFERS = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
+
+
+def of_a_layer(model, key) -> bool:
+    """True for a weight in the files that would belong to one of the model's layers."""
+    found = re.match(r"(.+?)\.\d+\.", key)
+    if not found or BUFFERS.search(key):
+        return False
+    lists = {n for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
+    prefix = model.base_model_prefix
+    return bool({found[1], f"{prefix}.{found[1]}", found[1].removeprefix(f"{prefix}.")} & lists)
 
 
 def first_line(bad, most=150):
@@ -264,7 +392,7 @@ def first_line(bad, most=150):
 def refuse_pointers(name, folder):
     """Stops at a file that git-lfs has not fetched: a pointer of three lines instead of the
     thing."""
-    if not Path(folder).is_dir():
+    if not is_folder(folder):
         return
     for path in sorted(Path(folder).iterdir()):
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS):
@@ -274,30 +402,11 @@ def refuse_pointers(name, folder):
             )
 
 
-def own_code(folder) -> bool:
-    """True where a configuration names code of the folder (auto_map)."""
-    for name in ("config.json", "tokenizer_config.json"):
-        try:
-            told = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(told, dict) and told.get("auto_map"):
-            return True
-    return False
-
-
-def about_own_code(name, folder, bad):
-    """Stops with the reason where a model cannot be read because it needs code of its folder."""
-    if own_code(folder) or "trust_remote_code" in str(bad):
-        stop(
-            f"'{name}' needs code of its own (auto_map in its configuration), and nothing that an "
-            "LM's folder brings is run here; use an LM that transformers knows by itself"
-        )
-
-
 def mask_of(name, kind, tok):
     """The token that stands for the mask in an encoder's text; None for a decoder."""
     mask = {"encoder-decoder": SENTINEL, "encoder": tok.mask_token, "decoder": None}[kind]
+    if kind == "encoder-decoder" and f"\u2581{SENTINEL}" in tok.get_vocab():
+        mask = f"\u2581{SENTINEL}"  # as mT5 spells it
     mask_id = tok.convert_tokens_to_ids(mask) if mask else None
     if kind != "decoder" and (mask_id is None or mask_id == tok.unk_token_id):
         stop(

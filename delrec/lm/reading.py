@@ -134,8 +134,25 @@ def read_rows(lm, start, tails, tok_BCT, n_BC, at):
             asked = at is not None and c == 0
             past.append(len(start.prefix) + at[b] - 1 if asked else np.zeros(0, int))
     index = reads if at is None else [*reads, *past]
-    x_ND = passes.pass_rows(lm, start.P, rows, index)
+    x_ND = rows_apart(lm, start.P, rows, index)
     return x_ND if at is None else x_ND.split([sum(map(len, reads)), sum(map(len, past))])
+
+
+def rows_apart(lm, P_kD, rows, index) -> torch.Tensor:
+    """The states at `index`, rows within the LM's window in one pass and longer ones in another: a
+    model that goes by the longest row of a pass (LongRoPE) must not let it change the others."""
+    within = np.array([len(row) <= lm.reach for row in rows])
+    if within.all() or not within.any() or lm.tapped is not None:
+        return passes.pass_rows(lm, P_kD, rows, index)
+    states = [None] * len(index)
+    for side in (within, ~within):
+        which = np.flatnonzero(side)
+        turns = [t for t in range(len(index)) if side[t % len(rows)]]
+        part = [index[t] for t in turns]
+        x_ND = passes.pass_rows(lm, P_kD, [rows[i] for i in which], part)
+        for t, x in zip(turns, x_ND.split([len(i) for i in part])):
+            states[t] = x
+    return torch.cat(states)
 
 
 # ---------------------------------------------------------------- encoders

@@ -27,11 +27,12 @@ def digest(*tensors) -> str:
 
 
 def fingerprint(lm) -> str:
-    """16 hex digits of an LM: its tokenizer's vocabulary, its size, a piece of every weight."""
+    """16 hex digits of an LM: its tokenizer's vocabulary, its size, a piece of every weight; the same
+    in every dtype that it is loaded in."""
     h = hashlib.sha256(json.dumps(sorted(lm.tok.get_vocab().items())).encode())
     for name, p in lm.model.named_parameters():
         p = p.full_tensor() if lm.sharded and hasattr(p, "full_tensor") else p
-        h.update(f"{name} {tuple(p.shape)} {digest(p.flatten()[:64])}".encode())
+        h.update(f"{name} {tuple(p.shape)} {digest(p.flatten()[:64].bfloat16())}".encode())
     return h.hexdigest()[:16]
 
 
