@@ -30,12 +30,13 @@ LAYERS_SWITCH = ["sliding_attention", "full_attention"]
 
 class Family(NamedTuple):
     """model(n): an untrained model with n tokens; exact: to refuse it is a fault; auto: what loads
-    its folder, if that is not the class of its kind."""
+    its folder, if that is not the class of its kind; gain: how large its weights are."""
     name: str
     kind: str
     model: Callable
     exact: bool = True
     auto: type | None = None
+    gain: float = 1.0
 
     def __str__(self):
         return self.name
@@ -81,22 +82,23 @@ def vision_and_text(name, architecture, vision, **text):
     return Family(name, "decoder", model, exact=False)
 
 
-def scale_of(name, weight):
+def deviation_of(name, weight, gain):
     """The standard deviation that a weight of more than one dimension is drawn with."""
     if any(part in name for part in ("emb", "shared", "wte", "wpe")):
         return .7
     fan_in = weight[0].numel() if "conv" in name else weight.shape[-1]
-    return 1.5 * fan_in ** -.5
+    return gain * fan_in ** -.5
 
 
-def randomise(model, seed):
-    """The model with weights so large that everything it reads moves what it says."""
+def randomise(model, seed, gain):
+    """The model with weights so large that everything it reads moves what it says, and so small
+    that fp32 still says what fp64 would."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if weight.dim() > 1:
-                weight.copy_(scale_of(name, weight) * noise)
+                weight.copy_(deviation_of(name, weight, gain) * noise)
             elif "bias" in name:
                 weight.copy_(.5 * noise)
             else:                                        # norms, gates, state-space parameters
@@ -108,7 +110,7 @@ def write(family, folder):
     """The family's model and tokenizer in a folder."""
     tok = TOKENIZERS[family.kind]()
     model = family.model(len(tok))
-    return save(folder, randomise(model, seed=5), tok)
+    return save(folder, randomise(model, seed=5, gain=family.gain), tok)
 
 
 # ---------------------------------------------------------------- the named families
@@ -204,7 +206,7 @@ RIGHT_OR_REFUSED = [
                intermediate_size_mlp=64, attention_chunk_size=SHORT, floor_scale=8),
     llama_like("llama4-wide", "Llama4Text", exact=False, head_dim=8, num_local_experts=2,
                intermediate_size_mlp=64, attention_chunk_size=WIDE, floor_scale=8,
-               no_rope_layers=[1, 0]),
+               attn_scale=2.0, no_rope_layers=[1, 0]),
     vision_and_text("gemma3-vision", "Gemma3ForConditionalGeneration", VISION, head_dim=8,
                     sliding_window=SHORT, layer_types=LAYERS_SWITCH),
     vision_and_text("llama4-vision", "Llama4ForConditionalGeneration",

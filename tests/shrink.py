@@ -95,6 +95,7 @@ MORE = {
     "zamba": HYBRID,
     "zamba2": HYBRID | {"hybrid_layer_ids": [1, 2], "n_mamba_heads": 4},
 }
+GAIN = {"zamba": .5, "zamba2": .5}                       # rounding grows in their layers
 
 
 def tiny(config, n_tokens, special):
@@ -212,4 +213,5 @@ def family_of(table, model_type):
     kind = "decoder" if model_type in HEARING else table
     auto = AUTO[table]
     name = f"{table} {model_type}"
-    return Family(name, kind, model_of(kind, model_type, auto), exact=False, auto=auto)
+    model = model_of(kind, model_type, auto)
+    return Family(name, kind, model, False, auto, GAIN.get(model_type, 1.0))

@@ -17,7 +17,7 @@ IMPOSSIBLE = {entry for entry, reason in not_built().items() if reason != TWICE}
 def test_a_family_scores_as_plain_transformers_or_is_refused_in_a_sentence(
         family, toy, tmp_path):
     reference = Reference(family, write(family, tmp_path / "lm"), toy)
-    for padded in (False, True):
+    for padded in (False, True)[:2 if family.kind == "decoder" else 1]:
         outcome = refusal_or_faults(reference, padded)
         assert outcome == {} or (isinstance(outcome, str) and "\n" not in outcome)
 
