@@ -5,6 +5,8 @@ models. Its default config is taken, and every attribute whose name is in TINY m
 more a family needs stands in MORE. Of the 285 entries of transformers 5.24 this builds 231, 33
 are written down in tests/families.py, and 21 cannot be tested: not_built() says why.
 """
+import itertools
+
 from families import AUTO, SHORT, SPECIAL, Family
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
@@ -64,7 +66,8 @@ UNSET = {"head_dim", "num_key_value_heads", "n_routed_experts", "n_shared_expert
          "indexer_budget", "indexer_compress_ratio"}     # what is None by default and has to be set
 VOCABULARIES = {"vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size",
                 "src_vocab_size", "tgt_vocab_size"}
-NEVER_IN_A_TITLE = range(180, 220)                       # tokens of bytes that no title has
+# tokens that no title has: of rare bytes, sentinels, punctuation inside a word
+SPARE = {"decoder": range(160, 200), "encoder-decoder": range(5, 13), "encoder": range(84, 91)}
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 HYBRID = {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3}
@@ -98,10 +101,9 @@ MORE = {
 GAIN = {"zamba": .5, "zamba2": .5}                       # rounding grows in their layers
 
 
-def tiny(config, n_tokens, special):
-    """The keyword arguments that make a small config of the same class."""
+def tiny(config, n_tokens, special, spare):
+    """The keyword arguments that make a small config of the same class; spare: tokens to name."""
     known, values = vars(config), {}
-    unused = iter(NEVER_IN_A_TITLE)
     for name, value in known.items():
         if name in VOCABULARIES:
             values[name] = n_tokens
@@ -110,13 +112,13 @@ def tiny(config, n_tokens, special):
         elif name in TINY and (value is not None or name in UNSET):
             values[name] = TINY[name]
         elif name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
-            values[name] = next(unused)
+            values[name] = next(spare)
     if known.get("kv_lora_rank"):                        # its heads share no keys
         values["num_key_value_heads"] = values["num_attention_heads"]
     for name in config.sub_configs:
         if getattr(config, name, None) is not None:
             part = getattr(config, name)
-            values[name] = {"model_type": part.model_type} | tiny(part, n_tokens, special)
+            values[name] = tiny(part, n_tokens, special, spare) | {"model_type": part.model_type}
     values |= one_layer_of_each_kind(known, values)
     return values | MORE.get(config.model_type, {})
 
@@ -136,7 +138,7 @@ def model_of(kind, model_type, auto):
     def model(n_tokens):
         make = CONFIG_MAPPING[model_type]
         special = SPECIAL[kind] | ({"is_decoder": True} if kind == "decoder" else {})
-        config = make(**tiny(make(), n_tokens, special))
+        config = make(**tiny(make(), n_tokens, special, itertools.cycle(SPARE[kind])))
         if kind == "encoder-decoder":                    # every folder of a trained one says it
             config.decoder_start_token_id = special["decoder_start_token_id"]
         if model_type == "encoder-decoder":              # two BERTs, of which one has to decode
