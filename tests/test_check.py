@@ -87,6 +87,24 @@ def test_in_bf16_a_way_may_be_off_by_twice_what_the_model_is_off_itself(
     assert m.model.dtype == torch.bfloat16 and m.head_VD.dtype == torch.bfloat16
 
 
+def test_a_model_that_fails_in_bf16_is_read_in_fp32(decoder, fresh, monkeypatch, capsys):
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def only_fp32(self, *args, **kwargs):
+        if self.dtype == torch.bfloat16:
+            raise RuntimeError("expected m1 and m2 to have the same dtype")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", only_fp32)
+    monkeypatch.setattr(model, "has_fast_bf16", lambda: True)
+    m = L.load_lm(decoder, CPU)
+    assert m.dtype == torch.float32 and m.packs
+    assert "computes in fp32: in torch.bfloat16 the model itself fails" in capsys.readouterr().out
+    assert "cannot be read in torch.bfloat16" in sentence(opened, decoder, torch.bfloat16)
+
+
 def test_the_measurement_leaves_every_weight_as_it_was(decoder, fresh):
     was = opened(decoder, torch.bfloat16, checked=False)
     now = opened(decoder, torch.bfloat16)

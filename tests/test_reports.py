@@ -10,8 +10,8 @@ import click
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, save, wordpiece_tokenizer
-from families import AUTO, RIGHT_OR_REFUSED, llama_like, old_decoder, randomise, write
+from conftest import ROOT, randomise, save, wordpiece_tokenizer
+from families import AUTO, RIGHT_OR_REFUSED, llama_like, old_decoder, write
 from safetensors.torch import load_file, save_file
 
 import evaluate

@@ -47,6 +47,10 @@ TRUE_TO = 1e-4  # of a logit, times their spread: what counts as equal in fp32
 COLUMNS = 48  # tokens whose logits are compared, besides those of the titles
 
 
+class HalfFails(Exception):
+    """The untouched model cannot be run, or gives no finite scores, in 16 bits."""
+
+
 def say(line):
     """Prints one line, on the first of several processes."""
     if int(os.environ.get("RANK", 0)) == 0:
@@ -81,7 +85,7 @@ def probes_of(lm) -> list:
     others = [t for t in (lm.mask_id, lm.decoder_start, *lm.end) if t is not None]
     must_have_vectors(lm, np.concatenate([prefix.clip(0), told, *films, others]))
     probes = [probe(prefix, tails, films, P_kD), probe(bare, tails[1:], films[:1], None)]
-    window = window_of(lm)
+    window = lm.window
     longest = len(prefix) + max(map(len, films)) + 1
     if window and longest < window + 8 < lm.max_tokens - longest:
         long = np.resize(told, window + 8)
@@ -186,12 +190,16 @@ def reference_of(lm, probes, columns) -> list:
         tokens = torch.as_tensor(probes[1].tails[0][:-1].clip(0), device=lm.device)[None]
         by_vectors_alone(lm, tokens)
     except Exception as bad:  # of whatever kind: the model is somebody else's
+        if lm.dtype.itemsize < 4:
+            raise HalfFails(f"{type(bad).__name__}: {str(bad).splitlines()[0][:100]}") from bad
         stop(
             f"{lm.name} ({type(lm.model).__name__}) cannot be read from vectors in place of "
             f"tokens, which a soft prompt is ({type(bad).__name__}: {str(bad).splitlines()[0][:150]}); "
             "use another LM"
         )
     if not all(torch.isfinite(x).all() for x in plain):
+        if lm.dtype.itemsize < 4:
+            raise HalfFails("its scores are not finite")
         stop(f"{lm.name} gives scores that are not finite in {lm.dtype}; use another LM")
     exact = plain
     half = lm.dtype.itemsize < 4
@@ -263,6 +271,7 @@ def measured(lm, c, long=None) -> float:
 @torch.no_grad()
 def settle(lm, checked=True):
     """Settles how the LM is read (attends, paths, reach, scale, own_head), or refuses it."""
+    lm.window = window_of(lm)
     if not checked:
         return on_trust(lm)
     key = key_of(lm)  # before anything of the model is changed
@@ -313,8 +322,8 @@ def settle_decoder(lm, c):
             put_back, wrong = climb(lm, c)
     if lm.paths[0] != "rows" and any(p.long for p in c.probes):
         settle_reach(lm, c, put_back)
-    elif lm.paths[0] != "rows" and (window_of(lm) or lm.max_tokens) < lm.max_tokens:
-        lm.reach = window_of(lm)  # too near to the longest prompt to be measured
+    elif lm.paths[0] != "rows" and (lm.window or lm.max_tokens) < lm.max_tokens:
+        lm.reach = lm.window  # too near to the longest prompt to be measured
     return about(lm, wrong)
 
 
@@ -347,7 +356,7 @@ def settle_reach(lm, c, put_back):
     where it is not, longer prompts are read one row a title."""
     if measured(lm, c, long=True) <= 1:
         return
-    lm.reach = window_of(lm)
+    lm.reach = lm.window
     if measured(lm, c, long=True) <= 1:
         return
     if put_back and lm.attends:  # rows say the same under the model's own attention
@@ -411,7 +420,7 @@ def on_trust(lm):
     lm.attends = passes.own_attention(lm.model) is not None
     ways = passes.candidates_of(lm) if lm.attends else ["padded"]
     lm.paths = [*ways, "rows"]
-    lm.reach = window_of(lm) or float("inf")
+    lm.reach = lm.window or float("inf")
 
 
 def bare_head(lm):

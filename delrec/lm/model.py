@@ -53,6 +53,7 @@ class LM:
     attends: bool = False  # does it attend by passes.attention?
     paths: list = field(default_factory=list)  # usable ways through a decoder, best first: check.py
     reach: float = float("inf")  # tokens up to which the first path is right; "rows" beyond
+    window: int | None = None  # tokens behind which a layer sees less, or turns in another way
     scale: float = 1.0  # what the model multiplies its logits by after the head
     own_head: bool = False  # are logits asked of the model itself, because they are no product?
     sep: list = field(default_factory=list)  # tokens that end a title
@@ -117,6 +118,7 @@ def load_lm(name, device, dtype=None, shard=False, checked=True) -> LM:
     folder = embedded() if name == EMBEDDED else name
     config, tok = config_and_tokenizer(name, folder)
     kind = kind_of(config)
+    asked = dtype
     if dtype is None:
         fast = device.type == "cuda" or has_fast_bf16()
         dtype = torch.bfloat16 if fast else torch.float32
@@ -150,7 +152,13 @@ def load_lm(name, device, dtype=None, shard=False, checked=True) -> LM:
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
     if kind == "encoder-decoder" and lm.decoder_start is None:
         stop(f"{name} does not say which token its decoder begins with; use another LM")
-    check.settle(lm, checked)
+    try:
+        check.settle(lm, checked)
+    except check.HalfFails as bad:
+        if asked is not None:
+            stop(f"{name} cannot be read in {dtype} ({bad}); use another LM")
+        check.say(f"{name} computes in fp32: in {dtype} the model itself fails ({bad})")
+        return load_lm(name, device, torch.float32, shard, checked)
     return lm
 
 

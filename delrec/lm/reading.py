@@ -141,7 +141,7 @@ def read_rows(lm, start, tails, tok_BCT, n_BC, at):
 def rows_apart(lm, P_kD, rows, index) -> torch.Tensor:
     """The states at `index`, rows within the LM's window in one pass and longer ones in another: a
     model that goes by the longest row of a pass (LongRoPE) must not let it change the others."""
-    within = np.array([len(row) <= lm.reach for row in rows])
+    within = np.array([len(row) <= (lm.window or lm.reach) for row in rows])
     if within.all() or not within.any() or lm.tapped is not None:
         return passes.pass_rows(lm, P_kD, rows, index)
     states = [None] * len(index)
