@@ -38,7 +38,7 @@ class Rival:
         self.tok, self.data, self.P, self.slot = lm.tok, data, P, lm.tok.convert_ids_to_tokens(3)
         self.tok.padding_side, self.tok.pad_token = "left", self.tok.pad_token or self.tok.eos_token
         from transformers import AutoModelForCausalLM
-        self.model = AutoModelForCausalLM.from_pretrained(lm.folder, dtype=lm.dtype).to(lm.device).eval().requires_grad_(False)
+        self.model = AutoModelForCausalLM.from_pretrained(lm.folder, dtype=lm.dtype, trust_remote_code=False).to(lm.device).eval().requires_grad_(False)
 
     def prompt(self, old, cand):
         noun, verb, titles = *[self.data.meta["words"][w] for w in ("noun", "verb")], self.data.titles
