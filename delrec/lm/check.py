@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import numpy as np
 import torch
 
@@ -42,7 +43,7 @@ WINDOWS = (
     "local_radius",
     "index_topk",  # of the tokens that a sparse attention picks
 )
-SETTLED = ("attends", "paths", "reach", "scale", "own_head", "said")
+SETTLED = ("attends", "paths", "reach", "factor", "scale", "own_head", "said")
 TRUE_TO = 1e-4  # of a logit, times their spread: what counts as equal in fp32
 COLUMNS = 48  # tokens whose logits are compared, besides those of the titles
 
@@ -185,18 +186,7 @@ def in_fp32(lm):
 
 def reference_of(lm, probes, columns) -> list:
     """For each probe the logits (N, K) to meet and how far each read (N,) may be off."""
-    try:
-        plain = [plain_logits(lm, p, columns) for p in probes]
-        tokens = torch.as_tensor(probes[1].tails[0][:-1].clip(0), device=lm.device)[None]
-        by_vectors_alone(lm, tokens)
-    except Exception as bad:  # of whatever kind: the model is somebody else's
-        if lm.dtype.itemsize < 4:
-            raise HalfFails(f"{type(bad).__name__}: {str(bad).splitlines()[0][:100]}") from bad
-        stop(
-            f"{lm.name} ({type(lm.model).__name__}) cannot be read from vectors in place of "
-            f"tokens, which a soft prompt is ({type(bad).__name__}: {str(bad).splitlines()[0][:150]}); "
-            "use another LM"
-        )
+    plain = runs_at_all(lm, lambda: [plain_logits(lm, p, columns) for p in probes])
     if not all(torch.isfinite(x).all() for x in plain):
         if lm.dtype.itemsize < 4:
             raise HalfFails("its scores are not finite")
@@ -218,21 +208,47 @@ def reference_of(lm, probes, columns) -> list:
     ]
 
 
+def runs_at_all(lm, ask):
+    """What `ask` gets of the untouched model; one that fails is refused with its reason."""
+    try:
+        return ask()
+    except click.ClickException:
+        raise
+    except Exception as bad:  # of whatever kind: the model is somebody else's
+        why = f"{type(bad).__name__}: {(str(bad).splitlines() or [''])[0][:150]}"
+        if lm.dtype.itemsize < 4:
+            raise HalfFails(why) from bad
+        stop(
+            f"{lm.name} ({type(lm.model).__name__}) cannot be read from vectors in place of "
+            f"tokens, which a soft prompt is ({why}); use another LM"
+        )
+
+
 def off(a_NK, b_NK) -> torch.Tensor:
     """How far apart the logits of each read are, root mean square (N,)."""
     return (a_NK - b_NK).pow(2).mean(1).sqrt()
 
 
-def by_vectors_alone(lm, tokens):
-    """Raises where a model's tokens say more than their vectors do (a second table of vectors that
-    only tokens reach), which a soft prompt would not have."""
+def settle_factor(lm):
+    """Finds the factor by which the model multiplies the vectors of tokens, but not those it is
+    given (Falcon-H1). Raises where no vectors say what tokens do: a second table of vectors that
+    only tokens reach would not be there for a soft prompt."""
     if lm.kind == "encoder-decoder":
         return
+    ids = encode(lm, "The Silver River (1994)")
+    must_have_vectors(lm, ids)
+    tokens = torch.as_tensor(ids, device=lm.device)[None]
     as_tokens = lm.model(input_ids=tokens).logits.float()
-    as_vectors = lm.model(inputs_embeds=embed(lm, tokens, None)).logits.float()
-    apart = float((as_tokens - as_vectors).abs().max())
-    if apart > 0.05 * max(float(as_tokens.std()), 1e-6) + 0.05 * (lm.dtype.itemsize < 4):
-        raise ValueError(f"its logits are {apart:.2g} apart for tokens and for their vectors")
+    may = 0.05 * max(float(as_tokens.std()), 1e-6) + 0.05 * (lm.dtype.itemsize < 4)
+    root = lm.model.get_input_embeddings().weight.shape[1] ** 0.5
+    for factor in (1.0, named(lm.model.config, "embedding_multiplier"), root):
+        if isinstance(factor, (int, float)):
+            lm.factor = float(factor)
+            as_vectors = lm.model(inputs_embeds=embed(lm, tokens, None)).logits.float()
+            apart = float((as_tokens - as_vectors).abs().max())
+            if apart <= may:
+                return
+    raise ValueError(f"its logits are {apart:.2g} apart for tokens and for their vectors")
 
 
 # ---------------------------------------------------------------- our ways, against it
@@ -279,6 +295,7 @@ def settle(lm, checked=True):
     if found:
         apply(lm, found)
         return
+    runs_at_all(lm, lambda: settle_factor(lm))
     probes = probes_of(lm)
     columns = columns_of(lm, probes)
     reference = reference_of(lm, probes, columns)
@@ -467,7 +484,7 @@ def remembered(key) -> dict | None:
 def remember(lm, key, said):
     """Keeps what was found; a cache that cannot be written is no reason to stop."""
     reach = None if lm.reach == float("inf") else lm.reach
-    values = (lm.attends, lm.paths, reach, lm.scale, lm.own_head, said)
+    values = (lm.attends, lm.paths, reach, lm.factor, lm.scale, lm.own_head, said)
     with contextlib.suppress(OSError):
         (CACHE / "checked").mkdir(parents=True, exist_ok=True)
         write_json(CACHE / "checked" / f"{key}.json", dict(zip(SETTLED, values)))
@@ -480,7 +497,7 @@ def apply(lm, found):
     if lm.kind != "decoder":
         bare_head(lm)
     lm.attends, lm.paths, lm.scale = found["attends"], found["paths"], found["scale"]
-    lm.own_head = found["own_head"]
+    lm.own_head, lm.factor = found["own_head"], found["factor"]
     lm.reach = float("inf") if found["reach"] is None else found["reach"]
     if found["said"]:
         say(f"{lm.name}: {found['said']}")

@@ -54,6 +54,7 @@ class LM:
     paths: list = field(default_factory=list)  # usable ways through a decoder, best first: check.py
     reach: float = float("inf")  # tokens up to which the first path is right; "rows" beyond
     window: int | None = None  # tokens behind which a layer sees less, or turns in another way
+    factor: float = 1.0  # of a token's vector, which the model applies to tokens but not to vectors
     scale: float = 1.0  # what the model multiplies its logits by after the head
     own_head: bool = False  # are logits asked of the model itself, because they are no product?
     sep: list = field(default_factory=list)  # tokens that end a title

@@ -175,6 +175,8 @@ def read_encoder_decoder(lm, start, tails, tok_BCT, n_BC) -> torch.Tensor:
     after that sentinel."""
     ids_BQ = torch.as_tensor(pad(fill(lm, start, tails), PAD)).to(lm.device)
     real_BQ = ids_BQ != PAD
+    from transformers.modeling_outputs import BaseModelOutput
+
     encoder = lm.model.get_encoder()
     enc = encoder(
         inputs_embeds=embed(lm, ids_BQ, start.P), attention_mask=real_BQ.long()
@@ -182,8 +184,9 @@ def read_encoder_decoder(lm, start, tails, tok_BCT, n_BC) -> torch.Tensor:
     first = torch.tensor([lm.decoder_start, lm.mask_id], device=lm.device)
 
     def decode(states, mask, ids):
+        encoded = BaseModelOutput(last_hidden_state=states)
         return lm.model(
-            encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=ids, use_cache=False
+            encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=ids, use_cache=False
         ).logits
 
     if tok_BCT is None:

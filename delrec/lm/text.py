@@ -27,8 +27,8 @@ def digest(*tensors) -> str:
 
 
 def fingerprint(lm) -> str:
-    """16 hex digits of an LM: its tokenizer's vocabulary, its size, a piece of every weight; the same
-    in every dtype that it is loaded in."""
+    """16 hex digits of an LM: its tokenizer's vocabulary, its size, a piece of every weight; the
+    same in every dtype that it is loaded in."""
     h = hashlib.sha256(json.dumps(sorted(lm.tok.get_vocab().items())).encode())
     for name, p in lm.model.named_parameters():
         p = p.full_tensor() if lm.sharded and hasattr(p, "full_tensor") else p
@@ -97,7 +97,7 @@ def vectors_of(lm, ids) -> torch.Tensor:
             f"{lm.name}: its embedding gives more than a vector a token "
             f"({type(lm.model).__name__}), so no soft prompt can stand beside them; use another LM"
         )
-    return vectors
+    return vectors if lm.factor == 1 else vectors * lm.factor
 
 
 def embed(lm, ids_BQ, P_kD) -> torch.Tensor:
