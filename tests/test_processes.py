@@ -64,7 +64,8 @@ def wide(make_data, tmp_path_factory):
 
 
 RECORD = """
-import numpy, lm
+import numpy
+from delrec.lm import core as lm
 gather = lm.gather_rows
 def recording(rows, index, n, ranks):
     numpy.save("{folder}/" + "-".join(map(str, [n, ranks.world, ranks.rank])), index)
