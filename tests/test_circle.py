@@ -469,7 +469,7 @@ def test_teachers_that_do_not_fit_are_sentences(toy, deep, decoder, encoder, tea
     assert "--no-offset" in says(B.main, "--no-offset")
     assert "earlier training" in says(B.main, "--teacher", edited(student, tmp_path / "late", seconds=-1))
     assert "is a backbone" in script(evaluate.main, "--ckpt", sasrec, "--export", code=1).error
-    vocabulary = edited(teacher, tmp_path / "words", llm=str(another_tokenizer(deep, tmp_path / "lm")))
+    vocabulary = edited(teacher, tmp_path / "words", llm=str(another_tokenizer(deep, tmp_path / "lm")), llm_fingerprint=None)      # as if it had been trained on that
     assert "another tokenizer" in says(finetune.main, "--llm", deep, "--teacher", vocabulary, "--layers", 2, "--out", tmp_path / "x", *BASE)
     assert not (tmp_path / "x").exists()                     # nothing half-written
     broken = shutil.copytree(teacher, tmp_path / "broken")
