@@ -203,9 +203,19 @@ def reference_of(lm, probes, columns) -> list:
     if exact is plain and half:  # no room to measure its own error
         floor = 4 * torch.finfo(lm.dtype).eps * max(float(x.abs().max()) for x in plain)
     return [
-        SimpleNamespace(logits=e, may=2 * float(off(x, e).max()) + floor, long=p.long)
+        SimpleNamespace(
+            logits=e,
+            may=2 * together(off(x, e)) + floor,
+            may_one=4 * float(off(x, e).max()) + floor,
+            long=p.long,
+        )
         for p, x, e in zip(probes, plain, exact)
     ]
+
+
+def together(off_N) -> float:
+    """Of how far off each read is, the root mean square: the largest alone is a matter of luck."""
+    return float(off_N.pow(2).mean().sqrt())
 
 
 def runs_at_all(lm, ask):
@@ -280,7 +290,8 @@ def measured(lm, c, long=None) -> float:
             return float("inf")
         if got.shape != want.logits.shape or not torch.isfinite(got).all():
             return float("inf")
-        worst = max(worst, float(off(got, want.logits).max()) / want.may)
+        each_N = off(got, want.logits)
+        worst = max(worst, together(each_N) / want.may, float(each_N.max()) / want.may_one)
     return worst
 
 
