@@ -29,6 +29,11 @@ def stop(sentence):
     raise click.ClickException(sentence)
 
 
+def first_line(bad, most=150):
+    """The first line of an exception's words."""
+    return f"{type(bad).__name__}: {(str(bad).strip().splitlines() or ['no message'])[0][:most]}"
+
+
 def described(doc):
     """click's settings for a script whose --help is its file's docstring: lines that are indented (examples) stay as they are, others are wrapped."""
     paragraphs = [

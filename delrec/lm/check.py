@@ -32,7 +32,7 @@ from delrec.lm.text import (
     must_have_vectors,
     random_soft_prompt,
 )
-from delrec.runtime import CACHE, stop, write_json
+from delrec.runtime import CACHE, first_line, stop, write_json
 from delrec.training.memory import free_bytes
 
 WINDOWS = (
@@ -225,7 +225,7 @@ def runs_at_all(lm, ask):
     except click.ClickException:
         raise
     except Exception as bad:  # of whatever kind: the model is somebody else's
-        why = f"{type(bad).__name__}: {(str(bad).splitlines() or [''])[0][:150]}"
+        why = first_line(bad)
         if lm.dtype.itemsize < 4:
             raise HalfFails(why) from bad
         stop(
@@ -286,7 +286,7 @@ def measured(lm, c, long=None) -> float:
         try:
             got = our_logits(lm, p, c.columns)
         except Exception as bad:  # a way that this model cannot go: its code is somebody else's
-            c.trouble = f"{type(bad).__name__}: {(str(bad).splitlines() or [''])[0][:100]}"
+            c.trouble = first_line(bad, 100)
             return float("inf")
         if got.shape != want.logits.shape or not torch.isfinite(got).all():
             return float("inf")

@@ -16,7 +16,7 @@ import torch
 
 from delrec.lm import check, layers
 from delrec.lm.text import encode, fingerprint
-from delrec.runtime import CACHE, folder_of, is_folder, is_run, load_run, stop
+from delrec.runtime import CACHE, first_line, folder_of, is_folder, is_run, load_run, stop
 
 # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
@@ -391,11 +391,6 @@ def of_a_layer(model, key) -> bool:
     lists = {n for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
     prefix = model.base_model_prefix
     return bool({found[1], f"{prefix}.{found[1]}", found[1].removeprefix(f"{prefix}.")} & lists)
-
-
-def first_line(bad, most=150):
-    """The first line of an exception's words."""
-    return f"{type(bad).__name__}: {(str(bad).strip().splitlines() or ['no message'])[0][:most]}"
 
 
 def refuse_pointers(name, folder):

@@ -15,6 +15,7 @@ import torch
 from delrec.data.prepared import histories, subset
 
 from delrec.lm import core as L
+from delrec.lm.model import is_lm_run
 from delrec.runtime import CACHE, folder_of, load_run, stop
 from delrec.training.log import Log
 
@@ -220,7 +221,7 @@ def parameters(run):
     from safetensors import safe_open
     from transformers.utils import cached_file
     total, base = 0, run
-    while (folder_of("runs", base.llm) / "adapter").is_dir():        # a run as LM: its adapter is merged into its own LM's weights
+    while is_lm_run(base.llm):                           # a run as LM: its adapter is merged into its own LM's weights
         base = load_run(base.llm)
     folder = CACHE / base.llm if base.llm == "smollm2-135m" else folder_of("runs", base.llm)
     folder = folder if folder.is_dir() else Path(cached_file(base.llm, "config.json")).parent
