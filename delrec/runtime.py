@@ -156,13 +156,19 @@ def put_in_place(folder, keep=None):
         shutil.rmtree(old, ignore_errors=True)
 
 
+def between_renames(folder, mark) -> bool:
+    """True while what is in place of `folder` is not there yet, or not any more."""
+    whole = (beside(folder, "unfinished") / mark).exists()
+    return not folder.exists() and (whole or beside(folder, "replaced").exists())
+
+
 def settle(folder, mark):
     """Completes what a process began that was ended between two renames of put_in_place."""
     new, old = beside(folder, "unfinished"), beside(folder, "replaced")
     if not new.exists() and not old.exists():
         return
     until = time.time() + 10
-    while not folder.exists() and owner(new) and time.time() < until:
+    while between_renames(folder, mark) and owner(new) and time.time() < until:
         time.sleep(0.02)  # its owner is at it
     if owner(new):
         return

@@ -83,36 +83,44 @@ def script():
 
 
 TWO = """import json, sys
-sys.path.insert(0, {root!r})
 import torch.distributed as dist
 from delrec.lm import model
-import distill, finetune, evaluate
+import distill, evaluate, finetune, train_backbone
 model.has_fast_bf16 = lambda: False
 {before}
 for name, args, last in json.loads({jobs!r}):
     script = sys.modules[name]
-    if not last:                                         # one process group for all of them: starting processes is what takes long
+    if not last:                                         # one process group for all of them
         script.finish = lambda ranks: dist.barrier()
     script.main(args, standalone_mode=False)
 """
 
 
 @pytest.fixture(scope="session")
-def two_processes(tmp_path_factory):
-    """two_processes([(script's name, args), ...]): one after another under torchrun with two gloo processes (or n), fp32 on the CPU; before: lines of
-    Python that each process runs first."""
+def fork():
+    """fork(code, env, n): n new processes that run some Python, without starting Python."""
+    from forked import Mother
+    with Mother(ROOT) as mother:
+        yield mother.fork
+
+
+@pytest.fixture(scope="session")
+def two_processes(fork):
+    """two_processes([(script's name, args), ...]): one after another by two gloo processes (or n)
+    such as torchrun makes, fp32 on the CPU; before: lines of Python that each process runs first.
+    Returns what the first prints. torchrun itself is used by other tests."""
     def run(jobs, n=2, before=""):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        wrapper = tmp_path_factory.mktemp("two") / "run.py"
-        jobs = [(name, [str(a) for a in args], i == len(jobs) - 1) for i, (name, args) in enumerate(jobs)]
-        wrapper.write_text(TWO.format(root=str(ROOT), jobs=json.dumps(jobs), before=before))
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", "--master_addr", "127.0.0.1",
-                               "--master_port", str(port), str(wrapper)], cwd=ROOT, capture_output=True, text=True, timeout=300,
-                              env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+            meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1])}
+        told = [(name, [str(a) for a in args], job == len(jobs) - 1)
+                for job, (name, args) in enumerate(jobs)]
+        code = TWO.format(jobs=json.dumps(told), before=before)
+        who = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(n)} for r in range(n)]
+        processes = [fork(code, meet | w) for w in who]
+        said = [p.communicate(timeout=300)[0] for p in processes]
+        assert not any(p.returncode for p in processes), "\n".join(said)
+        return said[0]
     return run
 
 

@@ -18,6 +18,7 @@ AUTO = {"decoder": transformers.AutoModelForCausalLM,
         "encoder-decoder": transformers.AutoModelForSeq2SeqLM,
         "encoder": transformers.AutoModelForMaskedLM}
 SHORT, WIDE = 16, 40                                     # windows, in tokens
+TURNS = 60  # where LongRoPE turns: no title of the tests crosses it, which could not be ranked
 BODY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": 512}
 T5_BODY = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
@@ -119,7 +120,7 @@ LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_he
           "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}
 LONG_ROPE = {"rope_type": "longrope", "rope_theta": 10000.0,
              "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0],
-             "original_max_position_embeddings": WIDE}
+             "original_max_position_embeddings": TURNS}
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
           "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 QWEN_VISION = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2,
@@ -187,7 +188,7 @@ RIGHT_OR_REFUSED = [
     llama_like("qwen2-wide", "Qwen2", exact=False, use_sliding_window=True,
                sliding_window=WIDE, max_window_layers=1),
     llama_like("phi3-long-rope", "Phi3", exact=False, rope_parameters=LONG_ROPE,
-               original_max_position_embeddings=WIDE),
+               original_max_position_embeddings=TURNS),
     llama_like("gpt-oss-short", "GptOss", exact=False, head_dim=8, sliding_window=SHORT,
                num_local_experts=2, num_experts_per_tok=1, layer_types=LAYERS_SWITCH),
     llama_like("gpt-oss-wide", "GptOss", exact=False, head_dim=8, sliding_window=WIDE,

@@ -241,16 +241,17 @@ def test_an_adapter_that_did_not_move_is_an_error(jobs, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- real processes
 
-WRAPPER = "import sys; sys.path.insert(0, {root!r}); from delrec.lm import model; model.has_fast_bf16 = lambda: False; import {name}; {name}.main({args!r})"
+WRAPPER = "from delrec.lm import model; model.has_fast_bf16 = lambda: False; import {name}; {name}.main({args!r})"
 
 
-def start(name, args):
-    code = WRAPPER.format(root=str(ROOT), name=name, args=[str(a) for a in args])
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+@pytest.fixture
+def start(fork):
+    """start(script's name, args): a process that runs it."""
+    return lambda name, args: fork(WRAPPER.format(name=name, args=[str(a) for a in args]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_process_that_is_ended_goes_on(jobs, whole, tmp_path, number):
+def test_a_process_that_is_ended_goes_on(jobs, whole, start, tmp_path, number):
     _, args = jobs["distill"]
     process = start("distill", args(tmp_path / "run"))
     until = time.time() + 300

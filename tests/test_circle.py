@@ -432,20 +432,9 @@ def test_bags_of_words_are_a_teacher_without_an_lm(toy, script, on_cpu, tmp_path
 
 
 def test_two_processes_learn_from_a_teacher_as_one(toy, student, script, on_cpu, two_processes, tmp_path):
-    import os
-    import socket
-    import subprocess
-    import sys
-
-    from conftest import ROOT
     args = ["--dataset", toy.folder, *TRAIN, "--dropout", 0, "--teacher", student, "--lam", .5]
     script(B.main, *args, "--out", tmp_path / "one")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr", "127.0.0.1", "--master_port", str(port), str(ROOT / "train_backbone.py"),
-                           *map(str, args), "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=300, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    two_processes([("train_backbone", [*args, "--out", tmp_path / "two"])])
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     for k in a:
         torch.testing.assert_close(a[k], b[k], rtol=1e-3, atol=1e-4)

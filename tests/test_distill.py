@@ -233,7 +233,7 @@ def test_two_agents_give_the_prompt_of_one_process(chain, toy, backbone, decoder
     from conftest import ROOT, TWO, stages
     args, _ = stages(toy, backbone, decoder, tmp_path / "prompt", "")
     wrapper = tmp_path / "run.py"
-    wrapper.write_text(TWO.format(root=str(ROOT), before="", jobs=json.dumps([("distill", [str(a) for a in args], True)])))
+    wrapper.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + TWO.format(before="", jobs=json.dumps([("distill", [str(a) for a in args], True)])))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -1,7 +1,7 @@
 """Is an LM read right? Measured at load, not assumed.
 
-A few short prompts (two lengths in one pass, two titles each, a soft prompt; one longer than any
-window that the configuration names) are scored by our ways and by the untouched model, one row at
+A few short prompts (two lengths in one pass; with two titles and a soft prompt, and without; one
+longer than any window that the configuration names) are scored by our ways and by the untouched model, one row at
 a time. `settle` takes the fastest way that says the same: each read's logits may be off by twice
 what the model itself is off in its dtype against fp32. Where none does, the LM is refused with
 what differs. What was found is kept under the user's cache, by the LM's fingerprint, so that it
@@ -45,6 +45,7 @@ WINDOWS = (
 )
 SETTLED = ("attends", "paths", "reach", "factor", "scale", "own_head", "said")
 TRUE_TO = 1e-4  # of a logit, times their spread: what counts as equal in fp32
+TOLD = ("Silver River (1994), Hidden Letters, June", "So:")  # what the prompts tell, and begin with
 COLUMNS = 48  # tokens whose logits are compared, besides those of the titles
 
 
@@ -67,39 +68,46 @@ def say_once(line):
 # ---------------------------------------------------------------- prompts to compare on
 
 
+def bare_probe(lm) -> SimpleNamespace:
+    """One prompt without a soft prompt, read at its mask."""
+    told, word = (np.asarray(encode(lm, text), np.int64) for text in TOLD)
+    others = [t for t in (lm.mask_id, lm.decoder_start, *lm.end) if t is not None]
+    prefix = np.concatenate([lm.start, word[:1]]).astype(np.int64)
+    must_have_vectors(lm, np.concatenate([prefix, told, others]))
+    return probe(prefix, [np.append(told, MASK)], [], None)
+
+
 def probes_of(lm) -> list:
-    """The prompts: prefix, tails (B), titles tok_BCT and their lengths n_BC, a soft prompt."""
-    told = np.asarray(encode(lm, "The Silver River (1994)\nHidden Letters\nJune"), np.int64)
-    names = ("The Golden Harbour (2001)", "Machine of Night")
-    films = [np.asarray(encode(lm, t), np.int64) for t in names]
+    """The other prompts, as short as they can be and still differ in what matters: two lengths in
+    one pass, several titles of several tokens, a soft prompt; one behind the window."""
+    told, word = (np.asarray(encode(lm, text), np.int64) for text in TOLD)
+    films = [np.asarray(encode(lm, t), np.int64) for t in ("Golden Harbour", "Machine")]
     # several tokens each: behind the first title a state of its own would show
     films = [t if len(t) > 2 else np.concatenate([t, told[:3]]) for t in films]
-    words = [
-        np.asarray(encode(lm, t), np.int64) for t in ("How it recommends:", "The user watched:")
-    ]
-    slots = np.full(3, SLOT)
-    prefix = np.concatenate([lm.start, words[0], slots, lm.sep, words[1]]).astype(np.int64)
-    tails = [np.append(t, MASK) for t in (told, told[: len(told) // 2 + 1])]
+    films[0] = films[0][:-1] if len(films[0]) == len(films[1]) else films[0]
+    prefix = np.concatenate([lm.start, word, np.full(3, SLOT), lm.sep]).astype(np.int64)
+    tails = [np.append(t, MASK) for t in (told, told[: len(told) // 3 + 1])]
     P_kD = random_soft_prompt(lm, 3, 1)
     P_kD += 0.1 * P_kD.std() * torch.ones_like(P_kD)
-    bare = prefix[: len(lm.start) + 1]  # another prefix, and no soft prompt
-    others = [t for t in (lm.mask_id, lm.decoder_start, *lm.end) if t is not None]
-    must_have_vectors(lm, np.concatenate([prefix.clip(0), told, *films, others]))
-    probes = [probe(prefix, tails, films, P_kD), probe(bare, tails[1:], films[:1], None)]
-    window = lm.window
+    must_have_vectors(lm, np.concatenate([prefix.clip(0), *films]))
+    probes = [probe(prefix, tails, films, P_kD)]
+    probes[0].n[1, 1] = 1  # read at the mask alone: what stands behind it must change nothing
     longest = len(prefix) + max(map(len, films)) + 1
-    if window and longest < window + 8 < lm.max_tokens - longest:
-        long = np.resize(told, window + 8)
-        probes.append(probe(prefix, [np.append(long, MASK)], films, P_kD, long=True))
+    if lm.window and longest < lm.window + 8 < lm.max_tokens - longest:
+        long = np.append(np.resize(told, lm.window + 8), MASK)
+        probes.append(probe(prefix, [long], films, P_kD, long=True))
     return probes
 
 
 def probe(prefix, tails, films, P_kD, long=False) -> SimpleNamespace:
-    """One prefix with some tails, each with the same two titles."""
-    n_C = np.array([len(t) for t in films])
-    tok_CT = passes.pad(films)
-    tok_BCT, n_BC = np.stack([tok_CT] * len(tails)), np.stack([n_C] * len(tails))
-    return SimpleNamespace(prefix=prefix, tails=tails, tok=tok_BCT, n=n_BC, P=P_kD, long=long)
+    """One prefix with some tails, each with the same titles, or with none: read at the mask."""
+    tok_BCT = n_BC = None
+    if films:
+        tok_BCT = np.stack([passes.pad(films)] * len(tails))
+        n_BC = np.array([[len(t) for t in films]] * len(tails))
+    return SimpleNamespace(
+        prefix=prefix, tails=tails, films=films, tok=tok_BCT, n=n_BC, P=P_kD, long=long, begun={}
+    )
 
 
 def window_of(lm) -> int | None:
@@ -126,7 +134,7 @@ def named(config, name):
 def columns_of(lm, probes) -> torch.Tensor:
     """The tokens whose logits are compared: the titles' own, and some spread over the
     vocabulary."""
-    own = np.concatenate([p.tok.ravel() for p in probes])
+    own = np.concatenate([title for p in probes for title in p.films])
     spread = np.linspace(0, min(len(lm.tok), len(lm.head_VD)) - 1, COLUMNS).astype(np.int64)
     return torch.as_tensor(np.unique(np.concatenate([own, spread])), device=lm.device)
 
@@ -135,36 +143,41 @@ def columns_of(lm, probes) -> torch.Tensor:
 
 
 def plain_logits(lm, p, columns) -> torch.Tensor:
-    """The untouched model's logits (N, K) at all reads of a probe, one row a pass: of each tail the
-    tokens of its titles, then the mask alone."""
-    titles, masks = [], []
-    for tail, tok_CT, n_C in zip(p.tails, p.tok, p.n):
-        for title in [t[:n] for t, n in zip(tok_CT, n_C)]:
-            titles.append(plain_row(lm, p, tail, title)[:, columns].float())
-        if lm.kind == "encoder":  # which sees as many masks as a title has tokens
-            masks.append(plain_row(lm, p, tail, title[:0])[:1, columns].float())
-        else:
-            masks.append(titles[-1][:1])
-    return torch.cat([*titles, *masks])
+    """The untouched model's logits (N, K) at all reads of a probe, one row a pass: behind each tail
+    the tokens of its titles, or what stands at the mask."""
+    rows = []
+    for b, tail in enumerate(p.tails):
+        titles = [title[:n] for title, n in zip(p.films, p.n[b])] if p.films else [[]]
+        for title in titles:
+            if rows and len(title) == 1 and lm.kind != "encoder":  # said in the row before
+                rows.append(rows[-1][:1])
+            else:
+                rows.append(plain_row(lm, p, tail, title)[:, columns].float())
+    return torch.cat(rows)
 
 
-def plain_row(lm, p, tail, title) -> torch.Tensor:
-    """The untouched model's logits (n, V) that predict each of a title's n tokens (or the
-    first)."""
+def plain_row(lm, p, tail, title, as_tokens=False) -> torch.Tensor:
+    """The untouched model's logits (n, V) that predict each of a title's n tokens; of none, those
+    at the mask (1, V). as_tokens: it is given tokens, not their vectors."""
+    title = np.asarray(title, np.int64)
     before, after = tail[: list(tail).index(MASK)], tail[list(tail).index(MASK) + 1 :]
     row, n = np.concatenate([p.prefix, before]).astype(np.int64), max(len(title), 1)
-    as_vectors = lambda ids: embed(lm, torch.as_tensor(ids, device=lm.device)[None], p.P)  # noqa: E731
+
+    def ask(ids, **more):
+        ids_1Q = torch.as_tensor(ids, device=lm.device)[None]
+        if as_tokens:
+            return lm.model(input_ids=ids_1Q, **more).logits[0]
+        return lm.model(inputs_embeds=embed(lm, ids_1Q, p.P), **more).logits[0]
+
     if lm.kind == "decoder":
-        m, row = len(row) - 1, np.concatenate([row, title[:-1]])
-        return lm.model(inputs_embeds=as_vectors(row)).logits[0, m : m + n]
-    masks = n if lm.kind == "encoder" else 1
-    row = np.concatenate([row, np.full(masks, lm.mask_id), after, lm.end]).astype(np.int64)
-    m = len(p.prefix) + len(before)
+        return ask(np.concatenate([row, title[:-1]]))[len(row) - 1 :]
+    masks = np.full(n if lm.kind == "encoder" else 1, lm.mask_id)
+    row = np.concatenate([row, masks, after, lm.end]).astype(np.int64)
     if lm.kind == "encoder":
-        return lm.model(inputs_embeds=as_vectors(row)).logits[0, m : m + n]
-    begins = [lm.decoder_start, lm.mask_id, *title[:-1]]
-    ids = torch.as_tensor(np.array(begins, np.int64), device=lm.device)[None]
-    return lm.model(inputs_embeds=as_vectors(row), decoder_input_ids=ids).logits[0, 1 : 1 + n]
+        m = len(p.prefix) + len(before)
+        return ask(row)[m : m + n]
+    begins = np.array([lm.decoder_start, lm.mask_id, *title[:-1]], np.int64)
+    return ask(row, decoder_input_ids=torch.as_tensor(begins, device=lm.device)[None])[1:]
 
 
 @contextlib.contextmanager
@@ -184,9 +197,12 @@ def in_fp32(lm):
         lm.dtype = dtype
 
 
-def reference_of(lm, probes, columns) -> list:
-    """For each probe the logits (N, K) to meet and how far each read (N,) may be off."""
-    plain = runs_at_all(lm, lambda: [plain_logits(lm, p, columns) for p in probes])
+def reference_of(lm, probes, columns, first_1V) -> list:
+    """For each probe the logits (N, K) to meet and how far each read (N,) may be off. first_1V: the
+    logits of the first probe, which are known."""
+    first_NK = first_1V[:, columns].float()
+    others = runs_at_all(lm, lambda: [plain_logits(lm, p, columns) for p in probes[1:]])
+    plain = [first_NK, *others]
     if not all(torch.isfinite(x).all() for x in plain):
         if lm.dtype.itemsize < 4:
             raise HalfFails("its scores are not finite")
@@ -239,25 +255,22 @@ def off(a_NK, b_NK) -> torch.Tensor:
     return (a_NK - b_NK).pow(2).mean(1).sqrt()
 
 
-def settle_factor(lm):
+def settle_factor(lm, bare) -> torch.Tensor:
     """Finds the factor by which the model multiplies the vectors of tokens, but not those it is
-    given (Falcon-H1). Raises where no vectors say what tokens do: a second table of vectors that
-    only tokens reach would not be there for a soft prompt."""
-    if lm.kind == "encoder-decoder":
-        return
-    ids = encode(lm, "The Silver River (1994)")
-    must_have_vectors(lm, ids)
-    tokens = torch.as_tensor(ids, device=lm.device)[None]
-    as_tokens = lm.model(input_ids=tokens).logits.float()
+    given (Falcon-H1). Returns the logits (1, V) that the bare probe's vectors give; raises where
+    no vectors give what tokens do: a second table of vectors that only tokens reach would not be
+    there for a soft prompt."""
+    (tail,) = bare.tails
+    as_tokens = plain_row(lm, bare, tail, [], as_tokens=True).float()
     may = 0.05 * max(float(as_tokens.std()), 1e-6) + 0.05 * (lm.dtype.itemsize < 4)
     root = lm.model.get_input_embeddings().weight.shape[1] ** 0.5
     for factor in (1.0, named(lm.model.config, "embedding_multiplier"), root):
         if isinstance(factor, (int, float)):
             lm.factor = float(factor)
-            as_vectors = lm.model(inputs_embeds=embed(lm, tokens, None)).logits.float()
-            apart = float((as_tokens - as_vectors).abs().max())
+            as_vectors = plain_row(lm, bare, tail, [])
+            apart = float((as_tokens - as_vectors.float()).abs().max())
             if apart <= may:
-                return
+                return as_vectors
     raise ValueError(f"its logits are {apart:.2g} apart for tokens and for their vectors")
 
 
@@ -266,8 +279,10 @@ def settle_factor(lm):
 
 def our_logits(lm, p, columns) -> torch.Tensor:
     """The same logits (N, K) by the way that lm.paths names first."""
-    start = begin(lm, p.prefix, p.P)
-    x_ND = torch.cat([read(lm, start, p.tails, p.tok, p.n), read(lm, start, p.tails)])
+    keeps = lm.attends, lm.paths[:1] == ["rows"]  # what `begin` goes by
+    if keeps not in p.begun:
+        p.begun[keeps] = begin(lm, p.prefix, p.P, cache=bool(p.films))
+    x_ND = read(lm, p.begun[keeps], p.tails, p.tok, p.n)
     if lm.own_head:
         return own_logits(lm, x_ND)[:, columns].float()
     logits_NK = x_ND.float() @ lm.head_VD[columns].float().T
@@ -306,10 +321,11 @@ def settle(lm, checked=True):
     if found:
         apply(lm, found)
         return
-    runs_at_all(lm, lambda: settle_factor(lm))
-    probes = probes_of(lm)
+    bare = bare_probe(lm)
+    first_1V = runs_at_all(lm, lambda: settle_factor(lm, bare))
+    probes = [bare, *probes_of(lm)]
     columns = columns_of(lm, probes)
-    reference = reference_of(lm, probes, columns)
+    reference = reference_of(lm, probes, columns, first_1V)
     compare = SimpleNamespace(
         probes=probes, reference=reference, columns=columns, trouble="another shape, or not finite"
     )

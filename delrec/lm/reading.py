@@ -34,7 +34,8 @@ def begin(lm, prefix, P_kD=None, cache=True) -> SimpleNamespace:
     out = lm.body(inputs_embeds=embed(lm, ids, P_kD), use_cache=True)
     cache = getattr(out, "cache", None) or out.past_key_values  # its name up to transformers 5.23
     kv = [(layer.keys, layer.values) for layer in cache.layers]
-    return SimpleNamespace(prefix=prefix, P=P_kD, kv=kv)
+    whole = all(keys.shape[2] == len(prefix) for keys, _ in kv)  # a window may keep the end only
+    return SimpleNamespace(prefix=prefix, P=P_kD, kv=kv if whole else None)
 
 
 def read(lm, start, tails, tok_BCT=None, n_BC=None, at=None):
