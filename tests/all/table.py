@@ -1,6 +1,6 @@
 """docs/lms.md's table: every family of LMs that transformers knows, and how it is read here.
 
-    python tests/all/table.py > docs/lms.md        about ten minutes on one core
+    python tests/all/table.py > docs/lms.md        some five minutes on one core
 
 Each is a tiny random model of two layers (tests/families.py, tests/shrink.py), loaded as any LM is.
 """
