@@ -14,10 +14,10 @@ demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then 
 	$(PY) demo.py
 
 test: $(VENV)/ready          ## all tests (under ten minutes on 2 cores)
-	$(PY) -m pytest -q -n 2 --dist loadfile tests
+	$(PY) -m pytest -q -n 2 --dist worksteal tests
 
 test-all: $(VENV)/ready      ## make test, and every LM family that transformers knows against plain transformers (under an hour on 2 cores)
-	$(PY) -m pytest -q -n 2 --dist loadfile tests tests/all
+	$(PY) -m pytest -q -n 2 --dist worksteal tests tests/all
 
 soak: $(VENV)/ready          ## kill the scripts fifty times at random moments and compare (about ten minutes on 2 cores)
 	$(PY) -m pytest -q -s tests/soak.py

@@ -286,20 +286,20 @@ distill.main({args!r})
 """
 
 
-@pytest.mark.parametrize("restarts", [0, 1])
-def test_a_process_that_dies_ends_the_others_and_a_restart_goes_on(jobs, whole, tmp_path, restarts):
+def dying(jobs, tmp_path, restarts):
+    """distill.py by two processes of torchrun, one of which dies after three steps; .said."""
     _, args = jobs["distill"]
     (tmp_path / "dying.py").write_text(DYING.format(root=str(ROOT), times=1, args=args(tmp_path / "run")))
-    began = time.time()
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--max-restarts={restarts}",
                            str(tmp_path / "dying.py")], capture_output=True, text=True, timeout=400, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
-    said = done.stdout + done.stderr
-    if restarts:
-        assert done.returncode == 0 and "continuing from step" in said, said
-        (tensors, log), (others, other_log) = weights(tmp_path / "run"), weights(whole("distill"))
-        assert [line["step"] for line in log] == [line["step"] for line in other_log]
-        for k, t in tensors.items():
-            torch.testing.assert_close(t, others[k], rtol=1e-5, atol=1e-5)
-    else:
-        assert done.returncode != 0 and "local_rank: 1" in said and "SIGKILL" in said and time.time() - began < 200, said
-        assert checkpoints.complete(kept_in(tmp_path / "run")) and not (tmp_path / "run" / "config.json").exists()
+    done.said = done.stdout + done.stderr
+    return done
+
+
+def test_a_process_that_dies_is_started_again_and_the_run_goes_on(jobs, whole, tmp_path):
+    done = dying(jobs, tmp_path, restarts=1)
+    assert done.returncode == 0 and "continuing from step" in done.said, done.said
+    (tensors, log), (others, other_log) = weights(tmp_path / "run"), weights(whole("distill"))
+    assert [line["step"] for line in log] == [line["step"] for line in other_log]
+    for k, t in tensors.items():
+        torch.testing.assert_close(t, others[k], rtol=1e-5, atol=1e-5)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, evaluation
+from conftest import KINDS, drawing, evaluation
 from delrec.data.prepared import candidates, subset, users
 
 import evaluate
@@ -168,7 +168,7 @@ def test_fusion_finds_what_each_knows_alone_and_keeps_out_what_knows_nothing(alo
 def table(chain, script, fp32, tmp_path_factory):
     """A copy of the fine-tuned run, evaluated once by one process: .folder, .result."""
     folder = shutil.copytree(chain.delrec, tmp_path_factory.mktemp("table") / "evaluated")
-    with fp32():
+    with fp32(), drawing():
         return SimpleNamespace(folder=folder, result=script(evaluate.main, *evaluation(folder)))
 
 

@@ -38,18 +38,6 @@ def test_three_processes_with_a_part_of_the_lm_each_give_what_one_with_all_of_it
     assert whole == sum(t.numel() for t in weights.values())
 
 
-@pytest.mark.parametrize("kind", ["encoder_decoder", "encoder"])
-def test_an_lm_of_another_kind_is_divided_too(kind, toy, backbone, request, two_processes, script, on_cpu, tmp_path):
-    to_prompt, to_delrec = stages(toy, backbone, request.getfixturevalue(kind), tmp_path / "one" / "prompt", tmp_path / "one" / "delrec")
-    to_delrec[to_delrec.index("--loss") + 1] = "candidates"
-    script(distill.main, *to_prompt)
-    script(finetune.main, *to_delrec)
-    there = [str(a).replace(str(tmp_path / "one" / "prompt"), str(tmp_path / "two")) for a in to_prompt], [str(a).replace(str(tmp_path / "one" / "delrec"), str(tmp_path / "delrec")) for a in to_delrec]
-    two_processes([("distill", [*there[0], "--shard"]), ("finetune", [*there[1], "--shard"])])
-    torch.testing.assert_close(prompt_of(tmp_path / "two"), prompt_of(tmp_path / "one" / "prompt"), rtol=1e-5, atol=1e-5)
-    same_run(tmp_path / "delrec", tmp_path / "one" / "delrec")
-
-
 def test_one_process_has_nothing_to_divide(toy, backbone, decoder, script, on_cpu, tmp_path):
     to_prompt, _ = stages(toy, backbone, decoder, tmp_path / "prompt", "")
     assert "torchrun --nproc_per_node" in script(distill.main, *to_prompt, "--shard", code=1).error and not (tmp_path / "prompt").exists()
@@ -80,18 +68,17 @@ def test_every_sample_counts_once_however_many_processes_and_samples(wide, make_
     _, to_delrec = stages(wide, backbone, decoder, "none", tmp_path / "run")
     script(finetune.main, *to_delrec, "--backbone", backbone)
     assert len(wide.test) >= 95
-    jobs = {world: [] for world in (1, 2, 3)}
+    jobs = {world: [] for world in (1, 3)}             # two: see the other tests
     for world in jobs:
-        for n in (5, 7, 95):
+        for n in (5, 95):
             copy = shutil.copytree(tmp_path / "run", tmp_path / f"{n}-{world}")
             jobs[world].append(("evaluate", ["--ckpt", copy, "--limit", n, "--val-samples", 30]))
     for _, args in jobs[1]:
         script(evaluate.main, *args)
-    for world in (2, 3):
-        two_processes(jobs[world], world, RECORD.format(folder=tmp_path))
-    for n in (5, 7, 95):
+    two_processes(jobs[3], 3, RECORD.format(folder=tmp_path))
+    for n in (5, 95):
         one = json.loads((tmp_path / f"{n}-1" / "evaluation" / "metrics.json").read_text())["rows"]
-        for world in (2, 3):
+        for world in (3,):
             seen = np.concatenate([np.load(tmp_path / f"{n}-{world}-{rank}.npy") for rank in range(world)])
             assert sorted(seen) == list(range(n))
             other = json.loads((tmp_path / f"{n}-{world}" / "evaluation" / "metrics.json").read_text().replace(f"{n}-{world}", f"{n}-1"))["rows"]

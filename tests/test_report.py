@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import drawing
 from delrec.data.prepared import candidates, histories, shuffled, subset, users
 
 import evaluate
@@ -18,6 +19,13 @@ from delrec.evaluation import floors, report, stats
 from delrec.lm import core as L
 from delrec.metrics import compare, metrics
 from delrec.runtime import load_run, read_json, write_json
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures():
+    with drawing():
+        yield
+
 
 # ---------------------------------------------------------------- co-occurrence, groups, seeds
 

@@ -1,11 +1,7 @@
 """Stage 0: a planted rule each model must find, the files it leaves, no look at later items, and two processes that equal one."""
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +20,7 @@ from delrec.data.prepared import (
 
 import train_backbone as B
 from delrec.backbone import models
-from delrec.runtime import ROOT, load_run
+from delrec.runtime import load_run
 
 I = 100
 
@@ -268,17 +264,11 @@ def test_same_seed_same_bits_other_seed_other_bits(planted, script, tmp_path):
     assert (np.load(tmp_path / "a" / "topk_test.npy") == np.load(tmp_path / "b" / "topk_test.npy")).all()
 
 
-def test_two_processes_equal_one(planted, script, on_cpu, tmp_path):
+def test_two_processes_equal_one(planted, script, on_cpu, two_processes, tmp_path):
     args = lambda name: ("--dataset", planted.folder, "--out", tmp_path / name, *QUICK, "--dropout", 0)
     script(B.main, *args("one"))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr", "127.0.0.1",
-                           "--master_port", str(port), "train_backbone.py", *map(str, args("two"))], cwd=ROOT, timeout=120,
-                          capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.strip().split("\n")[-1])["stage"] == "train_backbone"
+    said = two_processes([("train_backbone", args("two"))])
+    assert json.loads(said.strip().split("\n")[-1])["stage"] == "train_backbone"
     one, two = tmp_path / "one", tmp_path / "two"
     assert load_run(str(two), planted).world == 2
     for s in ("val", "test"):
