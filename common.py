@@ -1,4 +1,6 @@
-"""What the four scripts share: starting and finishing a run, the forecast, the look at gradients."""
+"""What the four scripts share: starting and finishing a run, the forecast, the look at
+gradients.
+"""
 
 import os
 import shutil
@@ -40,7 +42,9 @@ def forecast(step_seconds, steps, validation_seconds, validations, ranks):
     gpu, total = ranks.device.type == "cuda", total_bytes(ranks.device)
     used = torch.cuda.max_memory_allocated() / 2**30 if gpu else peak_gb()
     print(
-        f"{len(step_seconds)} steps took {np.median(step_seconds):.2f} s each: about {left / 60:.1f} minutes to go for {steps - len(step_seconds)} steps and {validations} "
+        f"{len(step_seconds)} steps took {np.median(step_seconds):.2f} s each: about "
+        f"{left / 60:.1f} minutes to go for {steps - len(step_seconds)} steps and "
+        f"{validations} "
         f"validations; {used:.1f} GB of {'the GPU' if gpu else 'memory'} at the peak so far"
         + (f", it has {total / 2**30:.0f}" if total else ""),
         flush=True,
@@ -214,8 +218,10 @@ def stop_unless_finite(params, step, samples, data, losses=0.0):
     if not np.isfinite(losses).all() or not torch.isfinite(grads).all():
         shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
         stop(
-            f"step {step}: {int((~torch.isfinite(grads)).sum())} of {len(grads)} gradients are not finite"
+            f"step {step}: {int((~torch.isfinite(grads)).sum())} of {len(grads)} gradients are not "
+            "finite"
             + (f", the loss is {losses}" if losses else "")
             + f" (samples {shown} of {data.name}); nothing was "
-            "updated and the last checkpoint is good; lower --lr and run again, or look at those samples"
+            "updated and the last checkpoint is good; lower --lr and run again, or look at those "
+            "samples"
         )

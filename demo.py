@@ -46,7 +46,10 @@ STAGES = [  # (run that it writes, command)
 
 
 def say_what_is_replaced(name):
-    """A line if the demo ran before. Each stage is made anew: the minutes are those of all stages."""
+    """A line if the demo ran before.
+
+    Each stage is made anew: the minutes are those of all stages.
+    """
     folder = runtime.ROOT / "runs" / HOME / name
     settle(folder, "config.json")
     if is_run(folder):

@@ -1,23 +1,32 @@
-"""Stage 0: train the conventional model (SASRec, GRU4Rec or Caser) on item ids, and write what the next stages read of it.
+"""Stage 0: train the conventional model (SASRec, GRU4Rec or Caser) on item ids, and write what the
+next stages read of it.
 
-    python train_backbone.py --dataset ml-100k                                    # SASRec, one process
-    torchrun --nproc_per_node=4 train_backbone.py --dataset beauty --model gru4rec   # the same metrics, many GPUs
+    python train_backbone.py --dataset ml-100k                                    # SASRec, one
+        process
+    torchrun --nproc_per_node=4 train_backbone.py --dataset beauty --model gru4rec   # the same
+        metrics, many GPUs
     python train_backbone.py --dataset ml-100k --model caser --epochs 2           # a quick look
-    python train_backbone.py --dataset ml-100k --teacher ml-100k/slmrec           # taught by an LM (after evaluate.py --ckpt ml-100k/slmrec --export)
+    python train_backbone.py --dataset ml-100k --teacher ml-100k/slmrec           # taught by an LM
+        (after evaluate.py --ckpt ml-100k/slmrec --export)
 
 In:  data/<dataset>/ from data/prepare.py.    Out: runs/<dataset>/<model>/ with
     model.safetensors, config.json    the model, and what load() needs to build it again
-    topk_{train,val,test}.npy         int32 [n, h], the h items the model would show next, best first, nothing from the history
+    topk_{train,val,test}.npy         int32 [n, h], the h items the model would show next, best
+        first, nothing from the history
     scores_{train,val,test}_{C}.npy   float32 [n, C], its scores of the stored candidates
-    full_{val,test}.npy               int32 [n, 2], how many items of the catalogue (history masked) score above and equal to the target
+    full_{val,test}.npy               int32 [n, 2], how many items of the catalogue (history masked)
+        score above and equal to the target
     metrics.json, log.jsonl           the means with their protocol; one line per epoch
 
-paper: trains with one sampled negative (--loss bce). Ours: softmax cross-entropy over the whole catalogue (--loss ce), far stronger.
---teacher is DLLM2Rec (arXiv 2405.00338, section 4): the student also learns the teacher's list of every training sample, weighted by place,
-confidence and agreement, L = L_student + lam L_d; and its item vectors are e_i = b_i + eta (W z_i + c), z_i the LM's vector of the title,
-folded into plain item vectors after training: serving needs no LM.
-Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N training positions, C candidates, h list length.
+paper: trains with one sampled negative (--loss bce). Ours: softmax cross-entropy over the whole
+catalogue (--loss ce), far stronger. --teacher is DLLM2Rec (arXiv 2405.00338, section 4): the
+student also learns the teacher's list of every training sample, weighted by place, confidence and
+agreement, L = L_student + lam L_d; and its item vectors are e_i = b_i + eta (W z_i + c), z_i the
+LM's vector of the title, folded into plain item vectors after training: serving needs no LM. Names:
+B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N training positions, C
+candidates, h list length.
 """
+
 import json
 import time
 from types import SimpleNamespace
@@ -54,22 +63,28 @@ from delrec.runtime import described, folder_of, stop, write_json, write_npy
 from delrec.training import checkpoints
 from delrec.training.log import Log, cut_log
 
-# paper: width, dropout, lr and batch (DELRec, section V), GRU4Rec's optimiser excepted: Adagrad with 1e-2 there, Adam here (ml-100k, val HR@1 among
+# paper: width, dropout, lr and batch (DELRec, section V), GRU4Rec's optimiser excepted: Adagrad
+# with 1e-2 there, Adam here (ml-100k, val HR@1 among
 # 15 .574 and .605). Ours: window, most epochs and patience; tried for SASRec on ml-100k's val part.
 DEFAULTS = {
-    "sasrec": dict(history=20, width=100, dropout=.5, lr=1e-3, batch=128, epochs=40, patience=5),
-    "gru4rec": dict(history=20, width=64, dropout=.3, lr=1e-3, batch=50, epochs=40, patience=5),
-    "caser": dict(history=5, width=100, dropout=.4, lr=1e-3, batch=128, epochs=20, patience=3),
+    "sasrec": dict(history=20, width=100, dropout=0.5, lr=1e-3, batch=128, epochs=40, patience=5),
+    "gru4rec": dict(history=20, width=64, dropout=0.3, lr=1e-3, batch=50, epochs=40, patience=5),
+    "caser": dict(history=5, width=100, dropout=0.4, lr=1e-3, batch=128, epochs=20, patience=3),
 }
 
 
-# ---------------------------------------------------------------- training batches: every training target once an epoch
+# -------------------------------------------- training batches: every training target once an epoch
+
 
 def negatives(data, first, target_BL, seen, rng):
-    """One item per target, uniform over those the user has not in the training part. `seen`: sorted user * (I+1) + item."""
+    """One item per target, uniform over those the user has not in the training part.
+
+    `seen`: sorted user * (I+1) + item.
+    """
     user_BL = np.broadcast_to(users(data, first)[:, None], target_BL.shape)
     item_BL = rng.integers(1, data.n_items + 1, target_BL.shape)
-    for _ in range(20):                                              # a user who has nearly everything keeps what the last draw gave
+    # a user who has nearly everything keeps what the last draw gave
+    for _ in range(20):
         key_BL = user_BL * (data.n_items + 1) + item_BL
         bad_BL = seen[np.minimum(np.searchsorted(seen, key_BL), len(seen) - 1)] == key_BL
         if not bad_BL.any():
@@ -79,16 +94,28 @@ def negatives(data, first, target_BL, seen, rng):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Sum over N positions of -sum_k weight_NK log softmax(x_NE . item_IE + bias_I)[target_NK]; without weights K is 1. Works on a few rows at a
-    time and takes the gradients on the way (d logit = softmax - one-hot), so the N x I logits never exist at once: faster in cache, and a
-    large catalogue fits."""
+    """Sum over N positions of -sum_k weight_NK log softmax(x_NE . item_IE + bias_I)[target_NK];
+    without weights K is 1. Works on a few rows at a time and takes the gradients on the way (d
+    logit = softmax - one-hot), so the N x I logits never exist at once: faster in cache, and a
+    large catalogue fits.
+    """
 
     @staticmethod
     def forward(ctx, x_NE, item_IE, bias_I, target_NK, weight_NK=None):
         rows = max(1, 2 ** (28 if x_NE.is_cuda else 22) // len(item_IE))
-        dx_NE, ditem_IE, dbias_I, loss = torch.empty_like(x_NE), torch.zeros_like(item_IE), torch.zeros_like(bias_I), 0
+        dx_NE, ditem_IE, dbias_I, loss = (
+            torch.empty_like(x_NE),
+            torch.zeros_like(item_IE),
+            torch.zeros_like(bias_I),
+            0,
+        )
         ones = torch.ones(1, device=x_NE.device).expand(target_NK.shape)
-        for x, dx, target, weight in zip(x_NE.split(rows), dx_NE.split(rows), target_NK.split(rows), (ones if weight_NK is None else weight_NK).split(rows)):
+        for x, dx, target, weight in zip(
+            x_NE.split(rows),
+            dx_NE.split(rows),
+            target_NK.split(rows),
+            (ones if weight_NK is None else weight_NK).split(rows),
+        ):
             p = torch.addmm(bias_I, x, item_IE.T).softmax(1)
             loss = loss - (weight * p.gather(1, target).clamp(min=1e-37).log()).sum()
             if weight_NK is not None:
@@ -106,9 +133,13 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def loss_of(model, seq_BL, target_BL, negative_BL=None, taught=None):
-    """Sum of the losses of the positions that have a target. Without negatives the softmax runs over all items; with one a position (B, L) it
-    is binary cross-entropy; with some shared by all, drawn uniformly, (n,), a sampled softmax: each stands for (I - 1) / n items, so the sum
-    below the fraction is right on average (arXiv 1412.2007, section 3). taught: f(x_NE, at_NE, L) -> the teacher's part (taught_by, in main)."""
+    """Sum of the losses of the positions that have a target.
+
+    Without negatives the softmax runs over all items; with one a position (B, L) it is binary
+    cross-entropy; with some shared by all, drawn uniformly, (n,), a sampled softmax: each stands
+    for (I - 1) / n items, so the sum below the fraction is right on average (arXiv 1412.2007,
+    section 3). taught: f(x_NE, at_NE, L) -> the teacher's part (taught_by, in main).
+    """
     x_BLE = model(seq_BL)
     L = x_BLE.shape[1]
     at_NE = (target_BL[:, -L:] != 0).nonzero(as_tuple=True)
@@ -119,10 +150,14 @@ def loss_of(model, seq_BL, target_BL, negative_BL=None, taught=None):
 
 def student_loss(model, x_NE, target_N, negative_BL, at_NE, L):
     if negative_BL is None:
-        return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], target_N[:, None] - 1)
+        return CrossEntropy.apply(
+            x_NE, model.item.weight[1:], model.bias[1:], target_N[:, None] - 1
+        )
     if negative_BL.dim() == 1:
         s_N = (model.item(target_N) * x_NE).sum(-1) + model.bias[target_N]
-        s_Nn = torch.addmm(model.bias[negative_BL], x_NE, model.item(negative_BL).T) + np.log((len(model.bias) - 2) / len(negative_BL))
+        s_Nn = torch.addmm(model.bias[negative_BL], x_NE, model.item(negative_BL).T) + np.log(
+            (len(model.bias) - 2) / len(negative_BL)
+        )
         s_Nn = s_Nn.masked_fill(negative_BL == target_N[:, None], -torch.inf)
         return (torch.logaddexp(s_N, s_Nn.logsumexp(1)) - s_N).sum()
     both_2N = torch.stack([target_N, negative_BL[:, -L:][at_NE]])
@@ -132,21 +167,29 @@ def student_loss(model, x_NE, target_N, negative_BL, at_NE, L):
 
 # ---------------------------------------------------------------- DLLM2Rec's lists
 
+
 def list_loss(model, x_NE, item_NK, weight_NK, negative_N, cfg):
-    """L_d summed over N positions: the listed items against one unlisted negative (sigmoid, the paper) or against the catalogue (softmax).
-    weight_NK: the fixed part of the weights, 0 where nothing is listed; consistency (1 if the student's own best K hold the item) comes here."""
+    """L_d summed over N positions: the listed items against one unlisted negative (sigmoid, the
+    paper) or against the catalogue (softmax). weight_NK: the fixed part of the weights, 0 where
+    nothing is listed; consistency (1 if the student's own best K hold the item) comes here.
+    """
     listed = weight_NK > 0
     if cfg.w_consistency:
         with torch.no_grad():
-            rows, K = max(1, 2 ** 22 // len(model.bias)), item_NK.shape[1]
+            rows, K = max(1, 2**22 // len(model.bias)), item_NK.shape[1]
             inside = []
             for x, item in zip(x_NE.split(rows), item_NK.split(rows)):
                 y_NI = torch.addmm(model.bias[1:], x, model.item.weight[1:].T)
-                inside.append(y_NI.gather(1, (item - 1).clamp(min=0)) >= y_NI.topk(min(K, y_NI.shape[1])).values[:, -1:])
+                inside.append(
+                    y_NI.gather(1, (item - 1).clamp(min=0))
+                    >= y_NI.topk(min(K, y_NI.shape[1])).values[:, -1:]
+                )
             weight_NK = weight_NK + cfg.w_consistency * torch.cat(inside) * listed
     w_NK = weight_NK / weight_NK.sum(1, keepdim=True).clamp(min=1e-9)
     if cfg.list_loss == "softmax":
-        return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], (item_NK - 1).clamp(min=0), w_NK)
+        return CrossEntropy.apply(
+            x_NE, model.item.weight[1:], model.bias[1:], (item_NK - 1).clamp(min=0), w_NK
+        )
     y_NK = (model.item(item_NK) * x_NE[:, None]).sum(-1) + model.bias[item_NK]
     y_N = (model.item(negative_N) * x_NE).sum(-1) + model.bias[negative_N]
     unlisted_N = (item_NK != negative_N[:, None]).all(1)
@@ -155,20 +198,23 @@ def list_loss(model, x_NE, item_NK, weight_NK, negative_N, cfg):
 
 # ---------------------------------------------------------------- what is written of a split
 
+
 @torch.no_grad()
 def rank_all(model, data, samples, ranks, h=0, cand=None):
-    """Score the catalogue once for every sample and keep: full (n, 2) = (greater, equal), list (n, h), and C: (n, C) for cand {C: (n, C)}.
-    All earlier items of the user are masked in list and full; in full the target is not, even where the user had it before.
-    Samples are taken by length of history (no padding beyond the batch's own) and shared out over the ranks."""
+    """Score the catalogue once for every sample and keep: full (n, 2) = (greater, equal), list (n,
+    h), and C: (n, C) for cand {C: (n, C)}. All earlier items of the user are masked in list and
+    full; in full the target is not, even where the user had it before. Samples are taken by length
+    of history (no padding beyond the batch's own) and shared out over the ranks.
+    """
     model.eval()
     samples, device = np.asarray(samples), ranks.device
     before = samples - np.asarray(data.ptr)[users(data, samples)]
     order = np.argsort(np.minimum(before, model.history), kind="stable")
-    mine = order[ranks.rank::ranks.world] if ranks.rank < len(order) else order[:1]
-    rows = max(1, min(512, 2 ** 24 // data.n_items))
+    mine = order[ranks.rank :: ranks.world] if ranks.rank < len(order) else order[:1]
+    rows = max(1, min(512, 2**24 // data.n_items))
     parts = {"full": [], "list": [], **{C: [] for C in cand or ()}}
     for i in range(0, len(mine), rows):
-        at = mine[i:i + rows]
+        at = mine[i : i + rows]
         put = lambda x: torch.from_numpy(np.asarray(x, np.int64)).to(device)
         score_BI = score(model, put(histories(data, samples[at], model.history)))
         own_B1 = score_BI.gather(1, put(data.items[samples[at]])[:, None])
@@ -176,22 +222,33 @@ def rank_all(model, data, samples, ranks, h=0, cand=None):
             stop("the model's scores are not finite; lower --lr")
         for C in cand or ():
             parts[C].append(score_BI.gather(1, put(cand[C][at])).cpu())
-        n = before[at]                                               # the flat list of every (row, earlier item)
+        # the flat list of every (row, earlier item)
+        n = before[at]
         old = data.items[np.arange(n.sum()) + np.repeat(samples[at] - np.cumsum(n), n)]
         score_BI[put(np.repeat(np.arange(len(at)), n)), put(old)] = -torch.inf
         if h:
             parts["list"].append(best_items(score_BI, h).cpu())
         score_BI.scatter_(1, put(data.items[samples[at]])[:, None], own_B1)
-        parts["full"].append(torch.stack([(score_BI > own_B1).sum(1), (score_BI == own_B1).sum(1) - 1], 1).cpu())
-    whole = {k: gather_rows(torch.cat(v).numpy(), mine, len(samples), ranks) for k, v in parts.items() if v}
+        parts["full"].append(
+            torch.stack([(score_BI > own_B1).sum(1), (score_BI == own_B1).sum(1) - 1], 1).cpu()
+        )
+    whole = {
+        k: gather_rows(torch.cat(v).numpy(), mine, len(samples), ranks)
+        for k, v in parts.items()
+        if v
+    }
     return whole | {k: whole[k].astype(np.int32) for k in ("full", "list") if k in whole}
 
 
 def best_items(score_BI, h):
-    """The h best items of each row, ties by the smaller id, 0 where a row has no more. topk leaves the order of ties open, so score and
-    id share one int64: the bits of a float sort like the float once those of negative ones are flipped."""
-    bits_BI = (score_BI + 0.).view(torch.int32).long()
-    key_BI = (torch.where(bits_BI < 0, bits_BI ^ 0x7fffffff, bits_BI) << 32) - torch.arange(score_BI.shape[1], device=score_BI.device)
+    """The h best items of each row, ties by the smaller id, 0 where a row has no more. topk leaves
+    the order of ties open, so score and id share one int64: the bits of a float sort like the float
+    once those of negative ones are flipped.
+    """
+    bits_BI = (score_BI + 0.0).view(torch.int32).long()
+    key_BI = (torch.where(bits_BI < 0, bits_BI ^ 0x7FFFFFFF, bits_BI) << 32) - torch.arange(
+        score_BI.shape[1], device=score_BI.device
+    )
     top_Bh = key_BI.topk(h).indices
     return top_Bh.masked_fill(score_BI.gather(1, top_Bh) == -torch.inf, 0)
 
@@ -202,116 +259,303 @@ def means(greater, equal):
 
 # ---------------------------------------------------------------- the script
 
+
 @click.command(**described(__doc__))
 # data
-@click.option("--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py")
-@click.option("--out", default=None, type=str, help="run folder to write; runs/<dataset>/<model>, with a teacher <model>-taught, if not given")
+@click.option(
+    "--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py"
+)
+@click.option(
+    "--out",
+    default=None,
+    type=str,
+    help="run folder to write; runs/<dataset>/<model>, with a teacher <model>-taught, if not given",
+)
 # model (paper's values per model: width 100/64/100, dropout .5/.3/.4)
-@click.option("--model", "--student", default="sasrec", type=click.Choice(list(DEFAULTS)), help="the conventional model")
-@click.option("--history", default=None, type=click.IntRange(1), help="items the model sees, L; 20, Caser 5")
-@click.option("--width", default=None, type=click.IntRange(1), help="width of the item vectors, E; 100, GRU4Rec 64")
-@click.option("--dropout", default=None, type=click.FloatRange(0, .95), help="share dropped in training; .5, GRU4Rec .3, Caser .4")
+@click.option(
+    "--model",
+    "--student",
+    default="sasrec",
+    type=click.Choice(list(DEFAULTS)),
+    help="the conventional model",
+)
+@click.option(
+    "--history", default=None, type=click.IntRange(1), help="items the model sees, L; 20, Caser 5"
+)
+@click.option(
+    "--width",
+    default=None,
+    type=click.IntRange(1),
+    help="width of the item vectors, E; 100, GRU4Rec 64",
+)
+@click.option(
+    "--dropout",
+    default=None,
+    type=click.FloatRange(0, 0.95),
+    help="share dropped in training; .5, GRU4Rec .3, Caser .4",
+)
 # training
-@click.option("--loss", default="ce", type=click.Choice(["ce", "sampled", "bce"]), help="ce: softmax over all items; sampled: over --negatives of them, for catalogues of 100,000 and more; bce: the paper's one negative")
-@click.option("--negatives", default=1024, type=click.IntRange(1), help="items that --loss sampled draws for each batch")
-@click.option("--lr", default=None, type=click.FloatRange(0, min_open=True), help="learning rate of Adam; 1e-3")
-@click.option("--batch", default=None, type=click.IntRange(1), help="windows of an optimiser step, over all processes; 128, GRU4Rec 50")
+@click.option(
+    "--loss",
+    default="ce",
+    type=click.Choice(["ce", "sampled", "bce"]),
+    help="ce: softmax over all items; sampled: over --negatives of them, for catalogues of "
+    "100,000 and more; bce: the paper's one negative",
+)
+@click.option(
+    "--negatives",
+    default=1024,
+    type=click.IntRange(1),
+    help="items that --loss sampled draws for each batch",
+)
+@click.option(
+    "--lr",
+    default=None,
+    type=click.FloatRange(0, min_open=True),
+    help="learning rate of Adam; 1e-3",
+)
+@click.option(
+    "--batch",
+    default=None,
+    type=click.IntRange(1),
+    help="windows of an optimiser step, over all processes; 128, GRU4Rec 50",
+)
 @click.option("--epochs", default=None, type=click.IntRange(0), help="most epochs; 40, Caser 20")
-@click.option("--patience", default=None, type=click.IntRange(1), help="stop after so many epochs without a better validation; 5, Caser 3")
+@click.option(
+    "--patience",
+    default=None,
+    type=click.IntRange(1),
+    help="stop after so many epochs without a better validation; 5, Caser 3",
+)
 @click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
 # a teacher (DLLM2Rec)
-@click.option("--teacher", default=None, type=str, help="run folder of an LM after evaluate.py --ckpt RUN --export; tfidf: no LM, the titles' vectors are bags of words (the control)")
-@click.option("--lam", default=0., type=click.FloatRange(0), help="weight of the teacher's lists, lambda (paper: .1 to 1); 0: without; they helped Caser (.1), not SASRec")
-@click.option("--list-loss", default="softmax", type=click.Choice(["softmax", "sigmoid"]), help="listed items against the catalogue, or against one unlisted item (the paper)")
-@click.option("--w-position", default=.3, type=click.FloatRange(0), help="weight of a listed item's place")
-@click.option("--w-confidence", default=.5, type=click.FloatRange(0), help="weight of the teacher's confidence")
-@click.option("--w-consistency", default=.1, type=click.FloatRange(0), help="weight of being in the student's own best K")
-@click.option("--confidence", default="truth", type=click.Choice(["truth", "listed"]), help="the teacher's probability of the true item (paper's text), or of the listed one (its code)")
-@click.option("--eta", default=1., type=click.FloatRange(0), help="weight of the titles' vectors in the item vectors (paper: .1 to 1); 0: without")
-@click.option("--offset/--no-offset", default=True, help="learn a vector of each item beside its title's")
+@click.option(
+    "--teacher",
+    default=None,
+    type=str,
+    help="run folder of an LM after evaluate.py --ckpt RUN --export; tfidf: no LM, the titles' "
+    "vectors are bags of words (the control)",
+)
+@click.option(
+    "--lam",
+    default=0.0,
+    type=click.FloatRange(0),
+    help="weight of the teacher's lists, lambda (paper: .1 to 1); 0: without; they helped Caser "
+    "(.1), not SASRec",
+)
+@click.option(
+    "--list-loss",
+    default="softmax",
+    type=click.Choice(["softmax", "sigmoid"]),
+    help="listed items against the catalogue, or against one unlisted item (the paper)",
+)
+@click.option(
+    "--w-position", default=0.3, type=click.FloatRange(0), help="weight of a listed item's place"
+)
+@click.option(
+    "--w-confidence",
+    default=0.5,
+    type=click.FloatRange(0),
+    help="weight of the teacher's confidence",
+)
+@click.option(
+    "--w-consistency",
+    default=0.1,
+    type=click.FloatRange(0),
+    help="weight of being in the student's own best K",
+)
+@click.option(
+    "--confidence",
+    default="truth",
+    type=click.Choice(["truth", "listed"]),
+    help="the teacher's probability of the true item (paper's text), or of the listed one (its "
+    "code)",
+)
+@click.option(
+    "--eta",
+    default=1.0,
+    type=click.FloatRange(0),
+    help="weight of the titles' vectors in the item vectors (paper: .1 to 1); 0: without",
+)
+@click.option(
+    "--offset/--no-offset", default=True, help="learn a vector of each item beside its title's"
+)
 # what is written
 @click.option("--top-h", default=20, type=click.IntRange(1), help="length of the stored lists, h")
-@click.option("--lists", default=200_000, type=click.IntRange(1), help="training samples that get a list and scores, drawn once; the next stages train on those")
+@click.option(
+    "--lists",
+    default=200_000,
+    type=click.IntRange(1),
+    help="training samples that get a list and scores, drawn once; the next stages train on those",
+)
 # going on
-@click.option("--resume", is_flag=True,
-              help="continue a killed run from its newest checkpoint, as if it had never stopped")
-@click.option("--overwrite", is_flag=True,
-              help="replace the finished run in --out, once this one is finished; begin a killed one anew")
-@click.option("--checkpoint-every", default=0, type=click.IntRange(0), help="steps between checkpoints; 0: as often as costs under 5 % of the time")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="continue a killed run from its newest checkpoint, as if it had never stopped",
+)
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="replace the finished run in --out, once this one is finished; begin a killed one anew",
+)
+@click.option(
+    "--checkpoint-every",
+    default=0,
+    type=click.IntRange(0),
+    help="steps between checkpoints; 0: as often as costs under 5 % of the time",
+)
 def main(**config):
     """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
-    cfg = SimpleNamespace(**{k: DEFAULTS[config["model"]].get(k) if v is None else v for k, v in config.items()})
+    cfg = SimpleNamespace(
+        **{k: DEFAULTS[config["model"]].get(k) if v is None else v for k, v in config.items()}
+    )
     data = load_data(cfg.dataset)
     for split in ("train", "val", "test"):
         if not len(getattr(data, split)):
-            stop(f"{data.folder} has no {split} samples; prepare it with another --split or a smaller --core")
+            stop(
+                f"{data.folder} has no {split} samples; prepare it with another --split or a "
+                "smaller --core"
+            )
     if cfg.top_h > data.n_items:
-        stop(f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it")
+        stop(
+            f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it"
+        )
     name = f"{data.folder_name}/{cfg.model}{'-taught' if cfg.teacher else ''}"
     folder = folder_of("runs", cfg.out or name)
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
     claim(folder, cfg, ranks)
     export = dllm2rec.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
     if cfg.teacher and not (cfg.w_position + cfg.w_confidence > 0):
-        stop("--w-position and --w-confidence are both 0, so no listed item has a weight; give one of them a number above 0")
+        stop(
+            "--w-position and --w-confidence are both 0, so no listed item has a weight; give one "
+            "of them a number above 0"
+        )
     if not cfg.offset and not (cfg.teacher and cfg.eta):
-        stop("--no-offset leaves the titles' vectors only, but there are none: it needs --teacher and --eta above 0")
+        stop(
+            "--no-offset leaves the titles' vectors only, but there are none: it needs --teacher "
+            "and --eta above 0"
+        )
     out, record = start_run(folder, "train_backbone", cfg, data, ranks)
-    saver = checkpoints.Saver(out, cfg.checkpoint_every, checkpoints.made_with(cfg, data, ranks), ranks)
-    sizes = [C for C in (15, 20, 100) if all((data.folder / f"candidates_{s}_{C}.npy").exists() for s in ("val", "test"))]
+    saver = checkpoints.Saver(
+        out, cfg.checkpoint_every, checkpoints.made_with(cfg, data, ranks), ranks
+    )
+    sizes = [
+        C
+        for C in (15, 20, 100)
+        if all((data.folder / f"candidates_{s}_{C}.npy").exists() for s in ("val", "test"))
+    ]
     listed = subset(len(data.train), cfg.lists, cfg.seed)
-    cand = {s: {C: candidates(data, s, C, listed if s == "train" else slice(None)) for C in sizes
-                if s != "train" or (data.folder / f"candidates_train_{C}.npy").exists()} for s in ("train", "val", "test")}
+    cand = {
+        s: {
+            C: candidates(data, s, C, listed if s == "train" else slice(None))
+            for C in sizes
+            if s != "train" or (data.folder / f"candidates_train_{C}.npy").exists()
+        }
+        for s in ("train", "val", "test")
+    }
     own = {s: data.items[getattr(data, s)].astype(np.int64)[:, None] for s in ("val", "test")}
-    summary = lambda s, got: {f"candidates{C}": means(*compare(got[C], cand[s][C] == own[s])) for C in sizes if C in got} | {
-        "full": means(*got["full"].T)}
+    summary = lambda s, got: (
+        {f"candidates{C}": means(*compare(got[C], cand[s][C] == own[s])) for C in sizes if C in got}
+        | {"full": means(*got["full"].T)}
+    )
 
-    # model. The biases start at the log-odds of each item in the training part, where both losses have their optimum without a history.
+    # model. The biases start at the log-odds of each item in the training part, where both losses
+    # have their optimum without a history.
     model = build(cfg.model, data.n_items, cfg).to(ranks.device)
-    count_I = np.bincount(data.items[data.train], minlength=data.n_items + 1) + 1.
-    model.bias.data = torch.tensor(np.log(count_I / count_I.sum() * data.n_items), dtype=torch.float32, device=ranks.device)
+    count_I = np.bincount(data.items[data.train], minlength=data.n_items + 1) + 1.0
+    model.bias.data = torch.tensor(
+        np.log(count_I / count_I.sum() * data.n_items), dtype=torch.float32, device=ranks.device
+    )
     if cfg.teacher and cfg.eta:
         if not cfg.offset:
             model.item.weight.requires_grad_(False).zero_()
-        parametrize.register_parametrization(model.item, "weight", dllm2rec.Titles(export[2], cfg.width, cfg.eta).to(ranks.device))
+        parametrize.register_parametrization(
+            model.item, "weight", dllm2rec.Titles(export[2], cfg.width, cfg.eta).to(ranks.device)
+        )
     params = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(params, lr=cfg.lr, fused=True)
-    for p in params:                                                 # a process with no row in a small last batch adds zeros
+    # a process with no row in a small last batch adds zeros
+    for p in params:
         p.grad = torch.zeros_like(p)
-    torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)              # weights alike on all ranks, dropout not
+    # weights alike on all ranks, dropout not
+    torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)
 
     # what the batches read
     is_target = np.zeros(len(data.items), bool)
     is_target[data.train] = True
-    have = np.union1d(data.train, np.asarray(data.ptr)[:-1])         # with a user's first item, which is input only
+    # with a user's first item, which is input only
+    have = np.union1d(data.train, np.asarray(data.ptr)[:-1])
     seen = np.unique(users(data, have) * (data.n_items + 1) + data.items[have])
-    span = 1 if cfg.model == "caser" else cfg.history                # Caser: one window a target, its architecture has one state
+    # Caser: one window a target, its architecture has one state
+    span = 1 if cfg.model == "caser" else cfg.history
 
-    row_of = np.full(len(data.items), -1)                            # a target's row among the training samples
+    # a target's row among the training samples
+    row_of = np.full(len(data.items), -1)
     row_of[data.train] = np.arange(len(data.train))
 
     def taught_by(last_B, target_BL, rng):
-        """lam L_d of this process' rows of a batch, as loss_of asks for it: a mean over the positions that have a list, times the batch's targets."""
-        row_BL = np.where(target_BL > 0, row_of[np.maximum(last_B[:, None] - np.arange(cfg.history - 1, -1, -1), 0)], -1)
+        """lam L_d of this process' rows of a batch, as loss_of asks for it: a mean over the
+        positions that have a list, times the batch's targets.
+        """
+        row_BL = np.where(
+            target_BL > 0,
+            row_of[np.maximum(last_B[:, None] - np.arange(cfg.history - 1, -1, -1), 0)],
+            -1,
+        )
         row_BL = np.where((row_BL >= 0) & (export[0][row_BL, 0] > 0), row_BL, -1)
         negative_BL = negatives(data, last_B, target_BL, seen, rng)
         scale = cfg.lam * np.count_nonzero(target_BL) / max(np.count_nonzero(row_BL >= 0), 1)
 
         def taught(x_NE, at_NE, L):
-            row_N, negative_N = (a[ranks.rank::ranks.world][:, -L:][tuple(i.cpu().numpy() for i in at_NE)] for a in (row_BL, negative_BL))
+            row_N, negative_N = (
+                a[ranks.rank :: ranks.world][:, -L:][tuple(i.cpu().numpy() for i in at_NE)]
+                for a in (row_BL, negative_BL)
+            )
             have = row_N >= 0
             if not have.any():
                 return 0.0
-            item_NK, weight_NK, negative_N = (torch.from_numpy(np.ascontiguousarray(a)).to(ranks.device) for a in (export[0][row_N[have]].astype(np.int64), export[1][row_N[have]], negative_N[have]))
-            return scale * list_loss(model, x_NE[torch.from_numpy(have).to(ranks.device)], item_NK, weight_NK, negative_N, cfg)
+            item_NK, weight_NK, negative_N = (
+                torch.from_numpy(np.ascontiguousarray(a)).to(ranks.device)
+                for a in (
+                    export[0][row_N[have]].astype(np.int64),
+                    export[1][row_N[have]],
+                    negative_N[have],
+                )
+            )
+            return scale * list_loss(
+                model,
+                x_NE[torch.from_numpy(have).to(ranks.device)],
+                item_NK,
+                weight_NK,
+                negative_N,
+                cfg,
+            )
+
         return taught
 
-    # loop: validate (epoch 0 is the untrained model), then stop or train one more epoch. Chosen by NDCG@10 over all items, history masked
+    # loop: validate (epoch 0 is the untrained model), then stop or train one more epoch. Chosen by
+    # NDCG@10 over all items, history masked
     shown = {C: cand["val"][C] for C in sizes[:1]}
-    best, best_epoch, fields, training, kept, begin, total, done = -1., 0, {}, 0., {}, (0, 0), torch.zeros((), device=ranks.device), 0
+    best, best_epoch, fields, training, kept, begin, total, done = (
+        -1.0,
+        0,
+        {},
+        0.0,
+        {},
+        (0, 0),
+        torch.zeros((), device=ranks.device),
+        0,
+    )
     if found := saver.load() if cfg.resume else None:
         done, tensors, state = found
-        begin, best, best_epoch, fields, training = tuple(state["at"]), state["best"], state["best_epoch"], state["fields"], state["training"]
+        begin, best, best_epoch, fields, training = (
+            tuple(state["at"]),
+            state["best"],
+            state["best_epoch"],
+            state["fields"],
+            state["training"],
+        )
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         kept = {k[5:]: v.to(ranks.device) for k, v in tensors.items() if k.startswith("kept.")}
         checkpoints.restore_optimiser("opt", opt, tensors)
@@ -321,19 +565,41 @@ def main(**config):
     checkpoints.listen()
 
     def save(epoch, step):
-        """All that the loop goes on from: `step` steps of an epoch done, 0 with the validation before it still to do."""
-        totals = torch.stack([sum_over_ranks(total if r == ranks.rank else torch.zeros_like(total), ranks) for r in range(ranks.world)])
-        saver.save(done, {**{f"model.{k}": v for k, v in model.state_dict().items()}, **{f"kept.{k}": v for k, v in kept.items()},
-                          **checkpoints.optimiser_tensors("opt", opt), "total": totals},
-                   {"at": [epoch, step], "best": best, "best_epoch": best_epoch, "fields": fields, "training": training + (time.time() - began if step else 0),
-                    "seconds": time.time() - record["started"]})
+        """All that the loop goes on from: `step` steps of an epoch done, 0 with the validation
+        before it still to do.
+        """
+        totals = torch.stack(
+            [
+                sum_over_ranks(total if r == ranks.rank else torch.zeros_like(total), ranks)
+                for r in range(ranks.world)
+            ]
+        )
+        saver.save(
+            done,
+            {
+                **{f"model.{k}": v for k, v in model.state_dict().items()},
+                **{f"kept.{k}": v for k, v in kept.items()},
+                **checkpoints.optimiser_tensors("opt", opt),
+                "total": totals,
+            },
+            {
+                "at": [epoch, step],
+                "best": best,
+                "best_epoch": best_epoch,
+                "fields": fields,
+                "training": training + (time.time() - began if step else 0),
+                "seconds": time.time() - record["started"],
+            },
+        )
 
     log = Log(out, cfg.epochs, NAMES[cfg.model], ranks, unit="epoch", done=begin[0])
     for epoch in range(begin[0], cfg.epochs + 1):
         if begin[1] == 0 or epoch > begin[0]:
             with parametrize.cached():
                 val = summary("val", rank_all(model, data, data.val, ranks, cand=shown))
-            fields |= {f"val_hr@1_of_{C}": val[f"candidates{C}"]["hr@1"] for C in shown} | {"val_ndcg@10": val["full"]["ndcg@10"]}
+            fields |= {f"val_hr@1_of_{C}": val[f"candidates{C}"]["hr@1"] for C in shown} | {
+                "val_ndcg@10": val["full"]["ndcg@10"]
+            }
             if val["full"]["ndcg@10"] > best:
                 best, best_epoch = val["full"]["ndcg@10"], epoch
                 kept = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -348,19 +614,47 @@ def main(**config):
         order = rng.permutation(len(first))
         total = total if skip else torch.zeros((), device=ranks.device)
         for step, i in list(enumerate(range(0, len(order), cfg.batch)))[skip:]:
-            at = order[i:i + cfg.batch]
+            at = order[i : i + cfg.batch]
             seq_BL, target_BL = batch_of(data, first[at], last[at], cfg.history, is_target)
             arrays = [seq_BL, target_BL]
             if cfg.loss == "bce":
-                arrays.append(negatives(data, first[at], target_BL, seen, np.random.default_rng([cfg.seed, epoch, step])))
-            shared = [torch.from_numpy(np.random.default_rng([cfg.seed, epoch, step]).integers(1, data.n_items + 1, cfg.negatives)).to(ranks.device)] if cfg.loss == "sampled" else []
-            L = (seq_BL != 0).any(0).sum()                           # columns of nothing but padding are cut off
-            mine = [torch.from_numpy(a[ranks.rank::ranks.world, -L:]).to(ranks.device) for a in arrays]
-            taught = taught_by(last[at], target_BL, np.random.default_rng([cfg.seed, epoch, step, 1])) if cfg.teacher and cfg.lam else None
+                arrays.append(
+                    negatives(
+                        data,
+                        first[at],
+                        target_BL,
+                        seen,
+                        np.random.default_rng([cfg.seed, epoch, step]),
+                    )
+                )
+            shared = (
+                [
+                    torch.from_numpy(
+                        np.random.default_rng([cfg.seed, epoch, step]).integers(
+                            1, data.n_items + 1, cfg.negatives
+                        )
+                    ).to(ranks.device)
+                ]
+                if cfg.loss == "sampled"
+                else []
+            )
+            # columns of nothing but padding are cut off
+            L = (seq_BL != 0).any(0).sum()
+            mine = [
+                torch.from_numpy(a[ranks.rank :: ranks.world, -L:]).to(ranks.device) for a in arrays
+            ]
+            taught = (
+                taught_by(last[at], target_BL, np.random.default_rng([cfg.seed, epoch, step, 1]))
+                if cfg.teacher and cfg.lam
+                else None
+            )
             opt.zero_grad(set_to_none=False)
             if len(mine[0]):
-                with parametrize.cached():                           # item vectors made of titles are computed once a step
-                    loss = loss_of(model, *mine, *shared, taught=taught) / np.count_nonzero(target_BL)
+                # item vectors made of titles are computed once a step
+                with parametrize.cached():
+                    loss = loss_of(model, *mine, *shared, taught=taught) / np.count_nonzero(
+                        target_BL
+                    )
                     loss.backward()
                 total += loss.detach() * np.count_nonzero(target_BL)
             sum_gradients(params, ranks)
@@ -378,14 +672,28 @@ def main(**config):
         save(epoch + 1, 0)
     log.close()
     model.load_state_dict(kept)
-    if cfg.teacher and cfg.eta:                                      # fold the titles in: from here on plain item vectors
+    # fold the titles in: from here on plain item vectors
+    if cfg.teacher and cfg.eta:
         parametrize.remove_parametrizations(model.item, "weight", leave_parametrized=True)
         kept = {k: v.detach() for k, v in model.state_dict().items()}
 
     # the lists and scores of every sample, with the best weights; the only look at the test part
-    got = {s: rank_all(model, data, data.train[listed] if s == "train" else getattr(data, s), ranks, cfg.top_h, cand[s]) for s in ("train", "val", "test")}
-    for k, rows in got["train"].items():                             # what has no list has zeros, and NaN for scores
-        got["train"][k] = np.full((len(data.train), *rows.shape[1:]), np.nan if k in sizes else 0, rows.dtype)
+    got = {
+        s: rank_all(
+            model,
+            data,
+            data.train[listed] if s == "train" else getattr(data, s),
+            ranks,
+            cfg.top_h,
+            cand[s],
+        )
+        for s in ("train", "val", "test")
+    }
+    # what has no list has zeros, and NaN for scores
+    for k, rows in got["train"].items():
+        got["train"][k] = np.full(
+            (len(data.train), *rows.shape[1:]), np.nan if k in sizes else 0, rows.dtype
+        )
         got["train"][k][listed] = rows
     if ranks.main:
         save_file({k: v.cpu().contiguous() for k, v in kept.items()}, out / "model.safetensors")
@@ -397,26 +705,67 @@ def main(**config):
             for C in cand[s]:
                 write_npy(out / f"scores_{s}_{C}.npy", got[s][C])
         results = {s: summary(s, got[s]) for s in ("val", "test")}
-        protocol = (f"{data.meta.get('split', 'given')} split; candidatesC: the target among C-1 stored items the user never had; "
-                    f"full: all {data.n_items} items, the user's earlier ones masked; ties count as every order they could fall in; "
-                    "weights chosen by val full ndcg@10")
+        protocol = (
+            f"{data.meta.get('split', 'given')} split; candidatesC: the target among C-1 stored "
+            "items the user never had; "
+            f"full: all {data.n_items} items, the user's earlier ones masked; ties count as every "
+            "order they could fall in; "
+            "weights chosen by val full ndcg@10"
+        )
         write_json(out / "metrics.json", {"protocol": protocol, **results})
-        record = finish_run(folder, record | {
-            "out": str(folder), "n_items": data.n_items, "parameters": sum(p.numel() for p in model.parameters()), "optimiser": type(opt).__name__,
-            "epochs_run": epoch, "best_epoch": best_epoch, "samples_per_second": round(epoch * len(data.train) / max(training, 1e-9), 1)})
+        record = finish_run(
+            folder,
+            record
+            | {
+                "out": str(folder),
+                "n_items": data.n_items,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "optimiser": type(opt).__name__,
+                "epochs_run": epoch,
+                "best_epoch": best_epoch,
+                "samples_per_second": round(epoch * len(data.train) / max(training, 1e-9), 1),
+            },
+        )
         columns = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
-        print(f"\n{NAMES[cfg.model]} on {data.name}, {cfg.loss}, best of {epoch} epochs: {best_epoch}\n{protocol}\n")
+        print(
+            f"\n{NAMES[cfg.model]} on {data.name}, {cfg.loss}, best of {epoch} epochs: "
+            f"{best_epoch}\n{protocol}\n"
+        )
         print(f"{'':22}" + "".join(f"{c:>9}" for c in columns))
         for s in results:
             for space, m in results[s].items():
                 print(f"{s + ' ' + space:22}" + "".join(f"{m[c]:9.4f}" for c in columns))
         for space, C in [(f"candidates{C}", C) for C in sizes] + [("full", data.n_items)]:
             print(f"{'chance ' + space:22}" + "".join(f"{chance(C)[c]:9.4f}" for c in columns))
-        print(json.dumps({"stage": "train_backbone", "out": str(folder), "candidates": min(sizes, default=0),
-                          **{f"{s}_{c}": round(results[s][f"candidates{C}"][c], 4)
-                             for s in results for c in ("hr@1", "ndcg@10") for C in sizes[:1]},
-                          **{f"{s}_full_ndcg@10": round(results[s]["full"]["ndcg@10"], 4) for s in results},
-                          **{k: record[k] for k in ("seconds", "epochs_run", "best_epoch", "samples_per_second", "peak_gb")}}))
+        print(
+            json.dumps(
+                {
+                    "stage": "train_backbone",
+                    "out": str(folder),
+                    "candidates": min(sizes, default=0),
+                    **{
+                        f"{s}_{c}": round(results[s][f"candidates{C}"][c], 4)
+                        for s in results
+                        for c in ("hr@1", "ndcg@10")
+                        for C in sizes[:1]
+                    },
+                    **{
+                        f"{s}_full_ndcg@10": round(results[s]["full"]["ndcg@10"], 4)
+                        for s in results
+                    },
+                    **{
+                        k: record[k]
+                        for k in (
+                            "seconds",
+                            "epochs_run",
+                            "best_epoch",
+                            "samples_per_second",
+                            "peak_gb",
+                        )
+                    },
+                }
+            )
+        )
     finish(ranks)
 
 

@@ -1,15 +1,21 @@
-"""How long preparing and training take at the size of Amazon Home & Kitchen 2018, and our backbones against RecBole's.
+"""How long preparing and training take at the size of Amazon Home & Kitchen 2018, and our backbones
+against RecBole's.
 
-    python data/bench.py                          make bench-data; about half an hour on 2 cores, 24 GB, 8 GB of disk
+    python data/bench.py                          make bench-data; about half an hour on 2 cores, 24
+        GB, 8 GB of disk
     python data/bench.py --quick                  a tenth and a hundredth of the size only
-    python data/bench.py --recbole PYTHON         and against RecBole: PYTHON is a python that has recbole 1.2.1
-                                                  (python3 -m venv /tmp/rb && /tmp/rb/bin/pip install recbole==1.2.1 "numpy<2" "pandas<2.2")
+    python data/bench.py --recbole PYTHON         and against RecBole: PYTHON is a python that has
+        recbole 1.2.1
+                                                  (python3 -m venv /tmp/rb && /tmp/rb/bin/pip
+                                                      install recbole==1.2.1 "numpy<2" "pandas<2.2")
 
-Preparing runs as a process of its own: seconds are wall time from the files on disk to the prepared folder, memory is that process's peak. The
-log is synthetic (data/synthetic.py). An epoch against RecBole's: the same samples (every training target of ml-100k once), the same width and window
-(RecBole's default of 50 items, Caser 5), about 2,048 targets a step (RecBole's default), both with cross-entropy over all items, on the same machine,
-one after the other. Last line: one JSON object.
+Preparing runs as a process of its own: seconds are wall time from the files on disk to the prepared
+folder, memory is that process's peak. The log is synthetic (data/synthetic.py). An epoch against
+RecBole's: the same samples (every training target of ml-100k once), the same width and window
+(RecBole's default of 50 items, Caser 5), about 2,048 targets a step (RecBole's default), both with
+cross-entropy over all items, on the same machine, one after the other. Last line: one JSON object.
 """
+
 import json
 import os
 import shutil
@@ -22,13 +28,15 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":                              # run as a script, only this folder is on the path
+# run as a script, only this folder is on the path
+if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 from delrec.data.prepared import load_data
 from delrec.kernels.bench import report  # noqa: E402
 
-# run by the python that has RecBole: one epoch of each model over given samples; prints seconds an epoch and, if asked, scores of test samples
-RECBOLE = '''
+# run by the python that has RecBole: one epoch of each model over given samples; prints seconds an
+# epoch and, if asked, scores of test samples
+RECBOLE = """
 import json, sys, time, warnings
 warnings.filterwarnings("ignore")
 import numpy as np, torch
@@ -83,27 +91,39 @@ if kept:
     model.load_state_dict(kept)
     np.save(argv[5], scores("test").numpy())
 print(json.dumps({"seconds": float(np.median(seconds))}))
-'''
+"""
 
 
 def measured(*args):
     """(seconds, peak GB, output) of a process."""
     began = time.time()
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen([sys.executable, *map(str, args)], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            [sys.executable, *map(str, args)],
+            cwd=ROOT,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)
         text = said.read()
     if process.returncode:
         sys.exit(f"bench: {' '.join(map(str, args))} failed:\n{text[-2000:]}")
-    return time.time() - began, usage.ru_maxrss / 2 ** 20, text
+    return time.time() - began, usage.ru_maxrss / 2**20, text
 
 
 def home_kitchen(rows, room, divide):
-    name, raw, out = "home-kitchen" + (f"-{divide}" if divide > 1 else ""), room / f"raw-{divide}", room / f"prepared-{divide}"
+    name, raw, out = (
+        "home-kitchen" + (f"-{divide}" if divide > 1 else ""),
+        room / f"raw-{divide}",
+        room / f"prepared-{divide}",
+    )
     measured("data/synthetic.py", raw, "--divide", divide)
-    seconds, gb, said = measured("data/prepare.py", "home-kitchen", "--raw", raw, "--out", out, "--max-eval", 20000)
+    seconds, gb, said = measured(
+        "data/prepare.py", "home-kitchen", "--raw", raw, "--out", out, "--max-eval", 20000
+    )
     print(said, flush=True)
     shutil.rmtree(raw)
     began = time.time()
@@ -113,10 +133,25 @@ def home_kitchen(rows, room, divide):
     rows.append((f"prepare.{name}.open_seconds", time.time() - began, "s", None))
     measured("data/prepare.py", "home-kitchen", "--out", out, "--check")
     if divide == 1:
-        seconds, gb, said = measured("train_backbone.py", "--dataset", out, "--out", room / "run", "--overwrite", "--loss", "sampled", "--epochs", 1, "--lists", 20000)
+        seconds, gb, said = measured(
+            "train_backbone.py",
+            "--dataset",
+            out,
+            "--out",
+            room / "run",
+            "--overwrite",
+            "--loss",
+            "sampled",
+            "--epochs",
+            1,
+            "--lists",
+            20000,
+        )
         print(said, flush=True)
         last = json.loads(said.strip().split("\n")[-1])
-        rows.append(("train.sasrec.home-kitchen.s_per_million", 1e6 / last["samples_per_second"], "s", None))
+        rows.append(
+            ("train.sasrec.home-kitchen.s_per_million", 1e6 / last["samples_per_second"], "s", None)
+        )
         rows.append(("train.sasrec.home-kitchen.peak_gb", gb, "GB", 24))
         rows.append(("train.sasrec.home-kitchen.samples", len(data.train), "samples", None))
 
@@ -126,21 +161,32 @@ STEP = {"sasrec": (128, 50), "gru4rec": (128, 50), "caser": (2048, 5)}
 
 
 def against_recbole(rows, room, python, threads, models, epochs):
-    """An epoch over the same samples; with epochs > 1 our defaults instead, the best of both by validation, test scores through our metrics."""
+    """An epoch over the same samples; with epochs > 1 our defaults instead, the best of both by
+    validation, test scores through our metrics.
+    """
     import numpy as np
     import torch
     from delrec.data.prepared import candidates, histories, users
 
     import train_backbone as T
     from delrec.metrics import compare, metrics
+
     torch.set_num_threads(threads)
     data = load_data("ml-100k")
     samples = {s: np.asarray(getattr(data, s)) for s in ("train", "val", "test")}
     recbole = room / "recbole" / "ours"
     recbole.mkdir(parents=True)
     user = users(data, np.arange(len(data.items)))
-    (recbole / "ours.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "".join(     # only tells RecBole how many there are
-        f"{u}\t{i}\t{t}\n" for t, (u, i) in enumerate(zip([*user, *[0] * data.n_items], [*data.items, *range(1, data.n_items + 1)]))))
+    # only tells RecBole how many there are
+    (recbole / "ours.inter").write_text(
+        "user_id:token\titem_id:token\ttimestamp:float\n"
+        + "".join(
+            f"{u}\t{i}\t{t}\n"
+            for t, (u, i) in enumerate(
+                zip([*user, *[0] * data.n_items], [*data.items, *range(1, data.n_items + 1)])
+            )
+        )
+    )
     for model in models:
         if python is None:
             rows.append((f"epoch.{model}.ml-100k.vs_recbole", None, "x", 20))
@@ -150,27 +196,72 @@ def against_recbole(rows, room, python, threads, models, epochs):
             cfg.history = STEP[model][1]
         parts = {}
         for s, index in samples.items():
-            left = histories(data, index, cfg.history)         # RecBole pads on the right
+            left = histories(data, index, cfg.history)  # RecBole pads on the right
             length = (left > 0).sum(1)
             at = (np.arange(cfg.history) + (cfg.history - length)[:, None]) % cfg.history
             prefix = "" if s == "train" else f"{s}_"
-            parts |= {f"{prefix}seq": np.take_along_axis(left, at, 1), f"{prefix}length": length, f"{prefix}user": users(data, index) + 1, f"{prefix}target": data.items[index].astype(np.int64)}
-        np.savez(room / "work.npz", **parts, L=cfg.history, width=cfg.width, dropout=cfg.dropout, lr=lr, batch=2048, n_items=data.n_items, epochs=epochs, patience=cfg.patience)
+            parts |= {
+                f"{prefix}seq": np.take_along_axis(left, at, 1),
+                f"{prefix}length": length,
+                f"{prefix}user": users(data, index) + 1,
+                f"{prefix}target": data.items[index].astype(np.int64),
+            }
+        np.savez(
+            room / "work.npz",
+            **parts,
+            L=cfg.history,
+            width=cfg.width,
+            dropout=cfg.dropout,
+            lr=lr,
+            batch=2048,
+            n_items=data.n_items,
+            epochs=epochs,
+            patience=cfg.patience,
+        )
         (room / "run_recbole.py").write_text(RECBOLE)
-        said = subprocess.run([python, str(room / "run_recbole.py"), str(room / "work.npz"), model, str(threads), str(room / "recbole"), str(room / "scores.npy")],
-                              capture_output=True, text=True, cwd=room)
+        said = subprocess.run(
+            [
+                python,
+                str(room / "run_recbole.py"),
+                str(room / "work.npz"),
+                model,
+                str(threads),
+                str(room / "recbole"),
+                str(room / "scores.npy"),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=room,
+        )
         if said.returncode:
             sys.exit(f"bench: RecBole failed:\n{said.stdout[-1000:]}{said.stderr[-3000:]}")
         print(said.stderr[-1500:], flush=True)
         theirs = json.loads(said.stdout.strip().split("\n")[-1])["seconds"]
-        _, _, out = measured("train_backbone.py", "--dataset", "ml-100k", "--model", model, "--out", room / f"run-{model}", "--overwrite", *(["--epochs", 3, "--batch", STEP[model][0], "--history", cfg.history] if epochs == 1 else []))
+        _, _, out = measured(
+            "train_backbone.py",
+            "--dataset",
+            "ml-100k",
+            "--model",
+            model,
+            "--out",
+            room / f"run-{model}",
+            "--overwrite",
+            *(
+                ["--epochs", 3, "--batch", STEP[model][0], "--history", cfg.history]
+                if epochs == 1
+                else []
+            ),
+        )
         ours = len(data.train) / json.loads(out.strip().split("\n")[-1])["samples_per_second"]
         if epochs == 1:
             rows.append((f"epoch.{model}.ml-100k.vs_recbole", theirs / ours, "x", 20))
             rows.append((f"epoch.{model}.ml-100k.seconds", ours, "s", None))
             rows.append((f"epoch.{model}.ml-100k.recbole_seconds", theirs, "s", None))
         else:
-            scores, target = np.load(room / "scores.npy"), data.items[samples["test"]].astype(np.int64)
+            scores, target = (
+                np.load(room / "scores.npy"),
+                data.items[samples["test"]].astype(np.int64),
+            )
             own = np.take_along_axis(scores, target[:, None], 1)
             scores[:, 0] = -np.inf
             before = histories(data, samples["test"], int(np.diff(data.ptr).max()))
@@ -178,16 +269,36 @@ def against_recbole(rows, room, python, threads, models, epochs):
             np.put_along_axis(scores, target[:, None], own, 1)
             full = metrics((scores > own).sum(1), (scores == own).sum(1) - 1)
             cand = candidates(data, "test", 15)
-            near = metrics(*compare(np.take_along_axis(np.where(np.isfinite(scores), scores, -1e9), cand, 1), cand == target[:, None]))
+            near = metrics(
+                *compare(
+                    np.take_along_axis(np.where(np.isfinite(scores), scores, -1e9), cand, 1),
+                    cand == target[:, None],
+                )
+            )
             mine = metrics(*np.load(room / f"run-{model}" / "full_test.npy").T)
-            mine15 = metrics(*compare(np.load(room / f"run-{model}" / "scores_test_15.npy"), cand == target[:, None]))
+            mine15 = metrics(
+                *compare(
+                    np.load(room / f"run-{model}" / "scores_test_15.npy"), cand == target[:, None]
+                )
+            )
             rng, owner = np.random.default_rng(0), users(data, samples["test"])
-            for name, a, b in (("full.ndcg@10", mine["ndcg@10"], full["ndcg@10"]), ("full.hr@10", mine["hr@10"], full["hr@10"]), ("candidates15.hr@1", mine15["hr@1"], near["hr@1"])):
+            for name, a, b in (
+                ("full.ndcg@10", mine["ndcg@10"], full["ndcg@10"]),
+                ("full.hr@10", mine["hr@10"], full["hr@10"]),
+                ("candidates15.hr@1", mine15["hr@1"], near["hr@1"]),
+            ):
                 sums = np.bincount(owner, a - b), np.bincount(owner)
                 held = np.flatnonzero(sums[1])
-                draws = [sums[0][d].sum() / sums[1][d].sum() for d in (rng.choice(held, len(held)) for _ in range(2000))]
-                low, high = np.quantile(draws, (.025, .975))
-                print(f"{model} {name}: ours {a.mean():.4f}, RecBole's {b.mean():.4f}, difference {(a - b).mean():+.4f} [{low:+.4f}, {high:+.4f}] (95 %, over users)", flush=True)
+                draws = [
+                    sums[0][d].sum() / sums[1][d].sum()
+                    for d in (rng.choice(held, len(held)) for _ in range(2000))
+                ]
+                low, high = np.quantile(draws, (0.025, 0.975))
+                print(
+                    f"{model} {name}: ours {a.mean():.4f}, RecBole's {b.mean():.4f}, difference "
+                    f"{(a - b).mean():+.4f} [{low:+.4f}, {high:+.4f}] (95 %, over users)",
+                    flush=True,
+                )
                 rows.append((f"quality.{model}.ml-100k.{name}.ours", float(a.mean()), "", None))
                 rows.append((f"quality.{model}.ml-100k.{name}.recbole", float(b.mean()), "", None))
 
@@ -195,13 +306,39 @@ def against_recbole(rows, room, python, threads, models, epochs):
 @click.command(context_settings={"show_default": True})
 @click.option("--quick", is_flag=True, help="a tenth and a hundredth of the size only")
 @click.option("--only", type=click.Choice(["size", "recbole"]), help="one of the two parts")
-@click.option("--recbole", "python", default=None, type=str, help="a python that has recbole 1.2.1; without it those rows are null")
-@click.option("--epochs", default=1, type=click.IntRange(1), help="epochs of RecBole's models; above 1 also compares quality, with the same patience as ours")
-@click.option("--model", "models", multiple=True, default=["sasrec", "gru4rec", "caser"], type=click.Choice(["sasrec", "gru4rec", "caser"]), help="which to compare")
+@click.option(
+    "--recbole",
+    "python",
+    default=None,
+    type=str,
+    help="a python that has recbole 1.2.1; without it those rows are null",
+)
+@click.option(
+    "--epochs",
+    default=1,
+    type=click.IntRange(1),
+    help="epochs of RecBole's models; above 1 also compares quality, with the same patience as "
+    "ours",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=["sasrec", "gru4rec", "caser"],
+    type=click.Choice(["sasrec", "gru4rec", "caser"]),
+    help="which to compare",
+)
 @click.option("--threads", default=2, type=click.IntRange(1), help="threads on the CPU")
-@click.option("--room", default=None, type=click.Path(path_type=Path), help="folder for the files written meanwhile  [default: a temporary one]")
+@click.option(
+    "--room",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="folder for the files written meanwhile  [default: a temporary one]",
+)
 def main(quick, only, python, epochs, models, threads, room):
-    """Preparing and training at the size of Home & Kitchen, and our backbones against RecBole's on ml-100k."""
+    """Preparing and training at the size of Home & Kitchen, and our backbones against RecBole's on
+    ml-100k.
+    """
     rows = []
     with tempfile.TemporaryDirectory(dir=room) as room:
         room = Path(room)

@@ -1,13 +1,18 @@
-"""A synthetic log of the size and shape of Amazon Home & Kitchen 2018, to see how prepare.py and train_backbone.py take it.
+"""A synthetic log of the size and shape of Amazon Home & Kitchen 2018, to see how prepare.py and
+train_backbone.py take it.
 
-    python data/synthetic.py FOLDER                   # 9,767,606 users, 1,286,050 items, 21,928,568 ratings
+    python data/synthetic.py FOLDER                   # 9,767,606 users, 1,286,050 items, 21,928,568
+        ratings
     python data/synthetic.py FOLDER --divide 100      # a hundredth of each
 
-Writes FOLDER/Home_and_Kitchen.csv (item,user,rating,time, ordered by item, times whole days) and FOLDER/meta_Home_and_Kitchen.json.gz, as the
-publisher's files are laid out; prepare them with: python data/prepare.py home-kitchen --raw FOLDER
-What is random: how often a user rates (a power law), which items (Zipf's law, and each item at least once; every fourth step goes to an item next
-to the one before, so that there is an order to learn), when (more each year), and titles of 3 to 25 words.
+Writes FOLDER/Home_and_Kitchen.csv (item,user,rating,time, ordered by item, times whole days) and
+FOLDER/meta_Home_and_Kitchen.json.gz, as the publisher's files are laid out; prepare them with:
+python data/prepare.py home-kitchen --raw FOLDER What is random: how often a user rates (a power
+law), which items (Zipf's law, and each item at least once; every fourth step goes to an item next
+to the one before, so that there is an order to learn), when (more each year), and titles of 3 to 25
+words.
 """
+
 import gzip
 import json
 from pathlib import Path
@@ -25,39 +30,45 @@ blue red green gold silver vintage modern classic premium deluxe professional ho
 
 
 def codes(n, prefix, length):
-    """n distinct ids of `length` characters, in no particular order of their numbers: String Series."""
+    """n distinct ids of `length` characters, in no particular order of their numbers: String
+    Series.
+    """
     alphabet = np.frombuffer(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", np.uint8)
-    value = np.arange(n, dtype=np.int64) * 1_000_003 + 7      # spread over the digits
+    value = np.arange(n, dtype=np.int64) * 1_000_003 + 7  # spread over the digits
     digits = np.empty((n, length), np.uint8)
-    digits[:, :len(prefix)] = np.frombuffer(prefix, np.uint8)
+    digits[:, : len(prefix)] = np.frombuffer(prefix, np.uint8)
     for i in range(length - 1, len(prefix) - 1, -1):
         digits[:, i] = alphabet[value % 36]
         value //= 36
-    return pl.Series(digits.view(f"S{length}").ravel().astype(f"U{length}").tolist(), dtype=pl.String)
+    return pl.Series(
+        digits.view(f"S{length}").ravel().astype(f"U{length}").tolist(), dtype=pl.String
+    )
 
 
 def interactions(U, I, M, seed):
     """(user, item, time), M each, ordered by item."""
     rng = np.random.default_rng(seed)
-    often = np.minimum((rng.random(U) ** (-1 / 1.75)).astype(np.int64), 2000)     # P(more than n) = n^-1.75, at least once
+    # P(more than n) = n^-1.75, at least once
+    often = np.minimum((rng.random(U) ** (-1 / 1.75)).astype(np.int64), 2000)
     while (gap := M - int(often.sum())) != 0:
         pick = rng.integers(0, U, min(abs(gap), U))
-        if gap > 0:                                      # who rates much rates more
+        if gap > 0:  # who rates much rates more
             np.add.at(often, pick[rng.random(len(pick)) < often[pick] / (often[pick] + 3)][:gap], 1)
         else:
             pick = np.unique(pick[often[pick] > 1])[:-gap]
             often[pick] -= 1
     user = np.repeat(np.arange(U), often)
-    rank = (I ** rng.random(M) - 1).astype(np.int64) * I // max(I - 1, 1)         # P(rank) about 1 / (rank + 1)
+    # P(rank) about 1 / (rank + 1)
+    rank = (I ** rng.random(M) - 1).astype(np.int64) * I // max(I - 1, 1)
     item = np.minimum(rank, I - 1)
     follows = np.zeros(M, bool)
-    follows[1:] = (user[1:] == user[:-1]) & (rng.random(M - 1) < .25)
+    follows[1:] = (user[1:] == user[:-1]) & (rng.random(M - 1) < 0.25)
     item[follows] = (item[np.flatnonzero(follows) - 1] + 1) % I
     place = rng.permutation(M)[:I]
-    item[place] = np.arange(I)                           # each at least once
-    item = rng.permutation(I)[item]                      # popularity says nothing about the id
-    day = 10_000 + (7_800 * rng.random(M) ** .25).astype(np.int64)
-    day = day[np.lexsort((day, user))]                   # a user's items follow each other in time
+    item[place] = np.arange(I)  # each at least once
+    item = rng.permutation(I)[item]  # popularity says nothing about the id
+    day = 10_000 + (7_800 * rng.random(M) ** 0.25).astype(np.int64)
+    day = day[np.lexsort((day, user))]  # a user's items follow each other in time
     order = np.argsort(item, kind="stable")
     return user[order], item[order], day[order] * 86400
 
@@ -72,15 +83,30 @@ def main(folder, divide, seed):
     folder.mkdir(parents=True, exist_ok=True)
     user, item, time = interactions(U, I, M, seed)
     users, items = codes(U, b"A", 14), codes(I, b"B0", 10)
-    pl.DataFrame({"item": items[item], "user": users[user], "rating": np.full(M, "5.0"), "time": time}).write_csv(folder / "Home_and_Kitchen.csv", include_header=False)
+    pl.DataFrame(
+        {"item": items[item], "user": users[user], "rating": np.full(M, "5.0"), "time": time}
+    ).write_csv(folder / "Home_and_Kitchen.csv", include_header=False)
     rng = np.random.default_rng([seed, 1])
     words, ends = rng.choice(len(WORDS), 14 * I), np.cumsum(rng.integers(3, 26, I))
     words = np.resize(words, ends[-1])
     with gzip.open(folder / "meta_Home_and_Kitchen.json.gz", "wt", compresslevel=1) as f:
         for code, start, end in zip(items, np.concatenate([[0], ends[:-1]]), ends):
             title = " ".join(WORDS[w].capitalize() for w in words[start:end])
-            f.write(json.dumps({"category": ["Home & Kitchen"], "description": ["A description of what it is, what it does and how to clean it."],
-                                "title": title, "brand": "Brand", "price": "$9.99", "asin": code}) + "\n")
+            f.write(
+                json.dumps(
+                    {
+                        "category": ["Home & Kitchen"],
+                        "description": [
+                            "A description of what it is, what it does and how to clean it."
+                        ],
+                        "title": title,
+                        "brand": "Brand",
+                        "price": "$9.99",
+                        "asin": code,
+                    }
+                )
+                + "\n"
+            )
     print(f"{folder}: {U:,} users, {I:,} items, {M:,} interactions")
 
 

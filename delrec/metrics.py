@@ -1,11 +1,16 @@
-"""HR, NDCG, MRR of one target among C candidates or all items (ties count as every order they could fall in)."""
+"""HR, NDCG, MRR of one target among C candidates or all items (ties count as every order they could
+fall in).
+"""
+
 import numpy as np
 
 from delrec.runtime import stop
 
 
 def compare(score_BC, target_BC):
-    """How many others score above (greater) and exactly as the target (equal). target_BC is a 0/1 mask with one 1 a row."""
+    """How many others score above (greater) and exactly as the target (equal). target_BC is a 0/1
+    mask with one 1 a row.
+    """
     if not np.isfinite(score_BC).all():
         stop("scores hold a value that is not finite; nothing can be ranked by them")
     own = (score_BC * target_BC).sum(1, keepdims=True)
@@ -13,13 +18,22 @@ def compare(score_BC, target_BC):
 
 
 def metrics(greater, equal, ks=(1, 5, 10)):
-    """Per-sample HR@k, NDCG@k, MRR and rank. A tie of e+1 items fills the ranks greater+1 .. greater+e+1; the value is the mean
-    over those ranks, so constant scores give HR@1 = 1/C. rank = 1 + greater + equal/2, the mean of the same ranks."""
+    """Per-sample HR@k, NDCG@k, MRR and rank.
+
+    A tie of e+1 items fills the ranks greater+1 .. greater+e+1; the value is the mean over those
+    ranks, so constant scores give HR@1 = 1/C. rank = 1 + greater + equal/2, the mean of the same
+    ranks.
+    """
     greater, equal = np.asarray(greater, np.int64), np.asarray(equal, np.int64)
     top = int((greater + equal).max(initial=0)) + 2
     place = np.arange(1, top + 1)
-    mean = lambda gain: (np.concatenate([[0], np.cumsum(gain)])[greater + equal + 1] -
-                         np.concatenate([[0], np.cumsum(gain)])[greater]) / (equal + 1)
+    mean = lambda gain: (
+        (
+            np.concatenate([[0], np.cumsum(gain)])[greater + equal + 1]
+            - np.concatenate([[0], np.cumsum(gain)])[greater]
+        )
+        / (equal + 1)
+    )
     out = {f"hr@{k}": mean((place <= k).astype(float)) for k in ks}
     out |= {f"ndcg@{k}": mean((place <= k) / np.log2(place + 1)) for k in ks if k > 1}
     return out | {"mrr": mean(1 / place), "rank": 1 + greater + equal / 2}

@@ -1,4 +1,6 @@
-"""What stands under everything: how a command refuses, files read and written whole, run folders found, what this machine is."""
+"""What stands under everything: how a command refuses, files read and written whole, run folders
+found, what this machine is.
+"""
 
 import json
 import os
@@ -25,7 +27,9 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delr
 
 
 def stop(sentence):
-    """The one way a script refuses: a sentence with what was found, what was expected and what to do; exit code 1."""
+    """The one way a script refuses: a sentence with what was found, what was expected and what to
+    do; exit code 1.
+    """
     raise click.ClickException(sentence)
 
 
@@ -35,7 +39,9 @@ def first_line(bad, most=150):
 
 
 def described(doc):
-    """click's settings for a script whose --help is its file's docstring: lines that are indented (examples) stay as they are, others are wrapped."""
+    """click's settings for a script whose --help is its file's docstring: lines that are indented
+    (examples) stay as they are, others are wrapped.
+    """
     paragraphs = [
         "\b\n" + p if any(line.startswith("    ") for line in p.splitlines()) else p
         for p in doc.strip().split("\n\n")
@@ -52,7 +58,9 @@ def whole_or_auto(ctx, param, value):
 
 
 def read_npy(path, shape=None):
-    """An .npy file, memory-mapped, never unpickled. shape: what it must have, None where anything goes."""
+    """An .npy file, memory-mapped, never unpickled. shape: what it must have, None where anything
+    goes.
+    """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as bad:
@@ -62,7 +70,10 @@ def read_npy(path, shape=None):
         or any(want is not None and have != want for have, want in zip(array.shape, shape))
     ):
         stop(
-            f"{path} has shape {array.shape}, expected ({', '.join('any' if n is None else str(n) for n in shape)}); it belongs to other data, make it again"
+            f"{path} has shape {array.shape}, expected "
+            f"({', '.join('any' if n is None else str(n) for n in shape)}); it belongs to "
+            "other "
+            "data, make it again"
         )
     return array
 
@@ -82,7 +93,8 @@ def read_tensors(path):
         return load_file(path)
     except (OSError, SafetensorError) as bad:
         stop(
-            f"{path} cannot be read as safetensors ({str(bad).splitlines()[0][:120]}); train it again"
+            f"{path} cannot be read as safetensors ({str(bad).splitlines()[0][:120]}); train it "
+            "again"
         )
 
 
@@ -95,11 +107,16 @@ def is_folder(name):
 
 
 def folder_of(kind, name):
-    """`name` is a folder (absolute, there already, or beginning with '.' or the kind itself), or a name under data/ or runs/."""
+    """`name` is a folder (absolute, there already, or beginning with '.' or the kind itself), or a
+    name under data/ or runs/.
+    """
     path = Path(name)
     return (
         path
-        if path.is_absolute() or is_folder(path) or path.parts[0] == kind or str(name).startswith(".")
+        if path.is_absolute()
+        or is_folder(path)
+        or path.parts[0] == kind
+        or str(name).startswith(".")
         else ROOT / kind / name
     )
 

@@ -1,11 +1,15 @@
-"""The verbalizer against what one would otherwise write in torch: time, memory, one table, and one JSON line at the end.
+"""The verbalizer against what one would otherwise write in torch: time, memory, one table, and one
+JSON line at the end.
 
-    python kernels/bench.py            make bench-kernels; about six minutes on 2 cores, 8 GB; on a GPU where there is one
+    python kernels/bench.py            make bench-kernels; about six minutes on 2 cores, 8 GB; on a
+        GPU where there is one
     python kernels/bench.py --quick    the smallest shapes only
 
-Ratios come from one run: the methods take turns on the same inputs, medians count. vs_X is X's time over ours, above 1 we are faster.
-Memory is the peak beyond what was held before (host: the kernel's high-water mark of this process; GPU: the allocator's).
+Ratios come from one run: the methods take turns on the same inputs, medians count. vs_X is X's time
+over ours, above 1 we are faster. Memory is the peak beyond what was held before (host: the kernel's
+high-water mark of this process; GPU: the allocator's).
 """
+
 import json
 import statistics
 import sys
@@ -17,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-if __name__ == "__main__":                              # run as a script, only this folder is on the path
+# run as a script, only this folder is on the path
+if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec.kernels import verbalizer as kernels  # noqa: E402
 
@@ -36,13 +41,16 @@ def now(device):
 
 
 def times(methods, device, seconds=2.0, most=15):
-    """Median seconds of each method; they take turns after a first call each, at least three rounds (one where a round takes ten seconds),
-    about `seconds` in all."""
+    """Median seconds of each method; they take turns after a first call each, at least three rounds
+    (one where a round takes ten seconds), about `seconds` in all.
+    """
     spent, began = {name: [] for name in methods}, now(device)
     for f in methods.values():
         f()
     rounds, began = 3 if now(device) - began < 10 else 1, now(device)
-    while len(next(iter(spent.values()))) < rounds or (now(device) - began < seconds and len(next(iter(spent.values()))) < most):
+    while len(next(iter(spent.values()))) < rounds or (
+        now(device) - began < seconds and len(next(iter(spent.values()))) < most
+    ):
         for name, f in methods.items():
             start = now(device)
             f()
@@ -52,15 +60,21 @@ def times(methods, device, seconds=2.0, most=15):
 
 def copy_rate(device):
     """Bytes a second this machine moves, reads plus writes, by copying 256 MB."""
-    a = torch.empty(2 ** 28, dtype=torch.uint8, device=device).fill_(1)
+    a = torch.empty(2**28, dtype=torch.uint8, device=device).fill_(1)
     b = torch.empty_like(a)
-    return 2 * 2 ** 28 / times({"copy": lambda: b.copy_(a)}, device, 1.0)["copy"]
+    return 2 * 2**28 / times({"copy": lambda: b.copy_(a)}, device, 1.0)["copy"]
 
 
 def candidate_scores(rows, device, dtype, B, C, T, D, V, rate):
     g = torch.Generator().manual_seed(0)
-    x, head = torch.randn(B, D, generator=g).to(dtype).to(device), torch.empty(V, D, dtype=dtype, device=device).normal_()
-    tok, n = torch.randint(0, V, (B, C, T), generator=g, dtype=torch.int32).to(device), torch.randint(T // 2, T + 1, (B, C), generator=g, dtype=torch.int32).to(device)
+    x, head = (
+        torch.randn(B, D, generator=g).to(dtype).to(device),
+        torch.empty(V, D, dtype=dtype, device=device).normal_(),
+    )
+    tok, n = (
+        torch.randint(0, V, (B, C, T), generator=g, dtype=torch.int32).to(device),
+        torch.randint(T // 2, T + 1, (B, C), generator=g, dtype=torch.int32).to(device),
+    )
     real = torch.arange(T, device=device) < n[..., None]
     weight = (real / n[..., None]).to(dtype)
     flat, long = tok.view(B * C, T), tok.long()
@@ -73,37 +87,99 @@ def candidate_scores(rows, device, dtype, B, C, T, D, V, rate):
         return (torch.einsum("bctd,bd->bct", head[long], x) * weight).sum(2)
 
     def bag():
-        return torch.einsum("bd,bcd->bc", x, F.embedding_bag(flat, head, mode="sum", per_sample_weights=weight.view(B * C, T)).view(B, C, D))
+        return torch.einsum(
+            "bd,bcd->bc",
+            x,
+            F.embedding_bag(flat, head, mode="sum", per_sample_weights=weight.view(B * C, T)).view(
+                B, C, D
+            ),
+        )
 
     def ours():
         return kernels.candidate_scores(x, head, tok, n)
 
-    methods = {"ours": ours, "full_logits": full_logits, "eager_gather": eager_gather, "embedding_bag": bag}
+    methods = {
+        "ours": ours,
+        "full_logits": full_logits,
+        "eager_gather": eager_gather,
+        "embedding_bag": bag,
+    }
     if device.type == "cuda":
         methods["compiled_bag"] = torch.compile(bag)
     t = times(methods, device)
     base = f"candidate_scores.{device.type}.{NAMES[dtype]}.{B}x{C}x{T}x{D}"
     best = min(v for k, v in t.items() if k != "ours")
-    rows.append((f"{base}.vs_full_logits", t["full_logits"] / t["ours"], "x", 4 if (B, C, T) == SHAPES[0] else None))
+    rows.append(
+        (
+            f"{base}.vs_full_logits",
+            t["full_logits"] / t["ours"],
+            "x",
+            4 if (B, C, T) == SHAPES[0] else None,
+        )
+    )
     rows.append((f"{base}.vs_best_torch", best / t["ours"], "x", 0.9))
     rows.append((f"{base}.ms", 1e3 * t["ours"], "ms", None))
-    held = (x.numel() + head[long.unique()].numel()) * x.element_size() + tok.numel() * 4 + n.numel() * 4 + B * C * 4
+    held = (
+        (x.numel() + head[long.unique()].numel()) * x.element_size()
+        + tok.numel() * 4
+        + n.numel() * 4
+        + B * C * 4
+    )
     bytes_ = extra_bytes(ours, device)
-    rows.append((f"{base}.memory_vs_inputs_and_outputs", None if bytes_ is None else bytes_ / held, "share", 2))
+    rows.append(
+        (
+            f"{base}.memory_vs_inputs_and_outputs",
+            None if bytes_ is None else bytes_ / held,
+            "share",
+            2,
+        )
+    )
     floor = held / rate
-    rows.append((f"{base}.share_of_floor", floor / t["ours"], "share", 0.7 if device.type == "cuda" and B >= 64 else None))
+    rows.append(
+        (
+            f"{base}.share_of_floor",
+            floor / t["ours"],
+            "share",
+            0.7 if device.type == "cuda" and B >= 64 else None,
+        )
+    )
 
     xs = x.clone().requires_grad_()
     up = torch.randn(B, C, device=device)
-    pooled = lambda x_: torch.einsum("bd,bcd->bc", x_, F.embedding_bag(flat, head, mode="sum", per_sample_weights=weight.view(B * C, T)).view(B, C, D))
+    pooled = lambda x_: torch.einsum(
+        "bd,bcd->bc",
+        x_,
+        F.embedding_bag(flat, head, mode="sum", per_sample_weights=weight.view(B * C, T)).view(
+            B, C, D
+        ),
+    )
     both = {"ours": lambda x_: kernels.candidate_scores(x_, head, tok, n), "embedding_bag": pooled}
-    back = times({name: (lambda f=f: torch.autograd.grad((f(xs).float() * up).sum(), xs)) for name, f in both.items()}, device)
-    rows.append((f"{base}.forward_backward_vs_embedding_bag", back["embedding_bag"] / back["ours"], "x", None))
+    back = times(
+        {
+            name: (lambda f=f: torch.autograd.grad((f(xs).float() * up).sum(), xs))
+            for name, f in both.items()
+        },
+        device,
+    )
+    rows.append(
+        (
+            f"{base}.forward_backward_vs_embedding_bag",
+            back["embedding_bag"] / back["ours"],
+            "x",
+            None,
+        )
+    )
 
 
 def title_likelihood(rows, device, dtype, N, D, V):
-    x, head = (torch.randn(N, D) * D ** -0.5).to(dtype).to(device), torch.empty(V, D, dtype=dtype, device=device).normal_()
-    tok, ptr = torch.randint(0, V, (N,), dtype=torch.int32).to(device), torch.arange(0, N + 1, 10, device=device)
+    x, head = (
+        (torch.randn(N, D) * D**-0.5).to(dtype).to(device),
+        torch.empty(V, D, dtype=dtype, device=device).normal_(),
+    )
+    tok, ptr = (
+        torch.randint(0, V, (N,), dtype=torch.int32).to(device),
+        torch.arange(0, N + 1, 10, device=device),
+    )
     xs, base = x.clone().requires_grad_(), f"title_likelihood.{device.type}.{NAMES[dtype]}.{N}x{V}"
 
     def full_logits(x_):
@@ -118,16 +194,36 @@ def title_likelihood(rows, device, dtype, N, D, V):
         memory = [extra_bytes(lambda f=f: f(x), device) for f in (ours, full_logits)]
     rows.append((f"{base}.time_vs_full_logits", t["full_logits"] / t["ours"], "x", 1))
     rows.append((f"{base}.ms", 1e3 * t["ours"], "ms", None))
-    rows.append((f"{base}.memory_vs_full_logits", None if None in memory or not memory[1] else memory[0] / memory[1], "share", 0.125))
-    if V > 2 ** 16:
-        return                                                 # minutes on a CPU; the ratio is that of the other shapes
-    t = times({name: (lambda f=f: torch.autograd.grad(f(xs).sum(), xs)) for name, f in {"ours": ours, "full_logits": full_logits}.items()}, device)
+    rows.append(
+        (
+            f"{base}.memory_vs_full_logits",
+            None if None in memory or not memory[1] else memory[0] / memory[1],
+            "share",
+            0.125,
+        )
+    )
+    if V > 2**16:
+        # minutes on a CPU; the ratio is that of the other shapes
+        return
+    t = times(
+        {
+            name: (lambda f=f: torch.autograd.grad(f(xs).sum(), xs))
+            for name, f in {"ours": ours, "full_logits": full_logits}.items()
+        },
+        device,
+    )
     rows.append((f"{base}.forward_backward_vs_full_logits", t["full_logits"] / t["ours"], "x", 1))
 
 
 def catalogue(rows, device, dtype, I, D, V, B=32, T=12, k=20):
-    x, head = torch.randn(B, D).to(dtype).to(device), torch.empty(V, D, dtype=dtype, device=device).normal_()
-    tok, ptr = torch.randint(0, V, (I * T,), dtype=torch.int32).to(device), torch.arange(0, I * T + 1, T, device=device)
+    x, head = (
+        torch.randn(B, D).to(dtype).to(device),
+        torch.empty(V, D, dtype=dtype, device=device).normal_(),
+    )
+    tok, ptr = (
+        torch.randint(0, V, (I * T,), dtype=torch.int32).to(device),
+        torch.arange(0, I * T + 1, T, device=device),
+    )
     seen = torch.randint(0, I, (B, 20)).to(device)
     base = f"catalogue.{device.type}.{I}.{NAMES[dtype]}"
 
@@ -140,22 +236,48 @@ def catalogue(rows, device, dtype, I, D, V, B=32, T=12, k=20):
     ours = lambda: kernels.catalogue_topk(x, head, ptr, tok, k, seen)
     t = times({"ours": ours, "torch": in_torch}, device)
     bytes_ = extra_bytes(ours, device)
-    rows.append((f"{base}.ms_per_user", 1e3 * t["ours"] / B, "ms", 8 if I == 1_300_000 and device.type == "cpu" else None))
+    rows.append(
+        (
+            f"{base}.ms_per_user",
+            1e3 * t["ours"] / B,
+            "ms",
+            8 if I == 1_300_000 and device.type == "cpu" else None,
+        )
+    )
     rows.append((f"{base}.vs_torch", t["torch"] / t["ours"], "x", None))
     rows.append((f"{base}.ns_per_token_and_user", 1e9 * t["ours"] / (B * I * T), "ns", None))
-    rows.append((f"{base}.memory_mb", None if bytes_ is None else bytes_ / 2 ** 20, "MB", 512))
+    rows.append((f"{base}.memory_mb", None if bytes_ is None else bytes_ / 2**20, "MB", 512))
 
 
 def report(rows, threads):
-    """The table of what was measured, and as the last line all rows as one JSON object; a row is (name, value or None, unit, goal or None)."""
+    """The table of what was measured, and as the last line all rows as one JSON object; a row is
+    (name, value or None, unit, goal or None).
+    """
     print(f"\n{machine()}; {threads} threads")
     for name, value, unit, goal in rows:
         if value is not None:
-            print(f"{name:<78}{value:>10.3f} {unit:<8}" + (f" goal {goal}" if goal is not None else ""))
+            print(
+                f"{name:<78}{value:>10.3f} {unit:<8}"
+                + (f" goal {goal}" if goal is not None else "")
+            )
     if any(value is None for _, value, *_ in rows):
-        print(f"not measured here: {sum(value is None for _, value, *_ in rows)} rows, those of a GPU; the same command on a machine with one fills them")
-    print(json.dumps({"machine": machine(), "versions": versions() | {"threads": threads}, "commit": commit(), "rows": [
-        {"name": n, "value": None if v is None else round(v, 4), "unit": u, "goal": g} for n, v, u, g in rows]}))
+        print(
+            f"not measured here: {sum(value is None for _, value, *_ in rows)} rows, those of a "
+            "GPU; the same command on a machine with one fills them"
+        )
+    print(
+        json.dumps(
+            {
+                "machine": machine(),
+                "versions": versions() | {"threads": threads},
+                "commit": commit(),
+                "rows": [
+                    {"name": n, "value": None if v is None else round(v, 4), "unit": u, "goal": g}
+                    for n, v, u, g in rows
+                ],
+            }
+        )
+    )
 
 
 @click.command(context_settings={"show_default": True})
@@ -169,18 +291,45 @@ def main(quick, threads):
     rate, rows, jobs = copy_rate(device), [], []
     for dtype in NAMES:
         for D, V in HEADS[:1] if quick else HEADS:
-            jobs += [(candidate_scores, (dtype, B, C, T, D, V, rate)) for B, C, T in (SHAPES[:1] if quick else SHAPES)]
+            jobs += [
+                (candidate_scores, (dtype, B, C, T, D, V, rate))
+                for B, C, T in (SHAPES[:1] if quick else SHAPES)
+            ]
             jobs += [(title_likelihood, (dtype, 200 if quick else 2000, D, V))]
-        jobs += [(catalogue, (dtype, I, 576, 49152)) for I in ((1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_300_000))]
+        jobs += [
+            (catalogue, (dtype, I, 576, 49152))
+            for I in ((1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_300_000))
+        ]
     for function, args in tqdm(jobs, unit="shape", disable=None):
         function(rows, device, *args)
 
-    if device.type == "cpu":                                   # never a guessed number: the same command on a machine with a GPU fills these
-        rows += [(f"candidate_scores.gpu.{d}.{B}x{C}x{T}x{D}.{what}", None, unit, goal) for d in NAMES.values() for D, _ in HEADS for B, C, T in SHAPES
-                 for what, unit, goal in (("vs_full_logits", "x", None), ("vs_best_torch", "x", None), ("share_of_floor", "share", 0.7 if B >= 64 else None))]
-        rows += [(f"title_likelihood.gpu.{d}.2000x{V}.{what}", None, unit, goal) for d in NAMES.values() for _, V in HEADS
-                 for what, unit, goal in (("time_vs_full_logits", "x", 1), ("memory_vs_full_logits", "share", 0.1))]
-        rows += [(f"catalogue.gpu.{I}.{d}.ms_per_user", None, "ms", None) for d in NAMES.values() for I in (1_000, 10_000, 100_000, 1_300_000)]
+    # never a guessed number: the same command on a machine with a GPU fills these
+    if device.type == "cpu":
+        rows += [
+            (f"candidate_scores.gpu.{d}.{B}x{C}x{T}x{D}.{what}", None, unit, goal)
+            for d in NAMES.values()
+            for D, _ in HEADS
+            for B, C, T in SHAPES
+            for what, unit, goal in (
+                ("vs_full_logits", "x", None),
+                ("vs_best_torch", "x", None),
+                ("share_of_floor", "share", 0.7 if B >= 64 else None),
+            )
+        ]
+        rows += [
+            (f"title_likelihood.gpu.{d}.2000x{V}.{what}", None, unit, goal)
+            for d in NAMES.values()
+            for _, V in HEADS
+            for what, unit, goal in (
+                ("time_vs_full_logits", "x", 1),
+                ("memory_vs_full_logits", "share", 0.1),
+            )
+        ]
+        rows += [
+            (f"catalogue.gpu.{I}.{d}.ms_per_user", None, "ms", None)
+            for d in NAMES.values()
+            for I in (1_000, 10_000, 100_000, 1_300_000)
+        ]
     rows = [(name.replace(".cuda.", ".gpu."), *rest) for name, *rest in rows]
     print(f"copies {rate / 1e9:.1f} GB/s")
     report(rows, threads)

@@ -1,12 +1,18 @@
-"""The verbalizer in Triton. Compiled for the GPU at hand on first use; run by Triton's interpreter on a CPU where TRITON_INTERPRET=1.
+"""The verbalizer in Triton.
 
-Formulas and shapes are those of reference.py. Floors: candidate scores read the head's rows of the candidates' tokens once,
-sum(n) * D * bytes; the catalogue reads 4 bytes a token of all titles, and 4 * BLOCK_B bytes of logits a token out of the second-level cache.
-Sums are fp32 and every output has one writer: no atomics, the same bits in every run.
+Compiled for the GPU at hand on first use; run by Triton's interpreter on a CPU where
+TRITON_INTERPRET=1.
+
+Formulas and shapes are those of reference.py. Floors: candidate scores read the head's rows of the
+candidates' tokens once, sum(n) * D * bytes; the catalogue reads 4 bytes a token of all titles, and
+4 * BLOCK_B bytes of logits a token out of the second-level cache. Sums are fp32 and every output
+has one writer: no atomics, the same bits in every run.
 """
+
 import os
 
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")       # Triton 3.10 changes its default; the numbers shall not move with it
+# Triton 3.10 changes its default; the numbers shall not move with it
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch
 import triton
@@ -14,16 +20,27 @@ import triton.language as tl
 
 
 def blocks(T, D, dtype):
-    """Tile of a title's rows: tokens x width, so that 16 rows are under way at once (one at a time would wait for memory)."""
-    return {"BLOCK_T": min(16, triton.next_power_of_2(T)), "BLOCK_D": min(128 if dtype == torch.float32 else 256, max(16, triton.next_power_of_2(D)))}
+    """Tile of a title's rows: tokens x width, so that 16 rows are under way at once (one at a time
+    would wait for memory).
+    """
+    return {
+        "BLOCK_T": min(16, triton.next_power_of_2(T)),
+        "BLOCK_D": min(128 if dtype == torch.float32 else 256, max(16, triton.next_power_of_2(D))),
+    }
 
 
 # ---------------------------------------------------------------- candidate scores
 
+
 @triton.jit
-def scores_kernel(X, W, TOK, LEN, S, C, T, D, stride_w, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr):
-    """One program per (b, c): pool the title's rows, one multiplication by x, one sum at the end."""
-    bc = tl.program_id(0).to(tl.int64)                       # int64 before it is multiplied by a stride
+def scores_kernel(
+    X, W, TOK, LEN, S, C, T, D, stride_w, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """One program per (b, c): pool the title's rows, one multiplication by x, one sum at the
+    end.
+    """
+    # int64 before it is multiplied by a stride
+    bc = tl.program_id(0).to(tl.int64)
     n = tl.load(LEN + bc)
     acc = tl.zeros((BLOCK_D,), tl.float32)
     for t0 in range(0, n, BLOCK_T):
@@ -32,13 +49,19 @@ def scores_kernel(X, W, TOK, LEN, S, C, T, D, stride_w, BLOCK_T: tl.constexpr, B
         for d0 in range(0, D, BLOCK_D):
             d = d0 + tl.arange(0, BLOCK_D)
             x = tl.load(X + (bc // C) * D + d, mask=d < D, other=0.0).to(tl.float32)
-            w = tl.load(W + tok[:, None] * stride_w + d[None, :], mask=(t < n)[:, None] & (d < D)[None, :], other=0.0)
+            w = tl.load(
+                W + tok[:, None] * stride_w + d[None, :],
+                mask=(t < n)[:, None] & (d < D)[None, :],
+                other=0.0,
+            )
             acc += x * tl.sum(w.to(tl.float32), 0)
     tl.store(S + bc, tl.sum(acc, 0) / tl.maximum(n, 1).to(tl.float32))
 
 
 @triton.jit
-def scores_dx_kernel(G, W, TOK, LEN, DX, C, T, D, stride_w, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr):
+def scores_dx_kernel(
+    G, W, TOK, LEN, DX, C, T, D, stride_w, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """One program per (b, block of D): dx = sum_c g/n sum_t head[tok], written once."""
     b = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -49,16 +72,33 @@ def scores_dx_kernel(G, W, TOK, LEN, DX, C, T, D, stride_w, BLOCK_T: tl.constexp
         for t0 in range(0, n, BLOCK_T):
             t = t0 + tl.arange(0, BLOCK_T)
             tok = tl.load(TOK + (b * C + c) * T + t, mask=t < n, other=0).to(tl.int64)
-            w = tl.load(W + tok[:, None] * stride_w + d[None, :], mask=(t < n)[:, None] & (d < D)[None, :], other=0.0)
+            w = tl.load(
+                W + tok[:, None] * stride_w + d[None, :],
+                mask=(t < n)[:, None] & (d < D)[None, :],
+                other=0.0,
+            )
             acc += g * tl.sum(w.to(tl.float32), 0)
     tl.store(DX + b * D + d, acc, mask=d < D)
 
 
 def scores(x_BD, head_VD, tok_BCT, n_BC, gradient):
-    """score_BC without the bias, and nothing kept for backward, which gathers again: bytes are cheap here, memory is not."""
+    """score_BC without the bias, and nothing kept for backward, which gathers again: bytes are
+    cheap here, memory is not.
+    """
     B, C, T = tok_BCT.shape
     score_BC = torch.empty(B, C, device=x_BD.device)
-    scores_kernel[(B * C,)](x_BD, head_VD, tok_BCT, n_BC, score_BC, C, T, x_BD.shape[1], head_VD.stride(0), **blocks(T, x_BD.shape[1], head_VD.dtype))
+    scores_kernel[(B * C,)](
+        x_BD,
+        head_VD,
+        tok_BCT,
+        n_BC,
+        score_BC,
+        C,
+        T,
+        x_BD.shape[1],
+        head_VD.stride(0),
+        **blocks(T, x_BD.shape[1], head_VD.dtype),
+    )
     return score_BC, None
 
 
@@ -66,16 +106,36 @@ def scores_dx(g_BC, _, head_VD, tok_BCT, n_BC):
     B, C, T = tok_BCT.shape
     D, tile = head_VD.shape[1], blocks(T, head_VD.shape[1], head_VD.dtype)
     dx_BD = torch.empty(B, D, device=g_BC.device)
-    scores_dx_kernel[(B, triton.cdiv(D, tile["BLOCK_D"]))](g_BC, head_VD, tok_BCT, n_BC, dx_BD, C, T, D, head_VD.stride(0), **tile)
+    scores_dx_kernel[(B, triton.cdiv(D, tile["BLOCK_D"]))](
+        g_BC, head_VD, tok_BCT, n_BC, dx_BD, C, T, D, head_VD.stride(0), **tile
+    )
     return dx_BD
 
 
 # ---------------------------------------------------------------- title likelihood
 
+
 @triton.jit
-def absorb_kernel(L, BIAS, TOK, M, S, PICK, SHRINK, P, v0, n, stride_l, HAS_BIAS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per row: takes a tile of its logits (tokens v0 .. v0+n) into the running maximum M and sum S of exponentials, picks the
-    row's own token if it is among them, and for the gradient writes P = e^(l - M) and by what the sums so far SHRINK."""
+def absorb_kernel(
+    L,
+    BIAS,
+    TOK,
+    M,
+    S,
+    PICK,
+    SHRINK,
+    P,
+    v0,
+    n,
+    stride_l,
+    HAS_BIAS: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program per row: takes a tile of its logits (tokens v0 .. v0+n) into the running maximum
+    M and sum S of exponentials, picks the row's own token if it is among them, and for the gradient
+    writes P = e^(l - M) and by what the sums so far SHRINK.
+    """
     i = tl.program_id(0).to(tl.int64)
     old = tl.load(M + i)
     top = old
@@ -110,42 +170,83 @@ def absorb_kernel(L, BIAS, TOK, M, S, PICK, SHRINK, P, v0, n, stride_l, HAS_BIAS
 
 def product(a, b):
     """a @ b with fp32 sums and an fp32 result, at the speed of a's dtype."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype != torch.float32 else a.float() @ b.float()
+    return (
+        torch.mm(a, b, out_dtype=torch.float32)
+        if a.is_cuda and a.dtype != torch.float32
+        else a.float() @ b.float()
+    )
 
 
 def log_probs(x_ND, head_VD, tok_N, bias_V, gradient, rows=4096, tile=8192):
-    """log softmax(head x[i] + bias)[tok[i]]: fp32 (N,); with gradient also head[tok[i]] - sum_v P(v) head[v]: fp32 (N, D), else None.
+    """log softmax(head x[i] + bias)[tok[i]]: fp32 (N,); with gradient also head[tok[i]] - sum_v
+    P(v) head[v]: fp32 (N, D), else None.
 
-    One pass over the head, as attention makes over its keys: cuBLAS makes a rows x tile piece of the logits, the kernel folds it into
-    running sums, and the same piece as probabilities times the same tile of the head gives the gradient.
+    One pass over the head, as attention makes over its keys: cuBLAS makes a rows x tile piece of
+    the logits, the kernel folds it into running sums, and the same piece as probabilities times the
+    same tile of the head gives the gradient.
     """
     (N, D), V, device = x_ND.shape, len(head_VD), x_ND.device
-    logp_N, diff_ND = torch.empty(N, device=device), torch.empty(N, D, device=device) if gradient else None
+    logp_N, diff_ND = (
+        torch.empty(N, device=device),
+        torch.empty(N, D, device=device) if gradient else None,
+    )
     for i in range(0, N, rows):
-        x, tok = x_ND[i:i + rows], tok_N[i:i + rows]
-        m, s, pick, shrink = torch.full((len(x),), -torch.inf, device=device), *torch.zeros(3, len(x), device=device)
+        x, tok = x_ND[i : i + rows], tok_N[i : i + rows]
+        m, s, pick, shrink = (
+            torch.full((len(x),), -torch.inf, device=device),
+            *torch.zeros(3, len(x), device=device),
+        )
         E = torch.zeros(len(x), D, device=device) if gradient else None
         for v0 in range(0, V, tile):
-            head = head_VD[v0:v0 + tile]
+            head = head_VD[v0 : v0 + tile]
             l = product(x, head.t())
             p = torch.empty(l.shape, dtype=x.dtype, device=device) if gradient else l
-            absorb_kernel[(len(x),)](l, l if bias_V is None else bias_V, tok, m, s, pick, shrink, p, v0, len(head), l.stride(0),
-                                     HAS_BIAS=bias_V is not None, GRADIENT=gradient, BLOCK=min(2048, triton.next_power_of_2(len(head))))
+            absorb_kernel[(len(x),)](
+                l,
+                l if bias_V is None else bias_V,
+                tok,
+                m,
+                s,
+                pick,
+                shrink,
+                p,
+                v0,
+                len(head),
+                l.stride(0),
+                HAS_BIAS=bias_V is not None,
+                GRADIENT=gradient,
+                BLOCK=min(2048, triton.next_power_of_2(len(head))),
+            )
             if gradient:
                 E.mul_(shrink[:, None]).add_(product(p, head))
-        logp_N[i:i + rows] = pick - (m + s.log())
+        logp_N[i : i + rows] = pick - (m + s.log())
         if gradient:
-            diff_ND[i:i + rows] = head_VD[tok.long()].float() - E / s[:, None]
+            diff_ND[i : i + rows] = head_VD[tok.long()].float() - E / s[:, None]
     return logp_N, diff_ND
 
 
 # ---------------------------------------------------------------- the catalogue
 
-@triton.jit
-def topk_kernel(L, PTR, TOK, SEEN, KEYS, I, S, stride_l, BLOCK_I: tl.constexpr, BLOCK_B: tl.constexpr, K: tl.constexpr):
-    """One program per (block of items, tile of users): the mean logits of the items, and the K best of them as sortable keys.
 
-    A key is the score's bits in an order-preserving int32 (high word) and 2^31 - 1 - item (low word): equal scores rank by lower id.
+@triton.jit
+def topk_kernel(
+    L,
+    PTR,
+    TOK,
+    SEEN,
+    KEYS,
+    I,
+    S,
+    stride_l,
+    BLOCK_I: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    K: tl.constexpr,
+):
+    """One program per (block of items, tile of users): the mean logits of the items, and the K best
+    of them as sortable keys.
+
+    A key is the score's bits in an order-preserving int32 (high word) and 2^31 - 1 - item (low
+    word): equal scores rank by lower id.
     """
     lo, tile = tl.program_id(0) * BLOCK_I, tl.program_id(1).to(tl.int64)
     i, b = lo + tl.arange(0, BLOCK_I), tile * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -156,7 +257,7 @@ def topk_kernel(L, PTR, TOK, SEEN, KEYS, I, S, stride_l, BLOCK_I: tl.constexpr, 
         tok = tl.load(TOK + start + t, mask=t < n, other=0).to(tl.int64)
         acc += tl.load(L + tok[None, :] * stride_l + b[:, None], mask=(t < n)[None, :], other=0.0)
     score = acc / tl.maximum(n, 1).to(tl.float32)[None, :]
-    score = tl.where(score == 0, 0.0, score)                 # -0 is 0, also among the bits
+    score = tl.where(score == 0, 0.0, score)  # -0 is 0, also among the bits
     score = tl.where((n > 0)[None, :], score, float("-inf"))
     for s in range(0, S):
         seen = tl.load(SEEN + b * S + s)
@@ -171,22 +272,41 @@ def topk_kernel(L, PTR, TOK, SEEN, KEYS, I, S, stride_l, BLOCK_I: tl.constexpr, 
 
 
 def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V, BLOCK_I=256, BLOCK_B=8):
-    """See kernels.catalogue_topk. (B, I) is never written: K keys per block of items are, and one top-k over them follows."""
+    """See kernels.catalogue_topk. (B, I) is never written: K keys per block of items are, and one
+    top-k over them follows.
+    """
     B, I, K = len(x_BD), len(ptr_I1) - 1, triton.next_power_of_2(k)
-    if K > 64 or I < BLOCK_I:                                # tl.topk sorts: not worth it for long lists
+    # tl.topk sorts: not worth it for long lists
+    if K > 64 or I < BLOCK_I:
         from . import reference
+
         return reference.catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V)
     wide = triton.cdiv(B, BLOCK_B) * BLOCK_B
     x_BD = torch.cat([x_BD, x_BD.new_zeros(wide - B, x_BD.shape[1])])
     seen_BS = torch.cat([seen_BS, seen_BS.new_full((wide - B, seen_BS.shape[1]), -1)])
-    logit_VB = product(head_VD, x_BD.t())                    # users innermost: one token fetches its BLOCK_B neighbours
+    # users innermost: one token fetches its BLOCK_B neighbours
+    logit_VB = product(head_VD, x_BD.t())
     logit_VB = logit_VB if bias_V is None else logit_VB.add_(bias_V[:, None])
     parts = triton.cdiv(I, BLOCK_I)
     keys = torch.empty(wide, parts * K, dtype=torch.int64, device=x_BD.device)
-    topk_kernel[(parts, wide // BLOCK_B)](logit_VB, ptr_I1, tok_M, seen_BS, keys, I, seen_BS.shape[1], wide, BLOCK_I=BLOCK_I, BLOCK_B=BLOCK_B, K=K)
+    topk_kernel[(parts, wide // BLOCK_B)](
+        logit_VB,
+        ptr_I1,
+        tok_M,
+        seen_BS,
+        keys,
+        I,
+        seen_BS.shape[1],
+        wide,
+        BLOCK_I=BLOCK_I,
+        BLOCK_B=BLOCK_B,
+        K=K,
+    )
     best_Bk = keys[:B].topk(min(k, parts * K), dim=1).values
     high = (best_Bk >> 32).int()
     score_Bk = torch.where(high < 0, high ^ 0x7FFFFFFF, high).view(torch.float32)
     id_Bk = (0x7FFFFFFF - (best_Bk & 0x7FFFFFFF)).masked_fill(score_Bk == -torch.inf, -1)
     more = k - id_Bk.shape[1]
-    return torch.nn.functional.pad(id_Bk, (0, more), value=-1), torch.nn.functional.pad(score_Bk, (0, more), value=-torch.inf)
+    return torch.nn.functional.pad(id_Bk, (0, more), value=-1), torch.nn.functional.pad(
+        score_Bk, (0, more), value=-torch.inf
+    )

@@ -1,7 +1,9 @@
 """The verbalizer in plain torch: the definition that every faster implementation must equal.
 
-logit(v) = head_VD[v] . x_D + bias_V[v], summed in fp32 whatever the inputs' dtype (in fp64 for fp64 inputs).
+logit(v) = head_VD[v] . x_D + bias_V[v], summed in fp32 whatever the inputs' dtype (in fp64 for fp64
+inputs).
 """
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -13,26 +15,39 @@ def exact(t):
 
 def weights(tok_BCT, n_BC, dtype=torch.float32):
     """1/n for the tokens of a title, 0 behind them: (B, C, T)."""
-    return (torch.arange(tok_BCT.shape[2], device=n_BC.device) < n_BC[..., None]).to(dtype) / n_BC.clamp(min=1)[..., None]
+    return (torch.arange(tok_BCT.shape[2], device=n_BC.device) < n_BC[..., None]).to(
+        dtype
+    ) / n_BC.clamp(min=1)[..., None]
 
 
 def real(tok_BCT, n_BC):
     """The tokens, 0 behind a title's end: int64."""
-    return tok_BCT.long().masked_fill(torch.arange(tok_BCT.shape[2], device=n_BC.device) >= n_BC[..., None], 0)
+    return tok_BCT.long().masked_fill(
+        torch.arange(tok_BCT.shape[2], device=n_BC.device) >= n_BC[..., None], 0
+    )
 
 
 def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None):
-    """score[b, c] = mean over t < n[b, c] of logit(tok[b, c, t]) at x[b]; 0 for an empty title. fp32 (B, C).
+    """score[b, c] = mean over t < n[b, c] of logit(tok[b, c, t]) at x[b]; 0 for an empty title.
+    fp32 (B, C).
 
-    Linear in the head, so the title's rows are pooled first and dotted once: nothing of size B*C*T*D or B*V is made.
+    Linear in the head, so the title's rows are pooled first and dotted once: nothing of size
+    B*C*T*D or B*V is made.
     """
     B, C, T = tok_BCT.shape
     weight_NT = weights(tok_BCT, n_BC, exact(x_BD[:0]).dtype).view(B * C, T)
     tok_NT = real(tok_BCT, n_BC).view(B * C, T)
-    used_U, at_NT = tok_NT.unique(return_inverse=True)       # only the rows that occur are widened to fp32
-    row_ND = F.embedding_bag(at_NT.view_as(tok_NT), exact(head_VD[used_U]), mode="sum", per_sample_weights=weight_NT)
+    # only the rows that occur are widened to fp32
+    used_U, at_NT = tok_NT.unique(return_inverse=True)
+    row_ND = F.embedding_bag(
+        at_NT.view_as(tok_NT), exact(head_VD[used_U]), mode="sum", per_sample_weights=weight_NT
+    )
     score_BC = torch.einsum("bd,bcd->bc", exact(x_BD), row_ND.view(B, C, -1))
-    return score_BC if bias_V is None else score_BC + (exact(bias_V)[tok_NT] * weight_NT).sum(1).view(B, C)
+    return (
+        score_BC
+        if bias_V is None
+        else score_BC + (exact(bias_V)[tok_NT] * weight_NT).sum(1).view(B, C)
+    )
 
 
 def _log_probs(x_ND, head_VD, tok_N, bias_V):
@@ -41,26 +56,54 @@ def _log_probs(x_ND, head_VD, tok_N, bias_V):
 
 
 def log_probs(x_ND, head_VD, tok_N, bias_V=None, chunk=1024):
-    """log softmax(logits at x[i])[tok[i]]: fp32 (N,). The logits of at most `chunk` rows exist at a time, in backward too (recomputed)."""
-    parts = [checkpoint(_log_probs, x_ND[i:i + chunk], head_VD, tok_N[i:i + chunk].long(), bias_V, use_reentrant=False)
-             for i in range(0, len(tok_N), chunk)]
+    """log softmax(logits at x[i])[tok[i]]: fp32 (N,). The logits of at most `chunk` rows exist at a
+    time, in backward too (recomputed).
+    """
+    parts = [
+        checkpoint(
+            _log_probs,
+            x_ND[i : i + chunk],
+            head_VD,
+            tok_N[i : i + chunk].long(),
+            bias_V,
+            use_reentrant=False,
+        )
+        for i in range(0, len(tok_N), chunk)
+    ]
     return torch.cat(parts) if parts else exact(x_ND.sum(1))
 
 
 def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None):
-    """The mean-logit score of every title of a catalogue given as CSR: fp32 (B, I); 0 for an empty title. The V logits come first:
-    with many titles that is far less work than gathering the rows of each."""
+    """The mean-logit score of every title of a catalogue given as CSR: fp32 (B, I); 0 for an empty
+    title. The V logits come first: with many titles that is far less work than gathering the rows
+    of each.
+    """
     logit_VB = F.linear(exact(head_VD), exact(x_BD))
     logit_VB = logit_VB if bias_V is None else logit_VB + exact(bias_V)[:, None]
     ptr_I1 = ptr_I1.long()
-    return F.embedding_bag(tok_M[int(ptr_I1[0]):int(ptr_I1[-1])].long(), logit_VB.contiguous(), (ptr_I1 - ptr_I1[0])[:-1], mode="mean").t()
+    return F.embedding_bag(
+        tok_M[int(ptr_I1[0]) : int(ptr_I1[-1])].long(),
+        logit_VB.contiguous(),
+        (ptr_I1 - ptr_I1[0])[:-1],
+        mode="mean",
+    ).t()
 
 
 def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V=None):
-    """The k best titles of each row and their scores: int64 and fp32 (B, k). Equal scores by lower id; titles in seen and empty ones
-    are left out; -1 and -inf where fewer than k remain."""
-    score_BI = catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V).masked_fill(ptr_I1.diff() == 0, -torch.inf)
-    I, (row_N, at_N) = score_BI.shape[1], ((seen_BS >= 0) & (seen_BS < len(ptr_I1) - 1)).nonzero(as_tuple=True)
+    """The k best titles of each row and their scores: int64 and fp32 (B, k).
+
+    Equal scores by lower id; titles in seen and empty ones are left out; -1 and -inf where fewer
+    than k remain.
+    """
+    score_BI = catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V).masked_fill(
+        ptr_I1.diff() == 0, -torch.inf
+    )
+    I, (row_N, at_N) = (
+        score_BI.shape[1],
+        ((seen_BS >= 0) & (seen_BS < len(ptr_I1) - 1)).nonzero(as_tuple=True),
+    )
     score_BI[row_N, seen_BS[row_N, at_N].long()] = -torch.inf
-    score_BI, id_BI = F.pad(score_BI, (0, max(k - I, 0)), value=-torch.inf).sort(dim=1, descending=True, stable=True)
+    score_BI, id_BI = F.pad(score_BI, (0, max(k - I, 0)), value=-torch.inf).sort(
+        dim=1, descending=True, stable=True
+    )
     return id_BI[:, :k].masked_fill(score_BI[:, :k] == -torch.inf, -1), score_BI[:, :k]

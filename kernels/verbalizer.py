@@ -1,10 +1,14 @@
-"""The verbalizer: what the LM head says at the mask -> scores of titles, exact (fp32 sums) and without ever holding B x V logits.
+"""The verbalizer: what the LM head says at the mask -> scores of titles, exact (fp32 sums) and
+without ever holding B x V logits.
 
-Three public functions and a helper. reference.py is the definition, cpu.py the C++ loops, gpu.py the Triton kernels; the tensors' device
-decides (impl="auto"), impl="ref", "cpp" or "triton" decides otherwise. Dtypes: x and head both fp32, bf16 or fp16 (fp64: reference only);
-token ids and lengths of any integer dtype, int32 without a copy. Wrong input raises ValueError with the tensors' names and shapes.
-Names: B rows, C candidates, T tokens of a title (padded), N title positions, V vocabulary, D width, I titles of a catalogue, M their tokens.
+Three public functions and a helper. reference.py is the definition, cpu.py the C++ loops, gpu.py
+the Triton kernels; the tensors' device decides (impl="auto"), impl="ref", "cpp" or "triton" decides
+otherwise. Dtypes: x and head both fp32, bf16 or fp16 (fp64: reference only); token ids and lengths
+of any integer dtype, int32 without a copy. Wrong input raises ValueError with the tensors' names
+and shapes. Names: B rows, C candidates, T tokens of a title (padded), N title positions, V
+vocabulary, D width, I titles of a catalogue, M their tokens.
 """
+
 from importlib.util import find_spec
 
 import torch
@@ -18,28 +22,37 @@ INTS = (torch.int32, torch.int64, torch.int16, torch.uint8, torch.int8)
 
 
 def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None, impl="auto"):
-    """score[b, c] = mean over t < n[b, c] of logit(tok[b, c, t]) at x[b] (arXiv 2406.11156, the verbalizer): fp32 (B, C).
+    """score[b, c] = mean over t < n[b, c] of logit(tok[b, c, t]) at x[b] (arXiv 2406.11156, the
+    verbalizer): fp32 (B, C).
 
-    n = 1 everywhere gives the first-token and the letter verbalizer. An empty title (n = 0) scores 0, with no gradient. Differentiable in
-    x, and in head and bias where they ask for it; what stands behind a title's n tokens is never read.
+    n = 1 everywhere gives the first-token and the letter verbalizer. An empty title (n = 0) scores
+    0, with no gradient. Differentiable in x, and in head and bias where they ask for it; what
+    stands behind a title's n tokens is never read.
     """
     shape(x_BD, "x_BD", 2), shape(tok_BCT, "tok_BCT", 3), shape(n_BC, "n_BC", 2)
     head(x_BD, head_VD, bias_V)
     if tok_BCT.shape[:2] != n_BC.shape or len(tok_BCT) != len(x_BD):
-        wrong("tok_BCT, n_BC and x_BD", (tok_BCT, n_BC, x_BD), "B alike in all three and C in the first two")
+        wrong(
+            "tok_BCT, n_BC and x_BD",
+            (tok_BCT, n_BC, x_BD),
+            "B alike in all three and C in the first two",
+        )
     integers(tok_BCT, "tok_BCT"), integers(n_BC, "n_BC")
     ragged(tok_BCT, n_BC, len(head_VD))
     which = choose(impl, x_BD)
     if which == "ref" or not tok_BCT.numel() or not x_BD.shape[1]:
         return reference.candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V)
-    return _CandidateScores.apply(x_BD, head_VD, bias_V, tok_BCT.int().contiguous(), n_BC.int().contiguous(), which)
+    return _CandidateScores.apply(
+        x_BD, head_VD, bias_V, tok_BCT.int().contiguous(), n_BC.int().contiguous(), which
+    )
 
 
 def title_likelihood(x_ND, head_VD, tok_N, ptr_T1, bias_V=None, normalise=False, impl="auto"):
-    """log P(title) = sum over its tokens of log softmax(logits at x[i])[tok[i]]; title j owns the rows ptr[j]:ptr[j+1]. fp32 (titles,).
+    """log P(title) = sum over its tokens of log softmax(logits at x[i])[tok[i]]; title j owns the
+    rows ptr[j]:ptr[j+1]. fp32 (titles,).
 
-    normalise divides by the number of tokens. An empty title scores 0. Differentiable in x; in head and bias by the reference, which is
-    slower. The N x V logits exist in tiles only.
+    normalise divides by the number of tokens. An empty title scores 0. Differentiable in x; in head
+    and bias by the reference, which is slower. The N x V logits exist in tiles only.
     """
     shape(x_ND, "x_ND", 2), shape(tok_N, "tok_N", 1), shape(ptr_T1, "ptr_T1", 1)
     head(x_ND, head_VD, bias_V)
@@ -48,33 +61,52 @@ def title_likelihood(x_ND, head_VD, tok_N, ptr_T1, bias_V=None, normalise=False,
     integers(tok_N, "tok_N")
     csr(ptr_T1, "ptr_T1", tok_N, "tok_N")
     if int(ptr_T1[0]) or int(ptr_T1[-1]) != len(tok_N):
-        raise ValueError(f"ptr_T1 runs from {int(ptr_T1[0])} to {int(ptr_T1[-1])}, expected 0 to the {len(tok_N)} rows of tok_N and x_ND")
+        raise ValueError(
+            f"ptr_T1 runs from {int(ptr_T1[0])} to {int(ptr_T1[-1])}, expected 0 to the "
+            f"{len(tok_N)} rows of tok_N and x_ND"
+        )
     inside(tok_N, "tok_N", len(head_VD), f"head_VD has shape {tuple(head_VD.shape)}")
     which = choose(impl, x_ND)
-    trains = torch.is_grad_enabled() and (head_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))
+    trains = torch.is_grad_enabled() and (
+        head_VD.requires_grad or (bias_V is not None and bias_V.requires_grad)
+    )
     if which == "ref" or trains or not x_ND.numel():
         logp_N = reference.log_probs(x_ND, head_VD, tok_N, bias_V)
     else:
         logp_N = _LogProbs.apply(x_ND, head_VD, bias_V, tok_N.int().contiguous(), which)
     n_T = ptr_T1.long().diff()
-    score_T = torch.segment_reduce(logp_N, "sum", lengths=n_T, unsafe=True, initial=0) if len(n_T) else logp_N[:0]
+    score_T = (
+        torch.segment_reduce(logp_N, "sum", lengths=n_T, unsafe=True, initial=0)
+        if len(n_T)
+        else logp_N[:0]
+    )
     return score_T / n_T.clamp(min=1) if normalise else score_T
 
 
 @torch.no_grad()
 def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None, impl="auto"):
-    """The mean-logit score of every title of a catalogue in CSR form (title i owns tok[ptr[i]:ptr[i+1]]): fp32 (B, I), 0 for an empty
-    title. Part of a catalogue: ptr_I1[a:b + 1] with the same tok_M. No gradient."""
+    """The mean-logit score of every title of a catalogue in CSR form (title i owns
+    tok[ptr[i]:ptr[i+1]]): fp32 (B, I), 0 for an empty title. Part of a catalogue: ptr_I1[a:b + 1]
+    with the same tok_M. No gradient.
+    """
     catalogue(x_BD, head_VD, ptr_I1, tok_M, bias_V)
     if choose(impl, x_BD) != "cpp" or not x_BD.numel():
         return reference.catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V)
-    return backend("cpp").catalogue_scores(x_BD.contiguous(), head_VD, ptr_I1.long().contiguous(), tok_M.int().contiguous(), fp32(bias_V))
+    return backend("cpp").catalogue_scores(
+        x_BD.contiguous(),
+        head_VD,
+        ptr_I1.long().contiguous(),
+        tok_M.int().contiguous(),
+        fp32(bias_V),
+    )
 
 
 @torch.no_grad()
 def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS=None, bias_V=None, impl="auto"):
-    """The k best titles of a catalogue per row and their scores: int64 and fp32 (B, k), best first, equal scores by lower id on every
-    device. seen_BS: ids to leave out, negative ones say nothing. Empty titles never appear; -1 and -inf where fewer than k remain."""
+    """The k best titles of a catalogue per row and their scores: int64 and fp32 (B, k), best first,
+    equal scores by lower id on every device. seen_BS: ids to leave out, negative ones say nothing.
+    Empty titles never appear; -1 and -inf where fewer than k remain.
+    """
     catalogue(x_BD, head_VD, ptr_I1, tok_M, bias_V)
     if k < 1:
         raise ValueError(f"k is {k}, expected at least 1")
@@ -85,21 +117,35 @@ def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS=None, bias_V=None, i
     which = choose(impl, x_BD)
     if which == "ref" or not x_BD.numel():
         return reference.catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V)
-    return backend(which).catalogue_topk(x_BD.contiguous(), head_VD, ptr_I1.long().contiguous(), tok_M.int().contiguous(), k,
-                                         seen_BS.long().contiguous(), fp32(bias_V))
+    return backend(which).catalogue_topk(
+        x_BD.contiguous(),
+        head_VD,
+        ptr_I1.long().contiguous(),
+        tok_M.int().contiguous(),
+        k,
+        seen_BS.long().contiguous(),
+        fp32(bias_V),
+    )
 
 
 # ---------------------------------------------------------------- gradients
+
 
 class _CandidateScores(torch.autograd.Function):
     """d score[b, c] / d x[b] = 1/n sum_t head[tok[b, c, t]]."""
 
     @staticmethod
     def forward(ctx, x_BD, head_VD, bias_V, tok_BCT, n_BC, which):
-        score_BC, kept = backend(which).scores(x_BD.contiguous(), head_VD, tok_BCT, n_BC, ctx.needs_input_grad[0])
+        score_BC, kept = backend(which).scores(
+            x_BD.contiguous(), head_VD, tok_BCT, n_BC, ctx.needs_input_grad[0]
+        )
         ctx.save_for_backward(x_BD, head_VD, tok_BCT, n_BC, kept)
         ctx.which, ctx.bias = which, None if bias_V is None else bias_V.dtype
-        return score_BC if bias_V is None else score_BC + (bias_V.float()[real(tok_BCT, n_BC)] * weights(tok_BCT, n_BC)).sum(2)
+        return (
+            score_BC
+            if bias_V is None
+            else score_BC + (bias_V.float()[real(tok_BCT, n_BC)] * weights(tok_BCT, n_BC)).sum(2)
+        )
 
     @staticmethod
     @once_differentiable
@@ -107,21 +153,36 @@ class _CandidateScores(torch.autograd.Function):
         x_BD, head_VD, tok_BCT, n_BC, kept = ctx.saved_tensors
         dx_BD = dhead_VD = dbias_V = None
         if ctx.needs_input_grad[0]:
-            dx_BD = backend(ctx.which).scores_dx(g_BC.float().contiguous(), kept, head_VD, tok_BCT, n_BC).to(x_BD.dtype)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:      # not in DELRec, whose head is frozen: G[b, v], then one product
+            dx_BD = (
+                backend(ctx.which)
+                .scores_dx(g_BC.float().contiguous(), kept, head_VD, tok_BCT, n_BC)
+                .to(x_BD.dtype)
+            )
+        # not in DELRec, whose head is frozen: G[b, v], then one product
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             G_BV = torch.zeros(len(x_BD), len(head_VD), device=x_BD.device)
-            G_BV.scatter_add_(1, real(tok_BCT, n_BC).flatten(1), (g_BC.float()[..., None] * weights(tok_BCT, n_BC)).flatten(1))
-            dhead_VD = (G_BV.t() @ x_BD.float()).to(head_VD.dtype) if ctx.needs_input_grad[1] else None
+            G_BV.scatter_add_(
+                1,
+                real(tok_BCT, n_BC).flatten(1),
+                (g_BC.float()[..., None] * weights(tok_BCT, n_BC)).flatten(1),
+            )
+            dhead_VD = (
+                (G_BV.t() @ x_BD.float()).to(head_VD.dtype) if ctx.needs_input_grad[1] else None
+            )
             dbias_V = G_BV.sum(0).to(ctx.bias) if ctx.needs_input_grad[2] else None
         return dx_BD, dhead_VD, dbias_V, None, None, None
 
 
 class _LogProbs(torch.autograd.Function):
-    """d log P(tok[i]) / d x[i] = head[tok[i]] - sum_v P(v) head[v], made along with the value, so backward is one multiplication."""
+    """d log P(tok[i]) / d x[i] = head[tok[i]] - sum_v P(v) head[v], made along with the value, so
+    backward is one multiplication.
+    """
 
     @staticmethod
     def forward(ctx, x_ND, head_VD, bias_V, tok_N, which):
-        logp_N, diff_ND = backend(which).log_probs(x_ND.contiguous(), head_VD, tok_N, fp32(bias_V), ctx.needs_input_grad[0])
+        logp_N, diff_ND = backend(which).log_probs(
+            x_ND.contiguous(), head_VD, tok_N, fp32(bias_V), ctx.needs_input_grad[0]
+        )
         ctx.save_for_backward(diff_ND)
         ctx.dtype = x_ND.dtype
         return logp_N
@@ -129,14 +190,17 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g_N):
-        diff_ND, = ctx.saved_tensors
+        (diff_ND,) = ctx.saved_tensors
         return (g_N[:, None] * diff_ND).to(ctx.dtype), None, None, None, None
 
 
 # ---------------------------------------------------------------- who computes
 
+
 def choose(impl, x):
-    """'ref', 'cpp' or 'triton' for a tensor. auto: Triton on CUDA, C++ on a CPU where it could be built, else the reference."""
+    """'ref', 'cpp' or 'triton' for a tensor. auto: Triton on CUDA, C++ on a CPU where it could be
+    built, else the reference.
+    """
     if impl not in ("auto", "ref", "cpp", "triton"):
         raise ValueError(f"impl is {impl!r}, expected 'auto', 'ref', 'cpp' or 'triton'")
     fast = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -149,27 +213,37 @@ def choose(impl, x):
     if impl != "ref" and not fast:
         raise ValueError(f"impl={impl!r} takes fp32, bf16 and fp16, x is {x.dtype}; use impl='ref'")
     if impl == "cpp" and (x.device.type != "cpu" or not backend("cpp").library()):
-        raise ValueError(f"impl='cpp' needs tensors on the CPU and a C++ compiler; x is on {x.device}")
+        raise ValueError(
+            f"impl='cpp' needs tensors on the CPU and a C++ compiler; x is on {x.device}"
+        )
     return impl
 
 
 def backend(which):
-    """The module of 'cpp' or 'triton'; triton only exists on Linux, and takes half a second to import."""
+    """The module of 'cpp' or 'triton'; triton only exists on Linux, and takes half a second to
+    import.
+    """
     if which == "cpp":
         from . import cpu
+
         return cpu
     from . import gpu
+
     return gpu
 
 
 # ---------------------------------------------------------------- checks
+
 
 def fp32(t):
     return None if t is None else t.float().contiguous()
 
 
 def wrong(names, tensors, expected):
-    raise ValueError(f"{names} have shapes {', '.join(str(tuple(t.shape)) for t in tensors)}; expected {expected}")
+    raise ValueError(
+        f"{names} have shapes {', '.join(str(tuple(t.shape)) for t in tensors)}; expected "
+        f"{expected}"
+    )
 
 
 def shape(t, name, rank):
@@ -187,15 +261,32 @@ def inside(t, name, end, why):
     if t.numel():
         low, high = map(int, t.aminmax())
         if low < 0 or high >= end:
-            raise ValueError(f"{name} of shape {tuple(t.shape)} holds {low if low < 0 else high}, expected 0..{end - 1}: {why}")
+            raise ValueError(
+                f"{name} of shape {tuple(t.shape)} holds {low if low < 0 else high}, expected "
+                f"0..{end - 1}: {why}"
+            )
 
 
 def ragged(tok_BCT, n_BC, V):
-    """Lengths within 0..T and the titles' own tokens within the vocabulary; what stands behind a title's end may be anything."""
-    if tok_BCT.device.type == "cpu" and tok_BCT.dtype == n_BC.dtype == torch.int32 and tok_BCT.is_contiguous() and n_BC.is_contiguous() \
-            and backend("cpp").library() and backend("cpp").titles_fit(tok_BCT, n_BC, V):
-        return                                                # microseconds; the words below are for when it does not fit
-    inside(n_BC, "n_BC", tok_BCT.shape[2] + 1, f"lengths are 0..T, tok_BCT has shape {tuple(tok_BCT.shape)}")
+    """Lengths within 0..T and the titles' own tokens within the vocabulary; what stands behind a
+    title's end may be anything.
+    """
+    if (
+        tok_BCT.device.type == "cpu"
+        and tok_BCT.dtype == n_BC.dtype == torch.int32
+        and tok_BCT.is_contiguous()
+        and n_BC.is_contiguous()
+        and backend("cpp").library()
+        and backend("cpp").titles_fit(tok_BCT, n_BC, V)
+    ):
+        # microseconds; the words below are for when it does not fit
+        return
+    inside(
+        n_BC,
+        "n_BC",
+        tok_BCT.shape[2] + 1,
+        f"lengths are 0..T, tok_BCT has shape {tuple(tok_BCT.shape)}",
+    )
     inside(real(tok_BCT, n_BC), "tok_BCT", V, f"head_VD has {V} rows")
 
 
@@ -204,12 +295,25 @@ def head(x, head_VD, bias_V):
     if x.shape[1] != head_VD.shape[1]:
         wrong("x and head_VD", (x, head_VD), "the same width D")
     if x.dtype != head_VD.dtype:
-        raise ValueError(f"x of shape {tuple(x.shape)} is {x.dtype}, head_VD of shape {tuple(head_VD.shape)} is {head_VD.dtype}; expected one dtype")
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} is {x.dtype}, head_VD of shape {tuple(head_VD.shape)} is "
+            f"{head_VD.dtype}; expected one dtype"
+        )
     if not x.is_floating_point():
-        raise ValueError(f"x of shape {tuple(x.shape)} and head_VD are {x.dtype}, expected floating point")
-    if head_VD.shape[1] > 1 and head_VD.stride(1) != 1 or len(head_VD) > 1 and head_VD.stride(0) < head_VD.shape[1]:
-        raise ValueError(f"head_VD of shape {tuple(head_VD.shape)} has strides {head_VD.stride()}, x has shape {tuple(x.shape)}; expected rows in one "
-                         "piece (stride 1 along D): pass head_VD.contiguous()")
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} and head_VD are {x.dtype}, expected floating point"
+        )
+    if (
+        head_VD.shape[1] > 1
+        and head_VD.stride(1) != 1
+        or len(head_VD) > 1
+        and head_VD.stride(0) < head_VD.shape[1]
+    ):
+        raise ValueError(
+            f"head_VD of shape {tuple(head_VD.shape)} has strides {head_VD.stride()}, x has shape "
+            f"{tuple(x.shape)}; expected rows in one "
+            "piece (stride 1 along D): pass head_VD.contiguous()"
+        )
     if bias_V is not None and bias_V.shape != head_VD.shape[:1]:
         wrong("bias_V and head_VD", (bias_V, head_VD), "one bias per row of the head")
     if x.device != head_VD.device:
@@ -221,7 +325,10 @@ def csr(ptr, name, tok, tok_name):
     if not len(ptr):
         raise ValueError(f"{name} is empty, expected one more entry than titles")
     if bool((ptr.diff() < 0).any()) or int(ptr[0]) < 0 or int(ptr[-1]) > len(tok):
-        raise ValueError(f"{name} of shape {tuple(ptr.shape)} must rise within 0..{len(tok)}, the length of {tok_name}")
+        raise ValueError(
+            f"{name} of shape {tuple(ptr.shape)} must rise within 0..{len(tok)}, the length of "
+            f"{tok_name}"
+        )
 
 
 def catalogue(x_BD, head_VD, ptr_I1, tok_M, bias_V):

@@ -105,7 +105,9 @@ def run_child(job):
 
 
 def watch(job):
-    """In a process between mother and child: tells the child's number, waits, notes how it ended."""
+    """In a process between mother and child: tells the child's number, waits, notes how it
+    ended.
+    """
     child = os.fork()
     if child == 0:
         run_child(job)

@@ -35,15 +35,19 @@ NUMBER = r"-?\d[\d,]*(\.\d+)?(e-?\d+)?"
 CLOCK_WORDS = re.compile(
     rf"({NUMBER} ?(s|ms|seconds?|minutes?|hours?|min|GB|MB|h|[a-z]+/s|a second)\b"
     rf"|{NUMBER} % of the time|\d\d:\d\d(:\d\d)?|\d{{4}}-\d\d-\d\d"
-    rf"|&quot;\w*(second|_ms|_gb)\w*&quot;: {NUMBER}"
+    rf"|&quot;\w*(second|_ms|_gb|started|finished|trained)\w*&quot;: {NUMBER}"
     r"|data:image/svg\+xml;base64,[^\"]*)"  # holds a date; the same figures are compared as png
 )
 
 # ---------------------------------------------------------------- what is run
 
 TINY = "--verbalizer likelihood --max-title 16 --history 6"
-STAGE_1 = "--k 6 --a 3 --h 5 --candidates 8 --samples 24 --batch 8 --micro 4 --val-samples 12 --seed 0"
-STAGE_2 = "--samples 40 --batch 8 --micro 4 --val-samples 20 --init-r 6 --target-r 3 --lr .03 --seed 0"
+STAGE_1 = (
+    "--k 6 --a 3 --h 5 --candidates 8 --samples 24 --batch 8 --micro 4 --val-samples 12 --seed 0"
+)
+STAGE_2 = (
+    "--samples 40 --batch 8 --micro 4 --val-samples 20 --init-r 6 --target-r 3 --lr .03 --seed 0"
+)
 IDS = "--input ids --history 8"
 NET = "--epochs 3 --width 16 --batch 16 --history 8"
 
@@ -70,7 +74,9 @@ def table(name, more):
     return name, f"evaluate.py {more} --val-samples 20 --limit 40 --out {{R}}/{name}"
 
 
-LISTED = "--order shuffled --loss candidates"
+SHUFFLED = "--order shuffled"
+LISTED = f"{SHUFFLED} --loss candidates"
+SIGMOID = "--list-loss sigmoid"
 COMMANDS = [
     ("prepare", "data/prepare.py toy --raw {I}/raw --out {D} --core 1 --noun movie --verb watched"),
     # stage 0
@@ -96,20 +102,20 @@ COMMANDS = [
     tune("bert-run", f"--verbalizer mean --soft-prompt {{R}}/prompt-bert {LISTED}", "bert"),
     tune("paper", "--paper --soft-prompt {R}/prompt-paper"),
     tune("random", f"--verbalizer mean --soft-prompt random --k 4 {LISTED} --no-calibrate"),
-    tune("words", f"{TINY} --soft-prompt words --loss titles --order shuffled --gradient-checkpointing"),
+    tune("words", f"{TINY} --soft-prompt words --loss titles {SHUFFLED} --gradient-checkpointing"),
     tune("ulsr", f"{TINY} --soft-prompt {{R}}/prompt {LISTED} --lr-prompt .01"),
     tune("ids", f"{IDS} --soft-prompt none"),
     tune("ids-prompt", f"{IDS} --soft-prompt {{R}}/prompt-ids"),
     tune("hybrid", f"--input hybrid {TINY} --soft-prompt none {LISTED}"),
     tune("student", f"--soft-prompt none --input ids --teacher {{R}}/ids --layers 1 --blocks 1"),
     tune("inner", f"{IDS} --soft-prompt none --blocks 2 --lambda-ms .1"),
-    tune("taught-titles", "--teacher {R}/random --soft-prompt {R}/random --blocks 2 --lambda-ms .1"),
+    tune("pupil", "--teacher {R}/random --soft-prompt {R}/random --blocks 2 --lambda-ms .1"),
     # the circle
     ("export", "evaluate.py --ckpt {R}/delrec --export --export-k 5 --limit 200"),
     ("export-ids", "evaluate.py --ckpt {R}/ids --export --export-k 5"),
     train("taught", "--teacher {R}/ids --lam .5"),
-    train("taught-caser", "--model caser --teacher {R}/delrec --lam .1 --list-loss sigmoid --no-offset"),
-    train("taught-listed", "--model gru4rec --teacher {R}/ids --lam .2 --confidence listed --eta 0"),
+    train("taught-caser", f"--model caser --teacher {{R}}/delrec --lam .1 {SIGMOID} --no-offset"),
+    train("taught-gru", "--model gru4rec --teacher {R}/ids --lam .2 --confidence listed --eta 0"),
     # tables, answers, the probe
     table("table", "--ckpt {R}/sasrec {R}/gru4rec {R}/delrec {R}/ids --shuffle-history"
                    " --fuse delrec sasrec --report {R}/table/page.html"),
@@ -118,7 +124,7 @@ COMMANDS = [
     table("plain", "--ckpt {R}/sasrec --llm {I}/llama --llm-out {R}/llama --prompt-history 5"),
     ("answer", "evaluate.py --ckpt {R}/delrec --top 5 --history '{titles}'"),
     ("answer-net", "evaluate.py --ckpt {R}/sasrec --top 5 --history '{titles}'"),
-    ("serve", "evaluate.py --ckpt {R}/ids --serve {I}/asked.jsonl --out {R}/answers.jsonl --pool 0"),
+    ("serve", "evaluate.py --ckpt {R}/ids --serve {I}/asked.jsonl --out {R}/said.jsonl --pool 0"),
     ("probe", "evaluate.py --ckpt {R}/prompt --probe --val-samples 12 --out {R}/probe"),
     ("probe-run", "evaluate.py --ckpt {R}/delrec --probe --val-samples 12 --out {R}/probe-run"),
 ]  # fmt: skip
@@ -127,7 +133,9 @@ GO_ON = "--checkpoint-every 1"
 STOPPED = [
     train("sasrec-again", f"--model sasrec {GO_ON} --epochs 9"),
     distil("prompt-again", f"{TINY} {GO_ON} --samples 400"),
-    tune("delrec-again", f"{TINY} --soft-prompt {{R}}/prompt --order shuffled {GO_ON} --samples 400"),
+    tune(
+        "delrec-again", f"{TINY} --soft-prompt {{R}}/prompt --order shuffled {GO_ON} --samples 400"
+    ),
 ]
 TWO = [
     distil("prompt-two", TINY),
@@ -184,7 +192,9 @@ def run_all(tree, inputs, out, titles):
         (out / "said" / f"{name}.txt").write_text(said.getvalue())
         print(f"{name}: {time.time() - began:.1f} s", flush=True)
         if code:
-            sys.exit(f"{name} ended with {code} in {tree}: {line.format(**names)}\n{said.getvalue()}")
+            sys.exit(
+                f"{name} ended with {code} in {tree}: {line.format(**names)}\n{said.getvalue()}"
+            )
     for name, line in STOPPED:
         stop_and_resume(tree, shlex.split(line.format(**names)), out / "runs" / name)
         print(f"{name}: stopped and resumed", flush=True)
@@ -346,7 +356,9 @@ def start(tree, room, side, titles):
 def main(rev, room):
     """Both trees at once, one core each; then every file of both."""
     tree = room / "tree"
-    subprocess.run(["git", "worktree", "add", "-f", "--detach", str(tree), rev], cwd=ROOT, check=True)
+    subprocess.run(
+        ["git", "worktree", "add", "-f", "--detach", str(tree), rev], cwd=ROOT, check=True
+    )
     try:
         (room / "in").mkdir()
         titles = make_inputs(room / "in")

@@ -4,6 +4,7 @@ The reference is the untouched model as transformers loads it: a full pass for e
 logits, no batch, no padding, no kept prefix. Without a soft prompt it reads token ids; with one,
 the vectors that it takes in place of the ids, the soft prompt's at the slots.
 """
+
 from types import SimpleNamespace
 
 import click
@@ -19,13 +20,21 @@ from delrec.lm import passes
 VERBALIZERS = ("likelihood", "mean", "first", "letter")
 TOLERANCE = 1e-4
 SLOTS = 3
-SETTINGS = {"show": False, "history": 10, "max_title": 32, "max_tokens": 1024,
-            "backbone": "SASRec", "order": "shuffled", "backbone_run": ""}
+SETTINGS = {
+    "show": False,
+    "history": 10,
+    "max_title": 32,
+    "max_tokens": 1024,
+    "backbone": "SASRec",
+    "order": "shuffled",
+    "backbone_run": "",
+}
 CPU = torch.device("cpu")
 ALONE = SimpleNamespace(rank=0, world=1, device=CPU, main=True)
 
 
 # ---------------------------------------------------------------- plain transformers
+
 
 class Plain:
     """The model of a family's folder, nothing replaced; every weight must come from the folder."""
@@ -46,10 +55,14 @@ class Plain:
         said = [0, 40, 41] if self.kind == "encoder-decoder" else None
         wanted = self.logits(tokens, said)
         assert torch.equal(wanted, self.logits(tokens, said)), "two passes over a prompt differ"
-        for scale in (1, self.width() ** .5, getattr(self.model.config, "embedding_multiplier", 1)):
+        for scale in (
+            1,
+            self.width() ** 0.5,
+            getattr(self.model.config, "embedding_multiplier", 1),
+        ):
             try:
                 got = self.logits_of_vectors(self.vectors(tokens, scale), said)
-            except (AttributeError, TypeError, ValueError, RuntimeError):    # it reads ids only
+            except (AttributeError, TypeError, ValueError, RuntimeError):  # it reads ids only
                 return None
             if (got - wanted).abs().max() < TOLERANCE * max(1, wanted.std()):
                 return scale
@@ -85,15 +98,15 @@ class Plain:
         """Vectors (SLOTS, D) that look like those of tokens and are none."""
         vectors_kD = self.vectors(list(range(40, 40 + SLOTS)), self.scale)
         generator = torch.Generator().manual_seed(3)
-        return vectors_kD + .3 * torch.randn(vectors_kD.shape, generator=generator)
+        return vectors_kD + 0.3 * torch.randn(vectors_kD.shape, generator=generator)
 
     def at_mask(self, lm, prompt, soft_kD, forced=()):
         """The logits (1 + n, V) at the mask and after each of the n forced tokens of a title."""
         place = prompt.index(L.MASK)
-        before, after, forced = prompt[:place], prompt[place + 1:], list(forced)
+        before, after, forced = prompt[:place], prompt[place + 1 :], list(forced)
         if self.kind == "decoder":
-            return self.read(before + forced, soft_kD)[place - 1:]
-        if self.kind == "encoder":                       # a title is read from a mask a token
+            return self.read(before + forced, soft_kD)[place - 1 :]
+        if self.kind == "encoder":  # a title is read from a mask a token
             masks = [lm.tok.mask_token_id] * max(len(forced), 1)
             return self.read(before + masks + after + lm.end, soft_kD)[place:]
         sentinel = lm.tok.convert_tokens_to_ids("<extra_id_0>")
@@ -116,7 +129,7 @@ class Plain:
         for more in range(1, 6):
             long = self.at_mask(lm, prompt, soft_kD, title + (title * 5)[:more])[:-more]
             apart = (short - long).abs().max()
-            assert apart < .002 * max(1, short.std()), "what comes later changes what was said"
+            assert apart < 0.002 * max(1, short.std()), "what comes later changes what was said"
 
     @torch.no_grad()
     def scores(self, ranker, tail, items):
@@ -124,19 +137,22 @@ class Plain:
         lm, soft_kD = ranker.lm, ranker.P
         prompt = np.concatenate([ranker.prompts.prefix, tail]).tolist()
         titles = [L.title(ranker.titles, i).tolist() for i in items]
-        letters = [L.encode(lm, letter) for letter in L.LETTERS[:len(items)]]
+        letters = [L.encode(lm, letter) for letter in L.LETTERS[: len(items)]]
         logits = self.at_mask(lm, prompt, soft_kD)[0]
         if self.kind == "decoder":
             for t in titles:
                 self.must_be_causal(lm, prompt, t, soft_kD)
         forced = [self.likelihood(lm, ranker.titles, prompt, t, soft_kD) for t in titles]
-        return {"likelihood": forced,
-                "mean": [logits[t].mean().item() for t in titles],
-                "first": [logits[t[0]].item() for t in titles],
-                "letter": [logits[t].item() for t in letters]}
+        return {
+            "likelihood": forced,
+            "mean": [logits[t].mean().item() for t in titles],
+            "first": [logits[t[0]].item() for t in titles],
+            "letter": [logits[t].item() for t in letters],
+        }
 
 
 # ---------------------------------------------------------------- the project
+
 
 def load_here(folder, padded=False):
     """The project's LM of a folder, in fp32 on the CPU; padded: read as on a GPU."""
@@ -164,6 +180,7 @@ def make_prompts(lm, data, soft_kD):
 
 # ---------------------------------------------------------------- both
 
+
 class Reference:
     """A family's folder, its plain model and the plain scores, each made once."""
 
@@ -181,7 +198,7 @@ class Reference:
             ranker = make_ranker(lm, self.data, "mean", soft_kD)
             rows = [self.plain.scores(ranker, t, c) for t, c in zip(tails, cand_nC)]
             wanted = {v: np.array([row[v] for row in rows]) for v in VERBALIZERS}
-            assert all(scores.std() > .02 for scores in wanted.values())     # they say something
+            assert all(scores.std() > 0.02 for scores in wanted.values())  # they say something
             self.known[soft] = soft_kD, tails, cand_nC, wanted
         return self.known[soft]
 
@@ -195,8 +212,10 @@ class Reference:
         finally:
             self.plain.model.float()
         exact = {v: np.array([row[v] for row in rows]) for v in VERBALIZERS}
-        return {v: float(np.abs(exact[v] - wanted[v]).max() / max(1, wanted[v].std()))
-                for v in VERBALIZERS}
+        return {
+            v: float(np.abs(exact[v] - wanted[v]).max() / max(1, wanted[v].std()))
+            for v in VERBALIZERS
+        }
 
     def differences(self, lm, soft):
         """{verbalizer: largest difference from the plain scores, over their spread if above 1}."""
@@ -221,7 +240,7 @@ def faults(reference, lm):
             if difference < TOLERANCE:
                 continue
             own = max(reference.own_error(lm, soft).values())
-            if not difference < 2 * own:                 # true of nan too
+            if not difference < 2 * own:  # true of nan too
                 found[f"{verbalizer}, {'soft' if soft else 'plain'} prompt"] = difference
     return found
 

@@ -1,4 +1,5 @@
 """The benchmarks' own parts, on shapes small enough to test: what is timed must be what it says."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,15 +14,37 @@ CPU = torch.device("cpu")
 
 def small():
     from transformers import LlamaConfig, T5Config
-    return {"t5": T5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0),
-            "llama": LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)}
+
+    return {
+        "t5": T5Config(
+            vocab_size=400,
+            d_model=32,
+            d_kv=8,
+            d_ff=48,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            decoder_start_token_id=0,
+        ),
+        "llama": LlamaConfig(
+            vocab_size=400,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        ),
+    }
 
 
 def test_random_lms_score_prompts_of_the_length_asked_for():
     for name, config in small().items():
         m = bench.random_lm(name, config, CPU, torch.float32)
         titles, prefix, tails, cands = bench.random_prompts(m, 3, 150)
-        assert all(len(prefix) + len(t) == 150 for t in tails) and (prefix == L.SLOT).sum() == bench.K
+        assert (
+            all(len(prefix) + len(t) == 150 for t in tails) and (prefix == L.SLOT).sum() == bench.K
+        )
         P = L.random_soft_prompt(m, bench.K, 0).requires_grad_()
         score = L.score(m, L.begin(m, prefix, P), tails, cands, titles, "mean")
         assert score.shape == (3, bench.C) and score.std() > 0
@@ -32,23 +55,42 @@ def test_random_lms_score_prompts_of_the_length_asked_for():
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "Phi3", "Olmo2"])
 def test_families_of_decoders_say_the_same_packed_padded_and_fused(family):
     import transformers
-    sizes = dict(vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0,
-                 bos_token_id=1, eos_token_id=2)
+
+    sizes = dict(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     config = getattr(transformers, f"{family}Config")(**sizes)
     torch.manual_seed(0)
     m = bench.random_lm(family, config, CPU, torch.float32)
     for name, p in m.model.named_parameters():
-        torch.nn.init.normal_(p, 1.0 if "norm" in name else 0.0, 0.3)        # biases and norms that do something
-    assert ("fused" in m.paths) == (family in ("Llama", "Qwen2", "Mistral") and cpu.library() is not None)
+        # biases and norms that do something
+        torch.nn.init.normal_(p, 1.0 if "norm" in name else 0.0, 0.3)
+    assert ("fused" in m.paths) == (
+        family in ("Llama", "Qwen2", "Mistral") and cpu.library() is not None
+    )
     titles, prefix, tails, cands = bench.random_prompts(m, 3, 150)
     tails[1] = tails[1][10:]
     P, scores = L.random_soft_prompt(m, bench.K, 0), []
     for paths in (m.paths, ["packed"], ["padded"], ["rows"]):
         for cache in (True, False):
             m.paths = paths
-            scores.append(L.score(m, L.begin(m, prefix, P, cache), tails, cands, titles, "likelihood"))
-            with torch.no_grad():                                            # the fused loops, where there are any
-                scores.append(L.score(m, L.begin(m, prefix, P, cache), tails, cands, titles, "likelihood"))
+            scores.append(
+                L.score(m, L.begin(m, prefix, P, cache), tails, cands, titles, "likelihood")
+            )
+            # the fused loops, where there are any
+            with torch.no_grad():
+                scores.append(
+                    L.score(m, L.begin(m, prefix, P, cache), tails, cands, titles, "likelihood")
+                )
     assert scores[0].std() > 0.1
     for other in scores[1:]:
         torch.testing.assert_close(other, scores[0], rtol=1e-4, atol=1e-5)
@@ -58,18 +100,34 @@ def test_the_gpu_s_rows_come_out_of_the_same_program():
     rows = []
     bench.big_shapes(rows, CPU, small(), tokens=130, dtype=torch.float32)
     names = [r[0] for r in rows]
-    assert {f"{what}.{lm}.cpu.{row}" for lm in small() for what, row in (("score", "ms_per_request"), ("score", "mfu"), ("train", "mfu"), ("train", "peak_gb"))} <= set(names)
-    assert all(np.isfinite(value) and value > 0 for name, value, *_ in rows if not name.endswith("peak_gb"))
+    assert {
+        f"{what}.{lm}.cpu.{row}"
+        for lm in small()
+        for what, row in (
+            ("score", "ms_per_request"),
+            ("score", "mfu"),
+            ("train", "mfu"),
+            ("train", "peak_gb"),
+        )
+    } <= set(names)
+    assert all(
+        np.isfinite(value) and value > 0 for name, value, *_ in rows if not name.endswith("peak_gb")
+    )
 
 
 def test_the_memory_account_lists_what_autograd_keeps(capsys):
     w, x = torch.nn.Linear(8, 8, bias=False), torch.ones(5, 8, requires_grad=True)
     kinds = bench.saved_tensors(lambda: torch.tanh(w(x)), w)
-    assert kinds == {((5, 8), torch.float32): (2, 320)}              # the input of the product and the output of tanh; not the weight
+    # the input of the product and the output of tanh; not the weight
+    assert kinds == {((5, 8), torch.float32): (2, 320)}
     rows = []
     bench.account(rows, CPU, "t5", small()["t5"], tokens=130, dtype=torch.float32)
     values = {name: value for name, value, *_ in rows}
-    assert 0 < values["account.t5.stage2_gradient_checkpointing.kept_gb"] < values["account.t5.stage2.kept_gb"]
+    assert (
+        0
+        < values["account.t5.stage2_gradient_checkpointing.kept_gb"]
+        < values["account.t5.stage2.kept_gb"]
+    )
     assert "kept for backward by one prompt of 130 tokens" in capsys.readouterr().out
 
 
@@ -79,12 +137,15 @@ def test_kernel_rows_on_a_small_shape():
     kernel_bench.title_likelihood(rows, CPU, torch.float32, 20, 16, 60)
     kernel_bench.catalogue(rows, CPU, torch.float32, 300, 16, 60, B=4)
     names = [r[0] for r in rows]
-    assert "candidate_scores.cpu.bf16.2x3x4x16.vs_full_logits" in names and "title_likelihood.cpu.fp32.20x60.memory_vs_full_logits" in names
+    assert (
+        "candidate_scores.cpu.bf16.2x3x4x16.vs_full_logits" in names
+        and "title_likelihood.cpu.fp32.20x60.memory_vs_full_logits" in names
+    )
     assert "catalogue.cpu.300.fp32.ms_per_user" in names and len(names) == len(set(names))
 
 
 def test_peak_memory_is_what_a_call_adds():
-    size = kernel_bench.extra_bytes(lambda: torch.ones(64 * 2 ** 20).sum(), CPU)
+    size = kernel_bench.extra_bytes(lambda: torch.ones(64 * 2**20).sum(), CPU)
     if size is None:
         pytest.skip("this system does not tell a process's high-water mark")
-    assert 0.9 * 256 * 2 ** 20 < size < 1.3 * 256 * 2 ** 20
+    assert 0.9 * 256 * 2**20 < size < 1.3 * 256 * 2**20

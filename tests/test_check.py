@@ -41,7 +41,7 @@ def copy(decoder, tmp_path):
     return lambda name="copy": shutil.copytree(decoder, tmp_path / name)
 
 
-# ---------------------------------------------------------------- the fastest way that says the same
+# --------------------------------------------------------------- the fastest way that says the same
 
 
 def test_a_llama_is_read_by_the_fastest_way_without_a_word(decoder, fresh, capsys):
@@ -72,7 +72,10 @@ def test_a_way_that_says_something_else_is_not_taken_and_is_told(
     m = opened(decoder)
     assert m.paths == ["padded", "rows"]
     said = capsys.readouterr().out
-    assert said.startswith(f"{decoder}: read padded rows, because packed ones") and said.count("\n") == 1
+    assert (
+        said.startswith(f"{decoder}: read padded rows, because packed ones")
+        and said.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("times, taken", [(0.2, True), (20, False)])
@@ -140,7 +143,9 @@ def test_capped_logits_are_asked_of_the_model_itself(decoder, fresh, monkeypatch
 
 
 def test_logits_that_do_not_follow_from_the_states_are_refused(decoder, fresh, monkeypatch):
-    behind_the_head(monkeypatch, lambda x: x + torch.arange(x.shape[1])[None, :, None] % 7 * x.std())
+    behind_the_head(
+        monkeypatch, lambda x: x + torch.arange(x.shape[1])[None, :, None] % 7 * x.std()
+    )
     says = sentence(opened, decoder)
     assert decoder in says and "no way of reading it here gives the scores" in says
     assert "--no-check-llm" in says and opened(decoder, checked=False).packs
@@ -290,7 +295,9 @@ class XTokenizer(PreTrainedTokenizerFast):
 
 @pytest.fixture
 def with_code(copy, tmp_path, monkeypatch):
-    """with_code(model_type, tokenizer): an LM folder that brings code; .ran: the file it would write."""
+    """with_code(model_type, tokenizer): an LM folder that brings code; .ran: the file it would
+    write.
+    """
 
     def no_questions(*_):
         raise AssertionError("a question was asked on standard input")
@@ -324,7 +331,9 @@ def test_an_lm_that_needs_code_of_its_folder_is_refused_and_none_of_it_runs(with
     assert f"'{folder}' needs code of its own" in says and not with_code.ran.exists()
 
 
-def test_an_lm_that_transformers_knows_is_read_without_the_folder_s_code(with_code, decoder, capsys):
+def test_an_lm_that_transformers_knows_is_read_without_the_folder_s_code(
+    with_code, decoder, capsys
+):
     m = opened(with_code("llama"))
     assert "brings code of its own (auto_map), which is not run" in capsys.readouterr().out
     assert torch.equal(m.head_VD, opened(decoder).head_VD) and not with_code.ran.exists()
@@ -346,7 +355,7 @@ def test_weights_that_only_the_folder_s_code_knows_are_refused(with_code):
     assert "does not read 1 of the weights" in says and "model.extra.weight the first" in says
 
 
-# ---------------------------------------------------------------- titles that a tokenizer does not know
+# ------------------------------------------------------------ titles that a tokenizer does not know
 
 
 def data_of(toy, titles):
@@ -382,7 +391,7 @@ def test_a_byte_level_tokenizer_knows_every_title(load, toy, capsys):
     assert capsys.readouterr().out == ""
 
 
-# ---------------------------------------------------------------- vectors as long as the model sees them
+# ----------------------------------------------------------- vectors as long as the model sees them
 
 
 def test_a_soft_prompt_begins_as_long_as_a_token_that_the_model_scales(tmp_path):

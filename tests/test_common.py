@@ -1,4 +1,7 @@
-"""common.py: metrics with ties worked by hand, histories, candidates, run folders, and the sentences of everything it refuses."""
+"""common.py: metrics with ties worked by hand, histories, candidates, run folders, and the
+sentences of everything it refuses.
+"""
+
 import itertools
 import json
 import shutil
@@ -27,6 +30,7 @@ def sentence(call, *args, **kwargs):
 
 # ---------------------------------------------------------------- metrics
 
+
 def test_metrics_of_hand_worked_rows():
     # the target first; fourth; first with two equals (ranks 1..3); fifth or sixth; eleventh
     m = metrics([0, 3, 0, 4, 10], [0, 0, 2, 1, 0])
@@ -34,21 +38,30 @@ def test_metrics_of_hand_worked_rows():
     assert m["hr@1"] == pytest.approx([1, 0, 1 / 3, 0, 0])
     assert m["hr@5"] == pytest.approx([1, 1, 1, 1 / 2, 0])
     assert m["hr@10"] == pytest.approx([1, 1, 1, 1, 0])
-    assert m["ndcg@5"] == pytest.approx([1, 1 / log2(5), (1 + 1 / log2(3) + 1 / 2) / 3, 1 / log2(6) / 2, 0])
-    assert m["ndcg@10"] == pytest.approx([1, 1 / log2(5), (1 + 1 / log2(3) + 1 / 2) / 3, (1 / log2(6) + 1 / log2(7)) / 2, 0])
-    assert m["mrr"] == pytest.approx([1, 1 / 4, (1 + 1 / 2 + 1 / 3) / 3, (1 / 5 + 1 / 6) / 2, 1 / 11])
+    assert m["ndcg@5"] == pytest.approx(
+        [1, 1 / log2(5), (1 + 1 / log2(3) + 1 / 2) / 3, 1 / log2(6) / 2, 0]
+    )
+    assert m["ndcg@10"] == pytest.approx(
+        [1, 1 / log2(5), (1 + 1 / log2(3) + 1 / 2) / 3, (1 / log2(6) + 1 / log2(7)) / 2, 0]
+    )
+    assert m["mrr"] == pytest.approx(
+        [1, 1 / 4, (1 + 1 / 2 + 1 / 3) / 3, (1 / 5 + 1 / 6) / 2, 1 / 11]
+    )
     assert m["rank"].tolist() == [1, 4, 2, 5.5, 11]
     assert "ndcg@1" not in m
 
 
 def test_a_tie_counts_as_the_mean_over_every_order_it_could_fall_in():
-    score, place = np.array([2, 1, 1, 1, 0, 3]), 2       # the target ties with two others
+    score, place = np.array([2, 1, 1, 1, 0, 3]), 2  # the target ties with two others
     m = metrics(*compare(score[None], np.eye(6)[[place]]), ks=(1, 2, 3))
     values = []
-    for order in itertools.permutations(range(6)):      # stable sort of every permutation: every way of breaking the ties
+    # stable sort of every permutation: every way of breaking the ties
+    for order in itertools.permutations(range(6)):
         rank = [order[i] for i in np.argsort(-score[list(order)], kind="stable")].index(place) + 1
         values.append([rank <= 2, rank <= 3, (rank <= 3) / np.log2(rank + 1), 1 / rank, rank])
-    assert [m[k][0] for k in ("hr@2", "hr@3", "ndcg@3", "mrr", "rank")] == pytest.approx(np.mean(values, 0))
+    assert [m[k][0] for k in ("hr@2", "hr@3", "ndcg@3", "mrr", "rank")] == pytest.approx(
+        np.mean(values, 0)
+    )
 
 
 @pytest.mark.parametrize("C", [2, 15, 20, 100])
@@ -57,22 +70,27 @@ def test_constant_scores_are_chance_not_success(C):
     greater, equal = compare(np.full((3, C), 7.5), target)
     assert greater.tolist() == [0] * 3 and equal.tolist() == [C - 1] * 3
     m = metrics(greater, equal)
-    assert m["hr@1"] == pytest.approx(1 / C) and m["hr@5"] == pytest.approx(min(5 / C, 1)) and (m["rank"] == (C + 1) / 2).all()
+    assert (
+        m["hr@1"] == pytest.approx(1 / C)
+        and m["hr@5"] == pytest.approx(min(5 / C, 1))
+        and (m["rank"] == (C + 1) / 2).all()
+    )
     assert chance(C) == pytest.approx({k: v[0] for k, v in m.items()})
 
 
 def test_compare_reads_the_target_from_its_mask():
-    score = np.array([[.1, .5, .3], [-2., -1., -3.], [0., 0., 1.]])
+    score = np.array([[0.1, 0.5, 0.3], [-2.0, -1.0, -3.0], [0.0, 0.0, 1.0]])
     greater, equal = compare(score, np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], bool))
     assert greater.tolist() == [1, 0, 1] and equal.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_not_finite_are_refused(bad):
-    assert "not finite" in sentence(compare, np.array([[1, bad, 0.]]), np.array([[1, 0, 0]]))
+    assert "not finite" in sentence(compare, np.array([[1, bad, 0.0]]), np.array([[1, 0, 0]]))
 
 
 # ---------------------------------------------------------------- prepared data
+
 
 def two_users():
     """User 0 owns items 5 6 7, user 1 owns 1 2, user 2 owns 9."""
@@ -83,7 +101,8 @@ def test_histories_are_left_padded_and_never_cross_users():
     rows = histories(two_users(), np.array([0, 2, 3, 4, 5]), 3)
     assert rows.dtype == np.int64
     assert rows.tolist() == [[0, 0, 0], [0, 5, 6], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
-    assert histories(two_users(), [2], 1).tolist() == [[6]]           # the last L, the oldest dropped
+    # the last L, the oldest dropped
+    assert histories(two_users(), [2], 1).tolist() == [[6]]
     assert users(two_users(), np.arange(6)).tolist() == [0, 0, 0, 1, 1, 2]
 
 
@@ -91,7 +110,7 @@ def test_histories_of_the_toy_data_are_the_users_own_items(toy):
     samples = np.concatenate([toy.train, toy.val, toy.test])
     for sample, row in zip(samples, histories(toy, samples, 10)):
         u = next(u for u in range(toy.n_users) if toy.ptr[u] <= sample < toy.ptr[u + 1])
-        before = toy.items[toy.ptr[u]:sample][-10:]
+        before = toy.items[toy.ptr[u] : sample][-10:]
         assert row.tolist() == [0] * (10 - len(before)) + before.tolist()
 
 
@@ -123,31 +142,59 @@ def test_items_without_a_title_are_refused(tmp_path, toy):
     shutil.copytree(toy.folder, tmp_path / "toy")
     lines = (tmp_path / "toy" / "titles.txt").read_text().split("\n")
     (tmp_path / "toy" / "titles.txt").write_text("\n".join(lines[:-2]) + "\n")
-    assert f"item id {toy.n_items} but only {toy.n_items - 1} titles" in sentence(load_data, str(tmp_path / "toy"))
+    assert f"item id {toy.n_items} but only {toy.n_items - 1} titles" in sentence(
+        load_data, str(tmp_path / "toy")
+    )
 
 
 # ---------------------------------------------------------------- ranks
 
+
 def test_rows_of_all_ranks_meet_at_their_places(alone, monkeypatch):
     assert np.isnan(gather_rows(np.ones((1, 2), np.float32), np.array([1]), 3, alone)).sum() == 4
 
-    def all_gather(parts, own):                          # what the other process would send
-        parts[0].copy_(own), parts[1].copy_(torch.tensor([[10.], [12.]]) if own.dim() == 2 else torch.tensor([0, 2]))
-        assert own.tolist() in ([1, -1], [[11.], [0.]])
+    def all_gather(parts, own):  # what the other process would send
+        (
+            parts[0].copy_(own),
+            parts[1].copy_(
+                torch.tensor([[10.0], [12.0]]) if own.dim() == 2 else torch.tensor([0, 2])
+            ),
+        )
+        assert own.tolist() in ([1, -1], [[11.0], [0.0]])
+
     monkeypatch.setattr(processes.dist, "all_gather", all_gather)
-    monkeypatch.setattr(processes, "max_over_ranks", lambda x, ranks: 2.)
-    rows = gather_rows(np.array([[11.]], np.float32), np.array([1]), 4, SimpleNamespace(world=2, device=torch.device("cpu")))
-    assert rows.dtype == np.float32 and rows[:3, 0].tolist() == [10, 11, 12] and np.isnan(rows[3, 0])
+    monkeypatch.setattr(processes, "max_over_ranks", lambda x, ranks: 2.0)
+    rows = gather_rows(
+        np.array([[11.0]], np.float32),
+        np.array([1]),
+        4,
+        SimpleNamespace(world=2, device=torch.device("cpu")),
+    )
+    assert (
+        rows.dtype == np.float32 and rows[:3, 0].tolist() == [10, 11, 12] and np.isnan(rows[3, 0])
+    )
 
 
 def test_gradients_are_summed_not_averaged(alone, monkeypatch):
-    params = [torch.zeros(3, 2, requires_grad=True), torch.zeros(2, dtype=torch.bfloat16, requires_grad=True), torch.zeros(1, requires_grad=True)]
-    params[0].grad, params[1].grad = torch.arange(6.).view(3, 2), torch.tensor([1, 2.], dtype=torch.bfloat16)
-    monkeypatch.setattr(processes.dist, "all_reduce", lambda y: y.mul_(2))         # as if the other rank had the same
+    params = [
+        torch.zeros(3, 2, requires_grad=True),
+        torch.zeros(2, dtype=torch.bfloat16, requires_grad=True),
+        torch.zeros(1, requires_grad=True),
+    ]
+    params[0].grad, params[1].grad = (
+        torch.arange(6.0).view(3, 2),
+        torch.tensor([1, 2.0], dtype=torch.bfloat16),
+    )
+    # as if the other rank had the same
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda y: y.mul_(2))
     sum_gradients(params, alone)
     assert params[0].grad.tolist() == [[0, 1], [2, 3], [4, 5]]
     sum_gradients(params, SimpleNamespace(world=2, device=torch.device("cpu")))
-    assert params[0].grad.tolist() == [[0, 2], [4, 6], [8, 10]] and params[1].grad.tolist() == [2, 4] and params[2].grad is None
+    assert (
+        params[0].grad.tolist() == [[0, 2], [4, 6], [8, 10]]
+        and params[1].grad.tolist() == [2, 4]
+        and params[2].grad is None
+    )
     assert params[1].grad.dtype == torch.bfloat16
 
 
@@ -165,10 +212,12 @@ def test_setup_seeds_everything(on_cpu):
 
 # ---------------------------------------------------------------- run folders
 
+
 def test_a_name_means_a_folder_under_runs_unless_it_is_a_path(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "ROOT", tmp_path / "root")
     monkeypatch.chdir(tmp_path)
-    assert folder_of("runs", "toy/prompt") == tmp_path / "root" / "runs" / "toy" / "prompt"      # the default of distill.py
+    # the default of distill.py
+    assert folder_of("runs", "toy/prompt") == tmp_path / "root" / "runs" / "toy" / "prompt"
     assert folder_of("data", "beauty") == tmp_path / "root" / "data" / "beauty"
     assert folder_of("runs", tmp_path / "new") == tmp_path / "new"
     assert folder_of("runs", "runs/toy/new").resolve() == tmp_path / "runs" / "toy" / "new"
@@ -180,25 +229,34 @@ def test_a_name_means_a_folder_under_runs_unless_it_is_a_path(tmp_path, monkeypa
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", {"title": "Les Misérables"})
     write_npy(tmp_path / "a.npy", np.arange(3))
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"title": "Les Misérables"}
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {
+        "title": "Les Misérables"
+    }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.npy"]
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"x": object()})
 
     def full(_):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(runtime.os, "fsync", full)
-    for path, write, value in ((tmp_path / "a.json", write_json, {}), (tmp_path / "a.npy", write_npy, np.zeros(9)),
-                               (tmp_path / "new.npy", write_npy, np.zeros(9))):
+    for path, write, value in (
+        (tmp_path / "a.json", write_json, {}),
+        (tmp_path / "a.npy", write_npy, np.zeros(9)),
+        (tmp_path / "new.npy", write_npy, np.zeros(9)),
+    ):
         with pytest.raises(OSError):
             write(path, value)
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"title": "Les Misérables"}
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {
+        "title": "Les Misérables"
+    }
     assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2] and not (tmp_path / "new.npy").exists()
 
 
 def test_a_run_is_complete_when_its_config_is_there(tmp_path, toy, alone):
-    out, cfg = tmp_path / "run", SimpleNamespace(lr=.1, C=15)
-    for n in range(2):                                   # the second is built beside the first, which stays whole
+    out, cfg = tmp_path / "run", SimpleNamespace(lr=0.1, C=15)
+    # the second is built beside the first, which stays whole
+    for n in range(2):
         new, record = start_run(out, "finetune", cfg, toy, alone)
         (new / "which").write_text(str(n))
         assert not (new / "config.json").exists()
@@ -207,19 +265,34 @@ def test_a_run_is_complete_when_its_config_is_there(tmp_path, toy, alone):
         else:
             assert f"{out} is an unfinished run" in sentence(load_run, out)
         finish_run(out, record)
-        assert (out / "which").read_text() == str(n) and sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+        assert (out / "which").read_text() == str(n) and sorted(
+            p.name for p in tmp_path.iterdir()
+        ) == ["run"]
     run = load_run(str(out), toy, stages=["finetune"])
-    assert (run.stage, run.lr, run.C, run.folder, run.data_hash) == ("finetune", .1, 15, out, toy.meta["hash"])
-    assert run.seconds >= 0 and run.peak_gb > 0 and run.dataset == "toy" and {"torch", "peft"} <= set(run.versions)
+    assert (run.stage, run.lr, run.C, run.folder, run.data_hash) == (
+        "finetune",
+        0.1,
+        15,
+        out,
+        toy.meta["hash"],
+    )
+    assert (
+        run.seconds >= 0
+        and run.peak_gb > 0
+        and run.dataset == "toy"
+        and {"torch", "peft"} <= set(run.versions)
+    )
 
 
 def test_refused_runs_say_why(tmp_path, toy, backbone, monkeypatch):
     assert "is no run folder" in sentence(load_run, tmp_path / "nothing")
-    assert "holds a train_backbone run, expected one of: distill, finetune" in sentence(load_run, backbone, toy, ["distill", "finetune"])
+    assert "holds a train_backbone run, expected one of: distill, finetune" in sentence(
+        load_run, backbone, toy, ["distill", "finetune"]
+    )
     other = SimpleNamespace(meta=toy.meta | {"hash": "0123"})
     says = sentence(load_run, backbone, other)
     assert toy.meta["hash"] in says and "0123" in says and "train it again" in says
-    monkeypatch.setattr(runtime, "ROOT", tmp_path)        # a name is looked for under runs/
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)  # a name is looked for under runs/
     shutil.copytree(backbone, tmp_path / "runs" / "toy" / "sasrec")
     assert load_run("toy/sasrec", toy).folder == tmp_path / "runs" / "toy" / "sasrec"
 
@@ -230,22 +303,48 @@ def test_the_log_is_one_object_a_line_and_only_the_main_process_writes(tmp_path,
         log.step(step, loss=1 / step)
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3] and lines[1]["loss"] == .5 and lines[0]["name"] == "train"
+    assert (
+        [line["step"] for line in lines] == [1, 2, 3]
+        and lines[1]["loss"] == 0.5
+        and lines[0]["name"] == "train"
+    )
     assert "train 3/3 | loss 0.3333" in capsys.readouterr().out
     silent = Log(tmp_path / "other", 3, "train", SimpleNamespace(main=False))
-    silent.step(3, loss=1.)
+    silent.step(3, loss=1.0)
     silent.close()
     assert not (tmp_path / "other").exists() and capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("script", ["train_backbone", "distill", "finetune", "evaluate", "recipes", "circle", "demo", "data/prepare"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "train_backbone",
+        "distill",
+        "finetune",
+        "evaluate",
+        "recipes",
+        "circle",
+        "demo",
+        "data/prepare",
+    ],
+)
 def test_help_shows_the_examples_and_every_option_says_what_it_does(script):
     import importlib
 
     from click.testing import CliRunner
-    command = importlib.import_module(f"delrec.{script.replace('/', '.')}" if "/" in script else script).main
+
+    command = importlib.import_module(
+        f"delrec.{script.replace('/', '.')}" if "/" in script else script
+    ).main
     shown = CliRunner().invoke(command, ["--help"], terminal_width=100)
     assert shown.exit_code == 0
     lines = [line.strip() for line in shown.output.splitlines()]
-    assert sum(line.startswith((f"python {script}.py ", "torchrun ")) for line in lines) >= (1 if script == "demo" else 2)        # examples stand on lines of their own
-    assert not [p.name for p in command.params if getattr(p, "param_type_name", "") == "option" and not p.help and p.name != "help"]
+    # examples stand on lines of their own
+    assert sum(line.startswith((f"python {script}.py ", "torchrun ")) for line in lines) >= (
+        1 if script == "demo" else 2
+    )
+    assert not [
+        p.name
+        for p in command.params
+        if getattr(p, "param_type_name", "") == "option" and not p.help and p.name != "help"
+    ]

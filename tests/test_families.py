@@ -3,6 +3,7 @@
 Each on the path that a CPU takes and padded, as on a GPU; without and with a soft prompt; for
 every verbalizer; after short prompts and after one longer than any window.
 """
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,7 @@ def reference(toy, tmp_path_factory):
             folder = write(family, tmp_path_factory.mktemp("families") / family.name)
             made[family.name] = Reference(family, folder, toy)
         return made[family.name]
+
     return get
 
 
@@ -37,32 +39,43 @@ def test_a_family_scores_as_plain_transformers(reference, family, padded):
 
 @pytest.mark.parametrize("family, padded", cases(RIGHT_OR_REFUSED))
 def test_a_family_scores_as_plain_transformers_or_is_refused_in_a_sentence(
-        reference, family, padded):
+    reference, family, padded
+):
     outcome = refusal_or_faults(reference(family), padded)
     assert outcome == {} or (isinstance(outcome, str) and "\n" not in outcome)
 
 
 # ---------------------------------------------------------------- that these tests can fail
 
-PARTICULAR = [("gemma2", {"sliding_window": 512}), ("gemma2", {"attn_logit_softcapping": None}),
-              ("gemma2-capped", {"final_logit_softcapping": None}),
-              ("gemma3", {"sliding_window": 512}), ("gemma3-wide", {"sliding_window": 512}),
-              ("granite", {"logits_scaling": 1.0}), ("granite", {"embedding_multiplier": 1.0}),
-              ("granite", {"residual_multiplier": 1.0}), ("granite", {"attention_multiplier": 1.0}),
-              ("cohere", {"logit_scale": 1.0}), ("cohere2", {"sliding_window": 512}),
-              ("qwen3-window", {"sliding_window": 512}), ("phi3-window", {"sliding_window": 512}),
-              ("modernbert", {"local_attention": 512}),
-              ("modernbert-wide", {"local_attention": 512}),
-              ("mistral-short", {"sliding_window": 512}),
-              ("mistral-wide", {"sliding_window": 512}),
-              ("qwen2-short", {"sliding_window": 512}), ("qwen2-wide", {"sliding_window": 512}),
-              ("gpt-oss-short", {"sliding_window": 512}),
-              ("gpt-oss-wide", {"sliding_window": 512}),
-              ("phi3-long-rope", {"original_max_position_embeddings": 512}),
-              ("falcon-h1", {"lm_head_multiplier": 1.0}), ("falcon-h1", {"key_multiplier": 1.0}),
-              ("llama4-short", {"attention_chunk_size": 512}),
-              ("llama4-wide", {"attention_chunk_size": 512}),
-              ("llama4-wide", {"attn_temperature_tuning": False})]
+PARTICULAR = [
+    ("gemma2", {"sliding_window": 512}),
+    ("gemma2", {"attn_logit_softcapping": None}),
+    ("gemma2-capped", {"final_logit_softcapping": None}),
+    ("gemma3", {"sliding_window": 512}),
+    ("gemma3-wide", {"sliding_window": 512}),
+    ("granite", {"logits_scaling": 1.0}),
+    ("granite", {"embedding_multiplier": 1.0}),
+    ("granite", {"residual_multiplier": 1.0}),
+    ("granite", {"attention_multiplier": 1.0}),
+    ("cohere", {"logit_scale": 1.0}),
+    ("cohere2", {"sliding_window": 512}),
+    ("qwen3-window", {"sliding_window": 512}),
+    ("phi3-window", {"sliding_window": 512}),
+    ("modernbert", {"local_attention": 512}),
+    ("modernbert-wide", {"local_attention": 512}),
+    ("mistral-short", {"sliding_window": 512}),
+    ("mistral-wide", {"sliding_window": 512}),
+    ("qwen2-short", {"sliding_window": 512}),
+    ("qwen2-wide", {"sliding_window": 512}),
+    ("gpt-oss-short", {"sliding_window": 512}),
+    ("gpt-oss-wide", {"sliding_window": 512}),
+    ("phi3-long-rope", {"original_max_position_embeddings": 512}),
+    ("falcon-h1", {"lm_head_multiplier": 1.0}),
+    ("falcon-h1", {"key_multiplier": 1.0}),
+    ("llama4-short", {"attention_chunk_size": 512}),
+    ("llama4-wide", {"attention_chunk_size": 512}),
+    ("llama4-wide", {"attn_temperature_tuning": False}),
+]
 
 
 @pytest.mark.parametrize("name, otherwise", PARTICULAR, ids=str)
@@ -74,7 +87,7 @@ def test_what_is_particular_to_a_family_moves_its_plain_scores(reference, name, 
     with torch.no_grad():
         logits = changed.eval()(input_ids=torch.tensor(tokens)[None]).logits[0]
         difference = wanted.plain.logits(tokens.tolist()) - logits
-    assert difference[-1].abs().max() > .01
+    assert difference[-1].abs().max() > 0.01
 
 
 def test_the_longest_prompt_outgrows_every_window(load, toy):

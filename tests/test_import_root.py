@@ -1,4 +1,6 @@
-"""One import root: others own the names kernels, data and common, and the floors of the house hold."""
+"""One import root: others own the names kernels, data and common, and the floors of the house
+hold.
+"""
 
 import ast
 import os
@@ -17,8 +19,26 @@ FLOORS = {
     "data": ("data", "kernels", "metrics", "processes", "runtime", "training", "backbone"),
     "delrec/backbone": ("backbone", "data", "metrics", "processes", "runtime", "training"),
     "delrec/lm": ("lm", "data", "kernels", "metrics", "processes", "runtime", "training"),
-    "delrec/evaluation": ("evaluation", "lm", "backbone", "data", "metrics", "processes", "runtime", "training"),
-    "delrec/serving": ("serving", "lm", "backbone", "data", "metrics", "processes", "runtime", "training"),
+    "delrec/evaluation": (
+        "evaluation",
+        "lm",
+        "backbone",
+        "data",
+        "metrics",
+        "processes",
+        "runtime",
+        "training",
+    ),
+    "delrec/serving": (
+        "serving",
+        "lm",
+        "backbone",
+        "data",
+        "metrics",
+        "processes",
+        "runtime",
+        "training",
+    ),
 }
 BENCHES = ("data/bench.py",)  # programs: they run the scripts
 

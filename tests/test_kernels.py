@@ -1,5 +1,8 @@
-"""The verbalizer against loops in fp64: values, gradients, memory that must not be touched, bad input; for the reference, the C++ loops
-and the Triton kernels (Triton's interpreter on a CPU; `pytest -m gpu` runs the same tests on a device)."""
+"""The verbalizer against loops in fp64: values, gradients, memory that must not be touched, bad
+input; for the reference, the C++ loops and the Triton kernels (Triton's interpreter on a CPU;
+`pytest -m gpu` runs the same tests on a device).
+"""
+
 import os
 import subprocess
 import sys
@@ -15,7 +18,8 @@ from hypothesis import strategies as st
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# (B, C, T, V, D): one of each; nothing a multiple of a block; titles longer than a block of tokens, more than one block of everything
+# (B, C, T, V, D): one of each; nothing a multiple of a block; titles longer than a block of tokens,
+# more than one block of everything
 SHAPES = [(1, 1, 1, 7, 8), (3, 5, 7, 101, 48), (2, 15, 33, 211, 300), (9, 4, 6, 997, 577)]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
@@ -23,22 +27,38 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 def available(impl):
     if impl == "cpp" and not cpu.library():
         pytest.skip("no C++ compiler here")
-    if impl == "interpreted" and (torch.cuda.is_available() or pytest.importorskip("triton") is None):
+    if impl == "interpreted" and (
+        torch.cuda.is_available() or pytest.importorskip("triton") is None
+    ):
         pytest.skip("with a GPU the Triton kernels run on it (-m gpu)")
     if impl == "gpu" and not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    return SimpleNamespace(impl={"interpreted": "triton", "gpu": "triton"}.get(impl, impl), device="cuda" if impl == "gpu" else "cpu", name=impl,
-                           **{f: on(getattr(kernels, f), {"interpreted": "triton", "gpu": "triton"}.get(impl, impl), "cuda" if impl == "gpu" else "cpu")
-                              for f in kernels.__all__})
+    return SimpleNamespace(
+        impl={"interpreted": "triton", "gpu": "triton"}.get(impl, impl),
+        device="cuda" if impl == "gpu" else "cpu",
+        name=impl,
+        **{
+            f: on(
+                getattr(kernels, f),
+                {"interpreted": "triton", "gpu": "triton"}.get(impl, impl),
+                "cuda" if impl == "gpu" else "cpu",
+            )
+            for f in kernels.__all__
+        },
+    )
 
 
 def on(function, impl, device):
-    """The function with its tensors carried to the device and its results back (gradients flow through both)."""
+    """The function with its tensors carried to the device and its results back (gradients flow
+    through both).
+    """
+
     def call(*args, **kwargs):
         args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
         kwargs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
         out = function(*args, impl=impl, **kwargs)
         return tuple(o.cpu() for o in out) if isinstance(out, tuple) else out.cpu()
+
     return call
 
 
@@ -56,17 +76,28 @@ def close(got, true, tol=2e-6):
 def no_worse(got, torchs, true, dtype):
     """The error against fp64 is at most torch's own in this dtype, plus a little."""
     scale = true.abs().max().clamp(min=1)
-    assert (got.double() - true).abs().max() <= (torchs.double() - true).abs().max() + TOLERANCE[dtype] * scale
+    assert (got.double() - true).abs().max() <= (torchs.double() - true).abs().max() + TOLERANCE[
+        dtype
+    ] * scale
 
 
 def inputs(seed=0, B=3, C=7, T=5, V=23, D=13, bias=True, dtype=torch.float32):
-    """Ragged titles: some empty, some of one token, tokens repeated; places beyond a title's end hold tokens that must not count."""
+    """Ragged titles: some empty, some of one token, tokens repeated; places beyond a title's end
+    hold tokens that must not count.
+    """
     g = torch.Generator().manual_seed(seed)
-    x, head, b = torch.randn(B, D, generator=g), torch.randn(V, D, generator=g), torch.randn(V, generator=g)
-    tok, n = torch.randint(0, V, (B, C, T), generator=g), torch.randint(0, T + 1, (B, C), generator=g)
+    x, head, b = (
+        torch.randn(B, D, generator=g),
+        torch.randn(V, D, generator=g),
+        torch.randn(V, generator=g),
+    )
+    tok, n = (
+        torch.randint(0, V, (B, C, T), generator=g),
+        torch.randint(0, T + 1, (B, C), generator=g),
+    )
     for c, length in enumerate((T, 1, 0)[:C]):
         n[0, c] = length
-    tok[0, 0] = tok[0, 0, 0]                             # one token T times
+    tok[0, 0] = tok[0, 0, 0]  # one token T times
     return x.to(dtype), head.to(dtype), tok, n, b.to(dtype) if bias else None
 
 
@@ -75,7 +106,10 @@ def loop_scores(x, head, tok, n, bias):
     rows = []
     for b in range(tok.shape[0]):
         for c in range(tok.shape[1]):
-            logits = [head[v] @ x[b] + (0 if bias is None else bias[v]) for v in tok[b, c, :n[b, c]].tolist()]
+            logits = [
+                head[v] @ x[b] + (0 if bias is None else bias[v])
+                for v in tok[b, c, : n[b, c]].tolist()
+            ]
             rows.append(sum(logits) / len(logits) if logits else x.new_zeros(()))
     return torch.stack(rows).view(tok.shape[:2])
 
@@ -89,21 +123,27 @@ def leaves(*tensors):
 
 
 def poisoned(head, seed=0):
-    """The same head inside a larger buffer of NaN: rows stand further apart than D, and one more row, the last, is NaN."""
+    """The same head inside a larger buffer of NaN: rows stand further apart than D, and one more
+    row, the last, is NaN.
+    """
     V, D = head.shape
     room = torch.full((V + 1, D + 9), torch.nan, dtype=head.dtype)
-    room[:V, 2:D + 2] = head
-    return room[:, 2:D + 2]
+    room[:V, 2 : D + 2] = head
+    return room[:, 2 : D + 2]
 
 
 # ---------------------------------------------------------------- mean logits of candidates
+
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_candidate_scores_and_gradients_equal_the_loop(ops, bias):
     x, head, tok, n, b = inputs(bias=bias)
     upstream = torch.randn(tok.shape[:2], generator=torch.Generator().manual_seed(9))
     got, true = leaves(x, head, b), fp64(x, head, b)
-    score, want = ops.candidate_scores(got[0], got[1], tok, n, got[2]), loop_scores(true[0], true[1], tok, n, true[2])
+    score, want = (
+        ops.candidate_scores(got[0], got[1], tok, n, got[2]),
+        loop_scores(true[0], true[1], tok, n, true[2]),
+    )
     close(score.detach(), want.detach())
     (score * upstream).sum().backward()
     (want * upstream.double()).sum().backward()
@@ -118,15 +158,26 @@ def test_scores_and_gradients_round_no_worse_than_torch(ops, dtype, shape):
     B, C, T, V, D = shape
     x, head, tok, n, b = inputs(1, B, C, T, V, D, True, dtype)
     upstream = torch.randn(B, C, generator=torch.Generator().manual_seed(9))
-    logit = lambda x_, h, b_: (torch.nn.functional.linear(x_, h, b_)[torch.arange(B)[:, None, None], tok]
-                               * (torch.arange(T) < n[..., None])).sum(2) / n.clamp(min=1)
+    logit = lambda x_, h, b_: (
+        (
+            torch.nn.functional.linear(x_, h, b_)[torch.arange(B)[:, None, None], tok]
+            * (torch.arange(T) < n[..., None])
+        ).sum(2)
+        / n.clamp(min=1)
+    )
     results = []
-    for f, cast in ((lambda *a: ops.candidate_scores(a[0], a[1], tok, n, a[2]), lambda t: t), (logit, lambda t: t), (logit, torch.Tensor.double)):
+    for f, cast in (
+        (lambda *a: ops.candidate_scores(a[0], a[1], tok, n, a[2]), lambda t: t),
+        (logit, lambda t: t),
+        (logit, torch.Tensor.double),
+    ):
         leaf = leaves(cast(x), cast(head), cast(b))
         score = f(*leaf)
         (score * upstream.to(score.dtype)).sum().backward()
         results.append([score.detach(), *[t.grad for t in leaf]])
-    assert results[0][0].dtype == torch.float32 and results[0][1].dtype == results[0][2].dtype == dtype
+    assert (
+        results[0][0].dtype == torch.float32 and results[0][1].dtype == results[0][2].dtype == dtype
+    )
     for got, torchs, true in zip(*results):
         no_worse(got, torchs, true, dtype)
 
@@ -147,7 +198,9 @@ def test_nothing_but_a_title_s_own_rows_is_read(ops, dtype):
     bad = torch.where(torch.arange(19) < n[..., None], tok, 37)
     want, xs, got = leaves(x)[0], leaves(x)[0], poisoned(head)
     clean = ops.candidate_scores(want, head, tok, n, b)
-    score = ops.candidate_scores(xs, got, bad, n, torch.cat([b, torch.full((1,), torch.nan, dtype=dtype)]))
+    score = ops.candidate_scores(
+        xs, got, bad, n, torch.cat([b, torch.full((1,), torch.nan, dtype=dtype)])
+    )
     assert torch.equal(score, clean)
     clean.sum().backward(), score.sum().backward()
     assert torch.equal(xs.grad, want.grad) and xs.grad.isfinite().all()
@@ -156,21 +209,39 @@ def test_nothing_but_a_title_s_own_rows_is_read(ops, dtype):
 @pytest.mark.parametrize("where", ["behind", "out of range"])
 def test_padding_may_hold_any_number(ops, where):
     x, head, tok, n, b = inputs()
-    noise = torch.where(torch.arange(tok.shape[2]) < n[..., None], tok, (tok * 7 + 3) % len(head) if where == "behind" else -10 ** 6)
-    assert torch.equal(ops.candidate_scores(x, head, tok, n, b), ops.candidate_scores(x, head, noise, n, b))
-    assert torch.equal(ops.candidate_scores(x, head, tok.int(), n.int(), b), ops.candidate_scores(x, head, noise.int(), n.int(), b))
+    noise = torch.where(
+        torch.arange(tok.shape[2]) < n[..., None],
+        tok,
+        (tok * 7 + 3) % len(head) if where == "behind" else -(10**6),
+    )
+    assert torch.equal(
+        ops.candidate_scores(x, head, tok, n, b), ops.candidate_scores(x, head, noise, n, b)
+    )
+    assert torch.equal(
+        ops.candidate_scores(x, head, tok.int(), n.int(), b),
+        ops.candidate_scores(x, head, noise.int(), n.int(), b),
+    )
 
 
 def test_candidates_may_stand_in_any_order_and_scores_are_linear_in_x(ops):
     x, head, tok, n, b = inputs()
     order = torch.randperm(tok.shape[1], generator=torch.Generator().manual_seed(1))
     score = ops.candidate_scores(x, head, tok, n, b)
-    assert torch.equal(ops.candidate_scores(x, head, tok[:, order], n[:, order], b), score[:, order])
-    torch.testing.assert_close(ops.candidate_scores(2 * x, head, tok, n), 2 * ops.candidate_scores(x, head, tok, n), rtol=0, atol=0)
+    assert torch.equal(
+        ops.candidate_scores(x, head, tok[:, order], n[:, order], b), score[:, order]
+    )
+    torch.testing.assert_close(
+        ops.candidate_scores(2 * x, head, tok, n),
+        2 * ops.candidate_scores(x, head, tok, n),
+        rtol=0,
+        atol=0,
+    )
     assert ops.candidate_scores(x[:1], head, tok[:1, :1], n[:1, :1], b).shape == (1, 1)
 
 
-@pytest.mark.parametrize("which", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize(
+    "which", [(True, False, False), (False, True, False), (False, False, True)]
+)
 def test_only_what_asks_gets_a_gradient(ops, which):
     x, head, tok, n, b = inputs()
     tensors = [t.clone().requires_grad_(w) for t, w in zip((x, head, b), which)]
@@ -182,37 +253,61 @@ def test_only_what_asks_gets_a_gradient(ops, which):
 
 
 @settings(max_examples=40, deadline=None, database=None, derandomize=True)
-@given(st.integers(1, 5), st.integers(1, 7), st.integers(1, 20), st.integers(2, 60), st.integers(1, 70), st.sampled_from(DTYPES), st.booleans())
+@given(
+    st.integers(1, 5),
+    st.integers(1, 7),
+    st.integers(1, 20),
+    st.integers(2, 60),
+    st.integers(1, 70),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+)
 def test_any_shape(B, C, T, V, D, dtype, bias):
     x, head, tok, n, b = inputs(B * 7 + C, B, C, T, V, D, bias, dtype)
     want = loop_scores(x.double(), head.double(), tok, n, None if b is None else b.double())
-    for impl in ["ref"] + ["cpp"] * bool(cpu.library()) + ["triton"] * (not torch.cuda.is_available()):
+    for impl in (
+        ["ref"] + ["cpp"] * bool(cpu.library()) + ["triton"] * (not torch.cuda.is_available())
+    ):
         close(kernels.candidate_scores(x, head, tok, n, b, impl=impl), want, 3e-6)
 
 
 def test_gradcheck_of_the_definitions():
     x, head, tok, n, b = inputs()
     x, head, b = fp64(x, head, b)
-    assert torch.autograd.gradcheck(lambda *a: reference.candidate_scores(a[0], a[1], tok, n, a[2]), (x, head, b))
+    assert torch.autograd.gradcheck(
+        lambda *a: reference.candidate_scores(a[0], a[1], tok, n, a[2]), (x, head, b)
+    )
     x2, head2, tok2, _, b2 = titles_of()
-    assert torch.autograd.gradcheck(lambda *a: reference.log_probs(a[0], a[1], tok2, a[2], 4), fp64(x2, head2, b2))
+    assert torch.autograd.gradcheck(
+        lambda *a: reference.log_probs(a[0], a[1], tok2, a[2], 4), fp64(x2, head2, b2)
+    )
 
 
 # ---------------------------------------------------------------- log-likelihood of titles
+
 
 def titles_of(seed=0, lengths=(3, 0, 1, 5, 2), V=23, D=13, dtype=torch.float32):
     g = torch.Generator().manual_seed(seed)
     N = sum(lengths)
     ptr = torch.tensor([0, *lengths]).cumsum(0)
     tok = torch.randint(0, V, (N,), generator=g)
-    tok[3:6] = tok[3]                                    # a repeated token
-    return torch.randn(N, D, generator=g).to(dtype), torch.randn(V, D, generator=g).to(dtype), tok, ptr, torch.randn(V, generator=g).to(dtype)
+    tok[3:6] = tok[3]  # a repeated token
+    return (
+        torch.randn(N, D, generator=g).to(dtype),
+        torch.randn(V, D, generator=g).to(dtype),
+        tok,
+        ptr,
+        torch.randn(V, generator=g).to(dtype),
+    )
 
 
 def loop_likelihood(x, head, tok, ptr, bias, normalise):
     out = []
     for a, b in zip(ptr[:-1].tolist(), ptr[1:].tolist()):
-        logp = [(head @ x[i] + (0 if bias is None else bias)).log_softmax(0)[tok[i]] for i in range(a, b)]
+        logp = [
+            (head @ x[i] + (0 if bias is None else bias)).log_softmax(0)[tok[i]]
+            for i in range(a, b)
+        ]
         out.append(sum(logp) / (len(logp) if normalise else 1) if logp else x.new_zeros(()))
     return torch.stack(out)
 
@@ -225,10 +320,13 @@ def test_title_likelihood_and_gradients_equal_the_loop(ops, bias, normalise, tra
     got, true = leaves(x, head, b if bias else None), fp64(x, head, b if bias else None)
     if trains == "x":
         got[1].requires_grad_(False), bias and got[2].requires_grad_(False)
-    score, want = ops.title_likelihood(got[0], got[1], tok, ptr, got[2], normalise), loop_likelihood(true[0], true[1], tok, ptr, true[2], normalise)
+    score, want = (
+        ops.title_likelihood(got[0], got[1], tok, ptr, got[2], normalise),
+        loop_likelihood(true[0], true[1], tok, ptr, true[2], normalise),
+    )
     assert (want.detach()[[0, 2, 3, 4]] < 0).all() and score[1] == 0
     close(score.detach(), want.detach())
-    upstream = torch.tensor([1., 5, -2, .5, 3])
+    upstream = torch.tensor([1.0, 5, -2, 0.5, 3])
     (score * upstream).sum().backward()
     (want * upstream.double()).sum().backward()
     for g, t in zip(got, true):
@@ -243,9 +341,15 @@ def test_likelihood_and_gradient_round_no_worse_than_torch(ops, dtype, N, V, D):
     g = torch.Generator().manual_seed(N)
     x, head, b = (torch.randn(*s, generator=g).to(dtype) for s in ((N, D), (V, D), (V,)))
     tok, ptr = torch.randint(0, V, (N,), generator=g), torch.arange(N + 1)
-    plain = lambda x_, h, b_: torch.nn.functional.linear(x_, h, b_).log_softmax(1).gather(1, tok[:, None])[:, 0]
+    plain = lambda x_, h, b_: (
+        torch.nn.functional.linear(x_, h, b_).log_softmax(1).gather(1, tok[:, None])[:, 0]
+    )
     results = []
-    for f, cast in ((lambda x_, h, b_: ops.title_likelihood(x_, h, tok, ptr, b_), lambda t: t), (plain, lambda t: t), (plain, torch.Tensor.double)):
+    for f, cast in (
+        (lambda x_, h, b_: ops.title_likelihood(x_, h, tok, ptr, b_), lambda t: t),
+        (plain, lambda t: t),
+        (plain, torch.Tensor.double),
+    ):
         leaf = leaves(cast(x))[0]
         score = f(leaf, cast(head), cast(b))
         (score * torch.linspace(-1, 2, N)).sum().backward()
@@ -287,27 +391,42 @@ def test_likelihoods_of_all_continuations_sum_to_one(ops):
 
 
 def test_one_word_far_above_all_others_is_certain(ops):
-    # logits of 1e4: exponentials overflow unless the maximum is taken out first, and a word far below must underflow to nothing
+    # logits of 1e4: exponentials overflow unless the maximum is taken out first, and a word far
+    # below must underflow to nothing
     head = torch.eye(8) * 1e4
     x = torch.eye(8)[[3, 3]].requires_grad_()
     score = ops.title_likelihood(x, head, torch.tensor([3, 5]), torch.arange(3))
     assert score.tolist() == [0, -1e4]
     score.sum().backward()
-    assert x.grad.isfinite().all() and x.grad[0].abs().max() == 0 and x.grad[1, 5] == 1e4 and x.grad[1, 3] == -1e4
+    assert (
+        x.grad.isfinite().all()
+        and x.grad[0].abs().max() == 0
+        and x.grad[1, 5] == 1e4
+        and x.grad[1, 3] == -1e4
+    )
 
 
 def test_no_title_at_all(ops):
     x, head, tok, _, b = titles_of()
-    assert ops.title_likelihood(x[:0], head, tok[:0], torch.zeros(3, dtype=torch.long), b).tolist() == [0, 0]
+    assert ops.title_likelihood(
+        x[:0], head, tok[:0], torch.zeros(3, dtype=torch.long), b
+    ).tolist() == [0, 0]
 
 
 # ---------------------------------------------------------------- the whole catalogue
 
+
 def catalogue(seed=0, lengths=(0, 2, 1, 4, 2, 3), V=23, D=13, B=3, dtype=torch.float32):
     """Item 4 has item 1's title; item 0 is the padding item without tokens."""
     x, head, tok, ptr, b = titles_of(seed, lengths, V, D, dtype)
-    tok[ptr[4]:ptr[5]] = tok[ptr[1]:ptr[2]]
-    return torch.randn(B, D, generator=torch.Generator().manual_seed(seed + 1)).to(dtype), head, ptr, tok, b
+    tok[ptr[4] : ptr[5]] = tok[ptr[1] : ptr[2]]
+    return (
+        torch.randn(B, D, generator=torch.Generator().manual_seed(seed + 1)).to(dtype),
+        head,
+        ptr,
+        tok,
+        b,
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -318,10 +437,17 @@ def test_catalogue_scores_equal_the_candidates_of_the_same_titles(ops, bias, dty
     n = ptr.diff()
     padded = torch.zeros(len(n), int(n.max()), dtype=torch.long)
     for i in range(len(n)):
-        padded[i, :n[i]] = tok[ptr[i]:ptr[i + 1]]
-    want = loop_scores(x.double(), head.double(), padded.expand(3, -1, -1), n.expand(3, -1), None if b is None else b.double())
+        padded[i, : n[i]] = tok[ptr[i] : ptr[i + 1]]
+    want = loop_scores(
+        x.double(),
+        head.double(),
+        padded.expand(3, -1, -1),
+        n.expand(3, -1),
+        None if b is None else b.double(),
+    )
     close(ops.catalogue_scores(x, head, ptr, tok, b), want)
-    close(ops.catalogue_scores(x, head, ptr[2:6], tok, b), want[:, 2:5])          # a part of the catalogue
+    # a part of the catalogue
+    close(ops.catalogue_scores(x, head, ptr[2:6], tok, b), want[:, 2:5])
 
 
 def test_many_equal_titles_are_listed_by_id(ops):
@@ -342,13 +468,24 @@ def test_every_device_lists_the_same_items(ops, B):
     if ops.name == "interpreted" and B > 19:
         pytest.skip("half a minute in the interpreter, and no other case")
     I, g = 400, torch.Generator().manual_seed(B)
-    head, x = torch.randint(-2, 3, (40, 6), generator=g).float(), torch.randint(-2, 3, (B, 6), generator=g).float()
-    ptr = torch.cat([torch.zeros(1, dtype=torch.long), torch.randint(0, 4, (I,), generator=g).cumsum(0)])
-    tok, seen = torch.randint(0, 40, (int(ptr[-1]),), generator=g), torch.randint(-1, I, (B, 30), generator=g)
+    head, x = (
+        torch.randint(-2, 3, (40, 6), generator=g).float(),
+        torch.randint(-2, 3, (B, 6), generator=g).float(),
+    )
+    ptr = torch.cat(
+        [torch.zeros(1, dtype=torch.long), torch.randint(0, 4, (I,), generator=g).cumsum(0)]
+    )
+    tok, seen = (
+        torch.randint(0, 40, (int(ptr[-1]),), generator=g),
+        torch.randint(-1, I, (B, 30), generator=g),
+    )
     ids, best = ops.catalogue_topk(x, head, ptr, tok, 20, seen)
     score = (x @ head.t())[:, tok].double()
     for row in range(B):
-        mean = [score[row, a:b].mean().item() if b > a else None for a, b in zip(ptr[:-1].tolist(), ptr[1:].tolist())]
+        mean = [
+            score[row, a:b].mean().item() if b > a else None
+            for a, b in zip(ptr[:-1].tolist(), ptr[1:].tolist())
+        ]
         left = [i for i in range(I) if mean[i] is not None and i not in seen[row].tolist()]
         want = sorted(left, key=lambda i: (-torch.tensor(mean[i]).float().item(), i))[:20]
         assert ids[row].tolist() == want
@@ -363,14 +500,22 @@ def test_top_of_the_catalogue_leaves_out_what_was_seen_and_says_where_it_ends(op
     ids, best = ops.catalogue_topk(x, head, ptr, tok, 7, seen, b)
     assert ids.dtype == torch.int64 and ids.shape == best.shape == (3, 7)
     for row in range(3):
-        want = sorted((i for i in range(1, 6) if i not in seen[row].tolist()), key=lambda i: (-score[row, i].item(), i))
-        assert ids[row].tolist() == want + [-1] * (7 - len(want))                 # item 0 has no title
-        assert torch.equal(best[row, :len(want)], score[row, want]) and (best[row, len(want):] == -torch.inf).all()
+        want = sorted(
+            (i for i in range(1, 6) if i not in seen[row].tolist()),
+            key=lambda i: (-score[row, i].item(), i),
+        )
+        # item 0 has no title
+        assert ids[row].tolist() == want + [-1] * (7 - len(want))
+        assert (
+            torch.equal(best[row, : len(want)], score[row, want])
+            and (best[row, len(want) :] == -torch.inf).all()
+        )
     ids, best = ops.catalogue_topk(x, head, ptr, tok, 2, bias_V=b)
     assert torch.equal(best, score[:, 1:].topk(2, 1).values)
 
 
-# ---------------------------------------------------------------- the same bits, and no memory but its own
+# --------------------------------------------------------- the same bits, and no memory but its own
+
 
 def test_two_runs_give_the_same_bits(ops):
     x, head, tok, n, b = inputs(5, 6, 9, 14, 200, 96, True, torch.bfloat16)
@@ -378,9 +523,20 @@ def test_two_runs_give_the_same_bits(ops):
     runs = []
     for _ in range(2):
         leaf, row = leaves(x)[0], leaves(xs)[0]
-        score, like = ops.candidate_scores(leaf, head, tok, n, b), ops.title_likelihood(row, hs, ts, ptr, bs)
+        score, like = (
+            ops.candidate_scores(leaf, head, tok, n, b),
+            ops.title_likelihood(row, hs, ts, ptr, bs),
+        )
         (score.sum() + like.sum()).backward()
-        runs.append((score.detach(), like.detach(), leaf.grad, row.grad, *ops.catalogue_topk(xs, hs, ptr, ts, 3)))
+        runs.append(
+            (
+                score.detach(),
+                like.detach(),
+                leaf.grad,
+                row.grad,
+                *ops.catalogue_topk(xs, hs, ptr, ts, 3),
+            )
+        )
     for a, b in zip(*runs):
         assert torch.equal(a, b)
 
@@ -394,9 +550,20 @@ def test_the_number_of_threads_changes_no_bit():
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             leaf, row = leaves(x)[0], leaves(xs)[0]
-            score, like = kernels.candidate_scores(leaf, head, tok, n, b, impl="cpp"), kernels.title_likelihood(row, hs, ts, ptr, bs, impl="cpp")
+            score, like = (
+                kernels.candidate_scores(leaf, head, tok, n, b, impl="cpp"),
+                kernels.title_likelihood(row, hs, ts, ptr, bs, impl="cpp"),
+            )
             (score.sum() + like.sum()).backward()
-            runs.append((score.detach(), like.detach(), leaf.grad, row.grad, *kernels.catalogue_topk(xs, hs, ptr, ts, 2, impl="cpp")))
+            runs.append(
+                (
+                    score.detach(),
+                    like.detach(),
+                    leaf.grad,
+                    row.grad,
+                    *kernels.catalogue_topk(xs, hs, ptr, ts, 2, impl="cpp"),
+                )
+            )
     finally:
         torch.set_num_threads(before)
     for other in runs[1:]:
@@ -408,7 +575,9 @@ def guarded(shape, dtype=torch.float32):
     """An output between guard words, and a function that says whether they still stand."""
     size = int(torch.tensor(shape).prod())
     room = torch.full((size + 64,), 77, dtype=dtype)
-    return room[32:32 + size].view(shape), lambda: bool((room[:32] == 77).all() and (room[32 + size:] == 77).all())
+    return room[32 : 32 + size].view(shape), lambda: bool(
+        (room[:32] == 77).all() and (room[32 + size :] == 77).all()
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -417,15 +586,52 @@ def test_the_loops_write_nothing_beside_their_outputs(dtype, B, C, T, V, D):
     available("cpp")
     x, head, tok, n, b = inputs(3, B, C, T, V, D, True, dtype)
     tok, n, b, head = tok.int(), n.int(), b.float(), poisoned(head)[:V]
-    out = {name: guarded(shape) for name, shape in (("score", (B, C)), ("pool", (B, C, D)), ("logp", (B,)), ("diff", (B, D)), ("top", (B, 3)), ("all", (B, C)))}
+    out = {
+        name: guarded(shape)
+        for name, shape in (
+            ("score", (B, C)),
+            ("pool", (B, C, D)),
+            ("logp", (B,)),
+            ("diff", (B, D)),
+            ("top", (B, 3)),
+            ("all", (B, C)),
+        )
+    }
     ids = guarded((B, 3), torch.int64)
     tables = guarded((-(-B // 16), V, 16))
-    cpu.call("scores", cpu.dtype(head), x, head, head.stride(0), tok, n, out["score"][0], B, C, T, D)
+    cpu.call(
+        "scores", cpu.dtype(head), x, head, head.stride(0), tok, n, out["score"][0], B, C, T, D
+    )
     cpu.call("pool", cpu.dtype(head), head, head.stride(0), tok, n, out["pool"][0], B * C, T, D)
-    cpu.call("likelihood", cpu.dtype(head), x, head, head.stride(0), b, tok[:, 0, 0].contiguous(), out["logp"][0], out["diff"][0], B, V, D)
+    cpu.call(
+        "likelihood",
+        cpu.dtype(head),
+        x,
+        head,
+        head.stride(0),
+        b,
+        tok[:, 0, 0].contiguous(),
+        out["logp"][0],
+        out["diff"][0],
+        B,
+        V,
+        D,
+    )
     cpu.call("logits", cpu.dtype(head), x, head, head.stride(0), b, tables[0], B, V, D)
     ptr = torch.arange(0, C * T + 1, T)
-    cpu.call("topk", tables[0], ptr, tok[0].contiguous(), C, min(B, 16), 3, torch.full((B, 1), -1), 1, ids[0], out["top"][0])
+    cpu.call(
+        "topk",
+        tables[0],
+        ptr,
+        tok[0].contiguous(),
+        C,
+        min(B, 16),
+        3,
+        torch.full((B, 1), -1),
+        1,
+        ids[0],
+        out["top"][0],
+    )
     cpu.call("catalogue", tables[0], ptr, tok[0].contiguous(), C, min(B, 16), out["all"][0])
     for name, (tensor, stands) in {**out, "ids": ids, "tables": tables}.items():
         assert stands(), name
@@ -434,43 +640,77 @@ def test_the_loops_write_nothing_beside_their_outputs(dtype, B, C, T, V, D):
 
 # ---------------------------------------------------------------- bad input
 
+
 def bad_scores(**change):
     x, head, tok, n, b = inputs()
     return dict(dict(x_BD=x, head_VD=head, tok_BCT=tok, n_BC=n, bias_V=b), **change)
 
 
-@pytest.mark.parametrize("change, says", [
-    (dict(x_BD=torch.zeros(13)), r"x_BD has shape \(13,\), expected 2"),
-    (dict(x_BD=torch.zeros(3, 12)), r"x and head_VD have shapes \(3, 12\), \(23, 13\)"),
-    (dict(x_BD=torch.zeros(4, 13)), r"tok_BCT, n_BC and x_BD have shapes \(3, 7, 5\), \(3, 7\), \(4, 13\)"),
-    (dict(x_BD=torch.zeros(3, 13).bfloat16()), r"x of shape \(3, 13\) is torch.bfloat16, head_VD of shape \(23, 13\) is torch.float32"),
-    (dict(x_BD=torch.zeros(3, 13).long(), head_VD=torch.zeros(23, 13).long()), "expected floating point"),
-    (dict(tok_BCT=torch.zeros(3, 7)), "tok_BCT has shape"),
-    (dict(tok_BCT=torch.zeros(3, 7, 5)), "tok_BCT is torch.float32, expected integers"),
-    (dict(tok_BCT=torch.full((3, 7, 5), 23)), r"tok_BCT of shape \(3, 7, 5\) holds 23, expected 0..22"),
-    (dict(tok_BCT=torch.full((3, 7, 5), 23).int(), n_BC=torch.ones(3, 7).int()), "holds 23, expected 0..22"),
-    (dict(tok_BCT=torch.full((3, 7, 5), 2 ** 40)), "holds 1099511627776"),
-    (dict(tok_BCT=torch.full((3, 7, 5), -1)), "holds -1"),
-    (dict(n_BC=torch.full((3, 7), 6)), r"n_BC of shape \(3, 7\) holds 6, expected 0..5: lengths are 0..T, tok_BCT has shape \(3, 7, 5\)"),
-    (dict(n_BC=torch.full((3, 6), 1)), "C in the first two"),
-    (dict(bias_V=torch.zeros(22)), r"bias_V and head_VD have shapes \(22,\), \(23, 13\)"),
-    (dict(head_VD=torch.zeros(13, 23).t()), r"head_VD of shape \(23, 13\) has strides \(1, 23\), x has shape \(3, 13\)"),
-    (dict(head_VD=torch.zeros(1, 13).expand(23, 13)), r"strides \(0, 1\)"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(x_BD=torch.zeros(13)), r"x_BD has shape \(13,\), expected 2"),
+        (dict(x_BD=torch.zeros(3, 12)), r"x and head_VD have shapes \(3, 12\), \(23, 13\)"),
+        (
+            dict(x_BD=torch.zeros(4, 13)),
+            r"tok_BCT, n_BC and x_BD have shapes \(3, 7, 5\), \(3, 7\), \(4, 13\)",
+        ),
+        (
+            dict(x_BD=torch.zeros(3, 13).bfloat16()),
+            r"x of shape \(3, 13\) is torch.bfloat16, head_VD of shape \(23, 13\) is torch.float32",
+        ),
+        (
+            dict(x_BD=torch.zeros(3, 13).long(), head_VD=torch.zeros(23, 13).long()),
+            "expected floating point",
+        ),
+        (dict(tok_BCT=torch.zeros(3, 7)), "tok_BCT has shape"),
+        (dict(tok_BCT=torch.zeros(3, 7, 5)), "tok_BCT is torch.float32, expected integers"),
+        (
+            dict(tok_BCT=torch.full((3, 7, 5), 23)),
+            r"tok_BCT of shape \(3, 7, 5\) holds 23, expected 0..22",
+        ),
+        (
+            dict(tok_BCT=torch.full((3, 7, 5), 23).int(), n_BC=torch.ones(3, 7).int()),
+            "holds 23, expected 0..22",
+        ),
+        (dict(tok_BCT=torch.full((3, 7, 5), 2**40)), "holds 1099511627776"),
+        (dict(tok_BCT=torch.full((3, 7, 5), -1)), "holds -1"),
+        (
+            dict(n_BC=torch.full((3, 7), 6)),
+            r"n_BC of shape \(3, 7\) holds 6, expected 0..5: lengths are 0..T, tok_BCT has shape "
+            r"\(3, 7, 5\)",
+        ),
+        (dict(n_BC=torch.full((3, 6), 1)), "C in the first two"),
+        (dict(bias_V=torch.zeros(22)), r"bias_V and head_VD have shapes \(22,\), \(23, 13\)"),
+        (
+            dict(head_VD=torch.zeros(13, 23).t()),
+            r"head_VD of shape \(23, 13\) has strides \(1, 23\), x has shape \(3, 13\)",
+        ),
+        (dict(head_VD=torch.zeros(1, 13).expand(23, 13)), r"strides \(0, 1\)"),
+    ],
+)
 def test_candidate_scores_refuses_in_words(ops, change, says):
     args = bad_scores(**change)
     with pytest.raises(ValueError, match=says):
-        ops.candidate_scores(args["x_BD"], args["head_VD"], args["tok_BCT"], args["n_BC"], args["bias_V"])
+        ops.candidate_scores(
+            args["x_BD"], args["head_VD"], args["tok_BCT"], args["n_BC"], args["bias_V"]
+        )
 
 
-@pytest.mark.parametrize("change, says", [
-    (dict(tok=torch.zeros(10, dtype=torch.long)), r"tok_N and x_ND have shapes \(10,\), \(11, 13\)"),
-    (dict(tok=torch.full((11,), 99)), "holds 99, expected 0..22"),
-    (dict(ptr=torch.tensor([0, 5, 3, 11])), "ptr_T1 of shape"),
-    (dict(ptr=torch.tensor([0, 5, 12])), "0..11, the length of tok_N"),
-    (dict(ptr=torch.tensor([0, 5])), "runs from 0 to 5, expected 0 to the 11 rows"),
-    (dict(ptr=torch.zeros(0, dtype=torch.long)), "one more entry than titles"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (
+            dict(tok=torch.zeros(10, dtype=torch.long)),
+            r"tok_N and x_ND have shapes \(10,\), \(11, 13\)",
+        ),
+        (dict(tok=torch.full((11,), 99)), "holds 99, expected 0..22"),
+        (dict(ptr=torch.tensor([0, 5, 3, 11])), "ptr_T1 of shape"),
+        (dict(ptr=torch.tensor([0, 5, 12])), "0..11, the length of tok_N"),
+        (dict(ptr=torch.tensor([0, 5])), "runs from 0 to 5, expected 0 to the 11 rows"),
+        (dict(ptr=torch.zeros(0, dtype=torch.long)), "one more entry than titles"),
+    ],
+)
 def test_title_likelihood_refuses_in_words(ops, change, says):
     x, head, tok, ptr, b = titles_of()
     args = dict(tok=tok, ptr=ptr) | change
@@ -478,10 +718,16 @@ def test_title_likelihood_refuses_in_words(ops, change, says):
         ops.title_likelihood(x, head, args["tok"], args["ptr"], b)
 
 
-@pytest.mark.parametrize("change, says", [
-    (dict(k=0), "k is 0"), (dict(tok=torch.full((12,), 23)), "holds 23"), (dict(ptr=torch.tensor([0, 13])), "0..12, the length of tok_M"),
-    (dict(seen=torch.zeros(2, 4).long()), r"seen_BS and x_BD have shapes \(2, 4\), \(3, 13\)"), (dict(seen=torch.zeros(3, 4)), "seen_BS is torch.float32"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(k=0), "k is 0"),
+        (dict(tok=torch.full((12,), 23)), "holds 23"),
+        (dict(ptr=torch.tensor([0, 13])), "0..12, the length of tok_M"),
+        (dict(seen=torch.zeros(2, 4).long()), r"seen_BS and x_BD have shapes \(2, 4\), \(3, 13\)"),
+        (dict(seen=torch.zeros(3, 4)), "seen_BS is torch.float32"),
+    ],
+)
 def test_catalogue_refuses_in_words(ops, change, says):
     x, head, ptr, tok, b = catalogue()
     args = dict(ptr=ptr, tok=tok, k=3, seen=None) | change
@@ -495,7 +741,8 @@ def test_an_implementation_that_cannot_is_refused():
         kernels.candidate_scores(x, head, tok, n, impl="cuda")
     with pytest.raises(ValueError, match="takes fp32, bf16 and fp16, x is torch.float64"):
         kernels.candidate_scores(x.double(), head.double(), tok, n, impl="triton")
-    assert kernels.candidate_scores(x.double(), head.double(), tok, n).dtype == torch.float64       # auto: the reference
+    # auto: the reference
+    assert kernels.candidate_scores(x.double(), head.double(), tok, n).dtype == torch.float64
 
 
 # ---------------------------------------------------------------- building
@@ -511,18 +758,36 @@ assert cpu.library() is None
 """
 
 
-@pytest.mark.parametrize("env, says", [({"PATH": ""}, "no C++ compiler (g++) found"), ({"CXX": "false"}, "failed: no message")])
+@pytest.mark.parametrize(
+    "env, says",
+    [({"PATH": ""}, "no C++ compiler (g++) found"), ({"CXX": "false"}, "failed: no message")],
+)
 def test_without_a_compiler_torch_does_the_work_and_one_line_says_so(tmp_path, env, says):
-    done = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **env}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        cwd=ROOT,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **env},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("kernels:") == 1 and says in done.stderr and "plain torch" in done.stderr
+    assert (
+        done.stderr.count("kernels:") == 1 and says in done.stderr and "plain torch" in done.stderr
+    )
 
 
 def test_a_second_process_finds_the_library_built(tmp_path):
     available("cpp")
     script, made = "import delrec.kernels.cpu as c, sys; sys.exit(c.library() is None)", []
     for _ in range(2):
-        assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}).returncode == 0
+        assert (
+            subprocess.run(
+                [sys.executable, "-c", script],
+                cwd=ROOT,
+                env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+            ).returncode
+            == 0
+        )
         files = list((tmp_path / "delrec" / "kernels").iterdir())
         made.append([(f.name, f.stat().st_mtime_ns) for f in files])
     assert made[0] == made[1] and len(made[0]) == 1 and files[0].suffix == ".so"
@@ -568,23 +833,33 @@ for sm in (86, 90):
 def test_triton_kernels_compile_for_two_generations_of_gpus_without_one():
     pytest.importorskip("triton")
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("STACK:0") == 8
 
 
 # ---------------------------------------------------------------- a decoder's layer in C++
 
+
 def rows_of_segments(shape):
     """[(tail, [title lengths])] -> segment of each token, ptr."""
-    rows = [[0] * m + [c + 1 for c, n in enumerate(titles) for _ in range(n)] for m, titles in shape]
-    return torch.tensor(sum(rows, []), dtype=torch.int32), torch.tensor(np.cumsum([0, *map(len, rows)]))
+    rows = [
+        [0] * m + [c + 1 for c, n in enumerate(titles) for _ in range(n)] for m, titles in shape
+    ]
+    return torch.tensor(sum(rows, []), dtype=torch.int32), torch.tensor(
+        np.cumsum([0, *map(len, rows)])
+    )
 
 
 def plain_attention(q, k, v, cos, sin, past, seg, ptr, scale):
     """In fp64, a row and a head at a time, under a mask."""
     q, k, v, cos, sin = (t.double() for t in (q, k, v, cos, sin))
-    turn = lambda x: x * cos[:, None] + torch.cat([-x[..., x.shape[2] // 2:], x[..., :x.shape[2] // 2]], 2) * sin[:, None]
+    turn = lambda x: (
+        x * cos[:, None]
+        + torch.cat([-x[..., x.shape[2] // 2 :], x[..., : x.shape[2] // 2]], 2) * sin[:, None]
+    )
     q, k, out = turn(q), turn(k), torch.zeros_like(q)
     for lo, hi in zip(ptr[:-1].tolist(), ptr[1:].tolist()):
         s = seg[lo:hi]
@@ -593,32 +868,56 @@ def plain_attention(q, k, v, cos, sin, past, seg, ptr, scale):
             g = h // (q.shape[1] // k.shape[1])
             keys, values, mask = k[lo:hi, g], v[lo:hi, g], sees
             if past is not None:
-                keys, values = (torch.cat([p[0, g].double(), x]) for p, x in zip(past, (keys, values)))
+                keys, values = (
+                    torch.cat([p[0, g].double(), x]) for p, x in zip(past, (keys, values))
+                )
                 mask = torch.cat([torch.ones(hi - lo, past[0].shape[2], dtype=torch.bool), sees], 1)
-            out[lo:hi, h] = (q[lo:hi, h] @ keys.T * scale).masked_fill(~mask, -torch.inf).softmax(1) @ values
+            out[lo:hi, h] = (q[lo:hi, h] @ keys.T * scale).masked_fill(~mask, -torch.inf).softmax(
+                1
+            ) @ values
     return out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("H, G, d, kept, shape", [(9, 3, 64, 110, [(30, [3, 5, 1]), (7, []), (1, [2, 2])]), (4, 4, 16, 0, [(5, [4]), (13, [])]), (8, 1, 128, 3, [(60, [10] * 5)]),
-                                                  (2, 1, 6, 5, [(9, [2])]), (3, 3, 2, 0, [(1, [])]), (6, 2, 80, 1, [(150, [60, 1]), (49, [])])])
+@pytest.mark.parametrize(
+    "H, G, d, kept, shape",
+    [
+        (9, 3, 64, 110, [(30, [3, 5, 1]), (7, []), (1, [2, 2])]),
+        (4, 4, 16, 0, [(5, [4]), (13, [])]),
+        (8, 1, 128, 3, [(60, [10] * 5)]),
+        (2, 1, 6, 5, [(9, [2])]),
+        (3, 3, 2, 0, [(1, [])]),
+        (6, 2, 80, 1, [(150, [60, 1]), (49, [])]),
+    ],
+)
 def test_attention_of_packed_rows(dtype, H, G, d, kept, shape):
     if not cpu.library():
         pytest.skip("no C++ compiler")
     g = torch.Generator().manual_seed(0)
     seg, ptr = rows_of_segments(shape)
     draw = lambda *size: torch.randn(*size, generator=g).to(dtype)
-    q, k, v, angle = draw(len(seg), H, d) * 2, draw(len(seg), G, d), draw(len(seg), G, d), torch.rand(len(seg), d // 2, generator=g) * 6
+    q, k, v, angle = (
+        draw(len(seg), H, d) * 2,
+        draw(len(seg), G, d),
+        draw(len(seg), G, d),
+        torch.rand(len(seg), d // 2, generator=g) * 6,
+    )
     cos, sin = (torch.cat([f(angle)] * 2, 1).to(dtype) for f in (torch.cos, torch.sin))
     past = (draw(1, G, kept, d), draw(1, G, kept, d)) if kept else None
-    want = plain_attention(q, k, v, cos, sin, past, seg, ptr, d ** -.5)
-    got = cpu.attention(q, k, v, cos, sin, past, seg, ptr, d ** -.5)
-    torch.testing.assert_close(got.double(), want, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5 if dtype == torch.float32 else 2e-2)
+    want = plain_attention(q, k, v, cos, sin, past, seg, ptr, d**-0.5)
+    got = cpu.attention(q, k, v, cos, sin, past, seg, ptr, d**-0.5)
+    torch.testing.assert_close(
+        got.double(),
+        want,
+        rtol=1e-5 if dtype == torch.float32 else 2e-2,
+        atol=1e-5 if dtype == torch.float32 else 2e-2,
+    )
     threads = torch.get_num_threads()
-    try:                                                 # a sum belongs to one thread, whatever their number
+    # a sum belongs to one thread, whatever their number
+    try:
         for n in (1, 5):
             torch.set_num_threads(n)
-            assert torch.equal(cpu.attention(q, k, v, cos, sin, past, seg, ptr, d ** -.5), got)
+            assert torch.equal(cpu.attention(q, k, v, cos, sin, past, seg, ptr, d**-0.5), got)
     finally:
         torch.set_num_threads(threads)
 
@@ -634,8 +933,16 @@ def test_norms_and_gates(dtype, tolerance):
         out = cpu.rms_norm(y, more, w, 1e-5)
         total = x if more is None else x + add
         assert torch.equal(y, total)
-        torch.testing.assert_close(out.double(), torch.nn.functional.rms_norm(total.double(), (70,), w.double(), 1e-5), rtol=tolerance, atol=1e-6)
-    gate, up = (torch.randn(5003, generator=g) * 20).to(dtype), torch.randn(5003, generator=g).to(dtype)
-    gate[:2] = torch.tensor([-200., 200.])
+        torch.testing.assert_close(
+            out.double(),
+            torch.nn.functional.rms_norm(total.double(), (70,), w.double(), 1e-5),
+            rtol=tolerance,
+            atol=1e-6,
+        )
+    gate, up = (
+        (torch.randn(5003, generator=g) * 20).to(dtype),
+        torch.randn(5003, generator=g).to(dtype),
+    )
+    gate[:2] = torch.tensor([-200.0, 200.0])
     want = torch.nn.functional.silu(gate.double()) * up.double()
     torch.testing.assert_close(cpu.silu_mul(gate, up).double(), want, rtol=tolerance, atol=1e-6)

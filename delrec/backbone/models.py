@@ -1,26 +1,36 @@
-"""The conventional models, seq_BL -> x_BLE, the state after each position; building, scoring, loading them.
+"""The conventional models, seq_BL -> x_BLE, the state after each position; building, scoring,
+loading them.
 
 Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left).
 """
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from delrec.runtime import load_run, read_tensors
 
-NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}      # as prompts and the paper's tables say them
+# as prompts and the paper's tables say them
+NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 
 
 class Dropout(nn.Dropout):
-    """torch's own, but from uniform numbers: on a CPU it draws Bernoulli numbers four times slower, a quarter of a training step."""
+    """torch's own, but from uniform numbers: on a CPU it draws Bernoulli numbers four times slower,
+    a quarter of a training step.
+    """
 
     def forward(self, x):
-        return x * ((torch.rand_like(x) >= self.p) / (1 - self.p)) if self.training and self.p else x
+        return (
+            x * ((torch.rand_like(x) >= self.p) / (1 - self.p)) if self.training and self.p else x
+        )
 
 
 class SASRec(nn.Module):
-    """Two causal self-attention blocks of one head. Positions are counted from the end of the window, so the most recent item has the
-    same position however long the history is, and columns of padding can be cut off without changing anything."""
+    """Two causal self-attention blocks of one head.
+
+    Positions are counted from the end of the window, so the most recent item has the same position
+    however long the history is, and columns of padding can be cut off without changing anything.
+    """
 
     def __init__(self, n_items, cfg):
         super().__init__()
@@ -30,22 +40,31 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(Block(E, cfg.dropout) for _ in range(2))
         self.norm = nn.LayerNorm(E)
         self.drop = Dropout(cfg.dropout)
-        nn.init.normal_(self.position.weight, std=.02)
+        nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, seq_BL, last=False):
         L = seq_BL.shape[1]
-        # times sqrt(E), as the paper's own code: item vectors small enough for the softmax drown in the positions
-        x_BLE = self.drop(self.item(seq_BL) * self.item.embedding_dim ** .5 + self.position.weight[:L].flip(0))
-        # Seen from each position: itself (always, so that no row of the softmax is empty) and the real items before it.
+        # times sqrt(E), as the paper's own code: item vectors small enough for the softmax drown in
+        # the positions
+        x_BLE = self.drop(
+            self.item(seq_BL) * self.item.embedding_dim**0.5 + self.position.weight[:L].flip(0)
+        )
+        # Seen from each position: itself (always, so that no row of the softmax is empty) and the
+        # real items before it.
         see_LL = torch.ones(L, L, dtype=torch.bool, device=seq_BL.device).tril()
-        see_BLL = see_LL & (seq_BL != 0)[:, None, :] | torch.eye(L, dtype=torch.bool, device=seq_BL.device)
+        see_BLL = see_LL & (seq_BL != 0)[:, None, :] | torch.eye(
+            L, dtype=torch.bool, device=seq_BL.device
+        )
         x_BLE = self.blocks[0](x_BLE, see_BLL, L)
         x_BLE = self.blocks[1](x_BLE, see_BLL, 1 if last else L)
         return self.norm(x_BLE)
 
 
 class Block(nn.Module):
-    """Attention and a position-wise layer, each added to its input. Computes the last `rows` positions only."""
+    """Attention and a position-wise layer, each added to its input.
+
+    Computes the last `rows` positions only.
+    """
 
     def __init__(self, E, dropout):
         super().__init__()
@@ -58,13 +77,18 @@ class Block(nn.Module):
         y_BLE = self.norm1(x_BLE)
         k_BLE, v_BLE = self.kv(y_BLE).chunk(2, -1)
         q_BRE = self.q(y_BLE[:, -rows:])
-        a_BRL = (q_BRE @ k_BLE.transpose(1, 2) * k_BLE.shape[-1] ** -.5).masked_fill(~see_BLL[:, -rows:], -torch.inf)
+        a_BRL = (q_BRE @ k_BLE.transpose(1, 2) * k_BLE.shape[-1] ** -0.5).masked_fill(
+            ~see_BLL[:, -rows:], -torch.inf
+        )
         x_BRE = x_BLE[:, -rows:] + self.out(self.drop(a_BRL.softmax(-1)) @ v_BLE)
         return x_BRE + self.drop(self.outer(self.drop(F.relu(self.inner(self.norm2(x_BRE))))))
 
 
 class GRU4Rec(nn.Module):
-    """One GRU layer as wide as the item vectors. Padding on the left leaves the state at zero: see forward."""
+    """One GRU layer as wide as the item vectors.
+
+    Padding on the left leaves the state at zero: see forward.
+    """
 
     def __init__(self, n_items, cfg):
         super().__init__()
@@ -77,8 +101,8 @@ class GRU4Rec(nn.Module):
     def forward(self, seq_BL, last=False):
         L = seq_BL.shape[1]
         length_B = (seq_BL != 0).sum(1)
-        # Rows are moved to start at column 0 for the GRU and back afterwards: no padding is ever read, a short history scores the same
-        # in any batch.
+        # Rows are moved to start at column 0 for the GRU and back afterwards: no padding is ever
+        # read, a short history scores the same in any batch.
         at_BL = (torch.arange(L, device=seq_BL.device) + (L - length_B)[:, None]) % L
         x_BLE, _ = self.gru(self.drop(self.item(seq_BL.gather(1, at_BL))))
         back_BL = (torch.arange(L, device=seq_BL.device) - (L - length_B)[:, None]) % L
@@ -88,8 +112,10 @@ class GRU4Rec(nn.Module):
 
 
 class Caser(nn.Module):
-    """Convolutions over the window seen as an L x E picture: 16 filters of each height 1..L, and 4 that weigh the L rows.
-    paper: also a vector per user; ours has none, so that any history of item ids can be scored."""
+    """Convolutions over the window seen as an L x E picture: 16 filters of each height 1..L, and 4
+    that weigh the L rows. paper: also a vector per user; ours has none, so that any history of item
+    ids can be scored.
+    """
 
     def __init__(self, n_items, cfg):
         super().__init__()
@@ -104,16 +130,30 @@ class Caser(nn.Module):
     def forward(self, seq_BL, last=False):
         seq_BL = F.pad(seq_BL, (self.history - seq_BL.shape[1], 0))
         x_BLE = self.item(seq_BL)
-        # a convolution of height h as one product over the windows of h rows: on a CPU torch's own takes several times as long in backward
-        across = [F.relu(F.linear(x_BLE.unfold(1, conv.kernel_size[0], 1).flatten(2), conv.weight.flatten(1), conv.bias)).amax(1) for conv in self.across]
+        # a convolution of height h as one product over the windows of h rows: on a CPU torch's own
+        # takes several times as long in backward
+        across = [
+            F.relu(
+                F.linear(
+                    x_BLE.unfold(1, conv.kernel_size[0], 1).flatten(2),
+                    conv.weight.flatten(1),
+                    conv.bias,
+                )
+            ).amax(1)
+            for conv in self.across
+        ]
         x_BX = torch.cat(across + [self.down(x_BLE.transpose(1, 2)).flatten(1)], 1)
-        return F.relu(self.out(self.drop(x_BX)))[:, None]           # one state a window: its last position
+        # one state a window: its last position
+        return F.relu(self.out(self.drop(x_BX)))[:, None]
 
 
 def build(name, n_items, cfg):
-    """An untrained model; cfg has history, width and dropout. An item's score is its input vector . state + its bias."""
+    """An untrained model; cfg has history, width and dropout.
+
+    An item's score is its input vector . state + its bias.
+    """
     model = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}[name](n_items, cfg)
-    nn.init.normal_(model.item.weight, std=.02)
+    nn.init.normal_(model.item.weight, std=0.02)
     model.item.weight.data[0] = 0
     model.bias = nn.Parameter(torch.zeros(n_items + 1))
     model.history = cfg.history
@@ -121,9 +161,12 @@ def build(name, n_items, cfg):
 
 
 def score(model, seq_BL):
-    """Histories of item ids of any length, padded on the left with 0 -> the next item's scores (B, I+1); column 0 (padding) is -inf."""
-    seq_BL = torch.as_tensor(seq_BL, device=model.bias.device)[:, -model.history:]
-    L = max(1, int((seq_BL != 0).any(0).sum()))                      # columns of nothing but padding are cut off
+    """Histories of item ids of any length, padded on the left with 0 -> the next item's scores (B,
+    I+1); column 0 (padding) is -inf.
+    """
+    seq_BL = torch.as_tensor(seq_BL, device=model.bias.device)[:, -model.history :]
+    # columns of nothing but padding are cut off
+    L = max(1, int((seq_BL != 0).any(0).sum()))
     x_BE = model(seq_BL[:, -L:], last=True)[:, -1]
     score_BI = torch.addmm(model.bias, x_BE, model.item.weight.T)
     score_BI[:, 0] = -torch.inf

@@ -1,4 +1,7 @@
-"""The floors that every table holds, which need no training and no LM (popularity, similarity of titles, co-occurrence), and the fusion of two rows."""
+"""The floors that every table holds, which need no training and no LM (popularity, similarity of
+titles, co-occurrence), and the fusion of two rows.
+"""
+
 import numpy as np
 from delrec.data.prepared import histories, tfidf, users
 
@@ -18,7 +21,9 @@ def popularity(data):
 
 
 def full_ranking_of(score_I, data, samples):
-    """(greater, equal) of each sample's target in the catalogue by one score per item, the user's earlier items masked as for the backbones."""
+    """(greater, equal) of each sample's target in the catalogue by one score per item, the user's
+    earlier items masked as for the backbones.
+    """
     target_n = data.items[samples]
     ranked, own_n = np.sort(score_I[1:]), score_I[target_n]
     above = len(ranked) - np.searchsorted(ranked, own_n, "right")
@@ -32,23 +37,30 @@ def full_ranking_of(score_I, data, samples):
 
 
 def title_similarity(data, samples, cand_nC, L=10, decay=0.8, chunk=1000):
-    """TF-IDF cosine of each candidate's title to the history, item j steps ago weighing decay^j: float32 (n, C)."""
+    """TF-IDF cosine of each candidate's title to the history, item j steps ago weighing decay^j:
+    float32 (n, C).
+    """
     id_IT, weight_IT, V = tfidf(data.titles)
     out = np.zeros(cand_nC.shape, np.float32)
     for i in range(0, len(samples), chunk):
-        old_nL = histories(data, samples[i:i + chunk], L)
+        old_nL = histories(data, samples[i : i + chunk], L)
         profile = np.zeros((len(old_nL), V), np.float32)
         row = np.arange(len(old_nL))[:, None, None]
-        np.add.at(profile, (row, id_IT[old_nL]), weight_IT[old_nL] * (decay ** np.arange(L - 1, -1, -1))[None, :, None])
+        np.add.at(
+            profile,
+            (row, id_IT[old_nL]),
+            weight_IT[old_nL] * (decay ** np.arange(L - 1, -1, -1))[None, :, None],
+        )
         profile /= np.maximum(np.linalg.norm(profile, axis=1, keepdims=True), 1e-9)
-        c = cand_nC[i:i + chunk]
-        out[i:i + chunk] = (profile[row, id_IT[c]] * weight_IT[c]).sum(2)
+        c = cand_nC[i : i + chunk]
+        out[i : i + chunk] = (profile[row, id_IT[c]] * weight_IT[c]).sum(2)
     return out
 
 
 def cooccurrence(data, samples, cand_nC, L=10, decay=0.8, span=5, chunk=1000):
-    """How often each candidate stood within `span` of the history's items in the training part, over the root of both counts; item j steps ago
-    weighs decay^j: float32 (n, C)."""
+    """How often each candidate stood within `span` of the history's items in the training part,
+    over the root of both counts; item j steps ago weighs decay^j: float32 (n, C).
+    """
     I1, user, known = data.n_items + 1, users(data, np.arange(len(data.items))), in_training(data)
     count, pairs = np.bincount(data.items[known], minlength=I1), []
     for d in range(1, span + 1):
@@ -58,11 +70,16 @@ def cooccurrence(data, samples, cand_nC, L=10, decay=0.8, span=5, chunk=1000):
     pair, times = np.unique(np.concatenate(pairs), return_counts=True)
     out = np.zeros(cand_nC.shape, np.float32)
     for i in range(0, len(samples) if len(pair) else 0, chunk):
-        old_nL1, c_n1C = histories(data, samples[i:i + chunk], L)[:, :, None], cand_nC[i:i + chunk][:, None]
+        old_nL1, c_n1C = (
+            histories(data, samples[i : i + chunk], L)[:, :, None],
+            cand_nC[i : i + chunk][:, None],
+        )
         wanted = np.minimum(old_nL1, c_n1C) * I1 + np.maximum(old_nL1, c_n1C)
         at = np.searchsorted(pair, wanted).clip(max=len(pair) - 1)
-        together = np.where((pair[at] == wanted) & (old_nL1 > 0), times[at], 0) / np.sqrt(np.maximum(count[old_nL1] * count[c_n1C], 1))
-        out[i:i + chunk] = (together * (decay ** np.arange(L - 1, -1, -1))[None, :, None]).sum(1)
+        together = np.where((pair[at] == wanted) & (old_nL1 > 0), times[at], 0) / np.sqrt(
+            np.maximum(count[old_nL1] * count[c_n1C], 1)
+        )
+        out[i : i + chunk] = (together * (decay ** np.arange(L - 1, -1, -1))[None, :, None]).sum(1)
     return out
 
 
@@ -72,8 +89,14 @@ def standard(x_nC):
 
 
 def fuse(a, b, is_target_val, weights=np.linspace(0, 1, 21)):
-    """(1-w) a + w b of two rows' standardised scores with the w that is best on validation (NDCG@10). a, b: (val, test) pairs."""
+    """(1-w) a + w b of two rows' standardised scores with the w that is best on validation
+    (NDCG@10). a, b: (val, test) pairs.
+    """
+
     def quality(w):
-        return metrics(*compare((1 - w) * standard(a[0]) + w * standard(b[0]), is_target_val))["ndcg@10"].mean()
+        return metrics(*compare((1 - w) * standard(a[0]) + w * standard(b[0]), is_target_val))[
+            "ndcg@10"
+        ].mean()
+
     w = float(max(weights, key=quality))
     return (1 - w) * standard(a[1]) + w * standard(b[1]), w

@@ -1,4 +1,7 @@
-"""What may be said of a difference: bootstrap intervals over users, paired tests, means over seeds."""
+"""What may be said of a difference: bootstrap intervals over users, paired tests, means over
+seeds.
+"""
+
 import math
 import re
 
@@ -6,12 +9,15 @@ import numpy as np
 
 
 def interval(value_nR, user_n, draws=2000, seed=0):
-    """95 % bootstrap interval (2,) of the mean, resampling users (a user's samples are not independent); of several columns (n, R) at once: (2, R)."""
+    """95 % bootstrap interval (2,) of the mean, resampling users (a user's samples are not
+    independent); of several columns (n, R) at once: (2, R).
+    """
     _, row = np.unique(user_n, return_inverse=True)
     columns = np.asarray(value_nR, float).reshape(len(row), -1).T
     total, count = np.stack([np.bincount(row, c) for c in columns], 1), np.bincount(row)
     rng, means = np.random.default_rng(seed), []
-    for _ in range(0, draws, 50):                            # 50 draws at a time: draws x users would not fit for large data
+    # 50 draws at a time: draws x users would not fit for large data
+    for _ in range(0, draws, 50):
         times = rng.multinomial(len(total), np.full(len(total), 1 / len(total)), 50)
         means.append((times @ total) / (times @ count)[:, None])
     low_high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
@@ -19,39 +25,57 @@ def interval(value_nR, user_n, draws=2000, seed=0):
 
 
 def paired_t(a_n, b_n, user_n):
-    """p of the paired t-test of mean(a) = mean(b), users as clusters (with one sample a user, the ordinary test)."""
+    """p of the paired t-test of mean(a) = mean(b), users as clusters (with one sample a user, the
+    ordinary test).
+    """
     d = np.asarray(a_n - b_n, float)
     _, row = np.unique(user_n, return_inverse=True)
     per_user = np.bincount(row, d - d.mean())
     G = len(per_user)
-    se = math.sqrt((per_user ** 2).sum() * G / max(G - 1, 1)) / len(d)
-    if G < 2:                                                # one user tells nothing of others
+    se = math.sqrt((per_user**2).sum() * G / max(G - 1, 1)) / len(d)
+    if G < 2:  # one user tells nothing of others
         return 1.0
     if se == 0:
         return 1.0 if d.mean() == 0 else 0.0
     t, df = abs(d.mean()) / se, G - 1
-    x = np.linspace(0, math.atan(t / math.sqrt(df)), 4001)      # with x = tan(angle) sqrt(df) the density of t is cos(angle)^(df-1)
+    # with x = tan(angle) sqrt(df) the density of t is cos(angle)^(df-1)
+    x = np.linspace(0, math.atan(t / math.sqrt(df)), 4001)
     y = np.linspace(0, math.pi / 2, 4001)
-    return float(max(0.0, 1 - np.trapezoid(np.cos(x) ** (df - 1), x) / np.trapezoid(np.cos(y) ** (df - 1), y)))
+    return float(
+        max(
+            0.0, 1 - np.trapezoid(np.cos(x) ** (df - 1), x) / np.trapezoid(np.cos(y) ** (df - 1), y)
+        )
+    )
 
 
 def mcnemar(hit_a, hit_b):
-    """p of the exact McNemar test of two 0/1 columns: the binomial test of the samples on which only one of them is right."""
+    """p of the exact McNemar test of two 0/1 columns: the binomial test of the samples on which
+    only one of them is right.
+    """
     only_a, only_b = int((hit_a & ~hit_b).sum()), int((~hit_a & hit_b).sum())
     n, k = only_a + only_b, min(only_a, only_b)
     if n == 0:
         return 1.0
-    log_p = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
+    log_p = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2)
+        for i in range(k + 1)
+    ]
     return min(1.0, 2 * sum(map(math.exp, log_p)))
 
 
 def difference(a, b, user, hr=1, ndcg=10):
-    """Metrics of row a minus row b's: HR tested by McNemar, which takes samples of one user as independent and knows no ties (they are left out), and by the
-    paired t; NDCG by the paired t."""
+    """Metrics of row a minus row b's: HR tested by McNemar, which takes samples of one user as
+    independent and knows no ties (they are left out), and by the paired t; NDCG by the paired t.
+    """
     hr, ndcg = f"hr@{hr}", f"ndcg@{ndcg}"
     whole = np.isin(a[hr], (0, 1)) & np.isin(b[hr], (0, 1))
-    return {hr: float((a[hr] - b[hr]).mean()), f"p_mcnemar_{hr}": mcnemar(a[hr][whole] == 1, b[hr][whole] == 1), f"p_t_{hr}": paired_t(a[hr], b[hr], user),
-            ndcg: float((a[ndcg] - b[ndcg]).mean()), f"p_t_{ndcg}": paired_t(a[ndcg], b[ndcg], user)}
+    return {
+        hr: float((a[hr] - b[hr]).mean()),
+        f"p_mcnemar_{hr}": mcnemar(a[hr][whole] == 1, b[hr][whole] == 1),
+        f"p_t_{hr}": paired_t(a[hr], b[hr], user),
+        ndcg: float((a[ndcg] - b[ndcg]).mean()),
+        f"p_t_{ndcg}": paired_t(a[ndcg], b[ndcg], user),
+    }
 
 
 def unseeded(name):
@@ -60,19 +84,29 @@ def unseeded(name):
 
 
 def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")):
-    """Rows of which there are several seeds: mean and deviation, the interval of the samples' means over seeds, and tests of those against the reference's."""
+    """Rows of which there are several seeds: mean and deviation, the interval of the samples' means
+    over seeds, and tests of those against the reference's.
+    """
     groups = {}
     for name in value:
         groups.setdefault(unseeded(name), []).append(name)
     if not any(len(names) > 1 for names in groups.values()):
         return {}
-    mean = {g: {m: np.mean([value[n][m] for n in names], 0) for m in keys} for g, names in groups.items()}
+    mean = {
+        g: {m: np.mean([value[n][m] for n in names], 0) for m in keys}
+        for g, names in groups.items()
+    }
     base, out = unseeded(reference), {}
     for g, names in groups.items():
         if len(names) > 1:
             each = {m: [value[n][m].mean() for n in names] for m in keys}
-            out[g] = {"seeds": len(names), **{m: [float(np.mean(x)), float(np.std(x, ddof=1))] for m, x in each.items()}, "against": base if base in groups and base != g else None,
-                      **{f"{m}_interval": list(map(float, interval(mean[g][m], user))) for m in keys}, **{f"{m}_each": list(map(float, x)) for m, x in each.items()}}
+            out[g] = {
+                "seeds": len(names),
+                **{m: [float(np.mean(x)), float(np.std(x, ddof=1))] for m, x in each.items()},
+                "against": base if base in groups and base != g else None,
+                **{f"{m}_interval": list(map(float, interval(mean[g][m], user))) for m in keys},
+                **{f"{m}_each": list(map(float, x)) for m, x in each.items()},
+            }
             if out[g]["against"]:
                 out[g] |= {f"{m}_gain": float((mean[g][m] - mean[base][m]).mean()) for m in keys}
                 out[g] |= {f"p_{m}": paired_t(mean[g][m], mean[base][m], user) for m in keys}

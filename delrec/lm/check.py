@@ -1,11 +1,11 @@
 """Is an LM read right? Measured at load, not assumed.
 
 A few short prompts (two lengths in one pass; with two titles and a soft prompt, and without; one
-longer than any window that the configuration names) are scored by our ways and by the untouched model, one row at
-a time. `settle` takes the fastest way that says the same: each read's logits may be off by twice
-what the model itself is off in its dtype against fp32. Where none does, the LM is refused with
-what differs. What was found is kept under the user's cache, by the LM's fingerprint, so that it
-is measured once.
+longer than any window that the configuration names) are scored by our ways and by the untouched
+model, one row at a time. `settle` takes the fastest way that says the same: each read's logits may
+be off by twice what the model itself is off in its dtype against fp32. Where none does, the LM is
+refused with what differs. What was found is kept under the user's cache, by the LM's fingerprint,
+so that it is measured once.
 """
 
 import contextlib

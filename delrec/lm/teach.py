@@ -1,7 +1,10 @@
-"""What an LM gives its student: the states of its layers to a smaller LM (SLMRec), its lists, confidence and titles' vectors to a backbone (DLLM2Rec).
+"""What an LM gives its student: the states of its layers to a smaller LM (SLMRec), its lists,
+confidence and titles' vectors to a backbone (DLLM2Rec).
 
-The losses stand where they are minimised: D_cos, D_norm and L_ms in finetune.py, L_d in train_backbone.py.
+The losses stand where they are minimised: D_cos, D_norm and L_ms in finetune.py, L_d in
+train_backbone.py.
 """
+
 import contextlib
 import json
 import os
@@ -33,54 +36,81 @@ from delrec.runtime import (
 )
 from delrec.training.log import Log
 
-# ---------------------------------------------------------------- SLMRec: the teacher's states (arXiv 2405.17890, section 4)
+# --------------------------------------- SLMRec: the teacher's states (arXiv 2405.17890, section 4)
+
 
 def cut(layers, blocks):
-    """The number of blocks that layers (a list of numbers) can all be cut into: `blocks`, or the most up to 4 if None."""
+    """The number of blocks that layers (a list of numbers) can all be cut into: `blocks`, or the
+    most up to 4 if None.
+    """
     fits = [b for b in range(1, min(layers) + 1) if not any(n % b for n in layers)]
     if blocks is None:
         return max(b for b in fits if b <= 4)
     if blocks not in fits:
-        stop(f"--blocks {blocks} does not divide {' and '.join(map(str, layers))} layers; use one of {', '.join(map(str, fits))}, or other --layers")
+        stop(
+            f"--blocks {blocks} does not divide {' and '.join(map(str, layers))} layers; use one "
+            f"of {', '.join(map(str, fits))}, or other --layers"
+        )
     return blocks
 
 
 def follow(cfg, typed, data):
-    """The teacher's run; its prompts are the student's, so flags that shape them take its values. A typed one that differs is refused."""
+    """The teacher's run; its prompts are the student's, so flags that shape them take its values.
+
+    A typed one that differs is refused.
+    """
     run = load_run(cfg.teacher, data, stages=["finetune"])
     values = {**run.settings, "input": run.settings.get("input", "titles")}
     for key in ("input", "verbalizer", "show", "order", "history", "max_title", "max_tokens"):
         if key in typed and getattr(cfg, key) != values[key]:
-            stop(f"--{key.replace('_', '-')} is {getattr(cfg, key)}, the teacher {run.folder} was trained with {values[key]}; teacher and student must read the same prompts")
+            stop(
+                f"--{key.replace('_', '-')} is {getattr(cfg, key)}, the teacher {run.folder} was "
+                f"trained with {values[key]}; teacher and student must read the same "
+                "prompts"
+            )
         setattr(cfg, key, values[key])
-    cfg.soft_prompt = cfg.soft_prompt or (str(run.folder) if (run.folder / "soft_prompt.safetensors").exists() else "none")
+    cfg.soft_prompt = cfg.soft_prompt or (
+        str(run.folder) if (run.folder / "soft_prompt.safetensors").exists() else "none"
+    )
     cfg.backbone = cfg.backbone or run.backbone_run
     return run
 
 
 @torch.no_grad()
 def teacher_states(teacher, blocks, n_reads, examples_of, micro, path, ranks):
-    """What the teacher's blocks say at the reads of every training sample, in the samples' order: (bits of bf16 as int16 (N, b, D), memory-mapped;
-    ptr (n+1,), sample i owns ptr[i]:ptr[i+1]). Computed once and written to `path`; dropout is off, so a second time would say the same."""
+    """What the teacher's blocks say at the reads of every training sample, in the samples' order:
+    (bits of bf16 as int16 (N, b, D), memory-mapped; ptr (n+1,), sample i owns ptr[i]:ptr[i+1]).
+    Computed once and written to `path`; dropout is off, so a second time would say the same.
+    """
     ptr = np.concatenate([[0], np.cumsum(n_reads)])
     shape = (int(ptr[-1]), blocks, L.width(teacher.lm))
     if not path.exists():
         teacher.lm.model.eval()
-        start, tmp = L.begin(teacher.lm, teacher.prompts.prefix, teacher.P), path.with_suffix(".tmp")
+        start, tmp = (
+            L.begin(teacher.lm, teacher.prompts.prefix, teacher.P),
+            path.with_suffix(".tmp"),
+        )
         file = np.lib.format.open_memmap(tmp, "w+", np.int16, shape) if ranks.main else None
         log = Log(None, len(n_reads), "teacher's states", ranks, "sample")
         for i in range(0, len(n_reads), micro * ranks.world):
             here = min(i + micro * ranks.world, len(n_reads))
-            own = np.arange(min(i + micro * ranks.rank, here), min(i + micro * (ranks.rank + 1), here))
+            own = np.arange(
+                min(i + micro * ranks.rank, here), min(i + micro * (ranks.rank + 1), here)
+            )
             rows, index = np.zeros((0, *shape[1:]), np.float32), np.zeros(0, int)
             if len(own) or teacher.lm.sharded:
                 batch = examples_of(teacher, own if len(own) else np.array([i]))
                 L.read_examples(teacher.lm, start, batch)
                 if len(own):
-                    rows, index = torch.stack(teacher.lm.tapped, 1).float().cpu().numpy(), np.concatenate(places(ptr, own)) - ptr[i]
+                    rows, index = (
+                        torch.stack(teacher.lm.tapped, 1).float().cpu().numpy(),
+                        np.concatenate(places(ptr, own)) - ptr[i],
+                    )
             rows = gather_rows(rows, index, ptr[here] - ptr[i], ranks)
             if ranks.main:
-                file[ptr[i]:ptr[here]] = torch.from_numpy(rows).bfloat16().view(torch.int16).numpy()
+                file[ptr[i] : ptr[here]] = (
+                    torch.from_numpy(rows).bfloat16().view(torch.int16).numpy()
+                )
             log.step(here)
         log.close()
         if ranks.main:
@@ -92,34 +122,54 @@ def teacher_states(teacher, blocks, n_reads, examples_of, micro, path, ranks):
 
 
 def places(ptr, samples):
-    """Where the reads of some samples stand among those of all, in the order of lm.read_examples: first each one's mask, then the other reads."""
+    """Where the reads of some samples stand among those of all, in the order of lm.read_examples:
+    first each one's mask, then the other reads.
+    """
     return [ptr[samples], *(np.arange(ptr[s] + 1, ptr[s + 1]) for s in samples)]
 
 
-# ---------------------------------------------------------------- DLLM2Rec: lists, confidence and titles' vectors, written by evaluate.py --export (arXiv 2405.00338)
+# ---------------------------------------------------------------- DLLM2Rec's export (2405.00338)
+
 
 @torch.no_grad()
 def title_vectors(r, ranks):
-    """Z float32 (I+1, D): the mean of the LM's last states over a title's tokens. An LM that never saw titles in training (--input ids) is asked
-    without its adapter."""
+    """Z float32 (I+1, D): the mean of the LM's last states over a title's tokens.
+
+    An LM that never saw titles in training (--input ids) is asked without its adapter.
+    """
     lm, out = r.lm, None
     body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.body
     lengths = np.diff(r.titles.ptr)
     order = np.argsort(-lengths[1:], kind="stable") + 1
     log = Log(None, len(order), "title vectors", ranks, "title")
-    with lm.adapter.disable_adapter() if r.verbalizer == "items" and lm.adapter else contextlib.nullcontext():
+    with (
+        lm.adapter.disable_adapter()
+        if r.verbalizer == "items" and lm.adapter
+        else contextlib.nullcontext()
+    ):
         for i in range(0, len(order), 128):
-            rows = [np.concatenate([lm.start, r.titles.tok[r.titles.ptr[j]:r.titles.ptr[j + 1]], lm.end]).astype(np.int64) for j in order[i:i + 128]]
+            rows = [
+                np.concatenate(
+                    [lm.start, r.titles.tok[r.titles.ptr[j] : r.titles.ptr[j + 1]], lm.end]
+                ).astype(np.int64)
+                for j in order[i : i + 128]
+            ]
             ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
             own = torch.zeros(ids.shape, dtype=torch.bool)
             real = torch.zeros(ids.shape, dtype=torch.long)
             for b, row in enumerate(rows):
-                ids[b, :len(row)], real[b, :len(row)] = torch.from_numpy(row), 1
-                own[b, len(lm.start):len(row) - len(lm.end)] = True
+                ids[b, : len(row)], real[b, : len(row)] = torch.from_numpy(row), 1
+                own[b, len(lm.start) : len(row) - len(lm.end)] = True
             more = {} if lm.kind != "decoder" else {"use_cache": False}
-            x_BQD = body(input_ids=ids.to(lm.device), attention_mask=real.to(lm.device), **more).last_hidden_state.float().cpu()
+            x_BQD = (
+                body(input_ids=ids.to(lm.device), attention_mask=real.to(lm.device), **more)
+                .last_hidden_state.float()
+                .cpu()
+            )
             out = np.zeros((r.data.n_items + 1, x_BQD.shape[2]), np.float32) if out is None else out
-            out[order[i:i + 128]] = ((x_BQD * own[..., None]).sum(1) / own.sum(1, keepdim=True)).numpy()
+            out[order[i : i + 128]] = (
+                (x_BQD * own[..., None]).sum(1) / own.sum(1, keepdim=True)
+            ).numpy()
             log.step(min(i + 128, len(order)))
     log.close()
     return out
@@ -127,21 +177,31 @@ def title_vectors(r, ranks):
 
 def made_of(run, data, K, n):
     """What an export was made of, so that an unfinished one is continued by the same only."""
-    made = {"run": str(run.folder), "llm": run.llm, "trained": getattr(run, "seconds", 0),
-            "best_step": getattr(run, "best_step", 0), "data_hash": data.meta["hash"], "K": K, "samples": n}
+    made = {
+        "run": str(run.folder),
+        "llm": run.llm,
+        "trained": getattr(run, "seconds", 0),
+        "best_step": getattr(run, "best_step", 0),
+        "data_hash": data.meta["hash"],
+        "K": K,
+        "samples": n,
+    }
     s = run.settings
     if L.reads_all(SimpleNamespace(verbalizer=s["verbalizer"], show=s["show"])):
         return made
-    return made | {"backbone_digest": backbone_digest(run.backbone_run)}       # it ranks that one's lists
+    # it ranks that one's lists
+    return made | {"backbone_digest": backbone_digest(run.backbone_run)}
 
 
 @torch.no_grad()
 def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=False):
-    """RUN/export/ for train_backbone.py --teacher: for every training sample (or `limit` of them) topk.npy int32 (n, K), the run's best items
-    over the whole catalogue, none of the history (0: sample not asked); truth.npy float32 (n,) and listed.npy (n, K), the probability it
-    gives the true item and the listed ones; titles.npy float32 (I+1, D), the LM's title vectors. An LM that scores title by title ranks its
-    backbone's list. Killed, the same command goes on. A complete export that was made another way is
-    replaced only with `overwrite`, and only by a complete one."""
+    """RUN/export/ for train_backbone.py --teacher: for every training sample (or `limit` of them)
+    topk.npy int32 (n, K), the run's best items over the whole catalogue, none of the history (0:
+    sample not asked); truth.npy float32 (n,) and listed.npy (n, K), the probability it gives the
+    true item and the listed ones; titles.npy float32 (I+1, D), the LM's title vectors. An LM that
+    scores title by title ranks its backbone's list. Killed, the same command goes on. A complete
+    export that was made another way is replaced only with `overwrite`, and only by a complete one.
+    """
     folder = run.folder / "export"
     tmp = beside(folder, "unfinished")
     which = subset(len(data.train), limit, 0)
@@ -151,8 +211,11 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=F
         have = read_json(folder / "meta.json")
         for key in made:
             if have.get(key, made[key]) != made[key]:
-                stop(f"{folder} holds a complete export whose {key.replace('_', ' ')} was {have[key]}, now "
-                     f"it is {made[key]}; --overwrite replaces it once the new one is complete")
+                stop(
+                    f"{folder} holds a complete export whose {key.replace('_', ' ')} was "
+                    f"{have[key]}, now "
+                    f"it is {made[key]}; --overwrite replaces it once the new one is complete"
+                )
         if ranks.main:
             print(f"{folder} is complete")
         return
@@ -175,27 +238,51 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=F
         done = int(t)
     n, files = len(data.train), {}
     if ranks.main:
-        for name, dtype, shape in (("topk", np.int32, (n, K)), ("truth", np.float32, (n,)), ("listed", np.float32, (n, K))):
-            files[name] = np.lib.format.open_memmap(tmp / f"{name}.npy", "r+" if done else "w+", dtype, shape)
+        for name, dtype, shape in (
+            ("topk", np.int32, (n, K)),
+            ("truth", np.float32, (n,)),
+            ("listed", np.float32, (n, K)),
+        ):
+            files[name] = np.lib.format.open_memmap(
+                tmp / f"{name}.npy", "r+" if done else "w+", dtype, shape
+            )
     log, began, first = Log(None, len(which), "export", ranks, "sample", done), time.time(), done
     for i in range(done, len(which), chunk):
-        part = which[i:i + chunk]
+        part = which[i : i + chunk]
         target = data.items[data.train[part]].astype(np.int64)
         olds = [h[h > 0] for h in histories(data, data.train[part], int(np.diff(data.ptr).max()))]
         if whole:
-            tails = [r.prompts.history(old[-r.history:])[0] for old in olds]
-            rows = L.over_catalogue(r, tails, 2 * K + 1, lambda j, s_BI: rows_of(s_BI - penalty_I, target[j], [olds[x] for x in j], K), ranks, name=None)
+            tails = [r.prompts.history(old[-r.history :])[0] for old in olds]
+            rows = L.over_catalogue(
+                r,
+                tails,
+                2 * K + 1,
+                lambda j, s_BI: rows_of(s_BI - penalty_I, target[j], [olds[x] for x in j], K),
+                ranks,
+                name=None,
+            )
         else:
             # the backbone's list, and the truth, where it is not there, for its probability only
             inside = (lists[part] == target[:, None]).any(1)
-            cand = np.concatenate([lists[part], np.where(inside, lists[part][:, -1], target)[:, None]], 1)
-            tails = [r.prompts.history(old[-r.history:], c)[0] for old, c in zip(olds, cand)]
+            cand = np.concatenate(
+                [lists[part], np.where(inside, lists[part][:, -1], target)[:, None]], 1
+            )
+            tails = [r.prompts.history(old[-r.history :], c)[0] for old, c in zip(olds, cand)]
             s_BC = L.score_tails(r, tails, cand, ranks, "export") - penalty_I[cand]
             s_BI = np.full((len(part), data.n_items + 1), -np.inf, np.float32)
             np.put_along_axis(s_BI, cand, s_BC, 1)
-            rows = rows_of(s_BI, target, [old if ok else np.append(old, t) for old, ok, t in zip(olds, inside, target)], K)
+            rows = rows_of(
+                s_BI,
+                target,
+                [old if ok else np.append(old, t) for old, ok, t in zip(olds, inside, target)],
+                K,
+            )
         if ranks.main:
-            files["topk"][part], files["listed"][part], files["truth"][part] = rows[:, :K].astype(np.int32), rows[:, K:2 * K], rows[:, -1]
+            files["topk"][part], files["listed"][part], files["truth"][part] = (
+                rows[:, :K].astype(np.int32),
+                rows[:, K : 2 * K],
+                rows[:, -1],
+            )
             for f in files.values():
                 f.flush()
             write_json(tmp / "progress.json", {"done": i + len(part), "made": made})
@@ -205,14 +292,36 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=F
     Z = title_vectors(r, ranks)
     if ranks.main:
         write_npy(tmp / "titles.npy", Z)
-        write_json(tmp / "meta.json", {**made, "asked": len(which), "catalogue": "whole" if whole else "the backbone's list", "samples_per_second": round(rate, 1)})
+        write_json(
+            tmp / "meta.json",
+            {
+                **made,
+                "asked": len(which),
+                "catalogue": "whole" if whole else "the backbone's list",
+                "samples_per_second": round(rate, 1),
+            },
+        )
         (tmp / "progress.json").unlink()
         stop_if_replaced(run)
         put_in_place(folder)
         unlock(tmp)
-        print(f"{len(which)} training samples, {rate:.1f} a second; mean probability of the truth {float(np.mean(files['truth'][which])):.4f}, "
-              f"among the {K} listed {float((files['topk'][which] == data.items[data.train[which]][:, None]).any(1).mean()):.3f}")
-        print(json.dumps({"stage": "export", "out": str(folder), "samples": len(which), "samples_per_second": round(rate, 1)}))
+        true_n1 = data.items[data.train[which]][:, None]
+        among = float((files["topk"][which] == true_n1).any(1).mean())
+        print(
+            f"{len(which)} training samples, {rate:.1f} a second; mean probability of the truth "
+            f"{float(np.mean(files['truth'][which])):.4f}, "
+            f"among the {K} listed {among:.3f}"
+        )
+        print(
+            json.dumps(
+                {
+                    "stage": "export",
+                    "out": str(folder),
+                    "samples": len(which),
+                    "samples_per_second": round(rate, 1),
+                }
+            )
+        )
 
 
 def rows_of(s_BI, target, olds, K):
@@ -222,17 +331,32 @@ def rows_of(s_BI, target, olds, K):
     for s_I, old in zip(s_BI, olds):
         s_I[old] = -np.inf
     top = np.argpartition(-s_BI, K - 1, axis=1)[:, :K]
-    top = np.take_along_axis(top, np.argsort(-np.take_along_axis(s_BI, top, 1), axis=1, kind="stable"), 1)
+    top = np.take_along_axis(
+        top, np.argsort(-np.take_along_axis(s_BI, top, 1), axis=1, kind="stable"), 1
+    )
     top = np.where(np.isfinite(np.take_along_axis(s_BI, top, 1)), top, 0)
-    return np.concatenate([top, np.take_along_axis(p_BI, top, 1) * (top > 0), np.take_along_axis(p_BI, target[:, None], 1)], 1).astype(np.float32)
+    return np.concatenate(
+        [
+            top,
+            np.take_along_axis(p_BI, top, 1) * (top > 0),
+            np.take_along_axis(p_BI, target[:, None], 1),
+        ],
+        1,
+    ).astype(np.float32)
 
 
 def backbone_lists(run, data, K):
     """The backbone's lists of the training samples, as many as the run was trained to rank."""
     path = Path(run.backbone_run) / "topk_train.npy"
     if not path.exists():
-        stop(f"{run.folder} scores title by title and so ranks its backbone's lists, but there is no {path}; train the backbone with train_backbone.py")
+        stop(
+            f"{run.folder} scores title by title and so ranks its backbone's lists, but there is "
+            f"no {path}; train the backbone with train_backbone.py"
+        )
     lists = read_npy(path, (len(data.train), None))
     if lists.shape[1] < max(K, run.C - 1):
-        stop(f"{path} lists {lists.shape[1]} items a sample, {max(K, run.C - 1)} are needed; train the backbone with --top-h {max(K, run.C - 1)}")
-    return np.asarray(lists[:, :run.C - 1], np.int64)
+        stop(
+            f"{path} lists {lists.shape[1]} items a sample, {max(K, run.C - 1)} are needed; train "
+            f"the backbone with --top-h {max(K, run.C - 1)}"
+        )
+    return np.asarray(lists[:, : run.C - 1], np.int64)

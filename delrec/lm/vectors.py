@@ -1,9 +1,12 @@
-"""Items as vectors: what --input ids (E4SRec, arXiv 2312.02443) and hybrid (LLaRA, arXiv 2312.02445) show an LM instead of, or beside, titles.
+"""Items as vectors: what --input ids (E4SRec, arXiv 2312.02443) and hybrid (LLaRA, arXiv
+2312.02445) show an LM instead of, or beside, titles.
 
-lm.items holds E, the frozen item vectors of a backbone, and two linear maps: maps.in takes an item's vector to the width of the LM's embeddings, maps.out an
-LM's state back to the space of E, where an item scores by its product with the state. A window of items is one prompt, and every position of it
-predicts the item after it.
+lm.items holds E, the frozen item vectors of a backbone, and two linear maps: maps.in takes an
+item's vector to the width of the LM's embeddings, maps.out an LM's state back to the space of E,
+where an item scores by its product with the state. A window of items is one prompt, and every
+position of it predicts the item after it.
 """
+
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,39 +19,77 @@ from delrec.runtime import read_tensors, stop
 
 
 def load_items(lm, backbone_run, n_items, taught=0):
-    """Gives the LM the frozen item vectors of a backbone and untrained maps: E fp32 (I+1, de), maps.in (de -> D), maps.out (D -> de), and for
-    each of `taught` inner blocks maps.block1, .. (E4SRec, SLMRec: arXiv 2405.17890, sections 3 and 4).
+    """Gives the LM the frozen item vectors of a backbone and untrained maps: E fp32 (I+1, de),
+    maps.in (de -> D), maps.out (D -> de), and for each of `taught` inner blocks maps.block1, ..
+    (E4SRec, SLMRec: arXiv 2405.17890, sections 3 and 4).
 
-    An item scores x . e + b in the backbone, so its vector here is (e, b), each part scaled to a norm of about 1."""
+    An item scores x . e + b in the backbone, so its vector here is (e, b), each part scaled to a
+    norm of about 1.
+    """
     path = Path(backbone_run) / "model.safetensors"
     if not path.exists():
-        stop(f"--input ids and hybrid read the item vectors of a backbone, but there is no {path}; train one with train_backbone.py")
+        stop(
+            f"--input ids and hybrid read the item vectors of a backbone, but there is no {path}; "
+            "train one with train_backbone.py"
+        )
     tensors = read_tensors(path)
     e, b = tensors.get("item.weight"), tensors.get("bias")
     if e is None or b is None or len(e) != n_items + 1 or b.shape != (n_items + 1,):
-        stop(f"{path} lacks item.weight and bias of {n_items + 1} rows; expected a run of train_backbone.py on this data set")
-    e, b = e.float() / e[1:].float().norm(dim=1).mean(), (b.float() - b[1:].float().mean()) / b[1:].float().std().clamp(min=1e-6)
+        stop(
+            f"{path} lacks item.weight and bias of {n_items + 1} rows; expected a run of "
+            "train_backbone.py on this data set"
+        )
+    e, b = (
+        e.float() / e[1:].float().norm(dim=1).mean(),
+        (b.float() - b[1:].float().mean()) / b[1:].float().std().clamp(min=1e-6),
+    )
     E = torch.cat([e, b[:, None]], 1)
     E[0] = 0
     de, D = E.shape[1], lm.head_VD.shape[1]
-    maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, tokens_width(lm)), "out": torch.nn.Linear(D, de), **{f"block{j}": torch.nn.Linear(D, de) for j in range(1, taught + 1)}})
-    with torch.no_grad():                                # vectors as long as the tokens' own, as the model sees them
-        maps["in"].weight.normal_(std=float(lm.model.get_input_embeddings().weight.float().std()) * token_scale(lm))
+    maps = torch.nn.ModuleDict(
+        {
+            "in": torch.nn.Linear(de, tokens_width(lm)),
+            "out": torch.nn.Linear(D, de),
+            **{f"block{j}": torch.nn.Linear(D, de) for j in range(1, taught + 1)},
+        }
+    )
+    # vectors as long as the tokens' own, as the model sees them
+    with torch.no_grad():
+        maps["in"].weight.normal_(
+            std=float(lm.model.get_input_embeddings().weight.float().std()) * token_scale(lm)
+        )
         maps["in"].bias.zero_()
     lm.items = SimpleNamespace(E=E.to(lm.device), maps=maps.to(lm.device))
 
 
 def save_items(lm, folder):
     from safetensors.torch import save_file
-    save_file({"E": lm.items.E.cpu()} | {k: v.detach().cpu().contiguous() for k, v in lm.items.maps.state_dict().items() if not k.startswith("block")}, folder / "items.safetensors")
+
+    save_file(
+        {"E": lm.items.E.cpu()}
+        | {
+            k: v.detach().cpu().contiguous()
+            for k, v in lm.items.maps.state_dict().items()
+            if not k.startswith("block")
+        },
+        folder / "items.safetensors",
+    )
 
 
 def read_items(lm, folder, n_items):
     """What save_items wrote: E and the maps' own tensors by name."""
     t = read_tensors(Path(folder) / "items.safetensors")
     want, D = {"E", "in.weight", "in.bias", "out.weight", "out.bias"}, lm.head_VD.shape[1]
-    if set(t) != want or t["in.weight"].shape != (tokens_width(lm), t["E"].shape[1]) or t["out.weight"].shape[1] != D or len(t["E"]) != n_items + 1:
-        stop(f"{folder}/items.safetensors does not hold the {n_items} items' vectors and maps of an LM of width {D}; train the run again")
+    if (
+        set(t) != want
+        or t["in.weight"].shape != (tokens_width(lm), t["E"].shape[1])
+        or t["out.weight"].shape[1] != D
+        or len(t["E"]) != n_items + 1
+    ):
+        stop(
+            f"{folder}/items.safetensors does not hold the {n_items} items' vectors and maps of an "
+            f"LM of width {D}; train the run again"
+        )
     return t.pop("E"), t
 
 
@@ -65,7 +106,10 @@ def begin_as(lm, folder, n_items):
     """The maps begin as those of another run, which must have seen the same item vectors."""
     E, tensors = read_items(lm, folder, n_items)
     if E.shape != lm.items.E.shape or not torch.equal(E.to(lm.device), lm.items.E):
-        stop(f"{folder} was trained on the item vectors of another backbone; give its --backbone, or distil again from this one")
+        stop(
+            f"{folder} was trained on the item vectors of another backbone; give its --backbone, "
+            "or distil again from this one"
+        )
     lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **tensors})
 
 
@@ -75,7 +119,9 @@ def out(lm, x_ND):
 
 
 def windows(data, L, n, seed):
-    """The first and last target (places in data.items) of n windows of L items: every training target once an epoch, the windows cut anew in each."""
+    """The first and last target (places in data.items) of n windows of L items: every training
+    target once an epoch, the windows cut anew in each.
+    """
     first, last, epoch = [], [], 0
     while sum(map(len, first)) < n:
         rng = np.random.default_rng([seed, epoch])
@@ -86,20 +132,35 @@ def windows(data, L, n, seed):
 
 
 def examples(r, first, last, is_target):
-    """Windows as prompts: tail, at (places of the vectors whose predecessors are read besides the mask), place (of each read's target in data.items, the
-    mask's first), target (its item). is_target: which places of data.items may be one, (M,)."""
+    """Windows as prompts: tail, at (places of the vectors whose predecessors are read besides the
+    mask), place (of each read's target in data.items, the mask's first), target (its item).
+    is_target: which places of data.items may be one, (M,).
+    """
     batch = []
     for end, seq, target in zip(last, *batch_of(r.data, first, last, r.history, is_target)):
         target = target[seq > 0]
         tail, at = r.prompts.history(seq[seq > 0])
         if len(at) < len(target):
-            stop(f"a window of {len(target)} items does not fit the prompt, {len(at)} do; raise --max-tokens or lower --history")
-        inner = np.flatnonzero(target[:-1])              # a vector's state predicts the vector after it; the last one's is read at the mask
+            stop(
+                f"a window of {len(target)} items does not fit the prompt, {len(at)} do; raise "
+                "--max-tokens or lower --history"
+            )
+        # a vector's state predicts the vector after it; the last one's is read at the mask
+        inner = np.flatnonzero(target[:-1])
         place = end + 1 - len(target) + np.append(len(target) - 1, inner)
-        batch.append(SimpleNamespace(tail=tail, at=at[inner + 1], place=place, target=r.data.items[place].astype(np.int64)))
+        batch.append(
+            SimpleNamespace(
+                tail=tail,
+                at=at[inner + 1],
+                place=place,
+                target=r.data.items[place].astype(np.int64),
+            )
+        )
     return batch
 
 
 def targets_of(batch, key="target"):
     """The targets (or places) of some windows in the order of lm.read_examples: masks first."""
-    return np.concatenate([[getattr(e, key)[0] for e in batch], *(getattr(e, key)[1:] for e in batch)]).astype(np.int64)
+    return np.concatenate(
+        [[getattr(e, key)[0] for e in batch], *(getattr(e, key)[1:] for e in batch)]
+    ).astype(np.int64)

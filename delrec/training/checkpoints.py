@@ -1,9 +1,12 @@
 """Checkpoints: a run that was killed anywhere continues with --resume as if nothing had happened.
 
-runs/<dataset>/<name>.unfinished/checkpoints/step-000123/ holds tensors.safetensors (weights, optimiser, the best so far, the random state of every process),
-state.json (numbers) and meta.json (sha256 of both, and what the run was made with). A checkpoint is written under a temporary name, flushed and
-renamed; the two newest are kept, and all go when the run is finished. Nothing is pickled.
+runs/<dataset>/<name>.unfinished/checkpoints/step-000123/ holds tensors.safetensors (weights,
+optimiser, the best so far, the random state of every process), state.json (numbers) and meta.json
+(sha256 of both, and what the run was made with). A checkpoint is written under a temporary name,
+flushed and renamed; the two newest are kept, and all go when the run is finished. Nothing is
+pickled.
 """
+
 import hashlib
 import json
 import os
@@ -20,20 +23,36 @@ from safetensors.torch import load_file, save_file
 from delrec.processes import max_over_ranks
 from delrec.runtime import stop
 
-STOPPED = 75           # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again later"
+# exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again
+# later"
+STOPPED = 75
 # flags that leave the answer what it is
-MAY_CHANGE = {"out", "resume", "overwrite", "checkpoint_every", "micro", "cache_prefix",
-              "gradient_checkpointing", "shard", "check_llm", "allow_unknown"}
+MAY_CHANGE = {
+    "out",
+    "resume",
+    "overwrite",
+    "checkpoint_every",
+    "micro",
+    "cache_prefix",
+    "gradient_checkpointing",
+    "shard",
+    "check_llm",
+    "allow_unknown",
+}
 asked = []
 
 
 def listen():
-    """From now on SIGTERM and Ctrl-C are noted, for the loop to finish its step and save; a second one ends the process at once."""
+    """From now on SIGTERM and Ctrl-C are noted, for the loop to finish its step and save; a second
+    one ends the process at once.
+    """
+
     def note(number, _):
         if asked:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         asked.append(number)
+
     asked.clear()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
@@ -45,14 +64,26 @@ def stop_asked(ranks):
 
 
 def made_with(cfg, data, ranks, lm=None):
-    """What a checkpoint can only continue with: every flag that shapes the answer, the data, the LM, the number of processes."""
+    """What a checkpoint can only continue with: every flag that shapes the answer, the data, the
+    LM, the number of processes.
+    """
     flags = {k: v for k, v in vars(cfg).items() if k not in MAY_CHANGE}
-    return json.loads(json.dumps(flags | {"dataset": data.name, "data_hash": data.meta["hash"], "processes": ranks.world} | ({"lm": lm} if lm else {})))
+    return json.loads(
+        json.dumps(
+            flags
+            | {"dataset": data.name, "data_hash": data.meta["hash"], "processes": ranks.world}
+            | ({"lm": lm} if lm else {})
+        )
+    )
 
 
 def optimiser_tensors(name, optimiser):
     """An optimiser's state as tensors {name.parameter.key}."""
-    return {f"{name}.{i}.{k}": torch.as_tensor(v) for i, s in optimiser.state_dict()["state"].items() for k, v in s.items()}
+    return {
+        f"{name}.{i}.{k}": torch.as_tensor(v)
+        for i, s in optimiser.state_dict()["state"].items()
+        for k, v in s.items()
+    }
 
 
 def restore_optimiser(name, optimiser, tensors):
@@ -65,20 +96,34 @@ def restore_optimiser(name, optimiser, tensors):
 
 
 class Saver:
-    """Writes checkpoints of one run. every: steps between two, 0 = as often as costs under a twentieth of the time."""
+    """Writes checkpoints of one run. every: steps between two, 0 = as often as costs under a
+    twentieth of the time.
+    """
 
     def __init__(self, out, every, made, ranks):
-        self.folder, self.every, self.made, self.ranks = Path(out) / "checkpoints", every, made, ranks
+        self.folder, self.every, self.made, self.ranks = (
+            Path(out) / "checkpoints",
+            every,
+            made,
+            ranks,
+        )
         self.cost, self.since = 0.0, time.time()
 
     def due(self, step):
         if self.every:
             return step % self.every == 0
         due = time.time() - self.since >= 20 * self.cost
-        return due if self.ranks.world == 1 else max_over_ranks(due and self.ranks.main, self.ranks) > 0
+        return (
+            due
+            if self.ranks.world == 1
+            else max_over_ranks(due and self.ranks.main, self.ranks) > 0
+        )
 
     def save(self, step, tensors, state):
-        """tensors {name: tensor}, state: anything JSON holds. Every process calls it; the first one writes."""
+        """tensors {name: tensor}, state: anything JSON holds.
+
+        Every process calls it; the first one writes.
+        """
         began, rng = time.time(), torch.get_rng_state().to(self.ranks.device)
         rngs = [rng]
         if self.ranks.world > 1:
@@ -89,8 +134,11 @@ class Saver:
                 self.write(step, tensors | {f"rng.{r}": s for r, s in enumerate(rngs)}, state)
             except (OSError, SafetensorError) as bad:
                 kept = complete(self.folder)
-                stop(f"the checkpoint of step {step} could not be written to {self.folder} ({bad}); "
-                     + (f"that of step {kept[-1][0]} is whole: " if kept else "") + "free the space and run the same command with --resume")
+                stop(
+                    f"the checkpoint of step {step} could not be written to {self.folder} ({bad}); "
+                    + (f"that of step {kept[-1][0]} is whole: " if kept else "")
+                    + "free the space and run the same command with --resume"
+                )
         self.cost, self.since = time.time() - began, time.time()
 
     def write(self, step, tensors, state):
@@ -99,7 +147,10 @@ class Saver:
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(parents=True)
         try:
-            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, tmp / "tensors.safetensors")
+            save_file(
+                {k: t.detach().cpu().contiguous() for k, t in tensors.items()},
+                tmp / "tensors.safetensors",
+            )
             (tmp / "state.json").write_text(json.dumps(state))
             files = {}
             for name in ("tensors.safetensors", "state.json"):
@@ -113,7 +164,8 @@ class Saver:
         except BaseException:
             shutil.rmtree(tmp, ignore_errors=True)
             raise
-        shutil.rmtree(final, ignore_errors=True)         # of a run that was resumed from an older one
+        # of a run that was resumed from an older one
+        shutil.rmtree(final, ignore_errors=True)
         os.replace(tmp, final)
         folder = os.open(self.folder, os.O_RDONLY)
         os.fsync(folder)
@@ -122,7 +174,9 @@ class Saver:
             shutil.rmtree(old)
 
     def load(self):
-        """(step, tensors, state) of the newest whole checkpoint, the random state set; None if there is none."""
+        """(step, tensors, state) of the newest whole checkpoint, the random state set; None if
+        there is none.
+        """
         for step, folder in reversed(complete(self.folder)):
             try:
                 meta = json.loads((folder / "meta.json").read_text())
@@ -130,14 +184,22 @@ class Saver:
                     with open(folder / name, "rb") as f:
                         if hashlib.file_digest(f, "sha256").hexdigest() != digest:
                             raise ValueError(f"{name} is not what was written")
-                tensors, state = load_file(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text())
+                tensors, state = (
+                    load_file(folder / "tensors.safetensors"),
+                    json.loads((folder / "state.json").read_text()),
+                )
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as bad:
                 if self.ranks.main:
                     print(f"{folder} is damaged ({bad}); trying the one before it", flush=True)
                 continue
             for key, was in meta["made_with"].items():
                 if self.made.get(key) != was:
-                    stop(f"cannot resume {self.folder.parent}: {key.replace('_', '-')} was {was}, now it is {self.made.get(key)}; run it as it was, or with --overwrite instead of --resume from the beginning")
+                    stop(
+                        f"cannot resume {self.folder.parent}: {key.replace('_', '-')} was {was}, "
+                        f"now it is {self.made.get(key)}; run it as it was, or with "
+                        "--overwrite "
+                        "instead of --resume from the beginning"
+                    )
             torch.set_rng_state(tensors.pop(f"rng.{self.ranks.rank}"))
             if self.ranks.main:
                 print(f"continuing from step {step} ({folder})", flush=True)
@@ -149,8 +211,11 @@ class Saver:
     def end(self, step):
         """Ends the process of a run that was asked to stop, and says how to go on."""
         if self.ranks.main:
-            print(f"stopped as asked after step {step}, saved in {self.folder}; "
-                  f"run the same command with --resume to continue (exit code {STOPPED})", flush=True)
+            print(
+                f"stopped as asked after step {step}, saved in {self.folder}; "
+                f"run the same command with --resume to continue (exit code {STOPPED})",
+                flush=True,
+            )
         if self.ranks.world > 1:
             dist.barrier()
             dist.destroy_process_group()
@@ -159,5 +224,9 @@ class Saver:
 
 def complete(folder):
     """[(step, folder)] of the checkpoints that were finished, oldest first."""
-    found = [p for p in folder.glob("step-*") if p.suffix != ".tmp" and (p / "meta.json").exists() and p.name[5:].isdigit()]
+    found = [
+        p
+        for p in folder.glob("step-*")
+        if p.suffix != ".tmp" and (p / "meta.json").exists() and p.name[5:].isdigit()
+    ]
     return sorted((int(p.name[5:]), p) for p in found)

@@ -1,4 +1,5 @@
 """The log of a run: one line a step in log.jsonl, and progress with time left on screen."""
+
 import json
 import time
 
@@ -13,7 +14,8 @@ def cut_log(out, name, step, ranks):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:                            # the line in writing when the run was killed
+            except ValueError:
+                # the line in writing when the run was killed
                 continue
             if entry.get("name") != name or entry["step"] <= step:
                 lines.append(line)
@@ -21,25 +23,58 @@ def cut_log(out, name, step, ranks):
 
 
 class Log:
-    """One line per step to log.jsonl, and on screen a progress bar with time left (a line now and then where there is no terminal)."""
+    """One line per step to log.jsonl, and on screen a progress bar with time left (a line now and
+    then where there is no terminal).
+    """
 
     def __init__(self, out, total, name, ranks, unit="step", done=0):
-        self.main, self.total, self.name, self.first, self.start, self.said = ranks.main, total, name, done, time.time(), time.time()
+        self.main, self.total, self.name, self.first, self.start, self.said = (
+            ranks.main,
+            total,
+            name,
+            done,
+            time.time(),
+            time.time(),
+        )
         self.file = open(out / "log.jsonl", "a", encoding="utf-8") if self.main and out else None
-        self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, disable=None if self.main else True, dynamic_ncols=True, leave=False)
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=name,
+            unit=unit,
+            disable=None if self.main else True,
+            dynamic_ncols=True,
+            leave=False,
+        )
 
     def step(self, done, **fields):
         if not self.main:
             return
         if self.file and fields:
-            self.file.write(json.dumps({"name": self.name, "step": done, "time": round(time.time() - self.start, 2), **fields}) + "\n")
+            self.file.write(
+                json.dumps(
+                    {
+                        "name": self.name,
+                        "step": done,
+                        "time": round(time.time() - self.start, 2),
+                        **fields,
+                    }
+                )
+                + "\n"
+            )
             self.file.flush()
-        text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
+        text = " ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items()
+        )
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(done - self.bar.n)
         if self.bar.disable and (time.time() - self.said > 15 or done == self.total):
             spent = time.time() - self.start
-            left = f"{spent / max(done - self.first, 1) * (self.total - done):.0f} s left" if done < self.total else f"{spent:.0f} s"
+            left = (
+                f"{spent / max(done - self.first, 1) * (self.total - done):.0f} s left"
+                if done < self.total
+                else f"{spent:.0f} s"
+            )
             print(f"{self.name} {done}/{self.total} | {text} | {left}", flush=True)
             self.said = time.time()
         if self.bar.disable:

@@ -1,4 +1,5 @@
 """Memory: what this process holds, what a call takes, what is free."""
+
 import ctypes
 import os
 import resource
@@ -10,22 +11,29 @@ import torch
 
 def peak_gb():
     """Most memory this process has held so far, GB (host; plus the GPU's where there is one)."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform != "darwin" else 2 ** 30)
-    return host + (torch.cuda.max_memory_allocated() / 2 ** 30 if torch.cuda.is_available() else 0)
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform != "darwin" else 2**30
+    )
+    return host + (torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0)
 
 
 def extra_bytes(f, device):
-    """Peak memory of one call beyond what is held before it (None where this system does not tell)."""
+    """Peak memory of one call beyond what is held before it (None where this system does not
+    tell).
+    """
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         f()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)                           # what torch freed before counts as free
-    status = lambda key: next(int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(key))
+    # what torch freed before counts as free
+    ctypes.CDLL(None).malloc_trim(0)
+    status = lambda key: next(
+        int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(key)
+    )
     try:
-        with open("/proc/self/clear_refs", "w") as mark:       # 5: forget the high-water mark
+        with open("/proc/self/clear_refs", "w") as mark:  # 5: forget the high-water mark
             mark.write("5")
         before = status("VmRSS")
     except (OSError, StopIteration):
@@ -38,12 +46,26 @@ def total_bytes(device):
     """Memory of the GPU, or of this machine (None where it does not tell)."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    )
 
 
 def free_bytes(device):
     """What a process may still take of it: on a GPU also what its allocator holds unused."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved()
+            - torch.cuda.memory_allocated()
+        )
     meminfo = Path("/proc/meminfo")
-    return next(int(x.split()[1]) * 1024 for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable")) if meminfo.exists() else total_bytes(device)
+    return (
+        next(
+            int(x.split()[1]) * 1024
+            for x in meminfo.read_text().splitlines()
+            if x.startswith("MemAvailable")
+        )
+        if meminfo.exists()
+        else total_bytes(device)
+    )

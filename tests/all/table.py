@@ -25,11 +25,11 @@ from delrec.lm import core as L  # noqa: E402
 
 TEXT = """# Which language models can be read
 
-`--llm` takes any model that transformers knows by itself. What no list can promise is measured: when an
-LM is loaded, a few short prompts are scored by our way and by the untouched model, and the fastest way
-that says the same is taken; where none does, the LM is refused with a sentence
-(`delrec/lm/check.py`; `--no-check-llm` takes it on trust). "The same" is twice what the model itself is
-off in its own dtype against fp32.
+`--llm` takes any model that transformers knows by itself. What no list can promise is measured:
+when an LM is loaded, a few short prompts are scored by our way and by the untouched model, and
+the fastest way that says the same is taken; where none does, the LM is refused with a sentence
+(`delrec/lm/check.py`; `--no-check-llm` takes it on trust). "The same" is twice what the model
+itself is off in its own dtype against fp32.
 
 | way | what it is | rate |
 |---|---|---|
@@ -38,13 +38,13 @@ off in its own dtype against fp32.
 | padded | rows padded to one length, titles share their prompt | |
 | rows | one row a title under the model's own mask and attention | slowest |
 
-Behind a window that its layers attend in (Mistral, Gemma 3, Qwen 2) a prompt is read as rows. Logits that
-a model scales or caps behind its head are scaled too, or asked of the model itself.
+Behind a window that its layers attend in (Mistral, Gemma 3, Qwen 2) a prompt is read as rows.
+Logits that a model scales or caps behind its head are scaled too, or asked of the model itself.
 
-Below: transformers {version}, tiny random models of every family it calls causal, seq2seq or masked, fp32
-on a CPU. `make test-all` compares all their scores with plain transformers, on a CPU and padded as on a
-GPU; the families of the first table are in `make test` too. Real checkpoints of most families were
-never loaded here: the code that reads them is the same.
+Below: transformers {version}, tiny random models of every family it calls causal, seq2seq or
+masked, fp32 on a CPU. `make test-all` compares all their scores with plain transformers, on a CPU
+and padded as on a GPU; the families of the first table are in `make test` too. Real checkpoints
+of most families were never loaded here: the code that reads them is the same.
 """
 
 
