@@ -21,12 +21,17 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from delrec.data.prepared import candidates, histories, load_data
-from delrec.kernels.bench import report, times
 
 import finetune
-from delrec.lm import check
-from delrec.lm import core as L
+from delrec.data.prepared import candidates, histories, load_data
+from delrec.kernels.bench import report, times
+from delrec.lm import check, reading
+from delrec.lm.layers import adapt_modules, checkpoint_layers
+from delrec.lm.model import LM, load_lm
+from delrec.lm.ranker import make_ranker, score_tails
+from delrec.lm.reading import begin
+from delrec.lm.text import MASK, SLOT, random_soft_prompt
+from delrec.lm.verbalizers import score
 from delrec.training.memory import extra_bytes
 
 K, C = 80, 15
@@ -153,7 +158,7 @@ def prompts_of(r, data, n, C, seed=0):
 
 
 def our_ranker(lm, data, P, verbalizer, history=10, show=True):
-    return L.ranker(
+    return make_ranker(
         lm,
         data,
         dict(
@@ -194,7 +199,7 @@ def flops(model, tokens):
 
 
 def against_rival(rows, lm, data, device):
-    P = L.random_soft_prompt(lm, K, 0)
+    P = random_soft_prompt(lm, K, 0)
     rival, where = Rival(lm, data, P), "cpu" if device.type == "cpu" else "gpu"
     rate = matmul_rate(device, lm.dtype)
 
@@ -204,7 +209,7 @@ def against_rival(rows, lm, data, device):
             r = our_ranker(lm, data, P, verbalizer)
             olds, cands, tails = prompts_of(r, data, n, C)
             # what evaluate.py calls: like lengths together
-            ours = lambda: torch.as_tensor(L.score_tails(r, tails, cands, alone))
+            ours = lambda: torch.as_tensor(score_tails(r, tails, cands, alone))
             theirs = lambda: torch.cat(
                 [
                     getattr(rival, verbalizer)(olds[i : i + 16], cands[i : i + 16])
@@ -251,9 +256,9 @@ def against_rival(rows, lm, data, device):
     def ours():
         P.grad = None
         for i in (0, 4):
-            s_BC = L.score(
+            s_BC = score(
                 lm,
-                L.begin(lm, r.prompts.prefix, P),
+                begin(lm, r.prompts.prefix, P),
                 tails[i : i + 4],
                 cands[i : i + 4],
                 r.titles,
@@ -274,7 +279,7 @@ def against_rival(rows, lm, data, device):
                 part = [
                     r.prompts.history(o, c)[0] for o, c in zip(olds[i : i + 4], cands[i : i + 4])
                 ]
-                L.read(
+                reading.read(
                     idle, SimpleNamespace(prefix=start.prefix, P=None, kv=start.kv), part, at=None
                 )
 
@@ -287,7 +292,7 @@ def against_rival(rows, lm, data, device):
     )
     idle, start = (
         replace(lm, model=body, paths=[p for p in lm.paths if p != "fused"]),
-        L.begin(lm, r.prompts.prefix, P.detach()),
+        begin(lm, r.prompts.prefix, P.detach()),
     )
 
     t = times({"ours": ours, "rival": theirs, "assembly": assembly}, device, 20.0, 4)
@@ -306,7 +311,7 @@ def against_rival(rows, lm, data, device):
         )
     )
 
-    names = L.adapt_modules(lm, "qv")
+    names = adapt_modules(lm, "qv")
     P.requires_grad_(False)
     adapters = {"ours": adapt(lm.model, names), "rival": adapt(rival.model, names)}
     params = {k: [p for p in a.parameters() if p.requires_grad] for k, a in adapters.items()}
@@ -314,7 +319,7 @@ def against_rival(rows, lm, data, device):
         a.train()
 
     def ours():
-        s_BC = L.score(lm, L.begin(lm, r.prompts.prefix, P), tails, cands, r.titles, "mean")
+        s_BC = score(lm, begin(lm, r.prompts.prefix, P), tails, cands, r.titles, "mean")
         (F.cross_entropy(s_BC, truth) + 0.5 * finetune.orthogonality(adapters["ours"])).backward()
         adapters["ours"].base_model.update_and_allocate(1)
         for p in params["ours"]:
@@ -348,7 +353,7 @@ def against_rival(rows, lm, data, device):
 
 def curves(rows, lm, data, device):
     """What a request costs by prompt length, by number of candidates, and by batch size."""
-    where, P = "cpu" if device.type == "cpu" else "gpu", L.random_soft_prompt(lm, K, 0)
+    where, P = "cpu" if device.type == "cpu" else "gpu", random_soft_prompt(lm, K, 0)
     for verbalizer, points in (
         (
             "mean",
@@ -362,9 +367,9 @@ def curves(rows, lm, data, device):
             r = our_ranker(lm, data, P, verbalizer, history, show=verbalizer == "mean")
             _, cands, tails = prompts_of(r, data, batch, c)
             with torch.no_grad():
-                start = L.begin(lm, r.prompts.prefix, P)
+                start = begin(lm, r.prompts.prefix, P)
                 t = times(
-                    {"ours": lambda: L.score(lm, start, tails, cands, r.titles, verbalizer)},
+                    {"ours": lambda: score(lm, start, tails, cands, r.titles, verbalizer)},
                     device,
                     4.0,
                     5,
@@ -413,16 +418,16 @@ def worker(core):
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     device, data = torch.device("cpu"), load_data("ml-100k")
-    lm = L.load_lm("smollm2-135m", device)
-    P = L.random_soft_prompt(lm, K, 0)
+    lm = load_lm("smollm2-135m", device)
+    P = random_soft_prompt(lm, K, 0)
     r = our_ranker(lm, data, P, "mean")
     _, cands, tails = prompts_of(r, data, 8, C)
     with torch.no_grad():
-        start = L.begin(lm, r.prompts.prefix, P)
+        start = begin(lm, r.prompts.prefix, P)
         done, began = [], time.time()
         while time.time() - began < 40:
             t = time.perf_counter()
-            L.score(lm, start, tails, cands, r.titles, "mean")
+            score(lm, start, tails, cands, r.titles, "mean")
             done.append(time.perf_counter() - t)
     print(8 / float(np.median(done[1:])))
 
@@ -476,7 +481,7 @@ def random_lm(name, config, device, dtype):
     # Flan-T5 has a head of its own
     if head.weight is model.get_input_embeddings().weight and name.startswith("flan"):
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
-    lm = L.LM(
+    lm = LM(
         name=name,
         folder="",
         kind=kind,
@@ -508,8 +513,8 @@ def random_prompts(lm, n, tokens, T=10, seed=0):
         head=lm.head_VD.detach(),
         bias=None,
     )
-    prefix = np.concatenate([rng.integers(10, V, 10), np.full(K, L.SLOT), rng.integers(10, V, 10)])
-    tails = [np.append(rng.integers(10, V, tokens - len(prefix) - 1), L.MASK) for _ in range(n)]
+    prefix = np.concatenate([rng.integers(10, V, 10), np.full(K, SLOT), rng.integers(10, V, 10)])
+    tails = [np.append(rng.integers(10, V, tokens - len(prefix) - 1), MASK) for _ in range(n)]
     return titles, prefix, tails, rng.integers(1, items + 1, (n, C))
 
 
@@ -526,15 +531,15 @@ def big_shapes(rows, device, configs, tokens=600, limit_gb=24, dtype=torch.bfloa
 def big_shape(rows, device, name, config, rate, tokens, limit_gb, dtype):
     where = "gpu" if device.type == "cuda" else "cpu"
     lm = random_lm(name, config, device, dtype)
-    P = L.random_soft_prompt(lm, K, 0)
+    P = random_soft_prompt(lm, K, 0)
     titles, prefix, tails, cands = random_prompts(lm, 32, tokens)
     with torch.no_grad():
-        start = L.begin(lm, prefix, P)
+        start = begin(lm, prefix, P)
         batch = times(
-            {"ours": lambda: L.score(lm, start, tails, cands, titles, "mean")}, device, 5.0
+            {"ours": lambda: score(lm, start, tails, cands, titles, "mean")}, device, 5.0
         )["ours"]
         one = times(
-            {"ours": lambda: L.score(lm, start, tails[:1], cands[:1], titles, "mean")}, device, 2.0
+            {"ours": lambda: score(lm, start, tails[:1], cands[:1], titles, "mean")}, device, 2.0
         )["ours"]
     read = sum(map(len, tails)) + (lm.kind != "decoder") * len(prefix) * len(tails)
     work = (
@@ -567,9 +572,9 @@ def big_shape(rows, device, name, config, rate, tokens, limit_gb, dtype):
     def step(n=8, micro=4):
         P.grad = None
         for i in range(0, n, micro):
-            s_BC = L.score(
+            s_BC = score(
                 lm,
-                L.begin(lm, prefix, P),
+                begin(lm, prefix, P),
                 tails[i : i + micro],
                 cands[i : i + micro],
                 titles,
@@ -673,9 +678,9 @@ def account(rows, device, name, config, tokens=600, limit_gb=24, dtype=torch.bfl
 
     with torch.no_grad():
         peak = extra_bytes(
-            lambda: L.score(
+            lambda: score(
                 lm,
-                L.begin(lm, prefix, L.random_soft_prompt(lm, K, 0)),
+                begin(lm, prefix, random_soft_prompt(lm, K, 0)),
                 tails,
                 cands,
                 titles,
@@ -691,19 +696,19 @@ def account(rows, device, name, config, tokens=600, limit_gb=24, dtype=torch.bfl
             limit_gb,
         )
     )
-    P = L.random_soft_prompt(lm, K, 0).requires_grad_()
+    P = random_soft_prompt(lm, K, 0).requires_grad_()
     loss = lambda: F.cross_entropy(
-        L.score(lm, L.begin(lm, prefix, P), tails, cands, titles, "mean"),
+        score(lm, begin(lm, prefix, P), tails, cands, titles, "mean"),
         torch.zeros(1, dtype=torch.long, device=device),
     )
     # P, its gradient, Lion's momentum
     show("stage1", lm.model, 3 * P.numel() * 4, lambda: loss().backward())
     P.requires_grad_(False)
-    adapter = adapt(lm.model, L.adapt_modules(lm, "qv")).train()
+    adapter = adapt(lm.model, adapt_modules(lm, "qv")).train()
     trained = sum(p.numel() * p.element_size() for p in adapter.parameters() if p.requires_grad)
     # and AdaLoRA's two averages
     show("stage2", adapter, 3 * trained + 2 * trained, lambda: loss().backward())
-    L.checkpoint_layers(lm.model)
+    checkpoint_layers(lm.model)
     show("stage2_gradient_checkpointing", adapter, 5 * trained, lambda: loss().backward())
 
 
@@ -732,7 +737,7 @@ def main(listing, quick, threads, core):
         account(rows, device, "flan-t5-xl", shapes()["flan-t5-xl"])
         return report(rows, threads)
     data = load_data("ml-100k")
-    lm = L.load_lm("smollm2-135m", device)
+    lm = load_lm("smollm2-135m", device)
     if not quick:
         curves(rows, lm, data, device)
     against_rival(rows, lm, data, device)

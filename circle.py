@@ -19,11 +19,11 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from delrec.data.prepared import load_data, subset, users
-from delrec.kernels.bench import report
 
 from delrec import runtime
+from delrec.data.prepared import load_data, subset, users
 from delrec.evaluation.stats import interval
+from delrec.kernels.bench import report
 from delrec.runtime import described, load_run, read_json, read_npy
 from delrec.serving import serve
 from recipes import stage

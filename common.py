@@ -133,12 +133,11 @@ def refusal(folder, resume, overwrite):
             "--resume does that, --overwrite begins anew"
         )
     for place in (new, folder):
-        if not finished or place == new:
-            if kept := complete(place / "checkpoints"):
-                return (
-                    f"{place} holds a run that was killed at step {kept[-1][0]}; "
-                    "--resume continues it, --overwrite begins anew"
-                )
+        if (not finished or place == new) and (kept := complete(place / "checkpoints")):
+            return (
+                f"{place} holds a run that was killed at step {kept[-1][0]}; "
+                "--resume continues it, --overwrite begins anew"
+            )
     if finished:
         run = load_run(folder)
         return (

@@ -28,14 +28,20 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from delrec.data.prepared import histories, load_data, subset, with_lists
 from lion_pytorch import Lion
 
 from common import claim, finish_run, forecast, start_run, stop_unless_finite
 from delrec.backbone.models import NAMES
-from delrec.lm import core as L
+from delrec.data.prepared import histories, load_data, subset, with_lists
 from delrec.lm import vectors
+from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.listed import backbone_digest
+from delrec.lm.model import load_lm, located
+from delrec.lm.ranker import make_ranker, score_tails
+from delrec.lm.reading import begin, read_examples
+from delrec.lm.soft_prompt import save_soft_prompt
+from delrec.lm.text import digest, random_soft_prompt
+from delrec.lm.verbalizers import score
 from delrec.processes import (
     finish,
     restarted,
@@ -56,7 +62,7 @@ from delrec.runtime import (
 )
 from delrec.training import checkpoints
 from delrec.training.log import Log, cut_log
-from delrec.training.memory import peak_gb
+from delrec.training.memory import largest_micro, peak_gb
 
 # what --paper sets (section V); our defaults, chosen by validation on ml-100k, are in the options
 # below
@@ -114,7 +120,7 @@ def accuracy(r, prompts, ranks, name):
     """Share of prompts whose label scores highest (a tie counts as its share), and the mean
     cross-entropy; all ranks share the work.
     """
-    score_nC = L.score_tails(
+    score_nC = score_tails(
         r, [p[0] for p in prompts], np.stack([p[1] for p in prompts]), ranks, name
     )
     label = np.array([p[2] for p in prompts])
@@ -353,7 +359,7 @@ def main(ctx, **config):
         }
     )
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
-    cfg.llm = L.located(cfg.llm)
+    cfg.llm = located(cfg.llm)
     ids = cfg.input == "ids"
     for name, titles, windows in (
         ("history", 10, 20),
@@ -413,8 +419,8 @@ def main(ctx, **config):
             f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the "
             f"catalogue has {data.n_items}; lower --candidates or --h"
         )
-    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
-    P = L.random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
+    lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
+    P = random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
     backbone = NAMES.get(
         getattr(teacher, "model", ""), getattr(teacher, "model", "the recommender")
     )
@@ -441,20 +447,19 @@ def main(ctx, **config):
         torch.manual_seed(cfg.seed)
         vectors.load_items(lm, teacher_folder, data.n_items)
         maps = list(lm.items.maps.parameters())
-    r = L.ranker(lm, data, settings, P)
-    r.cache = cfg.cache_prefix
+    r = make_ranker(lm, data, settings, P, cfg.cache_prefix)
     if cfg.gradient_checkpointing:
-        L.checkpoint_layers(lm.model)
+        checkpoint_layers(lm.model)
     made_with = checkpoints.made_with(cfg, data, ranks, lm.identity) | {
-        "backbone_lists": L.digest(torch.tensor(ranked["train"])),
-        **({"item_vectors": L.digest(lm.items.E)} if ids else {}),
+        "backbone_lists": digest(torch.tensor(ranked["train"])),
+        **({"item_vectors": digest(lm.items.E)} if ids else {}),
     }
     adapter, adapted = None, []
     if cfg.lr_lm:
         from peft import LoraConfig, get_peft_model
 
         adapter = get_peft_model(
-            lm.model, LoraConfig(target_modules=L.adapt_modules(lm), r=8, lora_alpha=16)
+            lm.model, LoraConfig(target_modules=adapt_modules(lm), r=8, lora_alpha=16)
         )
         adapted = [p for p in adapter.parameters() if p.requires_grad]
     moved = [P, *maps, *adapted]
@@ -500,7 +505,7 @@ def main(ctx, **config):
         """Adds to the gradients what the backbone's lists after every item of these windows give,
         `share` of the loss for each; returns their part of the loss.
         """
-        x_ND = L.read_examples(lm, L.begin(lm, r.prompts.prefix, P, r.cache), windows)
+        x_ND = read_examples(lm, begin(lm, r.prompts.prefix, P, r.cache), windows)
         ranked_Nh = ranked["train"][row_of[vectors.targets_of(windows, "place")]][
             :, : cfg.h
         ].astype(np.int64)
@@ -518,9 +523,9 @@ def main(ctx, **config):
         """Adds to the gradients what these prompts give, `share` of the loss each; returns their
         part of the loss.
         """
-        s_BC = L.score(
+        s_BC = score(
             lm,
-            L.begin(lm, r.prompts.prefix, P, r.cache),
+            begin(lm, r.prompts.prefix, P, r.cache),
             [p[0] for p in prompts],
             np.stack([p[1] for p in prompts]),
             r.titles,
@@ -570,7 +575,7 @@ def main(ctx, **config):
             else []
         )
         cfg.micro = min(
-            L.largest_micro(lambda m: learn(trial[:m], 1 / m), tails, most, ranks.device, ranks)
+            largest_micro(lambda m: learn(trial[:m], 1 / m), tails, most, ranks.device, ranks)
             for learn, trial, tails in (
                 (micro_batch, titles, [p[0] for p in titles]),
                 (window_batch, windows, [e.tail for e in windows]),
@@ -726,7 +731,7 @@ def main(ctx, **config):
     lm_seconds["steps"] = sum(step_seconds)
     seconds, (_, best_step, chosen, after) = time.time() - began, best
     if ranks.main:
-        L.save_soft_prompt(out, chosen[0])
+        save_soft_prompt(out, chosen[0])
         with torch.no_grad():
             for p, x in zip(moved, chosen):
                 p.copy_(x)

@@ -29,12 +29,16 @@ the seeds of X: the table also holds their mean and deviation, and tests of the 
 import json
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
 import numpy as np
 import torch
+
+from common import claim, finish_run, start_run
+from delrec.backbone.models import NAMES
 from delrec.data.prepared import (
     candidates,
     histories,
@@ -44,9 +48,6 @@ from delrec.data.prepared import (
     subset,
     users,
 )
-
-from common import claim, finish_run, start_run
-from delrec.backbone.models import NAMES
 from delrec.evaluation import probe, report
 from delrec.evaluation.floors import (
     cooccurrence,
@@ -58,8 +59,17 @@ from delrec.evaluation.floors import (
 )
 from delrec.evaluation.report import FULL, SHOWN
 from delrec.evaluation.stats import difference, interval, over_seeds, unseeded
-from delrec.lm import core as L
 from delrec.lm import listed, teach
+from delrec.lm.model import load_lm, located
+from delrec.lm.ranker import (
+    calibrate,
+    make_ranker,
+    neutral_scores,
+    open_run,
+    reads_all,
+    score_and_rank,
+    score_samples,
+)
 from delrec.metrics import chance, compare, metrics
 from delrec.processes import finish, setup
 from delrec.runtime import (
@@ -134,18 +144,18 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shu
             )
         if run.folder not in opened:
             opened.clear()  # one LM in memory at a time
-            opened[run.folder] = L.open_run(run, data, ranks.device, shard)
+            opened[run.folder] = open_run(run, data, ranks.device, shard)
         r, penalty_I = opened[run.folder]
-        r.shuffled = shuffle
+        r = replace(r, shuffled=shuffle)
         began, name = time.time(), f"{run.folder.name} {split}"
         # the whole catalogue comes with it
-        if split == "test" and L.reads_all(r) and not shuffle:
-            have[missing], full = L.score_and_rank(r, split, missing, C, ranks, penalty_I, name)
+        if split == "test" and reads_all(r) and not shuffle:
+            have[missing], full = score_and_rank(r, split, missing, C, ranks, penalty_I, name)
             if ranks.main:
                 stop_if_replaced(run)
             keep_full(run.folder / "full_test.npy", len(cand), missing, full, ranks)
         else:
-            have[missing] = L.score_samples(r, split, missing, C, ranks, name=name)
+            have[missing] = score_samples(r, split, missing, C, ranks, name=name)
         spent += np.array([len(missing), time.time() - began])
         if ranks.main:
             stop_if_replaced(run)
@@ -181,7 +191,7 @@ def plain_lm(cfg, data, ranks, spent):
     One that was made the same way is used again, with what was scored by it.
     """
     folder = folder_of("runs", cfg.llm_out or f"{data.folder_name}/lm")
-    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
+    lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
     settings = {
         "verbalizer": cfg.verbalizer,
         "show": cfg.show,
@@ -202,7 +212,7 @@ def plain_lm(cfg, data, ranks, spent):
         "settings": settings,
         "data_hash": data.meta["hash"],
     }
-    r = L.ranker(lm, data, settings)
+    r = make_ranker(lm, data, settings)
     if not made_the_same_way(folder, made, cfg, ranks):
         rank_plainly(r, folder, made, cfg, data, ranks, spent)
     run = load_run(folder, data)
@@ -248,16 +258,14 @@ def rank_plainly(r, folder, made, cfg, data, ranks, spent):
     )
     claim(folder, asked, ranks)
     out, record = start_run(folder, "lm", asked, data, ranks)
-    neutral = (
-        L.neutral_scores(r, ranks) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
-    )
+    neutral = neutral_scores(r, ranks) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
     val, cand = subset(len(data.val), cfg.val_samples, 0), candidates(data, "val", cfg.C)
     full = np.full(cand.shape, np.nan, np.float32)
     began = time.time()
-    full[val] = L.score_samples(r, "val", val, cfg.C, ranks, name="lm val")
+    full[val] = score_samples(r, "val", val, cfg.C, ranks, name="lm val")
     spent += np.array([len(val), time.time() - began])
     weight = (
-        L.calibrate(full[val], cand[val], neutral, data.items[data.val[val]])
+        calibrate(full[val], cand[val], neutral, data.items[data.val[val]])
         if cfg.calibrate
         else 0.0
     )
@@ -670,7 +678,7 @@ def main(**config):
     history.
     """
     cfg = SimpleNamespace(**config)
-    cfg.llm = cfg.llm and L.located(cfg.llm)
+    cfg.llm = cfg.llm and located(cfg.llm)
     names = [*cfg.ckpt, *cfg.more]
     if not names and not cfg.llm:
         stop("nothing to evaluate; give --ckpt RUN (a run folder) or --llm NAME --dataset NAME")

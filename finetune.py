@@ -35,6 +35,10 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lion_pytorch import Lion
+
+from common import claim, finish_run, forecast, start_run, stop_unless_finite
+from delrec.backbone.models import NAMES
 from delrec.data.prepared import (
     batch_of,
     candidates,
@@ -43,13 +47,22 @@ from delrec.data.prepared import (
     subset,
     with_lists,
 )
-from lion_pytorch import Lion
-
-from common import claim, finish_run, forecast, start_run, stop_unless_finite
-from delrec.backbone.models import NAMES
-from delrec.lm import core as L
 from delrec.lm import teach, vectors
+from delrec.lm.layers import adapt_modules, checkpoint_layers, decoder_layers, prune, tap
 from delrec.lm.listed import backbone_digest, say_if_another
+from delrec.lm.model import load_lm, located
+from delrec.lm.ranker import (
+    calibrate,
+    listing,
+    make_ranker,
+    neutral_scores,
+    open_run,
+    score_samples,
+)
+from delrec.lm.reading import begin, read_examples
+from delrec.lm.soft_prompt import load_soft_prompt, save_soft_prompt
+from delrec.lm.text import digest, fingerprint, random_soft_prompt, width
+from delrec.lm.verbalizers import score, verbalise
 from delrec.metrics import chance, compare, metrics
 from delrec.processes import (
     finish,
@@ -70,7 +83,7 @@ from delrec.runtime import (
 )
 from delrec.training import checkpoints
 from delrec.training.log import Log, cut_log
-from delrec.training.memory import peak_gb
+from delrec.training.memory import largest_micro, peak_gb
 
 PARTS = ("candidates", "titles", "cos", "norm", "ms")  # of the loss
 # what --paper sets: DELRec's own choices (section V); our defaults, chosen by validation on
@@ -133,7 +146,7 @@ def examples(r, cfg, which, done):
     """
     batch = r.data.train[which]
     listed = np.take_along_axis(
-        candidates(r.data, "train", cfg.C, which), L.listing(r, "train", cfg.C, which), 1
+        candidates(r.data, "train", cfg.C, which), listing(r, "train", cfg.C, which), 1
     )
     target = r.data.items[batch].astype(np.int64)
     cand = target[:, None] if cfg.loss == "titles" else listed
@@ -439,7 +452,7 @@ def main(ctx, **config):
     if cfg.maps and cfg.teacher:
         stop("--maps and --teacher both say what the maps begin as; leave one of them out")
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
-    cfg.llm = L.located(cfg.llm)
+    cfg.llm = located(cfg.llm)
     data = load_data(cfg.dataset)
     folder = folder_of("runs", cfg.out or f"{data.folder_name}/delrec")
     claim(folder, cfg, ranks)
@@ -500,10 +513,10 @@ def main(ctx, **config):
         prompt_run
         and prompt_run.stage == "distill"
         and getattr(prompt_run, "lr_lm", 0)
-        and cfg.llm == L.located(prompt_run.llm)
+        and cfg.llm == located(prompt_run.llm)
     ):
         cfg.llm = str(prompt_run.folder)  # w UDPSM: the LM that stage 1 moved
-    lm = L.load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers, checked=cfg.check_llm)
+    lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers, checked=cfg.check_llm)
     if prompt_run:
         if cfg.input == "titles" and prompt_run.settings.get("input") == "ids":
             stop(
@@ -517,9 +530,9 @@ def main(ctx, **config):
                 f"{prompt_run.folder} was distilled from {prompt_run.backbone_run}, --backbone is "
                 f"{cfg.backbone}; leave --backbone out, or distil from it"
             )
-        P = L.load_soft_prompt(prompt_run.folder, lm)
+        P = load_soft_prompt(prompt_run.folder, lm)
         if prompt_run.stage == "distill" and cfg.llm not in (
-            L.located(prompt_run.llm),
+            located(prompt_run.llm),
             str(prompt_run.folder.resolve()),
         ):
             stop(
@@ -527,7 +540,7 @@ def main(ctx, **config):
                 "distil it again with this LM"
             )
     else:
-        P = L.random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None
+        P = random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None
     if (
         cfg.maps is None
         and cfg.input != "titles"
@@ -551,7 +564,7 @@ def main(ctx, **config):
     P_before = None if P is None else P.clone()
     # of the LM as it was loaded: the adapters come later
     made_with = checkpoints.made_with(cfg, data, ranks, lm.identity) | (
-        {"soft_prompt": L.digest(P)} if P is not None else {}
+        {"soft_prompt": digest(P)} if P is not None else {}
     )
     backbone_run = cfg.backbone or (
         prompt_run.backbone_run if prompt_run else folder_of("runs", f"{data.folder_name}/sasrec")
@@ -595,15 +608,15 @@ def main(ctx, **config):
 
     # the small LM, its teacher, the items' vectors
     if cfg.layers:
-        L.prune(lm, cfg.layers)
+        prune(lm, cfg.layers)
     teacher, blocks = None, 0
     if cfg.teacher:
-        teacher, _ = L.open_run(teacher_run, data, ranks.device, cfg.shard)
-        if teacher.lm.tok.get_vocab() != lm.tok.get_vocab() or L.width(teacher.lm) != L.width(lm):
+        teacher, _ = open_run(teacher_run, data, ranks.device, cfg.shard)
+        if teacher.lm.tok.get_vocab() != lm.tok.get_vocab() or width(teacher.lm) != width(lm):
             stop(
                 f"the teacher {teacher_run.folder} has another tokenizer or width "
-                f"({teacher_run.llm}, {L.width(teacher.lm)}) than {cfg.llm} "
-                f"({L.width(lm)}); "
+                f"({teacher_run.llm}, {width(teacher.lm)}) than {cfg.llm} "
+                f"({width(lm)}); "
                 "teacher and student must come from the same LM"
             )
         made_with["teacher"] = hashlib.sha256(
@@ -611,10 +624,10 @@ def main(ctx, **config):
         ).hexdigest()[:16]
     if cfg.teacher or cfg.lambda_ms:
         blocks = teach.cut(
-            [len(L.decoder_layers(m)[2]) for m in ([teacher.lm, lm] if teacher else [lm])],
+            [len(decoder_layers(m)[2]) for m in ([teacher.lm, lm] if teacher else [lm])],
             cfg.blocks,
         )
-        L.tap(lm, blocks)
+        tap(lm, blocks)
     maps = torch.nn.ModuleDict()
     if cfg.input != "titles":
         torch.manual_seed(cfg.seed)
@@ -631,25 +644,25 @@ def main(ctx, **config):
     elif cfg.lambda_ms:
         # W_j: into the states the head reads; begins as the identity
         maps = torch.nn.ModuleDict(
-            {f"block{j}": torch.nn.Linear(L.width(lm), L.width(lm)) for j in range(1, blocks)}
+            {f"block{j}": torch.nn.Linear(width(lm), width(lm)) for j in range(1, blocks)}
         ).to(ranks.device)
         for W_j in maps.values():
             torch.nn.init.eye_(W_j.weight), torch.nn.init.zeros_(W_j.bias)
 
     # of a backbone, which may have been trained again meanwhile
     if lm.items is not None:
-        made_with["item_vectors"] = L.digest(lm.items.E)
+        made_with["item_vectors"] = digest(lm.items.E)
 
-    modules = L.adapt_modules(lm, cfg.adapt)  # refused before anything is begun
+    modules = adapt_modules(lm, cfg.adapt)  # refused before anything is begun
     out, record = start_run(folder, "finetune", cfg, data, ranks)
     record["llm_fingerprint"] = lm.identity
     if cfg.layers:
         # of what is left of it
-        record["llm"], record["llm_fingerprint"] = str(folder / "lm"), L.fingerprint(lm)
+        record["llm"], record["llm_fingerprint"] = str(folder / "lm"), fingerprint(lm)
         if ranks.main:
             lm.model.save_pretrained(out / "lm"), lm.tok.save_pretrained(out / "lm")
     if teacher:
-        L.tap(teacher.lm, blocks)
+        tap(teacher.lm, blocks)
         path, t0 = out / "teacher_states.npy", time.time()
         if ranks.main and not cfg.resume:
             path.unlink(missing_ok=True)
@@ -665,8 +678,7 @@ def main(ctx, **config):
             ranks,
         )
         record["states_seconds"], teacher = round(time.time() - t0, 3), None
-    r = L.ranker(lm, data, settings, P)
-    r.cache = cfg.cache_prefix
+    r = make_ranker(lm, data, settings, P, cfg.cache_prefix)
 
     # AdaLoRA: warm at full rank, prune to the budget between tinit and tfinal, go on at the found
     # ranks
@@ -689,7 +701,7 @@ def main(ctx, **config):
         ),
     )
     if cfg.gradient_checkpointing:
-        L.checkpoint_layers(lm.model)
+        checkpoint_layers(lm.model)
     adapted = [p for p in adapter.parameters() if p.requires_grad]
     params = adapted + list(maps.parameters()) + ([P.requires_grad_()] if cfg.lr_prompt else [])
     layers = sum("lora_E" in n for n, _ in adapter.named_parameters())
@@ -730,10 +742,10 @@ def main(ctx, **config):
         `token_share` for each title token; returns the loss and its parts. taught: the teacher's
         states (N, b, D) at the reads.
         """
-        start, parts = L.begin(lm, r.prompts.prefix, P, r.cache), {}
+        start, parts = begin(lm, r.prompts.prefix, P, r.cache), {}
         # L_ce = - log softmax over all items of E W_out x
         if cfg.input == "ids":
-            x_ND = L.read_examples(lm, start, batch)
+            x_ND = read_examples(lm, start, batch)
             target = torch.as_tensor(vectors.targets_of(batch), device=ranks.device)
             predict = lambda W, x: F.cross_entropy(
                 W(x.float()) @ lm.items.E[1:].T, target - 1, reduction="sum"
@@ -744,7 +756,7 @@ def main(ctx, **config):
                 np.stack([e.cand for e in batch]),
                 torch.tensor([e.truth for e in batch], device=ranks.device),
             )
-            s_BC = L.score(
+            s_BC = score(
                 lm,
                 start,
                 [e.tail for e in batch],
@@ -754,7 +766,7 @@ def main(ctx, **config):
                 [e.at for e in batch] if cfg.loss != "candidates" else None,
             )
             predict = lambda W, x: F.cross_entropy(
-                L.verbalise(lm, W(x.float()).to(lm.dtype), cand, r.titles, cfg.verbalizer),
+                verbalise(lm, W(x.float()).to(lm.dtype), cand, r.titles, cfg.verbalizer),
                 truth,
                 reduction="sum",
             )
@@ -800,7 +812,7 @@ def main(ctx, **config):
     if cfg.micro == "auto":
         adapter.train()
         trial = sorted(examples_of(r, np.arange(len(n_reads))[-64:]), key=lambda e: -len(e.tail))
-        cfg.micro = L.largest_micro(
+        cfg.micro = largest_micro(
             lambda m: micro_batch(trial[:m], 1 / m, 1),
             [e.tail for e in trial],
             most,
@@ -889,7 +901,7 @@ def main(ctx, **config):
         )
         if step in eval_at:
             t0 = time.time()
-            score_nC = L.score_samples(r, "val", val, cfg.C, ranks, name="validate")
+            score_nC = score_samples(r, "val", val, cfg.C, ranks, name="validate")
             lm_seconds["validation"] += time.time() - t0
             m = metrics(*compare(score_nC, val_cand == val_target[:, None]))
             shown |= {
@@ -983,14 +995,14 @@ def main(ctx, **config):
 
     # calibration, then the run folder; config.json last
     neutral = (
-        L.neutral_scores(r, ranks, out) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
+        neutral_scores(r, ranks, out) if cfg.calibrate else np.zeros(data.n_items + 1, np.float32)
     )
-    w = L.calibrate(score_nC, val_cand, neutral, val_target) if cfg.calibrate else 0.0
+    w = calibrate(score_nC, val_cand, neutral, val_target) if cfg.calibrate else 0.0
     m = metrics(*compare(score_nC - w * neutral[val_cand], val_cand == val_target[:, None]))
     if ranks.main:
         adapter.save_pretrained(out / "adapter")
         if P is not None:
-            L.save_soft_prompt(out, P)
+            save_soft_prompt(out, P)
         if cfg.input != "titles":
             vectors.save_items(lm, out)
         (out / "teacher_states.npy").unlink(missing_ok=True)

@@ -37,9 +37,9 @@ from types import SimpleNamespace
 import click
 import numpy as np
 import torch
-from delrec.data.prepared import load_data
 
 from delrec import runtime
+from delrec.data.prepared import load_data
 from delrec.evaluation import stats
 from delrec.lm.listed import backbone_digest
 from delrec.runtime import (
@@ -367,7 +367,7 @@ def shape(llm):
     if llm == "smollm2-135m":
         # the embedded one may not be here yet (--dry-run)
         return "decoder", 30
-    from delrec.lm.core import config_of, kind_of, text_config
+    from delrec.lm.model import config_of, kind_of, text_config
 
     config = config_of(llm)
     return kind_of(config), text_config(config).num_hidden_layers

@@ -35,6 +35,12 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch.nn.utils import parametrize
+
+from common import claim, finish_run, start_run, stop_unless_finite
+from delrec.backbone import dllm2rec
+from delrec.backbone.models import NAMES, build, score
 from delrec.data.prepared import (
     batch_of,
     candidates,
@@ -44,12 +50,6 @@ from delrec.data.prepared import (
     subset,
     users,
 )
-from safetensors.torch import save_file
-from torch.nn.utils import parametrize
-
-from common import claim, finish_run, start_run, stop_unless_finite
-from delrec.backbone import dllm2rec
-from delrec.backbone.models import NAMES, build, score
 from delrec.metrics import chance, compare, metrics
 from delrec.processes import (
     finish,

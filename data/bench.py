@@ -166,9 +166,9 @@ def against_recbole(rows, room, python, threads, models, epochs):
     """
     import numpy as np
     import torch
-    from delrec.data.prepared import candidates, histories, users
 
     import train_backbone as T
+    from delrec.data.prepared import candidates, histories, users
     from delrec.metrics import compare, metrics
 
     torch.set_num_threads(threads)

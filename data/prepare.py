@@ -33,11 +33,10 @@ import polars as pl
 # run as a script, only this folder is on the path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from delrec import runtime
 from delrec.data import raw as R
 from delrec.data.prepared import histories, kept_as, load_data, subset
 from delrec.data.raw import CONTROL
-
-from delrec import runtime
 from delrec.runtime import (
     beside,
     described,
@@ -282,7 +281,7 @@ def prepare(
                 f"{C} candidates need {C - 1} items a user never touched, and of {I:,} items "
                 f"one user leaves only {fewest}"
             )
-            if C == min(CANDIDATES):
+            if min(CANDIDATES) == C:
                 stop(f"{line}; give a log with more items")
             print(f"{line}; candidates_*_{C}.npy are not written")
             continue

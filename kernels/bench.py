@@ -25,7 +25,6 @@ from tqdm import tqdm
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec.kernels import verbalizer as kernels  # noqa: E402
-
 from delrec.runtime import commit, machine, versions
 from delrec.training.memory import extra_bytes
 
@@ -114,7 +113,7 @@ def candidate_scores(rows, device, dtype, B, C, T, D, V, rate):
             f"{base}.vs_full_logits",
             t["full_logits"] / t["ours"],
             "x",
-            4 if (B, C, T) == SHAPES[0] else None,
+            4 if SHAPES[0] == (B, C, T) else None,
         )
     )
     rows.append((f"{base}.vs_best_torch", best / t["ours"], "x", 0.9))

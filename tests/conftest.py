@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,8 +187,8 @@ def two_processes(fork):
 
 # ---------------------------------------------------------------- a toy data set
 
-COLOURS = "Silver Crimson Hidden Winter Broken Golden Silent Velvet".split()
-THINGS = "River Machine Orchard Signal Harbour Letter Mountain Carnival".split()
+COLOURS = ["Silver", "Crimson", "Hidden", "Winter", "Broken", "Golden", "Silent", "Velvet"]
+THINGS = ["River", "Machine", "Orchard", "Signal", "Harbour", "Letter", "Mountain", "Carnival"]
 
 
 def title_of(n):
@@ -262,7 +261,6 @@ def write_backbone(folder, data, score, h=12, model="sasrec"):
     History and padding are never listed.
     """
     from delrec.data.prepared import candidates, users
-
     from delrec.runtime import write_json
 
     folder.mkdir(parents=True)
@@ -600,17 +598,17 @@ KINDS = ["decoder", "encoder_decoder", "flan", "encoder"]
 
 @pytest.fixture(scope="session")
 def load(request):
-    """load(kind) -> the LM of lm.load_lm in fp32 on the CPU, loaded once a session.
+    """load(kind) -> the LM of load_lm in fp32 on the CPU, loaded once a session.
 
     Nobody may change it.
     """
-    from delrec.lm import core as lm
+    from delrec.lm.model import load_lm
 
     loaded = {}
 
     def get(kind):
         if kind not in loaded:
-            loaded[kind] = lm.load_lm(
+            loaded[kind] = load_lm(
                 request.getfixturevalue(kind), torch.device("cpu"), torch.float32
             )
         return loaded[kind]

@@ -35,7 +35,7 @@ NUMBER = r"-?\d[\d,]*(\.\d+)?(e-?\d+)?"
 CLOCK_WORDS = re.compile(
     rf"({NUMBER} ?(s|ms|seconds?|minutes?|hours?|min|GB|MB|h|[a-z]+/s|a second)\b"
     rf"|{NUMBER} % of the time|\d\d:\d\d(:\d\d)?|\d{{4}}-\d\d-\d\d"
-    rf"|&quot;\w*(second|_ms|_gb|started|finished|trained)\w*&quot;: {NUMBER}"
+    rf"|&quot;\w*(second|_ms|_gb|_share|started|finished|trained)\w*&quot;: {NUMBER}"
     r"|data:image/svg\+xml;base64,[^\"]*)"  # holds a date; the same figures are compared as png
 )
 
@@ -107,7 +107,7 @@ COMMANDS = [
     tune("ids", f"{IDS} --soft-prompt none"),
     tune("ids-prompt", f"{IDS} --soft-prompt {{R}}/prompt-ids"),
     tune("hybrid", f"--input hybrid {TINY} --soft-prompt none {LISTED}"),
-    tune("student", f"--soft-prompt none --input ids --teacher {{R}}/ids --layers 1 --blocks 1"),
+    tune("student", "--soft-prompt none --input ids --teacher {R}/ids --layers 1 --blocks 1"),
     tune("inner", f"{IDS} --soft-prompt none --blocks 2 --lambda-ms .1"),
     tune("pupil", "--teacher {R}/random --soft-prompt {R}/random --blocks 2 --lambda-ms .1"),
     # the circle

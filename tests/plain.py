@@ -11,11 +11,15 @@ import click
 import numpy as np
 import pytest
 import torch
-from delrec.data.prepared import candidates, histories
 from families import AUTO
 
-from delrec.lm import core as L
+from delrec.data.prepared import candidates, histories
 from delrec.lm import passes
+from delrec.lm.model import load_lm
+from delrec.lm.prompts import LETTERS
+from delrec.lm.ranker import make_ranker as make_ranker_of
+from delrec.lm.ranker import score_tails
+from delrec.lm.text import MASK, SLOT, encode
 
 VERBALIZERS = ("likelihood", "mean", "first", "letter")
 TOLERANCE = 1e-4
@@ -90,7 +94,7 @@ class Plain:
         if soft_kD is None:
             return self.logits(tokens, said)
         vectors_QD = self.vectors([max(token, 0) for token in tokens], self.scale)
-        vectors_QD[torch.tensor(tokens) == L.SLOT] = soft_kD.to(vectors_QD.dtype)
+        vectors_QD[torch.tensor(tokens) == SLOT] = soft_kD.to(vectors_QD.dtype)
         return self.logits_of_vectors(vectors_QD, said)
 
     @torch.no_grad()
@@ -102,7 +106,7 @@ class Plain:
 
     def at_mask(self, lm, prompt, soft_kD, forced=()):
         """The logits (1 + n, V) at the mask and after each of the n forced tokens of a title."""
-        place = prompt.index(L.MASK)
+        place = prompt.index(MASK)
         before, after, forced = prompt[:place], prompt[place + 1 :], list(forced)
         if self.kind == "decoder":
             return self.read(before + forced, soft_kD)[place - 1 :]
@@ -136,8 +140,8 @@ class Plain:
         """{verbalizer: scores (C,)} of the candidates after one prompt."""
         lm, soft_kD = ranker.lm, ranker.P
         prompt = np.concatenate([ranker.prompts.prefix, tail]).tolist()
-        titles = [L.title(ranker.titles, i).tolist() for i in items]
-        letters = [L.encode(lm, letter) for letter in L.LETTERS[: len(items)]]
+        titles = [ranker.titles.of(i).tolist() for i in items]
+        letters = [encode(lm, letter) for letter in LETTERS[: len(items)]]
         logits = self.at_mask(lm, prompt, soft_kD)[0]
         if self.kind == "decoder":
             for t in titles:
@@ -159,11 +163,11 @@ def load_here(folder, padded=False):
     with pytest.MonkeyPatch.context() as patch:
         if padded:
             patch.setattr(passes, "candidates_of", lambda lm: ["padded"])
-        return L.load_lm(folder, CPU, torch.float32)
+        return load_lm(folder, CPU, torch.float32)
 
 
 def make_ranker(lm, data, verbalizer, soft_kD):
-    return L.ranker(lm, data, SETTINGS | {"verbalizer": verbalizer}, soft_kD)
+    return make_ranker_of(lm, data, SETTINGS | {"verbalizer": verbalizer}, soft_kD)
 
 
 def make_prompts(lm, data, soft_kD):
@@ -223,7 +227,7 @@ class Reference:
         found = {}
         for verbalizer in VERBALIZERS:
             ranker = make_ranker(lm, self.data, verbalizer, soft_kD)
-            got = L.score_tails(ranker, tails, cand_nC, ALONE)
+            got = score_tails(ranker, tails, cand_nC, ALONE)
             spread = max(1, wanted[verbalizer].std())
             found[verbalizer] = float(np.abs(got - wanted[verbalizer]).max() / spread)
         return found

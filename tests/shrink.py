@@ -206,15 +206,52 @@ TABLES = {
     "encoder": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 }
 HEARING = set(
-    "audioflamingo3 glmasr granite_speech granite_speech_plus moss_transcribe_diarize "
-    "musicflamingo nemo_speechlm omniasr qwen2_audio qwen3_asr vibevoice_asr voxtral "
-    "voxtral_realtime".split()
+    [
+        "audioflamingo3",
+        "glmasr",
+        "granite_speech",
+        "granite_speech_plus",
+        "moss_transcribe_diarize",
+        "musicflamingo",
+        "nemo_speechlm",
+        "omniasr",
+        "qwen2_audio",
+        "qwen3_asr",
+        "vibevoice_asr",
+        "voxtral",
+        "voxtral_realtime",
+    ]
 )  # in the table of seq2seq, and decoders
 NAMED = {
     "decoder": set(
-        "llama gpt2 gpt_neox opt bloom gemma gemma2 gemma3 gemma3_text granite cohere "
-        "cohere2 qwen2 qwen3 phi3 olmo2 mistral gpt_oss qwen3_next qwen3_5 "
-        "qwen3_5_text falcon_h1 lfm2 mpt llama4 llama4_text".split()
+        [
+            "llama",
+            "gpt2",
+            "gpt_neox",
+            "opt",
+            "bloom",
+            "gemma",
+            "gemma2",
+            "gemma3",
+            "gemma3_text",
+            "granite",
+            "cohere",
+            "cohere2",
+            "qwen2",
+            "qwen3",
+            "phi3",
+            "olmo2",
+            "mistral",
+            "gpt_oss",
+            "qwen3_next",
+            "qwen3_5",
+            "qwen3_5_text",
+            "falcon_h1",
+            "lfm2",
+            "mpt",
+            "llama4",
+            "llama4_text",
+        ]
     ),
     "encoder-decoder": {"t5", "mt5"},
     "encoder": {"bert", "roberta", "modernbert", "deberta", "deberta-v2"},

@@ -13,10 +13,10 @@ import signal
 import time
 
 import torch
-from delrec.kernels.bench import report
 from test_bad_input import BAD_INPUTS, clear
 from test_checkpoints import jobs, kept_in, start, weights  # noqa: F401 (pytest finds the fixture by its name)
 
+from delrec.kernels.bench import report
 from delrec.training import checkpoints
 
 KILLS = int(os.environ.get("KILLS", 50))

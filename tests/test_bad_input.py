@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import popular, prepare_log, title_of, write_backbone
-from delrec.data import prepare
 from test_prepare import BAD, write
 from test_prepare import toy as toy_rows
 
@@ -17,6 +16,7 @@ import distill
 import evaluate
 import finetune
 import train_backbone
+from delrec.data import prepare
 from delrec.runtime import ROOT
 
 MAINS = {

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from delrec.kernels import bench as kernel_bench
-from delrec.kernels import cpu
 
 import bench
-from delrec.lm import core as L
+from delrec.kernels import bench as kernel_bench
+from delrec.kernels import cpu
+from delrec.lm import verbalizers
+from delrec.lm.reading import begin
+from delrec.lm.text import SLOT, random_soft_prompt
 
 CPU = torch.device("cpu")
 
@@ -42,11 +44,9 @@ def test_random_lms_score_prompts_of_the_length_asked_for():
     for name, config in small().items():
         m = bench.random_lm(name, config, CPU, torch.float32)
         titles, prefix, tails, cands = bench.random_prompts(m, 3, 150)
-        assert (
-            all(len(prefix) + len(t) == 150 for t in tails) and (prefix == L.SLOT).sum() == bench.K
-        )
-        P = L.random_soft_prompt(m, bench.K, 0).requires_grad_()
-        score = L.score(m, L.begin(m, prefix, P), tails, cands, titles, "mean")
+        assert all(len(prefix) + len(t) == 150 for t in tails) and (prefix == SLOT).sum() == bench.K
+        P = random_soft_prompt(m, bench.K, 0).requires_grad_()
+        score = verbalizers.score(m, begin(m, prefix, P), tails, cands, titles, "mean")
         assert score.shape == (3, bench.C) and score.std() > 0
         score.log_softmax(1)[:, 0].sum().backward()
         assert P.grad.abs().max() > 0
@@ -79,17 +79,19 @@ def test_families_of_decoders_say_the_same_packed_padded_and_fused(family):
     )
     titles, prefix, tails, cands = bench.random_prompts(m, 3, 150)
     tails[1] = tails[1][10:]
-    P, scores = L.random_soft_prompt(m, bench.K, 0), []
+    P, scores = random_soft_prompt(m, bench.K, 0), []
     for paths in (m.paths, ["packed"], ["padded"], ["rows"]):
         for cache in (True, False):
             m.paths = paths
             scores.append(
-                L.score(m, L.begin(m, prefix, P, cache), tails, cands, titles, "likelihood")
+                verbalizers.score(m, begin(m, prefix, P, cache), tails, cands, titles, "likelihood")
             )
             # the fused loops, where there are any
             with torch.no_grad():
                 scores.append(
-                    L.score(m, L.begin(m, prefix, P, cache), tails, cands, titles, "likelihood")
+                    verbalizers.score(
+                        m, begin(m, prefix, P, cache), tails, cands, titles, "likelihood"
+                    )
                 )
     assert scores[0].std() > 0.1
     for other in scores[1:]:

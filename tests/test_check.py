@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import finetune
 from delrec.lm import check, layers, model, passes
-from delrec.lm import core as L
+from delrec.lm.model import load_lm
+from delrec.lm.text import embed, random_soft_prompt, token_scale
+from delrec.lm.titles import tokenise_titles
 
 CPU = torch.device("cpu")
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 269060552\n"
@@ -26,7 +28,7 @@ def sentence(call, *args, **kwargs):
 
 
 def opened(folder, dtype=torch.float32, **more):
-    return L.load_lm(str(folder), CPU, dtype, **more)
+    return load_lm(str(folder), CPU, dtype, **more)
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_a_model_that_fails_in_bf16_is_read_in_fp32(decoder, fresh, monkeypatch,
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", only_fp32)
     monkeypatch.setattr(model, "has_fast_bf16", lambda: True)
-    m = L.load_lm(decoder, CPU)
+    m = load_lm(decoder, CPU)
     assert m.dtype == torch.float32 and m.packs
     assert "computes in fp32: in torch.bfloat16 the model itself fails" in capsys.readouterr().out
     assert "cannot be read in torch.bfloat16" in sentence(opened, decoder, torch.bfloat16)
@@ -369,25 +371,25 @@ def test_titles_that_a_tokenizer_cannot_tell_apart_are_counted(load, toy, capsys
     m = load("encoder_decoder")
     check.say_once.cache_clear()
     data = data_of(toy, ["Silver River", "Hidden Letter", "Golden Harbour"] * 9 + CHINESE[:2])
-    L.tokenise_titles(m, data, allow_unknown=False)
+    tokenise_titles(m, data, allow_unknown=False)
     said = capsys.readouterr().out
     share = float(said.split(": ")[1].split("%")[0])
     assert 1 < share < 20 and f"cannot tell 2 of {data.n_items} titles apart" in said
-    L.tokenise_titles(m, data, allow_unknown=False)
+    tokenise_titles(m, data, allow_unknown=False)
     assert capsys.readouterr().out == ""  # once a process
 
 
 def test_over_a_fifth_of_unknown_tokens_needs_a_flag(load, toy, capsys):
     m = load("encoder_decoder")
     check.say_once.cache_clear()
-    says = sentence(L.tokenise_titles, m, data_of(toy, CHINESE), allow_unknown=False)
+    says = sentence(tokenise_titles, m, data_of(toy, CHINESE), allow_unknown=False)
     assert "cannot tell 3 of 4 titles apart" in says and "--allow-unknown" in says
-    L.tokenise_titles(m, data_of(toy, CHINESE), allow_unknown=True)
+    tokenise_titles(m, data_of(toy, CHINESE), allow_unknown=True)
     assert "cannot tell 3 of 4" in capsys.readouterr().out
 
 
 def test_a_byte_level_tokenizer_knows_every_title(load, toy, capsys):
-    L.tokenise_titles(load("decoder"), data_of(toy, CHINESE), allow_unknown=False)
+    tokenise_titles(load("decoder"), data_of(toy, CHINESE), allow_unknown=False)
     assert capsys.readouterr().out == ""
 
 
@@ -404,9 +406,9 @@ def test_a_soft_prompt_begins_as_long_as_a_token_that_the_model_scales(tmp_path)
     )  # fmt: skip
     m = opened(save(tmp_path / "gemma3", randomise(Gemma3ForCausalLM(config), 2), tok))
     stored = m.model.get_input_embeddings().weight
-    assert L.token_scale(m) == pytest.approx(8, rel=1e-2)  # sqrt(64)
-    P_kD = L.random_soft_prompt(m, 200, 0)
-    seen = L.embed(m, torch.arange(200)[None], None)[0]
+    assert token_scale(m) == pytest.approx(8, rel=1e-2)  # sqrt(64)
+    P_kD = random_soft_prompt(m, 200, 0)
+    seen = embed(m, torch.arange(200)[None], None)[0]
     assert P_kD.norm(dim=1).mean() == pytest.approx(float(seen.norm(dim=1).mean()), rel=0.05)
     assert P_kD.norm(dim=1).mean() > 6 * stored.norm(dim=1).mean()
 
@@ -414,8 +416,8 @@ def test_a_soft_prompt_begins_as_long_as_a_token_that_the_model_scales(tmp_path)
 def test_a_token_that_the_model_does_not_scale_is_as_long_as_its_row(load):
     m = load("decoder")
     rows = torch.randperm(len(m.head_VD), generator=torch.Generator().manual_seed(3))[:5]
-    assert L.token_scale(m) == 1
-    assert torch.equal(L.random_soft_prompt(m, 5, 3), m.model.get_input_embeddings().weight[rows])
+    assert token_scale(m) == 1
+    assert torch.equal(random_soft_prompt(m, 5, 3), m.model.get_input_embeddings().weight[rows])
 
 
 # ---------------------------------------------------------------- layers of other names

@@ -11,15 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from delrec.data.prepared import batch_of, candidates, histories, subset, tfidf, users
 from safetensors.torch import load_file, save_file
 
 import evaluate
 import finetune
 import train_backbone as B
 from delrec.backbone import dllm2rec, models
-from delrec.lm import core as L
+from delrec.data.prepared import batch_of, candidates, histories, subset, tfidf, users
 from delrec.lm import teach, vectors
+from delrec.lm.layers import decoder_layers, tap
+from delrec.lm.model import load_lm
+from delrec.lm.ranker import make_ranker, open_run, score_catalogue, score_samples
+from delrec.lm.reading import begin, read_examples
+from delrec.lm.text import ITEM, embed, encode
 from delrec.metrics import metrics
 from delrec.runtime import load_run
 from delrec.serving import serve
@@ -149,7 +153,7 @@ def test_the_loss_on_item_vectors_is_cross_entropy_over_all_items(
     run = load_run(tmp_path / "run", toy)
     t = load_file(tmp_path / "run" / "items.safetensors")
     model = AutoModelForCausalLM.from_pretrained(deep, dtype=torch.float32)
-    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    r, _ = open_run(run, toy, torch.device("cpu"))
     first, last = vectors.windows(toy, 6, 8, 0)
     is_target = np.zeros(len(toy.items), bool)
     is_target[toy.train] = True
@@ -176,12 +180,12 @@ def test_the_loss_on_item_vectors_is_cross_entropy_over_all_items(
 
 def test_an_lm_on_item_vectors_is_stored_opened_and_scored_alike(teacher, toy, script, on_cpu):
     run = load_run(teacher, toy)
-    r, penalty = L.open_run(run, toy, torch.device("cpu"))
+    r, penalty = open_run(run, toy, torch.device("cpu"))
     stored = np.load(teacher / "scores_val_15.npy")
     which = subset(len(toy.val), 20, 0)
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     np.testing.assert_allclose(
-        L.score_samples(r, "val", which, 15, alone), stored[which], rtol=1e-4, atol=1e-4
+        score_samples(r, "val", which, 15, alone), stored[which], rtol=1e-4, atol=1e-4
     )
     assert (
         run.settings["input"] == "ids"
@@ -205,19 +209,19 @@ def test_the_table_ranks_the_whole_catalogue_by_an_lm_that_reads_it_at_once(
     which = subset(len(toy.test), 30, 0)
     full = np.load(copy / "full_test.npy")
     assert (full[np.setdiff1d(np.arange(len(toy.test)), which)] == -1).all()
-    r, _ = L.open_run(load_run(copy, toy), toy, torch.device("cpu"))
-    start = L.begin(r.lm, r.prompts.prefix, None)
+    r, _ = open_run(load_run(copy, toy), toy, torch.device("cpu"))
+    start = begin(r.lm, r.prompts.prefix, None)
     for n in which[:6]:
         sample = toy.test[n]
         old = toy.items[toy.ptr[users(toy, np.array([sample]))[0]] : sample]
-        s = L.score_catalogue(r, start, [r.prompts.history(old[-6:])[0]])[0]
+        s = score_catalogue(r, start, [r.prompts.history(old[-6:])[0]])[0]
         own = s[toy.items[sample]]
         s[old] = -np.inf
         assert full[n, 0] == (s > own).sum()
     stored, cand = np.load(copy / "scores_test_15.npy")[which], candidates(toy, "test", 15)[which]
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     np.testing.assert_allclose(
-        stored, L.score_samples(r, "test", which, 15, alone), rtol=1e-4, atol=1e-4
+        stored, score_samples(r, "test", which, 15, alone), rtol=1e-4, atol=1e-4
     )
     table = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (
@@ -275,12 +279,12 @@ def test_hybrid_learns_with_titles_first_and_vectors_later(
         tmp_path / "run"
     ).settings["input"] == "hybrid"
     m = load("decoder")
-    r = L.ranker(m, toy, load_run(tmp_path / "run").settings)
+    r = make_ranker(m, toy, load_run(tmp_path / "run").settings)
     cfg = finetune.SimpleNamespace(input="hybrid", C=15, loss="candidates", history=10, seed=0)
     share = [
         np.mean(
             [
-                (e.tail <= L.ITEM).any()
+                (e.tail <= ITEM).any()
                 for e in finetune.examples(r, cfg, np.arange(100), np.full(100, done))
             ]
         )
@@ -313,8 +317,8 @@ def test_a_student_is_a_real_small_model_on_disk(student, teacher, deep, toy):
     assert (student / "lm" / "model.safetensors").stat().st_size < 0.8 * sum(
         t.numel() * 4 for t in whole.values()
     )
-    r, _ = L.open_run(run, toy, torch.device("cpu"))
-    assert len(L.decoder_layers(r.lm)[2]) == 2 and not (student / "teacher_states.npy").exists()
+    r, _ = open_run(run, toy, torch.device("cpu"))
+    assert len(decoder_layers(r.lm)[2]) == 2 and not (student / "teacher_states.npy").exists()
     # the teacher's prompts
     assert run.history == 6 and run.settings["input"] == "ids" and run.teacher == str(teacher)
     assert {"loss", "candidates", "cos", "norm", "ms"} <= set(log_of(student)[0])
@@ -324,8 +328,8 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(
     teacher, toy, deep, sasrec, script, on_cpu, tmp_path
 ):
     run = load_run(teacher, toy)
-    r, _ = L.open_run(run, toy, torch.device("cpu"))
-    L.tap(r.lm, 2)
+    r, _ = open_run(run, toy, torch.device("cpu"))
+    tap(r.lm, 2)
     first, last = vectors.windows(toy, 6, 40, 0)
     is_target = np.zeros(len(toy.items), bool)
     is_target[toy.train] = True
@@ -340,7 +344,7 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(
         row = np.append(r.prompts.prefix, e.tail[:-1])
         with torch.no_grad():
             out = r.lm.model.base_model(
-                inputs_embeds=L.embed(r.lm, torch.from_numpy(row)[None], None),
+                inputs_embeds=embed(r.lm, torch.from_numpy(row)[None], None),
                 output_hidden_states=True,
             )
         places = [len(row) - 1, *(len(r.prompts.prefix) + e.at - 1)]
@@ -378,11 +382,11 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(
         0,
     )
     line = log_of(tmp_path / "run")[0]
-    s, _ = L.open_run(load_run(tmp_path / "run"), toy, torch.device("cpu"))
-    L.tap(s.lm, 2)
+    s, _ = open_run(load_run(tmp_path / "run"), toy, torch.device("cpu"))
+    tap(s.lm, 2)
     with torch.no_grad():
         batch = of(s, np.arange(8))
-        L.read_examples(s.lm, L.begin(s.lm, s.prompts.prefix, s.P), batch)
+        read_examples(s.lm, begin(s.lm, s.prompts.prefix, s.P), batch)
     x = torch.stack(s.lm.tapped, 1)
     t = (
         torch.from_numpy(np.array(states[np.concatenate(teach.places(ptr, np.arange(8)))]))
@@ -485,8 +489,8 @@ def test_every_control_runs_and_a_student_can_teach(
         "--out",
         tmp_path / "again",
     )
-    r, _ = L.open_run(load_run(tmp_path / "again"), toy, torch.device("cpu"))
-    assert len(L.decoder_layers(r.lm)[2]) == 2
+    r, _ = open_run(load_run(tmp_path / "again"), toy, torch.device("cpu"))
+    assert len(decoder_layers(r.lm)[2]) == 2
 
 
 @pytest.mark.parametrize("verbalizer", ["mean", "letter"])
@@ -594,12 +598,12 @@ def test_an_export_holds_the_best_items_and_what_the_teacher_thinks_of_the_truth
     topk, truth, listed = (np.load(export / f"{x}.npy") for x in ("topk", "truth", "listed"))
     assert topk.shape == listed.shape == (len(toy.train), 5) and truth.shape == (len(toy.train),)
     run = load_run(student, toy)
-    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    r, _ = open_run(run, toy, torch.device("cpu"))
     for n in (0, 17, len(toy.train) - 1):
         old = histories(toy, toy.train[[n]], 50)[0]
         old = old[old > 0]
-        s = L.score_catalogue(
-            r, L.begin(r.lm, r.prompts.prefix, None), [r.prompts.history(old[-6:])[0]]
+        s = score_catalogue(
+            r, begin(r.lm, r.prompts.prefix, None), [r.prompts.history(old[-6:])[0]]
         )[0]
         p = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
         assert truth[n] == pytest.approx(p[toy.items[toy.train[n]]], rel=1e-3)
@@ -608,8 +612,8 @@ def test_an_export_holds_the_best_items_and_what_the_teacher_thinks_of_the_truth
             n
         ] == pytest.approx(p[topk[n]], rel=1e-3)
     Z = np.load(export / "titles.npy")
-    lm = L.load_lm(run.llm, torch.device("cpu"), torch.float32)
-    ids = torch.tensor([lm.start + L.encode(lm, toy.titles[7])])
+    lm = load_lm(run.llm, torch.device("cpu"), torch.float32)
+    ids = torch.tensor([lm.start + encode(lm, toy.titles[7])])
     with torch.no_grad():
         want = lm.model.base_model(input_ids=ids).last_hidden_state[0, len(lm.start) :].mean(0)
     np.testing.assert_allclose(Z[7], want, rtol=1e-3, atol=1e-3)

@@ -11,10 +11,10 @@ import click
 import numpy as np
 import pytest
 import torch
-from delrec.data.prepared import candidates, histories, load_data, subset, users
 
 from common import finish_run, start_run
 from delrec import processes, runtime
+from delrec.data.prepared import candidates, histories, load_data, subset, users
 from delrec.metrics import chance, compare, metrics
 from delrec.processes import gather_rows, setup, sum_gradients
 from delrec.runtime import folder_of, load_run, write_json, write_npy

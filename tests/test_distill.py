@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS
-from delrec.data.prepared import users
 from safetensors.torch import load_file
 
 import distill
 from delrec import runtime
-from delrec.lm import core as L
+from delrec.data.prepared import users
+from delrec.lm import model
+from delrec.lm.ranker import make_ranker
+from delrec.lm.text import random_soft_prompt
 from delrec.runtime import load_run
 
 SMALL = [
@@ -78,7 +80,7 @@ def ranker(load, toy):
         "order": "shuffled",
         "backbone_run": "",
     }
-    return L.ranker(m, toy, settings, L.random_soft_prompt(m, 4, 0))
+    return make_ranker(m, toy, settings, random_soft_prompt(m, 4, 0))
 
 
 def test_samples_are_the_same_whoever_makes_them(ranker, toy, backbone):
@@ -106,7 +108,7 @@ def test_the_answers_are_the_backbone_s_first_choice_and_the_item_before_the_las
             cand[label] == top[0]
             and len(set(cand)) == 9
             and set(cand) & set(top) == {top[0]}
-            and 1 <= min(cand)
+            and min(cand) >= 1
             and max(cand) <= toy.n_items
         )
     windows = [toy.items[max(s - 8, toy.ptr[u]) : s] for s, u in zip(which, users(toy, which))]
@@ -192,9 +194,11 @@ def test_only_the_soft_prompt_moves(
     request, kind, toy, backbone, script, on_cpu, tmp_path, monkeypatch
 ):
     opened = []
-    load_lm = L.load_lm
+    load_lm = model.load_lm
     monkeypatch.setattr(
-        L, "load_lm", lambda *args, **more: opened.append(load_lm(*args, **more)) or opened[-1]
+        distill,
+        "load_lm",
+        lambda *args, **more: opened.append(load_lm(*args, **more)) or opened[-1],
     )
     llm = request.getfixturevalue(kind)
     script(
@@ -234,7 +238,7 @@ def test_only_the_soft_prompt_moves(
     assert all(
         torch.equal(stored[n], p) for n, p in opened[0].model.named_parameters() if n in stored
     )
-    start = L.random_soft_prompt(fresh, 4, 0)
+    start = random_soft_prompt(fresh, 4, 0)
     moved = (prompt_of(tmp_path / "prompt") - start).abs()
     assert (moved > 0).float().mean() > 0.9  # every vector of P has a gradient
 
@@ -313,7 +317,7 @@ def test_without_learning_rate_or_without_a_pattern_nothing_is_learnt(learn, toy
     kind = velvet(toy)
     result, P = learn(lambda n: np.random.default_rng(1).choice(kind, n), NONE)
     assert result["after"] == result["before"] and torch.equal(
-        P, L.random_soft_prompt(load("decoder"), 16, 0)
+        P, random_soft_prompt(load("decoder"), 16, 0)
     )
     result, _ = learn(lambda n: np.random.default_rng(1).integers(1, toy.n_items + 1, n), 0.1)
     assert result["after"]["rps"] < 0.25

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, drawing, evaluation
-from delrec.data.prepared import candidates, subset, users
 
 import evaluate
 from delrec import runtime
+from delrec.data.prepared import candidates, subset, users
 from delrec.evaluation import floors, stats
-from delrec.lm import core as L
+from delrec.lm import ranker as ranking
+from delrec.lm.ranker import make_ranker, neutral_scores, score_tails
 from delrec.metrics import chance, compare, metrics
 from delrec.runtime import load_run, write_json
 
@@ -255,7 +256,8 @@ def without_lm(monkeypatch):
     def refuse(*_):
         raise AssertionError("the LM was loaded")
 
-    monkeypatch.setattr(L, "load_lm", refuse)
+    monkeypatch.setattr(ranking, "load_lm", refuse)
+    monkeypatch.setattr(evaluate, "load_lm", refuse)
 
 
 def test_the_table_has_the_floors_the_run_and_its_backbone(table, toy):
@@ -304,8 +306,8 @@ def test_the_rows_are_the_metrics_of_their_scores(table, toy, backbone, alone, o
     cand = candidates(toy, "test", 15)[which]
     target = cand == toy.items[toy.test[which]][:, None]
     run = load_run(table.folder, toy)
-    ranker, penalty = L.open_run(run, toy, torch.device("cpu"))
-    scores = L.score_samples(ranker, "test", which, 15, alone)
+    ranker, penalty = ranking.open_run(run, toy, torch.device("cpu"))
+    scores = ranking.score_samples(ranker, "test", which, 15, alone)
     rows = metrics_of(table.folder)["rows"]
     for name, score in (
         ("evaluated", scores - penalty[cand]),
@@ -356,9 +358,9 @@ def test_a_smaller_limit_asks_nothing_new_and_a_larger_one_only_the_rest(
     table, toy, script, monkeypatch, tmp_path, on_cpu
 ):
     folder = shutil.copytree(table.folder, tmp_path / "evaluated")
-    asked, score_samples = [], L.score_samples
+    asked, score_samples = [], ranking.score_samples
     monkeypatch.setattr(
-        L,
+        evaluate,
         "score_samples",
         lambda r, split, which, *args, **kwargs: (
             asked.append((split, len(which))) or score_samples(r, split, which, *args, **kwargs)
@@ -541,10 +543,10 @@ def test_the_plain_lm_is_a_row_of_its_own(
     assert {"lm", "sasrec", "sasrec+lm"} <= set(found["rows"])
     which, m = subset(len(toy.test), 12, 0), load(kind)
     cand = candidates(toy, "test", 15)[which]
-    r = L.ranker(m, toy, run.settings)
+    r = make_ranker(m, toy, run.settings)
     want = (
-        L.score_samples(r, "test", which, 15, alone)
-        - run.calibration * L.neutral_scores(r, alone)[cand]
+        ranking.score_samples(r, "test", which, 15, alone)
+        - run.calibration * neutral_scores(r, alone)[cand]
     )
     hr = metrics(*compare(want, cand == toy.items[toy.test[which]][:, None]))
     assert found["rows"]["lm"]["mrr"] == pytest.approx(hr["mrr"].mean(), abs=1e-6)
@@ -567,8 +569,8 @@ def test_the_plain_lm_is_a_row_of_its_own(
     )
     items = np.setdiff1d(np.arange(1, 61), [12, 3])
     score = (
-        L.score_tails(r, [r.prompts.history([12, 3])[0]], items[None], alone)[0]
-        - run.calibration * L.neutral_scores(r, alone)[items]
+        score_tails(r, [r.prompts.history([12, 3])[0]], items[None], alone)[0]
+        - run.calibration * neutral_scores(r, alone)[items]
     )
     assert [t["item"] for t in result.json["top"]] == items[np.argsort(-score, kind="stable")][
         :5

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, stages, title_of
-from delrec.data.prepared import candidates, subset
 from safetensors.torch import load_file
 
 import distill
 import evaluate
 import finetune
 from delrec import runtime
-from delrec.lm import core as L
+from delrec.data.prepared import candidates, subset
+from delrec.lm import model
+from delrec.lm.layers import adapt_modules
+from delrec.lm.ranker import make_ranker, open_run, score_samples
+from delrec.lm.soft_prompt import save_soft_prompt
+from delrec.lm.text import random_soft_prompt
 from delrec.metrics import compare, metrics
 from delrec.runtime import load_run
 
@@ -77,10 +81,10 @@ def soft_prompt(folder):
 def again(folder, data, alone):
     """The stored validation scores of a run, and those of the run opened anew."""
     run = load_run(folder, data, ["finetune"])
-    ranker, penalty = L.open_run(run, data, torch.device("cpu"))
+    ranker, penalty = open_run(run, data, torch.device("cpu"))
     stored = np.load(folder / "scores_val_15.npy")
     asked = np.flatnonzero(np.isfinite(stored).all(1))
-    return stored[asked], L.score_samples(ranker, "val", asked, 15, alone), penalty, ranker
+    return stored[asked], score_samples(ranker, "val", asked, 15, alone), penalty, ranker
 
 
 # ---------------------------------------------------------------- the pieces
@@ -115,7 +119,7 @@ def test_adapted_layers(load, kind, qv, linear):
     # two layers each; T5: q and v of the encoder, of the decoder and of the decoder's look at the
     # encoder
     m = load(kind)
-    names = L.adapt_modules(m, "qv")
+    names = adapt_modules(m, "qv")
     assert len(names) == qv and {n.split(".")[-1] for n in names} <= {
         "q_proj",
         "v_proj",
@@ -124,7 +128,7 @@ def test_adapted_layers(load, kind, qv, linear):
         "query",
         "value",
     }
-    every = L.adapt_modules(m, "linear")
+    every = adapt_modules(m, "linear")
     head = m.model.get_output_embeddings()
     assert set(names) < set(every) and all(m.model.get_submodule(n) is not head for n in every)
     assert len(every) == sum(isinstance(x, torch.nn.Linear) for x in m.model.modules()) - 1
@@ -242,9 +246,9 @@ def test_an_opened_run_gives_the_stored_scores(chain, toy, alone, on_cpu, load):
         run.calibration == 0
     ) == (not penalty.any())
     # and the adapter is what makes them: the LM without it says something else
-    plain = L.ranker(load("decoder"), toy, run.settings, ranker.P)
+    plain = make_ranker(load("decoder"), toy, run.settings, ranker.P)
     asked = np.flatnonzero(np.isfinite(np.load(chain.delrec / "scores_val_15.npy")).all(1))
-    assert abs(L.score_samples(plain, "val", asked, 15, alone) - stored).mean() > 0.2
+    assert abs(score_samples(plain, "val", asked, 15, alone) - stored).mean() > 0.2
 
 
 @pytest.mark.parametrize(
@@ -287,9 +291,11 @@ def test_every_loss_runs_on_a_decoder(loss, verbalizer, toy, decoder, script, tm
 def test_every_kind_of_lm_trains_its_adapter_only_and_can_be_opened_again(
     request, kind, toy, script, on_cpu, alone, tmp_path, monkeypatch
 ):
-    opened, load_lm = [], L.load_lm
+    opened, load_lm = [], model.load_lm
     monkeypatch.setattr(
-        L, "load_lm", lambda *args, **more: opened.append(load_lm(*args, **more)) or opened[-1]
+        finetune,
+        "load_lm",
+        lambda *args, **more: opened.append(load_lm(*args, **more)) or opened[-1],
     )
     llm = request.getfixturevalue(kind)
     script(
@@ -325,14 +331,14 @@ def test_every_kind_of_lm_trains_its_adapter_only_and_can_be_opened_again(
     stored, scores, penalty, ranker = again(tmp_path / "run", toy, alone)
     np.testing.assert_allclose(scores, stored, rtol=1e-5, atol=1e-4)
     assert not penalty.any() and ranker.P.shape == (3, 32)
-    plain = L.ranker(
+    plain = make_ranker(
         load_lm(llm, torch.device("cpu"), torch.float32),
         toy,
         load_run(tmp_path / "run").settings,
         ranker.P,
     )
     asked = subset(len(toy.val), 16, 0)
-    assert abs(L.score_samples(plain, "val", asked, 15, alone) - stored).mean() > 1e-3
+    assert abs(score_samples(plain, "val", asked, 15, alone) - stored).mean() > 1e-3
 
 
 def test_where_the_soft_prompt_comes_from(chain, toy, decoder, script, on_cpu, load, tmp_path):
@@ -349,9 +355,7 @@ def test_where_the_soft_prompt_comes_from(chain, toy, decoder, script, on_cpu, l
         "--no-calibrate",
     ]
     script(finetune.main, *args, "--soft-prompt", "random", "--k", 5, "--out", tmp_path / "random")
-    assert torch.equal(
-        soft_prompt(tmp_path / "random"), L.random_soft_prompt(load("decoder"), 5, 0)
-    )
+    assert torch.equal(soft_prompt(tmp_path / "random"), random_soft_prompt(load("decoder"), 5, 0))
     script(
         finetune.main,
         *args,
@@ -722,7 +726,7 @@ def test_a_soft_prompt_of_another_lm_is_refused(
     )
     assert f"was distilled for {decoder}, --llm is {encoder}" in says
     wide = shutil.copytree(chain.prompt, tmp_path / "wide")
-    L.save_soft_prompt(wide, torch.zeros(3, 64))
+    save_soft_prompt(wide, torch.zeros(3, 64))
     assert "of width 64" in refused(
         script,
         "--dataset",

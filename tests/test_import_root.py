@@ -66,9 +66,9 @@ import kernels, data
 assert kernels.MARK == data.MARK == "somebody else's", (kernels, data)
 from delrec.kernels import verbalizer
 from delrec.data import prepared
-from delrec.lm import core as L
+from delrec.lm.model import load_lm
 import torch
-lm = L.load_lm({llm!r}, torch.device("cpu"), torch.float32)
+lm = load_lm({llm!r}, torch.device("cpu"), torch.float32)
 assert len(lm.head_VD) and "delrec" in verbalizer.__name__
 import transformers.utils
 assert transformers.utils.is_kernels_available(), "transformers does not see the dummy package"

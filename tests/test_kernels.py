@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from delrec.kernels import cpu, reference
-from delrec.kernels import verbalizer as kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from delrec.kernels import cpu, reference
+from delrec.kernels import verbalizer as kernels
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -12,11 +12,29 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS
-from delrec.data.prepared import candidates, histories
 
-from delrec.lm import core as L
-from delrec.lm import passes
-from delrec.training.memory import extra_bytes
+from delrec.data.prepared import candidates, histories
+from delrec.lm import passes, verbalizers
+from delrec.lm import ranker as ranking
+from delrec.lm.layers import adapt_modules, checkpoint_layers
+from delrec.lm.model import load_lm
+from delrec.lm.prompts import LETTERS
+from delrec.lm.ranker import (
+    batches_of,
+    calibrate,
+    make_ranker,
+    neutral_scores,
+    score_catalogue,
+    score_samples,
+    score_tails,
+)
+from delrec.lm.reading import begin
+from delrec.lm.soft_prompt import load_soft_prompt, save_soft_prompt
+from delrec.lm.text import MASK, SLOT, embed, encode, random_soft_prompt, width
+from delrec.lm.titles import tokenise_titles
+from delrec.lm.verbalizers import letter_ids
+from delrec.training import memory
+from delrec.training.memory import CPU_TOKENS, extra_bytes, largest_micro
 
 ALL = pytest.mark.parametrize("kind", KINDS)
 SETTINGS = {
@@ -40,8 +58,8 @@ def sentence(call, *args, **kwargs):
 
 def rank_with(load, kind, data, k=0, **settings):
     m = load(kind)
-    P = L.random_soft_prompt(m, k, 3) + 0.1 if k else None
-    return L.ranker(m, data, SETTINGS | settings, P)
+    P = random_soft_prompt(m, k, 3) + 0.1 if k else None
+    return make_ranker(m, data, SETTINGS | settings, P)
 
 
 def windows(data, n=6):
@@ -55,7 +73,7 @@ def lines(lm, data, titles, tokens, noun="movie"):
     """The items told in a prompt, in order: maximal runs between separators that are a title; 'X. '
     in front of one is cut off.
     """
-    item_of = {tuple(L.title(titles, i)): i for i in range(1, data.n_items + 1)}
+    item_of = {tuple(titles.of(i)): i for i in range(1, data.n_items + 1)}
     tokens, sep, found, start = [int(t) for t in tokens], list(lm.sep), [], 0
     for i in range(len(tokens) - len(sep) + 1):
         if tokens[i : i + len(sep)] == sep:
@@ -79,10 +97,10 @@ def test_what_is_loaded_is_frozen_and_knows_its_kind(load, kind):
         and not m.model.training
         and m.dtype == torch.float32
     )
-    assert L.width(m) == 32 and len(m.head_VD) == len(m.tok)
+    assert width(m) == 32 and len(m.head_VD) == len(m.tok)
     assert (m.bias_V is not None) == (kind == "encoder")
     around = m.tok("Silver River")["input_ids"]
-    assert around == [*m.start, *L.encode(m, "Silver River"), *m.end]
+    assert around == [*m.start, *encode(m, "Silver River"), *m.end]
 
 
 def test_a_head_of_its_own_is_not_the_embedding(load):
@@ -94,7 +112,7 @@ def test_a_head_of_its_own_is_not_the_embedding(load):
 def test_an_unknown_lm_is_one_sentence(tmp_path, monkeypatch):
     cpu = torch.device("cpu")
     for name in (str(tmp_path), str(tmp_path / "no such folder")):
-        says = sentence(L.load_lm, name, cpu)
+        says = sentence(load_lm, name, cpu)
         assert says.startswith(f"no language model '{name}': expected smollm2-135m, a folder")
 
 
@@ -110,7 +128,7 @@ def test_an_lm_without_a_mask_token_is_one_sentence(kind, request, tmp_path):
         config = json.loads(json.dumps(config).replace("<extra_id_", "<other_id_"))
     (folder / "tokenizer.json").write_text(json.dumps(tok))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    says = sentence(L.load_lm, str(folder), torch.device("cpu"))
+    says = sentence(load_lm, str(folder), torch.device("cpu"))
     assert "its tokenizer has no mask token" in says and str(folder) in says
 
 
@@ -160,7 +178,7 @@ def test_no_title_becomes_a_special_token(load, kind):
         " ".join(m.tok.all_special_tokens),
         "".join(m.tok.all_special_tokens),
     ]:
-        ids = L.encode(m, text)
+        ids = encode(m, text)
         assert not special & set(ids) and min(ids, default=0) >= 0, text
 
 
@@ -172,7 +190,7 @@ def test_a_title_that_spells_a_special_token_loses_nothing(load):
         "[MASK] </s> <extra_id_0>",
         "{0} %s 👩‍👩‍👧 שלום",
     ):
-        assert m.tok.decode(L.encode(m, text)) == text
+        assert m.tok.decode(encode(m, text)) == text
 
 
 def test_a_tokenizer_that_ignores_the_request_is_still_kept_from_special_tokens(load):
@@ -189,9 +207,9 @@ def test_a_tokenizer_that_ignores_the_request_is_still_kept_from_special_tokens(
             "all_special_ids": m.tok.all_special_ids,
         },
     )()
-    assert not m.special & set(L.encode(deaf, "Silver <|im_end|> River <s>")) and L.encode(
+    assert not m.special & set(encode(deaf, "Silver <|im_end|> River <s>")) and encode(
         deaf, "Silver River"
-    ) == L.encode(m, "Silver River")
+    ) == encode(m, "Silver River")
 
 
 @pytest.fixture(scope="module")
@@ -222,26 +240,24 @@ def test_hostile_titles_leave_the_prompt_s_structure_alone(load, kind, hostile, 
             r.prompts.temporal_analysis(h[-6:], 4, c)[0],
         ):
             prompt = np.concatenate([r.prompts.prefix, tail])
-            assert (prompt == L.MASK).sum() == 1 and (prompt == L.SLOT).sum() == 5
-            assert sorted(set(prompt[prompt < 0])) == [L.MASK, L.SLOT]
+            assert (prompt == MASK).sum() == 1 and (prompt == SLOT).sum() == 5
+            assert sorted(set(prompt[prompt < 0])) == [MASK, SLOT]
             assert not special & set(prompt[len(r.lm.start) :].tolist())
-    scores = L.score_tails(r, [r.prompts.history(h, c)[0] for h, c in zip(old, cand)], cand, alone)
+    scores = score_tails(r, [r.prompts.history(h, c)[0] for h, c in zip(old, cand)], cand, alone)
     assert np.isfinite(scores).all()
 
 
 def test_titles_are_tokenised_once_in_order_and_cut(load, toy):
     m = load("decoder")
-    t = L.tokenise_titles(m, toy, 4)
-    assert all(
-        L.title(t, i).tolist() == L.encode(m, toy.titles[i])[:4] for i in range(1, toy.n_items + 1)
-    )
-    assert len(L.title(t, 0)) == 0 and len(t.ptr) == toy.n_items + 2
+    t = tokenise_titles(m, toy, 4)
+    assert all(t.of(i).tolist() == encode(m, toy.titles[i])[:4] for i in range(1, toy.n_items + 1))
+    assert len(t.of(0)) == 0 and len(t.ptr) == toy.n_items + 2
     assert set(t.tok) <= set(t.vocab) and (t.vocab[t.index[t.tok]] == t.tok).all()
     assert torch.equal(t.head, m.head_VD[torch.as_tensor(t.vocab)])
-    tok, n = L.pad_titles(t, np.array([[1, 5], [0, 2]]), end=[7, 8])
+    tok, n = t.padded(np.array([[1, 5], [0, 2]]), end=[7, 8])
     for b, row in enumerate([[1, 5], [0, 2]]):
         for c, i in enumerate(row):
-            assert tok[b, c, : n[b, c]].tolist() == [*L.title(t, i), 7, 8]
+            assert tok[b, c, : n[b, c]].tolist() == [*t.of(i), 7, 8]
 
 
 # ---------------------------------------------------------------- prompts
@@ -257,15 +273,15 @@ def test_a_prompt_has_one_mask_k_slots_the_history_in_order_and_the_candidates_i
     for h, c in zip(*windows(toy)):
         tail, at = r.prompts.history(h, c)
         prompt = np.concatenate([r.prompts.prefix, tail])
-        assert (prompt == L.SLOT).sum() == k and (prompt == L.MASK).sum() == 1
+        assert (prompt == SLOT).sum() == k and (prompt == MASK).sum() == 1
         if k:
-            slots = np.flatnonzero(prompt == L.SLOT)
+            slots = np.flatnonzero(prompt == SLOT)
             # the constant part comes first
             assert np.array_equal(slots, slots[0] + np.arange(k)) and slots[-1] < len(
                 r.prompts.prefix
             )
         assert lines(r.lm, toy, r.titles, prompt) == [*h, *(c if show else [])]
-        told = np.concatenate([[*L.title(r.titles, i), *r.lm.sep] for i in h])
+        told = np.concatenate([[*r.titles.of(i), *r.lm.sep] for i in h])
         # `at` are the places of the history's tokens
         assert tail[at].tolist() == told.tolist()
         words = r.lm.tok.decode([t for t in prompt if t >= 0]).lower()
@@ -278,12 +294,12 @@ def test_letters_stand_in_front_of_the_candidates(load, kind, toy):
     (h, *_), (c, *_) = windows(toy)
     tail = r.prompts.history(h, c)[0].tolist()
     start = 0
-    for x, item in zip(L.LETTERS, c):
-        line = L.encode(r.lm, f"{x}. ") + L.title(r.titles, item).tolist() + list(r.lm.sep)
+    for x, item in zip(LETTERS, c):
+        line = encode(r.lm, f"{x}. ") + r.titles.of(item).tolist() + list(r.lm.sep)
         at = next(i for i in range(start, len(tail)) if tail[i : i + len(line)] == line)
         assert at >= start
         start = at + len(line)
-    assert L.letter_ids(r.lm, 15).tolist() == [L.encode(r.lm, x)[0] for x in L.LETTERS[:15]]
+    assert letter_ids(r.lm, 15).tolist() == [encode(r.lm, x)[0] for x in LETTERS[:15]]
 
 
 @ALL
@@ -308,7 +324,7 @@ def test_truncation_drops_the_oldest_history_and_nothing_else(load, kind, toy):
                 continue
             prompt = np.concatenate([r.prompts.prefix, tail])
             assert len(prompt) + len(r.lm.end) <= whole[f] - cut + 1
-            assert (prompt == L.SLOT).sum() == 4 and (prompt == L.MASK).sum() == 1
+            assert (prompt == SLOT).sum() == 4 and (prompt == MASK).sum() == 1
             told, complete = (
                 lines(r.lm, toy, r.titles, tail),
                 lines(r.lm, toy, r.titles, make(full, h, c)),
@@ -373,7 +389,7 @@ def test_the_pattern_tells_all_choices_but_the_first(load, kind, toy):
             *range(21, 30),
             *(cand if show else []),
         ]
-        assert tail[-1] == L.MASK
+        assert tail[-1] == MASK
         assert "sasrec" in r.lm.tok.decode([t for t in tail if t >= 0]).lower()
 
 
@@ -411,8 +427,8 @@ def vectors(model, tokens, P):
     return (
         e_QD[None]
         if P is None
-        else torch.where((tokens == L.SLOT)[:, None], torch.zeros_like(e_QD), e_QD)[None].index_put(
-            (torch.tensor(0), (tokens == L.SLOT).nonzero()[:, 0]), P
+        else torch.where((tokens == SLOT)[:, None], torch.zeros_like(e_QD), e_QD)[None].index_put(
+            (torch.tensor(0), (tokens == SLOT).nonzero()[:, 0]), P
         )
     )
 
@@ -421,9 +437,9 @@ def naive(model, r, tail, items, P=None):
     """The scores (C,) of candidates by full passes with all logits: no cache, no batch, no packing;
     a pass per title if it is forced.
     """
-    m, titles = r.lm, [L.title(r.titles, i).tolist() for i in items]
+    m, titles = r.lm, [r.titles.of(i).tolist() for i in items]
     tokens = np.concatenate([r.prompts.prefix, tail]).tolist()
-    mask = tokens.index(L.MASK)
+    mask = tokens.index(MASK)
 
     def logits(forced=()):
         forced = list(forced)
@@ -458,7 +474,7 @@ def naive(model, r, tail, items, P=None):
     chosen = {
         "mean": titles,
         "first": [t[:1] for t in titles],
-        "letter": [L.encode(m, x) for x in L.LETTERS[: len(titles)]],
+        "letter": [encode(m, x) for x in LETTERS[: len(titles)]],
     }[r.verbalizer]
     at_mask = logits()[0]
     return torch.stack([at_mask[t].mean() for t in chosen])
@@ -470,11 +486,11 @@ def test_one_pass_scores_the_catalogue_as_its_candidates(load, kind, toy, alone,
     r = rank_with(load, kind, toy, k=3, verbalizer=verbalizer)
     tail = r.prompts.history(np.array([4, 9, 2]))[0]
     other = r.prompts.history(np.array([7]))[0]
-    got = L.score_catalogue(r, L.begin(r.lm, r.prompts.prefix, r.P), [tail, other])
+    got = score_catalogue(r, begin(r.lm, r.prompts.prefix, r.P), [tail, other])
     assert got.shape == (2, 61) and (got[:, 0] == -np.inf).all()
     np.testing.assert_allclose(
         got[:, 1:],
-        L.score_tails(r, [tail, other], np.tile(np.arange(1, 61), (2, 1)), alone),
+        score_tails(r, [tail, other], np.tile(np.arange(1, 61), (2, 1)), alone),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -497,7 +513,7 @@ def test_scores_equal_the_unmodified_model(load, plain, kind, toy, verbalizer, s
     old, cand = windows(toy, 3)
     cand = cand[:, :4]
     tails = [r.prompts.history(h, c)[0] for h, c in zip(old, cand)]
-    got = L.score_tails(r, tails, cand, alone, tokens=250)
+    got = score_tails(r, tails, cand, alone, tokens=250)
     with torch.no_grad():
         want = np.stack([naive(plain(kind), r, t, c, r.P).numpy() for t, c in zip(tails, cand)])
     assert want.std() > 0.05  # the scores say something
@@ -506,14 +522,14 @@ def test_scores_equal_the_unmodified_model(load, plain, kind, toy, verbalizer, s
 
 def test_batches_hold_every_prompt_once_within_their_budget():
     cost = np.random.default_rng(0).integers(1, 90, 200)
-    batches = L.batches_of(cost, 300)
+    batches = batches_of(cost, 300)
     assert sorted(np.concatenate(batches).tolist()) == list(range(200))
     assert all(len(b) * cost[b].max() <= 300 for b in batches) and len(batches) < 60
     # like lengths together
     assert all(cost[a].min() >= cost[b].max() for a, b in zip(batches, batches[1:]))
     # one too dear stands alone
-    assert [b.tolist() for b in L.batches_of(np.array([500, 2, 3]), 300)] == [[0], [2, 1]]
-    assert L.batches_of(np.zeros(0, int), 300) == []
+    assert [b.tolist() for b in batches_of(np.array([500, 2, 3]), 300)] == [[0], [2, 1]]
+    assert batches_of(np.zeros(0, int), 300) == []
 
 
 @ALL
@@ -525,12 +541,12 @@ def test_neither_the_batch_nor_its_padding_changes_a_score(load, kind, toy, verb
     tails = [r.prompts.history(h, c)[0] for h, c in zip(old, cand)]
     assert len({len(t) for t in tails}) > 4
     cand = cand[:, :4]
-    single = np.concatenate([L.score_tails(r, [t], c[None], alone) for t, c in zip(tails, cand)])
+    single = np.concatenate([score_tails(r, [t], c[None], alone) for t, c in zip(tails, cand)])
     for tokens in (1, 200, 10**6):
         np.testing.assert_allclose(
-            L.score_tails(r, tails, cand, alone, tokens=tokens), single, rtol=1e-5, atol=1e-5
+            score_tails(r, tails, cand, alone, tokens=tokens), single, rtol=1e-5, atol=1e-5
         )
-    back = L.score_tails(r, tails[::-1], cand[::-1], alone, tokens=300)[::-1]
+    back = score_tails(r, tails[::-1], cand[::-1], alone, tokens=300)[::-1]
     np.testing.assert_allclose(back, single, rtol=1e-5, atol=1e-5)
 
 
@@ -549,7 +565,7 @@ def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(
     from peft import LoraConfig, get_peft_model
 
     r = rank_with(
-        lambda _: L.load_lm(decoder, torch.device("cpu"), torch.float64),
+        lambda _: load_lm(decoder, torch.device("cpu"), torch.float64),
         "decoder",
         toy,
         k=4,
@@ -566,9 +582,9 @@ def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(
     results = []
     for cache, path in itertools.product((True, False), ("packed", "padded", "rows")):
         P, r.lm.paths = r.P.clone().requires_grad_(), [path]
-        start = L.begin(r.lm, r.prompts.prefix, P, cache)
+        start = begin(r.lm, r.prompts.prefix, P, cache)
         assert (start.kv is not None) == (cache and path != "rows")
-        score = L.score(
+        score = verbalizers.score(
             r.lm,
             start,
             [t for t, _ in pairs],
@@ -598,7 +614,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, ki
     results, kept = [], []
     for again in (False, True):
         r = rank_with(
-            lambda _: L.load_lm(request.getfixturevalue(kind), torch.device("cpu"), torch.float64),
+            lambda _: load_lm(request.getfixturevalue(kind), torch.device("cpu"), torch.float64),
             kind,
             toy,
             k=4,
@@ -608,14 +624,14 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, ki
         adapter = get_peft_model(
             r.lm.model,
             LoraConfig(
-                target_modules=L.adapt_modules(r.lm, "qv"),
+                target_modules=adapt_modules(r.lm, "qv"),
                 r=2,
                 lora_dropout=0.3,
                 init_lora_weights=False,
             ),
         ).train()
         if again:
-            L.checkpoint_layers(r.lm.model)
+            checkpoint_layers(r.lm.model)
         old, cand = windows(toy, 4)
         tails, P = (
             [r.prompts.history(h, c)[0] for h, c in zip(old, cand)],
@@ -625,8 +641,8 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, ki
         def loss():
             torch.manual_seed(2)  # the dropout of both
             return (
-                L.score(
-                    r.lm, L.begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, "likelihood"
+                verbalizers.score(
+                    r.lm, begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, "likelihood"
                 )
                 .log_softmax(1)[:, 2]
                 .sum()
@@ -654,8 +670,8 @@ def test_candidates_share_their_prompt_s_encoder_states(load, toy):
     try:
         for r.lm.attends in (True, False):
             P = r.P.clone().requires_grad_()
-            run = lambda: L.score(
-                r.lm, L.begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, "likelihood"
+            run = lambda: verbalizers.score(
+                r.lm, begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, "likelihood"
             )
             sizes.append(sum(size for _, size in saved_tensors(run, r.lm.model).values()))
             scores.append(run())
@@ -678,11 +694,11 @@ def test_as_many_prompts_at_a_time_as_memory_holds(monkeypatch, alone, capsys):
         (2**30, 100, 10, range(9, 11)),
         (2**30, 4, 10, [4]),
         (2**20, 100, 10, [1]),
-        (2**40, 100, L.CPU_TOKENS // 3, [3]),
+        (2**40, 100, CPU_TOKENS // 3, [3]),
         (2**30, 1, 10, [1]),
     ):
-        monkeypatch.setattr(L, "free_bytes", lambda device: free)
-        assert L.largest_micro(step, [np.zeros(tail)] * 9, most, alone.device, alone) in want
+        monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+        assert largest_micro(step, [np.zeros(tail)] * 9, most, alone.device, alone) in want
     assert "would fit" in capsys.readouterr().out
 
 
@@ -690,12 +706,15 @@ def test_as_many_prompts_at_a_time_as_memory_holds(monkeypatch, alone, capsys):
 def test_the_blocks_of_packed_rows_change_nothing(load, toy, block, monkeypatch):
     r = rank_with(load, "decoder", toy, k=4, verbalizer="likelihood")
     old, cand = windows(toy, 4)
-    start, tails = L.begin(r.lm, r.prompts.prefix, r.P), [r.prompts.history(h)[0] for h in old]
-    want = L.score(r.lm, start, tails, cand, r.titles, "likelihood")
+    start, tails = begin(r.lm, r.prompts.prefix, r.P), [r.prompts.history(h)[0] for h in old]
+    want = verbalizers.score(r.lm, start, tails, cand, r.titles, "likelihood")
     whole = passes.pass_packed
     monkeypatch.setattr(passes, "pass_packed", lambda *args: whole(*args, block=block))
     torch.testing.assert_close(
-        L.score(r.lm, start, tails, cand, r.titles, "likelihood"), want, rtol=1e-5, atol=1e-5
+        verbalizers.score(r.lm, start, tails, cand, r.titles, "likelihood"),
+        want,
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -707,12 +726,12 @@ def test_a_score_does_not_depend_on_the_other_candidates_unless_they_are_shown(
     r = rank_with(load, kind, toy, verbalizer=verbalizer)
     (h, *_), (c, *_) = windows(toy)
     tail = r.prompts.history(h, c)[0]
-    whole = L.score_tails(r, [tail], c[None], alone)[0]
-    one = [L.score_tails(r, [tail], np.array([[i]]), alone)[0, 0] for i in c]
+    whole = score_tails(r, [tail], c[None], alone)[0]
+    one = [score_tails(r, [tail], np.array([[i]]), alone)[0, 0] for i in c]
     np.testing.assert_allclose(whole, one, rtol=1e-5, atol=1e-5)
     order = np.random.default_rng(0).permutation(len(c))
     np.testing.assert_allclose(
-        L.score_tails(r, [tail], c[None, order], alone)[0], whole[order], rtol=1e-5, atol=1e-5
+        score_tails(r, [tail], c[None, order], alone)[0], whole[order], rtol=1e-5, atol=1e-5
     )
 
 
@@ -729,7 +748,9 @@ def test_the_gradient_of_the_soft_prompt_equals_the_full_prompt_s(
     for way in ("batch", "naive"):
         P = r.P.clone().requires_grad_()
         score = (
-            L.score(r.lm, L.begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, verbalizer)
+            verbalizers.score(
+                r.lm, begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, verbalizer
+            )
             if way == "batch"
             else torch.stack([naive(plain(kind), r, t, c, P) for t, c in zip(tails, cand)])
         )
@@ -744,8 +765,8 @@ def test_the_gradient_of_the_soft_prompt_equals_the_full_prompt_s(
 def test_slots_take_the_vectors_in_order(load):
     m = load("decoder")
     P = torch.arange(3.0)[:, None].expand(3, 32)
-    ids = torch.tensor([[5, L.SLOT, L.SLOT, 7, L.SLOT]])
-    e = L.embed(m, ids, P)
+    ids = torch.tensor([[5, SLOT, SLOT, 7, SLOT]])
+    e = embed(m, ids, P)
     assert e[0, [1, 2, 4], 0].tolist() == [0, 1, 2]
     assert torch.equal(e[0, [0, 3]], m.model.get_input_embeddings().weight[[5, 7]])
 
@@ -758,9 +779,9 @@ def test_log_probabilities_of_history_titles_equal_the_full_prompt_s(
     old, cand = windows(toy, 4)
     pairs = [r.prompts.history(h) for h in old]
     with torch.no_grad():
-        scores, past = L.score(
+        scores, past = verbalizers.score(
             r.lm,
-            L.begin(r.lm, r.prompts.prefix, r.P),
+            begin(r.lm, r.prompts.prefix, r.P),
             [t for t, _ in pairs],
             cand,
             r.titles,
@@ -781,7 +802,7 @@ def test_log_probabilities_of_history_titles_equal_the_full_prompt_s(
             ]
     np.testing.assert_allclose(past.numpy(), want, rtol=1e-5, atol=1e-5 * max(map(abs, want)))
     np.testing.assert_allclose(
-        scores.numpy(), L.score_tails(r, [t for t, _ in pairs], cand, alone), rtol=1e-5, atol=1e-4
+        scores.numpy(), score_tails(r, [t for t, _ in pairs], cand, alone), rtol=1e-5, atol=1e-4
     )
 
 
@@ -790,9 +811,9 @@ def test_history_titles_need_a_decoder(load, toy, kind):
     r = rank_with(load, kind, toy)
     tail, at = r.prompts.history(np.array([1, 2]))
     assert "use --loss candidates" in sentence(
-        L.score,
+        verbalizers.score,
         r.lm,
-        L.begin(r.lm, r.prompts.prefix),
+        begin(r.lm, r.prompts.prefix),
         [tail],
         np.array([[3]]),
         r.titles,
@@ -815,18 +836,18 @@ def test_a_prompt_at_the_lm_s_limit_can_still_be_scored(load, kind, toy, verbali
         <= len(r.prompts.prefix) + len(tail) + len(r.lm.end) + room
         <= r.lm.max_tokens
     )
-    assert np.isfinite(L.score_tails(r, [tail], np.array([[longest, longest]]), alone)).all()
+    assert np.isfinite(score_tails(r, [tail], np.array([[longest, longest]]), alone)).all()
 
 
 # ---------------------------------------------------------------- verbalizers and calibration
 
 
 def test_more_candidates_than_letters_are_refused(load):
-    assert len(L.letter_ids(load("decoder"), 26)) == 26
-    says = sentence(L.letter_ids, load("decoder"), 27)
+    assert len(letter_ids(load("decoder"), 26)) == 26
+    says = sentence(letter_ids, load("decoder"), 27)
     assert "26 letters" in says and "27 candidates" in says
     broken = SimpleNamespace(name="odd", tok=lambda text, **_: {"input_ids": [1, 2]}, special=set())
-    assert "does not keep the letters" in sentence(L.letter_ids, broken, 5)
+    assert "does not keep the letters" in sentence(letter_ids, broken, 5)
 
 
 @ALL
@@ -835,9 +856,9 @@ def test_neutral_scores_are_those_of_a_prompt_without_history(
     load, plain, kind, toy, alone, verbalizer
 ):
     r = rank_with(load, kind, toy, k=3, verbalizer=verbalizer)
-    neutral = L.neutral_scores(r, alone, chunk=7)  # 60 items do not divide by 7
+    neutral = neutral_scores(r, alone, chunk=7)  # 60 items do not divide by 7
     assert neutral.shape == (toy.n_items + 1,) and neutral[0] == 0
-    np.testing.assert_allclose(neutral, L.neutral_scores(r, alone), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(neutral, neutral_scores(r, alone), rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         want = naive(plain(kind), r, r.prompts.history([])[0], [1, 17, 60], r.P)
     np.testing.assert_allclose(neutral[[1, 17, 60]], want, rtol=1e-5, atol=1e-4)
@@ -849,14 +870,14 @@ def test_neutral_scores_are_those_of_a_prompt_without_history(
     data = SimpleNamespace(**vars(toy) | {"items": toy.items[::-1].copy()})
     assert np.array_equal(
         neutral,
-        L.neutral_scores(
-            L.ranker(r.lm, data, SETTINGS | {"verbalizer": verbalizer}, r.P), alone, chunk=7
+        neutral_scores(
+            make_ranker(r.lm, data, SETTINGS | {"verbalizer": verbalizer}, r.P), alone, chunk=7
         ),
     )
 
 
 def test_a_letter_has_no_neutral_score(load, toy, alone):
-    assert not L.neutral_scores(rank_with(load, "decoder", toy, verbalizer="letter"), alone).any()
+    assert not neutral_scores(rank_with(load, "decoder", toy, verbalizer="letter"), alone).any()
 
 
 def test_calibration_removes_a_planted_bias_and_only_that():
@@ -865,10 +886,10 @@ def test_calibration_removes_a_planted_bias_and_only_that():
     target = cand[:, 4]
     signal = rng.normal(size=cand.shape) + 2.5 * (cand == target[:, None])
     bias = 5 * rng.normal(size=61)
-    assert L.calibrate(signal + bias[cand], cand, bias, target) == 1
-    assert L.calibrate(signal + 0.5 * bias[cand], cand, bias, target) == 0.5
+    assert calibrate(signal + bias[cand], cand, bias, target) == 1
+    assert calibrate(signal + 0.5 * bias[cand], cand, bias, target) == 0.5
     # a neutral score that only disturbs
-    assert L.calibrate(signal, cand, bias, target) == 0
+    assert calibrate(signal, cand, bias, target) == 0
 
 
 # ---------------------------------------------------------------- whole splits
@@ -881,7 +902,7 @@ def test_a_split_is_scored_at_its_stored_places_in_whatever_order_the_prompt_lis
 ):
     r = rank_with(load, kind, toy, k=2, show=True, order=order, backbone_run=str(backbone))
     which, cand = np.array([40, 3, 17]), candidates(toy, "val", 15)
-    scores = L.score_samples(r, "val", which, 15, alone)
+    scores = score_samples(r, "val", which, 15, alone)
     by_backbone = np.load(backbone / "scores_val_15.npy")
     for row, n in zip(scores, which):
         listed = (
@@ -898,10 +919,12 @@ def test_a_split_is_scored_at_its_stored_places_in_whatever_order_the_prompt_lis
 def test_two_ranks_share_a_split(load, toy, alone, monkeypatch):
     r = rank_with(load, "decoder", toy, k=2)
     which = np.arange(5, 12)
-    whole, parts = L.score_samples(r, "val", which, 15, alone), []
-    monkeypatch.setattr(L, "gather_rows", lambda rows, index, n, ranks: parts.append((index, rows)))
+    whole, parts = score_samples(r, "val", which, 15, alone), []
+    monkeypatch.setattr(
+        ranking, "gather_rows", lambda rows, index, n, ranks: parts.append((index, rows))
+    )
     for rank in (0, 1):
-        L.score_samples(r, "val", which, 15, SimpleNamespace(rank=rank, world=2, main=False))
+        score_samples(r, "val", which, 15, SimpleNamespace(rank=rank, world=2, main=False))
     assert sorted(np.concatenate([i for i, _ in parts])) == list(range(7))
     for index, rows in parts:
         np.testing.assert_allclose(rows, whole[index], rtol=1e-5, atol=1e-5)
@@ -909,7 +932,7 @@ def test_two_ranks_share_a_split(load, toy, alone, monkeypatch):
 
 def test_an_order_without_the_backbone_s_scores_is_a_sentence(load, toy, alone, tmp_path):
     r = rank_with(load, "decoder", toy, show=True, order="backbone", backbone_run=str(tmp_path))
-    says = sentence(L.score_samples, r, "val", np.arange(3), 15, alone)
+    says = sentence(score_samples, r, "val", np.arange(3), 15, alone)
     assert str(tmp_path / "scores_val_15.npy") in says and "--order shuffled" in says
 
 
@@ -918,13 +941,13 @@ def test_an_order_without_the_backbone_s_scores_is_a_sentence(load, toy, alone, 
 
 def test_a_soft_prompt_survives_the_disk_and_another_width_does_not(load, tmp_path):
     m = load("decoder")
-    P = L.random_soft_prompt(m, 5, 0)
+    P = random_soft_prompt(m, 5, 0)
     rows = m.model.get_input_embeddings().weight
     assert P.dtype == torch.float32 and all((rows == p).all(1).any() for p in P)
-    assert torch.equal(P, L.random_soft_prompt(m, 5, 0)) and not torch.equal(
-        P, L.random_soft_prompt(m, 5, 1)
+    assert torch.equal(P, random_soft_prompt(m, 5, 0)) and not torch.equal(
+        P, random_soft_prompt(m, 5, 1)
     )
-    L.save_soft_prompt(tmp_path, P.requires_grad_())
-    assert torch.equal(L.load_soft_prompt(tmp_path, m), P)
-    L.save_soft_prompt(tmp_path, torch.zeros(5, 33))
-    assert "of width 33" in sentence(L.load_soft_prompt, tmp_path, m)
+    save_soft_prompt(tmp_path, P.requires_grad_())
+    assert torch.equal(load_soft_prompt(tmp_path, m), P)
+    save_soft_prompt(tmp_path, torch.zeros(5, 33))
+    assert "of width 33" in sentence(load_soft_prompt, tmp_path, m)

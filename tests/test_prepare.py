@@ -19,6 +19,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 from conftest import drawing
+
 from delrec.data import prepare
 from delrec.data import raw as reading
 from delrec.data.prepared import candidates, load_data, users

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, stages
-from delrec.data.prepared import candidates, subset
 
 import evaluate
+from delrec.data.prepared import candidates, subset
 from delrec.evaluation import probe
-from delrec.lm import core as L
+from delrec.lm.model import load_lm
+from delrec.lm.ranker import make_ranker, open_run, score_samples
+from delrec.lm.soft_prompt import save_soft_prompt
+from delrec.lm.text import random_soft_prompt
 from delrec.runtime import load_run
 
 
@@ -55,13 +58,13 @@ def test_a_token_s_own_vector_is_nearest_to_it(load):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_lm_that_cannot_tell_tokens_apart_attends_to_all_alike(request, kind, toy, alone):
-    m = L.load_lm(request.getfixturevalue(kind), torch.device("cpu"), torch.float32)
+    m = load_lm(request.getfixturevalue(kind), torch.device("cpu"), torch.float32)
     with torch.no_grad():
         # queries of zero: every token gets the same weight
         for name, p in m.model.named_parameters():
             if name.split(".")[-2] in ("q_proj", "q", "query", "relative_attention_bias"):
                 p.zero_()
-    r = L.ranker(
+    r = make_ranker(
         m,
         toy,
         {
@@ -74,10 +77,10 @@ def test_an_lm_that_cannot_tell_tokens_apart_attends_to_all_alike(request, kind,
             "order": "shuffled",
             "backbone_run": "",
         },
-        L.random_soft_prompt(m, 6, 0),
+        random_soft_prompt(m, 6, 0),
     )
     samples, cand = np.asarray(toy.test)[:5], candidates(toy, "test", 15)[:5]
-    before = L.score_samples(r, "test", np.arange(5), 15, alone)
+    before = score_samples(r, "test", np.arange(5), 15, alone)
     seen = probe.attention_shares(r, samples, cand, alone)
     assert sum(a for a, _ in seen.values()) == pytest.approx(1) and sum(
         t for _, t in seen.values()
@@ -86,9 +89,7 @@ def test_an_lm_that_cannot_tell_tokens_apart_attends_to_all_alike(request, kind,
         assert a == pytest.approx(t, abs=1e-5), part
     assert seen["the rest"][1] > 0.3 and seen["history"][1] > 0.05 and seen["soft prompt"][1] > 0.01
     # the LM attends as it did
-    np.testing.assert_allclose(
-        L.score_samples(r, "test", np.arange(5), 15, alone), before, atol=1e-5
-    )
+    np.testing.assert_allclose(score_samples(r, "test", np.arange(5), 15, alone), before, atol=1e-5)
 
 
 def test_the_probe_of_a_distilled_prompt(chain, toy, script, on_cpu, tmp_path):
@@ -104,11 +105,11 @@ def test_the_probe_of_a_distilled_prompt(chain, toy, script, on_cpu, tmp_path):
         and (tmp_path / "probe.png").exists()
     )
     run = load_run(chain.prompt, toy)
-    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    r, _ = open_run(run, toy, torch.device("cpu"))
     val = subset(len(toy.val), 30, 0)
     alone = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     backbone = np.load(Path(run.backbone_run) / "scores_val_15.npy")[val]
-    tau = probe.kendall(L.score_samples(r, "val", val, 15, alone), backbone).mean()
+    tau = probe.kendall(score_samples(r, "val", val, 15, alone), backbone).mean()
     assert found["towards_the_backbone"]["trained"]["kendall"] == pytest.approx(tau, abs=1e-6)
     assert (
         found["towards_the_backbone"]["none"]["kendall"]
@@ -120,8 +121,8 @@ def test_the_probe_of_a_distilled_prompt(chain, toy, script, on_cpu, tmp_path):
 def test_an_untrained_prompt_is_found_to_move_nothing(chain, toy, script, on_cpu, tmp_path):
     copy = shutil.copytree(chain.prompt, tmp_path / "same")
     run = load_run(copy)
-    m = L.load_lm(run.llm, torch.device("cpu"), torch.float32)
-    L.save_soft_prompt(copy, L.random_soft_prompt(m, run.k, run.seed))
+    m = load_lm(run.llm, torch.device("cpu"), torch.float32)
+    save_soft_prompt(copy, random_soft_prompt(m, run.k, run.seed))
     script(evaluate.main, "--ckpt", copy, "--probe", "--val-samples", 20)
     found = json.loads((copy / "probe.json").read_text())
     assert found["moved"] == 0 and found["tests"]["untrained"] == {

@@ -94,12 +94,12 @@ def wide(make_data, tmp_path_factory):
 
 RECORD = """
 import numpy
-from delrec.lm import core as lm
-gather = lm.gather_rows
+from delrec.lm import ranker as ranking
+gather = ranking.gather_rows
 def recording(rows, index, n, ranks):
     numpy.save("{folder}/" + "-".join(map(str, [n, ranks.world, ranks.rank])), index)
     return gather(rows, index, n, ranks)
-lm.gather_rows = recording
+ranking.gather_rows = recording
 """
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import stages
-from delrec.data.prepared import subset
 from safetensors.torch import load_file
 
 import circle
@@ -23,7 +22,11 @@ import recipes
 import train_backbone
 from delrec import runtime
 from delrec.backbone.models import NAMES
-from delrec.lm import core as L
+from delrec.data.prepared import subset
+from delrec.lm.model import load_lm
+from delrec.lm.prompts import PATTERN
+from delrec.lm.ranker import make_ranker, open_run, score_samples
+from delrec.lm.text import SLOT
 from delrec.runtime import folder_of, load_run, write_json
 
 MAINS = {
@@ -432,13 +435,13 @@ def test_the_pattern_in_words_stands_where_the_vectors_stood(load, toy):
         "backbone_run": "",
         "words": True,
     }
-    said = m.tok.decode(L.ranker(m, toy, settings).prompts.prefix)
+    said = m.tok.decode(make_ranker(m, toy, settings).prompts.prefix)
     assert (
         "GRU4Rec reads the movies one after another" in said and "Movies the user watched" in said
     )
-    plain = L.ranker(m, toy, settings | {"words": False}).prompts.prefix
-    assert L.SLOT not in plain and "GRU4Rec" not in m.tok.decode(plain)
-    assert len({L.PATTERN[x] for x in NAMES.values()}) == 3
+    plain = make_ranker(m, toy, settings | {"words": False}).prompts.prefix
+    assert SLOT not in plain and "GRU4Rec" not in m.tok.decode(plain)
+    assert len({PATTERN[x] for x in NAMES.values()}) == 3
 
 
 def test_words_are_scored_as_they_were_trained(
@@ -447,7 +450,7 @@ def test_words_are_scored_as_they_were_trained(
     _, tune = stages(toy, backbone, decoder, "words", tmp_path / "words")
     script(finetune.main, *tune, "--backbone", backbone)
     run = load_run(tmp_path / "words", toy)
-    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    r, _ = open_run(run, toy, torch.device("cpu"))
     assert (
         r.P is None
         and "SASRec weighs all movies" in r.lm.tok.decode(r.prompts.prefix)
@@ -455,7 +458,7 @@ def test_words_are_scored_as_they_were_trained(
     )
     val = subset(len(toy.val), 30, 0)
     np.testing.assert_allclose(
-        L.score_samples(r, "val", val, 15, alone),
+        score_samples(r, "val", val, 15, alone),
         np.load(tmp_path / "words" / "scores_val_15.npy")[val],
         atol=1e-4,
     )
@@ -472,10 +475,10 @@ def test_stage_2_moves_the_prompt_only_if_asked(
     )
     assert (before - after).abs().max() > 0.005
     run = load_run(tmp_path / "moved", toy)
-    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    r, _ = open_run(run, toy, torch.device("cpu"))
     val = subset(len(toy.val), 30, 0)
     np.testing.assert_allclose(
-        L.score_samples(r, "val", val, 15, alone),
+        score_samples(r, "val", val, 15, alone),
         np.load(tmp_path / "moved" / "scores_val_15.npy")[val],
         atol=1e-4,
     )
@@ -503,8 +506,8 @@ def test_stage_1_moves_the_lm_only_if_asked_and_stage_2_goes_on_from_it(
     weights = load_file(tmp_path / "prompt" / "adapter" / "adapter_model.safetensors")
     assert weights and all(p.abs().max() > 0 for p in weights.values())
     moved, plain = (
-        L.load_lm(str(tmp_path / "prompt"), torch.device("cpu"), torch.float32),
-        L.load_lm(decoder, torch.device("cpu"), torch.float32),
+        load_lm(str(tmp_path / "prompt"), torch.device("cpu"), torch.float32),
+        load_lm(decoder, torch.device("cpu"), torch.float32),
     )
     changed = [
         n
@@ -515,10 +518,10 @@ def test_stage_1_moves_the_lm_only_if_asked_and_stage_2_goes_on_from_it(
     script(finetune.main, *tune)
     run = load_run(tmp_path / "delrec", toy)
     assert run.llm == str(tmp_path / "prompt") and evaluate.paper_method(run) == "w UDPSM"
-    r, _ = L.open_run(run, toy, torch.device("cpu"))
+    r, _ = open_run(run, toy, torch.device("cpu"))
     val = subset(len(toy.val), 30, 0)
     np.testing.assert_allclose(
-        L.score_samples(r, "val", val, 15, alone),
+        score_samples(r, "val", val, 15, alone),
         np.load(tmp_path / "delrec" / "scores_val_15.npy")[val],
         atol=1e-4,
     )

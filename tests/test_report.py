@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import drawing
-from delrec.data.prepared import candidates, histories, shuffled, subset, users
 
 import evaluate
+from delrec.data.prepared import candidates, histories, shuffled, subset, users
 from delrec.evaluation import floors, report, stats
-from delrec.lm import core as L
+from delrec.lm.ranker import listing, open_run
 from delrec.metrics import compare, metrics
 from delrec.runtime import load_run, read_json, write_json
 
@@ -206,7 +206,7 @@ def test_shuffled_histories_change_what_reads_the_order_only(
         a, b = (np.load(folder / f"scores_test_15{x}.npy")[which] for x in ("", "_shuffled"))
         assert np.isfinite(b).all() and np.abs(a - b).max(1).mean() > 1e-3, folder
         assert f"{folder.name}, shuffled" in metrics_of(tmp_path / "out")["rows"]
-    lm = L.open_run(load_run(copies[1]), toy, torch.device("cpu"))[0]
+    lm = open_run(load_run(copies[1]), toy, torch.device("cpu"))[0]
     # an LM that reads titles has no items.safetensors
     counted = metrics_of(tmp_path / "out")["rows"]["delrec"]["parameters"]
     assert counted == pytest.approx(
@@ -248,9 +248,9 @@ def test_a_list_in_the_backbone_s_order_does_not_tell_the_real_order(
         tmp_path / "out",
     )
     which = subset(len(toy.test), 12, 0)
-    r = L.open_run(load_run(lm), toy, torch.device("cpu"))[0]
-    real, r.shuffled = L.listing(r, "test", 15, which), True
-    shown = L.listing(r, "test", 15, which)
+    r = open_run(load_run(lm), toy, torch.device("cpu"))[0]
+    real, r.shuffled = listing(r, "test", 15, which), True
+    shown = listing(r, "test", 15, which)
     assert (
         np.array_equal(
             shown,

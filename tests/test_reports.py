@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 import finetune
-from delrec.lm import core as L
 from delrec.lm import layers
+from delrec.lm.model import load_lm
+from delrec.lm.reading import begin, read
+from delrec.lm.text import MASK
 
 CPU = torch.device("cpu")
 LONG = {
@@ -27,7 +29,7 @@ LONG = {
 
 
 def opened(folder):
-    return L.load_lm(str(folder), CPU, torch.float32)
+    return load_lm(str(folder), CPU, torch.float32)
 
 
 def sentence(call, *args):
@@ -72,7 +74,7 @@ def off_at_the_mask(folder, *lengths):
     draw = np.random.default_rng(0)
     prefix = np.concatenate([lm.start, draw.integers(20, 400, 20)]).astype(np.int64)
     tails = [draw.integers(20, 400, n - len(prefix)) for n in lengths]
-    x = L.read(lm, L.begin(lm, prefix), [np.append(t, L.MASK) for t in tails])
+    x = read(lm, begin(lm, prefix), [np.append(t, MASK) for t in tails])
     plain = AUTO["decoder"].from_pretrained(folder, dtype=torch.float32).eval()
     rows = [torch.as_tensor(np.concatenate([prefix, t]))[None] for t in tails]
     wanted = torch.stack([plain(input_ids=row).logits[0, -1] for row in rows])
@@ -174,8 +176,8 @@ def __getattr__(name):
 """
 LOAD = """
 import sys, torch
-from delrec.lm import core
-core.load_lm(sys.argv[1], torch.device("cpu"), torch.float32, checked=False)
+from delrec.lm.model import load_lm
+load_lm(sys.argv[1], torch.device("cpu"), torch.float32, checked=False)
 """
 
 

@@ -3,6 +3,7 @@
 Neither by one that is refused, nor stopped, nor killed, nor one that fails at any rename.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,8 +19,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT, popular, write_backbone
-from delrec.data import prepare
-from delrec.data.prepared import load_data, load_data_of
 from test_prepare import random_log, write
 
 import common
@@ -29,6 +28,8 @@ import finetune
 import recipes
 import train_backbone
 from delrec import runtime
+from delrec.data import prepare
+from delrec.data.prepared import load_data, load_data_of
 from delrec.lm import layers, teach
 from delrec.runtime import beside, load_run, lock, put_in_place, read_json, settle, write_json
 from delrec.training import checkpoints
@@ -614,10 +615,8 @@ def test_a_preparation_that_dies_at_any_rename_leaves_a_whole_one(
     write_json(tmp_path / "runs" / "config.json", {"data_hash": old})
     with pytest.MonkeyPatch.context() as patch:
         dying(patch, n)
-        try:
+        with contextlib.suppress(Killed):
             shop("--seed", 1, "--overwrite")
-        except Killed:
-            pass
     data = load_data("shop")
     assert CliRunner().invoke(prepare.main, ["shop", "--check"]).exit_code == 0
     assert data.meta["hash"] == old or load_data(f"shop@{old}").meta["hash"] == old

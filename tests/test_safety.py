@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, ROOT, evaluation, stages
-from delrec.data import prepare
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import distill
 import evaluate
 import finetune
-from delrec.lm import core as L
+from delrec.data import prepare
+from delrec.lm.ranker import make_ranker
+from delrec.lm.text import MASK, SLOT, random_soft_prompt
 
 PRODUCT = [
     p
@@ -125,7 +126,7 @@ def test_random_titles_leave_the_prompt_s_structure_alone(load, toy, kind):
         # as data/prepare.py files them
         clean = [prepare.clean_title(t)[0] or f"item {i}" for i, t in enumerate(titles)]
         data = SimpleNamespace(**{**vars(toy), "titles": ["", *clean], "n_items": 6})
-        r = L.ranker(
+        r = make_ranker(
             m,
             data,
             {
@@ -138,9 +139,9 @@ def test_random_titles_leave_the_prompt_s_structure_alone(load, toy, kind):
                 "order": "shuffled",
                 "backbone_run": "",
             },
-            L.random_soft_prompt(m, 5, 0),
+            random_soft_prompt(m, 5, 0),
         )
-        plain = L.ranker(
+        plain = make_ranker(
             m,
             SimpleNamespace(**{**vars(data), "titles": ["", *[f"film {i}" for i in range(6)]]}),
             {
@@ -153,12 +154,12 @@ def test_random_titles_leave_the_prompt_s_structure_alone(load, toy, kind):
                 "order": "shuffled",
                 "backbone_run": "",
             },
-            L.random_soft_prompt(m, 5, 0),
+            random_soft_prompt(m, 5, 0),
         )
         old, cand = np.array([1, 2, 3]), np.array([4, 5, 6])
         assert (
             np.array_equal(r.prompts.prefix, plain.prompts.prefix)
-            and (r.prompts.prefix == L.SLOT).sum() == 5
+            and (r.prompts.prefix == SLOT).sum() == 5
         )
 
         def tail_of(ranker):
@@ -167,15 +168,15 @@ def test_random_titles_leave_the_prompt_s_structure_alone(load, toy, kind):
 
         tail, expected, rest = tail_of(r), [], tail_of(plain)
         assert (
-            tail.count(L.MASK) == 1
-            and tail.count(L.SLOT) == 0
+            tail.count(MASK) == 1
+            and tail.count(SLOT) == 0
             and not special & {t for t in tail if t >= 0}
         )
         # the plain prompt, each of its titles exchanged for the odd one
         for i in [*old, *(cand if show else [])]:
-            film = L.title(plain.titles, i).tolist() + list(m.sep)
+            film = plain.titles.of(i).tolist() + list(m.sep)
             where = next(n for n in range(len(rest)) if rest[n : n + len(film)] == film)
-            expected += rest[:where] + L.title(r.titles, i).tolist() + list(m.sep)
+            expected += rest[:where] + r.titles.of(i).tolist() + list(m.sep)
             rest = rest[where + len(film) :]
         assert tail == expected + rest
 

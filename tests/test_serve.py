@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import popular
-from delrec.data.prepared import users
 
 import evaluate
 import finetune
-from delrec.lm import core as L
+from delrec.data.prepared import users
+from delrec.lm.ranker import open_run, score_tails
 from delrec.runtime import load_run
 from delrec.serving import serve
 
@@ -47,10 +47,10 @@ def test_a_history_is_answered_with_the_best_titles_of_the_catalogue(
         script, chain.delrec, " | ".join(toy.titles[i] for i in old), "--top", 7, "--pool", 0
     )
     run = load_run(chain.delrec, toy)
-    ranker, penalty = L.open_run(run, toy, torch.device("cpu"))
+    ranker, penalty = open_run(run, toy, torch.device("cpu"))
     items = np.array([i for i in range(1, 61) if i not in old])
     score = (
-        L.score_tails(ranker, [ranker.prompts.history(np.array(old))[0]], items[None], alone)[0]
+        score_tails(ranker, [ranker.prompts.history(np.array(old))[0]], items[None], alone)[0]
         - penalty[items]
     )
     best = items[np.argsort(-score, kind="stable")][:7]

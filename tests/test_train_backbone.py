@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+import train_backbone as B
+from delrec.backbone import models
 from delrec.data.prepared import (
     batch_of,
     candidates,
@@ -20,9 +23,6 @@ from delrec.data.prepared import (
     users,
     with_lists,
 )
-
-import train_backbone as B
-from delrec.backbone import models
 from delrec.runtime import load_run
 
 I = 100

@@ -11,14 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from delrec.data.prepared import users
 from safetensors.torch import load_file, save_file
 
 import distill
 import evaluate
 import finetune
-from delrec.lm import core as L
+from delrec.data.prepared import users
 from delrec.lm import vectors
+from delrec.lm.model import load_lm
+from delrec.lm.ranker import make_ranker, open_run
+from delrec.lm.text import ITEM, MASK, embed, random_soft_prompt
 from delrec.runtime import load_run, write_json
 from delrec.training import checkpoints
 
@@ -77,7 +79,7 @@ def test_item_vectors_are_the_backbone_s_and_stand_where_the_titles_stood(load, 
         assert m.items.E.shape == (61, 17) and not m.items.E[0].any()
         torch.testing.assert_close(F.cosine_similarity(m.items.E[1:, :16], e), torch.ones(60))
         assert np.corrcoef(m.items.E[1:, 16], b)[0, 1] > 0.999
-        r = L.ranker(
+        r = make_ranker(
             m,
             toy,
             {
@@ -94,14 +96,14 @@ def test_item_vectors_are_the_backbone_s_and_stand_where_the_titles_stood(load, 
         )
         tail, at = r.prompts.history(np.array([5, 9, 60]))
         assert (
-            tail[at[:3]].tolist() == [L.ITEM - 5, L.ITEM - 9, L.ITEM - 60]
-            and tail[-1] == L.MASK
+            tail[at[:3]].tolist() == [ITEM - 5, ITEM - 9, ITEM - 60]
+            and tail[-1] == MASK
             and len(tail) == 5
         )
-        e = L.embed(m, torch.from_numpy(tail)[None, :-1], None)[0]
+        e = embed(m, torch.from_numpy(tail)[None, :-1], None)[0]
         torch.testing.assert_close(e[1:], m.items.maps["in"](m.items.E[[5, 9, 60]]))
         torch.testing.assert_close(e[0], m.model.get_input_embeddings().weight[tail[0]])
-        both = L.ranker(
+        both = make_ranker(
             m,
             toy,
             {
@@ -121,7 +123,7 @@ def test_item_vectors_are_the_backbone_s_and_stand_where_the_titles_stood(load, 
             both.plain.history(np.array([5, 9]))[0],
         )
         # LLaRA: the title, then its vector
-        assert tail[tail > L.ITEM].tolist() == plain.tolist() and (tail <= L.ITEM).sum() == 2
+        assert tail[tail > ITEM].tolist() == plain.tolist() and (tail <= ITEM).sum() == 2
     finally:
         m.items = None
 
@@ -131,7 +133,7 @@ def test_windows_meet_every_training_target_once_an_epoch_and_never_see_it(toy):
         data=toy,
         history=6,
         prompts=SimpleNamespace(
-            history=lambda items: (np.r_[0, L.ITEM - items, L.MASK], np.arange(1, len(items) + 1))
+            history=lambda items: (np.r_[0, ITEM - items, MASK], np.arange(1, len(items) + 1))
         ),
     )
     first, last = vectors.windows(toy, 6, 500, 0)
@@ -150,8 +152,8 @@ def test_windows_meet_every_training_target_once_an_epoch_and_never_see_it(toy):
         whole = toy.items[toy.ptr[user] : l + 1].tolist()
         for place, target in zip(e.at, e.target[1:]):
             # the state before the vector of the target predicts it
-            assert e.tail[place] == L.ITEM - target
-        assert (L.ITEM - e.tail[1:-1]).tolist() == whole[-len(e.tail) + 1 : -1]
+            assert e.tail[place] == ITEM - target
+        assert (ITEM - e.tail[1:-1]).tolist() == whole[-len(e.tail) + 1 : -1]
         count += len(e.target)
         seen += range(f, l + 1)
         if count == len(toy.train):
@@ -195,7 +197,7 @@ def test_a_prompt_of_vectors_tells_nothing_of_the_list_and_hides_the_item_that_i
     m = load("decoder")
     try:
         vectors.load_items(m, sasrec, 60)
-        p = L.ranker(
+        p = make_ranker(
             m,
             toy,
             {
@@ -211,7 +213,7 @@ def test_a_prompt_of_vectors_tells_nothing_of_the_list_and_hides_the_item_that_i
             },
         ).prompts
         window = np.array([3, 9, 14, 27, 31, 40, 52])
-        shown = lambda tail: (L.ITEM - tail[tail <= L.ITEM]).tolist()
+        shown = lambda tail: (ITEM - tail[tail <= ITEM]).tolist()
         assert shown(p.pattern(window, np.array([1, 2, 5]))[0]) == window.tolist()
         # i_1..i_{a-2}; i_a, i_{a-1}; i_a..i_{n-2}; i_n: and i_{n-1} = 40 is asked
         assert shown(p.temporal_analysis(window, 4)[0]) == [3, 9, 27, 14, 27, 31, 52]
@@ -270,11 +272,11 @@ def test_prompt_and_maps_learn_the_backbone_s_list_of_a_frozen_lm(
     # chance .1
     assert result["before"]["rps"] < 0.3 and result["after"]["rps"] > 0.6
     run = load_run(distilled, toy, ["distill"])
-    r, _ = L.open_run(run, toy, torch.device("cpu"))
-    fresh = L.load_lm(decoder, torch.device("cpu"))
+    r, _ = open_run(run, toy, torch.device("cpu"))
+    fresh = load_lm(decoder, torch.device("cpu"))
     # the LM itself did not move
     assert all(torch.equal(p, q) for p, q in zip(r.lm.model.parameters(), fresh.model.parameters()))
-    assert not torch.equal(r.P, L.random_soft_prompt(fresh, 4, 0))
+    assert not torch.equal(r.P, random_soft_prompt(fresh, 4, 0))
     vectors.load_items(fresh, sasrec, 60)
     # nor did the backbone's vectors
     assert torch.equal(fresh.items.E, r.lm.items.E)

@@ -7,8 +7,8 @@ The list loss L_d stands where it is minimised, in train_backbone.py.
 import numpy as np
 import torch
 import torch.nn as nn
-from delrec.data.prepared import tfidf
 
+from delrec.data.prepared import tfidf
 from delrec.runtime import beside, load_run, read_json, read_npy, settle, stop
 
 

@@ -3,8 +3,8 @@ titles, co-occurrence), and the fusion of two rows.
 """
 
 import numpy as np
-from delrec.data.prepared import histories, tfidf, users
 
+from delrec.data.prepared import histories, tfidf, users
 from delrec.metrics import compare, metrics
 
 

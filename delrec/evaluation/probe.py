@@ -12,11 +12,12 @@ import json
 
 import numpy as np
 import torch
-from delrec.data.prepared import candidates, histories, subset, users
 
+from delrec.data.prepared import candidates, histories, subset, users
 from delrec.evaluation import report
 from delrec.evaluation.stats import interval, paired_t
-from delrec.lm import core as L
+from delrec.lm.ranker import listing, make_ranker, open_run, score_samples
+from delrec.lm.text import MASK, SLOT, embed, random_soft_prompt, token_scale
 from delrec.runtime import load_run, read_npy, stop, write_json
 from delrec.training.log import Log
 
@@ -87,20 +88,18 @@ def attention_shares(r, samples, cand_nC, ranks):
         part = np.full(len(ids), 3)
         # the prefix's last token begins the tail
         part[: len(prefix) + 1] = 0
-        part[np.flatnonzero(ids == L.SLOT)] = 1
+        part[np.flatnonzero(ids == SLOT)] = 1
         part[len(prefix) + at] = 2
-        mask = int(np.flatnonzero(ids == L.MASK)[0])
+        mask = int(np.flatnonzero(ids == MASK)[0])
         # what is read is the state before the mask
         if lm.kind == "decoder":
             ids, part, mask = ids[:-1], part[:-1], mask - 1
         else:
-            ids = np.concatenate([np.where(ids == L.MASK, lm.mask_id, ids), lm.end]).astype(
-                np.int64
-            )
+            ids = np.concatenate([np.where(ids == MASK, lm.mask_id, ids), lm.end]).astype(np.int64)
             part = np.concatenate([part, np.full(len(lm.end), 3)])
         more = {"use_cache": False} if lm.kind == "decoder" else {}
         out = body(
-            inputs_embeds=L.embed(lm, torch.as_tensor(ids, device=lm.device)[None], r.P),
+            inputs_embeds=embed(lm, torch.as_tensor(ids, device=lm.device)[None], r.P),
             output_attentions=True,
             **more,
         )
@@ -134,7 +133,7 @@ def probe(run, data, n, C, ranks, out):
             f"{backbone.folder} holds no scores_val_{C}.npy to compare the LM with; train the "
             "backbone again, or give --candidates 15"
         )
-    r, _ = L.open_run(run, data, ranks.device)
+    r, _ = open_run(run, data, ranks.device)
     P = r.P.detach().float()
     made = (
         run
@@ -143,7 +142,7 @@ def probe(run, data, n, C, ranks, out):
         if run.soft_prompt != "random"
         else run
     )
-    fresh = L.random_soft_prompt(r.lm, len(P), made.seed)
+    fresh = random_soft_prompt(r.lm, len(P), made.seed)
     val = subset(len(data.val), n, 0)
     samples, cand = np.asarray(data.val)[val], candidates(data, "val", C, val)
     user = users(data, samples)
@@ -152,8 +151,8 @@ def probe(run, data, n, C, ranks, out):
     # the causal test, on validation: the test part is not for looking around
     scores, tau, same = {}, {}, {}
     for name, P_kD in (("trained", P), ("untrained", fresh), ("none", None)):
-        other = L.ranker(r.lm, data, run.settings, P_kD)
-        scores[name] = L.score_samples(other, "val", val, C, ranks, name=f"{name} prompt")
+        other = make_ranker(r.lm, data, run.settings, P_kD)
+        scores[name] = score_samples(other, "val", val, C, ranks, name=f"{name} prompt")
         tau[name], same[name] = kendall(scores[name], teacher), agreement(scores[name], teacher)
     if not ranks.main:
         return
@@ -178,7 +177,7 @@ def probe(run, data, n, C, ranks, out):
     if run.settings["verbalizer"] == "likelihood" or not r.show:
         shown = np.zeros((min(len(val), 24), 0), np.int64)
     else:
-        shown = np.take_along_axis(cand, L.listing(r, "val", C, val), 1)[:24]
+        shown = np.take_along_axis(cand, listing(r, "val", C, val), 1)[:24]
     near, seen = nearest_tokens(r.lm, P), attention_shares(r, samples[:24], shown, ranks)
     result = {
         "run": str(run.folder),
@@ -192,7 +191,7 @@ def probe(run, data, n, C, ranks, out):
         "token_norm": float(
             r.lm.model.get_input_embeddings().weight.detach().float().norm(dim=1).mean()
         )
-        * L.token_scale(r.lm),
+        * token_scale(r.lm),
         "attention": {p: {"attention": a, "tokens": t} for p, (a, t) in seen.items()},
         "nearest": near,
     }

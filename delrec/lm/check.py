@@ -329,10 +329,7 @@ def settle(lm, checked=True):
     compare = SimpleNamespace(
         probes=probes, reference=reference, columns=columns, trouble="another shape, or not finite"
     )
-    if lm.kind == "decoder":
-        said = settle_decoder(lm, compare)
-    else:
-        said = settle_encoder(lm, compare)
+    said = settle_decoder(lm, compare) if lm.kind == "decoder" else settle_encoder(lm, compare)
     if said:
         say(f"{lm.name}: {said}")
     remember(lm, key, said)

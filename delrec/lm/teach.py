@@ -14,11 +14,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from delrec.data.prepared import histories, subset
 
-from delrec.lm import core as L
-from delrec.processes import gather_rows
+from delrec.data.prepared import histories, subset
 from delrec.lm.listed import backbone_digest
+from delrec.lm.ranker import open_run, over_catalogue, reads_all, score_tails
+from delrec.lm.reading import begin, read_examples
+from delrec.lm.text import width
+from delrec.processes import gather_rows
 from delrec.runtime import (
     beside,
     empty,
@@ -83,11 +85,11 @@ def teacher_states(teacher, blocks, n_reads, examples_of, micro, path, ranks):
     Computed once and written to `path`; dropout is off, so a second time would say the same.
     """
     ptr = np.concatenate([[0], np.cumsum(n_reads)])
-    shape = (int(ptr[-1]), blocks, L.width(teacher.lm))
+    shape = (int(ptr[-1]), blocks, width(teacher.lm))
     if not path.exists():
         teacher.lm.model.eval()
         start, tmp = (
-            L.begin(teacher.lm, teacher.prompts.prefix, teacher.P),
+            begin(teacher.lm, teacher.prompts.prefix, teacher.P),
             path.with_suffix(".tmp"),
         )
         file = np.lib.format.open_memmap(tmp, "w+", np.int16, shape) if ranks.main else None
@@ -100,7 +102,7 @@ def teacher_states(teacher, blocks, n_reads, examples_of, micro, path, ranks):
             rows, index = np.zeros((0, *shape[1:]), np.float32), np.zeros(0, int)
             if len(own) or teacher.lm.sharded:
                 batch = examples_of(teacher, own if len(own) else np.array([i]))
-                L.read_examples(teacher.lm, start, batch)
+                read_examples(teacher.lm, start, batch)
                 if len(own):
                     rows, index = (
                         torch.stack(teacher.lm.tapped, 1).float().cpu().numpy(),
@@ -187,7 +189,7 @@ def made_of(run, data, K, n):
         "samples": n,
     }
     s = run.settings
-    if L.reads_all(SimpleNamespace(verbalizer=s["verbalizer"], show=s["show"])):
+    if reads_all(SimpleNamespace(verbalizer=s["verbalizer"], show=s["show"])):
         return made
     # it ranks that one's lists
     return made | {"backbone_digest": backbone_digest(run.backbone_run)}
@@ -219,8 +221,8 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=F
         if ranks.main:
             print(f"{folder} is complete")
         return
-    r, penalty_I = L.open_run(run, data, ranks.device, shard)
-    whole = L.reads_all(r)
+    r, penalty_I = open_run(run, data, ranks.device, shard)
+    whole = reads_all(r)
     lists = None if whole else backbone_lists(run, data, K)
     if lists is not None:
         which = np.intersect1d(which, np.flatnonzero(lists[:, 0]))
@@ -253,7 +255,7 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=F
         olds = [h[h > 0] for h in histories(data, data.train[part], int(np.diff(data.ptr).max()))]
         if whole:
             tails = [r.prompts.history(old[-r.history :])[0] for old in olds]
-            rows = L.over_catalogue(
+            rows = over_catalogue(
                 r,
                 tails,
                 2 * K + 1,
@@ -268,7 +270,7 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=F
                 [lists[part], np.where(inside, lists[part][:, -1], target)[:, None]], 1
             )
             tails = [r.prompts.history(old[-r.history :], c)[0] for old, c in zip(olds, cand)]
-            s_BC = L.score_tails(r, tails, cand, ranks, "export") - penalty_I[cand]
+            s_BC = score_tails(r, tails, cand, ranks, "export") - penalty_I[cand]
             s_BI = np.full((len(part), data.n_items + 1), -np.inf, np.float32)
             np.put_along_axis(s_BI, cand, s_BC, 1)
             rows = rows_of(

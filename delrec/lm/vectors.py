@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from delrec.data.prepared import batch_of, runs_of_targets
 
+from delrec.data.prepared import batch_of, runs_of_targets
 from delrec.lm.text import token_scale, tokens_width
 from delrec.runtime import read_tensors, stop
 

@@ -15,10 +15,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from delrec.data.prepared import histories, subset
 
-from delrec.lm import core as L
+from delrec.data.prepared import histories, subset
 from delrec.lm.model import is_lm_run
+from delrec.lm.ranker import open_run, reads_all, score_catalogue, score_tails
+from delrec.lm.reading import begin
 from delrec.runtime import CACHE, folder_of, load_run, stop
 from delrec.training.log import Log
 
@@ -93,14 +94,12 @@ def ranking(run, data, ranks, pool=100, shard=False):
     if run.stage == "train_backbone":
         score = backbone_ranking(run)
     else:
-        r, penalty_I = L.open_run(run, data, ranks.device, shard)
-        if L.reads_all(r):
+        r, penalty_I = open_run(run, data, ranks.device, shard)
+        if reads_all(r):
             with torch.no_grad():
-                start = L.begin(r.lm, r.prompts.prefix, r.P, r.cache)
+                start = begin(r.lm, r.prompts.prefix, r.P, r.cache)
             score = lambda olds: (
-                L.score_catalogue(
-                    r, start, [r.prompts.history(old[-r.history :])[0] for old in olds]
-                )
+                score_catalogue(r, start, [r.prompts.history(old[-r.history :])[0] for old in olds])
                 - penalty_I
             )
         else:
@@ -124,7 +123,7 @@ def ranking(run, data, ranks, pool=100, shard=False):
                             owner.append(b),
                         )
                 for b, block, s in zip(
-                    owner, blocks, L.score_tails(r, tails, np.array(blocks), ranks, "rank")
+                    owner, blocks, score_tails(r, tails, np.array(blocks), ranks, "rank")
                 ):
                     s_BI[b, block] = s - penalty_I[block]
                 return s_BI
@@ -347,5 +346,5 @@ def parameters(run):
     ]
     for path in [*filter(Path.exists, own), *folder.glob("*.safetensors")]:
         with safe_open(path, "np") as f:
-            total += sum(int(np.prod(f.get_slice(k).get_shape())) for k in f.keys())
+            total += sum(int(np.prod(f.get_slice(k).get_shape())) for k in f.keys())  # noqa: SIM118 (no dict)
     return total

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import torch
 
+from delrec.processes import max_over_ranks
+from delrec.runtime import stop
+
+CPU_TOKENS = 5000  # of a pass on a CPU: about what its caches hold
+
 
 def peak_gb():
     """Most memory this process has held so far, GB (host; plus the GPU's where there is one)."""
@@ -69,3 +74,33 @@ def free_bytes(device):
         if meminfo.exists()
         else total_bytes(device)
     )
+
+
+def largest_micro(step, tails, most, device, ranks):
+    """How many prompts of a forward and backward pass fit into memory: step(m) runs one on the m
+    longest prompts. Two passes are measured, the rest is a line through them, with a fifth of what
+    is free left over; on a CPU no more than fill its caches, where more is not faster.
+    """
+    if device.type == "cpu":
+        most = min(most, max(1, CPU_TOKENS // max(map(len, tails))))
+    step(1)  # the first pass also allocates what stays
+    one, two = (
+        extra_bytes(lambda: step(1), device),
+        extra_bytes(lambda: step(2), device) if most > 1 else 0,
+    )
+    if one is None:
+        stop(
+            "--micro auto: this system does not tell how much memory a pass takes; give --micro a "
+            "number"
+        )
+    fits = 1 + int(max(0.8 * free_bytes(device) - one, 0) / max(two - one, 1)) if most > 1 else 1
+    micro = max(1, min(fits, most))
+    if ranks.world > 1:  # the least of all ranks
+        micro = int(-max_over_ranks(-micro, ranks))
+    if ranks.main:
+        print(
+            f"--micro auto: a prompt takes {one / 2**20:.0f} MB, each further one "
+            f"{max(two - one, 0) / 2**20:.0f} MB; {fits} would fit, {micro} at a time",
+            flush=True,
+        )
+    return micro

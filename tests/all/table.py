@@ -21,7 +21,7 @@ from families import EXACT, RIGHT_OR_REFUSED, write  # noqa: E402
 from shrink import not_built, other_families  # noqa: E402
 
 from delrec.lm import check  # noqa: E402
-from delrec.lm import core as L  # noqa: E402
+from delrec.lm.model import load_lm  # noqa: E402
 
 TEXT = """# Which language models can be read
 
@@ -66,7 +66,7 @@ def how(lm):
 def row(family, folder):
     """A line of the table."""
     try:
-        lm = L.load_lm(write(family, folder), torch.device("cpu"), torch.float32)
+        lm = load_lm(write(family, folder), torch.device("cpu"), torch.float32)
     except click.ClickException as refused:
         reason = refused.message.replace(str(folder), "it").split(": ", 1)[-1].split("; ")[0]
         return f"| {family} | {family.kind} | refused: {reason} |"

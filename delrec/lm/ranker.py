@@ -1,0 +1,285 @@
+"""An LM with all that fixes how it ranks, and its scores of whole splits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from delrec.data.prepared import candidates, histories, shuffled, users
+from delrec.lm import vectors
+from delrec.lm.model import LM, adapted, load_lm, must_be_of
+from delrec.lm.prompts import Prompts
+from delrec.lm.reading import begin, read
+from delrec.lm.soft_prompt import load_soft_prompt
+from delrec.lm.titles import Titles, tokenise_titles
+from delrec.lm.verbalizers import score, verbalise_all
+from delrec.metrics import compare, metrics
+from delrec.processes import gather_rows, shares
+from delrec.runtime import load_run, read_npy, stop
+from delrec.training.log import Log
+from delrec.training.memory import CPU_TOKENS
+
+
+@dataclass
+class Ranker:
+    """An LM with everything that fixes how it ranks."""
+
+    lm: LM
+    data: object  # the prepared folder
+    titles: Titles
+    prompts: Prompts
+    plain: Prompts | None  # with --input hybrid: prompts of titles alone
+    P: torch.Tensor | None  # the soft prompt (k, D)
+    verbalizer: str
+    show: bool  # are candidates listed in the prompt?
+    history: int  # items of a history in a prompt, L
+    order: str  # of listed candidates: shuffled or backbone
+    backbone_run: str  # the folder of the backbone, for the order
+    cache: bool = True  # is the prefix computed once?
+    shuffled: bool = False  # are histories shown in a random order?
+
+
+def make_ranker(lm, data, settings, P_kD=None, cache=True) -> Ranker:
+    """A ranker by a run's settings: verbalizer, show, order, history, max_title, max_tokens,
+    backbone (its name in the prompt), backbone_run (its folder); the soft prompt's length is P's."""
+    titles = tokenise_titles(lm, data, settings["max_title"], settings.get("allow_unknown", True))
+    shown = settings.get("input", "titles")
+    k = 0 if P_kD is None else len(P_kD)
+    plain = Prompts(lm, data, titles, settings, k) if shown == "hybrid" else None
+    return Ranker(
+        lm=lm,
+        data=data,
+        titles=titles,
+        prompts=Prompts(lm, data, titles, settings, k, shown),
+        plain=plain,
+        P=P_kD,
+        verbalizer=settings["verbalizer"],
+        show=settings["show"] or settings["verbalizer"] == "letter",
+        history=settings["history"],
+        order=settings["order"],
+        backbone_run=settings["backbone_run"],
+        cache=cache,
+    )
+
+
+def open_run(run, data, device, shard=False) -> tuple:
+    """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter
+    and soft prompt, and the score it subtracts per item: (ranker, penalty float32 [I+1])."""
+    lm = load_lm(run.llm, device, shard=shard, checked=getattr(run, "check_llm", True))
+    must_be_of(lm, run)
+    shown = run.settings.get("input", "titles")
+    has_adapter = run.stage == "finetune" or getattr(run, "lr_lm", 0)
+    has_prompt = run.soft_prompt not in ("none", "words")
+    for needed, part in (
+        (has_adapter, "adapter/adapter_model.safetensors"),
+        (shown != "titles", "items.safetensors"),
+        (has_prompt, "soft_prompt.safetensors"),
+        (run.calibration, "neutral.npy"),
+    ):
+        if needed and not (run.folder / part).exists():
+            stop(
+                f"{run.folder} lacks {part}, which its config.json says it was trained with; train "
+                "it again"
+            )
+    P_kD = load_soft_prompt(run.folder, lm) if has_prompt else None
+    if has_adapter:
+        lm.adapter = adapted(lm, run)  # wraps the layers of lm.model in place
+    if shown != "titles":
+        vectors.open_items(lm, run.folder, data.n_items)
+    penalty_I = np.zeros(data.n_items + 1, np.float32)
+    if run.calibration:
+        penalty_I = run.calibration * read_npy(run.folder / "neutral.npy", (data.n_items + 1,))
+    return make_ranker(lm, data, run.settings, P_kD), penalty_I
+
+
+# ---------------------------------------------------------------- prompts in batches
+
+
+def shown_histories(r, samples) -> np.ndarray:
+    """The histories that the prompts of some samples (indices into data.items) show, (n, L)."""
+    old_nL = histories(r.data, samples, r.history)
+    return shuffled(old_nL, samples) if r.shuffled else old_nL
+
+
+def batches_of(cost, budget) -> list:
+    """Indices in batches of like cost, the dearest first, each batch at most `budget` when all of
+    it costs as much as its dearest."""
+    batches = []
+    for i in np.argsort(-np.asarray(cost), kind="stable"):
+        if not batches or (len(batches[-1]) + 1) * cost[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(int(i))
+    return [np.array(b) for b in batches]
+
+
+def tokens_of(lm) -> int:
+    """Tokens of a pass without gradients."""
+    return 65536 if lm.device.type == "cuda" else CPU_TOKENS
+
+
+def costs_of(r, tails, cand_nC) -> np.ndarray:
+    """How many tokens of a pass each prompt takes, (n,)."""
+    cost = np.array([len(t) for t in tails], int)
+    decoder = r.lm.kind == "decoder"
+    # every title is read in a prompt of its own
+    alone = r.lm.kind == "encoder" or r.lm.paths[:1] == ["rows"]
+    if not decoder or not r.cache or alone:
+        cost = cost + len(r.prompts.prefix)
+    if r.verbalizer == "likelihood":
+        cost = cost * (cand_nC.shape[1] if alone else 1) + np.diff(r.titles.ptr)[cand_nC].sum(1)
+    return cost
+
+
+# ---------------------------------------------------------------- scores of candidates
+
+
+@torch.no_grad()
+def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None) -> np.ndarray:
+    """Scores float32 (n, C) of candidates for prompts, on every rank; the prefix computed once.
+
+    Batches of like length, at most `tokens` tokens each (tokens_of: on a CPU its caches shall hold
+    them), are formed over all prompts and then shared among the ranks: a prompt meets the same
+    neighbours (so bf16 rounds it the same way) however many processes there are.
+    """
+    r.lm.model.eval()
+    start = begin(r.lm, r.prompts.prefix, r.P, r.cache)
+    batches = batches_of(costs_of(r, tails, cand_nC), tokens or tokens_of(r.lm))
+    batches = shares(batches, ranks, r.lm.sharded)
+    mine = np.concatenate([np.zeros(0, int), *(j for j, own in batches if own)])
+    log, done = Log(out, len(mine), name, ranks, "prompt"), 0
+    rows = np.zeros((len(mine), cand_nC.shape[1]), np.float32)
+    for j, own in batches:
+        score_BC = score(r.lm, start, [tails[x] for x in j], cand_nC[j], r.titles, r.verbalizer)
+        if own:
+            rows[done : done + len(j)] = score_BC.float().cpu().numpy()
+            log.step(done := done + len(j))
+    log.close()
+    return gather_rows(rows, mine, len(tails), ranks)
+
+
+def listing(r, split, C, which) -> np.ndarray:
+    """The order in which the prompt lists the candidates of some samples of a split, as places in
+    the stored rows: int64 (n, C)."""
+    if r.order == "shuffled" or not r.show:
+        return np.broadcast_to(np.arange(C), (len(which), C))
+    name = f"scores_{split}_{C}{'_shuffled' if r.shuffled else ''}.npy"
+    path = Path(r.backbone_run) / name
+    if not path.exists():
+        stop(
+            f"--order backbone needs {path}; train the backbone with train_backbone.py, or use "
+            "--order shuffled"
+        )
+    if (Path(r.backbone_run) / "config.json").exists():
+        load_run(r.backbone_run, r.data)  # another preparation's scores are of other samples
+    score_nC = read_npy(path, (len(getattr(r.data, split)), C))[which]
+    return np.argsort(-score_nC, axis=1, kind="stable")
+
+
+def score_samples(r, split, which, C, ranks, out=None, name="score") -> np.ndarray:
+    """Scores (len(which), C) of the stored candidates of some samples of a split."""
+    place_nC = listing(r, split, C, which)
+    cand_nC = np.take_along_axis(candidates(r.data, split, C, which), place_nC, 1)
+    old_nL = shown_histories(r, np.asarray(getattr(r.data, split))[which])
+    tails = [r.prompts.history(h[h > 0], c)[0] for h, c in zip(old_nL, cand_nC)]
+    rows = np.zeros((len(which), C), np.float32)
+    np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, ranks, name, out), 1)
+    return rows
+
+
+# ---------------------------------------------------------------- scores of the whole catalogue
+
+
+def reads_all(r) -> bool:
+    """True where one state says what every title of the catalogue scores."""
+    return r.verbalizer in ("mean", "first", "items") and not r.show
+
+
+@torch.no_grad()
+def score_catalogue(r, start, tails) -> np.ndarray:
+    """Scores float32 (B, I+1) of every item of the catalogue after each prompt, -inf for the
+    padding item, by one pass of the LM."""
+    r.lm.model.eval()
+    x_BD = read(r.lm, start, tails)
+    s_BI = verbalise_all(r.lm, x_BD, r.titles, r.verbalizer).float().cpu().numpy()
+    s_BI[:, 0] = -np.inf
+    return s_BI
+
+
+@torch.no_grad()
+def over_catalogue(r, tails, columns, f, ranks, name="rank") -> np.ndarray:
+    """All rows fp32 (n, columns), on every rank, of f(j, s_BI): rows (len(j), columns) of the
+    prompts j from their scores of the whole catalogue. The scores themselves are never kept: n x I
+    of them may not fit."""
+    start = begin(r.lm, r.prompts.prefix, r.P, r.cache)
+    rows, mine, done = np.zeros((len(tails), columns), np.float32), [np.zeros(0, int)], 0
+    batches = batches_of([len(t) for t in tails], tokens_of(r.lm))
+    work = shares(batches, ranks, r.lm.sharded)
+    total = sum(len(j) for j, own in work if own)
+    log = Log(None, total, name, ranks, "prompt") if name else None
+    for j, own in work:
+        s_BI = score_catalogue(r, start, [tails[x] for x in j])
+        if own:
+            rows[j] = f(j, s_BI)
+            mine.append(j)
+            if log:
+                log.step(done := done + len(j))
+    if log:
+        log.close()
+    mine = np.concatenate(mine)
+    return gather_rows(rows[mine], mine, len(tails), ranks)
+
+
+def score_and_rank(r, split, which, C, ranks, penalty_I, name="rank") -> tuple:
+    """For an LM that reads the catalogue from one state: the scores (n, C) that score_samples
+    gives, and full (n, 2), how many items score above and equal to the target once penalty_I is
+    subtracted, the user's earlier items masked."""
+    samples = np.asarray(getattr(r.data, split))[which]
+    cand_nC = candidates(r.data, split, C, which)
+    begins = r.data.ptr[users(r.data, samples)]
+    target = r.data.items[samples].astype(np.int64)
+    tails = [r.prompts.history(h[h > 0])[0] for h in shown_histories(r, samples)]
+
+    def near_and_ranks(j, s_BI):
+        near = np.take_along_axis(s_BI, cand_nC[j], 1)
+        s_BI = s_BI - penalty_I
+        own = np.take_along_axis(s_BI, target[j][:, None], 1)
+        for s_I, n in zip(s_BI, j):
+            s_I[r.data.items[begins[n] : samples[n]]] = -np.inf
+        np.put_along_axis(s_BI, target[j][:, None], own, 1)
+        above, equal = (s_BI > own).sum(1, keepdims=True), (s_BI == own).sum(1, keepdims=True)
+        return np.concatenate([near, above, equal - 1], 1)
+
+    rows = over_catalogue(r, tails, C + 2, near_and_ranks, ranks, name)
+    return rows[:, :C], rows[:, C:]
+
+
+# ---------------------------------------------------------------- calibration
+
+
+def neutral_scores(r, ranks, out=None, chunk=60) -> np.ndarray:
+    """Each title's score under the same prompt with no history and no candidates: float32 [I+1],
+    which calibration subtracts."""
+    if r.verbalizer == "letter":
+        # a letter says nothing about an item
+        return np.zeros(r.data.n_items + 1, np.float32)
+    items = np.arange(1, r.data.n_items + 1)
+    # np.resize repeats the first items in the last block
+    blocks = np.resize(items, (-(-len(items) // chunk), chunk))
+    tails = [r.prompts.history([])[0]] * len(blocks)
+    scores = np.zeros(r.data.n_items + 1, np.float32)
+    scores[blocks] = score_tails(r, tails, blocks, ranks, "neutral prompt", out)
+    return scores
+
+
+def calibrate(
+    score_nC, cand_nC, neutral_I, target_n, weights=(0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1)
+) -> float:
+    """The weight w of the neutral score that is best on validation (HR@1, then NDCG@10): score - w
+    * neutral."""
+
+    def quality(w):
+        m = metrics(*compare(score_nC - w * neutral_I[cand_nC], cand_nC == target_n[:, None]))
+        return m["hr@1"].mean(), m["ndcg@10"].mean()
+
+    return float(max(weights, key=quality))

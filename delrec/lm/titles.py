@@ -1,0 +1,76 @@
+"""All titles of a catalogue, tokenised once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from delrec.lm import check
+from delrec.lm.text import encode, must_have_vectors
+from delrec.runtime import stop
+
+MOST_UNKNOWN = 0.2  # share of unknown tokens in titles that is still gone on with
+
+
+@dataclass
+class Titles:
+    """The tokens of all titles: item i owns tok[ptr[i] : ptr[i + 1]]."""
+
+    ptr: np.ndarray  # int64 (I + 2,)
+    tok: np.ndarray  # int64 (M,)
+    vocab: np.ndarray  # the tokens that occur in titles, and the separator's, ascending
+    index: np.ndarray  # int64 (V,): a token's place in vocab
+    head: torch.Tensor  # the head's rows of vocab
+    bias: torch.Tensor | None  # and its biases
+
+    def of(self, i) -> np.ndarray:
+        """The tokens of item i's title."""
+        return self.tok[self.ptr[i] : self.ptr[i + 1]]
+
+    def padded(self, items_BC, end=()) -> tuple:
+        """Token ids (B, C, T) and lengths (B, C) of items, each followed by the tokens `end`."""
+        n_BC = self.ptr[items_BC + 1] - self.ptr[items_BC]
+        T = int(n_BC.max())
+        at = np.minimum(self.ptr[items_BC][..., None] + np.arange(T), len(self.tok) - 1)
+        tok = np.where(np.arange(T) < n_BC[..., None], self.tok[at], 0)
+        tok = np.concatenate([tok, np.zeros((*n_BC.shape, len(end)), np.int64)], 2)
+        for j, e in enumerate(end):
+            np.put_along_axis(tok, (n_BC + j)[..., None], e, 2)
+        return tok, n_BC + len(end)
+
+
+def tokenise_titles(lm, data, max_title=32, allow_unknown=True) -> Titles:
+    """All titles, each of at most max_title tokens; an empty one is the separator."""
+    ids = [encode(lm, t)[:max_title] for t in data.titles]
+    ids = [t or list(lm.sep) for t in ids]
+    ids[0] = []
+    ptr = np.concatenate([[0], np.cumsum([len(t) for t in ids])]).astype(np.int64)
+    tok = np.concatenate([np.asarray(t, np.int64) for t in ids])
+    vocab = np.unique(np.concatenate([tok, lm.sep]))
+    must_have_vectors(lm, vocab)
+    tell_unknown(lm, data.titles, ids, allow_unknown)
+    index = np.zeros(lm.head_VD.shape[0], np.int64)
+    index[vocab] = np.arange(len(vocab))
+    rows = torch.as_tensor(vocab, device=lm.device)
+    head = lm.head_VD.detach()[rows].contiguous()
+    bias = None if lm.bias_V is None else lm.bias_V.detach()[rows]
+    return Titles(ptr, tok, vocab, index, head, bias)
+
+
+def tell_unknown(lm, titles, ids, allowed):
+    """Says which share of the titles' tokens the tokenizer does not know, and how many titles it
+    cannot tell apart; refuses over a fifth unless allowed."""
+    tokens, texts = [t for row in ids for t in row], {}
+    unknown = tokens.count(lm.tok.unk_token_id) / max(len(tokens), 1)
+    for text, row in zip(titles[1:], ids[1:]):
+        texts.setdefault(tuple(row), set()).add(text)
+    alike = sum(len(same) for same in texts.values() if len(same) > 1)
+    if not unknown and not alike:
+        return
+    line = (
+        f"the tokenizer of {lm.name}: {unknown:.1%} of the titles' tokens are unknown to it, and "
+        f"it cannot tell {alike} of {len(titles) - 1} titles apart"
+    )
+    if unknown > MOST_UNKNOWN and not allowed:
+        stop(f"{line}; take an LM of these titles' language, or go on with --allow-unknown")
+    check.say_once(line)
