@@ -8,12 +8,16 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all soak circle headline table2 table3 table4 fig8 table5 coldstart bench bench-kernels bench-llm bench-data clean
+.PHONY: demo lint test test-all soak circle headline table2 table3 table4 fig8 table5 coldstart bench bench-kernels bench-llm bench-data clean
 
 demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (about 15 minutes on 2 cores)
 	$(PY) demo.py
 
-test: $(VENV)/ready          ## all tests (under ten minutes on 2 cores)
+lint: $(VENV)/ready          ## the code's form: ruff's rules (pyproject.toml) and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+test: lint                   ## the code's form, then all tests (under ten minutes on 2 cores)
 	$(PY) -m pytest -q -n 2 --dist worksteal tests
 
 test-all: test               ## make test, then every LM family that transformers knows against plain transformers (half an hour on 2 cores)

@@ -208,14 +208,19 @@ def against_rival(rows, lm, data, device):
         for verbalizer, n, goal in (("mean", 32, 2.2), ("likelihood", 4, 8)):
             r = our_ranker(lm, data, P, verbalizer)
             olds, cands, tails = prompts_of(r, data, n, C)
+
             # what evaluate.py calls: like lengths together
-            ours = lambda: torch.as_tensor(score_tails(r, tails, cands, alone))
-            theirs = lambda: torch.cat(
-                [
-                    getattr(rival, verbalizer)(olds[i : i + 16], cands[i : i + 16])
-                    for i in range(0, n, 16)
-                ]
-            )
+            def ours():
+                return torch.as_tensor(score_tails(r, tails, cands, alone))
+
+            def theirs():
+                return torch.cat(
+                    [
+                        getattr(rival, verbalizer)(olds[i : i + 16], cands[i : i + 16])
+                        for i in range(0, n, 16)
+                    ]
+                )
+
             a, b = ours().float().cpu().numpy(), theirs().float().cpu().numpy()
             same = np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b)])
             if same < 0.9:
@@ -284,9 +289,9 @@ def against_rival(rows, lm, data, device):
                 )
 
     # the LM with a body that does nothing
-    empty = lambda inputs_embeds, **kw: SimpleNamespace(
-        last_hidden_state=torch.zeros_like(inputs_embeds)
-    )
+    def empty(inputs_embeds, **kw):
+        return SimpleNamespace(last_hidden_state=torch.zeros_like(inputs_embeds))
+
     body = SimpleNamespace(
         base_model=empty, config=lm.model.config, get_input_embeddings=lm.model.get_input_embeddings
     )
@@ -697,10 +702,13 @@ def account(rows, device, name, config, tokens=600, limit_gb=24, dtype=torch.bfl
         )
     )
     P = random_soft_prompt(lm, K, 0).requires_grad_()
-    loss = lambda: F.cross_entropy(
-        score(lm, begin(lm, prefix, P), tails, cands, titles, "mean"),
-        torch.zeros(1, dtype=torch.long, device=device),
-    )
+
+    def loss():
+        return F.cross_entropy(
+            score(lm, begin(lm, prefix, P), tails, cands, titles, "mean"),
+            torch.zeros(1, dtype=torch.long, device=device),
+        )
+
     # P, its gradient, Lion's momentum
     show("stage1", lm.model, 3 * P.numel() * 4, lambda: loss().backward())
     P.requires_grad_(False)

@@ -324,9 +324,12 @@ def groups_of(data, samples, split):
     """
     earlier = samples - data.ptr[users(data, samples)]
     seen = popularity(data)[data.items[samples]]
-    cuts = lambda x, names, edges: {
-        n: (x >= low) & (x < high) for n, low, high in zip(names, edges, [*edges[1:], np.inf])
-    }
+
+    def cuts(x, names, edges):
+        return {
+            n: (x >= low) & (x < high) for n, low, high in zip(names, edges, [*edges[1:], np.inf])
+        }
+
     out = {
         "items in the history": cuts(earlier, ("1-2, cold", "3-9", "10-49", "50+"), (0, 3, 10, 50)),
         "interactions of the target in training": cuts(
@@ -488,7 +491,10 @@ def cases_of(data, samples, cand, rows, value, names, n=60, seed=0):
 
 def command_line(context):
     """What was typed, as one line: what makes this table again."""
-    typed = lambda p: context.get_parameter_source(p.name).name == "COMMANDLINE"
+
+    def typed(p):
+        return context.get_parameter_source(p.name).name == "COMMANDLINE"
+
     line = ["python", "evaluate.py"]
     # the runs first
     for p in sorted(
@@ -1011,7 +1017,10 @@ def full_ranking(row_of, data, which, user, reference):
     not asked) behind chance and popularity, and the paired tests between them, and means over
     seeds.
     """
-    mean = lambda v: {m: float(v[m].mean()) for m in FULL}
+
+    def mean(v):
+        return {m: float(v[m].mean()) for m in FULL}
+
     ks, value = (1, 5, 10, 20), {}
     for folder, name in row_of.items():
         if (folder / "full_test.npy").exists():

@@ -593,7 +593,10 @@ def main(ctx, **config):
         sample_of = last_n  # places in data.items
         is_target = np.zeros(len(data.items), bool)
         is_target[data.train] = True
-        examples_of = lambda r, at: vectors.examples(r, first_n[at], last_n[at], is_target)
+
+        def examples_of(r, at):
+            return vectors.examples(r, first_n[at], last_n[at], is_target)
+
         n_reads = (batch_of(data, first_n, last_n, cfg.history, is_target)[1] != 0).sum(1)
     else:
         order = np.random.default_rng([cfg.seed, 1]).permutation(
@@ -603,7 +606,10 @@ def main(ctx, **config):
         )
         order = np.resize(order, steps * cfg.batch)
         sample_of = data.train[order]
-        examples_of = lambda r, at: examples(r, cfg, order[at], at / len(order))
+
+        def examples_of(r, at):
+            return examples(r, cfg, order[at], at / len(order))
+
         n_reads = np.ones(len(order), int)
 
     # the small LM, its teacher, the items' vectors
@@ -747,9 +753,10 @@ def main(ctx, **config):
         if cfg.input == "ids":
             x_ND = read_examples(lm, start, batch)
             target = torch.as_tensor(vectors.targets_of(batch), device=ranks.device)
-            predict = lambda W, x: F.cross_entropy(
-                W(x.float()) @ lm.items.E[1:].T, target - 1, reduction="sum"
-            )
+
+            def predict(W, x):
+                return F.cross_entropy(W(x.float()) @ lm.items.E[1:].T, target - 1, reduction="sum")
+
             parts["candidates"] = predict(maps["out"], x_ND) * share
         else:
             cand, truth = (
@@ -765,11 +772,14 @@ def main(ctx, **config):
                 cfg.verbalizer,
                 [e.at for e in batch] if cfg.loss != "candidates" else None,
             )
-            predict = lambda W, x: F.cross_entropy(
-                verbalise(lm, W(x.float()).to(lm.dtype), cand, r.titles, cfg.verbalizer),
-                truth,
-                reduction="sum",
-            )
+
+            def predict(W, x):
+                return F.cross_entropy(
+                    verbalise(lm, W(x.float()).to(lm.dtype), cand, r.titles, cfg.verbalizer),
+                    truth,
+                    reduction="sum",
+                )
+
             # L_titles = - mean log P(token) over the tokens of history titles and of the truth
             if cfg.loss != "candidates":
                 s_BC, past_M = s_BC

@@ -532,9 +532,12 @@ def table5(c):
         )
         if not c.dry_run:
             data, table = load_data(name), read_json(out / "metrics.json")
-            mean = lambda row: np.mean(
-                [v["hr@1"] for n, v in table["rows"].items() if stats.unseeded(n) == row]
-            )
+
+            def mean(row):
+                return np.mean(
+                    [v["hr@1"] for n, v in table["rows"].items() if stats.unseeded(n) == row]
+                )
+
             p = (
                 table["seeds"]["delrec"]["p_hr@1"]
                 if table["seeds"]

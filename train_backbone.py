@@ -215,7 +215,10 @@ def rank_all(model, data, samples, ranks, h=0, cand=None):
     parts = {"full": [], "list": [], **{C: [] for C in cand or ()}}
     for i in range(0, len(mine), rows):
         at = mine[i : i + rows]
-        put = lambda x: torch.from_numpy(np.asarray(x, np.int64)).to(device)
+
+        def put(x):
+            return torch.from_numpy(np.asarray(x, np.int64)).to(device)
+
         score_BI = score(model, put(histories(data, samples[at], model.history)))
         own_B1 = score_BI.gather(1, put(data.items[samples[at]])[:, None])
         if not torch.isfinite(own_B1).all():
@@ -455,10 +458,13 @@ def main(**config):
         for s in ("train", "val", "test")
     }
     own = {s: data.items[getattr(data, s)].astype(np.int64)[:, None] for s in ("val", "test")}
-    summary = lambda s, got: (
-        {f"candidates{C}": means(*compare(got[C], cand[s][C] == own[s])) for C in sizes if C in got}
-        | {"full": means(*got["full"].T)}
-    )
+
+    def summary(s, got):
+        return {
+            f"candidates{C}": means(*compare(got[C], cand[s][C] == own[s]))
+            for C in sizes
+            if C in got
+        } | {"full": means(*got["full"].T)}
 
     # model. The biases start at the log-odds of each item in the training part, where both losses
     # have their optimum without a history.

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # run as a script, only this folder is on the path
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-from delrec.data.prepared import load_data
+from delrec.data.prepared import load_data  # noqa: E402
 from delrec.kernels.bench import report  # noqa: E402
 
 # run by the python that has RecBole: one epoch of each model over given samples; prints seconds an

@@ -140,9 +140,10 @@ def draw_candidates(target, user, touched, n_items, C, rng):
     out, M = np.empty((len(target), C), np.int32), len(touched)
     # most keys are not there: one look into a table of one byte a slot says so
     bits = max(int(M).bit_length() + 3, 10)
-    slot = lambda key: (
-        (key.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits)
-    )
+
+    def slot(key):
+        return (key.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits)
+
     maybe = np.zeros(2**bits, bool)
     maybe[slot(touched)] = True
     for start in range(0, len(target), 65536):  # in blocks, so that memory stays small
@@ -231,14 +232,14 @@ def prepare(
     left_items, item = np.unique(item[keep], return_inverse=True)
     user_ids, item_ids = user_ids[left_users].to_list(), item_ids[left_items].to_list()
     item, when = item + 1, when[keep]  # 0 is the padding
-    M, U, I = len(user), len(user_ids), len(item_ids)
+    M, U, n_items = len(user), len(user_ids), len(item_ids)
     ptr = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=U))]).astype(np.int64)
 
     # titles
     unknown = [i for i in item_ids if i not in log.titles]
     if unknown:
         stop(
-            f"{len(unknown):,} of {I:,} items have no row in the item table, the first is "
+            f"{len(unknown):,} of {n_items:,} items have no row in the item table, the first is "
             f"{unknown[0]!r}; "
             "add them, or leave out their interactions"
         )
@@ -261,24 +262,24 @@ def prepare(
                 f"the {split} split leaves no {s} sample of {M:,} interactions of {U:,} users; "
                 "give a larger log, a smaller --core or another --split"
             )
-    trained = np.zeros(I + 1, bool)
+    trained = np.zeros(n_items + 1, bool)
     trained[item[part == 0]] = True
 
     # candidates
-    touched = np.unique(user * (I + 1) + item)
-    free = I - np.bincount(touched // (I + 1))
+    touched = np.unique(user * (n_items + 1) + item)
+    free = n_items - np.bincount(touched // (n_items + 1))
     arrays = (
         {"items": item.astype(np.int32), "ptr": ptr}
         | ({"times": when} if log.timed else {})
         | samples
     )
     # training negatives must not tell what a user will touch later
-    known = np.unique((user * (I + 1) + item)[part == 0])
+    known = np.unique((user * (n_items + 1) + item)[part == 0])
     for C in CANDIDATES:
         fewest = min(int(free[user[samples[s]]].min()) for s in samples)
         if fewest < C - 1:
             line = (
-                f"{C} candidates need {C - 1} items a user never touched, and of {I:,} items "
+                f"{C} candidates need {C - 1} items a user never touched, and of {n_items:,} items "
                 f"one user leaves only {fewest}"
             )
             if min(CANDIDATES) == C:
@@ -288,7 +289,12 @@ def prepare(
         for n, s in enumerate(("val", "test") if C > 20 else ("val", "test", "train")):
             rng = np.random.default_rng([seed, n, C])
             arrays[f"candidates_{s}_{C}"] = draw_candidates(
-                item[samples[s]], user[samples[s]], known if s == "train" else touched, I, C, rng
+                item[samples[s]],
+                user[samples[s]],
+                known if s == "train" else touched,
+                n_items,
+                C,
+                rng,
             )
 
     text = {"titles": titles, "raw_items": item_ids, "raw_users": user_ids}
@@ -305,9 +311,9 @@ def prepare(
         "raw": raw,
         "duplicates": int((~first).sum()),
         "users": U,
-        "items": I,
+        "items": n_items,
         "interactions": M,
-        "sparsity": round(1 - len(touched) / (U * I), 6),
+        "sparsity": round(1 - len(touched) / (U * n_items), 6),
         "core": core,
         "seed": seed,
         "max_eval": most,
@@ -322,11 +328,11 @@ def prepare(
         "ties": int(((np.diff(when) == 0) & (np.diff(user) == 0)).sum()),
         "titles": {
             "blank": blank,
-            "duplicate": I - len(set(titles)),
+            "duplicate": n_items - len(set(titles)),
             "cleaned": changed,
             "cut": sum(cut),
-            "words": round(sum(len(t.split()) for t in titles) / I, 2),
-            "characters": round(sum(map(len, titles)) / I, 1),
+            "words": round(sum(len(t.split()) for t in titles) / n_items, 2),
+            "characters": round(sum(map(len, titles)) / n_items, 1),
         },
         "candidates": [C for C in CANDIDATES if f"candidates_test_{C}" in arrays],
         "words": {"noun": noun, "verb": verb},
@@ -419,10 +425,13 @@ def write_prepared(out, arrays, text, meta, keep):
 def summary(meta, out):
     """The table at the end."""
     m = SimpleNamespace(**meta)
-    share = lambda n, of: f"{n:,} ({n / of:.1%})"
-    counts = lambda users, items, interactions: (
-        f"{users:,} users, {items:,} items, {interactions:,} interactions"
-    )
+
+    def share(n, of):
+        return f"{n:,} ({n / of:.1%})"
+
+    def counts(users, items, interactions):
+        return f"{users:,} users, {items:,} items, {interactions:,} interactions"
+
     cold = [f"{s} targets {share(m.cold[s], m.samples[s])}" for s in ("val", "test")]
     rows = [
         ("name", m.name),
@@ -463,18 +472,19 @@ def check(data):
     """What must hold of a prepared folder, as lines (what, how many break it, of how many): leaks,
     candidates, order. None may break.
     """
-    I, own = data.n_items, np.repeat(np.arange(data.n_users), np.diff(data.ptr))
+    n_items, own = data.n_items, np.repeat(np.arange(data.n_users), np.diff(data.ptr))
     out, items = [], np.asarray(data.items, np.int64)
-    rule = lambda what, broken: out.append(
-        (what, int(np.count_nonzero(broken)), int(np.size(broken)))
-    )
+
+    def rule(what, broken):
+        return out.append((what, int(np.count_nonzero(broken)), int(np.size(broken))))
+
     same_user = own[1:] == own[:-1]
     if data.times is not None:
         rule(
             "interactions stand in time order within their user",
             (np.diff(data.times) < 0) & same_user,
         )
-    rule("items are numbered 1..I and each has a title", (items < 1) | (items > I))
+    rule("items are numbered 1..I and each has a title", (items < 1) | (items > n_items))
     samples = {s: np.asarray(getattr(data, s)) for s in ("train", "val", "test")}
     everything = np.concatenate(list(samples.values()))
     rule("a sample belongs to one part only", np.bincount(everything, minlength=len(items)) > 1)
@@ -506,9 +516,9 @@ def check(data):
                 ]
             ),
         )
-    touched = np.unique(own * (I + 1) + items)
+    touched = np.unique(own * (n_items + 1) + items)
     known = (
-        np.unique((own * (I + 1) + items)[samples["train"]])
+        np.unique((own * (n_items + 1) + items)[samples["train"]])
         if len(samples["train"])
         else touched[:0]
     )
@@ -521,8 +531,8 @@ def check(data):
             np.array([cand.shape != (len(target), int(C))]),
         )
         cand = np.asarray(cand[:100000], np.int64)
-        rule(f"{path.name}: its items are 1..I", (cand < 1) | (cand > I))
-        cand = np.clip(cand, 1, I)
+        rule(f"{path.name}: its items are 1..I", (cand < 1) | (cand > n_items))
+        cand = np.clip(cand, 1, n_items)
         target, user = target[: len(cand)], own[samples[s]][: len(cand)]
         rule(
             f"{path.name}: the target stands in its row exactly once",
@@ -533,7 +543,7 @@ def check(data):
             (np.diff(np.sort(cand, 1), axis=1) == 0).any(1),
         )
         have = known if s == "train" else touched
-        key = user[:, None] * (I + 1) + cand
+        key = user[:, None] * (n_items + 1) + cand
         there = have[np.minimum(np.searchsorted(have, key), len(have) - 1)] == key
         rule(
             f"{path.name}: nothing "

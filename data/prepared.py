@@ -40,7 +40,10 @@ def load_data(name):
             + (f" --out {folder}" if elsewhere else "")
         )
     meta = read_json(folder / "meta.json")
-    load = lambda part: read_npy(folder / f"{part}.npy", (None,))
+
+    def load(part):
+        return read_npy(folder / f"{part}.npy", (None,))
+
     if not {"name", "hash", "words", "split"} <= set(meta) or not (folder / "titles.txt").exists():
         stop(
             f"{folder} is no prepared folder (titles.txt or an entry of meta.json is missing); "

@@ -140,7 +140,9 @@ def plain_title(title):
 
 
 def log_of(user, item, when, timed, titles, source, raw_sha256, notes=()):
-    text = lambda ids: ids if isinstance(ids, pl.Series) else pl.Series(ids, dtype=pl.String)
+    def text(ids):
+        return ids if isinstance(ids, pl.Series) else pl.Series(ids, dtype=pl.String)
+
     return SimpleNamespace(
         user=text(user),
         item=text(item),
@@ -957,27 +959,35 @@ SNAP, UCSD, MOVIELENS = (
     "https://mcauleylab.ucsd.edu/public_datasets",
     "https://files.grouplens.org/datasets",
 )
-amazon14 = lambda category, interactions, after: source(
-    read_amazon,
-    category,
-    [f"{SNAP}/ratings_{category}.csv", f"{SNAP}/meta_{category}.json.gz"],
-    "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
-    "research use; cite McAuley et al., SIGIR 2015",
-    "product",
-    "bought",
-    interactions,
-    after,
-)
-movielens = lambda name, interactions: source(
-    read_movielens,
-    None,
-    [f"{MOVIELENS}/movielens/{name}.zip"],
-    "https://grouplens.org/datasets/movielens/",
-    "research use, no redistribution; cite Harper and Konstan, TiiS 2015",
-    "movie",
-    "watched",
-    interactions,
-)
+
+
+def amazon14(category, interactions, after):
+    return source(
+        read_amazon,
+        category,
+        [f"{SNAP}/ratings_{category}.csv", f"{SNAP}/meta_{category}.json.gz"],
+        "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
+        "research use; cite McAuley et al., SIGIR 2015",
+        "product",
+        "bought",
+        interactions,
+        after,
+    )
+
+
+def movielens(name, interactions):
+    return source(
+        read_movielens,
+        None,
+        [f"{MOVIELENS}/movielens/{name}.zip"],
+        "https://grouplens.org/datasets/movielens/",
+        "research use, no redistribution; cite Harper and Konstan, TiiS 2015",
+        "movie",
+        "watched",
+        interactions,
+    )
+
+
 SOURCES = {
     "ml-1m": movielens("ml-1m", 1_000_209),
     "ml-latest-small": movielens("ml-latest-small", 100_836),

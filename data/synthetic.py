@@ -145,7 +145,7 @@ def codes(n, prefix, length):
     )
 
 
-def interactions(U, I, M, seed):
+def interactions(U, n_items, M, seed):
     """(user, item, time), M each, ordered by item."""
     rng = np.random.default_rng(seed)
     # P(more than n) = n^-1.75, at least once
@@ -159,14 +159,14 @@ def interactions(U, I, M, seed):
             often[pick] -= 1
     user = np.repeat(np.arange(U), often)
     # P(rank) about 1 / (rank + 1)
-    rank = (I ** rng.random(M) - 1).astype(np.int64) * I // max(I - 1, 1)
-    item = np.minimum(rank, I - 1)
+    rank = (n_items ** rng.random(M) - 1).astype(np.int64) * n_items // max(n_items - 1, 1)
+    item = np.minimum(rank, n_items - 1)
     follows = np.zeros(M, bool)
     follows[1:] = (user[1:] == user[:-1]) & (rng.random(M - 1) < 0.25)
-    item[follows] = (item[np.flatnonzero(follows) - 1] + 1) % I
-    place = rng.permutation(M)[:I]
-    item[place] = np.arange(I)  # each at least once
-    item = rng.permutation(I)[item]  # popularity says nothing about the id
+    item[follows] = (item[np.flatnonzero(follows) - 1] + 1) % n_items
+    place = rng.permutation(M)[:n_items]
+    item[place] = np.arange(n_items)  # each at least once
+    item = rng.permutation(n_items)[item]  # popularity says nothing about the id
     day = 10_000 + (7_800 * rng.random(M) ** 0.25).astype(np.int64)
     day = day[np.lexsort((day, user))]  # a user's items follow each other in time
     order = np.argsort(item, kind="stable")
@@ -179,15 +179,15 @@ def interactions(U, I, M, seed):
 @click.option("--seed", default=0, type=click.IntRange(0), help="of everything random")
 def main(folder, divide, seed):
     """Write a synthetic log of Home & Kitchen's size into FOLDER."""
-    U, I, M = USERS // divide, ITEMS // divide, INTERACTIONS // divide
+    U, n_items, M = USERS // divide, ITEMS // divide, INTERACTIONS // divide
     folder.mkdir(parents=True, exist_ok=True)
-    user, item, time = interactions(U, I, M, seed)
-    users, items = codes(U, b"A", 14), codes(I, b"B0", 10)
+    user, item, time = interactions(U, n_items, M, seed)
+    users, items = codes(U, b"A", 14), codes(n_items, b"B0", 10)
     pl.DataFrame(
         {"item": items[item], "user": users[user], "rating": np.full(M, "5.0"), "time": time}
     ).write_csv(folder / "Home_and_Kitchen.csv", include_header=False)
     rng = np.random.default_rng([seed, 1])
-    words, ends = rng.choice(len(WORDS), 14 * I), np.cumsum(rng.integers(3, 26, I))
+    words, ends = rng.choice(len(WORDS), 14 * n_items), np.cumsum(rng.integers(3, 26, n_items))
     words = np.resize(words, ends[-1])
     with gzip.open(folder / "meta_Home_and_Kitchen.json.gz", "wt", compresslevel=1) as f:
         for code, start, end in zip(items, np.concatenate([[0], ends[:-1]]), ends):
@@ -207,7 +207,7 @@ def main(folder, divide, seed):
                 )
                 + "\n"
             )
-    print(f"{folder}: {U:,} users, {I:,} items, {M:,} interactions")
+    print(f"{folder}: {U:,} users, {n_items:,} items, {M:,} interactions")
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ def metrics(greater, equal, ks=(1, 5, 10)):
     greater, equal = np.asarray(greater, np.int64), np.asarray(equal, np.int64)
     top = int((greater + equal).max(initial=0)) + 2
     place = np.arange(1, top + 1)
-    mean = lambda gain: (
-        (
+
+    def mean(gain):
+        return (
             np.concatenate([[0], np.cumsum(gain)])[greater + equal + 1]
             - np.concatenate([[0], np.cumsum(gain)])[greater]
-        )
-        / (equal + 1)
-    )
+        ) / (equal + 1)
+
     out = {f"hr@{k}": mean((place <= k).astype(float)) for k in ks}
     out |= {f"ndcg@{k}": mean((place <= k) / np.log2(place + 1)) for k in ks if k > 1}
     return out | {"mrr": mean(1 / place), "rank": 1 + greater + equal / 2}

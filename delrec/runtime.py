@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -237,14 +238,14 @@ def lock(folder):
     if fcntl is None:
         return
     until = time.time() + 1  # whoever only looks at the lock holds it for a moment
-    file = open(folder / "lock", "a+")
+    file = open(folder / "lock", "a+")  # noqa: SIM115 (held open as long as the lock is)
     while not locked(file):
         file.close()
         if time.time() > until:
             stop(in_use(folder, owner(folder)))
         time.sleep(0.02)
         folder.mkdir(parents=True, exist_ok=True)  # its owner may have taken it away
-        file = open(folder / "lock", "a+")
+        file = open(folder / "lock", "a+")  # noqa: SIM115
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
@@ -275,31 +276,21 @@ def in_use(folder, number):
 
 
 def machine():
-    cpu = (
-        next(
-            (
-                line.split(":")[1].strip()
-                for line in open("/proc/cpuinfo")
-                if line.startswith("model name")
-            ),
-            "cpu",
-        )
-        if Path("/proc/cpuinfo").exists()
-        else "cpu"
-    )
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else "cpu"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(gpus) or f"{cpu}, {os.cpu_count()} cores"
 
 
-def versions():
-    import peft
-    import transformers
-
+def versions() -> dict:
+    """The versions a result may depend on; nothing is imported to learn them."""
     return {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
+        "transformers": version("transformers"),
+        "peft": version("peft"),
         "numpy": np.__version__,
     }
 

@@ -145,13 +145,16 @@ def candidate_scores(rows, device, dtype, B, C, T, D, V, rate):
 
     xs = x.clone().requires_grad_()
     up = torch.randn(B, C, device=device)
-    pooled = lambda x_: torch.einsum(
-        "bd,bcd->bc",
-        x_,
-        F.embedding_bag(flat, head, mode="sum", per_sample_weights=weight.view(B * C, T)).view(
-            B, C, D
-        ),
-    )
+
+    def pooled(x_):
+        return torch.einsum(
+            "bd,bcd->bc",
+            x_,
+            F.embedding_bag(flat, head, mode="sum", per_sample_weights=weight.view(B * C, T)).view(
+                B, C, D
+            ),
+        )
+
     both = {"ours": lambda x_: kernels.candidate_scores(x_, head, tok, n), "embedding_bag": pooled}
     back = times(
         {
@@ -214,17 +217,17 @@ def title_likelihood(rows, device, dtype, N, D, V):
     rows.append((f"{base}.forward_backward_vs_full_logits", t["full_logits"] / t["ours"], "x", 1))
 
 
-def catalogue(rows, device, dtype, I, D, V, B=32, T=12, k=20):
+def catalogue(rows, device, dtype, n_items, D, V, B=32, T=12, k=20):
     x, head = (
         torch.randn(B, D).to(dtype).to(device),
         torch.empty(V, D, dtype=dtype, device=device).normal_(),
     )
     tok, ptr = (
-        torch.randint(0, V, (I * T,), dtype=torch.int32).to(device),
-        torch.arange(0, I * T + 1, T, device=device),
+        torch.randint(0, V, (n_items * T,), dtype=torch.int32).to(device),
+        torch.arange(0, n_items * T + 1, T, device=device),
     )
-    seen = torch.randint(0, I, (B, 20)).to(device)
-    base = f"catalogue.{device.type}.{I}.{NAMES[dtype]}"
+    seen = torch.randint(0, n_items, (B, 20)).to(device)
+    base = f"catalogue.{device.type}.{n_items}.{NAMES[dtype]}"
 
     def in_torch():
         logit = F.linear(head, x).float()
@@ -232,7 +235,9 @@ def catalogue(rows, device, dtype, I, D, V, B=32, T=12, k=20):
         score.scatter_(1, seen, -torch.inf)
         return score.topk(k, dim=1)
 
-    ours = lambda: kernels.catalogue_topk(x, head, ptr, tok, k, seen)
+    def ours():
+        return kernels.catalogue_topk(x, head, ptr, tok, k, seen)
+
     t = times({"ours": ours, "torch": in_torch}, device)
     bytes_ = extra_bytes(ours, device)
     rows.append(
@@ -240,11 +245,11 @@ def catalogue(rows, device, dtype, I, D, V, B=32, T=12, k=20):
             f"{base}.ms_per_user",
             1e3 * t["ours"] / B,
             "ms",
-            8 if I == 1_300_000 and device.type == "cpu" else None,
+            8 if n_items == 1_300_000 and device.type == "cpu" else None,
         )
     )
     rows.append((f"{base}.vs_torch", t["torch"] / t["ours"], "x", None))
-    rows.append((f"{base}.ns_per_token_and_user", 1e9 * t["ours"] / (B * I * T), "ns", None))
+    rows.append((f"{base}.ns_per_token_and_user", 1e9 * t["ours"] / (B * n_items * T), "ns", None))
     rows.append((f"{base}.memory_mb", None if bytes_ is None else bytes_ / 2**20, "MB", 512))
 
 
@@ -296,8 +301,8 @@ def main(quick, threads):
             ]
             jobs += [(title_likelihood, (dtype, 200 if quick else 2000, D, V))]
         jobs += [
-            (catalogue, (dtype, I, 576, 49152))
-            for I in ((1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_300_000))
+            (catalogue, (dtype, n_items, 576, 49152))
+            for n_items in ((1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_300_000))
         ]
     for function, args in tqdm(jobs, unit="shape", disable=None):
         function(rows, device, *args)
@@ -325,9 +330,9 @@ def main(quick, threads):
             )
         ]
         rows += [
-            (f"catalogue.gpu.{I}.{d}.ms_per_user", None, "ms", None)
+            (f"catalogue.gpu.{n_items}.{d}.ms_per_user", None, "ms", None)
             for d in NAMES.values()
-            for I in (1_000, 10_000, 100_000, 1_300_000)
+            for n_items in (1_000, 10_000, 100_000, 1_300_000)
         ]
     rows = [(name.replace(".cuda.", ".gpu."), *rest) for name, *rest in rows]
     print(f"copies {rate / 1e9:.1f} GB/s")

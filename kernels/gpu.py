@@ -141,17 +141,17 @@ def absorb_kernel(
     top = old
     for j0 in range(0, n, BLOCK):
         j = j0 + tl.arange(0, BLOCK)
-        l = tl.load(L + i * stride_l + j, mask=j < n, other=float("-inf"))
+        logit = tl.load(L + i * stride_l + j, mask=j < n, other=float("-inf"))
         if HAS_BIAS:
-            l += tl.load(BIAS + v0 + j, mask=j < n, other=0.0)
-        top = tl.maximum(top, tl.max(l, 0))
+            logit += tl.load(BIAS + v0 + j, mask=j < n, other=0.0)
+        top = tl.maximum(top, tl.max(logit, 0))
     total = 0.0
     for j0 in range(0, n, BLOCK):
         j = j0 + tl.arange(0, BLOCK)
-        l = tl.load(L + i * stride_l + j, mask=j < n, other=float("-inf"))
+        logit = tl.load(L + i * stride_l + j, mask=j < n, other=float("-inf"))
         if HAS_BIAS:
-            l += tl.load(BIAS + v0 + j, mask=j < n, other=0.0)
-        p = tl.exp(l - top)
+            logit += tl.load(BIAS + v0 + j, mask=j < n, other=0.0)
+        p = tl.exp(logit - top)
         total += tl.sum(p, 0)
         if GRADIENT:
             tl.store(P + i * stride_l + j, p, mask=j < n)
@@ -199,11 +199,11 @@ def log_probs(x_ND, head_VD, tok_N, bias_V, gradient, rows=4096, tile=8192):
         E = torch.zeros(len(x), D, device=device) if gradient else None
         for v0 in range(0, V, tile):
             head = head_VD[v0 : v0 + tile]
-            l = product(x, head.t())
-            p = torch.empty(l.shape, dtype=x.dtype, device=device) if gradient else l
+            logit = product(x, head.t())
+            p = torch.empty(logit.shape, dtype=x.dtype, device=device) if gradient else logit
             absorb_kernel[(len(x),)](
-                l,
-                l if bias_V is None else bias_V,
+                logit,
+                logit if bias_V is None else bias_V,
                 tok,
                 m,
                 s,
@@ -212,7 +212,7 @@ def log_probs(x_ND, head_VD, tok_N, bias_V, gradient, rows=4096, tile=8192):
                 p,
                 v0,
                 len(head),
-                l.stride(0),
+                logit.stride(0),
                 HAS_BIAS=bias_V is not None,
                 GRADIENT=gradient,
                 BLOCK=min(2048, triton.next_power_of_2(len(head))),
@@ -235,7 +235,7 @@ def topk_kernel(
     TOK,
     SEEN,
     KEYS,
-    I,
+    n_items,
     S,
     stride_l,
     BLOCK_I: tl.constexpr,
@@ -250,8 +250,8 @@ def topk_kernel(
     """
     lo, tile = tl.program_id(0) * BLOCK_I, tl.program_id(1).to(tl.int64)
     i, b = lo + tl.arange(0, BLOCK_I), tile * BLOCK_B + tl.arange(0, BLOCK_B)
-    start = tl.load(PTR + i, mask=i < I, other=0)
-    n = (tl.load(PTR + i + 1, mask=i < I, other=0) - start).to(tl.int32)
+    start = tl.load(PTR + i, mask=i < n_items, other=0)
+    n = (tl.load(PTR + i + 1, mask=i < n_items, other=0) - start).to(tl.int32)
     acc = tl.zeros((BLOCK_B, BLOCK_I), tl.float32)
     for t in range(0, tl.max(n, 0)):
         tok = tl.load(TOK + start + t, mask=t < n, other=0).to(tl.int64)
@@ -275,9 +275,9 @@ def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V, BLOCK_I=256
     """See kernels.catalogue_topk. (B, I) is never written: K keys per block of items are, and one
     top-k over them follows.
     """
-    B, I, K = len(x_BD), len(ptr_I1) - 1, triton.next_power_of_2(k)
+    B, n_items, K = len(x_BD), len(ptr_I1) - 1, triton.next_power_of_2(k)
     # tl.topk sorts: not worth it for long lists
-    if K > 64 or I < BLOCK_I:
+    if K > 64 or n_items < BLOCK_I:
         from . import reference
 
         return reference.catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V)
@@ -287,7 +287,7 @@ def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V, BLOCK_I=256
     # users innermost: one token fetches its BLOCK_B neighbours
     logit_VB = product(head_VD, x_BD.t())
     logit_VB = logit_VB if bias_V is None else logit_VB.add_(bias_V[:, None])
-    parts = triton.cdiv(I, BLOCK_I)
+    parts = triton.cdiv(n_items, BLOCK_I)
     keys = torch.empty(wide, parts * K, dtype=torch.int64, device=x_BD.device)
     topk_kernel[(parts, wide // BLOCK_B)](
         logit_VB,
@@ -295,7 +295,7 @@ def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V, BLOCK_I=256
         tok_M,
         seen_BS,
         keys,
-        I,
+        n_items,
         seen_BS.shape[1],
         wide,
         BLOCK_I=BLOCK_I,

@@ -98,12 +98,12 @@ def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V=None):
     score_BI = catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V).masked_fill(
         ptr_I1.diff() == 0, -torch.inf
     )
-    I, (row_N, at_N) = (
+    n_items, (row_N, at_N) = (
         score_BI.shape[1],
         ((seen_BS >= 0) & (seen_BS < len(ptr_I1) - 1)).nonzero(as_tuple=True),
     )
     score_BI[row_N, seen_BS[row_N, at_N].long()] = -torch.inf
-    score_BI, id_BI = F.pad(score_BI, (0, max(k - I, 0)), value=-torch.inf).sort(
+    score_BI, id_BI = F.pad(score_BI, (0, max(k - n_items, 0)), value=-torch.inf).sort(
         dim=1, descending=True, stable=True
     )
     return id_BI[:, :k].masked_fill(score_BI[:, :k] == -torch.inf, -1), score_BI[:, :k]

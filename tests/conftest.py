@@ -31,17 +31,6 @@ collect_ignore = ["all"]
 
 
 def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "slow: needs a fetch the first time (a package index or the cache)"
-    )
-    config.addinivalue_line("markers", "gpu: needs a GPU")
-    # of transformers and peft, about themselves
-    for text in (
-        "is_gradient_checkpointing",
-        "The following rank_pattern keys",
-        "Adapter 'default'",
-    ):
-        config.addinivalue_line("filterwarnings", f"ignore:.*{text}")
     # the tensors here are tiny: on a busy machine more threads wait for each other
     torch.set_num_threads(1)
 
@@ -209,7 +198,10 @@ def prepare_log(folder, rows, titles, name="toy", *args):
     (raw / "interactions.csv").write_text(
         "user,item,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows)
     )
-    quoted = lambda t: '"' + t.replace('"', '""') + '"'
+
+    def quoted(t):
+        return '"' + t.replace('"', '""') + '"'
+
     (raw / "items.csv").write_text(
         "item,title\n" + "".join(f"{i},{quoted(t)}\n" for i, t in titles.items()), encoding="utf-8"
     )

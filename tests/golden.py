@@ -343,7 +343,7 @@ def start(tree, room, side, titles):
     more = {"XDG_CACHE_HOME": str(room / side / "cache"), "OMP_NUM_THREADS": "1"}
     more |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     args = [str(HERE / "golden.py"), "--run", str(tree), str(room / "in"), str(room / side), titles]
-    said = open(room / f"{side}.log", "w")
+    said = open(room / f"{side}.log", "w")  # noqa: SIM115
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *args],
         cwd=tree,

@@ -56,19 +56,30 @@ def fewer_rows(path):
     np.save(path, np.load(path)[1:])
 
 
-TRAIN = lambda w: ["--dataset", w.data, "--epochs", 0, "--out", w.out]
-DISTILL = lambda w: ["--dataset", w.data, "--backbone", w.backbone, "--out", w.out]
-FINETUNE = lambda w: [
-    "--dataset",
-    w.data,
-    "--backbone",
-    w.backbone,
-    "--soft-prompt",
-    "none",
-    "--out",
-    w.out,
-]
-EVALUATE = lambda w: ["--ckpt", w.backbone]
+def TRAIN(w):
+    return ["--dataset", w.data, "--epochs", 0, "--out", w.out]
+
+
+def DISTILL(w):
+    return ["--dataset", w.data, "--backbone", w.backbone, "--out", w.out]
+
+
+def FINETUNE(w):
+    return [
+        "--dataset",
+        w.data,
+        "--backbone",
+        w.backbone,
+        "--soft-prompt",
+        "none",
+        "--out",
+        w.out,
+    ]
+
+
+def EVALUATE(w):
+    return ["--ckpt", w.backbone]
+
 
 # what is wrong: (script, its arguments, what is done to the files first, what the sentence says)
 OWN = {

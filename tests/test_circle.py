@@ -333,7 +333,10 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(
     first, last = vectors.windows(toy, 6, 40, 0)
     is_target = np.zeros(len(toy.items), bool)
     is_target[toy.train] = True
-    of = lambda r, at: vectors.examples(r, first[at], last[at], is_target)
+
+    def of(r, at):
+        return vectors.examples(r, first[at], last[at], is_target)
+
     n_reads = np.array([len(e.target) for e in of(r, np.arange(40))])
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     states, ptr = teach.teacher_states(r, 2, n_reads, of, 7, tmp_path / "states.npy", alone)
@@ -814,9 +817,11 @@ def test_the_list_loss_is_as_written():
 
 
 def test_weights_follow_place_and_confidence(student, toy):
-    cfg = lambda **k: SimpleNamespace(
-        **{"confidence": "truth", "w_position": 0.3, "w_confidence": 0.5} | k
-    )
+    def cfg(**k):
+        return SimpleNamespace(
+            **{"confidence": "truth", "w_position": 0.3, "w_confidence": 0.5} | k
+        )
+
     topk, place, Z = dllm2rec.read_export(student, toy, cfg(w_confidence=0))
     assert np.allclose(
         place, 0.3 * np.exp(-np.arange(1, 6)) / np.exp(-np.arange(1, 6)).sum(), rtol=1e-5
@@ -969,7 +974,9 @@ def test_teachers_that_do_not_fit_are_sentences(
     on_cpu,
     tmp_path,
 ):
-    says = lambda main, *args: script(main, "--dataset", toy.folder, *args, code=1).error
+    def says(main, *args):
+        return script(main, "--dataset", toy.folder, *args, code=1).error
+
     other = make_data(
         tmp_path,
         [(u, 1 + (u + i) % 60, u * 20 + i) for u in range(60) for i in range(12)],

@@ -133,7 +133,10 @@ def test_mcnemar_by_hand(only_a, only_b, p):
 def test_mcnemar_leaves_ties_out():
     # a row of ties is right half the time, as the other
     half, right = np.full(200, 0.5), np.tile([0.0, 1.0], 100)
-    row = lambda hr: {"hr@1": hr, "ndcg@10": hr}
+
+    def row(hr):
+        return {"hr@1": hr, "ndcg@10": hr}
+
     assert stats.difference(row(right), row(half), np.arange(200))["p_mcnemar_hr@1"] == 1
     a, b = (x.astype(float) for x in hits(1, 8))
     with_ties = stats.difference(
@@ -222,7 +225,10 @@ def test_fusion_finds_what_each_knows_alone_and_keeps_out_what_knows_nothing(alo
     half = [rng.random(n) < 0.5 for _ in range(2)]
     a, b = [[planted(rng, n, h ^ flip, 8) for h in half] for flip in (False, True)]
     noise = [rng.normal(size=(n, 15)) * 1000 for _ in range(2)]
-    hr = lambda score: metrics(*compare(score, target))["hr@1"].mean()
+
+    def hr(score):
+        return metrics(*compare(score, target))["hr@1"].mean()
+
     fused, w = floors.fuse(a, b, target)
     assert hr(fused) > max(hr(a[1]), hr(b[1])) + 0.1 and 0.2 < w < 0.8
     a = [planted(rng, n, slice(None), 2) for _ in range(2)]

@@ -159,13 +159,13 @@ def test_scores_and_gradients_round_no_worse_than_torch(ops, dtype, shape):
     B, C, T, V, D = shape
     x, head, tok, n, b = inputs(1, B, C, T, V, D, True, dtype)
     upstream = torch.randn(B, C, generator=torch.Generator().manual_seed(9))
-    logit = lambda x_, h, b_: (
-        (
+
+    def logit(x_, h, b_):
+        return (
             torch.nn.functional.linear(x_, h, b_)[torch.arange(B)[:, None, None], tok]
             * (torch.arange(T) < n[..., None])
-        ).sum(2)
-        / n.clamp(min=1)
-    )
+        ).sum(2) / n.clamp(min=1)
+
     results = []
     for f, cast in (
         (lambda *a: ops.candidate_scores(a[0], a[1], tok, n, a[2]), lambda t: t),
@@ -342,9 +342,10 @@ def test_likelihood_and_gradient_round_no_worse_than_torch(ops, dtype, N, V, D):
     g = torch.Generator().manual_seed(N)
     x, head, b = (torch.randn(*s, generator=g).to(dtype) for s in ((N, D), (V, D), (V,)))
     tok, ptr = torch.randint(0, V, (N,), generator=g), torch.arange(N + 1)
-    plain = lambda x_, h, b_: (
-        torch.nn.functional.linear(x_, h, b_).log_softmax(1).gather(1, tok[:, None])[:, 0]
-    )
+
+    def plain(x_, h, b_):
+        return torch.nn.functional.linear(x_, h, b_).log_softmax(1).gather(1, tok[:, None])[:, 0]
+
     results = []
     for f, cast in (
         (lambda x_, h, b_: ops.title_likelihood(x_, h, tok, ptr, b_), lambda t: t),
@@ -468,17 +469,17 @@ def test_every_device_lists_the_same_items(ops, B):
     # whole numbers: sums are exact, ties are everywhere, and -0 and 0 are one number
     if ops.name == "interpreted" and B > 19:
         pytest.skip("half a minute in the interpreter, and no other case")
-    I, g = 400, torch.Generator().manual_seed(B)
+    n_items, g = 400, torch.Generator().manual_seed(B)
     head, x = (
         torch.randint(-2, 3, (40, 6), generator=g).float(),
         torch.randint(-2, 3, (B, 6), generator=g).float(),
     )
     ptr = torch.cat(
-        [torch.zeros(1, dtype=torch.long), torch.randint(0, 4, (I,), generator=g).cumsum(0)]
+        [torch.zeros(1, dtype=torch.long), torch.randint(0, 4, (n_items,), generator=g).cumsum(0)]
     )
     tok, seen = (
         torch.randint(0, 40, (int(ptr[-1]),), generator=g),
-        torch.randint(-1, I, (B, 30), generator=g),
+        torch.randint(-1, n_items, (B, 30), generator=g),
     )
     ids, best = ops.catalogue_topk(x, head, ptr, tok, 20, seen)
     score = (x @ head.t())[:, tok].double()
@@ -487,7 +488,7 @@ def test_every_device_lists_the_same_items(ops, B):
             score[row, a:b].mean().item() if b > a else None
             for a, b in zip(ptr[:-1].tolist(), ptr[1:].tolist())
         ]
-        left = [i for i in range(I) if mean[i] is not None and i not in seen[row].tolist()]
+        left = [i for i in range(n_items) if mean[i] is not None and i not in seen[row].tolist()]
         want = sorted(left, key=lambda i: (-torch.tensor(mean[i]).float().item(), i))[:20]
         assert ids[row].tolist() == want
         assert best[row].tolist() == pytest.approx([mean[i] for i in want], abs=1e-6)
@@ -857,10 +858,13 @@ def rows_of_segments(shape):
 def plain_attention(q, k, v, cos, sin, past, seg, ptr, scale):
     """In fp64, a row and a head at a time, under a mask."""
     q, k, v, cos, sin = (t.double() for t in (q, k, v, cos, sin))
-    turn = lambda x: (
-        x * cos[:, None]
-        + torch.cat([-x[..., x.shape[2] // 2 :], x[..., : x.shape[2] // 2]], 2) * sin[:, None]
-    )
+
+    def turn(x):
+        return (
+            x * cos[:, None]
+            + torch.cat([-x[..., x.shape[2] // 2 :], x[..., : x.shape[2] // 2]], 2) * sin[:, None]
+        )
+
     q, k, out = turn(q), turn(k), torch.zeros_like(q)
     for lo, hi in zip(ptr[:-1].tolist(), ptr[1:].tolist()):
         s = seg[lo:hi]
@@ -896,7 +900,10 @@ def test_attention_of_packed_rows(dtype, H, G, d, kept, shape):
         pytest.skip("no C++ compiler")
     g = torch.Generator().manual_seed(0)
     seg, ptr = rows_of_segments(shape)
-    draw = lambda *size: torch.randn(*size, generator=g).to(dtype)
+
+    def draw(*size):
+        return torch.randn(*size, generator=g).to(dtype)
+
     q, k, v, angle = (
         draw(len(seg), H, d) * 2,
         draw(len(seg), G, d),

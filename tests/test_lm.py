@@ -670,9 +670,12 @@ def test_candidates_share_their_prompt_s_encoder_states(load, toy):
     try:
         for r.lm.attends in (True, False):
             P = r.P.clone().requires_grad_()
-            run = lambda: verbalizers.score(
-                r.lm, begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, "likelihood"
-            )
+
+            def run():
+                return verbalizers.score(
+                    r.lm, begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, "likelihood"
+                )
+
             sizes.append(sum(size for _, size in saved_tensors(run, r.lm.model).values()))
             scores.append(run())
             scores[-1].log_softmax(1)[:, 0].sum().backward()

@@ -587,7 +587,10 @@ def test_other_published_forms(tmp_path, monkeypatch):
         "movieId,title,genres\n"
         + "".join(f'{i},"Misérables {i}, Les (1995)",Drama\n' for i in sorted({r[1] for r in rows}))
     )
-    day = lambda t: str(np.datetime64(int(t), "D"))
+
+    def day(t):
+        return str(np.datetime64(int(t), "D"))
+
     lines = [
         {"username": f"{u}", "product_id": str(i), "date": day(t), "text": 'it\'s "good" [h1]'}
         for u, i, t in rows

@@ -44,7 +44,10 @@ def test_cooccurrence_worked_by_hand():
     )
     cand = np.array([[1, 2, 3, 4, 9, 8]] * 2)
     s = floors.cooccurrence(data, np.array([3, 7]), cand, decay=0.5)
-    pair = lambda n, a, b: n / np.sqrt(a * b)
+
+    def pair(n, a, b):
+        return n / np.sqrt(a * b)
+
     # counts in training: 1: 1, 2: 2, 3: 2, 4: 1; user 0's history is 1 2 3, the oldest weighs .25
     assert s[0] == pytest.approx(
         [
@@ -95,10 +98,13 @@ def test_groups_cover_every_sample_once(toy):
 def test_seeds_are_averaged_and_tested_together():
     rng = np.random.default_rng(0)
     user, base = np.arange(600) // 2, rng.random(600)
-    row = lambda gain: {
-        "hr@1": (base + gain + 0.3 * rng.normal(size=600) > 0.5).astype(float),
-        "ndcg@10": base + gain + 0.1 * rng.normal(size=600),
-    }
+
+    def row(gain):
+        return {
+            "hr@1": (base + gain + 0.3 * rng.normal(size=600) > 0.5).astype(float),
+            "ndcg@10": base + gain + 0.1 * rng.normal(size=600),
+        }
+
     value = {
         "base-s0": row(0),
         "base-s1": row(0),
@@ -175,7 +181,10 @@ def test_reference_fuse_cold_users_and_latency(toy, sasrec, script, on_cpu, tmp_
         len(ms) == 3 and all(0 < x < 1000 for x in ms) and parameters == load_run(sasrec).parameters
     )
     assert "ms" not in rows["popularity"]
-    refused = lambda *args: script(evaluate.main, "--ckpt", sasrec, *args, code=1).error
+
+    def refused(*args):
+        return script(evaluate.main, "--ckpt", sasrec, *args, code=1).error
+
     assert "--fuse names the row delrec" in refused("--fuse", "sasrec", "delrec")
     assert "--reference names the row x" in refused("--reference", "x")
     assert "at most 1 earlier items" in refused("--max-history", 1)
@@ -286,9 +295,11 @@ def test_an_lm_is_fused_with_its_own_backbone(sasrec, backbone, chain, script, o
 
 
 def test_the_case_study_shows_what_is_compared(chain):
-    run = lambda name, stage, soft_prompt="none": SimpleNamespace(
-        stage=stage, soft_prompt=soft_prompt, folder=SimpleNamespace(name=name)
-    )
+    def run(name, stage, soft_prompt="none"):
+        return SimpleNamespace(
+            stage=stage, soft_prompt=soft_prompt, folder=SimpleNamespace(name=name)
+        )
+
     runs = [
         run(f"{m}-s{s}", "train_backbone") for m in ("sasrec", "gru4rec", "caser") for s in range(3)
     ] + [run("lm", "lm")]
@@ -418,7 +429,10 @@ def test_csv_holds_the_numbers_of_the_table(written):
 
 def test_markdown_and_latex_have_whole_rows(written):
     lines = [x for x in (written.folder / "table.md").read_text().splitlines() if x.startswith("|")]
-    count = lambda x: len(re.findall(r"(?<!\\)\|", x))
+
+    def count(x):
+        return len(re.findall(r"(?<!\\)\|", x))
+
     assert len(lines) == 2 + len(written.found["rows"]) and len({count(x) for x in lines}) == 1
     tex = (written.folder / "table.tex").read_text()
     body = [x for x in tex.splitlines() if x.endswith("\\\\")]

@@ -425,8 +425,8 @@ def test_an_lm_run_stores_the_backbone_it_lists_by(chain, backbone):
 
 
 def test_a_backbone_that_was_trained_again_is_said_in_one_line(listing, script, on_cpu, tmp_path):
-    ask = lambda *args: (
-        script(
+    def ask(*args):
+        return script(
             evaluate.main,
             "--ckpt",
             listing.run,
@@ -438,7 +438,7 @@ def test_a_backbone_that_was_trained_again_is_said_in_one_line(listing, script, 
             tmp_path / "out",
             *args,
         ).output
-    )
+
     assert NOTE not in ask()
     stored = np.load(listing.run / "scores_test_15.npy")
     train_again(listing.backbone)
@@ -485,8 +485,9 @@ def test_finetune_says_that_the_prompt_was_distilled_from_another_backbone(
         config
         | {"backbone_run": str(own), "settings": config["settings"] | {"backbone_run": str(own)}},
     )
-    tune = lambda: (
-        script(
+
+    def tune():
+        return script(
             finetune.main,
             "--dataset",
             toy.folder,
@@ -515,7 +516,7 @@ def test_finetune_says_that_the_prompt_was_distilled_from_another_backbone(
             "shuffled",
             "--no-calibrate",
         ).output
-    )
+
     assert NOTE not in tune()
     train_again(own)
     said = tune()
@@ -631,9 +632,10 @@ def test_a_complete_export_is_replaced_only_when_asked_and_only_by_a_complete_on
     run = shutil.copytree(chain.delrec, tmp_path / "delrec")
     config = json.loads((run / "config.json").read_text()) | {"C": 8}
     (run / "config.json").write_text(json.dumps(config))
-    ask = lambda *args, code=0: script(
-        evaluate.main, "--ckpt", run, "--export", "--limit", 6, *args, code=code
-    )
+
+    def ask(*args, code=0):
+        return script(evaluate.main, "--ckpt", run, "--export", "--limit", 6, *args, code=code)
+
     ask("--export-k", 5)
     before = contents(run / "export")
     assert "is complete" in ask("--export-k", 5).output
@@ -662,27 +664,30 @@ def test_the_plain_lm_is_used_again_and_another_one_is_refused(
 ):
     monkeypatch.setattr(runtime, "ROOT", tmp_path)
     other = shutil.copytree(decoder, tmp_path / "other")
-    ask = lambda llm, *args, code=0: script(
-        evaluate.main,
-        "--llm",
-        llm,
-        "--dataset",
-        toy.folder,
-        "--ckpt",
-        backbone,
-        "--verbalizer",
-        "mean",
-        "--prompt-history",
-        3,
-        "--limit",
-        6,
-        "--val-samples",
-        6,
-        "--out",
-        tmp_path / "out",
-        *args,
-        code=code,
-    )
+
+    def ask(llm, *args, code=0):
+        return script(
+            evaluate.main,
+            "--llm",
+            llm,
+            "--dataset",
+            toy.folder,
+            "--ckpt",
+            backbone,
+            "--verbalizer",
+            "mean",
+            "--prompt-history",
+            3,
+            "--limit",
+            6,
+            "--val-samples",
+            6,
+            "--out",
+            tmp_path / "out",
+            *args,
+            code=code,
+        )
+
     folder = tmp_path / "runs" / "toy" / "lm"
     ask(decoder)
     before = contents(folder)

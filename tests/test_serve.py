@@ -19,7 +19,9 @@ from delrec.serving import serve
 
 
 def test_titles_are_found_by_name_by_case_and_by_a_beginning_that_is_enough(toy):
-    find = lambda *titles: serve.find_titles(titles, toy, serve.known_titles(toy))
+    def find(*titles):
+        return serve.find_titles(titles, toy, serve.known_titles(toy))
+
     assert find(toy.titles[3].upper(), f" {toy.titles[10].lower()} ")[0].tolist() == [3, 10]
     alone = next(
         i

@@ -5,6 +5,8 @@ two processes that equal one.
 import json
 import re
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,9 +25,9 @@ from delrec.data.prepared import (
     users,
     with_lists,
 )
-from delrec.runtime import load_run
+from delrec.runtime import ROOT, load_run
 
-I = 100
+n_items = 100
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +47,16 @@ def planted(make_data, tmp_path_factory):
     rng = np.random.default_rng(0)
     rows = []
     for u in range(160):
-        item, begin = int(rng.integers(1, I + 1)), int(rng.integers(0, 1000))
+        item, begin = int(rng.integers(1, n_items + 1)), int(rng.integers(0, 1000))
         for t in range(20):
             rows.append((u, item, begin + 10 * t))
-            item = int(rng.integers(1, I + 1)) if rng.random() < 0.02 else item * 2 % (I + 1)
+            item = (
+                int(rng.integers(1, n_items + 1))
+                if rng.random() < 0.02
+                else item * 2 % (n_items + 1)
+            )
     return make_data(
-        tmp_path_factory.mktemp("planted"), rows, {i: f"Film {i}" for i in range(1, I + 1)}
+        tmp_path_factory.mktemp("planted"), rows, {i: f"Film {i}" for i in range(1, n_items + 1)}
     )
 
 
@@ -151,25 +157,30 @@ def test_the_sampled_softmax_is_the_full_one_where_it_draws_everything_and_right
     planted,
 ):
     torch.manual_seed(0)
-    model = models.build("sasrec", I, SimpleNamespace(history=8, width=16, dropout=0.0)).eval()
+    model = models.build(
+        "sasrec", n_items, SimpleNamespace(history=8, width=16, dropout=0.0)
+    ).eval()
     model.bias.data.normal_(0, 0.3)
     rng = np.random.default_rng(0)
     seq, target = (
-        torch.from_numpy(rng.integers(1, I + 1, (4, 8))),
+        torch.from_numpy(rng.integers(1, n_items + 1, (4, 8))),
         torch.zeros(4, 8, dtype=torch.long),
     )
     target[:, -1] = torch.tensor([3, 14, 15, 92])
     full = B.loss_of(model, seq, target)
     # I items stand for I - 1
     torch.testing.assert_close(
-        B.loss_of(model, seq, target, torch.arange(1, I + 1)), full + 4 * 0, rtol=0, atol=4 * 0.012
+        B.loss_of(model, seq, target, torch.arange(1, n_items + 1)),
+        full + 4 * 0,
+        rtol=0,
+        atol=4 * 0.012,
     )
     # the sum below the fraction, not its logarithm, is right on average: compare e^(loss) for one
     # position
     one, where = seq[:1], target[:1]
     draws = torch.stack(
         [
-            B.loss_of(model, one, where, torch.from_numpy(rng.integers(1, I + 1, 20))).exp()
+            B.loss_of(model, one, where, torch.from_numpy(rng.integers(1, n_items + 1, 20))).exp()
             for _ in range(3000)
         ]
     )
@@ -219,7 +230,7 @@ def test_files_have_their_shapes(planted, run):
         and {"candidates15", "full"} <= set(written["test"])
     )
     config = load_run(str(run.out), planted, ["train_backbone"])
-    assert (config.model, config.lr, config.history, config.n_items) == ("sasrec", 1e-3, 8, I)
+    assert (config.model, config.lr, config.history, config.n_items) == ("sasrec", 1e-3, 8, n_items)
     assert {
         "stage",
         "out",
@@ -366,11 +377,11 @@ def test_every_training_target_once_and_nothing_later(planted, span, L):
 
 def test_negatives_are_not_the_users_own(planted):
     have = np.union1d(planted.train, planted.ptr[:-1])
-    seen = np.unique(users(planted, have) * (I + 1) + planted.items[have])
+    seen = np.unique(users(planted, have) * (n_items + 1) + planted.items[have])
     first, _ = runs_of_targets(planted, 8, np.random.default_rng(0))
     drawn = B.negatives(planted, first, np.ones((len(first), 8)), seen, np.random.default_rng(0))
-    assert drawn.min() >= 1 and drawn.max() <= I
-    assert not np.isin(users(planted, first)[:, None] * (I + 1) + drawn, seen).any()
+    assert drawn.min() >= 1 and drawn.max() <= n_items
+    assert not np.isin(users(planted, first)[:, None] * (n_items + 1) + drawn, seen).any()
 
 
 # ---------------------------------------------------------------- what a run promises
@@ -381,7 +392,7 @@ def test_later_items_do_not_touch_training(planted, script, tmp_path):
     weights, stay bit for bit.
     """
     shutil.copytree(planted.folder, tmp_path / "other")
-    items, next_item = np.array(planted.items), np.r_[0, np.arange(2, I + 1), 1]
+    items, next_item = np.array(planted.items), np.r_[0, np.arange(2, n_items + 1), 1]
     later = np.r_[planted.val, planted.test]
     items[later] = next_item[items[later]]
     np.save(tmp_path / "other" / "items.npy", items)
@@ -401,6 +412,23 @@ def test_later_items_do_not_touch_training(planted, script, tmp_path):
     assert logs[0][-1]["val_ndcg@10"] != logs[1][-1]["val_ndcg@10"]
 
 
+WITHOUT_LM = """
+import sys
+import evaluate, train_backbone
+data, run, *flags = sys.argv[1:]
+train_backbone.main(["--dataset", data, "--out", run, *flags], standalone_mode=False)
+evaluate.main(["--ckpt", run, "--history", "Film 3"], standalone_mode=False)
+print(sorted({"transformers", "peft"} & set(sys.modules)))
+"""
+
+
+def test_what_needs_no_lm_imports_none(planted, tmp_path):
+    args = [sys.executable, "-c", WITHOUT_LM, planted.folder, tmp_path / "run", *QUICK]
+    done = subprocess.run([str(a) for a in args], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("[]")
+
+
 def test_same_seed_same_bits_other_seed_other_bits(planted, script, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train(script, planted, tmp_path / name, *QUICK, "--seed", seed)
@@ -412,15 +440,17 @@ def test_same_seed_same_bits_other_seed_other_bits(planted, script, tmp_path):
 
 
 def test_two_processes_equal_one(planted, script, on_cpu, two_processes, tmp_path):
-    args = lambda name: (
-        "--dataset",
-        planted.folder,
-        "--out",
-        tmp_path / name,
-        *QUICK,
-        "--dropout",
-        0,
-    )
+    def args(name):
+        return (
+            "--dataset",
+            planted.folder,
+            "--out",
+            tmp_path / name,
+            *QUICK,
+            "--dropout",
+            0,
+        )
+
     script(B.main, *args("one"))
     said = two_processes([("train_backbone", args("two"))])
     assert json.loads(said.strip().split("\n")[-1])["stage"] == "train_backbone"

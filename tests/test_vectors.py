@@ -140,22 +140,22 @@ def test_windows_meet_every_training_target_once_an_epoch_and_never_see_it(toy):
     is_target = np.zeros(len(toy.items), bool)
     is_target[toy.train] = True
     count, seen = 0, []
-    for f, l, e in zip(first, last, vectors.examples(r, first, last, is_target)):
-        user = users(toy, np.array([l]))[0]
-        assert e.target[0] == toy.items[l] and len(e.target) == len(e.at) + 1
+    for f, end, e in zip(first, last, vectors.examples(r, first, last, is_target)):
+        user = users(toy, np.array([end]))[0]
+        assert e.target[0] == toy.items[end] and len(e.target) == len(e.at) + 1
         assert (
-            e.place[0] == l
+            e.place[0] == end
             and (toy.items[e.place] == e.target).all()
             and (np.diff(e.place[1:]) > 0).all()
         )
         # what a target may see: what came before it
-        whole = toy.items[toy.ptr[user] : l + 1].tolist()
+        whole = toy.items[toy.ptr[user] : end + 1].tolist()
         for place, target in zip(e.at, e.target[1:]):
             # the state before the vector of the target predicts it
             assert e.tail[place] == ITEM - target
         assert (ITEM - e.tail[1:-1]).tolist() == whole[-len(e.tail) + 1 : -1]
         count += len(e.target)
-        seen += range(f, l + 1)
+        seen += range(f, end + 1)
         if count == len(toy.train):
             break
     assert sorted(set(seen) & set(toy.train.tolist())) == sorted(
@@ -213,7 +213,10 @@ def test_a_prompt_of_vectors_tells_nothing_of_the_list_and_hides_the_item_that_i
             },
         ).prompts
         window = np.array([3, 9, 14, 27, 31, 40, 52])
-        shown = lambda tail: (ITEM - tail[tail <= ITEM]).tolist()
+
+        def shown(tail):
+            return (ITEM - tail[tail <= ITEM]).tolist()
+
         assert shown(p.pattern(window, np.array([1, 2, 5]))[0]) == window.tolist()
         # i_1..i_{a-2}; i_a, i_{a-1}; i_a..i_{n-2}; i_n: and i_{n-1} = 40 is asked
         assert shown(p.temporal_analysis(window, 4)[0]) == [3, 9, 27, 14, 27, 31, 52]
@@ -519,11 +522,11 @@ def test_what_cannot_be_is_refused(
     on_cpu,
     tmp_path,
 ):
-    stage_1 = lambda *args: (
-        script(
+    def stage_1(*args):
+        return script(
             distill.main, "--dataset", toy.folder, "--out", tmp_path / "p", *IDS, *args, code=1
         ).error
-    )
+
     assert "needs a decoder-only LM" in stage_1("--backbone", planted, "--llm", encoder)
     assert "there is no" in stage_1(
         "--backbone", backbone, "--llm", decoder
@@ -537,8 +540,9 @@ def test_what_cannot_be_is_refused(
         f"lists {len(lists) // 2} of {len(lists)} training samples: train it again with --lists "
         f"{len(lists)}" in stage_1("--backbone", partly, "--llm", decoder)
     )
-    stage_2 = lambda *args: (
-        script(
+
+    def stage_2(*args):
+        return script(
             finetune.main,
             "--dataset",
             toy.folder,
@@ -549,7 +553,7 @@ def test_what_cannot_be_is_refused(
             *args,
             code=1,
         ).error
-    )
+
     assert "was distilled on item vectors, --input is titles" in stage_2(
         "--soft-prompt", distilled, "--samples", 48, "--batch", 8
     )

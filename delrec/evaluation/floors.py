@@ -88,7 +88,10 @@ def standard(x_nC):
     return (x_nC - x_nC.mean(1, keepdims=True)) / np.maximum(x_nC.std(1, keepdims=True), 1e-9)
 
 
-def fuse(a, b, is_target_val, weights=np.linspace(0, 1, 21)):
+WEIGHTS = tuple(np.linspace(0, 1, 21))  # that fusion tries
+
+
+def fuse(a, b, is_target_val, weights=WEIGHTS):
     """(1-w) a + w b of two rows' standardised scores with the w that is best on validation
     (NDCG@10). a, b: (val, test) pairs.
     """

@@ -35,9 +35,10 @@ def agreement(a_nC, b_nC):
     """Share of the first place that two scores name alike: 1 if the same one candidate, less where
     first places are tied.
     """
-    first = lambda s: (
-        (s == s.max(1, keepdims=True)) / (s == s.max(1, keepdims=True)).sum(1, keepdims=True)
-    )
+
+    def first(s):
+        return (s == s.max(1, keepdims=True)) / (s == s.max(1, keepdims=True)).sum(1, keepdims=True)
+
     return np.minimum(first(a_nC), first(b_nC)).sum(1)
 
 

@@ -246,10 +246,13 @@ def lines_of(result, one):
     )
     body = []
     for name, v in rows.items():
-        with_interval = lambda m: (
-            f"{short(v[m])}{mark(v.get('p_' + m))} [{short(v[m + '_interval'][0])}, "
-            f"{short(v[m + '_interval'][1])}]"
-        )
+
+        def with_interval(m):
+            return (
+                f"{short(v[m])}{mark(v.get('p_' + m))} [{short(v[m + '_interval'][0])}, "
+                f"{short(v[m + '_interval'][1])}]"
+            )
+
         body.append(
             [
                 one(name),
@@ -277,13 +280,16 @@ def seeds_of(result, one):
     """
     head, body = ["mean over seeds", "seeds", "HR@1", "NDCG@10", "against", "HR@1", "NDCG@10"], []
     for name, v in result["seeds"].items():
-        with_interval = lambda m: (
-            f"{short(v[m][0])} ± {short(v[m][1])} [{short(v[m + '_interval'][0])}, "
-            f"{short(v[m + '_interval'][1])}]"
-        )
-        gain = lambda m: (
-            one(f"{v[m + '_gain']:+.3f} ({p_text(v['p_' + m])})") if v["against"] else ""
-        )
+
+        def with_interval(m):
+            return (
+                f"{short(v[m][0])} ± {short(v[m][1])} [{short(v[m + '_interval'][0])}, "
+                f"{short(v[m + '_interval'][1])}]"
+            )
+
+        def gain(m):
+            return one(f"{v[m + '_gain']:+.3f} ({p_text(v['p_' + m])})") if v["against"] else ""
+
         body.append(
             [
                 one(name),
@@ -306,7 +312,10 @@ ABOUT_SEEDS = (
 
 def markdown(result):
     one, line = lambda s: s.replace("|", "\\|"), lambda cells: "| " + " | ".join(cells) + " |"
-    grid = lambda head, body: [line(head), line(["---"] * len(head)), *map(line, body), ""]
+
+    def grid(head, body):
+        return [line(head), line(["---"] * len(head)), *map(line, body), ""]
+
     return (
         "\n".join(
             [
@@ -333,16 +342,21 @@ def latex(result):
             "\\": "\\textbackslash{}",
         }
     )
-    escape = lambda s: s.translate(special)
-    grid = lambda head, body: [
-        "\\begin{tabular}{l" + "r" * (len(head) - 2) + "l}",
-        "\\hline",
-        " & ".join(map(escape, head)) + " \\\\",
-        "\\hline",
-        *(" & ".join(cells).replace("±", "$\\pm$") + " \\\\" for cells in body),
-        "\\hline",
-        "\\end{tabular}",
-    ]
+
+    def escape(s):
+        return s.translate(special)
+
+    def grid(head, body):
+        return [
+            "\\begin{tabular}{l" + "r" * (len(head) - 2) + "l}",
+            "\\hline",
+            " & ".join(map(escape, head)) + " \\\\",
+            "\\hline",
+            *(" & ".join(cells).replace("±", "$\\pm$") + " \\\\" for cells in body),
+            "\\hline",
+            "\\end{tabular}",
+        ]
+
     return (
         "\n".join(
             [
@@ -650,9 +664,9 @@ box.addEventListener("input", search); search();
 
 
 def html_table(head, body):
-    line = lambda tag, cells: (
-        "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
-    )
+    def line(tag, cells):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+
     return (
         "<div "
         f'class="scroll"><table><thead>{line("th", head)}</thead><tbody>{"".join(line("td", r) for r in body)}</tbody></table></div>'

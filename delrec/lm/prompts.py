@@ -114,7 +114,7 @@ class Prompts:
         return np.concatenate([self.titles.of(i), vector, self.sep])
 
     def pattern_told(self, k, in_words) -> list:
-        """What stands for the backbone in the prefix: k slots, or its pattern in words, or nothing."""
+        """What stands for the backbone in the prefix: k slots, its pattern in words, or nothing."""
         about = f"How {self.backbone} recommends {self.noun}s:"
         if k:
             return [np.asarray(encode(self.lm, about), np.int64), np.full(k, SLOT), self.sep]

@@ -42,7 +42,8 @@ class Ranker:
 
 def make_ranker(lm, data, settings, P_kD=None, cache=True) -> Ranker:
     """A ranker by a run's settings: verbalizer, show, order, history, max_title, max_tokens,
-    backbone (its name in the prompt), backbone_run (its folder); the soft prompt's length is P's."""
+    backbone (its name in the prompt), backbone_run (its folder); the soft prompt is as long as P.
+    """
     titles = tokenise_titles(lm, data, settings["max_title"], settings.get("allow_unknown", True))
     shown = settings.get("input", "titles")
     k = 0 if P_kD is None else len(P_kD)

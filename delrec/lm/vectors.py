@@ -125,9 +125,9 @@ def windows(data, L, n, seed):
     first, last, epoch = [], [], 0
     while sum(map(len, first)) < n:
         rng = np.random.default_rng([seed, epoch])
-        f, l = runs_of_targets(data, L, rng)
-        order, epoch = rng.permutation(len(f)), epoch + 1
-        first.append(f[order]), last.append(l[order])
+        first_e, last_e = runs_of_targets(data, L, rng)
+        order, epoch = rng.permutation(len(first_e)), epoch + 1
+        first.append(first_e[order]), last.append(last_e[order])
     return np.concatenate(first)[:n], np.concatenate(last)[:n]
 
 

@@ -21,7 +21,7 @@ from delrec.runtime import stop
 def letter_ids(lm, C) -> np.ndarray:
     """One token per letter as it stands in front of a candidate (C,); refused where they are not
     single and distinct."""
-    if C > len(LETTERS):
+    if len(LETTERS) < C:
         stop(
             f"--verbalizer letter has {len(LETTERS)} letters but there are {C} candidates; use at "
             f"most {len(LETTERS)}"

@@ -98,10 +98,14 @@ def ranking(run, data, ranks, pool=100, shard=False):
         if reads_all(r):
             with torch.no_grad():
                 start = begin(r.lm, r.prompts.prefix, r.P, r.cache)
-            score = lambda olds: (
-                score_catalogue(r, start, [r.prompts.history(old[-r.history :])[0] for old in olds])
-                - penalty_I
-            )
+
+            def score(olds):
+                return (
+                    score_catalogue(
+                        r, start, [r.prompts.history(old[-r.history :])[0] for old in olds]
+                    )
+                    - penalty_I
+                )
         else:
             # a prompt that lists its candidates ranks as many as it was trained with
             size = min(pool or run.C, run.C) if r.show else pool

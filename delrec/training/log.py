@@ -36,7 +36,7 @@ class Log:
             time.time(),
             time.time(),
         )
-        self.file = open(out / "log.jsonl", "a", encoding="utf-8") if self.main and out else None
+        self.file = open(out / "log.jsonl", "a", encoding="utf-8") if self.main and out else None  # noqa: SIM115
         self.bar = tqdm(
             total=total,
             initial=done,

@@ -34,9 +34,11 @@ def extra_bytes(f, device):
         return torch.cuda.max_memory_allocated() - before
     # what torch freed before counts as free
     ctypes.CDLL(None).malloc_trim(0)
-    status = lambda key: next(
-        int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(key)
-    )
+
+    def status(key):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(key))
+
     try:
         with open("/proc/self/clear_refs", "w") as mark:  # 5: forget the high-water mark
             mark.write("5")

@@ -35,7 +35,7 @@ def test_every_entry_of_transformers_tables_is_tested_or_has_a_reason():
 @pytest.mark.parametrize("table, model_type", sorted(IMPOSSIBLE))
 def test_what_is_said_to_be_impossible_is(table, model_type, toy, tmp_path):
     family = family_of(table, model_type)
-    with pytest.raises(Exception):  # once it can be made it shall be tested
+    with pytest.raises(Exception):  # noqa: B017 (once it can be made it shall be tested)
         reference = Reference(family, write(family, tmp_path / "lm"), toy)
         assert reference.plain.scale is not None
         reference.scores(load_here(reference.folder), False)
