@@ -1,13 +1,12 @@
-"""The LM's part of the work, ours against what one would write with transformers alone: strings
-tokenised per batch, padded, all positions through the head (model(...).logits), gather; the same
-LM, dtype, prompts and machine, in one run.
+"""The LM's part of the work, ours against what one would write with transformers alone.
 
-    python bench.py                    make bench-llm; about fifteen minutes on 2 cores (ml-100k,
-        smollm2-135m)
-    python bench.py --quick            ratios only, without the curves
+    python bench.py            make bench-llm; about fifteen minutes on 2 cores
+    python bench.py --quick    ratios only, without the curves
 
-On a GPU it also times random LMs of Flan-T5-XL's and of an 8 B Llama's shape at prompts of 600
-tokens. The last line is one JSON object.
+The other way: strings tokenised per batch, padded, all positions through the head
+(model(...).logits), gather; the same LM, dtype, prompts and machine, in one run. On a GPU it also
+times random LMs of Flan-T5-XL's and of an 8 B Llama's shape at prompts of 600 tokens. The last line
+is one JSON object.
 """
 
 import os

@@ -1,15 +1,14 @@
-"""make circle: from the backbone to the LM, to a small LM, and back to a backbone that serves in a
-millisecond.
+"""make circle: from the backbone to the LM, to a small LM, and back to a backbone.
 
-    python circle.py                                   ml-100k and smollm2-135m; about 40 minutes on
-        2 cores
-    python circle.py --dataset beauty --windows 8000   other data, prepared before (python
-        data/prepare.py ...)
+    python circle.py                                   about 40 minutes on 2 cores
+    python circle.py --dataset beauty --windows 8000   other data, prepared before
 
-Every stage is one of the README's commands; a finished one is not repeated, so a circle that was
-killed goes on where it stood. The table: HR@1 and NDCG@10 among 15 candidates with intervals, HR@20
-and NDCG@20 over all items, parameters, time a request takes at batch 1 and 64 (one history to the
-ranked catalogue, on one core and on all), time of training. The last line is one JSON object.
+The backbone at the end serves in a millisecond. Every stage is one of the README's commands; a
+finished one is not repeated, so a circle that was killed goes on where it stood.
+
+The table: HR@1 and NDCG@10 among 15 candidates with intervals, HR@20 and NDCG@20 over all items,
+parameters, time a request takes at batch 1 and 64 (one history to the ranked catalogue, on one core
+and on all), time of training. The last line is one JSON object.
 """
 
 import os

@@ -1,23 +1,21 @@
-"""Stage 1 of DELRec: distil a conventional recommender's behaviour into k soft-prompt vectors of a
-frozen LM. (arXiv 2406.11156, section IV-B)
+"""Stage 1 of DELRec: distil a conventional recommender into soft-prompt vectors of a frozen LM.
 
-    python distill.py --dataset ml-100k                                   one process, CPU or GPU
-    torchrun --nproc_per_node=10 distill.py --dataset beauty              many GPUs, the same answer
-    python distill.py --dataset ml-100k --samples 64 --val-samples 16     a few minutes on a CPU, to
-        see it run
-    python distill.py --dataset ml-100k --paper                           the paper's choices where
-        ours differ
-    python distill.py --dataset ml-100k --input ids                       for a stage 2 that reads
-        items as vectors
+    python distill.py --dataset ml-100k                              one process, CPU or GPU
+    torchrun --nproc_per_node=10 distill.py --dataset beauty         many GPUs, the same answer
+    python distill.py --samples 64 --val-samples 16                  minutes on a CPU, to see it run
+    python distill.py --paper                                        the paper's own choices
+    python distill.py --input ids                                    items as vectors
+
+Paper: arXiv 2406.11156, section IV-B.
 
 Reads data/<dataset>/ and a backbone's run folder (topk_{train,val}.npy, from train_backbone.py or
-anybody else's model); writes runs/<dataset>/prompt/ (soft_prompt.safetensors, log.jsonl,
-metrics.json, config.json). Only the k x D numbers of P are trained (with --lr-lm also an adapter of
-the LM, DELRec's variant w UDPSM).
+anybody else's model). Writes runs/<dataset>/prompt/: soft_prompt.safetensors, log.jsonl,
+metrics.json, config.json. Only the k x D numbers of P are trained; with --lr-lm also an adapter of
+the LM (DELRec's variant w UDPSM).
 
 --input ids (ours) distils in the form in which finetune.py --input ids reads: history items are
 vectors of the backbone (E4SRec), and the maps between them and the frozen LM are trained with P
-(items.safetensors). RPS then asks for the whole list r_1..r_h, after every item of a window.
+(items.safetensors). RPS then asks for the whole list r_1..r_h after every item of a window.
 """
 
 import json

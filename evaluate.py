@@ -1,29 +1,22 @@
-"""The reported metrics: ranks the stored candidates of the test part by any runs, with intervals,
-paired tests and floors.
+"""The reported metrics: any runs rank the stored candidates of the test part.
 
-    python evaluate.py --ckpt runs/ml-100k/delrec                                        one run and
-        the floors
-    python evaluate.py --ckpt runs/ml-100k/sasrec runs/ml-100k/delrec --limit 400        several,
-        compared pairwise, on 400 samples
-    python evaluate.py --llm smollm2-135m --dataset ml-100k --limit 400                  the plain
-        LM, as a run of its own
-    torchrun --nproc_per_node=10 evaluate.py --ckpt runs/beauty/delrec                   many GPUs,
-        the same table
-    python evaluate.py --ckpt runs/ml-100k/delrec --history "Toy Story (1995) | Aladdin (1992)"
-        ranked titles for a history
-    python evaluate.py --ckpt runs/ml-100k/delrec --serve histories.jsonl                for a file
-        of them
-    python evaluate.py --ckpt runs/ml-100k/slmrec --export                               what
-        train_backbone.py --teacher reads
-    python evaluate.py --ckpt runs/ml-100k/delrec --report out.html                      the same as
-        one page with figures and the case study
-    python evaluate.py --ckpt runs/ml-100k/prompt --probe                                what the
-        soft prompt learnt
+    python evaluate.py --ckpt ml-100k/delrec                         one run and the floors
+    python evaluate.py --ckpt ml-100k/sasrec ml-100k/delrec --limit 400
+                                                                     several, compared, 400 samples
+    python evaluate.py --llm smollm2-135m --dataset ml-100k          the plain LM, a run of its own
+    torchrun --nproc_per_node=10 evaluate.py --ckpt beauty/delrec    many GPUs, the same table
+    python evaluate.py --ckpt ml-100k/delrec --report out.html       also a page with figures
+    python evaluate.py --ckpt ml-100k/delrec --history "Toy Story (1995) | Aladdin (1992)"
+                                                                     ranked titles for a history
+    python evaluate.py --ckpt ml-100k/delrec --serve histories.jsonl for a file of them
+    python evaluate.py --ckpt ml-100k/slmrec --export                for train_backbone.py --teacher
+    python evaluate.py --ckpt ml-100k/prompt --probe                 what the soft prompt learnt
 
-An LM run is scored once and its scores are stored in its folder (scores_test_15.npy, NaN where not
-asked); backbones bring theirs. So runs are compared without loading a model. Everything chosen
-(steps, weights of fusion and calibration) is chosen on validation. Runs named X-s0, X-s1, .. are
-the seeds of X: the table also holds their mean and deviation, and tests of the means.
+The table has intervals, paired tests, and floors that need no training. An LM run is scored once
+and its scores are stored in its folder (scores_test_15.npy, NaN where not asked); backbones bring
+theirs. So runs are compared without loading a model. Everything chosen (steps, weights of fusion
+and calibration) is chosen on validation. Runs named X-s0, X-s1, .. are the seeds of X: the table
+also holds their mean and deviation, and tests of the means.
 """
 
 import json

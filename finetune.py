@@ -1,29 +1,27 @@
-"""Stage 2 of DELRec: fine-tune the LM with AdaLoRA, the soft prompt fixed, to rank candidate
-titles. (arXiv 2406.11156, section IV-C)
+"""Stage 2 of DELRec: fine-tune the LM with AdaLoRA, the soft prompt fixed, to rank titles.
 
-    python finetune.py --dataset ml-100k                                  one process, CPU or GPU
-    torchrun --nproc_per_node=10 finetune.py --dataset beauty             many GPUs, the same answer
-    python finetune.py --dataset ml-100k --samples 64 --val-samples 32    a few minutes on a CPU, to
-        see it run
-    python finetune.py --dataset ml-100k --paper                          the paper's choices where
-        ours differ
-    python finetune.py --dataset ml-100k --input ids --soft-prompt ml-100k/prompt-ids
-        items as vectors, stage 1 too
-    python finetune.py --dataset ml-100k --input ids --out ml-100k/e4srec
-        items as vectors, no stage 1
-    python finetune.py --dataset ml-100k --teacher ml-100k/e4srec --layers 6 --out ml-100k/slmrec
-        a small LM taught by it
+    python finetune.py --dataset ml-100k                             one process, CPU or GPU
+    torchrun --nproc_per_node=10 finetune.py --dataset beauty        many GPUs, the same answer
+    python finetune.py --samples 64 --val-samples 32                 minutes on a CPU, to see it run
+    python finetune.py --paper                                       the paper's own choices
+    python finetune.py --input ids --soft-prompt ml-100k/prompt-ids  items as vectors, stage 1 too
+    python finetune.py --input ids --out ml-100k/e4srec              items as vectors, no stage 1
+    python finetune.py --teacher ml-100k/e4srec --layers 6 --out ml-100k/slmrec
+                                                                     a small LM taught by it
 
-Reads data/<dataset>/ and runs/<dataset>/prompt/; writes runs/<dataset>/delrec/ (adapter/,
+Paper: arXiv 2406.11156, section IV-C.
+
+Reads data/<dataset>/ and runs/<dataset>/prompt/. Writes runs/<dataset>/delrec/: adapter/,
 soft_prompt.safetensors, scores_val_15.npy, neutral.npy, log.jsonl, config.json; with --input ids or
-hybrid items.safetensors, with --layers lm/, what is left of the LM). evaluate.py --ckpt
+hybrid items.safetensors; with --layers lm/, what is left of the LM. evaluate.py --ckpt
 runs/<dataset>/delrec then scores the test part.
 
---input ids is E4SRec (arXiv 2312.02443), hybrid LLaRA (arXiv 2312.02445), --teacher SLMRec (arXiv
-2405.17890, section 4): a student and its teacher are cut into b blocks each; with x_t^j, x_s^j
+--input ids is E4SRec (arXiv 2312.02443), hybrid LLaRA (arXiv 2312.02445). --teacher is SLMRec
+(arXiv 2405.17890, section 4): student and teacher are cut into b blocks each. With x_t^j, x_s^j
 their states after block j where the LM is read,
-    L = L_ce + l1 (1 - mean_j cos(x_t^j, x_s^j)) + l2 mean_j ||x_t^j - x_s^j||^2 + l3 mean_{j<b}
-        CE(y, softmax(E W_j x_s^j)).
+
+    L = L_ce + l1 (1 - mean_j cos(x_t^j, x_s^j)) + l2 mean_j ||x_t^j - x_s^j||^2
+        + l3 mean_{j<b} CE(y, softmax(E W_j x_s^j)).
 """
 
 import hashlib

@@ -1,26 +1,31 @@
-"""The paper's tables and figures, each by one command (make headline, table2, table3, table4, fig8,
-table5, coldstart).
+"""The paper's tables and figures, each by one command.
 
-    python recipes.py headline --budget 12288 --prompt-budget 1024 --test-samples 0     does it beat
-        its backbone? (make headline; some ninety minutes on 2 cores)
-    python recipes.py table3                                                    ml-100k, the
-        embedded LM, two seeds, items as vectors, a budget for 2 cores (half an hour)
-    python recipes.py table3 --input titles --budget 192 --test-samples 1000    the same variants
-        with items as titles, over night
-    python recipes.py table2 --dataset beauty --llm google/flan-t5-xl --input titles --budget 50000
-        --seeds 3 --procs 10 --test-samples 0      ten GPUs
-    python recipes.py fig8 --dry-run                                            only print the
-        commands
+make headline, table2, table3, table4, fig8, table5 and coldstart run it:
+
+    python recipes.py headline --budget 12288 --prompt-budget 1024 --test-samples 0
+                                    does it beat its backbone? some ninety minutes on 2 cores
+    python recipes.py table3        ml-100k, the embedded LM, two seeds, items as vectors, a budget
+                                    for 2 cores: half an hour
+    python recipes.py table3 --input titles --budget 192 --test-samples 1000
+                                    the same variants with items as titles, over night
+    python recipes.py table2 --dataset beauty --llm google/flan-t5-xl --input titles \\
+        --budget 50000 --seeds 3 --procs 10 --test-samples 0
+                                    ten GPUs
+    python recipes.py fig8 --dry-run
+                                    only print the commands
 
 Every stage is a command of the README. Runs stand under
 runs/<dataset>/<llm>-<input>-<budget>[-<prompt budget>]/, backbones under runs/<dataset>/, all with
-their seed (-s0, -s1, ..); finished ones are not repeated, killed ones go on from their checkpoint.
-A recipe ends in the folder .../<recipe>/: table.txt .md .tex .csv, figures, a page. The budget is
-the windows of histories (with --input titles the samples) that stage 2 sees; stage 1 sees
---prompt-budget, or a quarter as many, at most 20,000; table2's methods that read titles see a
-quarter of the windows. Two seeds run side by side, each on its share of the cores or GPUs: on 2
-cores more is done than by one after the other, as a process with two threads keeps 1.2 cores busy;
-what a stage prints then stands in <its run folder>.out.
+their seed (-s0, -s1, ..). Finished ones are not repeated, killed ones go on from their checkpoint.
+A recipe ends in the folder .../<recipe>/: table.txt .md .tex .csv, figures, a page.
+
+The budget is the windows of histories (with --input titles the samples) that stage 2 sees. Stage 1
+sees --prompt-budget, or a quarter as many, at most 20,000; table2's methods that read titles see a
+quarter of the windows.
+
+Two seeds run side by side, each on its share of the cores or GPUs: on 2 cores more is done than by
+one after the other, as a process with two threads keeps 1.2 cores busy. What a stage prints then
+stands in <its run folder>.out.
 """
 
 import os

@@ -1,30 +1,32 @@
-"""Stage 0: train the conventional model (SASRec, GRU4Rec or Caser) on item ids, and write what the
-next stages read of it.
+"""Stage 0: train the conventional model on item ids, and write what the next stages read of it.
 
-    python train_backbone.py --dataset ml-100k                                    # SASRec, one
-        process
-    torchrun --nproc_per_node=4 train_backbone.py --dataset beauty --model gru4rec   # the same
-        metrics, many GPUs
-    python train_backbone.py --dataset ml-100k --model caser --epochs 2           # a quick look
-    python train_backbone.py --dataset ml-100k --teacher ml-100k/slmrec           # taught by an LM
-        (after evaluate.py --ckpt ml-100k/slmrec --export)
+The model is SASRec, GRU4Rec or Caser.
 
-In:  data/<dataset>/ from data/prepare.py.    Out: runs/<dataset>/<model>/ with
+    python train_backbone.py --dataset ml-100k                        SASRec, one process
+    torchrun --nproc_per_node=4 train_backbone.py --dataset beauty    the same metrics, many GPUs
+    python train_backbone.py --model caser --epochs 2                 a quick look
+    python train_backbone.py --teacher ml-100k/slmrec                 taught by an LM, once
+                                       evaluate.py --ckpt ml-100k/slmrec --export has been run
+
+Reads data/<dataset>/ (data/prepare.py), writes runs/<dataset>/<model>/:
+
     model.safetensors, config.json    the model, and what load() needs to build it again
-    topk_{train,val,test}.npy         int32 [n, h], the h items the model would show next, best
-        first, nothing from the history
-    scores_{train,val,test}_{C}.npy   float32 [n, C], its scores of the stored candidates
-    full_{val,test}.npy               int32 [n, 2], how many items of the catalogue (history masked)
-        score above and equal to the target
-    metrics.json, log.jsonl           the means with their protocol; one line per epoch
+    topk_{train,val,test}.npy         int32 (n, h): the items it would show next, best first
+    scores_{train,val,test}_{C}.npy   float32 (n, C): its scores of the stored candidates
+    full_{val,test}.npy               int32 (n, 2): how many items score above and equal to the
+                                      target, those of the history left out
+    metrics.json, log.jsonl           the means with their protocol; one line an epoch
 
-paper: trains with one sampled negative (--loss bce). Ours: softmax cross-entropy over the whole
-catalogue (--loss ce), far stronger. --teacher is DLLM2Rec (arXiv 2405.00338, section 4): the
-student also learns the teacher's list of every training sample, weighted by place, confidence and
-agreement, L = L_student + lam L_d; and its item vectors are e_i = b_i + eta (W z_i + c), z_i the
-LM's vector of the title, folded into plain item vectors after training: serving needs no LM. Names:
-B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N training positions, C
-candidates, h list length.
+The papers train with one sampled negative (--loss bce). Ours is the softmax over the whole
+catalogue (--loss ce), which is far stronger.
+
+--teacher is DLLM2Rec (arXiv 2405.00338, section 4). The student also learns the teacher's list of
+every training sample, weighted by place, confidence and agreement: L = L_student + lam L_d. Its
+item vectors are e_i = b_i + eta (W z_i + c), where z_i is the LM's vector of the title. They are
+plain vectors after training, so serving needs no LM.
+
+Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N training
+positions, C candidates, h list length.
 """
 
 import json

@@ -1,13 +1,11 @@
-"""How long preparing and training take at the size of Amazon Home & Kitchen 2018, and our backbones
-against RecBole's.
+"""How long preparing and training take at the size of Amazon Home & Kitchen 2018.
 
-    python data/bench.py                          make bench-data; about half an hour on 2 cores, 24
-        GB, 8 GB of disk
-    python data/bench.py --quick                  a tenth and a hundredth of the size only
-    python data/bench.py --recbole PYTHON         and against RecBole: PYTHON is a python that has
-        recbole 1.2.1
-                                                  (python3 -m venv /tmp/rb && /tmp/rb/bin/pip
-                                                      install recbole==1.2.1 "numpy<2" "pandas<2.2")
+    python data/bench.py                     make bench-data; about half an hour on 2 cores, 24 GB,
+                                             8 GB of disk
+    python data/bench.py --quick             a tenth and a hundredth of the size only
+    python data/bench.py --recbole PYTHON    and against RecBole: a python that has recbole 1.2.1,
+        from: python3 -m venv /tmp/rb
+              /tmp/rb/bin/pip install recbole==1.2.1 "numpy<2" "pandas<2.2"
 
 Preparing runs as a process of its own: seconds are wall time from the files on disk to the prepared
 folder, memory is that process's peak. The log is synthetic (data/synthetic.py). An epoch against

@@ -1,13 +1,11 @@
 """Any raw log -> a prepared folder (formats and rules: data/README.md).
 
-    python data/prepare.py ml-100k                              # MovieLens 100K, fetched by itself
-    python data/prepare.py beauty                               # a published data set: fetched
-        where its host answers, else --raw FOLDER
+    python data/prepare.py ml-100k                  MovieLens 100K, fetched by itself
+    python data/prepare.py beauty                   a published data set, fetched where its host
+                                                    answers, else --raw FOLDER
     python data/prepare.py my-shop --raw FOLDER --noun product --verb bought
-    python data/prepare.py my-shop --check                      # is a prepared folder what it says,
-        and free of leaks?
-    python data/prepare.py smollm2-135m                         # the embedded language model,
-        converted once into the cache
+    python data/prepare.py my-shop --check          is it what it says, and free of leaks?
+    python data/prepare.py smollm2-135m             the embedded LM, converted once into the cache
 
 NAME is a data set known by name (ml-100k, ml-1m, ml-latest-small, steam, beauty, toys, games,
 sports, home-kitchen, kuairec, lastfm), or your own with --raw; smollm2-135m fetches the embedded

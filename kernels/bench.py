@@ -1,13 +1,12 @@
-"""The verbalizer against what one would otherwise write in torch: time, memory, one table, and one
-JSON line at the end.
+"""The verbalizer against what one would otherwise write in torch: time and memory.
 
     python kernels/bench.py            make bench-kernels; about six minutes on 2 cores, 8 GB; on a
-        GPU where there is one
+                                       GPU where there is one
     python kernels/bench.py --quick    the smallest shapes only
 
 Ratios come from one run: the methods take turns on the same inputs, medians count. vs_X is X's time
 over ours, above 1 we are faster. Memory is the peak beyond what was held before (host: the kernel's
-high-water mark of this process; GPU: the allocator's).
+high-water mark of this process; GPU: the allocator's). A table, and one JSON line at the end.
 """
 
 import json
