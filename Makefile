@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: demo lint test test-all soak circle headline table2 table3 table4 fig8 table5 coldstart bench bench-kernels bench-llm bench-data clean
 
 demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (about 15 minutes on 2 cores)
-	$(PY) demo.py
+	$(PY) recipes/demo.py
 
 lint: $(VENV)/ready          ## the code's form: ruff's rules (pyproject.toml) and format
 	$(PY) -m ruff check .
@@ -27,15 +27,15 @@ soak: $(VENV)/ready          ## kill the scripts fifty times at random moments a
 	$(PY) -m pytest -q -s tests/soak.py
 
 circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (about 40 minutes on 2 cores)
-	$(PY) circle.py
+	$(PY) recipes/circle.py
 
 # the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl INPUT=titles SEEDS=3 BUDGET=50000 PROCS=10 TEST=0
 RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(TEST),--test-samples $(TEST)) $(foreach x,$(ALSO),--also $(x))
 headline: $(VENV)/ready      ## does DELRec beat its own backbone? two seeds of everything, items as vectors (some ninety minutes on 2 cores)
-	$(PY) recipes.py headline --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
+	$(PY) recipes/tables.py headline --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
 
 table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= JOBS= TEST= ALSO=
-	$(PY) recipes.py $@ $(RECIPE)
+	$(PY) recipes/tables.py $@ $(RECIPE)
 
 bench: bench-kernels bench-llm bench-data  ## all benchmarks (each program's last line is one JSON object)
 
@@ -44,7 +44,7 @@ bench-kernels: $(VENV)/ready ## the verbalizer against plain torch: time and mem
 
 bench-llm: $(VENV)/ready     ## the LM's part of scoring and training against plain transformers (about fifteen minutes on 2 cores)
 	$(PY) data/prepare.py ml-100k
-	$(PY) bench.py
+	$(PY) recipes/bench.py
 
 bench-data: $(VENV)/ready    ## preparing and training 22 million interactions; RECBOLE=PYTHON compares with RecBole (about half an hour on 2 cores)
 	$(PY) data/prepare.py ml-100k

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-import bench
 from delrec.kernels import bench as kernel_bench
 from delrec.kernels import cpu
 from delrec.lm import verbalizers
 from delrec.lm.reading import begin
 from delrec.lm.text import SLOT, random_soft_prompt
+from recipes import bench
 
 CPU = torch.device("cpu")
 

@@ -609,7 +609,7 @@ def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(
 def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, kind):
     from peft import LoraConfig, get_peft_model
 
-    from bench import saved_tensors
+    from recipes.bench import saved_tensors
 
     results, kept = [], []
     for again in (False, True):
@@ -665,7 +665,7 @@ def test_candidates_share_their_prompt_s_encoder_states(load, toy):
     old, cand = windows(toy, 3)
     tails, scores, sizes = [r.prompts.history(h)[0] for h in old], [], []
     assert r.lm.attends
-    from bench import saved_tensors
+    from recipes.bench import saved_tensors
 
     try:
         for r.lm.attends in (True, False):

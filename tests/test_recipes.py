@@ -1,4 +1,4 @@
-"""recipes.py and circle.py: the commands they give, run on a tiny LM in this process; and the
+"""recipes/: the commands they give, run on a tiny LM in this process; and the
 variants of DELRec they are made of.
 """
 
@@ -14,11 +14,9 @@ from click.testing import CliRunner
 from conftest import stages
 from safetensors.torch import load_file
 
-import circle
 import distill
 import evaluate
 import finetune
-import recipes
 import train_backbone
 from delrec import runtime
 from delrec.backbone.models import NAMES
@@ -28,6 +26,8 @@ from delrec.lm.prompts import PATTERN
 from delrec.lm.ranker import make_ranker, open_run, score_samples
 from delrec.lm.text import SLOT
 from delrec.runtime import folder_of, load_run, write_json
+from recipes import circle, tables
+from recipes import stage as one_stage
 
 MAINS = {
     "train_backbone.py": train_backbone.main,
@@ -42,7 +42,7 @@ def here(toy, script, on_cpu, tmp_path, monkeypatch):
     """The root of the runs is tmp_path, and stages run in this process, small: .ran lists their
     command lines.
     """
-    ran, real = [], recipes.subprocess.run
+    ran, real = [], one_stage.subprocess.run
     small = {
         "train_backbone.py": ["--epochs", 1, "--width", 16],
         "distill.py": ["--k", 4, "--val-samples", 10, "--history", 8, "--verbalizer", "mean"],
@@ -68,13 +68,13 @@ def here(toy, script, on_cpu, tmp_path, monkeypatch):
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr(runtime, "ROOT", tmp_path)
-    monkeypatch.setattr(recipes.subprocess, "run", run)
+    monkeypatch.setattr(one_stage.subprocess, "run", run)
     run.ran, run.root = ran, tmp_path / "runs"
     return run
 
 
 def recipe(*args):
-    done = CliRunner().invoke(recipes.main, [str(a) for a in args])
+    done = CliRunner().invoke(tables.main, [str(a) for a in args])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
@@ -168,7 +168,7 @@ def test_a_finished_run_of_another_budget_is_not_taken_for_this_one(here, toy, d
     write_json(
         folder / "config.json", {"stage": "finetune", "input": "titles", "samples": 640, "seed": 0}
     )
-    done = CliRunner().invoke(recipes.main, [str(a) for a in args])
+    done = CliRunner().invoke(tables.main, [str(a) for a in args])
     assert (
         done.exit_code == 1
         and "was made with --samples 640, here it is 80" in str(done.exc_info[1]) + done.output
@@ -183,7 +183,7 @@ def test_a_finished_run_of_another_budget_is_not_taken_for_this_one(here, toy, d
             "backbone_run": "/elsewhere/runs/toy/gru4rec-s0",
         },
     )
-    done = CliRunner().invoke(recipes.main, [str(a) for a in args])
+    done = CliRunner().invoke(tables.main, [str(a) for a in args])
     assert (
         done.exit_code == 1
         and "gru4rec-s0, here it is toy/sasrec-s0" in str(done.exc_info[1]) + done.output
@@ -238,8 +238,8 @@ def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkey
             stdout.write("said\n")
         return type("Done", (), {"returncode": 0})
 
-    monkeypatch.setattr(recipes.subprocess, "run", run)
-    monkeypatch.setattr(recipes.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(one_stage.subprocess, "run", run)
+    monkeypatch.setattr(one_stage.os, "cpu_count", lambda: 8)
     # two is what a machine without GPUs gets
     out = recipe(
         "table3",
@@ -271,8 +271,8 @@ def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkey
 
 
 def test_every_recipe_names_flags_that_exist(toy, decoder, monkeypatch):
-    monkeypatch.setattr(recipes, "shape", lambda llm: ("decoder", 4))
-    for name in recipes.RECIPES:
+    monkeypatch.setattr(tables, "shape", lambda llm: ("decoder", 4))
+    for name in tables.RECIPES:
         lines = [
             x.split()
             for x in recipe(
@@ -289,7 +289,7 @@ def test_every_recipe_names_flags_that_exist(toy, decoder, monkeypatch):
             ).splitlines()
             if x
         ]
-        recipes.SHOWN.clear()
+        one_stage.SHOWN.clear()
         assert (
             lines
             and all(x[:2] == ["torchrun", "--nproc_per_node=10"] for x in lines)
@@ -305,7 +305,7 @@ def test_every_recipe_names_flags_that_exist(toy, decoder, monkeypatch):
 
 
 def test_item_vectors_are_distilled_in_the_form_they_are_read_in(toy, decoder, monkeypatch):
-    monkeypatch.setattr(recipes, "shape", lambda llm: ("decoder", 4))
+    monkeypatch.setattr(tables, "shape", lambda llm: ("decoder", 4))
     for name in ("table2", "table3", "table4"):
         out = recipe(
             name,
@@ -319,7 +319,7 @@ def test_item_vectors_are_distilled_in_the_form_they_are_read_in(toy, decoder, m
             "--budget",
             800,
         ).splitlines()
-        recipes.SHOWN.clear()
+        one_stage.SHOWN.clear()
         assert (
             all("--input ids" in x for x in out if "distill.py" in x)
             and sum("no-prompt-s0" in x and "finetune.py" in x for x in out) == 1
@@ -352,7 +352,7 @@ def test_backbones_get_three_seeds_where_they_are_what_is_beaten(name, models, t
     out = recipe(
         name, "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--dry-run"
     ).splitlines()
-    recipes.SHOWN.clear()
+    one_stage.SHOWN.clear()
     assert sorted(
         x.split("--out ")[1].split("/")[1] for x in out if "train_backbone.py" in x
     ) == sorted(f"{m}-s{s}" for m in models for s in range(3))
@@ -367,14 +367,14 @@ def test_an_lm_that_is_no_decoder_gets_the_rows_that_it_can_have(toy, encoder_de
     args = ["--dataset", toy.folder, "--llm", encoder_decoder, "--seeds", 1, "--dry-run"]
     for name, without in (("table2", ["llmseqprompt"]), ("table4", ["half-lm"])):
         said, *lines = recipe(name, *args, "--input", "titles").splitlines()
-        recipes.SHOWN.clear()
+        one_stage.SHOWN.clear()
         assert f"without {', '.join(without)}: " in said and "encoder-decoder" in said
         assert (
             "delrec-s0" in lines[-1]
             and not any(f"{n}-s0" in x for x in lines for n in without)
             and not any("--loss titles" in x or "--layers" in x for x in lines)
         )
-    done = CliRunner().invoke(recipes.main, [str(a) for a in ["table3", *args]])
+    done = CliRunner().invoke(tables.main, [str(a) for a in ["table3", *args]])
     assert (
         done.exit_code == 1
         and "(--input ids) reads a state after every item" in str(done.exc_info[1]) + done.output
@@ -383,7 +383,7 @@ def test_an_lm_that_is_no_decoder_gets_the_rows_that_it_can_have(toy, encoder_de
 
 def test_fig8_moves_one_number_at_a_time(toy, decoder):
     out = recipe("fig8", "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--dry-run")
-    recipes.SHOWN.clear()
+    one_stage.SHOWN.clear()
     prompts = [x for x in out.splitlines() if "distill.py" in x]
     assert len(prompts) == 1 + 5 + 4
     assert sorted(int(x.split("--k ")[1].split()[0]) for x in prompts if "--k " in x) == [
@@ -403,10 +403,10 @@ def test_fig8_moves_one_number_at_a_time(toy, decoder):
 
 def test_a_stage_that_fails_ends_the_recipe(here, toy, decoder, monkeypatch):
     monkeypatch.setattr(
-        recipes.subprocess, "run", lambda line, **_: type("Done", (), {"returncode": 75})
+        one_stage.subprocess, "run", lambda line, **_: type("Done", (), {"returncode": 75})
     )
     done = CliRunner().invoke(
-        recipes.main, ["table3", "--dataset", str(toy.folder), "--llm", decoder]
+        tables.main, ["table3", "--dataset", str(toy.folder), "--llm", decoder]
     )
     assert done.exit_code == 1 and "stopped with exit code 75" in str(
         done.exception
@@ -415,7 +415,7 @@ def test_a_stage_that_fails_ends_the_recipe(here, toy, decoder, monkeypatch):
 
 def test_a_data_set_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "ROOT", tmp_path)
-    done = CliRunner().invoke(recipes.main, ["table2", "--dataset", "nothing"])
+    done = CliRunner().invoke(tables.main, ["table2", "--dataset", "nothing"])
     assert done.exit_code == 1 and "no prepared data set in" in done.output
 
 

@@ -22,10 +22,8 @@ from conftest import ROOT, popular, write_backbone
 from test_prepare import random_log, write
 
 import common
-import demo
 import evaluate
 import finetune
-import recipes
 import train_backbone
 from delrec import runtime
 from delrec.data import prepare
@@ -33,6 +31,8 @@ from delrec.data.prepared import load_data, load_data_of
 from delrec.lm import layers, teach
 from delrec.runtime import beside, load_run, lock, put_in_place, read_json, settle, write_json
 from delrec.training import checkpoints
+from recipes import demo
+from recipes import stage as stages
 
 QUICK = ["--epochs", 2, "--width", 16, "--batch", 16, "--history", 8, "--checkpoint-every", 1]
 
@@ -769,10 +769,10 @@ def test_a_stage_that_is_there_says_what_it_was_made_before(tmp_path, monkeypatc
     ):
         (runs / name).mkdir(parents=True)
         write_json(runs / name / "config.json", base | more)
-    recipes.stage(runs / "prompt", "distill.py", "--dataset", "toy")
+    stages.stage(runs / "prompt", "distill.py", "--dataset", "toy")
     assert "is there" in (said := capsys.readouterr().out) and "was made before" not in said
     write_json(runs / "sasrec" / "config.json", base | {"finished": 300.0})
-    recipes.stage(runs / "prompt", "distill.py", "--dataset", "toy")
+    stages.stage(runs / "prompt", "distill.py", "--dataset", "toy")
     said = capsys.readouterr().out
     assert (
         f"made before {runs / 'sasrec'} (1970-01-01" in said
@@ -783,11 +783,11 @@ def test_a_stage_that_is_there_says_what_it_was_made_before(tmp_path, monkeypatc
 def test_a_killed_stage_goes_on_from_the_folder_it_is_built_in(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(
-        recipes.subprocess,
+        stages.subprocess,
         "run",
         lambda line, **_: ran.append(line) or SimpleNamespace(returncode=0),
     )
-    recipes.stage(tmp_path / "a", "distill.py")
+    stages.stage(tmp_path / "a", "distill.py")
     (tmp_path / "b.unfinished" / "checkpoints").mkdir(parents=True)
-    recipes.stage(tmp_path / "b", "distill.py")
+    stages.stage(tmp_path / "b", "distill.py")
     assert "--resume" not in ran[0] and ran[1][-1] == "--resume"

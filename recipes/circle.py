@@ -1,7 +1,7 @@
 """make circle: from the backbone to the LM, to a small LM, and back to a backbone.
 
-    python circle.py                                   about 40 minutes on 2 cores
-    python circle.py --dataset beauty --windows 8000   other data, prepared before
+    python recipes/circle.py                                   about 40 minutes on 2 cores
+    python recipes/circle.py --dataset beauty --windows 8000   other data, prepared before
 
 The backbone at the end serves in a millisecond. Every stage is one of the README's commands; a
 finished one is not repeated, so a circle that was killed goes on where it stood.
@@ -12,6 +12,7 @@ and on all), time of training. The last line is one JSON object.
 """
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -19,13 +20,16 @@ import click
 import numpy as np
 import torch
 
+# run as a script, only this folder is on the path
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
 from delrec.data.prepared import load_data, subset, users
 from delrec.evaluation.stats import interval
 from delrec.kernels.bench import report
 from delrec.runtime import described, load_run, read_json, read_npy
 from delrec.serving import serve
-from recipes import stage
+from recipes.stage import stage
 
 ROWS = {
     "sasrec": "backbone",

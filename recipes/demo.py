@@ -1,6 +1,6 @@
 """make demo: ML-100K and a real LLM through all stages on this machine, then the table.
 
-    python demo.py            about 15 minutes on 2 cores
+    python recipes/demo.py            about 15 minutes on 2 cores
 
 Every stage is one of the commands of the README, with fewer samples. Its runs stand in
 runs/ml-100k/demo/; a second demo makes them anew.
@@ -17,10 +17,13 @@ from pathlib import Path
 
 import click
 
+# run as a script, only this folder is on the path
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
 from delrec.runtime import described, is_run, load_run, settle, when
 
-ROOT = Path(__file__).resolve().parent
+ROOT = runtime.ROOT
 TEST_SAMPLES = 300
 HOME = "ml-100k/demo"  # its own runs: those of the README's commands are never touched
 STAGES = [  # (run that it writes, command)

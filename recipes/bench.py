@@ -1,7 +1,7 @@
 """The LM's part of the work, ours against what one would write with transformers alone.
 
-    python bench.py            make bench-llm; about fifteen minutes on 2 cores
-    python bench.py --quick    ratios only, without the curves
+    python recipes/bench.py            make bench-llm; about fifteen minutes on 2 cores
+    python recipes/bench.py --quick    ratios only, without the curves
 
 The other way: strings tokenised per batch, padded, all positions through the head
 (model(...).logits), gather; the same LM, dtype, prompts and machine, in one run. On a GPU it also
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import click
@@ -21,6 +22,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+# run as a script, only this folder is on the path
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import finetune
 from delrec.data.prepared import candidates, histories, load_data
 from delrec.kernels.bench import report, times
@@ -30,6 +34,7 @@ from delrec.lm.model import LM, load_lm
 from delrec.lm.ranker import make_ranker, score_tails
 from delrec.lm.reading import begin
 from delrec.lm.text import MASK, SLOT, random_soft_prompt
+from delrec.lm.titles import Titles
 from delrec.lm.verbalizers import score
 from delrec.training.memory import extra_bytes
 
@@ -510,9 +515,10 @@ def random_prompts(lm, n, tokens, T=10, seed=0):
     rng = np.random.default_rng(seed)
     V, items = lm.head_VD.shape[0] - 200, 1000
     ptr = np.concatenate([[0], np.arange(items + 1) * T])
-    titles = SimpleNamespace(
+    titles = Titles(
         ptr=ptr,
         tok=rng.integers(10, V, items * T),
+        vocab=np.arange(V + 200),
         index=np.arange(V + 200),
         head=lm.head_VD.detach(),
         bias=None,
