@@ -36,17 +36,17 @@ from types import SimpleNamespace
 import click
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch.nn.utils import parametrize
 
 from common import claim, finish_run, start_run, stop_unless_finite
 from delrec.backbone import dllm2rec
-from delrec.backbone.models import NAMES, build, score
+from delrec.backbone.losses import binary_loss, catalogue_loss, list_loss, sampled_loss
+from delrec.backbone.models import NAMES, build
+from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import (
     batch_of,
     candidates,
-    histories,
     load_data,
     runs_of_targets,
     subset,
@@ -55,7 +55,6 @@ from delrec.data.prepared import (
 from delrec.metrics import chance, compare, metrics
 from delrec.processes import (
     finish,
-    gather_rows,
     restarted,
     setup,
     sum_gradients,
@@ -95,167 +94,24 @@ def negatives(data, first, target_BL, seen, rng):
     return item_BL
 
 
-class CrossEntropy(torch.autograd.Function):
-    """Sum over N positions of -sum_k weight_NK log softmax(x_NE . item_IE + bias_I)[target_NK];
-    without weights K is 1. Works on a few rows at a time and takes the gradients on the way (d
-    logit = softmax - one-hot), so the N x I logits never exist at once: faster in cache, and a
-    large catalogue fits.
-    """
-
-    @staticmethod
-    def forward(ctx, x_NE, item_IE, bias_I, target_NK, weight_NK=None):
-        rows = max(1, 2 ** (28 if x_NE.is_cuda else 22) // len(item_IE))
-        dx_NE, ditem_IE, dbias_I, loss = (
-            torch.empty_like(x_NE),
-            torch.zeros_like(item_IE),
-            torch.zeros_like(bias_I),
-            0,
-        )
-        ones = torch.ones(1, device=x_NE.device).expand(target_NK.shape)
-        for x, dx, target, weight in zip(
-            x_NE.split(rows),
-            dx_NE.split(rows),
-            target_NK.split(rows),
-            (ones if weight_NK is None else weight_NK).split(rows),
-        ):
-            p = torch.addmm(bias_I, x, item_IE.T).softmax(1)
-            loss = loss - (weight * p.gather(1, target).clamp(min=1e-37).log()).sum()
-            if weight_NK is not None:
-                p *= weight.sum(1, keepdim=True)
-            p.scatter_add_(1, target, -weight)
-            torch.mm(p, item_IE, out=dx)
-            ditem_IE.addmm_(p.T, x)
-            dbias_I += p.sum(0)
-        ctx.save_for_backward(dx_NE, ditem_IE, dbias_I)
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad):
-        return (*(grad * d for d in ctx.saved_tensors), None, None)
-
-
 def loss_of(model, seq_BL, target_BL, negative_BL=None, taught=None):
     """Sum of the losses of the positions that have a target.
 
-    Without negatives the softmax runs over all items; with one a position (B, L) it is binary
-    cross-entropy; with some shared by all, drawn uniformly, (n,), a sampled softmax: each stands
-    for (I - 1) / n items, so the sum below the fraction is right on average (arXiv 1412.2007,
-    section 3). taught: f(x_NE, at_NE, L) -> the teacher's part (taught_by, in main).
+    negative_BL: none, the softmax runs over all items; (n,) items shared by all positions, a
+    sampled softmax; one a position (B, L), binary cross-entropy. taught: f(x_NE, at_NE, L) -> the
+    teacher's part (taught_by, in main).
     """
     x_BLE = model(seq_BL)
     L = x_BLE.shape[1]
     at_NE = (target_BL[:, -L:] != 0).nonzero(as_tuple=True)
     x_NE, target_N = x_BLE[at_NE], target_BL[:, -L:][at_NE]
-    loss = student_loss(model, x_NE, target_N, negative_BL, at_NE, L)
-    return loss if taught is None else loss + taught(x_NE, at_NE, L)
-
-
-def student_loss(model, x_NE, target_N, negative_BL, at_NE, L):
     if negative_BL is None:
-        return CrossEntropy.apply(
-            x_NE, model.item.weight[1:], model.bias[1:], target_N[:, None] - 1
-        )
-    if negative_BL.dim() == 1:
-        s_N = (model.item(target_N) * x_NE).sum(-1) + model.bias[target_N]
-        s_Nn = torch.addmm(model.bias[negative_BL], x_NE, model.item(negative_BL).T) + np.log(
-            (len(model.bias) - 2) / len(negative_BL)
-        )
-        s_Nn = s_Nn.masked_fill(negative_BL == target_N[:, None], -torch.inf)
-        return (torch.logaddexp(s_N, s_Nn.logsumexp(1)) - s_N).sum()
-    both_2N = torch.stack([target_N, negative_BL[:, -L:][at_NE]])
-    score_2N = (model.item(both_2N) * x_NE).sum(-1) + model.bias[both_2N]
-    return F.softplus(-score_2N[0]).sum() + F.softplus(score_2N[1]).sum()
-
-
-# ---------------------------------------------------------------- DLLM2Rec's lists
-
-
-def list_loss(model, x_NE, item_NK, weight_NK, negative_N, cfg):
-    """L_d summed over N positions: the listed items against one unlisted negative (sigmoid, the
-    paper) or against the catalogue (softmax). weight_NK: the fixed part of the weights, 0 where
-    nothing is listed; consistency (1 if the student's own best K hold the item) comes here.
-    """
-    listed = weight_NK > 0
-    if cfg.w_consistency:
-        with torch.no_grad():
-            rows, K = max(1, 2**22 // len(model.bias)), item_NK.shape[1]
-            inside = []
-            for x, item in zip(x_NE.split(rows), item_NK.split(rows)):
-                y_NI = torch.addmm(model.bias[1:], x, model.item.weight[1:].T)
-                inside.append(
-                    y_NI.gather(1, (item - 1).clamp(min=0))
-                    >= y_NI.topk(min(K, y_NI.shape[1])).values[:, -1:]
-                )
-            weight_NK = weight_NK + cfg.w_consistency * torch.cat(inside) * listed
-    w_NK = weight_NK / weight_NK.sum(1, keepdim=True).clamp(min=1e-9)
-    if cfg.list_loss == "softmax":
-        return CrossEntropy.apply(
-            x_NE, model.item.weight[1:], model.bias[1:], (item_NK - 1).clamp(min=0), w_NK
-        )
-    y_NK = (model.item(item_NK) * x_NE[:, None]).sum(-1) + model.bias[item_NK]
-    y_N = (model.item(negative_N) * x_NE).sum(-1) + model.bias[negative_N]
-    unlisted_N = (item_NK != negative_N[:, None]).all(1)
-    return (w_NK * (F.softplus(-y_NK) + (F.softplus(y_N) * unlisted_N)[:, None])).sum()
-
-
-# ---------------------------------------------------------------- what is written of a split
-
-
-@torch.no_grad()
-def rank_all(model, data, samples, ranks, h=0, cand=None):
-    """Score the catalogue once for every sample and keep: full (n, 2) = (greater, equal), list (n,
-    h), and C: (n, C) for cand {C: (n, C)}. All earlier items of the user are masked in list and
-    full; in full the target is not, even where the user had it before. Samples are taken by length
-    of history (no padding beyond the batch's own) and shared out over the ranks.
-    """
-    model.eval()
-    samples, device = np.asarray(samples), ranks.device
-    before = samples - np.asarray(data.ptr)[users(data, samples)]
-    order = np.argsort(np.minimum(before, model.history), kind="stable")
-    mine = order[ranks.rank :: ranks.world] if ranks.rank < len(order) else order[:1]
-    rows = max(1, min(512, 2**24 // data.n_items))
-    parts = {"full": [], "list": [], **{C: [] for C in cand or ()}}
-    for i in range(0, len(mine), rows):
-        at = mine[i : i + rows]
-
-        def put(x):
-            return torch.from_numpy(np.asarray(x, np.int64)).to(device)
-
-        score_BI = score(model, put(histories(data, samples[at], model.history)))
-        own_B1 = score_BI.gather(1, put(data.items[samples[at]])[:, None])
-        if not torch.isfinite(own_B1).all():
-            stop("the model's scores are not finite; lower --lr")
-        for C in cand or ():
-            parts[C].append(score_BI.gather(1, put(cand[C][at])).cpu())
-        # the flat list of every (row, earlier item)
-        n = before[at]
-        old = data.items[np.arange(n.sum()) + np.repeat(samples[at] - np.cumsum(n), n)]
-        score_BI[put(np.repeat(np.arange(len(at)), n)), put(old)] = -torch.inf
-        if h:
-            parts["list"].append(best_items(score_BI, h).cpu())
-        score_BI.scatter_(1, put(data.items[samples[at]])[:, None], own_B1)
-        parts["full"].append(
-            torch.stack([(score_BI > own_B1).sum(1), (score_BI == own_B1).sum(1) - 1], 1).cpu()
-        )
-    whole = {
-        k: gather_rows(torch.cat(v).numpy(), mine, len(samples), ranks)
-        for k, v in parts.items()
-        if v
-    }
-    return whole | {k: whole[k].astype(np.int32) for k in ("full", "list") if k in whole}
-
-
-def best_items(score_BI, h):
-    """The h best items of each row, ties by the smaller id, 0 where a row has no more. topk leaves
-    the order of ties open, so score and id share one int64: the bits of a float sort like the float
-    once those of negative ones are flipped.
-    """
-    bits_BI = (score_BI + 0.0).view(torch.int32).long()
-    key_BI = (torch.where(bits_BI < 0, bits_BI ^ 0x7FFFFFFF, bits_BI) << 32) - torch.arange(
-        score_BI.shape[1], device=score_BI.device
-    )
-    top_Bh = key_BI.topk(h).indices
-    return top_Bh.masked_fill(score_BI.gather(1, top_Bh) == -torch.inf, 0)
+        loss = catalogue_loss(model, x_NE, target_N)
+    elif negative_BL.dim() == 1:
+        loss = sampled_loss(model, x_NE, target_N, negative_BL)
+    else:
+        loss = binary_loss(model, x_NE, target_N, negative_BL[:, -L:][at_NE])
+    return loss if taught is None else loss + taught(x_NE, at_NE, L)
 
 
 def means(greater, equal):

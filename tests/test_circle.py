@@ -17,6 +17,7 @@ import evaluate
 import finetune
 import train_backbone as B
 from delrec.backbone import dllm2rec, models
+from delrec.backbone.losses import list_loss
 from delrec.data.prepared import batch_of, candidates, histories, subset, tfidf, users
 from delrec.lm import teach, vectors
 from delrec.lm.layers import decoder_layers, tap
@@ -812,7 +813,7 @@ def test_the_list_loss_is_as_written():
                     )
                     want = want + weight[r] / sum(weight) * term
             torch.testing.assert_close(
-                B.list_loss(net, x, item, w, negative, cfg), want, rtol=1e-4, atol=1e-4
+                list_loss(net, x, item, w, negative, cfg), want, rtol=1e-4, atol=1e-4
             )
 
 

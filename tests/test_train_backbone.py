@@ -16,6 +16,8 @@ import torch.nn.functional as F
 
 import train_backbone as B
 from delrec.backbone import models
+from delrec.backbone.losses import CrossEntropy
+from delrec.backbone.ranking import best_items
 from delrec.data.prepared import (
     batch_of,
     candidates,
@@ -286,7 +288,7 @@ def test_best_items_orders_ties_by_id_and_fills_with_0():
             [-torch.inf, -torch.inf, 5.0, -torch.inf, -torch.inf, -torch.inf, -9.0],
         ]
     )
-    assert B.best_items(score, 5).tolist() == [[2, 5, 3, 4, 1], [2, 6, 0, 0, 0]]
+    assert best_items(score, 5).tolist() == [[2, 5, 3, 4, 1], [2, 6, 0, 0, 0]]
 
 
 # ---------------------------------------------------------------- the pieces
@@ -313,7 +315,7 @@ def test_cross_entropy_equals_torch():
     target = torch.randint(0, 4000, (2500,))
     one, two = [[t.clone().requires_grad_() for t in (x, item, bias)] for _ in range(2)]
     a, b = (
-        B.CrossEntropy.apply(*one, target[:, None]),
+        CrossEntropy.apply(*one, target[:, None]),
         F.cross_entropy(two[0] @ two[1].T + two[2], target, reduction="sum"),
     )
     (a / 7).backward(), (b / 7).backward()
@@ -333,7 +335,7 @@ def test_weighted_cross_entropy_equals_torch():
     target = torch.randint(0, 40, (500, 3))
     one, two = [[t.clone().requires_grad_() for t in (x, item, bias)] for _ in range(2)]
     a, b = (
-        B.CrossEntropy.apply(*one, target, weight),
+        CrossEntropy.apply(*one, target, weight),
         -((two[0] @ two[1].T + two[2]).log_softmax(1).gather(1, target) * weight).sum(),
     )
     (a / 7).backward(), (b / 7).backward()

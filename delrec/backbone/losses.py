@@ -1,0 +1,106 @@
+"""What a conventional model learns from: its own targets, and a teacher's lists (DLLM2Rec).
+
+Every loss is a sum over N positions. A position has a state x_N (E,) and a target item; item i
+scores y_i = x . e_i + b_i.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Sum over N positions of -sum_k weight_NK log softmax(x_NE . item_IE + bias_I)[target_NK];
+    without weights K is 1.
+
+    Works on a few rows at a time and takes the gradients on the way (d logit = softmax - one-hot),
+    so the N x I logits never exist at once: faster in cache, and a large catalogue fits.
+    """
+
+    @staticmethod
+    def forward(ctx, x_NE, item_IE, bias_I, target_NK, weight_NK=None):
+        rows = max(1, 2 ** (28 if x_NE.is_cuda else 22) // len(item_IE))
+        dx_NE, ditem_IE = torch.empty_like(x_NE), torch.zeros_like(item_IE)
+        dbias_I, loss = torch.zeros_like(bias_I), 0
+        ones = torch.ones(1, device=x_NE.device).expand(target_NK.shape)
+        weights = ones if weight_NK is None else weight_NK
+        for x, dx, target, weight in zip(
+            x_NE.split(rows), dx_NE.split(rows), target_NK.split(rows), weights.split(rows)
+        ):
+            p = torch.addmm(bias_I, x, item_IE.T).softmax(1)
+            loss = loss - (weight * p.gather(1, target).clamp(min=1e-37).log()).sum()
+            if weight_NK is not None:
+                p *= weight.sum(1, keepdim=True)
+            p.scatter_add_(1, target, -weight)
+            torch.mm(p, item_IE, out=dx)
+            ditem_IE.addmm_(p.T, x)
+            dbias_I += p.sum(0)
+        ctx.save_for_backward(dx_NE, ditem_IE, dbias_I)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (*(grad * d for d in ctx.saved_tensors), None, None)
+
+
+# ---------------------------------------------------------------- the targets
+
+
+def catalogue_loss(model, x_NE, target_N) -> torch.Tensor:
+    """- log softmax over all I items, summed (ours: --loss ce)."""
+    return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], target_N[:, None] - 1)
+
+
+def sampled_loss(model, x_NE, target_N, negative_n) -> torch.Tensor:
+    """The same over the target and n items drawn uniformly, shared by all positions. Each stands
+    for (I - 1) / n items, so the sum below the fraction is right on average (arXiv 1412.2007,
+    section 3)."""
+    s_N = (model.item(target_N) * x_NE).sum(-1) + model.bias[target_N]
+    stands_for = np.log((len(model.bias) - 2) / len(negative_n))
+    s_Nn = torch.addmm(model.bias[negative_n], x_NE, model.item(negative_n).T) + stands_for
+    s_Nn = s_Nn.masked_fill(negative_n == target_N[:, None], -torch.inf)
+    return (torch.logaddexp(s_N, s_Nn.logsumexp(1)) - s_N).sum()
+
+
+def binary_loss(model, x_NE, target_N, negative_N) -> torch.Tensor:
+    """Binary cross-entropy of the target against one item that the user never had (the papers'
+    own: --loss bce)."""
+    both_2N = torch.stack([target_N, negative_N])
+    score_2N = (model.item(both_2N) * x_NE).sum(-1) + model.bias[both_2N]
+    return F.softplus(-score_2N[0]).sum() + F.softplus(score_2N[1]).sum()
+
+
+# ---------------------------------------------------------------- a teacher's lists
+
+
+def list_loss(model, x_NE, item_NK, weight_NK, negative_N, cfg) -> torch.Tensor:
+    """L_d (arXiv 2405.00338, section 4): the listed items against one unlisted negative (sigmoid,
+    the paper) or against the catalogue (softmax).
+
+    weight_NK: the fixed part of the weights, 0 where nothing is listed. The weight of consistency
+    comes here.
+    """
+    listed = weight_NK > 0
+    if cfg.w_consistency:
+        consistent_NK = in_own_best(model, x_NE, item_NK)
+        weight_NK = weight_NK + cfg.w_consistency * consistent_NK * listed
+    w_NK = weight_NK / weight_NK.sum(1, keepdim=True).clamp(min=1e-9)
+    if cfg.list_loss == "softmax":
+        item_NK = (item_NK - 1).clamp(min=0)
+        return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], item_NK, w_NK)
+    y_NK = (model.item(item_NK) * x_NE[:, None]).sum(-1) + model.bias[item_NK]
+    y_N = (model.item(negative_N) * x_NE).sum(-1) + model.bias[negative_N]
+    unlisted_N = (item_NK != negative_N[:, None]).all(1)
+    return (w_NK * (F.softplus(-y_NK) + (F.softplus(y_N) * unlisted_N)[:, None])).sum()
+
+
+@torch.no_grad()
+def in_own_best(model, x_NE, item_NK) -> torch.Tensor:
+    """True (N, K) where a listed item is among the student's own best K."""
+    rows, K = max(1, 2**22 // len(model.bias)), item_NK.shape[1]
+    inside = []
+    for x, item in zip(x_NE.split(rows), item_NK.split(rows)):
+        y_NI = torch.addmm(model.bias[1:], x, model.item.weight[1:].T)
+        least = y_NI.topk(min(K, y_NI.shape[1])).values[:, -1:]
+        inside.append(y_NI.gather(1, (item - 1).clamp(min=0)) >= least)
+    return torch.cat(inside)

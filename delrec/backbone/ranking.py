@@ -1,0 +1,73 @@
+"""A conventional model's ranks, lists and scores of whole splits."""
+
+import numpy as np
+import torch
+
+from delrec.backbone.models import score
+from delrec.data.prepared import histories, users
+from delrec.processes import gather_rows
+from delrec.runtime import stop
+
+
+@torch.no_grad()
+def rank_all(model, data, samples, ranks, h=0, cand=None) -> dict:
+    """What the model says of some samples, by scoring the catalogue once for each:
+
+    full (n, 2) = (greater, equal), how many items score above and equal to the target; list (n, h),
+    its best items; and for each C of cand {C: (n, C)} the scores (n, C) of those candidates. All
+    earlier items of the user are masked in list and full; in full the target is not, even where the
+    user had it before. Samples are taken by length of history (no padding beyond the batch's own)
+    and shared out over the ranks.
+    """
+    model.eval()
+    samples = np.asarray(samples)
+    before = samples - np.asarray(data.ptr)[users(data, samples)]
+    order = np.argsort(np.minimum(before, model.history), kind="stable")
+    mine = order[ranks.rank :: ranks.world] if ranks.rank < len(order) else order[:1]
+    rows = max(1, min(512, 2**24 // data.n_items))
+    parts = {"full": [], "list": [], **{C: [] for C in cand or ()}}
+
+    def put(x):
+        return torch.from_numpy(np.asarray(x, np.int64)).to(ranks.device)
+
+    for i in range(0, len(mine), rows):
+        at = mine[i : i + rows]
+        score_BI = score(model, put(histories(data, samples[at], model.history)))
+        target_B1 = put(data.items[samples[at]])[:, None]
+        own_B1 = score_BI.gather(1, target_B1)
+        if not torch.isfinite(own_B1).all():
+            stop("the model's scores are not finite; lower --lr")
+        for C in cand or ():
+            parts[C].append(score_BI.gather(1, put(cand[C][at])).cpu())
+        row, old = earlier_items(data, samples[at], before[at])
+        score_BI[put(row), put(old)] = -torch.inf
+        if h:
+            parts["list"].append(best_items(score_BI, h).cpu())
+        score_BI.scatter_(1, target_B1, own_B1)
+        above, equal = (score_BI > own_B1).sum(1), (score_BI == own_B1).sum(1) - 1
+        parts["full"].append(torch.stack([above, equal], 1).cpu())
+    whole = {
+        k: gather_rows(torch.cat(v).numpy(), mine, len(samples), ranks)
+        for k, v in parts.items()
+        if v
+    }
+    return whole | {k: whole[k].astype(np.int32) for k in ("full", "list") if k in whole}
+
+
+def earlier_items(data, samples, before) -> tuple:
+    """The flat list of every (row, earlier item) of some samples, which have `before` of them."""
+    place = np.arange(before.sum()) + np.repeat(samples - np.cumsum(before), before)
+    return np.repeat(np.arange(len(samples)), before), data.items[place]
+
+
+def best_items(score_BI, h) -> torch.Tensor:
+    """The h best items of each row, ties by the smaller id, 0 where a row has no more.
+
+    topk leaves the order of ties open, so score and id share one int64: the bits of a float sort
+    like the float once those of negative ones are flipped.
+    """
+    bits_BI = (score_BI + 0.0).view(torch.int32).long()
+    bits_BI = torch.where(bits_BI < 0, bits_BI ^ 0x7FFFFFFF, bits_BI)
+    key_BI = (bits_BI << 32) - torch.arange(score_BI.shape[1], device=score_BI.device)
+    top_Bh = key_BI.topk(h).indices
+    return top_Bh.masked_fill(score_BI.gather(1, top_Bh) == -torch.inf, 0)
