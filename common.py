@@ -5,6 +5,7 @@ gradients.
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -49,6 +50,105 @@ def forecast(step_seconds, steps, validation_seconds, validations, ranks):
         + (f", it has {total / 2**30:.0f}" if total else ""),
         flush=True,
     )
+
+
+# ------------------------------------------------ options that several scripts share
+
+
+def options(*group):
+    """One decorator of several options, which --help shows in this order."""
+
+    def add(command):
+        for option in reversed(group):
+            command = option(command)
+        return command
+
+    return add
+
+
+# a killed run
+going_on = options(
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="continue a killed run from its newest checkpoint, as if it had never stopped",
+    ),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="replace the finished run in --out, once this one is finished; begin a killed one "
+        "anew",
+    ),
+    click.option(
+        "--checkpoint-every",
+        default=0,
+        type=click.IntRange(0),
+        help="steps between checkpoints; 0: as often as costs under 5 % of the time",
+    ),
+)
+# what a prompt holds, and how the LM is read
+prompt_options = options(
+    click.option(
+        "--history",
+        default=None,
+        type=click.IntRange(1),
+        help="items of history in a prompt, L; 10, with --input ids 20",
+    ),
+    click.option(
+        "--max-title",
+        default=32,
+        type=click.IntRange(1),
+        help="tokens of a title, longer ones are cut",
+    ),
+    click.option(
+        "--max-tokens",
+        default=1024,
+        type=click.IntRange(1),
+        help="tokens of a prompt; the oldest history is dropped to fit",
+    ),
+    click.option(
+        "--check-llm/--no-check-llm",
+        default=True,
+        help="compare the LM's scores with plain transformers' before the work (seconds, once for "
+        "each LM), and take the fastest way that says the same",
+    ),
+    click.option(
+        "--allow-unknown",
+        is_flag=True,
+        help="go on with a tokenizer that does not know over a fifth of the titles' tokens",
+    ),
+)
+# what a pass keeps in memory; the numbers stay
+memory_options = options(
+    click.option(
+        "--gradient-checkpointing",
+        is_flag=True,
+        help="keep each layer's input only and compute it again in backward: a third more time, "
+        "far "
+        "less memory",
+    ),
+    click.option(
+        "--shard",
+        is_flag=True,
+        help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does "
+        "not fit one card; the same numbers, slower",
+    ),
+    click.option(
+        "--cache-prefix/--no-cache-prefix",
+        default=True,
+        help="decoder-only LMs: compute the prompt's constant part once per forward pass "
+        "instead of "
+        "once per prompt; the same numbers",
+    ),
+)
+
+
+def settled(ctx, config, paper):
+    """(the flags as a namespace, the names of those typed): with --paper, the paper's value of each
+    that was not typed."""
+    typed = {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
+    chosen = {k: v for k, v in paper.items() if config["paper"] and k not in typed}
+    return SimpleNamespace(**{k: chosen.get(k, v) for k, v in config.items()}), typed
 
 
 # ------------------------------------------------ a run folder, from the door to its place

@@ -35,7 +35,17 @@ import torch
 import torch.nn.functional as F
 from lion_pytorch import Lion
 
-from common import claim, finish_run, forecast, start_run, stop_unless_finite
+from common import (
+    claim,
+    finish_run,
+    forecast,
+    going_on,
+    memory_options,
+    prompt_options,
+    settled,
+    start_run,
+    stop_unless_finite,
+)
 from delrec.backbone.models import NAMES
 from delrec.data.prepared import (
     batch_of,
@@ -235,32 +245,7 @@ def examples(r, cfg, which, done):
     help="with --input ids or hybrid: run whose maps between items' vectors and the LM these "
     "begin as; those of --soft-prompt, if it was distilled with --input ids",
 )
-@click.option(
-    "--history",
-    default=None,
-    type=click.IntRange(1),
-    help="items of history in a prompt, L; 10, with --input ids 20",
-)
-@click.option(
-    "--max-title", default=32, type=click.IntRange(1), help="tokens of a title, longer ones are cut"
-)
-@click.option(
-    "--max-tokens",
-    default=1024,
-    type=click.IntRange(1),
-    help="tokens of a prompt; the oldest history is dropped to fit",
-)
-@click.option(
-    "--check-llm/--no-check-llm",
-    default=True,
-    help="compare the LM's scores with plain transformers' before the work (seconds, once for "
-    "each LM), and take the fastest way that says the same",
-)
-@click.option(
-    "--allow-unknown",
-    is_flag=True,
-    help="go on with a tokenizer that does not know over a fifth of the titles' tokens",
-)
+@prompt_options
 # a small LM
 @click.option(
     "--layers",
@@ -353,24 +338,7 @@ def examples(r, cfg, which, done):
     help="samples of a forward pass, 8, with --input ids 16; smaller needs less memory and "
     "gives the same gradient; auto: as many as memory holds",
 )
-@click.option(
-    "--gradient-checkpointing",
-    is_flag=True,
-    help="keep each layer's input only and compute it again in backward: a third more time, far "
-    "less memory",
-)
-@click.option(
-    "--shard",
-    is_flag=True,
-    help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does "
-    "not fit one card; the same numbers, slower",
-)
-@click.option(
-    "--cache-prefix/--no-cache-prefix",
-    default=True,
-    help="decoder-only LMs: compute the prompt's constant part once per forward pass instead of "
-    "once per prompt; the same numbers",
-)
+@memory_options
 @click.option(
     "--lr", default=3e-3, type=click.FloatRange(0, min_open=True), help="peak learning rate of Lion"
 )
@@ -411,22 +379,7 @@ def examples(r, cfg, which, done):
     "(nothing to subtract from letters)",
 )
 # going on
-@click.option(
-    "--resume",
-    is_flag=True,
-    help="continue a killed run from its newest checkpoint, as if it had never stopped",
-)
-@click.option(
-    "--overwrite",
-    is_flag=True,
-    help="replace the finished run in --out, once this one is finished; begin a killed one anew",
-)
-@click.option(
-    "--checkpoint-every",
-    default=0,
-    type=click.IntRange(0),
-    help="steps between checkpoints; 0: as often as costs under 5 % of the time",
-)
+@going_on
 @click.option(
     "--paper",
     is_flag=True,
@@ -435,13 +388,7 @@ def examples(r, cfg, which, done):
 @click.pass_context
 def main(ctx, **config):
     """Stage 2: AdaLoRA on the LM with the soft prompt fixed."""
-    typed = {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
-    cfg = SimpleNamespace(
-        **{
-            k: PAPER[k] if config["paper"] and k in PAPER and k not in typed else v
-            for k, v in config.items()
-        }
-    )
+    cfg, typed = settled(ctx, config, PAPER)
     if cfg.target_r >= cfg.init_r:
         stop(
             f"--target-r {cfg.target_r} must be below --init-r {cfg.init_r}: AdaLoRA has nothing "

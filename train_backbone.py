@@ -39,7 +39,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.utils import parametrize
 
-from common import claim, finish_run, start_run, stop_unless_finite
+from common import claim, finish_run, going_on, start_run, stop_unless_finite
 from delrec.backbone import dllm2rec
 from delrec.backbone.losses import binary_loss, catalogue_loss, list_loss, sampled_loss
 from delrec.backbone.models import NAMES, build
@@ -250,22 +250,7 @@ def means(greater, equal):
     help="training samples that get a list and scores, drawn once; the next stages train on those",
 )
 # going on
-@click.option(
-    "--resume",
-    is_flag=True,
-    help="continue a killed run from its newest checkpoint, as if it had never stopped",
-)
-@click.option(
-    "--overwrite",
-    is_flag=True,
-    help="replace the finished run in --out, once this one is finished; begin a killed one anew",
-)
-@click.option(
-    "--checkpoint-every",
-    default=0,
-    type=click.IntRange(0),
-    help="steps between checkpoints; 0: as often as costs under 5 % of the time",
-)
+@going_on
 def main(**config):
     """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
     cfg = SimpleNamespace(

@@ -122,19 +122,16 @@ def test_every_sample_counts_once_however_many_processes_and_samples(
     two_processes(jobs[3], 3, RECORD.format(folder=tmp_path))
     for n in (5, 95):
         one = json.loads((tmp_path / f"{n}-1" / "evaluation" / "metrics.json").read_text())["rows"]
-        for world in (3,):
-            seen = np.concatenate(
-                [np.load(tmp_path / f"{n}-{world}-{rank}.npy") for rank in range(world)]
-            )
-            assert sorted(seen) == list(range(n))
-            other = json.loads(
-                (tmp_path / f"{n}-{world}" / "evaluation" / "metrics.json")
-                .read_text()
-                .replace(f"{n}-{world}", f"{n}-1")
-            )["rows"]
-            assert other == one and len(one) >= 5
-            assert np.array_equal(
-                np.load(tmp_path / f"{n}-{world}" / "scores_test_15.npy"),
-                np.load(tmp_path / f"{n}-1" / "scores_test_15.npy"),
-                equal_nan=True,
-            )
+        seen = np.concatenate([np.load(tmp_path / f"{n}-3-{rank}.npy") for rank in range(3)])
+        assert sorted(seen) == list(range(n))
+        other = json.loads(
+            (tmp_path / f"{n}-3" / "evaluation" / "metrics.json")
+            .read_text()
+            .replace(f"{n}-3", f"{n}-1")
+        )["rows"]
+        assert other == one and len(one) >= 5
+        assert np.array_equal(
+            np.load(tmp_path / f"{n}-3" / "scores_test_15.npy"),
+            np.load(tmp_path / f"{n}-1" / "scores_test_15.npy"),
+            equal_nan=True,
+        )
