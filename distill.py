@@ -40,12 +40,12 @@ from common import (
 )
 from delrec.backbone.models import NAMES
 from delrec.data.prepared import histories, load_data, subset, with_lists
-from delrec.lm import vectors
+from delrec.lm import items, windows
 from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import load_lm, located
 from delrec.lm.ranker import make_ranker, score_tails
-from delrec.lm.reading import begin, read_examples
+from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.soft_prompt import save_soft_prompt
 from delrec.lm.text import digest, random_soft_prompt
 from delrec.lm.verbalizers import score
@@ -305,7 +305,7 @@ def main(ctx, **config):
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
     cfg.llm = located(cfg.llm)
     ids = cfg.input == "ids"
-    for name, titles, windows in (
+    for name, titles, vectors in (
         ("history", 10, 20),
         ("samples", 640, 2048),
         ("batch", 8, 16),
@@ -313,7 +313,7 @@ def main(ctx, **config):
         ("lr", 2e-2, 5e-4),
     ):
         if getattr(cfg, name) is None:
-            setattr(cfg, name, windows if ids else titles)
+            setattr(cfg, name, vectors if ids else titles)
     # every item is scored from one state, in the space of the vectors
     if ids:
         if given := sorted(typed & {"verbalizer", "show", "paper"}):
@@ -389,7 +389,7 @@ def main(ctx, **config):
                 f"{cfg.llm} is an {lm.kind} LM"
             )
         torch.manual_seed(cfg.seed)
-        vectors.load_items(lm, teacher_folder, data.n_items)
+        items.load_items(lm, teacher_folder, data.n_items)
         maps = list(lm.items.maps.parameters())
     r = make_ranker(lm, data, settings, P, cfg.cache_prefix)
     if cfg.gradient_checkpointing:
@@ -445,17 +445,17 @@ def main(ctx, **config):
             )
         return found
 
-    def window_batch(windows, share):
+    def window_batch(batch, share):
         """Adds to the gradients what the backbone's lists after every item of these windows give,
         `share` of the loss for each; returns their part of the loss.
         """
-        x_ND = read_examples(lm, begin(lm, r.prompts.prefix, P, r.cache), windows)
-        ranked_Nh = ranked["train"][row_of[vectors.targets_of(windows, "place")]][
-            :, : cfg.h
-        ].astype(np.int64)
+        x_ND = read_examples(lm, read_prefix(lm, r.prompts.prefix, P, r.cache), batch)
+        ranked_Nh = ranked["train"][row_of[windows.targets_of(batch, "place")]][:, : cfg.h].astype(
+            np.int64
+        )
         loss = (
             listwise(
-                vectors.out(lm, x_ND) @ lm.items.E[1:].T,
+                items.item_space(lm, x_ND) @ lm.items.E[1:].T,
                 torch.as_tensor(ranked_Nh, device=ranks.device),
             ).sum()
             * share
@@ -469,7 +469,7 @@ def main(ctx, **config):
         """
         s_BC = score(
             lm,
-            begin(lm, r.prompts.prefix, P, r.cache),
+            read_prefix(lm, r.prompts.prefix, P, r.cache),
             [p[0] for p in prompts],
             np.stack([p[1] for p in prompts]),
             r.titles,
@@ -493,7 +493,7 @@ def main(ctx, **config):
     if ids:
         row_of, is_target = np.zeros(len(data.items), int), np.zeros(len(data.items), bool)
         row_of[data.train[order]], is_target[data.train[order]] = order, True
-        first_n, last_n = vectors.windows(data, cfg.history, steps * cfg.batch, cfg.seed)
+        first_n, last_n = windows.draw_windows(data, cfg.history, steps * cfg.batch, cfg.seed)
         order = row_of[last_n]
     # whole micro-batches are shared among the ranks, each the same whoever has it
     most = -(-cfg.batch // ranks.world)
@@ -510,9 +510,9 @@ def main(ctx, **config):
             (ta if cfg.tasks != "rps" else []) + (rps if cfg.tasks != "ta" and not ids else []),
             key=lambda p: -len(p[0]),
         )
-        windows = (
+        in_windows = (
             sorted(
-                vectors.examples(r, first_n[:64], last_n[:64], is_target),
+                windows.window_prompts(r, first_n[:64], last_n[:64], is_target),
                 key=lambda e: -len(e.tail),
             )
             if ids and cfg.tasks != "ta"
@@ -522,7 +522,7 @@ def main(ctx, **config):
             largest_micro(lambda m: learn(trial[:m], 1 / m), tails, most, ranks.device, ranks)
             for learn, trial, tails in (
                 (micro_batch, titles, [p[0] for p in titles]),
-                (window_batch, windows, [e.tail for e in windows]),
+                (window_batch, in_windows, [e.tail for e in in_windows]),
             )
             if trial
         )
@@ -592,7 +592,7 @@ def main(ctx, **config):
         )
         if ids:
             at = slice(step * cfg.batch, (step + 1) * cfg.batch)
-            rps = vectors.examples(r, first_n[at], last_n[at], is_target)
+            rps = windows.window_prompts(r, first_n[at], last_n[at], is_target)
         ta, rps = (ta if cfg.tasks != "rps" else []), (rps if cfg.tasks != "ta" else [])
         now = min((step + 1) / max(cfg.warmup * steps, 1), (steps - step) / steps)
         for group, (_, peak) in zip(optimiser.param_groups, groups):
@@ -680,7 +680,7 @@ def main(ctx, **config):
             for p, x in zip(moved, chosen):
                 p.copy_(x)
         if ids:
-            vectors.save_items(lm, out)
+            items.save_items(lm, out)
         if adapter:
             adapter.save_pretrained(out / "adapter")
         result = {

@@ -52,7 +52,7 @@ from delrec.evaluation.floors import (
 )
 from delrec.evaluation.report import FULL, SHOWN
 from delrec.evaluation.stats import difference, interval, over_seeds, unseeded
-from delrec.lm import listed, teach
+from delrec.lm import export, listed
 from delrec.lm.model import load_lm, located
 from delrec.lm.ranker import (
     calibrate,
@@ -722,7 +722,7 @@ def main(**config):
         elif cfg.file:
             serve.serve(runs[0], data, cfg.file, cfg.out, cfg.top, cfg.pool, ranks, cfg.shard)
         elif cfg.export:
-            teach.export(
+            export.export(
                 runs[0], data, ranks, cfg.export_k, cfg.limit, cfg.shard, overwrite=cfg.overwrite
             )
         else:

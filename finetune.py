@@ -55,7 +55,7 @@ from delrec.data.prepared import (
     subset,
     with_lists,
 )
-from delrec.lm import teach, vectors
+from delrec.lm import items, slmrec, windows
 from delrec.lm.layers import adapt_modules, checkpoint_layers, decoder_layers, prune, tap
 from delrec.lm.listed import backbone_digest, say_if_another
 from delrec.lm.model import load_lm, located
@@ -67,7 +67,7 @@ from delrec.lm.ranker import (
     open_run,
     score_samples,
 )
-from delrec.lm.reading import begin, read_examples
+from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.soft_prompt import load_soft_prompt, save_soft_prompt
 from delrec.lm.text import digest, fingerprint, random_soft_prompt, width
 from delrec.lm.verbalizers import score, verbalise
@@ -403,7 +403,7 @@ def main(ctx, **config):
     claim(folder, cfg, ranks)
 
     # what the input and the teacher settle
-    teacher_run = teach.follow(cfg, typed, data) if cfg.teacher else None
+    teacher_run = slmrec.teacher_of(cfg, typed, data) if cfg.teacher else None
     for name, titles, ids in (
         ("history", 10, 20),
         ("samples", 1600, 12288),
@@ -534,13 +534,13 @@ def main(ctx, **config):
         say_if_another(run, ranks)
     # windows of items, each of which predicts the one after it
     if cfg.input == "ids" and lm.kind == "decoder":
-        first_n, last_n = vectors.windows(data, cfg.history, steps * cfg.batch, cfg.seed)
+        first_n, last_n = windows.draw_windows(data, cfg.history, steps * cfg.batch, cfg.seed)
         sample_of = last_n  # places in data.items
         is_target = np.zeros(len(data.items), bool)
         is_target[data.train] = True
 
         def examples_of(r, at):
-            return vectors.examples(r, first_n[at], last_n[at], is_target)
+            return windows.window_prompts(r, first_n[at], last_n[at], is_target)
 
         n_reads = (batch_of(data, first_n, last_n, cfg.history, is_target)[1] != 0).sum(1)
     else:
@@ -574,7 +574,7 @@ def main(ctx, **config):
             (teacher_run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
         ).hexdigest()[:16]
     if cfg.teacher or cfg.lambda_ms:
-        blocks = teach.cut(
+        blocks = slmrec.blocks_of(
             [len(decoder_layers(m)[2]) for m in ([teacher.lm, lm] if teacher else [lm])],
             cfg.blocks,
         )
@@ -582,12 +582,12 @@ def main(ctx, **config):
     maps = torch.nn.ModuleDict()
     if cfg.input != "titles":
         torch.manual_seed(cfg.seed)
-        vectors.load_items(
+        items.load_items(
             lm, settings["backbone_run"], data.n_items, blocks - 1 if cfg.lambda_ms else 0
         )
         maps = lm.items.maps
         if cfg.maps:  # what stage 1 distilled into them
-            vectors.begin_as(lm, cfg.maps, data.n_items)
+            items.load_maps(lm, cfg.maps, data.n_items)
         # ours: the maps begin as the teacher's, whose states the student is to meet
         if teacher:
             maps.load_state_dict({**maps.state_dict(), **teacher.lm.items.maps.state_dict()})
@@ -619,7 +619,7 @@ def main(ctx, **config):
             path.unlink(missing_ok=True)
         if ranks.world > 1:
             torch.distributed.barrier()
-        states, ptr = teach.teacher_states(
+        states, ptr = slmrec.teacher_states(
             teacher,
             blocks,
             n_reads,
@@ -693,11 +693,11 @@ def main(ctx, **config):
         `token_share` for each title token; returns the loss and its parts. taught: the teacher's
         states (N, b, D) at the reads.
         """
-        start, parts = begin(lm, r.prompts.prefix, P, r.cache), {}
+        start, parts = read_prefix(lm, r.prompts.prefix, P, r.cache), {}
         # L_ce = - log softmax over all items of E W_out x
         if cfg.input == "ids":
             x_ND = read_examples(lm, start, batch)
-            target = torch.as_tensor(vectors.targets_of(batch), device=ranks.device)
+            target = torch.as_tensor(windows.targets_of(batch), device=ranks.device)
 
             def predict(W, x):
                 return F.cross_entropy(W(x.float()) @ lm.items.E[1:].T, target - 1, reduction="sum")
@@ -834,7 +834,7 @@ def main(ctx, **config):
             # the same dropout whichever rank draws it
             torch.manual_seed(int(np.random.SeedSequence([cfg.seed, step, i]).generate_state(1)[0]))
             taught = (
-                torch.from_numpy(states[np.concatenate(teach.places(ptr, at[j]))]).view(
+                torch.from_numpy(states[np.concatenate(slmrec.places(ptr, at[j]))]).view(
                     torch.bfloat16
                 )
                 if cfg.teacher
@@ -959,7 +959,7 @@ def main(ctx, **config):
         if P is not None:
             save_soft_prompt(out, P)
         if cfg.input != "titles":
-            vectors.save_items(lm, out)
+            items.save_items(lm, out)
         (out / "teacher_states.npy").unlink(missing_ok=True)
         write_npy(out / "neutral.npy", neutral)
         # as the LM said them; NaN where nobody asked

@@ -32,7 +32,7 @@ from delrec.lm import check, reading
 from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.model import LM, load_lm
 from delrec.lm.ranker import make_ranker, score_tails
-from delrec.lm.reading import begin
+from delrec.lm.reading import read_prefix
 from delrec.lm.text import MASK, SLOT, random_soft_prompt
 from delrec.lm.titles import Titles
 from delrec.lm.verbalizers import score
@@ -267,7 +267,7 @@ def against_rival(rows, lm, data, device):
         for i in (0, 4):
             s_BC = score(
                 lm,
-                begin(lm, r.prompts.prefix, P),
+                read_prefix(lm, r.prompts.prefix, P),
                 tails[i : i + 4],
                 cands[i : i + 4],
                 r.titles,
@@ -301,7 +301,7 @@ def against_rival(rows, lm, data, device):
     )
     idle, start = (
         replace(lm, model=body, paths=[p for p in lm.paths if p != "fused"]),
-        begin(lm, r.prompts.prefix, P.detach()),
+        read_prefix(lm, r.prompts.prefix, P.detach()),
     )
 
     t = times({"ours": ours, "rival": theirs, "assembly": assembly}, device, 20.0, 4)
@@ -328,7 +328,7 @@ def against_rival(rows, lm, data, device):
         a.train()
 
     def ours():
-        s_BC = score(lm, begin(lm, r.prompts.prefix, P), tails, cands, r.titles, "mean")
+        s_BC = score(lm, read_prefix(lm, r.prompts.prefix, P), tails, cands, r.titles, "mean")
         (F.cross_entropy(s_BC, truth) + 0.5 * finetune.orthogonality(adapters["ours"])).backward()
         adapters["ours"].base_model.update_and_allocate(1)
         for p in params["ours"]:
@@ -376,7 +376,7 @@ def curves(rows, lm, data, device):
             r = our_ranker(lm, data, P, verbalizer, history, show=verbalizer == "mean")
             _, cands, tails = prompts_of(r, data, batch, c)
             with torch.no_grad():
-                start = begin(lm, r.prompts.prefix, P)
+                start = read_prefix(lm, r.prompts.prefix, P)
                 t = times(
                     {"ours": lambda: score(lm, start, tails, cands, r.titles, verbalizer)},
                     device,
@@ -432,7 +432,7 @@ def worker(core):
     r = our_ranker(lm, data, P, "mean")
     _, cands, tails = prompts_of(r, data, 8, C)
     with torch.no_grad():
-        start = begin(lm, r.prompts.prefix, P)
+        start = read_prefix(lm, r.prompts.prefix, P)
         done, began = [], time.time()
         while time.time() - began < 40:
             t = time.perf_counter()
@@ -544,7 +544,7 @@ def big_shape(rows, device, name, config, rate, tokens, limit_gb, dtype):
     P = random_soft_prompt(lm, K, 0)
     titles, prefix, tails, cands = random_prompts(lm, 32, tokens)
     with torch.no_grad():
-        start = begin(lm, prefix, P)
+        start = read_prefix(lm, prefix, P)
         batch = times(
             {"ours": lambda: score(lm, start, tails, cands, titles, "mean")}, device, 5.0
         )["ours"]
@@ -584,7 +584,7 @@ def big_shape(rows, device, name, config, rate, tokens, limit_gb, dtype):
         for i in range(0, n, micro):
             s_BC = score(
                 lm,
-                begin(lm, prefix, P),
+                read_prefix(lm, prefix, P),
                 tails[i : i + micro],
                 cands[i : i + micro],
                 titles,
@@ -690,7 +690,7 @@ def account(rows, device, name, config, tokens=600, limit_gb=24, dtype=torch.bfl
         peak = extra_bytes(
             lambda: score(
                 lm,
-                begin(lm, prefix, random_soft_prompt(lm, K, 0)),
+                read_prefix(lm, prefix, random_soft_prompt(lm, K, 0)),
                 tails,
                 cands,
                 titles,
@@ -710,7 +710,7 @@ def account(rows, device, name, config, tokens=600, limit_gb=24, dtype=torch.bfl
 
     def loss():
         return F.cross_entropy(
-            score(lm, begin(lm, prefix, P), tails, cands, titles, "mean"),
+            score(lm, read_prefix(lm, prefix, P), tails, cands, titles, "mean"),
             torch.zeros(1, dtype=torch.long, device=device),
         )
 

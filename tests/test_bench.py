@@ -7,7 +7,7 @@ import torch
 from delrec.kernels import bench as kernel_bench
 from delrec.kernels import cpu
 from delrec.lm import verbalizers
-from delrec.lm.reading import begin
+from delrec.lm.reading import read_prefix
 from delrec.lm.text import SLOT, random_soft_prompt
 from recipes import bench
 
@@ -46,7 +46,7 @@ def test_random_lms_score_prompts_of_the_length_asked_for():
         titles, prefix, tails, cands = bench.random_prompts(m, 3, 150)
         assert all(len(prefix) + len(t) == 150 for t in tails) and (prefix == SLOT).sum() == bench.K
         P = random_soft_prompt(m, bench.K, 0).requires_grad_()
-        score = verbalizers.score(m, begin(m, prefix, P), tails, cands, titles, "mean")
+        score = verbalizers.score(m, read_prefix(m, prefix, P), tails, cands, titles, "mean")
         assert score.shape == (3, bench.C) and score.std() > 0
         score.log_softmax(1)[:, 0].sum().backward()
         assert P.grad.abs().max() > 0
@@ -84,13 +84,15 @@ def test_families_of_decoders_say_the_same_packed_padded_and_fused(family):
         for cache in (True, False):
             m.paths = paths
             scores.append(
-                verbalizers.score(m, begin(m, prefix, P, cache), tails, cands, titles, "likelihood")
+                verbalizers.score(
+                    m, read_prefix(m, prefix, P, cache), tails, cands, titles, "likelihood"
+                )
             )
             # the fused loops, where there are any
             with torch.no_grad():
                 scores.append(
                     verbalizers.score(
-                        m, begin(m, prefix, P, cache), tails, cands, titles, "likelihood"
+                        m, read_prefix(m, prefix, P, cache), tails, cands, titles, "likelihood"
                     )
                 )
     assert scores[0].std() > 0.1

@@ -19,11 +19,11 @@ import train_backbone as B
 from delrec.backbone import dllm2rec, models
 from delrec.backbone.losses import list_loss
 from delrec.data.prepared import batch_of, candidates, histories, subset, tfidf, users
-from delrec.lm import teach, vectors
+from delrec.lm import export, slmrec, windows
 from delrec.lm.layers import decoder_layers, tap
 from delrec.lm.model import load_lm
 from delrec.lm.ranker import make_ranker, open_run, score_catalogue, score_samples
-from delrec.lm.reading import begin, read_examples
+from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.text import ITEM, embed, encode
 from delrec.metrics import metrics
 from delrec.runtime import load_run
@@ -155,7 +155,7 @@ def test_the_loss_on_item_vectors_is_cross_entropy_over_all_items(
     t = load_file(tmp_path / "run" / "items.safetensors")
     model = AutoModelForCausalLM.from_pretrained(deep, dtype=torch.float32)
     r, _ = open_run(run, toy, torch.device("cpu"))
-    first, last = vectors.windows(toy, 6, 8, 0)
+    first, last = windows.draw_windows(toy, 6, 8, 0)
     is_target = np.zeros(len(toy.items), bool)
     is_target[toy.train] = True
     total = n = 0
@@ -211,7 +211,7 @@ def test_the_table_ranks_the_whole_catalogue_by_an_lm_that_reads_it_at_once(
     full = np.load(copy / "full_test.npy")
     assert (full[np.setdiff1d(np.arange(len(toy.test)), which)] == -1).all()
     r, _ = open_run(load_run(copy, toy), toy, torch.device("cpu"))
-    start = begin(r.lm, r.prompts.prefix, None)
+    start = read_prefix(r.lm, r.prompts.prefix, None)
     for n in which[:6]:
         sample = toy.test[n]
         old = toy.items[toy.ptr[users(toy, np.array([sample]))[0]] : sample]
@@ -331,16 +331,16 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(
     run = load_run(teacher, toy)
     r, _ = open_run(run, toy, torch.device("cpu"))
     tap(r.lm, 2)
-    first, last = vectors.windows(toy, 6, 40, 0)
+    first, last = windows.draw_windows(toy, 6, 40, 0)
     is_target = np.zeros(len(toy.items), bool)
     is_target[toy.train] = True
 
     def of(r, at):
-        return vectors.examples(r, first[at], last[at], is_target)
+        return windows.window_prompts(r, first[at], last[at], is_target)
 
     n_reads = np.array([len(e.target) for e in of(r, np.arange(40))])
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
-    states, ptr = teach.teacher_states(r, 2, n_reads, of, 7, tmp_path / "states.npy", alone)
+    states, ptr = slmrec.teacher_states(r, 2, n_reads, of, 7, tmp_path / "states.npy", alone)
     assert states.shape == (n_reads.sum(), 2, 32)
     # against the body itself with all its hidden states, sample by sample
     for i in (0, 7, 39):
@@ -390,10 +390,10 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(
     tap(s.lm, 2)
     with torch.no_grad():
         batch = of(s, np.arange(8))
-        read_examples(s.lm, begin(s.lm, s.prompts.prefix, s.P), batch)
+        read_examples(s.lm, read_prefix(s.lm, s.prompts.prefix, s.P), batch)
     x = torch.stack(s.lm.tapped, 1)
     t = (
-        torch.from_numpy(np.array(states[np.concatenate(teach.places(ptr, np.arange(8)))]))
+        torch.from_numpy(np.array(states[np.concatenate(slmrec.places(ptr, np.arange(8)))]))
         .view(torch.bfloat16)
         .float()
     )
@@ -607,7 +607,7 @@ def test_an_export_holds_the_best_items_and_what_the_teacher_thinks_of_the_truth
         old = histories(toy, toy.train[[n]], 50)[0]
         old = old[old > 0]
         s = score_catalogue(
-            r, begin(r.lm, r.prompts.prefix, None), [r.prompts.history(old[-6:])[0]]
+            r, read_prefix(r.lm, r.prompts.prefix, None), [r.prompts.history(old[-6:])[0]]
         )[0]
         p = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
         assert truth[n] == pytest.approx(p[toy.items[toy.train[n]]], rel=1e-3)
@@ -632,7 +632,7 @@ def test_a_killed_export_goes_on_and_two_processes_write_the_same(
     alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     copy = load_run(shutil.copytree(student, tmp_path / "student"), toy)
     shutil.rmtree(copy.folder / "export")
-    real, calls = teach.write_json, []
+    real, calls = export.write_json, []
 
     def dies(path, value):
         real(path, value)
@@ -641,13 +641,13 @@ def test_a_killed_export_goes_on_and_two_processes_write_the_same(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(teach, "write_json", dies)
+        patch.setattr(export, "write_json", dies)
         with pytest.raises(KeyboardInterrupt):
-            teach.export(copy, toy, alone, 5, chunk=100)
+            export.export(copy, toy, alone, 5, chunk=100)
     assert not (copy.folder / "export").exists()
     says = script(B.main, "--dataset", toy.folder, "--teacher", copy.folder, code=1).error
     assert "no complete export" in says and "--export" in says
-    teach.export(copy, toy, alone, 5, chunk=100)
+    export.export(copy, toy, alone, 5, chunk=100)
     for name, want in whole.items():
         np.testing.assert_allclose(
             np.load(copy.folder / "export" / name), want, rtol=1e-4, atol=1e-5

@@ -28,7 +28,7 @@ from delrec.lm.ranker import (
     score_samples,
     score_tails,
 )
-from delrec.lm.reading import begin
+from delrec.lm.reading import read_prefix
 from delrec.lm.soft_prompt import load_soft_prompt, save_soft_prompt
 from delrec.lm.text import MASK, SLOT, embed, encode, random_soft_prompt, width
 from delrec.lm.titles import tokenise_titles
@@ -486,7 +486,7 @@ def test_one_pass_scores_the_catalogue_as_its_candidates(load, kind, toy, alone,
     r = rank_with(load, kind, toy, k=3, verbalizer=verbalizer)
     tail = r.prompts.history(np.array([4, 9, 2]))[0]
     other = r.prompts.history(np.array([7]))[0]
-    got = score_catalogue(r, begin(r.lm, r.prompts.prefix, r.P), [tail, other])
+    got = score_catalogue(r, read_prefix(r.lm, r.prompts.prefix, r.P), [tail, other])
     assert got.shape == (2, 61) and (got[:, 0] == -np.inf).all()
     np.testing.assert_allclose(
         got[:, 1:],
@@ -582,7 +582,7 @@ def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(
     results = []
     for cache, path in itertools.product((True, False), ("packed", "padded", "rows")):
         P, r.lm.paths = r.P.clone().requires_grad_(), [path]
-        start = begin(r.lm, r.prompts.prefix, P, cache)
+        start = read_prefix(r.lm, r.prompts.prefix, P, cache)
         assert (start.kv is not None) == (cache and path != "rows")
         score = verbalizers.score(
             r.lm,
@@ -642,7 +642,12 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, ki
             torch.manual_seed(2)  # the dropout of both
             return (
                 verbalizers.score(
-                    r.lm, begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, "likelihood"
+                    r.lm,
+                    read_prefix(r.lm, r.prompts.prefix, P),
+                    tails,
+                    cand,
+                    r.titles,
+                    "likelihood",
                 )
                 .log_softmax(1)[:, 2]
                 .sum()
@@ -673,7 +678,12 @@ def test_candidates_share_their_prompt_s_encoder_states(load, toy):
 
             def run():
                 return verbalizers.score(
-                    r.lm, begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, "likelihood"
+                    r.lm,
+                    read_prefix(r.lm, r.prompts.prefix, P),
+                    tails,
+                    cand,
+                    r.titles,
+                    "likelihood",
                 )
 
             sizes.append(sum(size for _, size in saved_tensors(run, r.lm.model).values()))
@@ -709,7 +719,7 @@ def test_as_many_prompts_at_a_time_as_memory_holds(monkeypatch, alone, capsys):
 def test_the_blocks_of_packed_rows_change_nothing(load, toy, block, monkeypatch):
     r = rank_with(load, "decoder", toy, k=4, verbalizer="likelihood")
     old, cand = windows(toy, 4)
-    start, tails = begin(r.lm, r.prompts.prefix, r.P), [r.prompts.history(h)[0] for h in old]
+    start, tails = read_prefix(r.lm, r.prompts.prefix, r.P), [r.prompts.history(h)[0] for h in old]
     want = verbalizers.score(r.lm, start, tails, cand, r.titles, "likelihood")
     whole = passes.pass_packed
     monkeypatch.setattr(passes, "pass_packed", lambda *args: whole(*args, block=block))
@@ -752,7 +762,7 @@ def test_the_gradient_of_the_soft_prompt_equals_the_full_prompt_s(
         P = r.P.clone().requires_grad_()
         score = (
             verbalizers.score(
-                r.lm, begin(r.lm, r.prompts.prefix, P), tails, cand, r.titles, verbalizer
+                r.lm, read_prefix(r.lm, r.prompts.prefix, P), tails, cand, r.titles, verbalizer
             )
             if way == "batch"
             else torch.stack([naive(plain(kind), r, t, c, P) for t, c in zip(tails, cand)])
@@ -784,7 +794,7 @@ def test_log_probabilities_of_history_titles_equal_the_full_prompt_s(
     with torch.no_grad():
         scores, past = verbalizers.score(
             r.lm,
-            begin(r.lm, r.prompts.prefix, r.P),
+            read_prefix(r.lm, r.prompts.prefix, r.P),
             [t for t, _ in pairs],
             cand,
             r.titles,
@@ -816,7 +826,7 @@ def test_history_titles_need_a_decoder(load, toy, kind):
     assert "use --loss candidates" in sentence(
         verbalizers.score,
         r.lm,
-        begin(r.lm, r.prompts.prefix),
+        read_prefix(r.lm, r.prompts.prefix),
         [tail],
         np.array([[3]]),
         r.titles,

@@ -18,7 +18,7 @@ import evaluate
 import finetune
 from delrec.lm import layers
 from delrec.lm.model import load_lm
-from delrec.lm.reading import begin, read
+from delrec.lm.reading import read, read_prefix
 from delrec.lm.text import MASK
 
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def off_at_the_mask(folder, *lengths):
     draw = np.random.default_rng(0)
     prefix = np.concatenate([lm.start, draw.integers(20, 400, 20)]).astype(np.int64)
     tails = [draw.integers(20, 400, n - len(prefix)) for n in lengths]
-    x = read(lm, begin(lm, prefix), [np.append(t, MASK) for t in tails])
+    x = read(lm, read_prefix(lm, prefix), [np.append(t, MASK) for t in tails])
     plain = AUTO["decoder"].from_pretrained(folder, dtype=torch.float32).eval()
     rows = [torch.as_tensor(np.concatenate([prefix, t]))[None] for t in tails]
     wanted = torch.stack([plain(input_ids=row).logits[0, -1] for row in rows])

@@ -28,7 +28,7 @@ import train_backbone
 from delrec import runtime
 from delrec.data import prepare
 from delrec.data.prepared import load_data, load_data_of
-from delrec.lm import layers, teach
+from delrec.lm import export, layers
 from delrec.runtime import beside, load_run, lock, put_in_place, read_json, settle, write_json
 from delrec.training import checkpoints
 from recipes import demo
@@ -646,7 +646,7 @@ def test_a_complete_export_is_replaced_only_when_asked_and_only_by_a_complete_on
         and contents(run / "export") == before
     )
     with monkeypatch.context() as patch:
-        patch.setattr(teach, "title_vectors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(export, "title_vectors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         CliRunner().invoke(
             evaluate.main,
             ["--ckpt", str(run), "--export", "--limit", "6", "--export-k", "4", "--overwrite"],

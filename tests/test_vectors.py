@@ -17,7 +17,7 @@ import distill
 import evaluate
 import finetune
 from delrec.data.prepared import users
-from delrec.lm import vectors
+from delrec.lm import items, windows
 from delrec.lm.model import load_lm
 from delrec.lm.ranker import make_ranker, open_run
 from delrec.lm.text import ITEM, MASK, embed, random_soft_prompt
@@ -73,7 +73,7 @@ TUNE = [
 def test_item_vectors_are_the_backbone_s_and_stand_where_the_titles_stood(load, toy, sasrec):
     m = load("decoder")
     try:
-        vectors.load_items(m, sasrec, 60)
+        items.load_items(m, sasrec, 60)
         weights = load_file(sasrec / "model.safetensors")
         e, b = weights["item.weight"][1:], weights["bias"][1:]
         assert m.items.E.shape == (61, 17) and not m.items.E[0].any()
@@ -136,11 +136,11 @@ def test_windows_meet_every_training_target_once_an_epoch_and_never_see_it(toy):
             history=lambda items: (np.r_[0, ITEM - items, MASK], np.arange(1, len(items) + 1))
         ),
     )
-    first, last = vectors.windows(toy, 6, 500, 0)
+    first, last = windows.draw_windows(toy, 6, 500, 0)
     is_target = np.zeros(len(toy.items), bool)
     is_target[toy.train] = True
     count, seen = 0, []
-    for f, end, e in zip(first, last, vectors.examples(r, first, last, is_target)):
+    for f, end, e in zip(first, last, windows.window_prompts(r, first, last, is_target)):
         user = users(toy, np.array([end]))[0]
         assert e.target[0] == toy.items[end] and len(e.target) == len(e.at) + 1
         assert (
@@ -196,7 +196,7 @@ def test_a_prompt_of_vectors_tells_nothing_of_the_list_and_hides_the_item_that_i
 ):
     m = load("decoder")
     try:
-        vectors.load_items(m, sasrec, 60)
+        items.load_items(m, sasrec, 60)
         p = make_ranker(
             m,
             toy,
@@ -280,7 +280,7 @@ def test_prompt_and_maps_learn_the_backbone_s_list_of_a_frozen_lm(
     # the LM itself did not move
     assert all(torch.equal(p, q) for p, q in zip(r.lm.model.parameters(), fresh.model.parameters()))
     assert not torch.equal(r.P, random_soft_prompt(fresh, 4, 0))
-    vectors.load_items(fresh, sasrec, 60)
+    items.load_items(fresh, sasrec, 60)
     # nor did the backbone's vectors
     assert torch.equal(fresh.items.E, r.lm.items.E)
     # without learning rates nothing is learnt
@@ -317,10 +317,10 @@ def test_each_read_is_taught_the_list_of_its_own_place(
         rows.append(ranked_Nh)
         return listwise(s_NI, ranked_Nh)
 
-    examples, before = vectors.examples, []
+    examples, before = windows.window_prompts, []
     monkeypatch.setattr(distill, "listwise", checked)
     monkeypatch.setattr(
-        vectors, "examples", lambda *args: before.append(examples(*args)) or before[-1]
+        windows, "window_prompts", lambda *args: before.append(examples(*args)) or before[-1]
     )
     script(
         distill.main,
@@ -341,7 +341,7 @@ def test_each_read_is_taught_the_list_of_its_own_place(
         1,
     )
     for batch, ranked in zip(before, rows):
-        place = vectors.targets_of(batch, "place")
+        place = windows.targets_of(batch, "place")
         seen = [set(toy.items[toy.ptr[users(toy, np.array([p]))[0]] : p].tolist()) for p in place]
         first = [
             next(i for i in (rule(n) for n in range(last - 1 + 1, last + 60)) if i not in old)

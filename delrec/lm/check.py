@@ -23,7 +23,7 @@ import torch
 
 from delrec.lm import passes
 from delrec.lm.own_head import own_logits
-from delrec.lm.reading import begin, read
+from delrec.lm.reading import read, read_prefix
 from delrec.lm.text import (
     MASK,
     SLOT,
@@ -281,7 +281,7 @@ def our_logits(lm, p, columns) -> torch.Tensor:
     """The same logits (N, K) by the way that lm.paths names first."""
     keeps = lm.attends, lm.paths[:1] == ["rows"]  # what `begin` goes by
     if keeps not in p.begun:
-        p.begun[keeps] = begin(lm, p.prefix, p.P, cache=bool(p.films))
+        p.begun[keeps] = read_prefix(lm, p.prefix, p.P, cache=bool(p.films))
     x_ND = read(lm, p.begun[keeps], p.tails, p.tok, p.n)
     if lm.own_head:
         return own_logits(lm, x_ND)[:, columns].float()

@@ -58,7 +58,7 @@ class LM:
     scale: float = 1.0  # what the model multiplies its logits by after the head
     own_head: bool = False  # are logits asked of the model itself, because they are no product?
     sep: list = field(default_factory=list)  # tokens that end a title
-    items: Any = None  # items as vectors: vectors.py
+    items: Any = None  # items as vectors: items.py
     adapter: Any = None  # of a run of finetune.py that was opened
     taps: tuple = ()  # layers whose states are kept: layers.tap
     tapped: list | None = None  # those states of the last pass

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import candidates, histories, shuffled, users
-from delrec.lm import vectors
+from delrec.lm import items
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
 from delrec.lm.prompts import Prompts
-from delrec.lm.reading import begin, read
+from delrec.lm.reading import read, read_prefix
 from delrec.lm.soft_prompt import load_soft_prompt
 from delrec.lm.titles import Titles, tokenise_titles
 from delrec.lm.verbalizers import score, verbalise_all
@@ -87,7 +87,7 @@ def open_run(run, data, device, shard=False) -> tuple:
     if has_adapter:
         lm.adapter = adapted(lm, run)  # wraps the layers of lm.model in place
     if shown != "titles":
-        vectors.open_items(lm, run.folder, data.n_items)
+        items.open_items(lm, run.folder, data.n_items)
     penalty_I = np.zeros(data.n_items + 1, np.float32)
     if run.calibration:
         penalty_I = run.calibration * read_npy(run.folder / "neutral.npy", (data.n_items + 1,))
@@ -144,7 +144,7 @@ def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None) -
     neighbours (so bf16 rounds it the same way) however many processes there are.
     """
     r.lm.model.eval()
-    start = begin(r.lm, r.prompts.prefix, r.P, r.cache)
+    start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
     batches = batches_of(costs_of(r, tails, cand_nC), tokens or tokens_of(r.lm))
     batches = shares(batches, ranks, r.lm.sharded)
     mine = np.concatenate([np.zeros(0, int), *(j for j, own in batches if own)])
@@ -212,7 +212,7 @@ def over_catalogue(r, tails, columns, f, ranks, name="rank") -> np.ndarray:
     """All rows fp32 (n, columns), on every rank, of f(j, s_BI): rows (len(j), columns) of the
     prompts j from their scores of the whole catalogue. The scores themselves are never kept: n x I
     of them may not fit."""
-    start = begin(r.lm, r.prompts.prefix, r.P, r.cache)
+    start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
     rows, mine, done = np.zeros((len(tails), columns), np.float32), [np.zeros(0, int)], 0
     batches = batches_of([len(t) for t in tails], tokens_of(r.lm))
     work = shares(batches, ranks, r.lm.sharded)

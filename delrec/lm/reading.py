@@ -18,7 +18,7 @@ from delrec.runtime import stop
 PAD = SLOT - 9  # behind the end of an encoder's row
 
 
-def begin(lm, prefix, P_kD=None, cache=True) -> SimpleNamespace:
+def read_prefix(lm, prefix, P_kD=None, cache=True) -> SimpleNamespace:
     """Everything about the prefix that does not depend on the sample. Gradients flow to P and to
     adapters where enabled.
 

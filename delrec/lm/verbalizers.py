@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from delrec.kernels import verbalizer as kernels
-from delrec.lm import own_head, vectors
+from delrec.lm import items, own_head
 from delrec.lm.prompts import LETTERS
 from delrec.lm.reading import read
 from delrec.lm.text import encode
@@ -50,7 +50,7 @@ def verbalise(lm, x_BD, cand_BC, titles, verbalizer) -> torch.Tensor:
     """Candidates' scores (B, C) from one state a prompt."""
     if verbalizer == "items":
         item_BCe = lm.items.E[torch.as_tensor(cand_BC, device=lm.device)]
-        return (vectors.out(lm, x_BD)[:, None] * item_BCe).sum(-1)
+        return (items.item_space(lm, x_BD)[:, None] * item_BCe).sum(-1)
     tok_BCT, n_BC = (
         torch.as_tensor(np.ascontiguousarray(a, np.int32)).to(lm.device)
         for a in tokens_asked(lm, cand_BC, titles, verbalizer)
@@ -63,7 +63,7 @@ def verbalise(lm, x_BD, cand_BC, titles, verbalizer) -> torch.Tensor:
 def verbalise_all(lm, x_BD, titles, verbalizer) -> torch.Tensor:
     """Scores (B, I + 1) of the whole catalogue from one state a prompt: mean, first or items."""
     if verbalizer == "items":
-        return vectors.out(lm, x_BD) @ lm.items.E.T
+        return items.item_space(lm, x_BD) @ lm.items.E.T
     ptr, tok = titles.ptr, titles.tok
     if verbalizer == "first":
         tok, ptr = tok[ptr[1:-1]], np.concatenate([[0], np.arange(len(ptr) - 1)])

@@ -19,7 +19,7 @@ import torch
 from delrec.data.prepared import histories, subset
 from delrec.lm.model import is_lm_run
 from delrec.lm.ranker import open_run, reads_all, score_catalogue, score_tails
-from delrec.lm.reading import begin
+from delrec.lm.reading import read_prefix
 from delrec.runtime import CACHE, folder_of, load_run, stop
 from delrec.training.log import Log
 
@@ -97,7 +97,7 @@ def ranking(run, data, ranks, pool=100, shard=False):
         r, penalty_I = open_run(run, data, ranks.device, shard)
         if reads_all(r):
             with torch.no_grad():
-                start = begin(r.lm, r.prompts.prefix, r.P, r.cache)
+                start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
 
             def score(olds):
                 return (
