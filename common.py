@@ -1,56 +1,36 @@
-"""What the four scripts share: starting and finishing a run, the forecast, the look at
-gradients.
-"""
+"""What the four scripts share: options, the door of a run, its start and its finish."""
 
-import os
 import shutil
 import time
 from types import SimpleNamespace
 
 import click
-import numpy as np
-import torch
 
-from delrec.processes import finish, max_over_ranks
+from delrec.data.prepared import load_data
+from delrec.processes import restarted, setup
 from delrec.runtime import (
     HELD,
     beside,
     commit,
     empty,
-    in_use,
+    folder_of,
     is_run,
-    load_run,
     lock,
     machine,
-    owner,
     put_in_place,
-    settle,
     stop,
     unlock,
     versions,
-    when,
+    whole_or_auto,
     write_json,
 )
 from delrec.training.checkpoints import complete
-from delrec.training.memory import peak_gb, total_bytes
+from delrec.training.claims import claim
+from delrec.training.memory import peak_gb
 
-
-def forecast(step_seconds, steps, validation_seconds, validations, ranks):
-    """One line after the first measured steps: the time and the memory that the run will take."""
-    if not ranks.main:
-        return
-    left = np.median(step_seconds) * (steps - len(step_seconds)) + validation_seconds * validations
-    gpu, total = ranks.device.type == "cuda", total_bytes(ranks.device)
-    used = torch.cuda.max_memory_allocated() / 2**30 if gpu else peak_gb()
-    print(
-        f"{len(step_seconds)} steps took {np.median(step_seconds):.2f} s each: about "
-        f"{left / 60:.1f} minutes to go for {steps - len(step_seconds)} steps and "
-        f"{validations} "
-        f"validations; {used:.1f} GB of {'the GPU' if gpu else 'memory'} at the peak so far"
-        + (f", it has {total / 2**30:.0f}" if total else ""),
-        flush=True,
-    )
-
+WHOLE = click.IntRange(1)  # 1, 2, 3, ..
+FROM_0 = click.FloatRange(0)
+ABOVE_0 = click.FloatRange(0, min_open=True)
 
 # ------------------------------------------------ options that several scripts share
 
@@ -66,6 +46,117 @@ def options(*group):
     return add
 
 
+dataset_option = click.option(
+    "--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py"
+)
+seed_option = click.option(
+    "--seed", default=0, type=click.IntRange(0), help="seed of everything random"
+)
+llm_option = click.option(
+    "--llm",
+    default="smollm2-135m",
+    help="Hugging Face id or folder; smollm2-135m is fetched by itself",
+)
+# a small LM (SLMRec)
+slmrec_options = options(
+    click.option(
+        "--layers",
+        type=WHOLE,
+        help="leave only the first so many layers of the LM; the run's lm/ holds what is left",
+    ),
+    click.option(
+        "--teacher", help="run of finetune.py that teaches this LM (SLMRec); its prompts are used"
+    ),
+    click.option(
+        "--blocks",
+        type=WHOLE,
+        help="blocks that teacher and student are cut into, b; the most up to 4 that divide both",
+    ),
+    click.option(
+        "--lambda-cos",
+        type=FROM_0,
+        help="weight l1 of the states' direction; 1 with a teacher (the paper's)",
+    ),
+    click.option(
+        "--lambda-norm",
+        type=FROM_0,
+        help="weight l2 of the states' squared distance; 1e-4 with a teacher (paper: .1)",
+    ),
+    click.option(
+        "--lambda-ms",
+        type=FROM_0,
+        help="weight l3 of the inner blocks' own predictions; .1 with a teacher (paper: .01 to 1); "
+        "needs none",
+    ),
+)
+# a teacher for a conventional model (DLLM2Rec)
+dllm2rec_options = options(
+    click.option(
+        "--teacher",
+        help="run folder of an LM after evaluate.py --ckpt RUN --export; tfidf: no LM, the titles' "
+        "vectors are bags of words (the control)",
+    ),
+    click.option(
+        "--lam",
+        default=0.0,
+        type=FROM_0,
+        help="weight of the teacher's lists, lambda (paper: .1 to 1); 0: without; they helped "
+        "Caser (.1), not SASRec",
+    ),
+    click.option(
+        "--list-loss",
+        default="softmax",
+        type=click.Choice(["softmax", "sigmoid"]),
+        help="listed items against the catalogue, or against one unlisted item (the paper)",
+    ),
+    click.option("--w-position", default=0.3, type=FROM_0, help="weight of a listed item's place"),
+    click.option(
+        "--w-confidence", default=0.5, type=FROM_0, help="weight of the teacher's confidence"
+    ),
+    click.option(
+        "--w-consistency",
+        default=0.1,
+        type=FROM_0,
+        help="weight of being in the student's own best K",
+    ),
+    click.option(
+        "--confidence",
+        default="truth",
+        type=click.Choice(["truth", "listed"]),
+        help="the teacher's probability of the true item (paper's text), or of the listed one (its "
+        "code)",
+    ),
+    click.option(
+        "--eta",
+        default=1.0,
+        type=FROM_0,
+        help="weight of the titles' vectors in the item vectors (paper: .1 to 1); 0: without",
+    ),
+    click.option(
+        "--offset/--no-offset", default=True, help="learn a vector of each item beside its title's"
+    ),
+)
+# the adapters of the LM
+adalora_options = options(
+    click.option(
+        "--adapt",
+        default="qv",
+        type=click.Choice(["qv", "linear"]),
+        help="adapt the attention's q and v (the paper), or every linear layer",
+    ),
+    click.option(
+        "--init-r", default=12, type=click.IntRange(2), help="rank each layer starts with"
+    ),
+    click.option("--target-r", default=8, type=WHOLE, help="mean rank left after reallocation"),
+    click.option("--alpha", default=32, type=WHOLE, help="scale of the adapters"),
+    click.option(
+        "--dropout",
+        default=0.05,
+        type=click.FloatRange(0, 0.95),
+        help="dropout in front of the adapters",
+    ),
+    click.option("--orthogonal", default=0.5, help="weight of AdaLoRA's orthogonality term"),
+)
 # a killed run
 going_on = options(
     click.option(
@@ -86,24 +177,26 @@ going_on = options(
         help="steps between checkpoints; 0: as often as costs under 5 % of the time",
     ),
 )
+verbalizers = click.Choice(["likelihood", "mean", "first", "letter"])
+candidates_option = click.option(
+    "--candidates",
+    "C",
+    default=15,
+    type=click.IntRange(2),
+    help="candidates of a prompt, the truth among them",
+)
 # what a prompt holds, and how the LM is read
 prompt_options = options(
     click.option(
-        "--history",
-        default=None,
-        type=click.IntRange(1),
-        help="items of history in a prompt, L; 10, with --input ids 20",
+        "--history", type=WHOLE, help="items of history in a prompt, L; 10, with --input ids 20"
     ),
     click.option(
-        "--max-title",
-        default=32,
-        type=click.IntRange(1),
-        help="tokens of a title, longer ones are cut",
+        "--max-title", default=32, type=WHOLE, help="tokens of a title, longer ones are cut"
     ),
     click.option(
         "--max-tokens",
         default=1024,
-        type=click.IntRange(1),
+        type=WHOLE,
         help="tokens of a prompt; the oldest history is dropped to fit",
     ),
     click.option(
@@ -124,8 +217,7 @@ memory_options = options(
         "--gradient-checkpointing",
         is_flag=True,
         help="keep each layer's input only and compute it again in backward: a third more time, "
-        "far "
-        "less memory",
+        "far less memory",
     ),
     click.option(
         "--shard",
@@ -137,10 +229,25 @@ memory_options = options(
         "--cache-prefix/--no-cache-prefix",
         default=True,
         help="decoder-only LMs: compute the prompt's constant part once per forward pass "
-        "instead of "
-        "once per prompt; the same numbers",
+        "instead of once per prompt; the same numbers",
     ),
 )
+
+
+def paper_option(values):
+    """The option --paper, which sets `values` where nothing was typed."""
+    named = ", ".join(f"{k}={v}" for k, v in values.items())
+    return click.option("--paper", is_flag=True, help=f"the paper's choices: {named}")
+
+
+def micro_option(default):
+    """The option --micro. default: as its help says it."""
+    return click.option(
+        "--micro",
+        callback=whole_or_auto,
+        help=f"samples of a forward pass, {default}; smaller needs less memory and gives the same "
+        "gradient; auto: as many as memory holds",
+    )
 
 
 def settled(ctx, config, paper):
@@ -151,100 +258,37 @@ def settled(ctx, config, paper):
     return SimpleNamespace(**{k: chosen.get(k, v) for k, v in config.items()}), typed
 
 
-# ------------------------------------------------ a run folder, from the door to its place
+def fill(cfg, values):
+    """Gives each flag that nobody set its value."""
+    for name, value in values.items():
+        if getattr(cfg, name) is None:
+            setattr(cfg, name, value)
 
 
-def claim(folder, cfg, ranks):
-    """Nothing, where a run may be written to `folder`; else says why not. Nothing is touched yet.
+def refuse(faults):
+    """Stops with the sentence of the first fault that is one. faults: (is it one?, sentence)."""
+    for wrong, sentence in faults:
+        if wrong:
+            stop(sentence)
 
-    A finished run needs --overwrite, one that was killed --resume or --overwrite, a folder of
-    something else another --out. With --resume a finished run ends here, with exit code 0.
-    """
-    verdict, why = 0, None
+
+# ------------------------------------------------ a run, from the door to its place
+
+
+def say(ranks, line):
+    """Prints a line, once for all processes."""
     if ranks.main:
-        settle(folder, "config.json")
-        adopt(folder, cfg.resume)
-        why = refusal(folder, cfg.resume, cfg.overwrite)
-        finished = cfg.resume and not beside(folder, "unfinished").exists() and is_run(folder)
-        verdict = 2 if why else 1 if finished else 0
-    if ranks.world > 1:
-        verdict = int(max_over_ranks(verdict, ranks))
-    if why:
-        stop(why)
-    if verdict == 2:
-        raise SystemExit(1)  # the first process says why
-    if verdict == 1:
-        if ranks.main:
-            print(
-                f"{folder} is finished, there is nothing to resume; "
-                "--overwrite instead of --resume does it again",
-                flush=True,
-            )
-        finish(ranks)
-        raise SystemExit(0)
+        print(line, flush=True)
 
 
-def adopt(folder, resume):
-    """With --resume: a finished run that was killed before it had its place is put there, and what
-    earlier versions left of a killed run in `folder` itself becomes <folder>.unfinished."""
-    new = beside(folder, "unfinished")
-    if not resume or owner(new):
-        return
-    if (new / "config.json").exists():
-        put_in_place(folder)
-    elif killed_inside(folder) and not new.exists():
-        os.replace(folder, new)
-
-
-def killed_inside(folder):
-    """True for a killed run of earlier versions, which built in the run folder itself."""
-    return (folder / "checkpoints").is_dir() and not (folder / "config.json").exists()
-
-
-def refusal(folder, resume, overwrite):
-    """Why no run may be written to `folder`, as a sentence; None where one may."""
-    new = beside(folder, "unfinished")
-    if number := owner(new):
-        return in_use(new, number)
-    finished = is_run(folder)
-    if (
-        not finished
-        and not killed_inside(folder)
-        and folder.exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        return (
-            f"{folder} is there and holds no run (no config.json of these scripts), so it is left "
-            "as it is; name another folder with --out"
-        )
-    inner = [
-        p.parent for p in folder.rglob("config.json") if p.parent != folder and is_run(p.parent)
-    ]
-    if inner:
-        return (
-            f"{folder} holds the run {inner[0]}, which would go with it; "
-            "move that one away, or name another folder with --out"
-        )
-    if resume or overwrite:
-        return None
-    if (new / "config.json").exists():
-        return (
-            f"{new} holds a finished run that was killed before it was put in its place; "
-            "--resume does that, --overwrite begins anew"
-        )
-    for place in (new, folder):
-        if (not finished or place == new) and (kept := complete(place / "checkpoints")):
-            return (
-                f"{place} holds a run that was killed at step {kept[-1][0]}; "
-                "--resume continues it, --overwrite begins anew"
-            )
-    if finished:
-        run = load_run(folder)
-        return (
-            f"{folder} holds a finished {run.stage} run ({when(run)}, data hash {run.data_hash}); "
-            "--overwrite replaces it once the new one is finished, --out names another folder"
-        )
-    return None
+def enter(cfg, name) -> tuple:
+    """(ranks, data, folder): the processes joined and every generator seeded, the prepared data,
+    and the run folder, in which a run may be written. name: its default under runs/<dataset>/."""
+    ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
+    data = load_data(cfg.dataset)
+    folder = folder_of("runs", cfg.out or f"{data.folder_name}/{name}")
+    claim(folder, cfg, ranks)
+    return ranks, data, folder
 
 
 def start_run(folder, stage, cfg, data, ranks):
@@ -307,20 +351,3 @@ def finish_run(folder, record):
         )
     unlock(new)
     return record
-
-
-def stop_unless_finite(params, step, samples, data, losses=0.0):
-    """Ends the run, before anything is updated, if a gradient (or a loss) is not finite.
-
-    Both are sums over all processes, so all end."""
-    grads = torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None]))
-    if not np.isfinite(losses).all() or not torch.isfinite(grads).all():
-        shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
-        stop(
-            f"step {step}: {int((~torch.isfinite(grads)).sum())} of {len(grads)} gradients are not "
-            "finite"
-            + (f", the loss is {losses}" if losses else "")
-            + f" (samples {shown} of {data.name}); nothing was "
-            "updated and the last checkpoint is good; lower --lr and run again, or look at those "
-            "samples"
-        )

@@ -29,40 +29,25 @@ Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N
 positions, C candidates, h list length.
 """
 
-import json
-import time
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import click
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch.nn.utils import parametrize
 
-from common import claim, finish_run, going_on, start_run, stop_unless_finite
-from delrec.backbone import dllm2rec
-from delrec.backbone.losses import binary_loss, catalogue_loss, list_loss, sampled_loss
+import common
+from common import WHOLE
+from delrec.backbone import dllm2rec, results
+from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import NAMES, build
 from delrec.backbone.ranking import rank_all
-from delrec.data.prepared import (
-    batch_of,
-    candidates,
-    load_data,
-    runs_of_targets,
-    subset,
-    users,
-)
-from delrec.metrics import chance, compare, metrics
-from delrec.processes import (
-    finish,
-    restarted,
-    setup,
-    sum_gradients,
-    sum_over_ranks,
-)
-from delrec.runtime import described, folder_of, stop, write_json, write_npy
-from delrec.training import checkpoints
-from delrec.training.log import Log, cut_log
+from delrec.data.prepared import batch_of, runs_of_targets, users
+from delrec.processes import finish, sum_gradients, sum_over_ranks
+from delrec.runtime import described, stop
+from delrec.training import checkpoints, steps
+from delrec.training.loop import Best, Loop, OptimiserState
 
 # paper: width, dropout, lr and batch (DELRec, section V), GRU4Rec's optimiser excepted: Adagrad
 # with 1e-2 there, Adam here (ml-100k, val HR@1 among
@@ -74,10 +59,7 @@ DEFAULTS = {
 }
 
 
-# -------------------------------------------- training batches: every training target once an epoch
-
-
-def negatives(data, first, target_BL, seen, rng):
+def negatives(data, first, target_BL, seen, rng) -> np.ndarray:
     """One item per target, uniform over those the user has not in the training part.
 
     `seen`: sorted user * (I+1) + item.
@@ -94,28 +76,157 @@ def negatives(data, first, target_BL, seen, rng):
     return item_BL
 
 
-def loss_of(model, seq_BL, target_BL, negative_BL=None, taught=None):
+def loss_of(model, seq_BL, target_BL, negative_BL=None, taught=None) -> torch.Tensor:
     """Sum of the losses of the positions that have a target.
 
     negative_BL: none, the softmax runs over all items; (n,) items shared by all positions, a
-    sampled softmax; one a position (B, L), binary cross-entropy. taught: f(x_NE, at_NE, L) -> the
-    teacher's part (taught_by, in main).
+    sampled softmax; one a position (B, L), binary cross-entropy. taught(model, x_NE, at_N, L): the
+    teacher's part (DLLM2Rec), from the states and their places in the last L columns.
     """
     x_BLE = model(seq_BL)
-    L = x_BLE.shape[1]
-    at_NE = (target_BL[:, -L:] != 0).nonzero(as_tuple=True)
-    x_NE, target_N = x_BLE[at_NE], target_BL[:, -L:][at_NE]
+    target_BL = target_BL[:, -x_BLE.shape[1] :]  # Caser has one state, the last
+    at_N = (target_BL != 0).nonzero(as_tuple=True)
+    x_NE, target_N = x_BLE[at_N], target_BL[at_N]
     if negative_BL is None:
         loss = catalogue_loss(model, x_NE, target_N)
     elif negative_BL.dim() == 1:
         loss = sampled_loss(model, x_NE, target_N, negative_BL)
     else:
-        loss = binary_loss(model, x_NE, target_N, negative_BL[:, -L:][at_NE])
-    return loss if taught is None else loss + taught(x_NE, at_NE, L)
+        loss = binary_loss(model, x_NE, target_N, negative_BL[:, -x_BLE.shape[1] :][at_N])
+    # L = L_student + lam L_d
+    return loss if taught is None else loss + taught(model, x_NE, at_N, x_BLE.shape[1])
 
 
-def means(greater, equal):
-    return {k: round(float(v.mean()), 5) for k, v in metrics(greater, equal).items()}
+# ---------------------------------------------------------------- batches
+
+
+@dataclass
+class Batch:
+    """Windows of one step, of all processes."""
+
+    seq_BL: np.ndarray  # items, 0 pads on the left
+    target_BL: np.ndarray  # the item after each position, 0 where none is asked
+    negative: np.ndarray | None  # of --loss bce (B, L), of --loss sampled (n,)
+    last_B: np.ndarray  # the place of each window's last target in data.items
+
+    @property
+    def n_targets(self) -> int:
+        """How many targets there are."""
+        return np.count_nonzero(self.target_BL)
+
+    def of(self, ranks) -> list:
+        """This process' rows as tensors; columns of nothing but padding are cut off."""
+        L = (self.seq_BL != 0).any(0).sum()
+        arrays = [self.seq_BL, self.target_BL]
+        if self.negative is not None and self.negative.ndim == 2:
+            arrays.append(self.negative)
+        mine = [a[ranks.rank :: ranks.world, -L:] for a in arrays]
+        if self.negative is not None and self.negative.ndim == 1:
+            mine.append(self.negative)
+        return [torch.from_numpy(a).to(ranks.device) for a in mine]
+
+
+class Targets:
+    """Every training target once an epoch, in windows that are cut anew in each."""
+
+    def __init__(self, cfg, data):
+        self.cfg, self.data = cfg, data
+        self.is_target = np.zeros(len(data.items), bool)
+        self.is_target[data.train] = True
+        # with a user's first item, which is input only
+        have = np.union1d(data.train, np.asarray(data.ptr)[:-1])
+        self.seen = np.unique(users(data, have) * (data.n_items + 1) + data.items[have])
+        # Caser: one window a target, its architecture has one state
+        self.span = 1 if cfg.model == "caser" else cfg.history
+
+    def epoch(self, epoch) -> list:
+        """The batches of an epoch: pairs of the windows' first and last targets."""
+        rng = np.random.default_rng([self.cfg.seed, epoch])
+        first, last = runs_of_targets(self.data, self.span, rng)
+        order = rng.permutation(len(first))
+        starts = range(0, len(order), self.cfg.batch)
+        rows = [order[i : i + self.cfg.batch] for i in starts]
+        return [(first[at], last[at]) for at in rows]
+
+    def batch(self, first, last, epoch, step) -> Batch:
+        """The windows of a step."""
+        cfg, data, negative = self.cfg, self.data, None
+        seq_BL, target_BL = batch_of(data, first, last, cfg.history, self.is_target)
+        rng = np.random.default_rng([cfg.seed, epoch, step])
+        if cfg.loss == "bce":
+            negative = negatives(data, first, target_BL, self.seen, rng)
+        elif cfg.loss == "sampled":
+            negative = rng.integers(1, data.n_items + 1, cfg.negatives)
+        return Batch(seq_BL, target_BL, negative, last)
+
+    def taught_by(self, teacher, batch, epoch, step, ranks):
+        """What loss_of adds of a teacher, whose unlisted items are drawn like negatives."""
+        rng = np.random.default_rng([self.cfg.seed, epoch, step, 1])
+        unlisted_BL = negatives(self.data, batch.last_B, batch.target_BL, self.seen, rng)
+        return teacher.term(batch.last_B, batch.target_BL, unlisted_BL, ranks)
+
+
+class EpochLoss:
+    """The mean loss of an epoch, from sums that every process keeps of its own rows; a part of a
+    checkpoint."""
+
+    def __init__(self, ranks):
+        self.ranks, self.mean = ranks, None
+        self.total = torch.zeros((), device=ranks.device)
+
+    def add(self, loss):
+        """Adds a sum over some targets."""
+        self.total += loss.detach()
+
+    def close(self, n_targets):
+        """Ends an epoch of so many targets."""
+        self.mean = sum_over_ranks(self.total, self.ranks).item() / n_targets
+        self.total = torch.zeros_like(self.total)
+
+    def fields(self) -> dict:
+        """What is logged: nothing before the first epoch."""
+        return {} if self.mean is None else {"loss": self.mean}
+
+    def state_dict(self) -> dict:
+        zero = torch.zeros_like(self.total)
+        own = [self.total if r == self.ranks.rank else zero for r in range(self.ranks.world)]
+        return {
+            "totals": torch.stack([sum_over_ranks(t, self.ranks) for t in own]),
+            "mean": self.mean,
+        }
+
+    def load_state_dict(self, state):
+        self.total, self.mean = (
+            state["totals"][self.ranks.rank].to(self.ranks.device),
+            state["mean"],
+        )
+
+
+def check(cfg, data):
+    """Stops at what cannot be meant."""
+    for split in ("train", "val", "test"):
+        if not len(getattr(data, split)):
+            stop(
+                f"{data.folder} has no {split} samples; prepare it with another --split or a "
+                "smaller --core"
+            )
+    faults = [
+        (
+            cfg.top_h > data.n_items,
+            f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it",
+        ),
+        (
+            cfg.teacher and not (cfg.w_position + cfg.w_confidence > 0),
+            "--w-position and --w-confidence are both 0, so no listed item has a weight; give one "
+            "of them a number above 0",
+        ),
+        (
+            not cfg.offset and not (cfg.teacher and cfg.eta),
+            "--no-offset leaves the titles' vectors only, but there are none: it needs --teacher "
+            "and --eta above 0",
+        ),
+    ]
+    common.refuse(faults)
 
 
 # ---------------------------------------------------------------- the script
@@ -123,13 +234,9 @@ def means(greater, equal):
 
 @click.command(**described(__doc__))
 # data
-@click.option(
-    "--dataset", default="ml-100k", help="name under data/, or a folder written by data/prepare.py"
-)
+@common.dataset_option
 @click.option(
     "--out",
-    default=None,
-    type=str,
     help="run folder to write; runs/<dataset>/<model>, with a teacher <model>-taught, if not given",
 )
 # model (paper's values per model: width 100/64/100, dropout .5/.3/.4)
@@ -140,18 +247,10 @@ def means(greater, equal):
     type=click.Choice(list(DEFAULTS)),
     help="the conventional model",
 )
-@click.option(
-    "--history", default=None, type=click.IntRange(1), help="items the model sees, L; 20, Caser 5"
-)
-@click.option(
-    "--width",
-    default=None,
-    type=click.IntRange(1),
-    help="width of the item vectors, E; 100, GRU4Rec 64",
-)
+@click.option("--history", type=WHOLE, help="items the model sees, L; 20, Caser 5")
+@click.option("--width", type=WHOLE, help="width of the item vectors, E; 100, GRU4Rec 64")
 @click.option(
     "--dropout",
-    default=None,
     type=click.FloatRange(0, 0.95),
     help="share dropped in training; .5, GRU4Rec .3, Caser .4",
 )
@@ -164,457 +263,107 @@ def means(greater, equal):
     "100,000 and more; bce: the paper's one negative",
 )
 @click.option(
-    "--negatives",
-    default=1024,
-    type=click.IntRange(1),
-    help="items that --loss sampled draws for each batch",
+    "--negatives", default=1024, type=WHOLE, help="items that --loss sampled draws for each batch"
 )
+@click.option("--lr", type=common.ABOVE_0, help="learning rate of Adam; 1e-3")
 @click.option(
-    "--lr",
-    default=None,
-    type=click.FloatRange(0, min_open=True),
-    help="learning rate of Adam; 1e-3",
+    "--batch", type=WHOLE, help="windows of an optimiser step, over all processes; 128, GRU4Rec 50"
 )
-@click.option(
-    "--batch",
-    default=None,
-    type=click.IntRange(1),
-    help="windows of an optimiser step, over all processes; 128, GRU4Rec 50",
-)
-@click.option("--epochs", default=None, type=click.IntRange(0), help="most epochs; 40, Caser 20")
+@click.option("--epochs", type=click.IntRange(0), help="most epochs; 40, Caser 20")
 @click.option(
     "--patience",
-    default=None,
-    type=click.IntRange(1),
+    type=WHOLE,
     help="stop after so many epochs without a better validation; 5, Caser 3",
 )
-@click.option("--seed", default=0, type=click.IntRange(0), help="seed of everything random")
-# a teacher (DLLM2Rec)
-@click.option(
-    "--teacher",
-    default=None,
-    type=str,
-    help="run folder of an LM after evaluate.py --ckpt RUN --export; tfidf: no LM, the titles' "
-    "vectors are bags of words (the control)",
-)
-@click.option(
-    "--lam",
-    default=0.0,
-    type=click.FloatRange(0),
-    help="weight of the teacher's lists, lambda (paper: .1 to 1); 0: without; they helped Caser "
-    "(.1), not SASRec",
-)
-@click.option(
-    "--list-loss",
-    default="softmax",
-    type=click.Choice(["softmax", "sigmoid"]),
-    help="listed items against the catalogue, or against one unlisted item (the paper)",
-)
-@click.option(
-    "--w-position", default=0.3, type=click.FloatRange(0), help="weight of a listed item's place"
-)
-@click.option(
-    "--w-confidence",
-    default=0.5,
-    type=click.FloatRange(0),
-    help="weight of the teacher's confidence",
-)
-@click.option(
-    "--w-consistency",
-    default=0.1,
-    type=click.FloatRange(0),
-    help="weight of being in the student's own best K",
-)
-@click.option(
-    "--confidence",
-    default="truth",
-    type=click.Choice(["truth", "listed"]),
-    help="the teacher's probability of the true item (paper's text), or of the listed one (its "
-    "code)",
-)
-@click.option(
-    "--eta",
-    default=1.0,
-    type=click.FloatRange(0),
-    help="weight of the titles' vectors in the item vectors (paper: .1 to 1); 0: without",
-)
-@click.option(
-    "--offset/--no-offset", default=True, help="learn a vector of each item beside its title's"
-)
+@common.seed_option
+@common.dllm2rec_options
 # what is written
-@click.option("--top-h", default=20, type=click.IntRange(1), help="length of the stored lists, h")
+@click.option("--top-h", default=20, type=WHOLE, help="length of the stored lists, h")
 @click.option(
     "--lists",
     default=200_000,
-    type=click.IntRange(1),
+    type=WHOLE,
     help="training samples that get a list and scores, drawn once; the next stages train on those",
 )
 # going on
-@going_on
+@common.going_on
 def main(**config):
     """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
-    cfg = SimpleNamespace(
-        **{k: DEFAULTS[config["model"]].get(k) if v is None else v for k, v in config.items()}
-    )
-    data = load_data(cfg.dataset)
-    for split in ("train", "val", "test"):
-        if not len(getattr(data, split)):
-            stop(
-                f"{data.folder} has no {split} samples; prepare it with another --split or a "
-                "smaller --core"
-            )
-    if cfg.top_h > data.n_items:
-        stop(
-            f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it"
-        )
-    name = f"{data.folder_name}/{cfg.model}{'-taught' if cfg.teacher else ''}"
-    folder = folder_of("runs", cfg.out or name)
-    ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
-    claim(folder, cfg, ranks)
+    cfg = SimpleNamespace(**config)
+    common.fill(cfg, DEFAULTS[cfg.model])
+    ranks, data, folder = common.enter(cfg, f"{cfg.model}{'-taught' if cfg.teacher else ''}")
+    check(cfg, data)
     export = dllm2rec.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
-    if cfg.teacher and not (cfg.w_position + cfg.w_confidence > 0):
-        stop(
-            "--w-position and --w-confidence are both 0, so no listed item has a weight; give one "
-            "of them a number above 0"
-        )
-    if not cfg.offset and not (cfg.teacher and cfg.eta):
-        stop(
-            "--no-offset leaves the titles' vectors only, but there are none: it needs --teacher "
-            "and --eta above 0"
-        )
-    out, record = start_run(folder, "train_backbone", cfg, data, ranks)
-    saver = checkpoints.Saver(
-        out, cfg.checkpoint_every, checkpoints.made_with(cfg, data, ranks), ranks
-    )
-    sizes = [
-        C
-        for C in (15, 20, 100)
-        if all((data.folder / f"candidates_{s}_{C}.npy").exists() for s in ("val", "test"))
-    ]
-    listed = subset(len(data.train), cfg.lists, cfg.seed)
-    cand = {
-        s: {
-            C: candidates(data, s, C, listed if s == "train" else slice(None))
-            for C in sizes
-            if s != "train" or (data.folder / f"candidates_train_{C}.npy").exists()
-        }
-        for s in ("train", "val", "test")
-    }
-    own = {s: data.items[getattr(data, s)].astype(np.int64)[:, None] for s in ("val", "test")}
+    out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)
 
-    def summary(s, got):
-        return {
-            f"candidates{C}": means(*compare(got[C], cand[s][C] == own[s]))
-            for C in sizes
-            if C in got
-        } | {"full": means(*got["full"].T)}
-
-    # model. The biases start at the log-odds of each item in the training part, where both losses
-    # have their optimum without a history.
     model = build(cfg.model, data.n_items, cfg).to(ranks.device)
-    count_I = np.bincount(data.items[data.train], minlength=data.n_items + 1) + 1.0
-    model.bias.data = torch.tensor(
-        np.log(count_I / count_I.sum() * data.n_items), dtype=torch.float32, device=ranks.device
-    )
+    results.begin_at_popularity(model, data)
     if cfg.teacher and cfg.eta:
-        if not cfg.offset:
-            model.item.weight.requires_grad_(False).zero_()
-        parametrize.register_parametrization(
-            model.item, "weight", dllm2rec.Titles(export[2], cfg.width, cfg.eta).to(ranks.device)
-        )
+        dllm2rec.add_titles(model, export.titles, cfg)
     params = [p for p in model.parameters() if p.requires_grad]
-    opt = torch.optim.Adam(params, lr=cfg.lr, fused=True)
-    # a process with no row in a small last batch adds zeros
-    for p in params:
-        p.grad = torch.zeros_like(p)
-    # weights alike on all ranks, dropout not
-    torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)
+    optimiser = torch.optim.Adam(params, lr=cfg.lr, fused=True)
+    steps.zero_gradients(params)  # a process with no row in a small last batch adds zeros
+    torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)  # weights alike on all ranks, dropout not
 
-    # what the batches read
-    is_target = np.zeros(len(data.items), bool)
-    is_target[data.train] = True
-    # with a user's first item, which is input only
-    have = np.union1d(data.train, np.asarray(data.ptr)[:-1])
-    seen = np.unique(users(data, have) * (data.n_items + 1) + data.items[have])
-    # Caser: one window a target, its architecture has one state
-    span = 1 if cfg.model == "caser" else cfg.history
+    protocol, targets = results.Protocol(cfg, data), Targets(cfg, data)
+    teacher = dllm2rec.Teacher(cfg, data, export) if cfg.teacher and cfg.lam else None
+    best, mean = Best(ranks.device), EpochLoss(ranks)
+    made = checkpoints.made_with(cfg, data, ranks)
+    saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
+    loop = Loop(saver, NAMES[cfg.model], cfg.epochs, cfg.resume, unit="epoch")
+    loop.keep(model=model, opt=OptimiserState(optimiser), best=best, loss=mean)
 
-    # a target's row among the training samples
-    row_of = np.full(len(data.items), -1)
-    row_of[data.train] = np.arange(len(data.train))
-
-    def taught_by(last_B, target_BL, rng):
-        """lam L_d of this process' rows of a batch, as loss_of asks for it: a mean over the
-        positions that have a list, times the batch's targets.
-        """
-        row_BL = np.where(
-            target_BL > 0,
-            row_of[np.maximum(last_B[:, None] - np.arange(cfg.history - 1, -1, -1), 0)],
-            -1,
-        )
-        row_BL = np.where((row_BL >= 0) & (export[0][row_BL, 0] > 0), row_BL, -1)
-        negative_BL = negatives(data, last_B, target_BL, seen, rng)
-        scale = cfg.lam * np.count_nonzero(target_BL) / max(np.count_nonzero(row_BL >= 0), 1)
-
-        def taught(x_NE, at_NE, L):
-            row_N, negative_N = (
-                a[ranks.rank :: ranks.world][:, -L:][tuple(i.cpu().numpy() for i in at_NE)]
-                for a in (row_BL, negative_BL)
-            )
-            have = row_N >= 0
-            if not have.any():
-                return 0.0
-            item_NK, weight_NK, negative_N = (
-                torch.from_numpy(np.ascontiguousarray(a)).to(ranks.device)
-                for a in (
-                    export[0][row_N[have]].astype(np.int64),
-                    export[1][row_N[have]],
-                    negative_N[have],
-                )
-            )
-            return scale * list_loss(
-                model,
-                x_NE[torch.from_numpy(have).to(ranks.device)],
-                item_NK,
-                weight_NK,
-                negative_N,
-                cfg,
-            )
-
-        return taught
-
-    # loop: validate (epoch 0 is the untrained model), then stop or train one more epoch. Chosen by
-    # NDCG@10 over all items, history masked
-    shown = {C: cand["val"][C] for C in sizes[:1]}
-    best, best_epoch, fields, training, kept, begin, total, done = (
-        -1.0,
-        0,
-        {},
-        0.0,
-        {},
-        (0, 0),
-        torch.zeros((), device=ranks.device),
-        0,
-    )
-    if found := saver.load() if cfg.resume else None:
-        done, tensors, state = found
-        begin, best, best_epoch, fields, training = (
-            tuple(state["at"]),
-            state["best"],
-            state["best_epoch"],
-            state["fields"],
-            state["training"],
-        )
-        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        kept = {k[5:]: v.to(ranks.device) for k, v in tensors.items() if k.startswith("kept.")}
-        checkpoints.restore_optimiser("opt", opt, tensors)
-        total = tensors["total"][ranks.rank].to(ranks.device)
-        record["started"] -= state["seconds"]
-    cut_log(out, NAMES[cfg.model], begin[0] - (begin[1] == 0), ranks)
-    checkpoints.listen()
-
-    def save(epoch, step):
-        """All that the loop goes on from: `step` steps of an epoch done, 0 with the validation
-        before it still to do.
-        """
-        totals = torch.stack(
-            [
-                sum_over_ranks(total if r == ranks.rank else torch.zeros_like(total), ranks)
-                for r in range(ranks.world)
-            ]
-        )
-        saver.save(
-            done,
-            {
-                **{f"model.{k}": v for k, v in model.state_dict().items()},
-                **{f"kept.{k}": v for k, v in kept.items()},
-                **checkpoints.optimiser_tensors("opt", opt),
-                "total": totals,
-            },
-            {
-                "at": [epoch, step],
-                "best": best,
-                "best_epoch": best_epoch,
-                "fields": fields,
-                "training": training + (time.time() - began if step else 0),
-                "seconds": time.time() - record["started"],
-            },
-        )
-
-    log = Log(out, cfg.epochs, NAMES[cfg.model], ranks, unit="epoch", done=begin[0])
-    for epoch in range(begin[0], cfg.epochs + 1):
-        if begin[1] == 0 or epoch > begin[0]:
+    while True:
+        epoch = loop.epoch  # 0 is the untrained model
+        if loop.step == 0:
             with parametrize.cached():
-                val = summary("val", rank_all(model, data, data.val, ranks, cand=shown))
-            fields |= {f"val_hr@1_of_{C}": val[f"candidates{C}"]["hr@1"] for C in shown} | {
-                "val_ndcg@10": val["full"]["ndcg@10"]
-            }
-            if val["full"]["ndcg@10"] > best:
-                best, best_epoch = val["full"]["ndcg@10"], epoch
-                kept = {k: v.detach().clone() for k, v in model.state_dict().items()}
-            log.step(epoch, **fields)
-        if epoch == cfg.epochs or epoch - best_epoch >= cfg.patience:
-            break
-
-        began, skip = time.time(), begin[1] if epoch == begin[0] else 0
-        model.train()
-        rng = np.random.default_rng([cfg.seed, epoch])
-        first, last = runs_of_targets(data, span, rng)
-        order = rng.permutation(len(first))
-        total = total if skip else torch.zeros((), device=ranks.device)
-        for step, i in list(enumerate(range(0, len(order), cfg.batch)))[skip:]:
-            at = order[i : i + cfg.batch]
-            seq_BL, target_BL = batch_of(data, first[at], last[at], cfg.history, is_target)
-            arrays = [seq_BL, target_BL]
-            if cfg.loss == "bce":
-                arrays.append(
-                    negatives(
-                        data,
-                        first[at],
-                        target_BL,
-                        seen,
-                        np.random.default_rng([cfg.seed, epoch, step]),
-                    )
+                found = protocol.validation(
+                    rank_all(model, data, data.val, ranks, cand=protocol.shown)
                 )
-            shared = (
-                [
-                    torch.from_numpy(
-                        np.random.default_rng([cfg.seed, epoch, step]).integers(
-                            1, data.n_items + 1, cfg.negatives
-                        )
-                    ).to(ranks.device)
-                ]
-                if cfg.loss == "sampled"
-                else []
-            )
-            # columns of nothing but padding are cut off
-            L = (seq_BL != 0).any(0).sum()
-            mine = [
-                torch.from_numpy(a[ranks.rank :: ranks.world, -L:]).to(ranks.device) for a in arrays
-            ]
-            taught = (
-                taught_by(last[at], target_BL, np.random.default_rng([cfg.seed, epoch, step, 1]))
-                if cfg.teacher and cfg.lam
-                else None
-            )
-            opt.zero_grad(set_to_none=False)
+            best.offer((found["val_ndcg@10"],), epoch, model.state_dict())
+            loop.log(epoch, **mean.fields(), **found)
+        if epoch == cfg.epochs or epoch - best.step >= cfg.patience:
+            break
+        model.train()
+        for step, (first, last) in loop.over(targets.epoch(epoch)):
+            batch = targets.batch(first, last, epoch, step)
+            mine, taught = batch.of(ranks), None
+            if teacher:
+                taught = targets.taught_by(teacher, batch, epoch, step, ranks)
+            optimiser.zero_grad(set_to_none=False)
             if len(mine[0]):
-                # item vectors made of titles are computed once a step
-                with parametrize.cached():
-                    loss = loss_of(model, *mine, *shared, taught=taught) / np.count_nonzero(
-                        target_BL
-                    )
+                with parametrize.cached():  # item vectors made of titles are computed once a step
+                    loss = loss_of(model, *mine, taught=taught) / batch.n_targets
                     loss.backward()
-                total += loss.detach() * np.count_nonzero(target_BL)
+                mean.add(loss * batch.n_targets)
             sum_gradients(params, ranks)
-            stop_unless_finite(params, f"{step + 1} of epoch {epoch + 1}", last[at], data)
-            opt.step()
-            done += 1
-            if (asked := checkpoints.stop_asked(ranks)) or saver.due(done):
-                save(epoch, step + 1)
-            if asked:
-                log.close()
-                saver.end(done)
-        loss = sum_over_ranks(total, ranks).item() / len(data.train)
-        training += time.time() - began
-        fields = {"loss": loss}
-        save(epoch + 1, 0)
-    log.close()
-    model.load_state_dict(kept)
-    # fold the titles in: from here on plain item vectors
-    if cfg.teacher and cfg.eta:
-        parametrize.remove_parametrizations(model.item, "weight", leave_parametrized=True)
-        kept = {k: v.detach() for k, v in model.state_dict().items()}
+            number = f"{step + 1} of epoch {epoch + 1}"
+            steps.stop_unless_finite(params, number, batch.last_B, data)
+            optimiser.step()
+        mean.close(len(data.train))
+        loop.next_epoch()
+    loop.close()
 
+    model.load_state_dict(best.weights)
+    if cfg.teacher and cfg.eta:
+        dllm2rec.fold_titles(model)  # from here on plain item vectors
     # the lists and scores of every sample, with the best weights; the only look at the test part
-    got = {
-        s: rank_all(
-            model,
-            data,
-            data.train[listed] if s == "train" else getattr(data, s),
-            ranks,
-            cfg.top_h,
-            cand[s],
-        )
-        for s in ("train", "val", "test")
-    }
-    # what has no list has zeros, and NaN for scores
-    for k, rows in got["train"].items():
-        got["train"][k] = np.full(
-            (len(data.train), *rows.shape[1:]), np.nan if k in sizes else 0, rows.dtype
-        )
-        got["train"][k][listed] = rows
+    got = protocol.rank_splits(model, ranks, cfg.top_h)
     if ranks.main:
-        save_file({k: v.cpu().contiguous() for k, v in kept.items()}, out / "model.safetensors")
-        for s in got:
-            write_npy(out / f"topk_{s}.npy", got[s]["list"])
-        for s in ("val", "test"):
-            write_npy(out / f"full_{s}.npy", got[s]["full"])
-        for s in got:
-            for C in cand[s]:
-                write_npy(out / f"scores_{s}_{C}.npy", got[s][C])
-        results = {s: summary(s, got[s]) for s in ("val", "test")}
-        protocol = (
-            f"{data.meta.get('split', 'given')} split; candidatesC: the target among C-1 stored "
-            "items the user never had; "
-            f"full: all {data.n_items} items, the user's earlier ones masked; ties count as every "
-            "order they could fall in; "
-            "weights chosen by val full ndcg@10"
-        )
-        write_json(out / "metrics.json", {"protocol": protocol, **results})
-        record = finish_run(
-            folder,
-            record
-            | {
-                "out": str(folder),
-                "n_items": data.n_items,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "optimiser": type(opt).__name__,
-                "epochs_run": epoch,
-                "best_epoch": best_epoch,
-                "samples_per_second": round(epoch * len(data.train) / max(training, 1e-9), 1),
-            },
-        )
-        columns = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
-        print(
-            f"\n{NAMES[cfg.model]} on {data.name}, {cfg.loss}, best of {epoch} epochs: "
-            f"{best_epoch}\n{protocol}\n"
-        )
-        print(f"{'':22}" + "".join(f"{c:>9}" for c in columns))
-        for s in results:
-            for space, m in results[s].items():
-                print(f"{s + ' ' + space:22}" + "".join(f"{m[c]:9.4f}" for c in columns))
-        for space, C in [(f"candidates{C}", C) for C in sizes] + [("full", data.n_items)]:
-            print(f"{'chance ' + space:22}" + "".join(f"{chance(C)[c]:9.4f}" for c in columns))
-        print(
-            json.dumps(
-                {
-                    "stage": "train_backbone",
-                    "out": str(folder),
-                    "candidates": min(sizes, default=0),
-                    **{
-                        f"{s}_{c}": round(results[s][f"candidates{C}"][c], 4)
-                        for s in results
-                        for c in ("hr@1", "ndcg@10")
-                        for C in sizes[:1]
-                    },
-                    **{
-                        f"{s}_full_ndcg@10": round(results[s]["full"]["ndcg@10"], 4)
-                        for s in results
-                    },
-                    **{
-                        k: record[k]
-                        for k in (
-                            "seconds",
-                            "epochs_run",
-                            "best_epoch",
-                            "samples_per_second",
-                            "peak_gb",
-                        )
-                    },
-                }
-            )
-        )
+        found = results.write_results(out, model, protocol, got)
+        record["started"] -= loop.earlier
+        record |= {
+            "out": str(folder),
+            "n_items": data.n_items,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "optimiser": type(optimiser).__name__,
+            "epochs_run": epoch,
+            "best_epoch": best.step,
+            "samples_per_second": round(
+                epoch * len(data.train) / max(loop.spent["steps"], 1e-9), 1
+            ),
+        }
+        results.print_results(common.finish_run(folder, record), protocol, found)
     finish(ranks)
 
 

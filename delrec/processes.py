@@ -1,13 +1,10 @@
 """The processes of torchrun: joining them, sums over them, work shared among them.
 
 One process alone is the same with no talk.
-
-`ranks` is what setup returns: rank (this process' number), world (how many there are), device, main
-(is it the first?).
 """
 
 import os
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,46 +13,58 @@ import torch.distributed as dist
 from delrec.runtime import stop
 
 
-def setup(seed):
-    """Join torchrun's process group if there is one.
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of torchrun."""
 
-    Returns rank, world, device; seeds every generator alike on all ranks.
-    """
-    rank, world, local = (
-        int(os.environ.get(v, d)) for v, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-    if torch.cuda.is_available():
-        if local >= torch.cuda.device_count():
-            stop(
-                f"process {local} has no GPU: --nproc_per_node asks for more than the "
-                f"{torch.cuda.device_count()} GPUs of this machine"
-            )
-        torch.cuda.set_device(local)
-        device = torch.device("cuda", local)
-    else:
-        device = torch.device("cpu")
+    rank: int  # its number
+    world: int  # how many there are
+    device: torch.device  # where it computes
+
+    @property
+    def main(self) -> bool:
+        """Is it the first, which prints and writes?"""
+        return self.rank == 0
+
+
+def setup(seed) -> Ranks:
+    """This process; it has joined torchrun's process group, if there is one, and all its generators
+    are seeded alike on all processes."""
+    rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    device = own_device(int(os.environ.get("LOCAL_RANK", 0)))
     if world > 1 and not dist.is_initialized():
-        more = {}
-        if restarted() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            # the launcher's store still holds the addresses of the processes before; each attempt
-            # gets a corner of its own
-            store = dist.TCPStore(
-                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
-            )
-            more = {
-                "store": dist.PrefixStore(
-                    f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store
-                ),
-                "rank": rank,
-                "world_size": world,
-            }
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **more)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, **own_corner(rank, world))
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return SimpleNamespace(rank=rank, world=world, device=device, main=rank == 0)
+    return Ranks(rank, world, device)
 
 
-def restarted():
+def own_device(local) -> torch.device:
+    """The GPU of process number `local` of this machine, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local >= torch.cuda.device_count():
+        stop(
+            f"process {local} has no GPU: --nproc_per_node asks for more than the "
+            f"{torch.cuda.device_count()} GPUs of this machine"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def own_corner(rank, world) -> dict:
+    """Where restarted processes meet: the launcher's store still holds the addresses of those
+    before, so each attempt gets a corner of its own."""
+    if not restarted() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    store = dist.PrefixStore(attempt, dist.TCPStore(address, port, is_master=False))
+    return {"store": store, "rank": rank, "world_size": world}
+
+
+def restarted() -> bool:
     """True in a process that torchrun --max-restarts started again: it continues as with
     --resume.
     """
@@ -63,13 +72,14 @@ def restarted():
 
 
 def finish(ranks):
+    """Leaves the process group; all wait for each other."""
     if ranks.world > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def sum_over_ranks(x, ranks):
-    """Sum a tensor over all processes, in fp32 (gloo has no bf16 sum)."""
+def sum_over_ranks(x, ranks) -> torch.Tensor:
+    """A tensor summed over all processes, in fp32 (gloo has no bf16 sum)."""
     if ranks.world == 1:
         return x
     y = x.detach().to(ranks.device, torch.float32)
@@ -77,7 +87,7 @@ def sum_over_ranks(x, ranks):
     return y.to(x.device, x.dtype)
 
 
-def max_over_ranks(x, ranks):
+def max_over_ranks(x, ranks) -> float:
     """The largest of a number over all processes."""
     y = torch.tensor(float(x), device=ranks.device)
     dist.all_reduce(y, dist.ReduceOp.MAX)
@@ -85,8 +95,10 @@ def max_over_ranks(x, ranks):
 
 
 def sum_gradients(params, ranks):
-    """Every rank's loss is already divided by the global batch, so the sum of the gradients is the
-    gradient of one process.
+    """Makes every gradient the sum over all processes.
+
+    Every rank's loss is already divided by the global batch, so that is the gradient of one
+    process.
     """
     if ranks.world > 1:
         grads = [p.grad for p in params if p.grad is not None]
@@ -95,39 +107,38 @@ def sum_gradients(params, ranks):
             g.copy_(part.view_as(g))
 
 
-def shares(pieces, ranks, even=False):
-    """This rank's pieces of work, every world-th, as pairs (piece, 1). even: as many passes on
-    every rank, because the passes of a sharded LM are made together; a rank that has nothing left
-    repeats the first piece as (piece, 0), whose result counts for nothing.
+def shares(pieces, ranks, even=False) -> list:
+    """This rank's pieces of work, every world-th, as pairs (piece, 1).
+
+    even: as many passes on every rank, because the passes of a sharded LM are made together; a rank
+    that has nothing left repeats the first piece as (piece, 0), whose result counts for nothing.
     """
     mine = [(piece, 1) for piece in pieces[ranks.rank :: ranks.world]]
-    return (
-        mine + [(pieces[0], 0)] * (-(-len(pieces) // ranks.world) - len(mine))
-        if even and len(pieces)
-        else mine
-    )
+    if even and len(pieces):
+        most = -(-len(pieces) // ranks.world)
+        mine += [(pieces[0], 0)] * (most - len(mine))
+    return mine
 
 
-def gather_rows(rows, index, n, ranks):
-    """Rows (m, ...) computed by this rank for samples `index` -> the full float32 array (n, ...),
-    NaN where nobody has one.
-    """
+def gather_rows(rows, index, n, ranks) -> np.ndarray:
+    """The full float32 array (n, ...) of rows (m, ...) that each rank computed for its samples
+    `index`; NaN where nobody has one."""
     full = np.full((n, *rows.shape[1:]), np.nan, np.float32)
-    parts = [(index, rows)]
-    if ranks.world > 1:
-        # all ranks send blocks of one size, rows without a place at the end
-        most = int(max_over_ranks(len(index), ranks))
-        block, place = np.zeros((most, *rows.shape[1:]), np.float32), np.full(most, -1)
-        block[: len(index)], place[: len(index)] = rows, index
-        gathered = []
-        for x in (place, block):
-            x = torch.as_tensor(x, device=ranks.device)
-            gathered.append([torch.empty_like(x) for _ in range(ranks.world)])
-            dist.all_gather(gathered[-1], x)
-        parts = [
-            (i.cpu().numpy()[i.cpu().numpy() >= 0], r.cpu().numpy()[i.cpu().numpy() >= 0])
-            for i, r in zip(*gathered)
-        ]
-    for i, r in parts:
-        full[i] = r
+    if ranks.world == 1:
+        full[index] = rows
+        return full
+    # all ranks send blocks of one size, rows without a place at the end
+    most = int(max_over_ranks(len(index), ranks))
+    block, place = np.zeros((most, *rows.shape[1:]), np.float32), np.full(most, -1)
+    block[: len(index)], place[: len(index)] = rows, index
+    for places, blocks in zip(all_of(place, ranks), all_of(block, ranks)):
+        full[places[places >= 0]] = blocks[places >= 0]
     return full
+
+
+def all_of(array, ranks) -> list:
+    """The arrays of all processes, which have the same shape on each."""
+    own = torch.as_tensor(array, device=ranks.device)
+    gathered = [torch.empty_like(own) for _ in range(ranks.world)]
+    dist.all_gather(gathered, own)
+    return [t.cpu().numpy() for t in gathered]

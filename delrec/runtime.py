@@ -22,6 +22,8 @@ except ImportError:  # not on Windows: there nobody is refused
     fcntl = None
 
 ROOT = Path(__file__).resolve().parent.parent
+# the conventional models as prompts and tables call them
+NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delrec"

@@ -185,13 +185,13 @@ def zero(prefix):
     "name, after, spoil",
     [
         ("train_backbone", 3, zero("opt.")),
-        ("train_backbone", 3, zero("kept.")),
+        ("train_backbone", 3, zero("best.weights.")),
         ("train_backbone", 3, lambda _: torch.manual_seed(5)),
         ("distill", 2, zero("lion.")),
-        ("distill", 2, zero("P")),
+        ("distill", 2, zero("param.")),
         ("finetune", 2, zero("lion.")),
-        ("finetune", 2, zero("exp_avg_ipt/")),
-        ("finetune", 2, zero("exp_avg_unc/")),
+        ("finetune", 2, zero("adalora.exp_avg_ipt/")),
+        ("finetune", 2, zero("adalora.exp_avg_unc/")),
         ("finetune", 2, zero("param.")),
     ],
 )

@@ -19,7 +19,7 @@ import train_backbone as B
 from delrec.backbone import dllm2rec, models
 from delrec.backbone.losses import list_loss
 from delrec.data.prepared import batch_of, candidates, histories, subset, tfidf, users
-from delrec.lm import export, slmrec, windows
+from delrec.lm import export, samples, slmrec, windows
 from delrec.lm.layers import decoder_layers, tap
 from delrec.lm.model import load_lm
 from delrec.lm.ranker import make_ranker, open_run, score_catalogue, score_samples
@@ -184,7 +184,7 @@ def test_an_lm_on_item_vectors_is_stored_opened_and_scored_alike(teacher, toy, s
     r, penalty = open_run(run, toy, torch.device("cpu"))
     stored = np.load(teacher / "scores_val_15.npy")
     which = subset(len(toy.val), 20, 0)
-    alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
+    alone = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     np.testing.assert_allclose(
         score_samples(r, "val", which, 15, alone), stored[which], rtol=1e-4, atol=1e-4
     )
@@ -220,7 +220,7 @@ def test_the_table_ranks_the_whole_catalogue_by_an_lm_that_reads_it_at_once(
         s[old] = -np.inf
         assert full[n, 0] == (s > own).sum()
     stored, cand = np.load(copy / "scores_test_15.npy")[which], candidates(toy, "test", 15)[which]
-    alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
+    alone = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     np.testing.assert_allclose(
         stored, score_samples(r, "test", which, 15, alone), rtol=1e-4, atol=1e-4
     )
@@ -281,12 +281,12 @@ def test_hybrid_learns_with_titles_first_and_vectors_later(
     ).settings["input"] == "hybrid"
     m = load("decoder")
     r = make_ranker(m, toy, load_run(tmp_path / "run").settings)
-    cfg = finetune.SimpleNamespace(input="hybrid", C=15, loss="candidates", history=10, seed=0)
+    cfg = SimpleNamespace(input="hybrid", C=15, loss="candidates", history=10, seed=0)
     share = [
         np.mean(
             [
                 (e.tail <= ITEM).any()
-                for e in finetune.examples(r, cfg, np.arange(100), np.full(100, done))
+                for e in samples.examples(r, cfg, np.arange(100), np.full(100, done))
             ]
         )
         for done in (0, 0.3, 0.7, 1)
@@ -339,9 +339,10 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(
         return windows.window_prompts(r, first[at], last[at], is_target)
 
     n_reads = np.array([len(e.target) for e in of(r, np.arange(40))])
-    alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
-    states, ptr = slmrec.teacher_states(r, 2, n_reads, of, 7, tmp_path / "states.npy", alone)
-    assert states.shape == (n_reads.sum(), 2, 32)
+    alone = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
+    seen = SimpleNamespace(n_reads=n_reads, prompts=of)
+    states = slmrec.teacher_states(r, seen, 7, tmp_path / "states.npy", alone)
+    assert states.bits.shape == (n_reads.sum(), 2, 32)
     # against the body itself with all its hidden states, sample by sample
     for i in (0, 7, 39):
         e = of(r, np.array([i]))[0]
@@ -354,7 +355,7 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(
         places = [len(row) - 1, *(len(r.prompts.prefix) + e.at - 1)]
         for j, hidden in ((0, out.hidden_states[2]), (1, out.last_hidden_state)):
             got = (
-                torch.from_numpy(np.array(states[ptr[i] : ptr[i + 1], j]))
+                torch.from_numpy(np.array(states.bits[states.ptr[i] : states.ptr[i + 1], j]))
                 .view(torch.bfloat16)
                 .float()
             )
@@ -393,7 +394,9 @@ def test_the_teacher_s_states_and_the_distillation_terms_are_as_written(
         read_examples(s.lm, read_prefix(s.lm, s.prompts.prefix, s.P), batch)
     x = torch.stack(s.lm.tapped, 1)
     t = (
-        torch.from_numpy(np.array(states[np.concatenate(slmrec.places(ptr, np.arange(8)))]))
+        torch.from_numpy(
+            np.array(states.bits[np.concatenate(slmrec.places(states.ptr, np.arange(8)))])
+        )
         .view(torch.bfloat16)
         .float()
     )
@@ -629,7 +632,7 @@ def test_a_killed_export_goes_on_and_two_processes_write_the_same(
 ):
     whole = {f.name: np.load(f) for f in (student / "export").glob("*.npy")}
     run = load_run(student, toy)
-    alone = finetune.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
+    alone = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"), main=True)
     copy = load_run(shutil.copytree(student, tmp_path / "student"), toy)
     shutil.rmtree(copy.folder / "export")
     real, calls = export.write_json, []
@@ -823,17 +826,18 @@ def test_weights_follow_place_and_confidence(student, toy):
             **{"confidence": "truth", "w_position": 0.3, "w_confidence": 0.5} | k
         )
 
-    topk, place, Z = dllm2rec.read_export(student, toy, cfg(w_confidence=0))
+    by_place = dllm2rec.read_export(student, toy, cfg(w_confidence=0))
+    place, Z = by_place.weight, by_place.titles
     assert np.allclose(
         place, 0.3 * np.exp(-np.arange(1, 6)) / np.exp(-np.arange(1, 6)).sum(), rtol=1e-5
     )
-    _, sure, _ = dllm2rec.read_export(student, toy, cfg(w_position=0))
+    sure = dllm2rec.read_export(student, toy, cfg(w_position=0)).weight
     truth = np.load(student / "export" / "truth.npy")
     # one number a sample, higher where the teacher is right
     assert (np.diff(sure[np.argsort(truth), 0]) >= -1e-7).all() and np.ptp(
         sure, axis=1
     ).max() < 1e-6
-    _, listed, _ = dllm2rec.read_export(student, toy, cfg(w_position=0, confidence="listed"))
+    listed = dllm2rec.read_export(student, toy, cfg(w_position=0, confidence="listed")).weight
     assert (np.diff(listed, axis=1) <= 1e-7).all() and np.ptp(listed, axis=1).max() > 0
     assert (
         abs(Z[1:].mean(0)).max() < 1e-5

@@ -16,10 +16,11 @@ import torch
 from conftest import KINDS
 from safetensors.torch import load_file
 
+import common
 import distill
 from delrec import runtime
 from delrec.data.prepared import users
-from delrec.lm import model
+from delrec.lm import model, prompt_training
 from delrec.lm.ranker import make_ranker
 from delrec.lm.text import random_soft_prompt
 from delrec.runtime import load_run
@@ -196,7 +197,7 @@ def test_only_the_soft_prompt_moves(
     opened = []
     load_lm = model.load_lm
     monkeypatch.setattr(
-        distill,
+        prompt_training,
         "load_lm",
         lambda *args, **more: opened.append(load_lm(*args, **more)) or opened[-1],
     )
@@ -341,6 +342,7 @@ def test_every_sample_is_taught_its_own_list(
         return tasks_of(r, samples, ranked, *args)
 
     monkeypatch.setattr(distill, "tasks_of", checked)
+    monkeypatch.setattr(prompt_training, "tasks_of", checked)
     script(
         distill.main,
         "--dataset",
@@ -634,7 +636,7 @@ def test_histories_too_short_for_temporal_analysis_are_a_sentence(
     assert len(short.val)
     lists = shutil.copytree(backbone, tmp_path / "lists")
     np.save(lists / "topk_val.npy", np.load(backbone / "topk_val.npy")[few])
-    monkeypatch.setattr(distill, "load_data", lambda name: short)
+    monkeypatch.setattr(common, "load_data", lambda name: short)
     says = refused(
         script,
         "--dataset",

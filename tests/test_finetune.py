@@ -17,7 +17,8 @@ import evaluate
 import finetune
 from delrec import runtime
 from delrec.data.prepared import candidates, subset
-from delrec.lm import model
+from delrec.lm import model, student
+from delrec.lm.adalora import orthogonality
 from delrec.lm.layers import adapt_modules
 from delrec.lm.ranker import make_ranker, open_run, score_samples
 from delrec.lm.soft_prompt import save_soft_prompt
@@ -96,10 +97,10 @@ def fake(**params):
 
 def test_orthogonality_by_hand():
     eye = torch.eye(4)
-    assert finetune.orthogonality(fake(lora_A=eye[:3], lora_B=eye[:, :3])) == 0
+    assert orthogonality(fake(lora_A=eye[:3], lora_B=eye[:, :3])) == 0
     # 2I: A A^T - I = 3I of size 3, Frobenius norm 3 sqrt(3); the other matrix adds 0; E is not
     # counted
-    assert finetune.orthogonality(
+    assert orthogonality(
         fake(x_lora_A=2 * eye[:3], x_lora_B=eye[:, :3], lora_E=eye)
     ).item() == pytest.approx(3 * 3**0.5 / 2)
     mixed = fake(
@@ -108,7 +109,7 @@ def test_orthogonality_by_hand():
         a_lora_B=eye[:, :3],
         b_lora_B=3 * torch.eye(5)[:, :2],
     )
-    assert finetune.orthogonality(mixed).item() == pytest.approx((3 * 3**0.5 + 8 * 2**0.5) / 4)
+    assert orthogonality(mixed).item() == pytest.approx((3 * 3**0.5 + 8 * 2**0.5) / 4)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_every_kind_of_lm_trains_its_adapter_only_and_can_be_opened_again(
 ):
     opened, load_lm = [], model.load_lm
     monkeypatch.setattr(
-        finetune,
+        student,
         "load_lm",
         lambda *args, **more: opened.append(load_lm(*args, **more)) or opened[-1],
     )

@@ -1,82 +1,129 @@
-"""DLLM2Rec (arXiv 2405.00338): what train_backbone.py --teacher reads of an LM's export, and its
-item vectors made of titles.
+"""DLLM2Rec (arXiv 2405.00338): what train_backbone.py --teacher reads of an LM's export, the
+teacher's part of the loss, and item vectors made of titles.
 
-The list loss L_d stands where it is minimised, in train_backbone.py.
+The list loss L_d itself is list_loss in losses.py.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn as nn
+from torch.nn.utils import parametrize
 
+from delrec.backbone.losses import list_loss
 from delrec.data.prepared import tfidf
 from delrec.runtime import beside, load_run, read_json, read_npy, settle, stop
 
 
-def read_export(name, data, cfg):
-    """What evaluate.py --export wrote in a teacher's run folder: topk int32 (n, K), w_p (K,) + w_c
-    fp32 (n, K), the fixed part of the weights (section 4.1), and Z (I+1, D), centred, of norm about
-    1.
-    """
-    # the control: titles without an LM
+@dataclass
+class Export:
+    """What evaluate.py --export wrote of a teacher."""
+
+    titles: torch.Tensor  # Z fp32 (I+1, D), centred, of norm about 1
+    topk: np.ndarray | None = None  # its list of every training sample, int32 (n, K)
+    weight: np.ndarray | None = None  # w_p (K,) + w_c (n, K), the fixed part of the weights (4.1)
+
+
+def read_export(name, data, cfg) -> Export:
+    """What a teacher's run folder holds for its student. name: the run, or tfidf for titles without
+    an LM (the control)."""
     if name == "tfidf":
         if cfg.lam:
             stop(
                 f"--teacher tfidf has titles' vectors but no lists, --lam is {cfg.lam}; leave "
                 "--lam out"
             )
-        return None, None, centred(tfidf_vectors(data))
+        return Export(centred(tfidf_vectors(data)))
     run = load_run(name, data)
-    folder = run.folder / "export"
-    settle(folder, "meta.json")
-    if not (folder / "meta.json").exists():
-        stop(
-            f"{run.folder} holds no "
-            f"{'complete ' if beside(folder, 'unfinished').exists() else ''}export; make "
-            "it with: "
-            f"python evaluate.py --ckpt {name} --export"
-        )
-    meta = read_json(folder / "meta.json")
-    if (meta.get("trained"), meta.get("best_step")) != (
-        getattr(run, "seconds", 0),
-        getattr(run, "best_step", 0),
-    ):
-        stop(
-            f"{folder} was made from an earlier training of {run.folder}; make it again with: "
-            f"python evaluate.py --ckpt {name} --export --overwrite"
-        )
-    n, K = len(data.train), meta["K"]
-    topk, truth, listed = (
-        read_npy(folder / f"{x}.npy", shape)
-        for x, shape in (("topk", (n, K)), ("truth", (n,)), ("listed", (n, K)))
-    )
+    folder = export_folder(run, name)
+    n, K = len(data.train), read_json(folder / "meta.json")["K"]
+    topk = read_npy(folder / "topk.npy", (n, K))
+    truth = read_npy(folder / "truth.npy", (n,))
+    listed = read_npy(folder / "listed.npy", (n, K))
     asked = topk[:, 0] > 0
     if not asked.any() or topk.max() > data.n_items:
         stop(f"{folder}/topk.npy lists no item of this catalogue; make the export again")
     # position: exp(-r / beta), beta 1
     w_p = np.exp(-np.arange(1, K + 1.0))
-    d = (
-        1 - np.asarray(truth, np.float64)[:, None]
-        if cfg.confidence == "truth"
-        else 1 - np.asarray(listed, np.float64)
-    )
     # confidence: exp(-d), d as far as the teacher is from the truth, or from the item
+    probability = truth[:, None] if cfg.confidence == "truth" else listed
+    d = 1 - np.asarray(probability, np.float64)
     d = (d - d[asked].mean()) / max(d[asked].std(), 1e-9)
     weight = cfg.w_position * w_p / w_p.sum() + cfg.w_confidence * np.exp(-d)
+    weight = np.broadcast_to(weight, (n, K)).astype(np.float32) * (np.asarray(topk) > 0)
     Z = np.array(read_npy(folder / "titles.npy", (data.n_items + 1, None)), np.float32)
-    return (
-        np.asarray(topk),
-        np.broadcast_to(weight, (n, K)).astype(np.float32) * (np.asarray(topk) > 0),
-        centred(Z),
-    )
+    return Export(centred(Z), np.asarray(topk), weight)
 
 
-def centred(Z):
+def export_folder(run, name):
+    """The folder of a complete export that was made of the run as it is."""
+    folder = run.folder / "export"
+    settle(folder, "meta.json")
+    if not (folder / "meta.json").exists():
+        begun = "complete " if beside(folder, "unfinished").exists() else ""
+        stop(
+            f"{run.folder} holds no {begun}export; make it with: python evaluate.py --ckpt {name} "
+            "--export"
+        )
+    meta = read_json(folder / "meta.json")
+    trained = (getattr(run, "seconds", 0), getattr(run, "best_step", 0))
+    if (meta.get("trained"), meta.get("best_step")) != trained:
+        stop(
+            f"{folder} was made from an earlier training of {run.folder}; make it again with: "
+            f"python evaluate.py --ckpt {name} --export --overwrite"
+        )
+    return folder
+
+
+class Teacher:
+    """lam L_d: what the student learns from the teacher's lists (section 4)."""
+
+    def __init__(self, cfg, data, export):
+        self.cfg, self.export = cfg, export
+        self.row_of = np.full(len(data.items), -1)  # a target's row among the training samples
+        self.row_of[data.train] = np.arange(len(data.train))
+
+    def term(self, last_B, target_BL, unlisted_BL, ranks):
+        """f(model, x_NE, at_N, L) that loss_of adds: lam L_d of this process' rows, a mean over the
+        positions that have a list, times the batch's targets. unlisted_BL: one item a position,
+        for the sigmoid loss."""
+        cfg, row_BL = self.cfg, self.rows(last_B, target_BL)
+        n_lists = max(np.count_nonzero(row_BL >= 0), 1)
+        scale = cfg.lam * np.count_nonzero(target_BL) / n_lists
+
+        def taught(model, x_NE, at_N, L):
+            places = tuple(i.cpu().numpy() for i in at_N)
+            mine = (a[ranks.rank :: ranks.world][:, -L:] for a in (row_BL, unlisted_BL))
+            row_N, unlisted_N = (a[places] for a in mine)
+            have = row_N >= 0
+            if not have.any():
+                return 0.0
+            item_NK = self.export.topk[row_N[have]].astype(np.int64)
+            weight_NK = self.export.weight[row_N[have]]
+            arrays = (item_NK, weight_NK, unlisted_N[have], have)
+            item_NK, weight_NK, unlisted_N, have = (
+                torch.from_numpy(np.ascontiguousarray(a)).to(ranks.device) for a in arrays
+            )
+            return scale * list_loss(model, x_NE[have], item_NK, weight_NK, unlisted_N, cfg)
+
+        return taught
+
+    def rows(self, last_B, target_BL) -> np.ndarray:
+        """The row of the list of each position (B, L), -1 where there is none."""
+        L = target_BL.shape[1]
+        place_BL = np.maximum(last_B[:, None] - np.arange(L - 1, -1, -1), 0)
+        row_BL = np.where(target_BL > 0, self.row_of[place_BL], -1)
+        return np.where((row_BL >= 0) & (self.export.topk[row_BL, 0] > 0), row_BL, -1)
+
+
+def centred(Z) -> torch.Tensor:
     """Titles' vectors (I+1, D) around their mean, of norm about 1."""
     Z[1:] -= Z[1:].mean(0)
     return torch.from_numpy(Z / np.linalg.norm(Z[1:], axis=1).mean())
 
 
-def tfidf_vectors(data, D=512):
+def tfidf_vectors(data, D=512) -> np.ndarray:
     """Titles as their D leading directions of TF-IDF (latent semantic analysis): fp32 (I+1, D)."""
     id_IT, weight_IT, V = tfidf(data.titles)
     row, col = np.nonzero(weight_IT)
@@ -107,3 +154,16 @@ class Titles(nn.Module):
     def forward(self, b_IE):
         e_IE = b_IE + self.eta * (self.Z @ self.W.T + self.c)
         return torch.cat([torch.zeros_like(e_IE[:1]), e_IE[1:]])
+
+
+def add_titles(model, Z, cfg):
+    """The model's item vectors become b_i + eta (W z_i + c); without --offset b_i is 0."""
+    if not cfg.offset:
+        model.item.weight.requires_grad_(False).zero_()
+    titles = Titles(Z, cfg.width, cfg.eta).to(model.bias.device)
+    parametrize.register_parametrization(model.item, "weight", titles)
+
+
+def fold_titles(model):
+    """Makes the item vectors plain ones again, as they are now."""
+    parametrize.remove_parametrizations(model.item, "weight", leave_parametrized=True)

@@ -8,10 +8,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from delrec.runtime import NAMES as NAMES
 from delrec.runtime import load_run, read_tensors
-
-# as prompts and the paper's tables say them
-NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 
 
 class Dropout(nn.Dropout):

@@ -7,19 +7,42 @@ where an item scores by its product with the state. A window of items is one pro
 position of it predicts the item after it.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from delrec.lm.text import token_scale, tokens_width
-from delrec.runtime import read_tensors, stop
+from delrec.runtime import load_run, read_tensors, stop
+
+
+@dataclass
+class Items:
+    """A backbone's item vectors and the maps between them and an LM."""
+
+    E: torch.Tensor  # fp32 (I+1, de), frozen; the padding item's row is 0
+    maps: torch.nn.ModuleDict  # "in": de -> width of a token, "out": D -> de, "block1", ..: D -> de
 
 
 def load_items(lm, backbone_run, n_items, taught=0):
     """Gives the LM the frozen item vectors of a backbone and untrained maps: E fp32 (I+1, de),
     maps.in (de -> D), maps.out (D -> de), and for each of `taught` inner blocks maps.block1, ..
     (E4SRec, SLMRec: arXiv 2405.17890, sections 3 and 4).
+    """
+    E = item_vectors(backbone_run, n_items)
+    de, D = E.shape[1], lm.head_VD.shape[1]
+    maps = {"in": torch.nn.Linear(de, tokens_width(lm)), "out": torch.nn.Linear(D, de)}
+    maps |= {f"block{j}": torch.nn.Linear(D, de) for j in range(1, taught + 1)}
+    # vectors as long as the tokens' own, as the model sees them
+    long = float(lm.model.get_input_embeddings().weight.float().std()) * token_scale(lm)
+    with torch.no_grad():
+        maps["in"].weight.normal_(std=long)
+        maps["in"].bias.zero_()
+    lm.items = Items(E.to(lm.device), torch.nn.ModuleDict(maps).to(lm.device))
+
+
+def item_vectors(backbone_run, n_items) -> torch.Tensor:
+    """E fp32 (I+1, de) of a backbone's run folder.
 
     An item scores x . e + b in the backbone, so its vector here is (e, b), each part scaled to a
     norm of about 1.
@@ -37,30 +60,15 @@ def load_items(lm, backbone_run, n_items, taught=0):
             f"{path} lacks item.weight and bias of {n_items + 1} rows; expected a run of "
             "train_backbone.py on this data set"
         )
-    e, b = (
-        e.float() / e[1:].float().norm(dim=1).mean(),
-        (b.float() - b[1:].float().mean()) / b[1:].float().std().clamp(min=1e-6),
-    )
+    e = e.float() / e[1:].float().norm(dim=1).mean()
+    b = (b.float() - b[1:].float().mean()) / b[1:].float().std().clamp(min=1e-6)
     E = torch.cat([e, b[:, None]], 1)
     E[0] = 0
-    de, D = E.shape[1], lm.head_VD.shape[1]
-    maps = torch.nn.ModuleDict(
-        {
-            "in": torch.nn.Linear(de, tokens_width(lm)),
-            "out": torch.nn.Linear(D, de),
-            **{f"block{j}": torch.nn.Linear(D, de) for j in range(1, taught + 1)},
-        }
-    )
-    # vectors as long as the tokens' own, as the model sees them
-    with torch.no_grad():
-        maps["in"].weight.normal_(
-            std=float(lm.model.get_input_embeddings().weight.float().std()) * token_scale(lm)
-        )
-        maps["in"].bias.zero_()
-    lm.items = SimpleNamespace(E=E.to(lm.device), maps=maps.to(lm.device))
+    return E
 
 
 def save_items(lm, folder):
+    """Writes the item vectors and the two maps into a run folder."""
     from safetensors.torch import save_file
 
     save_file(
@@ -97,7 +105,18 @@ def open_items(lm, folder, n_items):
     (D_in, de), D = tensors["in.weight"].shape, tensors["out.weight"].shape[1]
     maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D_in), "out": torch.nn.Linear(D, de)})
     maps.load_state_dict(tensors)
-    lm.items = SimpleNamespace(E=E.to(lm.device), maps=maps.to(lm.device).requires_grad_(False))
+    lm.items = Items(E.to(lm.device), maps.to(lm.device).requires_grad_(False))
+
+
+def maps_folder(cfg, data, prompt_run) -> str | None:
+    """The run whose maps these begin as: --maps, or the soft prompt's if it was distilled with
+    --input ids; None for untrained ones."""
+    if cfg.maps:
+        return str(load_run(cfg.maps, data, stages=["distill", "finetune"]).folder)
+    reads_vectors = cfg.input != "titles" and prompt_run and prompt_run.stage == "distill"
+    if reads_vectors and prompt_run.settings.get("input") == "ids":
+        return str(prompt_run.folder)
+    return None
 
 
 def load_maps(lm, folder, n_items):
@@ -109,6 +128,22 @@ def load_maps(lm, folder, n_items):
             "or distil again from this one"
         )
     lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **tensors})
+
+
+def first_maps(lm, cfg, backbone_run, n_items, b):
+    """The maps that train beside the adapters, as a ModuleDict: between item vectors and the LM,
+    and with --lambda-ms behind each of its b blocks but the last."""
+    torch.manual_seed(cfg.seed)
+    load_items(lm, backbone_run, n_items, b - 1 if cfg.lambda_ms else 0)
+    if cfg.maps:  # what stage 1 distilled into them
+        load_maps(lm, cfg.maps, n_items)
+    return lm.items.maps
+
+
+def share_maps(lm, teacher):
+    """The maps begin as the teacher's (ours), whose states the student `lm` is to meet."""
+    lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **teacher.items.maps.state_dict()})
+    lm.items.E = teacher.items.E
 
 
 def item_space(lm, x_ND):

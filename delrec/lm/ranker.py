@@ -1,6 +1,6 @@
 """An LM with all that fixes how it ranks, and its scores of whole splits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 
 from delrec.data.prepared import candidates, histories, shuffled, users
 from delrec.lm import items
+from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
 from delrec.lm.prompts import Prompts
 from delrec.lm.reading import read, read_prefix
@@ -38,6 +39,22 @@ class Ranker:
     backbone_run: str  # the folder of the backbone, for the order
     cache: bool = True  # is the prefix computed once?
     shuffled: bool = False  # are histories shown in a random order?
+    settings: dict = field(default_factory=dict)  # all of it as a run's config.json stores it
+
+
+def settings_of(cfg, backbone, backbone_run) -> dict:
+    """What of a run's flags fixes how it ranks, as its config.json stores it and make_ranker reads
+    it. backbone: its name in the prompt; backbone_run: its folder."""
+    flags = ("verbalizer", "show", "history", "max_title", "max_tokens")
+    return {
+        **{name: getattr(cfg, name) for name in flags},
+        "order": getattr(cfg, "order", "shuffled"),
+        "backbone": backbone,
+        "backbone_run": str(backbone_run),
+        "input": cfg.input,
+        "allow_unknown": cfg.allow_unknown,
+        "backbone_digest": backbone_digest(backbone_run),
+    }
 
 
 def make_ranker(lm, data, settings, P_kD=None, cache=True) -> Ranker:
@@ -61,6 +78,7 @@ def make_ranker(lm, data, settings, P_kD=None, cache=True) -> Ranker:
         order=settings["order"],
         backbone_run=settings["backbone_run"],
         cache=cache,
+        settings=settings,
     )
 
 

@@ -1,18 +1,74 @@
-"""SLMRec (arXiv 2405.17890, section 4): the states of a teacher's layers for a smaller LM."""
+"""SLMRec (arXiv 2405.17890, section 4): a small LM learns from the layers of a larger one.
 
+Student and teacher are cut into b blocks each. x_t^j and x_s^j are their states after block j where
+the LM is read. The student's loss is
+
+    L = L_ce + l1 D_cos + l2 D_norm + l3 L_ms.
+"""
+
+import hashlib
 import os
+import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from delrec.lm.layers import decoder_layers, tap
+from delrec.lm.ranker import open_run
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.text import width
 from delrec.processes import gather_rows
 from delrec.runtime import load_run, read_npy, stop
 from delrec.training.log import Log
 
+# what both must read alike
+PROMPT_FLAGS = ("input", "verbalizer", "show", "order", "history", "max_title", "max_tokens")
 
-def blocks_of(layers, blocks):
+
+def teacher_of(cfg, typed, data):
+    """The teacher's run; its prompts are the student's, so flags that shape them take its values.
+
+    A typed one that differs is refused.
+    """
+    run = load_run(cfg.teacher, data, stages=["finetune"])
+    values = {**run.settings, "input": run.settings.get("input", "titles")}
+    for key in PROMPT_FLAGS:
+        if key in typed and getattr(cfg, key) != values[key]:
+            stop(
+                f"--{key.replace('_', '-')} is {getattr(cfg, key)}, the teacher {run.folder} was "
+                f"trained with {values[key]}; teacher and student must read the same prompts"
+            )
+        setattr(cfg, key, values[key])
+    has_prompt = (run.folder / "soft_prompt.safetensors").exists()
+    cfg.soft_prompt = cfg.soft_prompt or (str(run.folder) if has_prompt else "none")
+    cfg.backbone = cfg.backbone or run.backbone_run
+    return run
+
+
+def open_teacher(run, lm, cfg, data, ranks):
+    """The teacher as a ranker. It must come from the same LM as the student `lm`."""
+    teacher, _ = open_run(run, data, ranks.device, cfg.shard)
+    if teacher.lm.tok.get_vocab() != lm.tok.get_vocab() or width(teacher.lm) != width(lm):
+        stop(
+            f"the teacher {run.folder} has another tokenizer or width ({run.llm}, "
+            f"{width(teacher.lm)}) than {cfg.llm} ({width(lm)}); teacher and student must come "
+            "from the same LM"
+        )
+    return teacher
+
+
+def adapter_digest(run) -> str:
+    """16 hex digits of a run's adapter."""
+    weights = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    return hashlib.sha256(weights).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- blocks
+
+
+def blocks_of(layers, blocks=None) -> int:
     """The number of blocks that layers (a list of numbers) can all be cut into: `blocks`, or the
     most up to 4 if None.
     """
@@ -27,75 +83,147 @@ def blocks_of(layers, blocks):
     return blocks
 
 
-def teacher_of(cfg, typed, data):
-    """The teacher's run; its prompts are the student's, so flags that shape them take its values.
+def tap_blocks(lm, teacher, blocks) -> int:
+    """Both LMs keep their states after each of b blocks from now on (lm.tapped); b. teacher: a
+    ranker, or None."""
+    both = [teacher.lm, lm] if teacher else [lm]
+    b = blocks_of([len(decoder_layers(m)[2]) for m in both], blocks)
+    for each in both:
+        tap(each, b)
+    return b
 
-    A typed one that differs is refused.
+
+def identity_maps(lm, b):
+    """W_1 .. W_{b-1} between states of the same width, which begin as the identity."""
+    D = width(lm)
+    maps = torch.nn.ModuleDict({f"block{j}": torch.nn.Linear(D, D) for j in range(1, b)})
+    for W_j in maps.values():
+        torch.nn.init.eye_(W_j.weight)
+        torch.nn.init.zeros_(W_j.bias)
+    return maps.to(lm.device)
+
+
+# ---------------------------------------------------------------- the terms of the loss
+
+
+@dataclass
+class BlockLosses:
+    """What SLMRec adds to the student's loss."""
+
+    lm: object  # the student, whose blocks are tapped
+    maps: torch.nn.ModuleDict  # W_j as "block1", ..
+    cfg: object  # lambda_cos, lambda_norm, lambda_ms
+    states: object = None  # the teacher's, TeacherStates; None without a teacher
+
+    @property
+    def b(self) -> int:
+        """How many blocks there are."""
+        return len(self.lm.taps) + 1
+
+    def losses(self, task, batch, samples) -> dict:
+        """The terms as sums over the reads of a batch that the student has just read. samples: its
+        numbers among the training samples, None where the teacher is left out. task.loss_from gives
+        the task's own loss from another state."""
+        cfg, losses = self.cfg, {}
+        if self.states and samples is not None:
+            x_bND = torch.stack(self.lm.tapped).float()
+            t_bND = self.states.of(samples).to(x_bND.device).float().transpose(0, 1)
+            # D_cos = 1 - mean_j cos(x_t^j, x_s^j)
+            D_cos = 1 - F.cosine_similarity(x_bND, t_bND, dim=2).mean(0)
+            # D_norm = mean_j ||x_t^j - x_s^j||^2
+            D_norm = (x_bND - t_bND).pow(2).sum(2).mean(0)
+            losses["cos"] = cfg.lambda_cos * D_cos.sum()
+            losses["norm"] = cfg.lambda_norm * D_norm.sum()
+        if cfg.lambda_ms and self.b > 1:
+            # L_ms = mean_{j<b} CE(y, softmax(E W_j x_s^j))
+            mapped = [W_j(x.float()) for W_j, x in zip(self.inner_maps(), self.lm.tapped)]
+            L_ms = sum(task.loss_from(x, batch) for x in mapped)
+            losses["ms"] = cfg.lambda_ms * L_ms / (self.b - 1)
+        return losses
+
+    def inner_maps(self) -> list:
+        """W_1 .. W_{b-1}."""
+        return [self.maps[f"block{j}"] for j in range(1, self.b)]
+
+
+# ---------------------------------------------------------------- the teacher's states
+
+
+@dataclass
+class TeacherStates:
+    """What the teacher's blocks say at the reads of every training sample."""
+
+    bits: np.ndarray  # of bf16 as int16 (N, b, D), memory-mapped
+    ptr: np.ndarray  # (n + 1,): the reads of sample i are ptr[i]:ptr[i+1]
+
+    def of(self, samples) -> torch.Tensor:
+        """The states (N, b, D) of some samples, in the order of read_examples."""
+        rows = self.bits[np.concatenate(places(self.ptr, samples))]
+        return torch.from_numpy(rows).view(torch.bfloat16)
+
+
+def places(ptr, samples) -> list:
+    """Where the reads of some samples stand among those of all, in the order of read_examples:
+    first each one's mask, then the other reads.
     """
-    run = load_run(cfg.teacher, data, stages=["finetune"])
-    values = {**run.settings, "input": run.settings.get("input", "titles")}
-    for key in ("input", "verbalizer", "show", "order", "history", "max_title", "max_tokens"):
-        if key in typed and getattr(cfg, key) != values[key]:
-            stop(
-                f"--{key.replace('_', '-')} is {getattr(cfg, key)}, the teacher {run.folder} was "
-                f"trained with {values[key]}; teacher and student must read the same "
-                "prompts"
-            )
-        setattr(cfg, key, values[key])
-    cfg.soft_prompt = cfg.soft_prompt or (
-        str(run.folder) if (run.folder / "soft_prompt.safetensors").exists() else "none"
-    )
-    cfg.backbone = cfg.backbone or run.backbone_run
-    return run
+    return [ptr[samples], *(np.arange(ptr[s] + 1, ptr[s + 1]) for s in samples)]
+
+
+def learn_from(teacher, samples, cfg, out, ranks) -> tuple:
+    """The teacher's states at the reads of all training samples, and the seconds that took. A
+    resumed run reads them again."""
+    path, began = out / "teacher_states.npy", time.time()
+    if ranks.main and not cfg.resume:
+        path.unlink(missing_ok=True)
+    if ranks.world > 1:
+        torch.distributed.barrier()
+    micro = 16 if cfg.micro == "auto" else cfg.micro
+    states = teacher_states(teacher, samples, micro, path, ranks)
+    return states, round(time.time() - began, 3)
 
 
 @torch.no_grad()
-def teacher_states(teacher, blocks, n_reads, examples_of, micro, path, ranks):
-    """What the teacher's blocks say at the reads of every training sample, in the samples' order:
-    (bits of bf16 as int16 (N, b, D), memory-mapped; ptr (n+1,), sample i owns ptr[i]:ptr[i+1]).
+def teacher_states(teacher, samples, micro, path, ranks) -> TeacherStates:
+    """The teacher's states at the reads of all training samples.
+
     Computed once and written to `path`; dropout is off, so a second time would say the same.
+    samples: n_reads (n,) and prompts(ranker, which).
     """
-    ptr = np.concatenate([[0], np.cumsum(n_reads)])
-    shape = (int(ptr[-1]), blocks, width(teacher.lm))
+    ptr = np.concatenate([[0], np.cumsum(samples.n_reads)])
+    shape = (int(ptr[-1]), len(teacher.lm.taps) + 1, width(teacher.lm))
     if not path.exists():
-        teacher.lm.model.eval()
-        start, tmp = (
-            read_prefix(teacher.lm, teacher.prompts.prefix, teacher.P),
-            path.with_suffix(".tmp"),
-        )
+        tmp = path.with_suffix(".tmp")
         file = np.lib.format.open_memmap(tmp, "w+", np.int16, shape) if ranks.main else None
-        log = Log(None, len(n_reads), "teacher's states", ranks, "sample")
-        for i in range(0, len(n_reads), micro * ranks.world):
-            here = min(i + micro * ranks.world, len(n_reads))
-            own = np.arange(
-                min(i + micro * ranks.rank, here), min(i + micro * (ranks.rank + 1), here)
-            )
-            rows, index = np.zeros((0, *shape[1:]), np.float32), np.zeros(0, int)
-            if len(own) or teacher.lm.sharded:
-                batch = examples_of(teacher, own if len(own) else np.array([i]))
-                read_examples(teacher.lm, start, batch)
-                if len(own):
-                    rows, index = (
-                        torch.stack(teacher.lm.tapped, 1).float().cpu().numpy(),
-                        np.concatenate(places(ptr, own)) - ptr[i],
-                    )
-            rows = gather_rows(rows, index, ptr[here] - ptr[i], ranks)
+        for first, last, rows in states_in_parts(teacher, samples, ptr, micro, ranks):
             if ranks.main:
-                file[ptr[i] : ptr[here]] = (
-                    torch.from_numpy(rows).bfloat16().view(torch.int16).numpy()
-                )
-            log.step(here)
-        log.close()
+                bits = torch.from_numpy(rows).bfloat16().view(torch.int16)
+                file[ptr[first] : ptr[last]] = bits.numpy()
         if ranks.main:
             file.flush()
             os.replace(tmp, path)
         if ranks.world > 1:
             torch.distributed.barrier()
-    return read_npy(path, shape), ptr
+    return TeacherStates(read_npy(path, shape), ptr)
 
 
-def places(ptr, samples):
-    """Where the reads of some samples stand among those of all, in the order of lm.read_examples:
-    first each one's mask, then the other reads.
-    """
-    return [ptr[samples], *(np.arange(ptr[s] + 1, ptr[s + 1]) for s in samples)]
+def states_in_parts(teacher, samples, ptr, micro, ranks):
+    """(first, last, states (N, b, D) fp32 of the samples first..last-1) one part after another,
+    each shared among the processes and whole on all of them."""
+    lm, n = teacher.lm, len(samples.n_reads)
+    lm.model.eval()
+    start = read_prefix(lm, teacher.prompts.prefix, teacher.P)
+    log = Log(None, n, "teacher's states", ranks, "sample")
+    for first in range(0, n, micro * ranks.world):
+        last = min(first + micro * ranks.world, n)
+        own = np.arange(first + micro * ranks.rank, first + micro * (ranks.rank + 1))
+        own = own[own < last]
+        rows, index = np.zeros((0, len(lm.taps) + 1, width(lm)), np.float32), np.zeros(0, int)
+        if len(own) or lm.sharded:  # the passes of a sharded LM are made together
+            which = own if len(own) else np.array([first])
+            read_examples(lm, start, samples.prompts(teacher, which))
+        if len(own):
+            rows = torch.stack(lm.tapped, 1).float().cpu().numpy()
+            index = np.concatenate(places(ptr, own)) - ptr[first]
+        yield first, last, gather_rows(rows, index, ptr[last] - ptr[first], ranks)
+        log.step(last)
+    log.close()

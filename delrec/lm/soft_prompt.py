@@ -1,11 +1,16 @@
-"""The soft prompt on disk: prompt_embeddings fp32 (k, D) in soft_prompt.safetensors."""
+"""The soft prompt: on disk, as prompt_embeddings fp32 (k, D) in soft_prompt.safetensors; and which
+one a run of finetune.py begins with.
+"""
 
 from pathlib import Path
 
 import torch
 
-from delrec.lm.text import tokens_width
-from delrec.runtime import read_tensors, stop
+from delrec.lm.model import located
+from delrec.lm.text import random_soft_prompt, tokens_width
+from delrec.runtime import folder_of, load_run, read_tensors, settle, stop
+
+WITHOUT_A_RUN = ("none", "random", "words")
 
 
 def save_soft_prompt(folder, P_kD):
@@ -28,3 +33,58 @@ def load_soft_prompt(folder, lm) -> torch.Tensor:
             f"{tokens_width(lm)} wide; distil it again with this LM"
         )
     return P_kD
+
+
+# ---------------------------------------------------------------- which one a run begins with
+
+
+def prompt_run_of(cfg, data):
+    """The run whose soft prompt --soft-prompt names, or None for 'none', 'random' and 'words'."""
+    if cfg.soft_prompt in WITHOUT_A_RUN:
+        return None
+    folder = folder_of("runs", cfg.soft_prompt or f"{data.folder_name}/prompt")
+    settle(folder, "config.json")
+    if not (folder / "config.json").exists():
+        named = f" --out {cfg.soft_prompt}" if cfg.soft_prompt else ""
+        stop(
+            f"no soft prompt in {folder}; make it with: python distill.py --dataset {cfg.dataset}"
+            f"{named}  (or pass --soft-prompt none)"
+        )
+    run = load_run(folder, data, stages=["distill", "finetune"])
+    must_fit(run, cfg)
+    return run
+
+
+def must_fit(run, cfg):
+    """Stops if a soft prompt was distilled for other inputs, from another backbone or for another
+    LM than --input, --backbone and --llm say."""
+    if cfg.input == "titles" and run.settings.get("input") == "ids":
+        stop(
+            f"{run.folder} was distilled on item vectors, --input is titles; name one that was "
+            "distilled on titles, or use --input ids"
+        )
+    other = cfg.backbone and folder_of("runs", cfg.backbone) != folder_of("runs", run.backbone_run)
+    if other:
+        stop(
+            f"{run.folder} was distilled from {run.backbone_run}, --backbone is {cfg.backbone}; "
+            "leave --backbone out, or distil from it"
+        )
+    if run.stage == "distill" and cfg.llm not in (located(run.llm), str(run.folder.resolve())):
+        stop(
+            f"{run.folder} was distilled for {run.llm}, --llm is {cfg.llm}; distil it again with "
+            "this LM"
+        )
+
+
+def lm_of(cfg, run) -> str:
+    """The LM to load: --llm, or the one that stage 1 moved together with its soft prompt (DELRec's
+    variant w UDPSM)."""
+    moved = run and run.stage == "distill" and getattr(run, "lr_lm", 0)
+    return str(run.folder) if moved and cfg.llm == located(run.llm) else cfg.llm
+
+
+def first_soft_prompt(cfg, run, lm) -> torch.Tensor | None:
+    """P (k, D) that stage 2 begins with: of a run, random, or none."""
+    if run:
+        return load_soft_prompt(run.folder, lm)
+    return random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None

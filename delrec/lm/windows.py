@@ -1,8 +1,8 @@
 """Windows of items, what --input ids trains on: one prompt, and the next item is predicted after
-every item of it.
+every item of it (E4SRec, arXiv 2312.02443).
 """
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,7 +10,38 @@ from delrec.data.prepared import batch_of, runs_of_targets
 from delrec.runtime import stop
 
 
-def draw_windows(data, L, n, seed):
+@dataclass
+class WindowPrompt:
+    """A window as a prompt with several targets, the one read at the mask first."""
+
+    tail: np.ndarray  # tokens behind the prefix
+    at: np.ndarray  # places in it of the vectors whose predecessors are read besides the mask
+    place: np.ndarray  # of each read's target in data.items
+    target: np.ndarray  # its item
+
+
+class Windows:
+    """n windows of at most L items: every training target once an epoch, the windows cut anew in
+    each. only: the places in data.items that may be targets; all training targets if None."""
+
+    def __init__(self, data, L, n, seed, only=None):
+        self.first_n, self.last_n = draw_windows(data, L, n, seed)
+        self.is_target = np.zeros(len(data.items), bool)
+        self.is_target[data.train if only is None else only] = True
+        self.places = self.last_n  # that a window is known by
+        self.n_reads = self.count_targets(data, L)
+
+    def count_targets(self, data, L) -> np.ndarray:
+        """How many targets each window has (n,)."""
+        target_nL = batch_of(data, self.first_n, self.last_n, L, self.is_target)[1]
+        return (target_nL != 0).sum(1)
+
+    def prompts(self, r, which) -> list:
+        """Some of the windows as prompts of a ranker."""
+        return window_prompts(r, self.first_n[which], self.last_n[which], self.is_target)
+
+
+def draw_windows(data, L, n, seed) -> tuple:
     """The first and last target (places in data.items) of n windows of L items: every training
     target once an epoch, the windows cut anew in each.
     """
@@ -18,16 +49,15 @@ def draw_windows(data, L, n, seed):
     while sum(map(len, first)) < n:
         rng = np.random.default_rng([seed, epoch])
         first_e, last_e = runs_of_targets(data, L, rng)
-        order, epoch = rng.permutation(len(first_e)), epoch + 1
-        first.append(first_e[order]), last.append(last_e[order])
+        order = rng.permutation(len(first_e))
+        first.append(first_e[order])
+        last.append(last_e[order])
+        epoch += 1
     return np.concatenate(first)[:n], np.concatenate(last)[:n]
 
 
-def window_prompts(r, first, last, is_target):
-    """Windows as prompts: tail, at (places of the vectors whose predecessors are read besides the
-    mask), place (of each read's target in data.items, the mask's first), target (its item).
-    is_target: which places of data.items may be one, (M,).
-    """
+def window_prompts(r, first, last, is_target) -> list:
+    """Windows as prompts. is_target: which places of data.items may be one, (M,)."""
     batch = []
     for end, seq, target in zip(last, *batch_of(r.data, first, last, r.history, is_target)):
         target = target[seq > 0]
@@ -40,19 +70,13 @@ def window_prompts(r, first, last, is_target):
         # a vector's state predicts the vector after it; the last one's is read at the mask
         inner = np.flatnonzero(target[:-1])
         place = end + 1 - len(target) + np.append(len(target) - 1, inner)
-        batch.append(
-            SimpleNamespace(
-                tail=tail,
-                at=at[inner + 1],
-                place=place,
-                target=r.data.items[place].astype(np.int64),
-            )
-        )
+        item = r.data.items[place].astype(np.int64)
+        batch.append(WindowPrompt(tail, at[inner + 1], place, item))
     return batch
 
 
-def targets_of(batch, key="target"):
-    """The targets (or places) of some windows in the order of lm.read_examples: masks first."""
-    return np.concatenate(
-        [[getattr(e, key)[0] for e in batch], *(getattr(e, key)[1:] for e in batch)]
-    ).astype(np.int64)
+def targets_of(batch, key="target") -> np.ndarray:
+    """The targets (or places) of some windows in the order of read_examples: masks first."""
+    at_masks = [getattr(e, key)[0] for e in batch]
+    others = [getattr(e, key)[1:] for e in batch]
+    return np.concatenate([at_masks, *others]).astype(np.int64)

@@ -77,47 +77,23 @@ def made_with(cfg, data, ranks, lm=None):
     )
 
 
-def optimiser_tensors(name, optimiser):
-    """An optimiser's state as tensors {name.parameter.key}."""
-    return {
-        f"{name}.{i}.{k}": torch.as_tensor(v)
-        for i, s in optimiser.state_dict()["state"].items()
-        for k, v in s.items()
-    }
-
-
-def restore_optimiser(name, optimiser, tensors):
-    state = {}
-    for key, t in tensors.items():
-        if key.startswith(f"{name}."):
-            _, i, k = key.split(".", 2)
-            state.setdefault(int(i), {})[k] = t
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
-
-
 class Saver:
     """Writes checkpoints of one run. every: steps between two, 0 = as often as costs under a
     twentieth of the time.
     """
 
     def __init__(self, out, every, made, ranks):
-        self.folder, self.every, self.made, self.ranks = (
-            Path(out) / "checkpoints",
-            every,
-            made,
-            ranks,
-        )
+        self.folder, self.every = Path(out) / "checkpoints", every
+        self.made, self.ranks = made, ranks
         self.cost, self.since = 0.0, time.time()
 
     def due(self, step):
         if self.every:
             return step % self.every == 0
         due = time.time() - self.since >= 20 * self.cost
-        return (
-            due
-            if self.ranks.world == 1
-            else max_over_ranks(due and self.ranks.main, self.ranks) > 0
-        )
+        if self.ranks.world == 1:
+            return due
+        return max_over_ranks(due and self.ranks.main, self.ranks) > 0
 
     def save(self, step, tensors, state):
         """tensors {name: tensor}, state: anything JSON holds.
@@ -184,10 +160,8 @@ class Saver:
                     with open(folder / name, "rb") as f:
                         if hashlib.file_digest(f, "sha256").hexdigest() != digest:
                             raise ValueError(f"{name} is not what was written")
-                tensors, state = (
-                    load_file(folder / "tensors.safetensors"),
-                    json.loads((folder / "state.json").read_text()),
-                )
+                tensors = load_file(folder / "tensors.safetensors")
+                state = json.loads((folder / "state.json").read_text())
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as bad:
                 if self.ranks.main:
                     print(f"{folder} is damaged ({bad}); trying the one before it", flush=True)

@@ -14,11 +14,10 @@ from delrec.runtime import stop
 CPU_TOKENS = 5000  # of a pass on a CPU: about what its caches hold
 
 
-def peak_gb():
+def peak_gb() -> float:
     """Most memory this process has held so far, GB (host; plus the GPU's where there is one)."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**20 if sys.platform != "darwin" else 2**30
-    )
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     return host + (torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0)
 
 
@@ -49,60 +48,55 @@ def extra_bytes(f, device):
     return max(status("VmHWM") - before, 0)
 
 
-def total_bytes(device):
+def total_bytes(device) -> int | None:
     """Memory of the GPU, or of this machine (None where it does not tell)."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    )
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def free_bytes(device):
+def free_bytes(device) -> int | None:
     """What a process may still take of it: on a GPU also what its allocator holds unused."""
     if device.type == "cuda":
-        return (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved()
-            - torch.cuda.memory_allocated()
-        )
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info(device)[0] + unused
     meminfo = Path("/proc/meminfo")
-    return (
-        next(
-            int(x.split()[1]) * 1024
-            for x in meminfo.read_text().splitlines()
-            if x.startswith("MemAvailable")
-        )
-        if meminfo.exists()
-        else total_bytes(device)
-    )
+    if not meminfo.exists():
+        return total_bytes(device)
+    lines = meminfo.read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
 
 
-def largest_micro(step, tails, most, device, ranks):
-    """How many prompts of a forward and backward pass fit into memory: step(m) runs one on the m
-    longest prompts. Two passes are measured, the rest is a line through them, with a fifth of what
-    is free left over; on a CPU no more than fill its caches, where more is not faster.
+def largest_micro(step, tails, most, device, ranks) -> int:
+    """How many prompts of a forward and backward pass fit into memory, `most` at most.
+
+    step(m) runs one on the m longest prompts. Two passes are measured, the rest is a line through
+    them, with a fifth of what is free left over; on a CPU no more than fill its caches, where more
+    is not faster.
     """
     if device.type == "cpu":
         most = min(most, max(1, CPU_TOKENS // max(map(len, tails))))
     step(1)  # the first pass also allocates what stays
-    one, two = (
-        extra_bytes(lambda: step(1), device),
-        extra_bytes(lambda: step(2), device) if most > 1 else 0,
-    )
+    one = extra_bytes(lambda: step(1), device)
+    two = extra_bytes(lambda: step(2), device) if most > 1 else 0
     if one is None:
         stop(
             "--micro auto: this system does not tell how much memory a pass takes; give --micro a "
             "number"
         )
-    fits = 1 + int(max(0.8 * free_bytes(device) - one, 0) / max(two - one, 1)) if most > 1 else 1
+    each = max(two - one, 0)
+    fits = 1
+    if most > 1:
+        fits += int(max(0.8 * free_bytes(device) - one, 0) / max(each, 1))
     micro = max(1, min(fits, most))
     if ranks.world > 1:  # the least of all ranks
         micro = int(-max_over_ranks(-micro, ranks))
     if ranks.main:
         print(
             f"--micro auto: a prompt takes {one / 2**20:.0f} MB, each further one "
-            f"{max(two - one, 0) / 2**20:.0f} MB; {fits} would fit, {micro} at a time",
+            f"{each / 2**20:.0f} MB; {fits} would fit, {micro} at a time",
             flush=True,
         )
     return micro

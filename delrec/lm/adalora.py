@@ -1,0 +1,106 @@
+"""AdaLoRA (arXiv 2303.10512): adapters of the LM whose ranks move to where they are needed.
+
+An adapted weight is W + B E A with E diagonal. All ranks begin at init_r; between the steps tinit
+and total - tfinal the least important values of E are cut until target_r a layer are left on
+average; then training goes on at the ranks that were found.
+"""
+
+import torch
+
+
+def add_adalora(lm, modules, cfg, steps):
+    """The LM's model with adapters on `modules`; they are all that trains.
+
+    cfg: init_r, target_r, alpha, dropout."""
+    from peft import AdaLoraConfig, get_peft_model
+
+    config = AdaLoraConfig(
+        target_modules=modules,
+        init_r=cfg.init_r,
+        target_r=cfg.target_r,
+        lora_alpha=cfg.alpha,
+        lora_dropout=cfg.dropout,
+        total_step=steps,
+        tinit=max(steps // 10, 1),
+        tfinal=max(steps // 3, 1),
+        deltaT=1,
+        orth_reg_weight=0.0,  # orthogonality() is the term
+    )
+    return get_peft_model(lm.model, config)
+
+
+def orthogonality(adapter) -> torch.Tensor:
+    """AdaLoRA's penalty R: the mean over all A and B of ||A A^T - I||_F and ||B^T B - I||_F (eq.
+    4), same-shaped matrices in one batch.
+    """
+    by_shape = {}
+    for name, p in adapter.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            w_rd = p if "lora_A" in name else p.T
+            by_shape.setdefault(w_rd.shape, []).append(w_rd)
+    norms = []
+    for same in by_shape.values():
+        w_Nrd = torch.stack(same)
+        off_Nrr = w_Nrd @ w_Nrd.mT - torch.eye(w_Nrd.shape[1], device=w_Nrd.device)
+        norms.append(off_Nrr.flatten(1).norm(dim=1))
+    return torch.cat(norms).mean()
+
+
+def reallocate(adapter, step):
+    """Moves the ranks after step number `step`, by the importances that its gradients give."""
+    adapter.base_model.update_and_allocate(step)
+
+
+def adapted_layers(adapter) -> int:
+    """How many layers have an adapter."""
+    return sum("lora_E" in name for name, _ in adapter.named_parameters())
+
+
+def active_rank(adapter) -> int:
+    """Singular values that AdaLoRA keeps, over all adapted layers.
+
+    Not those that differ from zero: Lion moves by multiples of the learning rate, so a kept one
+    stands at exactly 0 now and then.
+    """
+    if kept := adapter.peft_config["default"].rank_pattern:
+        return sum(map(sum, kept.values()))
+    return sum(len(p) for name, p in adapter.named_parameters() if "lora_E" in name)
+
+
+def pruning_steps(adapter) -> tuple:
+    """The steps between which ranks are cut, and the steps in all."""
+    config = adapter.peft_config["default"]
+    return config.tinit, config.total_step - config.tfinal, config.total_step
+
+
+def ranks_are_final(adapter, step) -> bool:
+    """True once the step number `step` is behind the last at which ranks are cut."""
+    return step >= pruning_steps(adapter)[1]
+
+
+class Importances:
+    """What the allocator knows and no state_dict of torch's holds, as a part of a checkpoint."""
+
+    AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
+
+    def __init__(self, adapter, device):
+        self.config = adapter.peft_config["default"]
+        self.allocator = adapter.base_model.rankallocator
+        self.device = device
+
+    def state_dict(self) -> dict:
+        averages = {
+            f"{name}/{k}": t
+            for name in self.AVERAGES
+            for k, t in getattr(self.allocator, name).items()
+        }
+        return averages | {"rank_pattern": self.config.rank_pattern}
+
+    def load_state_dict(self, state):
+        for name in self.AVERAGES:
+            own = {k: t for k, t in state.items() if k.startswith(f"{name}/")}
+            average = {k.split("/", 1)[1]: t.to(self.device) for k, t in own.items()}
+            setattr(self.allocator, name, average)
+        # its keys say that the averages have begun; its values are made anew
+        self.allocator.ipt = dict(self.allocator.exp_avg_ipt)
+        self.config.rank_pattern = state["rank_pattern"]

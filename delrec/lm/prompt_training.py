@@ -1,0 +1,165 @@
+"""The LM of stage 1: frozen, with a soft prompt that trains; how that is validated, and written."""
+
+import json
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from delrec.data.prepared import subset
+from delrec.lm import items
+from delrec.lm.layers import adapt_modules, checkpoint_layers
+from delrec.lm.listed import must_list
+from delrec.lm.model import load_lm
+from delrec.lm.questions import tasks_of
+from delrec.lm.ranker import make_ranker, score_tails, settings_of
+from delrec.lm.soft_prompt import save_soft_prompt
+from delrec.lm.text import digest, random_soft_prompt
+from delrec.runtime import stop
+from delrec.training import checkpoints
+from delrec.training.steps import groups_of
+
+
+def open_frozen(cfg, data, ranks, lists):
+    """The frozen LM as a ranker, with an untrained soft prompt (k, D), and with --input ids
+    untrained maps of item vectors."""
+    must_list(lists, cfg, data)
+    lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
+    P_kD = random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
+    if cfg.input == "ids":
+        if lm.kind != "decoder":
+            stop(
+                "--input ids reads a state after every item, which needs a decoder-only LM; "
+                f"{cfg.llm} is an {lm.kind} LM"
+            )
+        torch.manual_seed(cfg.seed)
+        items.load_items(lm, lists.folder, data.n_items)
+    settings = settings_of(cfg, lists.backbone, lists.folder)
+    return make_ranker(lm, data, settings, P_kD, cfg.cache_prefix)
+
+
+def made_with(cfg, ranks, r, lists) -> dict:
+    """What a checkpoint can only continue with."""
+    made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
+    made["backbone_lists"] = digest(torch.tensor(lists.train))
+    if r.lm.items is not None:
+        made["item_vectors"] = digest(r.lm.items.E)
+    return made
+
+
+class Moving:
+    """What stage 1 moves: the soft prompt, the maps of item vectors, and with --lr-lm an adapter of
+    the LM (DELRec's variant w UDPSM)."""
+
+    def __init__(self, cfg, r):
+        self.r, self.adapter, adapted = r, None, []
+        maps = list(r.lm.items.maps.parameters()) if r.lm.items else []
+        if cfg.gradient_checkpointing:
+            checkpoint_layers(r.lm.model)
+        if cfg.lr_lm:
+            from peft import LoraConfig, get_peft_model
+
+            config = LoraConfig(target_modules=adapt_modules(r.lm), r=8, lora_alpha=16)
+            self.adapter = get_peft_model(r.lm.model, config)
+            adapted = [p for p in self.adapter.parameters() if p.requires_grad]
+        self.params = [r.P, *maps, *adapted]
+        self.groups = groups_of(([r.P], cfg.lr), (maps, cfg.lr_maps), (adapted, cfg.lr_lm))
+
+    def write(self, out):
+        """Writes the soft prompt, the maps and the adapter into a run folder."""
+        save_soft_prompt(out, self.r.P)
+        if self.r.lm.items is not None:
+            items.save_items(self.r.lm, out)
+        if self.adapter:
+            self.adapter.save_pretrained(out / "adapter")
+
+
+# ---------------------------------------------------------------- validation
+
+
+def quiz_of(cfg, r, lists):
+    """The validation prompts of both tasks, always the same ones, as a Quiz."""
+    which = subset(len(r.data.val), cfg.val_samples, cfg.seed)
+    top_nh = lists.top("val", which, cfg.h)
+    ta, rps = tasks_of(r, r.data.val[which], top_nh, cfg.a, cfg.C, cfg.seed)
+    if not ta and cfg.tasks != "rps":
+        stop(
+            f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a "
+            f"{cfg.a}, raise --val-samples {cfg.val_samples}, or leave it out with --tasks rps"
+        )
+    return Quiz({"ta": ta, "rps": rps} if ta else {"rps": rps}, 1 / cfg.C)
+
+
+class Quiz:
+    """The validation prompts of both tasks, {"ta": .., "rps": ..}, and what the LM scored on them
+    before training. A part of a checkpoint."""
+
+    def __init__(self, prompts, chance):
+        self.prompts, self.chance, self.before = prompts, chance, None
+
+    def state_dict(self) -> dict:
+        return {"before": self.before}
+
+    def load_state_dict(self, state):
+        self.before = state["before"]
+
+    def ask(self, r, ranks, name) -> dict:
+        """Accuracy and loss of each task, which are also printed."""
+        found = {}
+        for task, prompts in self.prompts.items():
+            accuracy, loss = accuracy_of(r, prompts, ranks, f"{name} {task.upper()}")
+            found |= {task: accuracy, f"{task}_loss": loss}
+        said = [
+            f"{task.upper()} accuracy {found[task]:.3f} loss {found[f'{task}_loss']:.3f} "
+            f"(n={len(prompts)})"
+            for task, prompts in self.prompts.items()
+        ]
+        if ranks.main:
+            print(f"{name}: {', '.join(said)}, chance {self.chance:.3f}", flush=True)
+        return found
+
+    def quality(self, found, tasks) -> tuple:
+        """Minus the losses of the tasks that are trained: "both", "ta" or "rps"."""
+        return (-sum(found[f"{task}_loss"] for task in self.prompts if tasks in ("both", task)),)
+
+
+def accuracy_of(r, prompts, ranks, name) -> tuple:
+    """The share of prompts whose label scores highest (a tie counts as its share), and the mean
+    cross-entropy; all processes share the work. prompts: (tail, candidates, label)."""
+    tails, cand_nC = [p.tail for p in prompts], np.stack([p.cand for p in prompts])
+    score_nC = score_tails(r, tails, cand_nC, ranks, name)
+    label_n = np.array([p.label for p in prompts])
+    best_nC = score_nC == score_nC.max(1, keepdims=True)
+    right_n = best_nC[np.arange(len(label_n)), label_n] / best_nC.sum(1)
+    loss = F.cross_entropy(torch.as_tensor(score_nC), torch.as_tensor(label_n)).item()
+    return float(right_n.mean()), loss
+
+
+def print_result(folder, record, quiz, after, rate):
+    """Prints what came of stage 1. rate: prompts a second in training."""
+    before = quiz.before
+    print(
+        f"\nStage 1, {record['backbone']} -> {record['k']} vectors of {record['llm']}; accuracy on "
+        f"{len(quiz.prompts['rps'])} validation samples, {record['C']} candidates, chance "
+        f"{quiz.chance:.3f}"
+    )
+    for task, prompts in quiz.prompts.items():
+        print(
+            f"  {task.upper():4} before {before[task]:.3f}  after {after[task]:.3f}   "
+            f"(n={len(prompts)})"
+        )
+    share = record["lm_share"]
+    print(f"  {rate:.2f} prompts/s in training, {100 * share:.0f} % of the time in the LM")
+    tasks = [(task, when) for task in quiz.prompts for when in ("before", "after")]
+    found = {"before": before, "after": after}
+    result = {
+        "stage": "distill",
+        "out": str(folder),
+        "chance": round(quiz.chance, 4),
+        **{f"{task}_{when}": round(found[when][task], 4) for task, when in tasks},
+        "samples_per_second": round(rate, 2),
+        "lm_share": share,
+        "seconds": record["seconds"],
+        "peak_gb": record["peak_gb"],
+    }
+    print(json.dumps(result))

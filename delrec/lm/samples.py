@@ -1,0 +1,121 @@
+"""The training and validation samples of stage 2: histories with their candidates, as prompts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from delrec.data.prepared import candidates, histories, subset, with_lists
+from delrec.lm.ranker import listing
+from delrec.metrics import compare, metrics
+
+
+@dataclass
+class Example:
+    """A training sample as a prompt."""
+
+    tail: np.ndarray  # tokens behind the prefix
+    at: np.ndarray  # places in it of the history's title tokens
+    cand: np.ndarray  # candidates (C,)
+    truth: int  # the target's place among them
+    n_truth: int  # tokens of its title
+    target: np.ndarray  # the item itself, (1,)
+
+
+class Histories:
+    """n training samples, one history each, in the order they are seen. cfg: order, seed, C, loss,
+    input, history."""
+
+    def __init__(self, cfg, data, backbone_run, n):
+        listed = with_lists(backbone_run, data) if cfg.order == "backbone" else len(data.train)
+        order = np.random.default_rng([cfg.seed, 1]).permutation(listed)
+        self.cfg, self.which = cfg, np.resize(order, n)  # places in data.train
+        self.places = data.train[self.which]  # in data.items
+        self.n_reads = np.ones(n, int)
+
+    def prompts(self, r, at) -> list:
+        """Samples number `at` as prompts of a ranker."""
+        return examples(r, self.cfg, self.which[at], at / len(self.which))
+
+
+def examples(r, cfg, which, done) -> list:
+    """Training samples (places in data.train) as prompts. done: the share of the training before
+    each. With --input hybrid a sample shows vectors beside the titles with that probability
+    (LLaRA's curriculum, arXiv 2312.02445, section 3.3): the LM knows titles, and meets vectors step
+    by step.
+    """
+    places = r.data.train[which]
+    target = r.data.items[places].astype(np.int64)
+    cand_nC = candidates(r.data, "train", cfg.C, which)
+    listed_nC = np.take_along_axis(cand_nC, listing(r, "train", cfg.C, which), 1)
+    asked_nC = target[:, None] if cfg.loss == "titles" else listed_nC
+    n_truth = r.titles.ptr[target + 1] - r.titles.ptr[target] + (r.lm.kind == "decoder")
+    batch = []
+    for i, history in enumerate(histories(r.data, places, cfg.history)):
+        titles_alone = cfg.input == "hybrid" and drawn(cfg.seed, which[i]) >= done[i]
+        prompts = r.plain if titles_alone else r.prompts
+        tail, at = prompts.history(history[history > 0], listed_nC[i])
+        truth = int((asked_nC[i] == target[i]).argmax())
+        own = target[i : i + 1]
+        batch.append(Example(tail, at, asked_nC[i], truth, int(n_truth[i]), own))
+    return batch
+
+
+def drawn(seed, sample) -> float:
+    """A number from 0 to 1 that belongs to a sample."""
+    return np.random.default_rng([seed, 2, int(sample)]).random()
+
+
+@dataclass
+class Batch:
+    """The samples of one optimiser step."""
+
+    examples: list
+    at: np.ndarray  # their numbers among the training samples
+    reads: int  # how many states are read in all
+    tokens: int  # how many title tokens --loss titles and both ask for
+
+    def count(self, part) -> int:
+        """By how many the sum is divided that is this part of the loss."""
+        return max(self.tokens, 1) if part == "titles" else self.reads
+
+
+def batch_of(samples, r, cfg, at) -> Batch:
+    """Samples number `at` as a batch of prompts of a ranker."""
+    batch = samples.prompts(r, at)
+    if not r.lm.packs:  # rows of one pass are padded to the longest: like lengths together
+        long = np.argsort([-len(e.tail) for e in batch], kind="stable")
+        batch, at = [batch[i] for i in long], at[long]
+    tokens = 0
+    if cfg.loss != "candidates":
+        own = cfg.verbalizer == "likelihood"
+        tokens = sum(len(e.at) + e.n_truth * own for e in batch)
+    return Batch(batch, at, int(samples.n_reads[at].sum()), tokens)
+
+
+class Validation:
+    """The validation samples that choose the best step and the calibration. cfg: C, val_samples,
+    seed."""
+
+    def __init__(self, cfg, data):
+        self.C, self.n_all = cfg.C, len(data.val)
+        self.which = subset(len(data.val), cfg.val_samples, cfg.seed)
+        self.cand_nC = candidates(data, "val", cfg.C, self.which)
+        self.target_n = data.items[data.val[self.which]]
+
+    def quality(self, score_nC) -> tuple:
+        """Mean HR@1 and NDCG@10 of scores."""
+        m = metrics(*compare(score_nC, self.cand_nC == self.target_n[:, None]))
+        return float(m["hr@1"].mean()), float(m["ndcg@10"].mean())
+
+    def said(self, quality) -> str:
+        """A quality with its protocol, as it is printed."""
+        return (
+            f"validation HR@1 {quality[0]:.3f} NDCG@10 {quality[1]:.3f} (n={len(self.which)}, "
+            f"{self.C} candidates, chance {1 / self.C:.3f})"
+        )
+
+    def among_all(self, score_nC) -> np.ndarray:
+        """The scores in rows of all validation samples; NaN where nobody asked."""
+        full_nC = np.full((self.n_all, self.C), np.nan, np.float32)
+        full_nC[self.which] = score_nC
+        return full_nC

@@ -1,0 +1,162 @@
+"""The LM that stage 2 trains: opened with its soft prompt, its teacher and its maps; what of it
+moves, what must hold at the end, and what is written.
+"""
+
+import numpy as np
+import torch
+
+from delrec.lm import adalora, items, layers, slmrec, soft_prompt
+from delrec.lm.listed import backbone_of, say_if_another
+from delrec.lm.model import load_lm
+from delrec.lm.ranker import calibrate, make_ranker, neutral_scores, settings_of
+from delrec.lm.samples import Histories
+from delrec.lm.text import digest, fingerprint
+from delrec.lm.windows import Windows
+from delrec.runtime import stop, write_npy
+from delrec.training import checkpoints
+from delrec.training.memory import largest_micro
+from delrec.training.steps import groups_of
+
+
+def open_student(cfg, data, ranks, prompt_run, teacher_run) -> tuple:
+    """The LM to train as a ranker, its teacher (a ranker, or None), and the maps beside it."""
+    lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers, checked=cfg.check_llm)
+    P = soft_prompt.first_soft_prompt(cfg, prompt_run, lm)
+    backbone, backbone_run = backbone_of(cfg.backbone, data, prompt_run)
+    settings = settings_of(cfg, backbone, backbone_run) | {"words": cfg.soft_prompt == "words"}
+    for run in filter(None, (prompt_run, teacher_run)):
+        say_if_another(run, ranks)
+    if cfg.layers:
+        layers.prune(lm, cfg.layers)
+    teacher = slmrec.open_teacher(teacher_run, lm, cfg, data, ranks) if teacher_run else None
+    b = slmrec.tap_blocks(lm, teacher, cfg.blocks) if teacher or cfg.lambda_ms else 0
+    maps = torch.nn.ModuleDict()
+    if cfg.input != "titles":
+        maps = items.first_maps(lm, cfg, backbone_run, data.n_items, b)
+        if teacher:
+            items.share_maps(lm, teacher.lm)
+    elif cfg.lambda_ms:
+        maps = slmrec.identity_maps(lm, b)
+    return make_ranker(lm, data, settings, P, cfg.cache_prefix), teacher, maps
+
+
+def samples_of(cfg, r, n) -> Windows | Histories:
+    """n training samples: windows of items, each of which is predicted, where the LM reads vectors
+    and says something after each; else histories."""
+    if cfg.input == "ids" and r.lm.kind == "decoder":
+        return Windows(r.data, cfg.history, n, cfg.seed)
+    return Histories(cfg, r.data, r.backbone_run, n)
+
+
+def made_with(cfg, ranks, r, teacher_run) -> dict:
+    """What a checkpoint can only continue with."""
+    made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
+    if r.P is not None:
+        made["soft_prompt"] = digest(r.P)
+    if r.settings["backbone_digest"]:
+        made["backbone_digest"] = r.settings["backbone_digest"]
+    if teacher_run:
+        made["teacher"] = slmrec.adapter_digest(teacher_run)
+    if r.lm.items is not None:  # of a backbone, which may have been trained again meanwhile
+        made["item_vectors"] = digest(r.lm.items.E)
+    return made
+
+
+def micro_of(cfg, r, seen, losses_of, ranks) -> int:
+    """How many samples a pass takes: --micro, or as many of the longest as memory holds."""
+    most, micro = -(-cfg.batch // ranks.world), cfg.micro
+    if micro == "auto":
+        r.lm.model.train()
+        trial = seen.prompts(r, np.arange(len(seen.n_reads))[-64:])
+        trial.sort(key=lambda e: -len(e.tail))
+
+        def a_pass(m):
+            sum(losses_of(trial[:m]).values()).backward()
+
+        micro = largest_micro(a_pass, [e.tail for e in trial], most, ranks.device, ranks)
+    return min(micro, most)
+
+
+class Moving:
+    """What stage 2 moves: adapters, maps, and with --lr-prompt the soft prompt."""
+
+    def __init__(self, cfg, r, maps, modules, n_steps):
+        self.cfg, self.r, self.maps = cfg, r, maps
+        self.adapter = adalora.add_adalora(r.lm, modules, cfg, n_steps)
+        if cfg.gradient_checkpointing:
+            layers.checkpoint_layers(r.lm.model)
+        self.adapted = [p for p in self.adapter.parameters() if p.requires_grad]
+        self.first_values = [p.detach().clone() for p in self.adapted]
+        self.first_P = None if r.P is None else r.P.clone()
+        prompt = [r.P.requires_grad_()] if cfg.lr_prompt else []
+        self.groups = groups_of(
+            (self.adapted, cfg.lr), (list(maps.parameters()), cfg.lr_maps), (prompt, cfg.lr_prompt)
+        )
+        self.params = [p for group in self.groups for p in group["params"]]
+        self.layers = adalora.adapted_layers(self.adapter)
+        self.ranks = [self.layers * cfg.init_r, self.layers * cfg.target_r]  # first and last
+
+    def said(self) -> str:
+        """What trains, in a line."""
+        cfg, lm = self.cfg, self.r.lm
+        whole = sum(p.numel() for p in [*lm.model.parameters(), *self.maps.parameters()])
+        first, last, n_steps = adalora.pruning_steps(self.adapter)
+        return (
+            f"LM {cfg.llm} ({lm.kind}, {lm.dtype}): {sum(p.numel() for p in self.params):,} of "
+            f"{whole:,} parameters train; {self.layers} layers adapted; ranks {self.ranks[0]} -> "
+            f"{self.ranks[1]} between step {first} and {last} of {n_steps}"
+        )
+
+    def must_hold(self):
+        """Stops unless the adapter moved, its ranks came down to the budget, and the soft prompt
+        stayed."""
+        rank, P = adalora.active_rank(self.adapter), self.r.P
+        if all(torch.equal(p, q) for p, q in zip(self.adapted, self.first_values)):
+            stop(
+                "the adapter did not move from where it began; nothing is saved; raise --lr or "
+                "--samples"
+            )
+        if rank != self.ranks[1]:
+            stop(
+                f"AdaLoRA kept rank {rank} in all, its budget is {self.ranks[1]}; the adapter is "
+                "not saved"
+            )
+        if P is not None and not self.cfg.lr_prompt and not torch.equal(P, self.first_P):
+            stop(
+                "the soft prompt moved during fine-tuning, it must stay as distill.py left it; "
+                "nothing is saved"
+            )
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def write_pruned(cfg, lm, folder, out, ranks) -> dict:
+    """What config.json says of the LM. With --layers, what is left of it is written to lm/."""
+    if not cfg.layers:
+        return {"llm_fingerprint": lm.identity}
+    if ranks.main:
+        lm.model.save_pretrained(out / "lm")
+        lm.tok.save_pretrained(out / "lm")
+    return {"llm": str(folder / "lm"), "llm_fingerprint": fingerprint(lm)}
+
+
+def calibration(cfg, r, valid, score_nC, ranks, out) -> tuple:
+    """The scores that calibration subtracts from each item (I+1,), and their weight."""
+    if not cfg.calibrate:
+        return np.zeros(r.data.n_items + 1, np.float32), 0.0
+    neutral_I = neutral_scores(r, ranks, out)
+    return neutral_I, calibrate(score_nC, valid.cand_nC, neutral_I, valid.target_n)
+
+
+def write_parts(out, r, adapter, neutral_I, score_nC):
+    """Writes what a run folder holds of a trained LM, config.json excepted. score_nC: of all
+    validation samples, as the LM said them."""
+    adapter.save_pretrained(out / "adapter")
+    if r.P is not None:
+        soft_prompt.save_soft_prompt(out, r.P)
+    if r.lm.items is not None:
+        items.save_items(r.lm, out)
+    (out / "teacher_states.npy").unlink(missing_ok=True)
+    write_npy(out / "neutral.npy", neutral_I)
+    write_npy(out / f"scores_val_{score_nC.shape[1]}.npy", score_nC)

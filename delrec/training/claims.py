@@ -1,0 +1,103 @@
+"""May a run be written to a folder? Asked at the door, before anything is touched."""
+
+import os
+
+from delrec.processes import finish, max_over_ranks
+from delrec.runtime import beside, in_use, is_run, load_run, owner, put_in_place, settle, stop, when
+from delrec.training.checkpoints import complete
+
+FREE, FINISHED, REFUSED = range(3)
+
+
+def claim(folder, cfg, ranks):
+    """Nothing, where a run may be written to `folder`; else says why not. Nothing is touched yet.
+
+    A finished run needs --overwrite, one that was killed --resume or --overwrite, a folder of
+    something else another --out. With --resume a finished run ends here, with exit code 0.
+    """
+    verdict, why = FREE, None
+    if ranks.main:
+        settle(folder, "config.json")
+        adopt(folder, cfg.resume)
+        why = refusal(folder, cfg.resume, cfg.overwrite)
+        finished = cfg.resume and not beside(folder, "unfinished").exists() and is_run(folder)
+        verdict = FINISHED if finished else FREE
+        verdict = REFUSED if why else verdict
+    if ranks.world > 1:
+        verdict = int(max_over_ranks(verdict, ranks))
+    if why:
+        stop(why)
+    if verdict == REFUSED:
+        raise SystemExit(1)  # the first process says why
+    if verdict == FINISHED:
+        if ranks.main:
+            print(
+                f"{folder} is finished, there is nothing to resume; "
+                "--overwrite instead of --resume does it again",
+                flush=True,
+            )
+        finish(ranks)
+        raise SystemExit(0)
+
+
+def adopt(folder, resume):
+    """With --resume: a finished run that was killed before it had its place is put there, and what
+    earlier versions left of a killed run in `folder` itself becomes <folder>.unfinished."""
+    new = beside(folder, "unfinished")
+    if not resume or owner(new):
+        return
+    if (new / "config.json").exists():
+        put_in_place(folder)
+    elif killed_inside(folder) and not new.exists():
+        os.replace(folder, new)
+
+
+def killed_inside(folder):
+    """True for a killed run of earlier versions, which built in the run folder itself."""
+    return (folder / "checkpoints").is_dir() and not (folder / "config.json").exists()
+
+
+def refusal(folder, resume, overwrite):
+    """Why no run may be written to `folder`, as a sentence; None where one may."""
+    new = beside(folder, "unfinished")
+    if number := owner(new):
+        return in_use(new, number)
+    finished = is_run(folder)
+    if (
+        not finished
+        and not killed_inside(folder)
+        and folder.exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
+        return (
+            f"{folder} is there and holds no run (no config.json of these scripts), so it is left "
+            "as it is; name another folder with --out"
+        )
+    inner = [
+        p.parent for p in folder.rglob("config.json") if p.parent != folder and is_run(p.parent)
+    ]
+    if inner:
+        return (
+            f"{folder} holds the run {inner[0]}, which would go with it; "
+            "move that one away, or name another folder with --out"
+        )
+    if resume or overwrite:
+        return None
+    if (new / "config.json").exists():
+        return (
+            f"{new} holds a finished run that was killed before it was put in its place; "
+            "--resume does that, --overwrite begins anew"
+        )
+    for place in (new, folder):
+        if (not finished or place == new) and (kept := complete(place / "checkpoints")):
+            return (
+                f"{place} holds a run that was killed at step {kept[-1][0]}; "
+                "--resume continues it, --overwrite begins anew"
+            )
+    if finished:
+        run = load_run(folder)
+        return (
+            f"{folder} holds a finished {run.stage} run ({when(run)}, data hash {run.data_hash}); "
+            "--overwrite replaces it once the new one is finished, --out names another folder"
+        )
+    return None

@@ -1,0 +1,217 @@
+"""What makes a training run resumable, logged and forecast. It sees no loss and no gradient.
+
+What a checkpoint holds are parts with state_dict() and load_state_dict(), as torch's own modules
+have them: flat dictionaries of tensors and of what JSON holds.
+"""
+
+import contextlib
+import time
+from collections import Counter
+
+import numpy as np
+import torch
+
+from delrec.training import checkpoints
+from delrec.training.log import Log, cut_log
+from delrec.training.memory import peak_gb, total_bytes
+
+
+class Loop:
+    """The steps of a run that may be killed anywhere.
+
+    total: how many steps, or with unit="epoch" how many epochs, the run has at most. resume: it
+    goes on from the newest checkpoint. validations: how many of the steps end with a validation,
+    the last among them.
+    """
+
+    def __init__(self, saver, name, total, resume=False, validations=0, unit="step"):
+        self.saver, self.ranks = saver, saver.ranks
+        self.name, self.total, self.unit = name, total, unit
+        self.validations = {round(total * (i + 1) / validations) - 1 for i in range(validations)}
+        self.validation_cost = 1.0  # in steps, for the forecast
+        self.parts = {}
+        self.epoch = self.step = 0  # where the run stands: steps done in this epoch
+        self.done = 0  # steps done in all
+        self.spent = {"steps": 0.0, "validation": 0.0}  # seconds
+        self.counts = Counter()  # of whatever the script counts
+        self.first_steps = []  # seconds of the first three, for the forecast
+        self.earlier = 0.0  # seconds before the run was killed
+        self.began, self.elsewhere, self.lines, self.found = time.time(), 0.0, None, {}
+        if found := saver.load() if resume else None:
+            self.done, tensors, state = found
+            self.epoch, self.step = state["at"]
+            self.spent, self.first_steps = state["spent"], state["first_steps"]
+            self.earlier, self.counts = state["seconds"], Counter(state["counts"])
+            self.began -= self.earlier
+            self.found = tensors | state
+        checkpoints.listen()
+
+    def keep(self, **parts):
+        """Names parts that a checkpoint holds. In a resumed run each becomes what it was."""
+        self.parts |= parts
+        if self.found:
+            for name, part in parts.items():
+                own = {k: v for k, v in self.found.items() if k.startswith(f"{name}.")}
+                part.load_state_dict({k.removeprefix(f"{name}."): v for k, v in own.items()})
+
+    def over(self, batches):
+        """(step, batch) of those of an epoch that are still to do. After each a checkpoint is
+        written when one is due, and the process ends if it was asked to."""
+        for step in range(self.step, len(batches)):
+            began, self.elsewhere = time.time(), 0.0
+            yield step, batches[step]
+            self.count(time.time() - began - self.elsewhere)
+            self.step, self.done = step + 1, self.done + 1
+            if self.done == 3 and self.unit == "step" and self.total > 3:
+                left = sum(v > step for v in self.validations)
+                forecast(self.first_steps, self.total, left, self.validation_cost, self.ranks)
+            asked = checkpoints.stop_asked(self.ranks)
+            if asked or self.saver.due(self.done):
+                self.save()
+            if asked and not (self.unit == "step" and self.done == self.total):
+                self.close()
+                self.saver.end(self.done)
+
+    def count(self, seconds):
+        """Adds the time of a step, what was spent elsewhere left out."""
+        self.spent["steps"] += seconds
+        if len(self.first_steps) < 3:
+            self.first_steps.append(seconds)
+
+    @contextlib.contextmanager
+    def elsewhere_than_steps(self, name=None):
+        """Its time is not counted as the step's; with a name it is counted under that."""
+        began = time.time()
+        yield
+        seconds = time.time() - began
+        self.elsewhere += seconds
+        if name:
+            self.spent[name] += seconds
+
+    def next_epoch(self):
+        """Ends an epoch; a checkpoint is written."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.save()
+
+    def save(self):
+        """Writes a checkpoint of all parts; every process calls it."""
+        tensors, state = {}, {}
+        for name, part in self.parts.items():
+            for key, value in part.state_dict().items():
+                kind = tensors if torch.is_tensor(value) else state
+                kind[f"{name}.{key}"] = value
+        state |= {
+            "at": [self.epoch, self.step],
+            "spent": self.spent,
+            "counts": self.counts,
+            "first_steps": self.first_steps,
+            "seconds": time.time() - self.began,
+        }
+        self.saver.save(self.done, tensors, state)
+
+    def log(self, number, **fields):
+        """One line of the log, of step (or epoch) `number`."""
+        if self.lines is None:
+            first = self.step if self.unit == "step" else self.epoch - (self.step == 0)
+            out = self.saver.folder.parent
+            cut_log(out, self.name, first, self.ranks)
+            self.lines = Log(out, self.total, self.name, self.ranks, self.unit, max(first, 0))
+        self.lines.step(number, **fields)
+
+    def close(self):
+        """Ends the log."""
+        if self.lines:
+            self.lines.close()
+
+    def lm_share(self):
+        """The share of the run's time that steps and validations took."""
+        return round(sum(self.spent.values()) / (time.time() - self.began), 3)
+
+
+def forecast(step_seconds, steps, validations, validation_cost, ranks):
+    """Prints, after the first steps, the time and the memory that the run will take."""
+    if not ranks.main:
+        return
+    seconds, steps_left = np.median(step_seconds), steps - len(step_seconds)
+    left = seconds * (steps_left + validation_cost * validations)
+    gpu, total = ranks.device.type == "cuda", total_bytes(ranks.device)
+    used = torch.cuda.max_memory_allocated() / 2**30 if gpu else peak_gb()
+    where = "the GPU" if gpu else "memory"
+    print(
+        f"{len(step_seconds)} steps took {seconds:.2f} s each: about {left / 60:.1f} minutes to go "
+        f"for {steps_left} steps and {validations} validations; {used:.1f} GB of {where} at the "
+        "peak so far" + (f", it has {total / 2**30:.0f}" if total else ""),
+        flush=True,
+    )
+
+
+# ---------------------------------------------------------------- parts of a checkpoint
+
+
+class Weights:
+    """Parameters, by their number in the list."""
+
+    def __init__(self, params):
+        self.params = list(params)
+
+    def state_dict(self) -> dict:
+        return {str(i): p for i, p in enumerate(self.params)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state):
+        for i, p in enumerate(self.params):
+            p.copy_(state[str(i)])
+
+
+class OptimiserState:
+    """What an optimiser knows of each parameter: {parameter.key: tensor}."""
+
+    def __init__(self, optimiser):
+        self.optimiser = optimiser
+
+    def state_dict(self) -> dict:
+        known = self.optimiser.state_dict()["state"]
+        return {f"{i}.{k}": torch.as_tensor(v) for i, s in known.items() for k, v in s.items()}
+
+    def load_state_dict(self, state):
+        known = {}
+        for key, value in state.items():
+            number, name = key.split(".", 1)
+            known.setdefault(int(number), {})[name] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": known})
+
+
+class Best:
+    """The best step so far by validation: its quality (a tuple, larger is better), its number, the
+    weights {name: tensor} it had, and what else was found there."""
+
+    def __init__(self, device):
+        self.device = device
+        self.quality, self.step, self.weights, self.found = None, 0, {}, {}
+
+    def offer(self, quality, step, weights, **found):
+        """Takes a step if it is better than the best so far."""
+        if self.quality is None or quality > self.quality:
+            self.quality, self.step, self.found = quality, step, found
+            self.weights = {k: w.detach().clone() for k, w in weights.items()}
+
+    def state_dict(self) -> dict:
+        if self.quality is None:
+            return {}
+        weights = {f"weights.{k}": w for k, w in self.weights.items()}
+        found = {
+            f"found.{k}": torch.as_tensor(v) if isinstance(v, np.ndarray) else v
+            for k, v in self.found.items()
+        }
+        return {"quality": self.quality, "step": self.step, **weights, **found}
+
+    def load_state_dict(self, state):
+        if not state:
+            return
+        self.quality, self.step = tuple(state["quality"]), state["step"]
+        for key, value in state.items():
+            kind, _, name = key.partition(".")
+            if kind == "weights":
+                self.weights[name] = value.to(self.device)
+            elif kind == "found":
+                self.found[name] = value.numpy() if torch.is_tensor(value) else value

@@ -1,0 +1,76 @@
+"""The small pieces of an optimiser's step that the training scripts share."""
+
+import numpy as np
+import torch
+
+from delrec.processes import shares, sum_over_ranks
+from delrec.runtime import stop
+
+
+def warm_then_fall(step, steps, warmup) -> float:
+    """The learning rate of a step as a share of its peak: it rises over the share `warmup` of the
+    steps, and falls to 0 over all of them."""
+    return min((step + 1) / max(warmup * steps, 1), (steps - step) / steps)
+
+
+def set_learning_rates(optimiser, share):
+    """Gives each group of parameters its "peak" times `share`."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * share
+
+
+def groups_of(*params_and_rates) -> list:
+    """An optimiser's groups of (parameters, peak learning rate), the empty ones left out."""
+    return [{"params": p, "lr": lr, "peak": lr} for p, lr in params_and_rates if p]
+
+
+def zero_gradients(params):
+    """Gradients of 0: a process without work adds zeros to the sum over all."""
+    for p in params:
+        p.grad = torch.zeros_like(p)
+
+
+def micro_batches(n, micro, ranks, even=False) -> list:
+    """The parts of a batch of n samples that this process computes: pairs (slice, weight). Whole
+    micro-batches are shared among the processes, each the same whoever has it; weight is 1, or 0
+    for a pass that is made for company only (`even`: see processes.shares)."""
+    work = shares(range(0, n, micro), ranks, even)
+    return [(slice(i, i + micro), own) for i, own in work]
+
+
+def seed_dropout(seed, step, first):
+    """The same dropout for a micro-batch, whichever process computes it."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, first]).generate_state(1)[0]))
+
+
+class Totals:
+    """The loss of a step, and the parts that are named, summed over passes and processes (fp32)."""
+
+    def __init__(self, names=()):
+        self.names, self.sums = ("loss", *names), torch.zeros(1 + len(names))
+
+    def add(self, loss, parts):
+        """Adds what one pass gave."""
+        values = {name: value.item() for name, value in {**parts, "loss": loss}.items()}
+        self.sums += torch.tensor([values.get(name, 0.0) for name in self.names])
+
+    def over(self, ranks) -> dict:
+        """The sums over all processes by name; parts that are 0 are left out."""
+        sums = zip(self.names, sum_over_ranks(self.sums, ranks).tolist())
+        return {name: x for name, x in sums if x or name == "loss"}
+
+
+def stop_unless_finite(params, step, samples, data, losses=0.0):
+    """Ends the run, before anything is updated, if a gradient (or a loss) is not finite.
+
+    Both are sums over all processes, so all end."""
+    grads = torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None]))
+    bad = int((~torch.isfinite(grads)).sum())
+    if bad or not np.isfinite(losses).all():
+        shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+        said = f", the loss is {losses}" if losses else ""
+        stop(
+            f"step {step}: {bad} of {len(grads)} gradients are not finite{said} (samples {shown} "
+            f"of {data.name}); nothing was updated and the last checkpoint is good; lower --lr "
+            "and run again, or look at those samples"
+        )
