@@ -23,6 +23,7 @@ import json
 import shlex
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ import torch
 
 from common import claim, finish_run, start_run
 from delrec.backbone.models import NAMES
+from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import (
     candidates,
     histories,
@@ -82,7 +84,9 @@ from delrec.runtime import (
     write_json,
     write_npy,
 )
-from delrec.serving import serve
+from delrec.serving.answers import answer_file, answer_history
+from delrec.serving.latency import latencies, parameters
+from delrec.serving.ranking import ranking
 
 # ---------------------------------------------------------------- scores of runs
 
@@ -117,7 +121,7 @@ def scores_of(run, data, split, which, C, ranks, opened, spent, shard=False, shu
     if len(missing):
         # its stored scores are of the real order; a backbone is quick to ask again
         if run.stage == "train_backbone" and shuffle:
-            score = serve.backbone_ranking(run)
+            score = history_scorer(run)
             for i in range(0, len(missing), 256):
                 part = missing[i : i + 256]
                 samples = np.asarray(getattr(data, split))[part]
@@ -717,10 +721,11 @@ def main(**config):
                 f"{runs[0].folder} is a backbone, {asked[0]} is about an LM; pass a run of "
                 "finetune.py" + (" or distill.py" if cfg.probe else "")
             )
+        open_ranking = partial(ranking, runs[0], data, ranks, cfg.pool, cfg.shard)
         if cfg.history is not None:
-            serve.answer(runs[0], data, cfg.history, cfg.top, cfg.pool, ranks, cfg.shard)
+            answer_history(cfg.history, data, cfg.top, open_ranking, ranks)
         elif cfg.file:
-            serve.serve(runs[0], data, cfg.file, cfg.out, cfg.top, cfg.pool, ranks, cfg.shard)
+            answer_file(cfg.file, cfg.out, data, cfg.top, open_ranking, ranks)
         elif cfg.export:
             export.export(
                 runs[0], data, ranks, cfg.export_k, cfg.limit, cfg.shard, overwrite=cfg.overwrite
@@ -936,10 +941,8 @@ def main(**config):
         )
         if cfg.latency and name in run_of:
             print(f"timing {name}", flush=True)
-            row["ms"], row["parameters"] = (
-                serve.latencies(run_of[name], data),
-                serve.parameters(run_of[name]),
-            )
+            row["ms"] = latencies(run_of[name], data)
+            row["parameters"] = parameters(run_of[name])
 
     # written down
     print("\n" + "\n".join(report.text(result)) + "\n")

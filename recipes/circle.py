@@ -28,7 +28,7 @@ from delrec.data.prepared import load_data, subset, users
 from delrec.evaluation.stats import interval
 from delrec.kernels.bench import report
 from delrec.runtime import described, load_run, read_json, read_npy
-from delrec.serving import serve
+from delrec.serving.latency import latencies, parameters
 from recipes.stage import stage
 
 ROWS = {
@@ -213,12 +213,12 @@ def main(dataset, llm, layers, windows, small_windows, val_samples, procs, test_
     for name, what in ROWS.items():
         run, row, full = load_run(runs / name), table["rows"][name], table["full"][name]
         print(f"timing {name}", flush=True)
-        ms = ms_of[name] = serve.latencies(run, data)
+        ms = ms_of[name] = latencies(run, data)
         a, b = row["hr@1_interval"], row["ndcg@10_interval"]
         lines.append(
             f"{name:14} {row['hr@1']:6.3f} [{a[0]:.3f}, {a[1]:.3f}] {row['ndcg@10']:8.3f} "
             f"[{b[0]:.3f}, {b[1]:.3f}] {full['hr@20']:6.4f} {full['ndcg@20']:8.4f} "
-            f"{serve.parameters(run):12,} {ms[0]:10.2f} {ms[1]:8.2f} {ms[2]:9.2f} "
+            f"{parameters(run):12,} {ms[0]:10.2f} {ms[1]:8.2f} {ms[2]:9.2f} "
             f"{run.seconds / 60:8.1f}   {what.format(n=layers)}"
         )
     hits = {

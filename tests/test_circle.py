@@ -27,7 +27,7 @@ from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.text import ITEM, embed, encode
 from delrec.metrics import metrics
 from delrec.runtime import load_run
-from delrec.serving import serve
+from delrec.serving.ranking import ranking
 
 BASE = [
     "--k",
@@ -195,7 +195,7 @@ def test_an_lm_on_item_vectors_is_stored_opened_and_scored_alike(teacher, toy, s
     )
     cand = candidates(toy, "val", 15)[which]
     olds = [h[h > 0] for h in histories(toy, toy.val[which], 6)]
-    s = serve.ranking(run, toy, alone)(olds)
+    s = ranking(run, toy, alone)(olds)
     for row, c, own, old in zip(s, cand, stored[which], olds):
         free = ~np.isin(c, old)
         np.testing.assert_allclose(row[c[free]], own[free], rtol=1e-4, atol=1e-4)

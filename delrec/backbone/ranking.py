@@ -1,9 +1,11 @@
-"""A conventional model's ranks, lists and scores of whole splits."""
+"""A conventional model's ranks, lists and scores: of whole splits, and after any history."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from delrec.backbone.models import score
+from delrec.backbone.models import load, score
 from delrec.data.prepared import histories, users
 from delrec.processes import gather_rows
 from delrec.runtime import stop
@@ -71,3 +73,26 @@ def best_items(score_BI, h) -> torch.Tensor:
     key_BI = (bits_BI << 32) - torch.arange(score_BI.shape[1], device=score_BI.device)
     top_Bh = key_BI.topk(h).indices
     return top_Bh.masked_fill(score_BI.gather(1, top_Bh) == -torch.inf, 0)
+
+
+# ---------------------------------------------------------------- scores after any history
+
+
+def history_scorer(run) -> Callable:
+    """f(list of histories, oldest first) -> scores float32 (B, I+1), padding at -inf."""
+    if not (run.folder / "model.safetensors").exists():
+        stop(
+            f"{run.folder} holds lists but no model.safetensors, so it cannot score a new history; "
+            "for an LM's run give --pool 0, which needs no backbone"
+        )
+    model = load(run.folder)
+
+    @torch.no_grad()
+    def scores_after(olds):
+        seq_BL = np.zeros((len(olds), run.history), np.int64)
+        for seq_L, old in zip(seq_BL, olds):
+            tail = old[-run.history :]
+            seq_L[run.history - len(tail) :] = tail
+        return score(model, torch.as_tensor(seq_BL)).float().numpy()
+
+    return scores_after

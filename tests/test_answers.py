@@ -15,12 +15,13 @@ import finetune
 from delrec.data.prepared import users
 from delrec.lm.ranker import open_run, score_tails
 from delrec.runtime import load_run
-from delrec.serving import serve
+from delrec.serving import ranking
+from delrec.serving.answers import find_titles, known_titles
 
 
 def test_titles_are_found_by_name_by_case_and_by_a_beginning_that_is_enough(toy):
     def find(*titles):
-        return serve.find_titles(titles, toy, serve.known_titles(toy))
+        return find_titles(titles, toy, known_titles(toy))
 
     assert find(toy.titles[3].upper(), f" {toy.titles[10].lower()} ")[0].tolist() == [3, 10]
     alone = next(
@@ -38,6 +39,7 @@ def test_titles_are_found_by_name_by_case_and_by_a_beginning_that_is_enough(toy)
 
 
 def answer(script, run, text, *args, **kwargs):
+    """What evaluate.py --history says."""
     return script(evaluate.main, "--ckpt", run, "--history", text, *args, **kwargs)
 
 
@@ -77,7 +79,7 @@ def test_the_lm_ranks_the_backbone_s_best_and_nothing_else(
         assert run.folder == backbone
         return lambda olds: np.where(np.arange(61) == 0, -np.inf, np.tile(score_I, (len(olds), 1)))
 
-    monkeypatch.setattr(serve, "backbone_ranking", by_popularity)
+    monkeypatch.setattr(ranking, "history_scorer", by_popularity)
     result = answer(
         script, chain.delrec, toy.titles[2] + " | " + toy.titles[5], "--top", 20, "--pool", 9
     )
@@ -147,7 +149,7 @@ def test_unknown_titles_are_left_out_and_said(chain, toy, script, on_cpu):
 
 
 def test_a_backbone_answers_with_the_lists_it_wrote(sasrec, toy, alone):
-    rank = serve.ranking(load_run(sasrec, toy), toy, alone)
+    rank = ranking.ranking(load_run(sasrec, toy), toy, alone)
     lists = np.load(sasrec / "topk_test.npy")
     olds = [
         toy.items[toy.ptr[users(toy, np.array([s]))[0]] : s].astype(np.int64) for s in toy.test[:9]
@@ -160,46 +162,25 @@ def test_a_backbone_answers_with_the_lists_it_wrote(sasrec, toy, alone):
         )
 
 
+@pytest.fixture
+def one_pass(sasrec, toy, decoder, script, on_cpu, tmp_path):
+    """A run of finetune.py that reads the whole catalogue from one state."""
+    run = tmp_path / "mean"
+    lm = ["--dataset", toy.folder, "--llm", decoder, "--backbone", sasrec, "--out", run]
+    prompt = "--soft-prompt random --k 3 --verbalizer mean --order shuffled"
+    small = "--batch 8 --samples 40 --evals 1 --val-samples 10 --init-r 4 --target-r 2"
+    script(finetune.main, *lm, *prompt.split(), *small.split())
+    return run
+
+
 @pytest.mark.parametrize("which", ["backbone", "one pass", "title by title"])
 def test_a_file_is_answered_as_its_lines_one_by_one(
-    which, chain, sasrec, toy, decoder, script, on_cpu, tmp_path
+    which, request, chain, sasrec, toy, script, on_cpu, tmp_path
 ):
     run = {"backbone": sasrec, "title by title": chain.delrec}.get(which)
-    if run is None:
-        run = tmp_path / "mean"
-        script(
-            finetune.main,
-            "--dataset",
-            toy.folder,
-            "--llm",
-            decoder,
-            "--backbone",
-            sasrec,
-            "--soft-prompt",
-            "random",
-            "--k",
-            3,
-            "--verbalizer",
-            "mean",
-            "--order",
-            "shuffled",
-            "--out",
-            run,
-            "--batch",
-            8,
-            "--samples",
-            40,
-            "--evals",
-            1,
-            "--val-samples",
-            10,
-            "--init-r",
-            4,
-            "--target-r",
-            2,
-        )
+    run = run or request.getfixturevalue("one_pass")
     # its backbone is a rule without a model
-    pool = 0 if which == "title by title" else 9
+    flags = ["--top", 5, "--pool", 0 if which == "title by title" else 9]
     histories = [[3, 9], [12], [40, 41, 2, 7], []]
     lines = [
         {"user": n, "history": [toy.titles[i] for i in h] + ["never heard of it"] * (n == 1)}
@@ -207,36 +188,17 @@ def test_a_file_is_answered_as_its_lines_one_by_one(
     ]
     lines[2]["history"] = " | ".join(lines[2]["history"])
     (tmp_path / "ask.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + "\n")
-    result = script(
-        evaluate.main, "--ckpt", run, "--serve", tmp_path / "ask.jsonl", "--top", 5, "--pool", pool
-    )
+    result = script(evaluate.main, "--ckpt", run, "--serve", tmp_path / "ask.jsonl", *flags)
     answers = [json.loads(x) for x in (tmp_path / "ask.answers.jsonl").read_text().splitlines()]
-    assert (
-        [a["user"] for a in answers] == [0, 1, 2, 3]
-        and answers[3]["top"] == []
-        and result.json["without_known_title"] == 1
-    )
-    assert [u["title"] for u in answers[1]["unknown"]] == ["never heard of it"] and not answers[0][
-        "unknown"
-    ]
+    assert [a["user"] for a in answers] == [0, 1, 2, 3]
+    assert answers[3]["top"] == [] and result.json["without_known_title"] == 1
+    assert [u["title"] for u in answers[1]["unknown"]] == ["never heard of it"]
+    assert not answers[0]["unknown"]
     for n in range(3):
-        one = script(
-            evaluate.main,
-            "--ckpt",
-            run,
-            "--history",
-            " | ".join(toy.titles[i] for i in histories[n]),
-            "--top",
-            5,
-            "--pool",
-            pool,
-        )
-        assert [t["item"] for t in one.json["top"]] == [
-            t["item"] for t in answers[n]["top"]
-        ] and len(answers[n]["top"]) == 5
-        assert [t["score"] for t in one.json["top"]] == pytest.approx(
-            [t["score"] for t in answers[n]["top"]], abs=2e-3
-        )
+        history = " | ".join(toy.titles[i] for i in histories[n])
+        one, many = answer(script, run, history, *flags).json["top"], answers[n]["top"]
+        assert [t["item"] for t in one] == [t["item"] for t in many] and len(many) == 5
+        assert [t["score"] for t in one] == pytest.approx([t["score"] for t in many], abs=2e-3)
 
 
 def test_lists_without_a_model_cannot_choose_what_an_lm_ranks(chain, toy, script, on_cpu):

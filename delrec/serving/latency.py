@@ -1,0 +1,69 @@
+"""What serving a run costs: milliseconds and parameters (evaluate.py --latency)."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from delrec.data.prepared import histories, subset
+from delrec.lm.model import is_lm_run
+from delrec.runtime import CACHE, folder_of, load_run
+from delrec.serving.ranking import ranking
+
+OWN_WEIGHTS = ("items.safetensors", "soft_prompt.safetensors", "adapter/adapter_model.safetensors")
+
+
+def latencies(run, data) -> tuple:
+    """(ms at batch 1 on one core, ms at batch 1, ms a request at batch 64)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    alone = SimpleNamespace(rank=0, world=1, device=device, main=True)
+    rank = ranking(run, data, alone)
+    samples = np.asarray(data.test)[subset(len(data.test), 512, 0)]
+    olds = [h[h > 0] for h in histories(data, samples, 50)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one_core = milliseconds(rank, olds, 1)
+    torch.set_num_threads(threads)
+    return one_core, milliseconds(rank, olds, 1), milliseconds(rank, olds, 64)
+
+
+def milliseconds(rank, olds, batch, seconds=3) -> float:
+    """Median time a request takes when `batch` come at once."""
+    spent, began, at = [], time.time(), 0
+    rank(olds[:batch])
+    while len(spent) < 5 or (time.time() - began < seconds and len(spent) < 200):
+        at = (at + batch) % (len(olds) - batch)
+        start = time.time()
+        rank(olds[at : at + batch])
+        spent.append(time.time() - start)
+    return 1000 * float(np.median(spent)) / batch
+
+
+def parameters(run) -> int:
+    """Numbers a run needs to serve."""
+    if run.stage == "train_backbone":
+        return run.parameters
+    own = [run.folder / name for name in OWN_WEIGHTS]
+    files = [*filter(Path.exists, own), *lm_folder(run).glob("*.safetensors")]
+    return sum(map(numbers_in, files))
+
+
+def lm_folder(run) -> Path:
+    """The folder that holds the weights of a run's LM."""
+    from transformers.utils import cached_file
+
+    # a run as LM: its adapter is merged into its own LM's weights
+    while is_lm_run(run.llm):
+        run = load_run(run.llm)
+    folder = CACHE / run.llm if run.llm == "smollm2-135m" else folder_of("runs", run.llm)
+    return folder if folder.is_dir() else Path(cached_file(run.llm, "config.json")).parent
+
+
+def numbers_in(path) -> int:
+    """How many numbers a safetensors file holds."""
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as f:
+        return sum(int(np.prod(f.get_slice(k).get_shape())) for k in f.keys())  # noqa: SIM118 (no dict)
