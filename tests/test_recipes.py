@@ -21,6 +21,7 @@ import train_backbone
 from delrec import runtime
 from delrec.backbone.models import NAMES
 from delrec.data.prepared import subset
+from delrec.evaluation.paper import paper_method
 from delrec.lm.model import load_lm
 from delrec.lm.prompts import PATTERN
 from delrec.lm.ranker import make_ranker, open_run, score_samples
@@ -106,7 +107,7 @@ def test_table3_runs_every_variant_once_and_ends_in_a_table(here, toy, decoder):
             v: load_run(home / f"{v}-s{s}", toy)
             for v in ("no-prompt", "words", "untrained", "delrec")
         }
-        assert {v: evaluate.paper_method(r) for v, r in runs.items()} == {
+        assert {v: paper_method(r) for v, r in runs.items()} == {
             "no-prompt": "w/o SP",
             "words": "w MCP",
             "untrained": "w USP",
@@ -454,7 +455,7 @@ def test_words_are_scored_as_they_were_trained(
     assert (
         r.P is None
         and "SASRec weighs all movies" in r.lm.tok.decode(r.prompts.prefix)
-        and evaluate.paper_method(run) == "w MCP"
+        and paper_method(run) == "w MCP"
     )
     val = subset(len(toy.val), 30, 0)
     np.testing.assert_allclose(
@@ -482,7 +483,7 @@ def test_stage_2_moves_the_prompt_only_if_asked(
         np.load(tmp_path / "moved" / "scores_val_15.npy")[val],
         atol=1e-4,
     )
-    assert evaluate.paper_method(run) == "w ULSR"
+    assert paper_method(run) == "w ULSR"
     assert (
         "--soft-prompt is none"
         in script(
@@ -517,7 +518,7 @@ def test_stage_1_moves_the_lm_only_if_asked_and_stage_2_goes_on_from_it(
     assert changed and all("q_proj" in n or "v_proj" in n for n in changed)
     script(finetune.main, *tune)
     run = load_run(tmp_path / "delrec", toy)
-    assert run.llm == str(tmp_path / "prompt") and evaluate.paper_method(run) == "w UDPSM"
+    assert run.llm == str(tmp_path / "prompt") and paper_method(run) == "w UDPSM"
     r, _ = open_run(run, toy, torch.device("cpu"))
     val = subset(len(toy.val), 30, 0)
     np.testing.assert_allclose(

@@ -17,6 +17,7 @@ import distill
 import evaluate
 import finetune
 from delrec.data.prepared import users
+from delrec.evaluation.paper import paper_method
 from delrec.lm import items, windows
 from delrec.lm.model import load_lm
 from delrec.lm.ranker import make_ranker, open_run
@@ -391,8 +392,7 @@ def test_stage_2_begins_with_the_maps_that_stage_1_left(
         loss, rel=1e-3
     )
     assert [
-        evaluate.paper_method(load_run(tmp_path / name, toy))
-        for name in ("both", "neither", "maps")
+        paper_method(load_run(tmp_path / name, toy)) for name in ("both", "neither", "maps")
     ] == ["w/o TA", "w/o SP", None]
 
 

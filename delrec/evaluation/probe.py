@@ -9,20 +9,33 @@ the same first).
 """
 
 import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from delrec.data.prepared import candidates, histories, subset, users
-from delrec.evaluation import report
+from delrec.evaluation.figures import BLUE, GREY, ORANGE, subplots
 from delrec.evaluation.stats import interval, paired_t
+from delrec.evaluation.tables import p_text
 from delrec.lm.ranker import listing, make_ranker, open_run, score_samples
 from delrec.lm.text import MASK, SLOT, embed, random_soft_prompt, token_scale
 from delrec.runtime import load_run, read_npy, stop, write_json
 from delrec.training.log import Log
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def kendall(a_nC, b_nC):
+SHOWN = 24  # prompts whose attention is looked at
+PARTS = ("instruction", "soft prompt", "history", "the rest")  # of a prompt
+
+
+# ---------------------------------------------------------------- how near two rankings are
+
+
+def kendall(a_nC, b_nC) -> np.ndarray:
     """Kendall's tau-b of each row of two scores (n, C): 1 the same order, 0 no relation, -1 the
     reverse; pairs tied in one count for half its weight.
     """
@@ -31,31 +44,36 @@ def kendall(a_nC, b_nC):
     return (x * y).sum(1) / np.maximum(np.sqrt((x != 0).sum(1) * (y != 0).sum(1)), 1)
 
 
-def agreement(a_nC, b_nC):
+def agreement(a_nC, b_nC) -> np.ndarray:
     """Share of the first place that two scores name alike: 1 if the same one candidate, less where
     first places are tied.
     """
 
-    def first(s):
-        return (s == s.max(1, keepdims=True)) / (s == s.max(1, keepdims=True)).sum(1, keepdims=True)
+    def first(score_nC):
+        is_first_nC = score_nC == score_nC.max(1, keepdims=True)
+        return is_first_nC / is_first_nC.sum(1, keepdims=True)
 
     return np.minimum(first(a_nC), first(b_nC)).sum(1)
 
 
-def nearest_tokens(lm, P_kD, n=5):
+# ---------------------------------------------------------------- the vectors
+
+
+def nearest_tokens(lm, P_kD, n=5) -> list:
     """[[(token, cosine)]] of each vector: its nearest rows of the embedding matrix, as the
     tokenizer writes them.
     """
     E_VD = lm.model.get_input_embeddings().weight.detach().float()
     E_VD = E_VD / E_VD.norm(dim=1, keepdim=True).clamp(min=1e-9)
-    cos, at = (P_kD / P_kD.norm(dim=1, keepdim=True).clamp(min=1e-9) @ E_VD.T).topk(n, dim=1)
+    unit_kD = P_kD / P_kD.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    cos, at = (unit_kD @ E_VD.T).topk(n, dim=1)
     return [
         [(lm.tok.decode([int(t)]), round(float(c), 3)) for t, c in zip(*row)]
         for row in zip(at, cos)
     ]
 
 
-def geometry(P_kD):
+def geometry(P_kD) -> dict:
     """Norms and mutual cosines of the k vectors."""
     unit = P_kD / P_kD.norm(dim=1, keepdim=True).clamp(min=1e-9)
     cos = (unit @ unit.T)[~torch.eye(len(P_kD), dtype=bool, device=P_kD.device)]
@@ -69,60 +87,175 @@ def geometry(P_kD):
     }
 
 
+# ---------------------------------------------------------------- attention
+
+
 @torch.no_grad()
-def attention_shares(r, samples, cand_nC, ranks):
+def attention_shares(r, samples, cand_nC, ranks) -> dict:
     """{part: (share of the attention, share of the tokens)} that the place where the LM is read
     pays to the instruction, the soft prompt, the history, the rest (candidates, words before the
     mask): means over layers, heads and samples. A decoder-only or an encoder LM, an
     encoder-decoder's encoder.
     """
-    lm, parts = r.lm, ("instruction", "soft prompt", "history", "the rest")
-    body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.body
-    lm.model.eval()
-    before = lm.model.config._attn_implementation
-    lm.model.set_attn_implementation("eager")  # the one that tells its weights
-    paid, tokens = np.zeros(4), np.zeros(4)
+    model = r.lm.model
+    model.eval()
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the one that tells its weights
+    paid, tokens = np.zeros(len(PARTS)), np.zeros(len(PARTS))
     log = Log(None, len(samples), "attention", ranks, "prompt")
     for n, old in enumerate(histories(r.data, samples, r.history)):
-        tail, at = r.prompts.history(old[old > 0], cand_nC[n])
-        prefix, ids = r.prompts.prefix, np.concatenate([r.prompts.prefix, tail])
-        part = np.full(len(ids), 3)
-        # the prefix's last token begins the tail
-        part[: len(prefix) + 1] = 0
-        part[np.flatnonzero(ids == SLOT)] = 1
-        part[len(prefix) + at] = 2
-        mask = int(np.flatnonzero(ids == MASK)[0])
-        # what is read is the state before the mask
-        if lm.kind == "decoder":
-            ids, part, mask = ids[:-1], part[:-1], mask - 1
-        else:
-            ids = np.concatenate([np.where(ids == MASK, lm.mask_id, ids), lm.end]).astype(np.int64)
-            part = np.concatenate([part, np.full(len(lm.end), 3)])
-        more = {"use_cache": False} if lm.kind == "decoder" else {}
-        out = body(
-            inputs_embeds=embed(lm, torch.as_tensor(ids, device=lm.device)[None], r.P),
-            output_attentions=True,
-            **more,
-        )
-        w_Q = (
-            torch.stack([a[0, :, mask].float().mean(0) for a in out.attentions])
-            .mean(0)
-            .cpu()
-            .numpy()
-        )
-        paid += np.bincount(part, w_Q, 4) / w_Q.sum()
-        tokens += np.bincount(part, minlength=4) / len(part)
+        prompt = labelled_prompt(r, old[old > 0], cand_nC[n])
+        w_Q = attention_from(r, prompt)
+        paid += np.bincount(prompt.part_Q, w_Q, len(PARTS)) / w_Q.sum()
+        tokens += np.bincount(prompt.part_Q, minlength=len(PARTS)) / len(prompt.part_Q)
         log.step(n + 1)
     log.close()
-    lm.model.set_attn_implementation(before)
+    model.set_attn_implementation(before)
+    paid, tokens = paid / len(samples), tokens / len(samples)
+    return {part: (float(a), float(t)) for part, a, t in zip(PARTS, paid, tokens)}
+
+
+@dataclass
+class LabelledPrompt:
+    """A prompt's tokens, and of which part each is."""
+
+    id_Q: np.ndarray  # what the LM is given
+    part_Q: np.ndarray  # a place in PARTS
+    read_at: int  # the token whose state is read
+
+
+def labelled_prompt(r, old, cand_C) -> LabelledPrompt:
+    """The prompt of one history, as the LM is given it."""
+    tail, at = r.prompts.history(old, cand_C)
+    prefix = r.prompts.prefix
+    ids = np.concatenate([prefix, tail])
+    part = np.full(len(ids), PARTS.index("the rest"))
+    # the prefix's last token begins the tail
+    part[: len(prefix) + 1] = PARTS.index("instruction")
+    part[np.flatnonzero(ids == SLOT)] = PARTS.index("soft prompt")
+    part[len(prefix) + at] = PARTS.index("history")
+    mask = int(np.flatnonzero(ids == MASK)[0])
+    if r.lm.kind == "decoder":  # what is read is the state before the mask
+        return LabelledPrompt(ids[:-1], part[:-1], mask - 1)
+    ids = np.concatenate([np.where(ids == MASK, r.lm.mask_id, ids), r.lm.end]).astype(np.int64)
+    end = np.full(len(r.lm.end), PARTS.index("the rest"))
+    return LabelledPrompt(ids, np.concatenate([part, end]), mask)
+
+
+def attention_from(r, prompt) -> np.ndarray:
+    """The attention (Q,) that the place where the LM is read pays to each token: the mean over
+    heads, then over layers."""
+    lm = r.lm
+    body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.body
+    more = {"use_cache": False} if lm.kind == "decoder" else {}
+    ids = torch.as_tensor(prompt.id_Q, device=lm.device)[None]
+    out = body(inputs_embeds=embed(lm, ids, r.P), output_attentions=True, **more)
+    layers = [a[0, :, prompt.read_at].float().mean(0) for a in out.attentions]
+    return torch.stack(layers).mean(0).cpu().numpy()
+
+
+# ---------------------------------------------------------------- the causal test
+
+
+@dataclass
+class Nearness:
+    """How near an LM's ranking is to the backbone's, for each sample."""
+
+    tau_n: np.ndarray  # Kendall's tau
+    same_n: np.ndarray  # share of the first place that both name alike
+
+
+def causal_test(run, ranker, prompts, val, teacher_nC, ranks) -> dict:
+    """{name: Nearness} of the same LM with other soft prompts, {name: P_kD or None}, on samples of
+    validation: the test part is not for looking around.
+    """
+    C = teacher_nC.shape[1]
+    near = {}
+    for name, P_kD in prompts.items():
+        other = make_ranker(ranker.lm, ranker.data, run.settings, P_kD)
+        score_nC = score_samples(other, "val", val, C, ranks, name=f"{name} prompt")
+        near[name] = Nearness(kendall(score_nC, teacher_nC), agreement(score_nC, teacher_nC))
+    return near
+
+
+def means_of(near, user) -> dict:
+    """Mean nearness with each prompt, with intervals, as probe.json holds it."""
     return {
-        p: (float(a), float(t))
-        for p, a, t in zip(parts, paid / len(samples), tokens / len(samples))
+        name: {
+            "kendall": float(v.tau_n.mean()),
+            "kendall_interval": list(map(float, interval(v.tau_n, user))),
+            "same_first": float(v.same_n.mean()),
+            "same_first_interval": list(map(float, interval(v.same_n, user))),
+        }
+        for name, v in near.items()
     }
 
 
-def probe(run, data, n, C, ranks, out):
-    """Print and write probe.json and probe.png: what the soft prompt of a run learnt."""
+def differences_of(near, user) -> dict:
+    """What the trained prompt moves more than the others, with tests, as probe.json holds it."""
+    trained = near["trained"]
+    return {
+        name: {
+            "kendall": float((trained.tau_n - near[name].tau_n).mean()),
+            "p_kendall": paired_t(trained.tau_n, near[name].tau_n, user),
+            "same_first": float((trained.same_n - near[name].same_n).mean()),
+            "p_same_first": paired_t(trained.same_n, near[name].same_n, user),
+        }
+        for name in ("untrained", "none")
+    }
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def probe(run, data, n, C, ranks, out) -> None:
+    """Prints and writes probe.json and probe.png: what the soft prompt of a run learnt. n: samples
+    of validation, 0 = all; out: the folder.
+    """
+    backbone = backbone_to_compare(run, data, C)
+    ranker, _ = open_run(run, data, ranks.device)
+    P_kD = ranker.P.detach().float()
+    fresh_kD = random_soft_prompt(ranker.lm, len(P_kD), seed_of_prompt(run))
+    val = subset(len(data.val), n, 0)
+    stored_nC = read_npy(backbone.folder / f"scores_val_{C}.npy", (len(data.val), C))
+    prompts = {"trained": P_kD, "untrained": fresh_kD, "none": None}
+    near = causal_test(run, ranker, prompts, val, np.asarray(stored_nC)[val], ranks)
+    if not ranks.main:
+        return
+    samples = np.asarray(data.val)[val]
+    user = users(data, samples)
+    tokens = nearest_tokens(ranker.lm, P_kD)
+    seen = attention_shares(ranker, samples[:SHOWN], shown_candidates(run, ranker, val, C), ranks)
+    rows_VD = ranker.lm.model.get_input_embeddings().weight.detach().float()
+    result = {
+        "run": str(run.folder),
+        "n": len(val),
+        "candidates": C,
+        "k": len(P_kD),
+        "towards_the_backbone": means_of(near, user),
+        "tests": differences_of(near, user),
+        "geometry": {"trained": geometry(P_kD), "untrained": geometry(fresh_kD)},
+        "moved": float((P_kD - fresh_kD).norm(dim=1).mean()),
+        "token_norm": float(rows_VD.norm(dim=1).mean()) * token_scale(ranker.lm),
+        "attention": {part: {"attention": a, "tokens": t} for part, (a, t) in seen.items()},
+        "nearest": tokens,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "probe.json", result)
+    about = (
+        f"{run.folder.name}: {len(P_kD)} vectors in front of {run.llm}; {len(val)} validation "
+        f"samples, {C} candidates, backbone {backbone.folder.name}"
+    )
+    print("\n" + "\n".join([about, "", *probe_lines(result)]) + "\n")
+    picture(result).savefig(out / "probe.png", dpi=130)
+    print(f"written: {out / 'probe.json'}, probe.png")
+    print(last_line(result, out))
+
+
+def backbone_to_compare(run, data, C) -> SimpleNamespace:
+    """The backbone whose ranking the LM's is compared with; a run that cannot be probed is
+    refused.
+    """
     if run.soft_prompt in ("none", "words"):
         stop(
             f"{run.folder} has no soft prompt; --probe needs a run of distill.py, or one of "
@@ -134,158 +267,118 @@ def probe(run, data, n, C, ranks, out):
             f"{backbone.folder} holds no scores_val_{C}.npy to compare the LM with; train the "
             "backbone again, or give --candidates 15"
         )
-    r, _ = open_run(run, data, ranks.device)
-    P = r.P.detach().float()
-    made = (
-        run
-        if run.stage == "distill"
-        else load_run(run.soft_prompt)
-        if run.soft_prompt != "random"
-        else run
-    )
-    fresh = random_soft_prompt(r.lm, len(P), made.seed)
-    val = subset(len(data.val), n, 0)
-    samples, cand = np.asarray(data.val)[val], candidates(data, "val", C, val)
-    user = users(data, samples)
-    teacher = np.asarray(read_npy(backbone.folder / f"scores_val_{C}.npy", (len(data.val), C)))[val]
+    return backbone
 
-    # the causal test, on validation: the test part is not for looking around
-    scores, tau, same = {}, {}, {}
-    for name, P_kD in (("trained", P), ("untrained", fresh), ("none", None)):
-        other = make_ranker(r.lm, data, run.settings, P_kD)
-        scores[name] = score_samples(other, "val", val, C, ranks, name=f"{name} prompt")
-        tau[name], same[name] = kendall(scores[name], teacher), agreement(scores[name], teacher)
-    if not ranks.main:
-        return
-    moved = {
-        name: {
-            "kendall": float(tau[name].mean()),
-            "kendall_interval": list(map(float, interval(tau[name], user))),
-            "same_first": float(same[name].mean()),
-            "same_first_interval": list(map(float, interval(same[name], user))),
-        }
-        for name in scores
-    }
-    tests = {
-        other: {
-            "kendall": float((tau["trained"] - tau[other]).mean()),
-            "p_kendall": paired_t(tau["trained"], tau[other], user),
-            "same_first": float((same["trained"] - same[other]).mean()),
-            "p_same_first": paired_t(same["trained"], same[other], user),
-        }
-        for other in ("untrained", "none")
-    }
-    if run.settings["verbalizer"] == "likelihood" or not r.show:
-        shown = np.zeros((min(len(val), 24), 0), np.int64)
-    else:
-        shown = np.take_along_axis(cand, listing(r, "val", C, val), 1)[:24]
-    near, seen = nearest_tokens(r.lm, P), attention_shares(r, samples[:24], shown, ranks)
-    result = {
-        "run": str(run.folder),
-        "n": len(val),
-        "candidates": C,
-        "k": len(P),
-        "towards_the_backbone": moved,
-        "tests": tests,
-        "geometry": {"trained": geometry(P), "untrained": geometry(fresh)},
-        "moved": float((P - fresh).norm(dim=1).mean()),
-        "token_norm": float(
-            r.lm.model.get_input_embeddings().weight.detach().float().norm(dim=1).mean()
+
+def seed_of_prompt(run) -> int:
+    """The seed from which a run's soft prompt began: its own, or that of the distillation."""
+    if run.stage == "distill" or run.soft_prompt == "random":
+        return run.seed
+    return load_run(run.soft_prompt).seed
+
+
+def shown_candidates(run, ranker, val, C) -> np.ndarray:
+    """The candidates in the prompts whose attention is looked at, in their order there; none where
+    the prompt lists none, or the LM reads a title at a time.
+    """
+    if run.settings["verbalizer"] == "likelihood" or not ranker.show:
+        return np.zeros((min(len(val), SHOWN), 0), np.int64)
+    cand_nC = candidates(ranker.data, "val", C, val)
+    return np.take_along_axis(cand_nC, listing(ranker, "val", C, val), 1)[:SHOWN]
+
+
+# ---------------------------------------------------------------- written down
+
+
+def probe_lines(result) -> list:
+    """What is printed of a probe, as lines."""
+    lines = [f"{'soft prompt':<12}{'tau with the backbone':>34}{'same first':>30}"]
+    for name, m in result["towards_the_backbone"].items():
+        low, high = m["kendall_interval"]
+        low_first, high_first = m["same_first_interval"]
+        lines.append(
+            f"{name:<12}{m['kendall']:>12.3f} [{low:.3f}, {high:.3f}]{'':>4}"
+            f"{m['same_first']:>10.3f} [{low_first:.3f}, {high_first:.3f}]"
         )
-        * token_scale(r.lm),
-        "attention": {p: {"attention": a, "tokens": t} for p, (a, t) in seen.items()},
-        "nearest": near,
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "probe.json", result)
-    lines = [
-        f"{run.folder.name}: {len(P)} vectors in front of {run.llm}; {len(val)} validation "
-        f"samples, {C} candidates, backbone {backbone.folder.name}",
-        "",
-        f"{'soft prompt':<12}{'tau with the backbone':>34}{'same first':>30}",
-    ]
     lines += [
-        f"{name:<12}{m['kendall']:>12.3f} [{m['kendall_interval'][0]:.3f}, "
-        f"{m['kendall_interval'][1]:.3f}]{'':>4}{m['same_first']:>10.3f} "
-        f"[{m['same_first_interval'][0]:.3f}, {m['same_first_interval'][1]:.3f}]"
-        for name, m in moved.items()
+        f"trained - {other}: tau {t['kendall']:+.3f} {p_text(t['p_kendall'])}, same first "
+        f"{t['same_first']:+.3f} {p_text(t['p_same_first'])} (paired t, users as clusters)"
+        for other, t in result["tests"].items()
     ]
-    lines += [
-        f"trained - {other}: tau {t['kendall']:+.3f} {report.p_text(t['p_kendall'])}, same first "
-        f"{t['same_first']:+.3f} {report.p_text(t['p_same_first'])} (paired t, users as "
-        "clusters)"
-        for other, t in tests.items()
-    ]
-    g, f = result["geometry"]["trained"], result["geometry"]["untrained"]
+    trained, untrained = result["geometry"]["trained"], result["geometry"]["untrained"]
     lines += [
         "",
-        f"norm of a vector {g['norm']:.2f} (untrained {f['norm']:.2f}, tokens "
+        f"norm of a vector {trained['norm']:.2f} (untrained {untrained['norm']:.2f}, tokens "
         f"{result['token_norm']:.2f}); distance moved {result['moved']:.2f}; mutual cosine "
-        f"{g['cosine']:.3f} "
-        f"(untrained {f['cosine']:.3f}), largest {g['cosine_max']:.3f}",
+        f"{trained['cosine']:.3f} (untrained {untrained['cosine']:.3f}), largest "
+        f"{trained['cosine_max']:.3f}",
         "",
-        f"attention from where the LM is read, over all layers and heads, {min(len(val), 24)} "
-        "prompts (share of the tokens)",
+        "attention from where the LM is read, over all layers and heads, "
+        f"{min(result['n'], SHOWN)} prompts (share of the tokens)",
     ]
-    lines += [f"  {p:<14}{a:.3f} ({t:.3f})" for p, (a, t) in seen.items()]
-    lines += ["", "nearest tokens of the vectors (cosine)"] + [
-        f"  {i:3} " + "  ".join(f"{t!r} {c:.2f}" for t, c in row[:3])
-        for i, row in enumerate(near[:12])
-    ]
-    lines += [f"  .. {len(near) - 12} more in probe.json"] if len(near) > 12 else []
-    print("\n" + "\n".join(lines) + "\n")
-    picture(result).savefig(out / "probe.png", dpi=130)
-    print(f"written: {out / 'probe.json'}, probe.png")
-    print(
-        json.dumps(
-            {
-                "stage": "probe",
-                "out": str(out),
-                "n": len(val),
-                **{f"kendall_{name}": round(m["kendall"], 4) for name, m in moved.items()},
-                **{f"same_first_{name}": round(m["same_first"], 4) for name, m in moved.items()},
-            }
-        )
-    )
+    for part, share in result["attention"].items():
+        lines.append(f"  {part:<14}{share['attention']:.3f} ({share['tokens']:.3f})")
+    near = result["nearest"]
+    lines += ["", "nearest tokens of the vectors (cosine)"]
+    for i, row in enumerate(near[:12]):
+        lines.append(f"  {i:3} " + "  ".join(f"{token!r} {cos:.2f}" for token, cos in row[:3]))
+    if len(near) > 12:
+        lines.append(f"  .. {len(near) - 12} more in probe.json")
+    return lines
 
 
-def picture(result):
-    """Nearness to the backbone with each prompt, and where the attention goes."""
-    import matplotlib
+def last_line(result, out) -> str:
+    """The outcome as one JSON object."""
+    moved = result["towards_the_backbone"]
+    said = {"stage": "probe", "out": str(out), "n": result["n"]}
+    said |= {f"kendall_{name}": round(m["kendall"], 4) for name, m in moved.items()}
+    said |= {f"same_first_{name}": round(m["same_first"], 4) for name, m in moved.items()}
+    return json.dumps(said)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    names = list(result["towards_the_backbone"])
-    for at, key, colour in ((-0.15, "kendall", report.BLUE), (0.15, "same_first", report.ORANGE)):
-        mean = np.array([result["towards_the_backbone"][n][key] for n in names])
-        ends = np.array([result["towards_the_backbone"][n][f"{key}_interval"] for n in names])
-        left.errorbar(
-            np.arange(len(names)) + at,
+def picture(result) -> "Figure":
+    """A figure: nearness to the backbone with each prompt, and where the attention goes."""
+    fig, (left, right) = subplots(9, 3.4, columns=2)
+    draw_nearness(left, result)
+    draw_attention(right, result["attention"])
+    return fig
+
+
+def draw_nearness(ax, result) -> None:
+    """Nearness to the backbone with each prompt, with intervals."""
+    near = result["towards_the_backbone"]
+    for shift, key, colour, label in (
+        (-0.15, "kendall", BLUE, "Kendall's tau"),
+        (0.15, "same_first", ORANGE, "same first place"),
+    ):
+        mean = np.array([m[key] for m in near.values()])
+        ends = np.array([m[f"{key}_interval"] for m in near.values()])
+        ax.errorbar(
+            np.arange(len(near)) + shift,
             mean,
             yerr=np.maximum(np.abs(ends.T - mean), 0),
             fmt="o",
             capsize=3,
             color=colour,
-            label={"kendall": "Kendall's tau", "same_first": "same first place"}[key],
+            label=label,
         )
-    left.set_xticks(
-        range(len(names)), [f"{n} prompt" if n != "none" else "no prompt" for n in names]
-    )
-    left.set_title(f"nearness to the backbone, n = {result['n']}", fontsize="medium")
-    left.legend(fontsize="small")
-    left.grid(axis="y", alpha=0.3)
-    parts = list(result["attention"])
-    for at, key, colour in ((-0.2, "attention", report.BLUE), (0.2, "tokens", report.GREY)):
-        right.bar(
-            np.arange(len(parts)) + at,
-            [result["attention"][p][key] for p in parts],
+    names = ["no prompt" if name == "none" else f"{name} prompt" for name in near]
+    ax.set_xticks(range(len(near)), names)
+    ax.set_title(f"nearness to the backbone, n = {result['n']}", fontsize="medium")
+    ax.legend(fontsize="small")
+    ax.grid(axis="y", alpha=0.3)
+
+
+def draw_attention(ax, shares) -> None:
+    """Each part's share of the attention beside its share of the tokens."""
+    for shift, key, colour in ((-0.2, "attention", BLUE), (0.2, "tokens", GREY)):
+        ax.bar(
+            np.arange(len(shares)) + shift,
+            [share[key] for share in shares.values()],
             0.4,
             color=colour,
             label=f"share of the {key}",
         )
-    right.set_xticks(range(len(parts)), parts, fontsize="small")
-    right.set_title("attention from where the LM is read", fontsize="medium")
-    right.legend(fontsize="small")
-    return fig
+    ax.set_xticks(range(len(shares)), list(shares), fontsize="small")
+    ax.set_title("attention from where the LM is read", fontsize="medium")
+    ax.legend(fontsize="small")

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 
-def interval(value_nR, user_n, draws=2000, seed=0):
+def interval(value_nR, user_n, draws=2000, seed=0) -> np.ndarray:
     """95 % bootstrap interval (2,) of the mean, resampling users (a user's samples are not
     independent); of several columns (n, R) at once: (2, R).
     """
@@ -24,7 +24,7 @@ def interval(value_nR, user_n, draws=2000, seed=0):
     return low_high if np.ndim(value_nR) > 1 else low_high[:, 0]
 
 
-def paired_t(a_n, b_n, user_n):
+def paired_t(a_n, b_n, user_n) -> float:
     """p of the paired t-test of mean(a) = mean(b), users as clusters (with one sample a user, the
     ordinary test).
     """
@@ -41,14 +41,11 @@ def paired_t(a_n, b_n, user_n):
     # with x = tan(angle) sqrt(df) the density of t is cos(angle)^(df-1)
     x = np.linspace(0, math.atan(t / math.sqrt(df)), 4001)
     y = np.linspace(0, math.pi / 2, 4001)
-    return float(
-        max(
-            0.0, 1 - np.trapezoid(np.cos(x) ** (df - 1), x) / np.trapezoid(np.cos(y) ** (df - 1), y)
-        )
-    )
+    within = np.trapezoid(np.cos(x) ** (df - 1), x)
+    return float(max(0.0, 1 - within / np.trapezoid(np.cos(y) ** (df - 1), y)))
 
 
-def mcnemar(hit_a, hit_b):
+def mcnemar(hit_a, hit_b) -> float:
     """p of the exact McNemar test of two 0/1 columns: the binomial test of the samples on which
     only one of them is right.
     """
@@ -63,7 +60,7 @@ def mcnemar(hit_a, hit_b):
     return min(1.0, 2 * sum(map(math.exp, log_p)))
 
 
-def difference(a, b, user, hr=1, ndcg=10):
+def difference(a, b, user, hr=1, ndcg=10) -> dict:
     """Metrics of row a minus row b's: HR tested by McNemar, which takes samples of one user as
     independent and knows no ties (they are left out), and by the paired t; NDCG by the paired t.
     """
@@ -78,12 +75,12 @@ def difference(a, b, user, hr=1, ndcg=10):
     }
 
 
-def unseeded(name):
-    """delrec-s1 -> delrec; sasrec-s0+delrec-s1 -> sasrec+delrec."""
+def unseeded(name) -> str:
+    """A row's name without its seeds: delrec-s1 -> delrec, sasrec-s0+delrec-s1 -> sasrec+delrec."""
     return re.sub(r"-s\d+(?=$|\+|,)", "", name)
 
 
-def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")):
+def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")) -> dict:
     """Rows of which there are several seeds: mean and deviation, the interval of the samples' means
     over seeds, and tests of those against the reference's.
     """
@@ -96,18 +93,19 @@ def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")):
         g: {m: np.mean([value[n][m] for n in names], 0) for m in keys}
         for g, names in groups.items()
     }
-    base, out = unseeded(reference), {}
+    base, found = unseeded(reference), {}
     for g, names in groups.items():
-        if len(names) > 1:
-            each = {m: [value[n][m].mean() for n in names] for m in keys}
-            out[g] = {
-                "seeds": len(names),
-                **{m: [float(np.mean(x)), float(np.std(x, ddof=1))] for m, x in each.items()},
-                "against": base if base in groups and base != g else None,
-                **{f"{m}_interval": list(map(float, interval(mean[g][m], user))) for m in keys},
-                **{f"{m}_each": list(map(float, x)) for m, x in each.items()},
-            }
-            if out[g]["against"]:
-                out[g] |= {f"{m}_gain": float((mean[g][m] - mean[base][m]).mean()) for m in keys}
-                out[g] |= {f"p_{m}": paired_t(mean[g][m], mean[base][m], user) for m in keys}
-    return out
+        if len(names) == 1:
+            continue
+        each = {m: [value[n][m].mean() for n in names] for m in keys}
+        found[g] = {
+            "seeds": len(names),
+            **{m: [float(np.mean(x)), float(np.std(x, ddof=1))] for m, x in each.items()},
+            "against": base if base in groups and base != g else None,
+            **{f"{m}_interval": list(map(float, interval(mean[g][m], user))) for m in keys},
+            **{f"{m}_each": list(map(float, x)) for m, x in each.items()},
+        }
+        if found[g]["against"]:
+            found[g] |= {f"{m}_gain": float((mean[g][m] - mean[base][m]).mean()) for m in keys}
+            found[g] |= {f"p_{m}": paired_t(mean[g][m], mean[base][m], user) for m in keys}
+    return found

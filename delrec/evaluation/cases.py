@@ -1,0 +1,68 @@
+"""The case study: test histories with each run's answer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from delrec.data.prepared import histories
+from delrec.evaluation.paper import stage_1
+from delrec.evaluation.stats import unseeded
+
+STAGES = ["lm", "finetune", "distill", "train_backbone"]  # in the order of what is to be seen
+
+
+@dataclass
+class Case:
+    """One test history and what the runs say of it."""
+
+    history: list  # titles, the oldest first
+    truth: str  # the title that came next
+    place: dict  # {run: rank of the truth among the candidates}
+    answers: dict  # {run: [(title, is it the truth?)]}, the best first
+
+
+def told_apart(runs, reference, most=8) -> list:
+    """The names of the runs that the case study shows side by side: the reference, the plain LM,
+    what has a distilled prompt, other LMs, backbones; one seed of each. runs: {row: run}.
+    """
+
+    def place(name):
+        run = runs[name]
+        undistilled = run.stage == "finetune" and not stage_1(run)
+        return name != reference, STAGES.index(run.stage), undistilled
+
+    one_seed = {}
+    for name in sorted(runs, key=place):
+        one_seed.setdefault(unseeded(name), name)
+    return list(one_seed.values())[:most]
+
+
+def cases_of(data, test, scores, value, n=60, seed=0) -> list:
+    """n cases, drawn once; half of them where the runs disagree on the first place.
+
+    scores: {run: (n, C)} of the runs that are shown; value: {row: metrics per sample}.
+    """
+    first = np.stack([score_nC.argmax(1) for score_nC in scores.values()])
+    differ = np.flatnonzero((first != first[0]).any(0))
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(differ)[: n // 2]
+    rest = np.setdiff1d(np.arange(len(test.samples)), chosen)
+    others = rng.permutation(rest)[: n - len(chosen)]
+    return [case_of(data, test, i, scores, value) for i in [*chosen, *others]]
+
+
+def case_of(data, test, i, scores, value, best=5) -> Case:
+    """The i-th test sample as a case."""
+    old = histories(data, test.samples[i : i + 1], 10)[0]
+    truth = int(data.items[test.samples[i]])
+    answers = {}
+    for name, score_nC in scores.items():
+        order = np.argsort(-score_nC[i], kind="stable")[:best]
+        items = [int(item) for item in test.cand_nC[i][order]]
+        answers[name] = [(data.titles[item], item == truth) for item in items]
+    return Case(
+        history=[data.titles[item] for item in old if item],
+        truth=data.titles[truth],
+        place={name: float(value[name]["rank"][i]) for name in scores},
+        answers=answers,
+    )

@@ -1,0 +1,67 @@
+"""Groups of test samples: where is a row good, and where not?"""
+
+import numpy as np
+
+from delrec.data.prepared import users
+from delrec.evaluation.floors import popularity
+from delrec.evaluation.stats import interval
+
+
+def groups_of(data, samples, split) -> dict:
+    """{kind: {group: mask (n,)}}: by the length of the history, by how often the target occurs in
+    training, by time (of a temporal split). Groups without a sample are left out.
+    """
+    earlier = samples - data.ptr[users(data, samples)]
+    seen = popularity(data)[data.items[samples]]
+    kinds = {
+        "items in the history": {
+            "1-2, cold": earlier < 3,
+            "3-9": (earlier >= 3) & (earlier < 10),
+            "10-49": (earlier >= 10) & (earlier < 50),
+            "50+": earlier >= 50,
+        },
+        "interactions of the target in training": {
+            "0, unseen": seen < 1,
+            "1-9": (seen >= 1) & (seen < 10),
+            "10-99": (seen >= 10) & (seen < 100),
+            "100+": seen >= 100,
+        },
+    }
+    if data.times is not None and split == "temporal":
+        place = np.argsort(np.argsort(data.times[samples], kind="stable"), kind="stable")
+        third = place * 3 // max(len(samples), 1)
+        kinds["time within the test part"] = {
+            "first third": third == 0,
+            "second third": third == 1,
+            "last third": third == 2,
+        }
+    return {
+        kind: {group: mask for group, mask in groups.items() if mask.any()}
+        for kind, groups in kinds.items()
+    }
+
+
+def by_group(value, data, samples) -> dict:
+    """HR@1 and NDCG@10 of every row in every group, and HR@1's interval: {kind: {group: {n, rows:
+    {row: {hr@1, ndcg@10, low, high}}}}}. value: {row: metrics per sample}.
+    """
+    user = users(data, samples)
+    return {
+        kind: {group: in_group(value, mask, user) for group, mask in groups.items()}
+        for kind, groups in groups_of(data, samples, data.meta["split"]).items()
+    }
+
+
+def in_group(value, mask, user) -> dict:
+    """{n, rows: {row: {hr@1, ndcg@10, low, high}}} of the samples in a group."""
+    hits = np.stack([v["hr@1"][mask] for v in value.values()], 1)
+    ends = interval(hits, user[mask], draws=500).T
+    rows = {}
+    for (name, v), (low, high) in zip(value.items(), ends):
+        rows[name] = {
+            "hr@1": float(v["hr@1"][mask].mean()),
+            "ndcg@10": float(v["ndcg@10"][mask].mean()),
+            "low": float(low),
+            "high": float(high),
+        }
+    return {"n": int(mask.sum()), "rows": rows}

@@ -1,0 +1,115 @@
+"""What DELRec prints: which of its methods a run is, the numbers of its tables, the points of its
+Figure 8.
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from delrec.backbone.models import NAMES
+from delrec.evaluation.stats import unseeded
+from delrec.evaluation.tables import SHOWN
+from delrec.runtime import ROOT, read_json
+
+DATASETS = {
+    "ml-100k": "MovieLens-100K",
+    "steam": "Steam",
+    "beauty": "Beauty",
+    "home-kitchen": "Home & Kitchen",
+    "kuairec": "KuaiRec",
+}
+PLAIN_LMS = {"google/flan-t5-xl": "Flan-T5-XL", "google/flan-t5-large": "Flan-T5-Large"}
+# the same flags as a variant of DELRec's: told by the recipe's name
+OTHER_METHODS = {
+    "llara": "LLaRA",
+    "llamarec": "LlamaRec",
+    "llmseqprompt": "LLMSEQPROMPT",
+    "e4srec": None,
+}
+WITHOUT_STAGE_1 = {"none": "w/o SP", "words": "w MCP", "random": "w USP"}
+OF_ONE_TASK = {"rps": "w/o TA", "ta": "w/o RPS"}
+
+
+def printed_numbers(dataset, method) -> dict | None:
+    """The numbers DELRec prints for a method (data/paper.csv); None where it prints none.
+
+    Its protocol is another one: see the README.
+    """
+    with open(ROOT / "data" / "paper.csv", encoding="utf-8") as f:
+        for row in csv.DictReader(f):
+            if row["dataset"] == DATASETS.get(dataset) and row["method"] == method:
+                numbers = {m: float(row[m]) for m in SHOWN if m in row}
+                return numbers | {"table": row["table"], "method": method}
+    return None
+
+
+def stage_1(run) -> dict:
+    """The configuration of the distillation a fine-tuned run took its soft prompt from; {} if there
+    was none.
+    """
+    prompt = Path(run.soft_prompt) / "config.json"
+    return read_json(prompt) if prompt.exists() else {}
+
+
+def paper_method(run) -> str | None:
+    """What DELRec's tables call a run like this one, by what it is; None if they have none."""
+    if run.stage == "train_backbone":
+        return NAMES.get(run.model)
+    if run.stage == "lm":
+        return PLAIN_LMS.get(run.llm, "Bert-Large" if "bert-large" in run.llm.lower() else None)
+    if run.stage == "distill":
+        return "w/o LSR"
+    return variant(run)
+
+
+def variant(run) -> str | None:
+    """What DELRec's tables call a fine-tuned run: DELRec, one of its variants, or another method
+    that fine-tunes.
+    """
+    maps_alone = run.soft_prompt == "none" and getattr(run, "maps", None)
+    if run.teacher or run.layers or maps_alone:
+        return None
+    name = unseeded(run.folder.name)
+    if name in OTHER_METHODS:
+        return OTHER_METHODS[name]
+    if run.soft_prompt in WITHOUT_STAGE_1:
+        return WITHOUT_STAGE_1[run.soft_prompt]
+    if getattr(run, "lr_prompt", 0):
+        return "w ULSR"
+    distilled = stage_1(run)
+    if distilled.get("tasks") in OF_ONE_TASK:
+        return OF_ONE_TASK[distilled["tasks"]]
+    return "w UDPSM" if distilled.get("lr_lm") else f"DELRec ({run.settings['backbone']})"
+
+
+def sweeps_of(runs, value, low_high) -> dict:
+    """Points of Figure 8: runs whose soft prompts differ in k or in h only, {"k": {"80": {hr@1,
+    low, high}}}; only where there are three points or more.
+
+    runs: {row: run}; value: {row: metrics per sample}; low_high: {row: {metric: interval}}.
+    """
+    k_and_h = {}
+    for name, run in runs.items():
+        config = stage_1(run) if run.stage == "finetune" else {}
+        if "k" in config and "h" in config:
+            k_and_h[name] = config["k"], config["h"]
+    sweeps = {}
+    for swept, place, other in (("k", 0, 1), ("h", 1, 0)):
+        levels = [both[other] for both in k_and_h.values()]
+        # the other one stays at its usual value
+        usual = max(set(levels), key=levels.count) if levels else None
+        points = {}
+        for name, both in k_and_h.items():
+            if both[other] == usual:
+                points.setdefault(str(both[place]), []).append(name)
+        if len(points) > 2:
+            sweeps[swept] = {
+                level: {
+                    "hr@1": float(np.mean([value[n]["hr@1"].mean() for n in names])),
+                    "low": float(np.mean([low_high[n]["hr@1"][0] for n in names])),
+                    "high": float(np.mean([low_high[n]["hr@1"][1] for n in names])),
+                }
+                for level, names in points.items()
+            }
+    return sweeps

@@ -1,0 +1,97 @@
+"""The plain LM (evaluate.py --llm): a run without any training, but for its calibration, whose
+weight is chosen on validation.
+"""
+
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+
+from delrec.data.prepared import candidates, subset
+from delrec.lm.ranker import calibrate, neutral_scores, score_samples
+from delrec.runtime import is_run, load_run, read_json, read_npy, settle, stop, when
+
+
+def made_of(cfg, lm, data) -> dict:
+    """What the run is made of, as its config.json says it: two of the same give the same scores."""
+    return {
+        "llm": cfg.llm,
+        "llm_fingerprint": lm.identity,
+        "C": cfg.C,
+        "val_samples": cfg.val_samples,
+        "calibrate": cfg.calibrate,
+        "settings": {
+            "verbalizer": cfg.verbalizer,
+            "show": cfg.show,
+            "order": "shuffled",
+            "backbone_run": "",
+            "history": cfg.prompt_history,
+            "max_title": 32,
+            "max_tokens": 1024,
+            "backbone": "",
+            "allow_unknown": cfg.allow_unknown,
+        },
+        "data_hash": data.meta["hash"],
+    }
+
+
+def made_the_same_way(folder, made, overwrite, ranks) -> bool:
+    """True, and a line, if `folder` holds the plain LM's run of these settings; one of others is
+    refused. With --overwrite neither counts."""
+    settle(folder, "config.json")
+    if overwrite or not is_run(folder):
+        return False
+    have = read_json(folder / "config.json")
+    for key in made:
+        if have.get(key) != made[key]:
+            stop(
+                f"{folder} holds a {have['stage']} run whose {key.replace('_', ' ')} was "
+                f"{have.get(key)}, "
+                f"now it is {made[key]}; --overwrite replaces it, --llm-out names another folder"
+            )
+    if ranks.main:
+        print(
+            f"{folder} was made the same way ({when(load_run(folder))}): its scores are used again",
+            flush=True,
+        )
+    return True
+
+
+@dataclass
+class Calibrated:
+    """What the plain LM's run folder holds beside its configuration."""
+
+    neutral_I: np.ndarray  # each title's score with no history
+    score_nC: np.ndarray  # of the validation part, NaN where nobody asked
+    weight: float  # of the neutral score, which is subtracted
+
+
+def calibrated(ranker, val_samples, with_calibration, scorer) -> Calibrated:
+    """Scores some validation samples and chooses the weight on them; 0 without calibration."""
+    data, ranks, C = scorer.data, scorer.ranks, scorer.C
+    neutral_I = np.zeros(data.n_items + 1, np.float32)
+    if with_calibration:
+        neutral_I = neutral_scores(ranker, ranks)
+    val, cand_nC = subset(len(data.val), val_samples, 0), candidates(data, "val", C)
+    score_nC = np.full(cand_nC.shape, np.nan, np.float32)
+    began = time.time()
+    score_nC[val] = score_samples(ranker, "val", val, C, ranks, name="lm val")
+    scorer.prompts += len(val)
+    scorer.seconds += time.time() - began
+    weight = 0.0
+    if with_calibration:
+        target_n = data.items[data.val[val]]
+        weight = calibrate(score_nC[val], cand_nC[val], neutral_I, target_n)
+    return Calibrated(neutral_I, score_nC, weight)
+
+
+def open_plain(folder, ranker, scorer) -> SimpleNamespace:
+    """The finished run of the plain LM, which stays in memory for the scorer."""
+    run = load_run(folder, scorer.data)
+    penalty_I = np.zeros(scorer.data.n_items + 1, np.float32)
+    if run.calibration:
+        neutral_I = read_npy(folder / "neutral.npy", (scorer.data.n_items + 1,))
+        penalty_I = run.calibration * neutral_I
+    scorer.opened[run.folder] = ranker, penalty_I
+    return run

@@ -1,0 +1,228 @@
+"""The rows of a table: who ranks the candidates, with which scores.
+
+First the floors, which need no training; then the runs, backbones before LMs; then rows fused of
+two others. rows is {name: Row}, in this order.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from delrec.data.prepared import load_data, load_data_of
+from delrec.evaluation.floors import (
+    best_weight,
+    cooccurrence,
+    fused,
+    popularity,
+    title_similarity,
+)
+from delrec.evaluation.scores import scores_of
+from delrec.lm import listed
+from delrec.runtime import folder_of, load_run, settle, stop
+
+STAGES = ["lm", "train_backbone", "distill", "finetune"]  # the order of the rows
+
+
+@dataclass
+class Row:
+    """One that ranks the candidates."""
+
+    val_nC: np.ndarray  # its scores on validation, by which what is chosen is chosen
+    test_nC: np.ndarray  # its scores on the test part
+    note: str  # what it is, and what it chose
+    run: SimpleNamespace | None = None  # the run whose scores they are
+    compared: bool = True  # does it stand in the paired tests?
+
+
+def open_runs(names, dataset, ranks) -> tuple:
+    """(the runs of some folders, the data they were trained on). Without `dataset` it is the
+    first run's own.
+    """
+    stages = ["train_backbone", "distill", "finetune", "lm"]
+    runs = [load_run(name, stages=stages) for name in names]
+    data = load_data_of(runs[0]) if runs and not dataset else load_data(dataset or "ml-100k")
+    if runs and ranks.main:
+        place = str(data.folder)
+        if place != getattr(runs[0], "data_folder", place):
+            print(
+                f"{runs[0].folder} was trained on the preparation that stands in {place} now "
+                f"(hash {data.meta['hash']}): that one is used",
+                flush=True,
+            )
+    for run in runs:
+        load_run(run.folder, data)  # refuses another data set's run
+        listed.say_if_another(run, ranks)
+    return runs, data
+
+
+def runs_of(rows) -> dict:
+    """{name: run} of the rows that are runs."""
+    return {name: row.run for name, row in rows.items() if row.run}
+
+
+def names_of(rows) -> dict:
+    """{run folder: name} of the rows that are runs."""
+    return {run.folder: name for name, run in runs_of(rows).items()}
+
+
+# ---------------------------------------------------------------- floors
+
+
+def floor_rows(data, val, test) -> dict:
+    """The rows that need no training."""
+    # what they count is counted once for both parts
+    samples = np.concatenate([val.samples, test.samples])
+    cand_nC = np.concatenate([val.cand_nC, test.cand_nC])
+
+    def floor(score_nC, note):
+        n = len(val.samples)
+        return Row(score_nC[:n], score_nC[n:], note, compared=False)
+
+    return {
+        "chance": floor(np.zeros(cand_nC.shape), "constant scores"),
+        "popularity": floor(popularity(data)[cand_nC], "training interactions of the item"),
+        "co-occurrence": floor(
+            cooccurrence(data, samples, cand_nC),
+            "within 5 steps in training, over the root of both counts, L=10, decay .8",
+        ),
+        "title-similarity": floor(
+            title_similarity(data, samples, cand_nC), "TF-IDF cosine to the history, L=10, decay .8"
+        ),
+    }
+
+
+# ---------------------------------------------------------------- runs
+
+
+def add_run(rows, run, scorer, val, test, with_shuffled=False) -> None:
+    """Adds the row of a run; with_shuffled also that of the run when it sees its histories in a
+    random order.
+    """
+    name = run.folder.name if run.folder.name not in rows else str(run.folder)
+    val_nC, test_nC = scores_of(scorer, run, val), scores_of(scorer, run, test)
+    rows[name] = Row(val_nC, test_nC, note_of(run), run)
+    if not with_shuffled:
+        return
+    if run.stage in ("distill", "finetune") and run.settings["order"] == "backbone":
+        # its list of candidates must not tell the real order
+        backbone = load_run(run.settings["backbone_run"], scorer.data)
+        scores_of(scorer, backbone, test, shuffled=True)
+    test_nC = scores_of(scorer, run, test, shuffled=True)
+    rows[f"{name}, shuffled"] = Row(val_nC, test_nC, "its history in a random order")
+
+
+def note_of(run) -> str:
+    """What a run chose, where it differs from the paper."""
+    if run.stage == "train_backbone":
+        note = f"{getattr(run, 'loss', 'unknown')} loss"
+        if getattr(run, "teacher", None):
+            note += f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})"
+        return note
+    parts = prompt_notes(run.settings)
+    if run.stage == "finetune":
+        parts += tuning_notes(run)
+    if getattr(run, "calibration", 0):
+        parts.append(f"calibration {run.calibration}")
+    return ", ".join(parts)
+
+
+def prompt_notes(settings) -> list:
+    """What an LM's prompt holds, and how its answer is read."""
+    length = f"L={settings['history']}"
+    if settings.get("input") == "ids":
+        return ["items as vectors, all scored at once", length]
+    lists = settings["show"] or settings["verbalizer"] == "letter"
+    order = f"candidates listed in {settings['order']} order"
+    notes = [settings["verbalizer"], order if lists else "candidates not listed", length]
+    return ["titles and vectors", *notes] if settings.get("input") == "hybrid" else notes
+
+
+def tuning_notes(run) -> list:
+    """How an LM was fine-tuned."""
+    notes = []
+    if getattr(run, "layers", None):
+        teacher = f"taught by {Path(run.teacher).name}" if run.teacher else "no teacher"
+        notes.append(f"{run.layers} layers, {teacher}")
+    prompt = Path(run.soft_prompt).name if run.soft_prompt else "none"
+    return [
+        *notes,
+        f"loss {run.loss}",
+        f"AdaLoRA on {run.adapt}",
+        f"{run.samples} samples",
+        f"soft prompt {prompt}",
+    ]
+
+
+def find_backbone(runs, data, ranks) -> SimpleNamespace | None:
+    """The backbone that a table is about: the first one given, else one that a run was trained
+    with, else runs/<dataset>/sasrec; None if there is none of this preparation.
+    """
+    given = [run for run in runs if run.stage == "train_backbone"]
+    if given:
+        return given[0]
+    trained_with = [Path(run.backbone_run) for run in runs if getattr(run, "backbone_run", None)]
+    for folder in [*trained_with, folder_of("runs", f"{data.folder_name}/sasrec")]:
+        settle(folder, "config.json")
+        if not (folder / "config.json").exists():
+            continue
+        backbone = load_run(folder)
+        if backbone.data_hash == data.meta["hash"]:
+            return backbone
+        if ranks.main:
+            print(
+                f"{folder} was trained on another preparation (hash {backbone.data_hash}), so "
+                "it is no row here",
+                flush=True,
+            )
+    return None
+
+
+# ---------------------------------------------------------------- fused rows
+
+
+def pairs_with_backbone(rows, runs, backbone) -> list:
+    """The pairs of rows that every table fuses: the backbone with what counts pairs, and with what
+    knows the titles (the floors an LM's row, alone or fused, has to beat); each LM with its own
+    backbone.
+    """
+    names = names_of(rows)
+    base = names[backbone.folder]
+    pairs = [(base, "co-occurrence"), (base, "title-similarity")]
+    for run in runs:
+        if run.stage in ("finetune", "lm"):
+            own = getattr(run, "backbone_run", None)
+            own = names.get(folder_of("runs", own), base) if own else base
+            pairs.append((own, names[run.folder]))
+    return pairs
+
+
+def add_fused(rows, pairs, is_target_nC) -> None:
+    """Adds a row for each pair of rows (a, b): a + b, the weight chosen on validation, whose
+    targets are given. A fused row may be fused again.
+    """
+    for a, b in dict.fromkeys(pairs):
+        for name in (a, b):
+            if name not in rows:
+                stop(f"--fuse names the row {name}, but the rows are {', '.join(rows)}")
+        w = best_weight(rows[a].val_nC, rows[b].val_nC, is_target_nC)
+        rows[f"{a}+{b}"] = Row(
+            fused(rows[a].val_nC, rows[b].val_nC, w),
+            fused(rows[a].test_nC, rows[b].test_nC, w),
+            f"weight of {b} {w:.2f}, chosen on validation",
+        )
+
+
+def reference_of(rows, backbone, asked=None) -> str:
+    """The row that the others are tested against: the one asked for, else the backbone, else the
+    first run.
+    """
+    reference = asked
+    if not reference and backbone:
+        reference = names_of(rows)[backbone.folder]
+    if not reference:
+        reference = next(name for name, row in rows.items() if row.compared)
+    if reference not in rows:
+        stop(f"--reference names the row {reference}, but the rows are {', '.join(rows)}")
+    return reference

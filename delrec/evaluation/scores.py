@@ -1,0 +1,214 @@
+"""The scores of runs: those stored in their folders, and those that are computed and stored there.
+
+An LM run is scored once (scores_test_15.npy, NaN where nobody asked); backbones bring theirs. So
+runs are compared without loading a model.
+"""
+
+import time
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from delrec.backbone.ranking import history_scorer
+from delrec.data.prepared import candidates, histories, shuffled, subset, users
+from delrec.lm import listed
+from delrec.lm.ranker import open_run, reads_all, score_and_rank, score_samples
+from delrec.runtime import read_npy, stop, stop_if_replaced, write_npy
+
+
+@dataclass
+class Part:
+    """The samples of a split that a table is about."""
+
+    split: str  # val or test
+    which: np.ndarray  # their places in the split, int64 (n,)
+    samples: np.ndarray  # where in data.items the target of each stands (n,)
+    cand_nC: np.ndarray  # the stored candidates
+    is_target_nC: np.ndarray  # bool, one candidate a row is the target
+
+
+def part_of(data, split, which, C) -> Part:
+    """The part of a split that holds its samples `which`."""
+    samples = np.asarray(getattr(data, split))[which]
+    cand_nC = candidates(data, split, C, which)
+    return Part(split, which, samples, cand_nC, cand_nC == data.items[samples][:, None])
+
+
+def places_in_test(data, limit, max_history) -> np.ndarray:
+    """Places in the test split: of those with at most `max_history` earlier items (0: all), at most
+    `limit` (0: all), the same ones for every run.
+    """
+    which = np.arange(len(data.test))
+    if max_history:
+        test = np.asarray(data.test)
+        which = which[(test - data.ptr[users(data, test)]) <= max_history]
+        if not len(which):
+            stop(
+                f"no test sample of {data.name} has at most {max_history} earlier items "
+                "(--max-history); raise it or leave it out"
+            )
+    return which[subset(len(which), limit, 0)]
+
+
+@dataclass
+class Scorer:
+    """What runs are scored with: one LM is in memory at a time."""
+
+    data: SimpleNamespace  # the prepared folder
+    C: int  # stored candidates of a sample
+    ranks: SimpleNamespace  # the processes
+    shard: bool = False  # are an LM's layers divided among them?
+    opened: dict = field(default_factory=dict)  # run folder -> (ranker, penalty) in memory
+    prompts: int = 0  # how many LMs have scored
+    seconds: float = 0.0  # how long that took
+
+
+def opened(scorer, run) -> tuple:
+    """(ranker, penalty float32 [I+1]) of an LM run; the one before leaves the memory."""
+    if run.folder not in scorer.opened:
+        scorer.opened.clear()
+        scorer.opened[run.folder] = open_run(run, scorer.data, scorer.ranks.device, scorer.shard)
+    return scorer.opened[run.folder]
+
+
+def scores_of(scorer, run, part, shuffled=False) -> np.ndarray:
+    """The run's scores (n, C) of a part, its calibration subtracted; what is not in its folder yet
+    is computed and stored there. shuffled: as if each history had another order.
+    """
+    name = f"scores_{part.split}_{scorer.C}"
+    path = run.folder / (f"{name}_shuffled.npy" if shuffled else f"{name}.npy")
+    whole_nC = candidates(scorer.data, part.split, scorer.C)  # of the whole split
+    score_nC = stored(path, np.full(whole_nC.shape, np.nan, np.float32))
+    missing = part.which[~np.isfinite(score_nC[part.which]).all(1)]
+    if len(missing) and path.exists() and is_of_another_backbone(run, path.stem):
+        if scorer.ranks.main:
+            print(
+                f"{path} was made with another backbone, so it is made again as far as it is asked "
+                "for",
+                flush=True,
+            )
+        score_nC[:] = np.nan
+        missing = part.which
+    if len(missing) and run.stage == "train_backbone":
+        if not shuffled:
+            stop(
+                f"{path} lacks {len(missing)} samples; train the backbone again: its scores are "
+                "written at the end of train_backbone.py"
+            )
+        score_nC[missing] = shuffled_backbone(scorer, run, part.split, missing)
+        store_shuffled(path, score_nC, scorer.ranks)
+    elif len(missing):
+        score_nC[missing] = scored_by_lm(scorer, run, part.split, missing, shuffled)
+        store(path, score_nC, run, scorer.ranks)
+    return score_nC[part.which] - penalty_of(run, scorer.data, part.cand_nC)
+
+
+def stored(path, empty) -> np.ndarray:
+    """What an earlier evaluation wrote, or `empty` where there was none; the shape must be that of
+    empty.
+    """
+    return np.array(read_npy(path, empty.shape)) if path.exists() else empty
+
+
+def is_of_another_backbone(run, name) -> bool:
+    """True if the run lists its candidates by a backbone, and its scores `name` were made with
+    another one than the one there now.
+    """
+    now = listed.digest_now(run)
+    return bool(now) and listed.noted(run).get(name, now) != now
+
+
+def penalty_of(run, data, cand_nC) -> np.ndarray | float:
+    """What a calibrated run subtracts from the scores of candidates, (n, C); 0 for other runs."""
+    if not getattr(run, "calibration", 0):
+        return 0.0
+    if not (run.folder / "neutral.npy").exists():
+        stop(
+            f"{run.folder} lacks neutral.npy, which its config.json says it was calibrated "
+            "with; train it again"
+        )
+    neutral_I = read_npy(run.folder / "neutral.npy", (data.n_items + 1,))
+    return run.calibration * neutral_I[cand_nC]
+
+
+def store_ranks(runs, value, test, n) -> None:
+    """Stores in each run's folder the rank of the target for every sample of the table, among the
+    n of the test part; NaN where nobody asked. runs: {row: run}; value: {row: metrics per sample}.
+    """
+    for name, run in runs.items():
+        stop_if_replaced(run)
+        path = run.folder / f"ranks_test_{test.cand_nC.shape[1]}.npy"
+        rank_n = stored(path, np.full(n, np.nan, np.float32))
+        rank_n[test.which] = value[name]["rank"]
+        write_npy(path, rank_n)
+
+
+# ---------------------------------------------------------------- an LM
+
+
+def scored_by_lm(scorer, run, split, which, shuffled) -> np.ndarray:
+    """Scores (n, C) by the run's LM. One that reads the whole catalogue at once also ranks it: that
+    is stored beside (full_test.npy).
+    """
+    ranker, penalty_I = opened(scorer, run)
+    ranker = replace(ranker, shuffled=shuffled)
+    C, ranks = scorer.C, scorer.ranks
+    began, name = time.time(), f"{run.folder.name} {split}"
+    if split == "test" and reads_all(ranker) and not shuffled:
+        score_nC, full = score_and_rank(ranker, split, which, C, ranks, penalty_I, name)
+        if ranks.main:
+            stop_if_replaced(run)
+            store_full(run.folder / "full_test.npy", len(scorer.data.test), which, full)
+    else:
+        score_nC = score_samples(ranker, split, which, C, ranks, name=name)
+    scorer.prompts += len(which)
+    scorer.seconds += time.time() - began
+    return score_nC
+
+
+def store(path, score_nC, run, ranks) -> None:
+    """Stores scores in the folder of the run that gave them, and which backbone listed."""
+    if ranks.main:
+        stop_if_replaced(run)
+        write_npy(path, score_nC)
+        if now := listed.digest_now(run):
+            listed.note(run, path.stem, now)
+
+
+def store_full(path, n, which, full) -> None:
+    """Stores ranks over the catalogue (greater, equal) beside those there already; -1 where nobody
+    asked.
+    """
+    whole = stored(path, np.full((n, 2), -1, np.int32))
+    whole[which] = full
+    write_npy(path, whole)
+
+
+# ---------------------------------------------------------------- a backbone, histories shuffled
+
+
+def shuffled_backbone(scorer, run, split, which, batch=256) -> np.ndarray:
+    """Scores (n, C) of a backbone that sees its histories in a random order: what it stored is of
+    the real order, and it is quick to ask again.
+    """
+    data = scorer.data
+    scores_after = history_scorer(run)
+    cand_nC = candidates(data, split, scorer.C, which)
+    samples = np.asarray(getattr(data, split))[which]
+    score_nC = np.zeros(cand_nC.shape, np.float32)
+    for i in range(0, len(which), batch):
+        part = samples[i : i + batch]
+        old_nL = shuffled(histories(data, part, run.history), part)
+        s_BI = scores_after([old[old > 0] for old in old_nL])
+        score_nC[i : i + batch] = np.take_along_axis(s_BI, cand_nC[i : i + batch], 1)
+    return score_nC
+
+
+def store_shuffled(path, score_nC, ranks) -> None:
+    """Stores a backbone's scores; LMs that list by it read them next."""
+    if ranks.main:
+        write_npy(path, score_nC)
+    if ranks.world > 1:
+        torch.distributed.barrier()

@@ -1,0 +1,197 @@
+"""Floors and fusion worked by hand, and groups of samples."""
+
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from delrec.data.prepared import candidates, users
+from delrec.evaluation import floors
+from delrec.evaluation.groups import groups_of
+from delrec.evaluation.rows import Row, add_fused
+from delrec.metrics import compare, metrics
+
+
+def three_titles(history):
+    titles = ["", "Red car", "RED boat!", "blue sky", "car, car"]
+    items = np.array([*history, 1], np.int32)
+    return SimpleNamespace(titles=titles, n_items=4, items=items, ptr=np.array([0, len(items)]))
+
+
+def test_title_similarity_by_hand():
+    # document frequency: red 2, car 2, boat 1, blue 1, sky 1 of 4 titles; idf = log(5 / (1 + df))
+    two, one = math.log(5 / 3), math.log(5 / 2)
+    cand = np.array([[1, 2, 3, 4]])
+    red_boat = two * two / (math.hypot(two, two) * math.hypot(two, one))
+    score = floors.title_similarity(three_titles([1]), [1], cand)
+    # 'car, car' points where 'car' does
+    assert score[0].tolist() == pytest.approx([1, red_boat, 0, math.sqrt(0.5)], abs=1e-6)
+    # 'blue sky' then 'Red car': the older one weighs .8, the profile's length is hypot(.8, 1)
+    score = floors.title_similarity(three_titles([3, 1]), [2], cand)
+    assert score[0].tolist() == pytest.approx(
+        [
+            1 / math.hypot(0.8, 1),
+            red_boat / math.hypot(0.8, 1),
+            0.8 / math.hypot(0.8, 1),
+            math.sqrt(0.5) / math.hypot(0.8, 1),
+        ],
+        abs=1e-6,
+    )
+    assert floors.title_similarity(three_titles([3, 1]), [2], cand, L=1)[
+        0
+    ].tolist() == pytest.approx([1, red_boat, 0, math.sqrt(0.5)], abs=1e-6)
+    # no history, no similarity
+    assert not floors.title_similarity(three_titles([3, 1]), [0], cand).any()
+
+
+def test_title_similarity_goes_in_chunks(toy):
+    samples, cand = toy.test[:30], candidates(toy, "test", 15)[:30]
+    whole = floors.title_similarity(toy, samples, cand)
+    np.testing.assert_allclose(
+        floors.title_similarity(toy, samples, cand, chunk=7), whole, atol=1e-6
+    )
+    assert whole.min() >= 0 and whole.max() <= 1 + 1e-6 and whole.std() > 0.05
+
+
+def test_popularity_counts_training_only(toy):
+    counts = floors.popularity(toy)
+    # targets stand in order: the last one of each user remains
+    last = {u: s for u, s in zip(users(toy, toy.train), toy.train)}
+    # a user's first item is no target, but training all the same
+    read = [toy.items[s] for u in last for s in range(toy.ptr[u], last[u] + 1)]
+    assert counts[0] == 0 and counts.sum() == len(read) > len(toy.train)
+    assert all(counts[i] == read.count(i) for i in (1, 7, 30, 60))
+
+
+def test_popularity_over_the_catalogue_masks_the_history_once(toy):
+    count = np.bincount(toy.items[toy.train], minlength=toy.n_items + 1)
+    greater, equal = floors.full_ranking_of(count, toy, np.asarray(toy.test))
+    for n, sample in enumerate(toy.test):
+        target = toy.items[sample]
+        others = (
+            set(range(1, toy.n_items + 1))
+            - set(toy.items[toy.ptr[users(toy, [sample])[0]] : sample].tolist())
+            - {target}
+        )
+        assert greater[n] == sum(count[i] > count[target] for i in others) and equal[n] == sum(
+            count[i] == count[target] for i in others
+        )
+
+
+def test_cooccurrence_worked_by_hand():
+    # two users; training: a b c | b c d, each user's last item is the test target
+    data = SimpleNamespace(
+        items=np.array([1, 2, 3, 9, 2, 3, 4, 8]),
+        ptr=np.array([0, 4, 8]),
+        train=np.array([1, 2, 5, 6]),
+        n_items=9,
+        n_users=2,
+    )
+    cand = np.array([[1, 2, 3, 4, 9, 8]] * 2)
+    s = floors.cooccurrence(data, np.array([3, 7]), cand, decay=0.5)
+
+    def pair(n, a, b):
+        return n / np.sqrt(a * b)
+
+    # counts in training: 1: 1, 2: 2, 3: 2, 4: 1; user 0's history is 1 2 3, the oldest weighs .25
+    assert s[0] == pytest.approx(
+        [
+            0.5 * pair(1, 2, 1) + pair(1, 2, 1),
+            0.25 * pair(1, 1, 2) + pair(2, 2, 2),
+            0.25 * pair(1, 1, 2) + 0.5 * pair(2, 2, 2),
+            0.5 * pair(1, 2, 1) + pair(1, 2, 1),
+            0,
+            0,
+        ]
+    )
+    # the test targets 9 and 8 never stood beside anything in training
+    assert not s[:, 4:].any()
+
+
+def test_cooccurrence_finds_planted_pairs(make_data, tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    # items come in pairs 2i-1, 2i; which pair comes next is random
+    for u in range(120):
+        items = np.concatenate(
+            [[2 * i - 1, 2 * i] for i in rng.choice(np.arange(1, 31), 8, replace=False)]
+        )
+        rows += [(u, i, 100 * u + t) for t, i in enumerate(items)]
+    data = make_data(
+        tmp_path, rows, {i: f"title {i}" for i in range(1, 61)}, "pairs", "--split", "leave-one-out"
+    )
+    samples, cand = np.asarray(data.test), candidates(data, "test", 15)
+    m = metrics(
+        *compare(floors.cooccurrence(data, samples, cand), cand == data.items[samples][:, None])
+    )
+    assert m["hr@1"].mean() > 0.9  # the last item is the second of a pair
+
+
+# ---------------------------------------------------------------- fusion
+
+
+def test_standardised_scores_and_a_constant_row():
+    x = floors.standard(np.array([[1.0, 2, 3], [5, 5, 5]]))
+    assert (
+        x.mean(1).tolist() == pytest.approx([0, 0])
+        and x[0].std() == pytest.approx(1)
+        and not x[1].any()
+    )
+
+
+def planted(rng, n, knows, signal):
+    """Scores of n x 15 candidates, target first, for which the signal is there on the samples that
+    `knows` says.
+    """
+    score = rng.normal(size=(n, 15))
+    score[knows, 0] += signal
+    return score
+
+
+def fuse(a, b, target):
+    """The fused row of two pairs of scores (validation, test): its scores on the test part, and the
+    weight that its note tells.
+    """
+    rows = {"a": Row(*a, "one"), "b": Row(*b, "another")}
+    add_fused(rows, [("a", "b")], target)
+    weight = re.fullmatch(r"weight of b (\S+), chosen on validation", rows["a+b"].note).group(1)
+    return rows["a+b"].test_nC, float(weight)
+
+
+def test_fusion_finds_what_each_knows_alone_and_keeps_out_what_knows_nothing(alone):
+    rng, n = np.random.default_rng(0), 400
+    target = np.zeros((n, 15), bool)
+    target[:, 0] = True
+    # validation and test: one knows these, the other the rest
+    half = [rng.random(n) < 0.5 for _ in range(2)]
+    a, b = [[planted(rng, n, h ^ flip, 8) for h in half] for flip in (False, True)]
+    noise = [rng.normal(size=(n, 15)) * 1000 for _ in range(2)]
+
+    def hr(score):
+        return metrics(*compare(score, target))["hr@1"].mean()
+
+    fused, w = fuse(a, b, target)
+    assert hr(fused) > max(hr(a[1]), hr(b[1])) + 0.1 and 0.2 < w < 0.8
+    a = [planted(rng, n, slice(None), 2) for _ in range(2)]
+    fused, w = fuse(a, noise, target)
+    assert w <= 0.15 and hr(fused) > hr(a[1]) - 0.05 and fuse(noise, a, target)[1] >= 0.85
+    # the weight comes from validation alone: a test part that says the opposite does not change it
+    assert fuse((a[0], noise[1]), (noise[0], a[1]), target)[1] == w
+
+
+# ---------------------------------------------------------------- groups
+
+
+def test_groups_cover_every_sample_once(toy):
+    samples = np.asarray(toy.test)
+    groups = groups_of(toy, samples, "temporal")
+    assert len(groups) == 3
+    for kind, masks in groups.items():
+        assert (np.sum(list(masks.values()), 0) == 1).all(), kind
+    cold = groups["items in the history"].get("1-2, cold", np.zeros(len(samples), bool))
+    earlier = samples - toy.ptr[users(toy, samples)]
+    assert np.array_equal(cold, earlier < 3)
+    first = toy.times[samples[groups["time within the test part"]["first third"]]]
+    last = toy.times[samples[groups["time within the test part"]["last third"]]]
+    assert first.max() <= last.min() and len(groups_of(toy, samples, "leave-one-out")) == 2

@@ -1,0 +1,69 @@
+"""What the paper prints beside a row, its Figure 8, and the runs that a case study shows."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from delrec.evaluation.cases import told_apart
+from delrec.evaluation.figures import sweep_figure
+from delrec.evaluation.paper import printed_numbers, sweeps_of
+
+
+def test_the_paper_s_numbers_stand_beside_what_they_belong_to():
+    assert (
+        printed_numbers("beauty", "DELRec (SASRec)")["hr@1"] == 0.3177
+        and printed_numbers("ml-100k", "w/o TA")["ndcg@10"] == 0.5797
+    )
+    assert printed_numbers("steam-au", "SASRec") is None and printed_numbers("beauty", None) is None
+
+
+def test_a_sweep_is_a_curve(tmp_path, chain):
+    runs, value, low_high = {}, {}, {}
+    for k, h in ((20, 10), (40, 10), (80, 10), (80, 5), (80, 20)):
+        folder = tmp_path / f"p{k}-{h}"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"k": k, "h": h}))
+        runs[folder.name] = SimpleNamespace(stage="finetune", soft_prompt=str(folder))
+        value[folder.name], low_high[folder.name] = (
+            {"hr@1": np.array([k / 100, h / 100])},
+            {"hr@1": (0, 1)},
+        )
+    found = sweeps_of(runs, value, low_high)
+    assert set(found["k"]) == {"20", "40", "80"} and set(found["h"]) == {"5", "10", "20"}
+    assert found["k"]["40"]["hr@1"] == pytest.approx(0.25)
+    fig = sweep_figure(
+        {
+            "sweeps": found,
+            "reference": "sasrec",
+            "rows": {"sasrec": {"hr@1": 0.5}},
+            "candidates": 15,
+        },
+        "k",
+    )
+    assert list(fig.axes[0].lines[0].get_xdata()) == [20, 40, 80]
+
+
+def test_the_case_study_shows_what_is_compared(chain):
+    def run(name, stage, soft_prompt="none"):
+        return SimpleNamespace(
+            stage=stage, soft_prompt=soft_prompt, folder=SimpleNamespace(name=name)
+        )
+
+    runs = [
+        run(f"{m}-s{s}", "train_backbone") for m in ("sasrec", "gru4rec", "caser") for s in range(3)
+    ] + [run("lm", "lm")]
+    runs += [
+        run(f"{m}-s{s}", "finetune") for m in ("llara", "words", "no-prompt") for s in range(2)
+    ] + [run(f"delrec-s{s}", "finetune", str(chain.prompt)) for s in range(2)]
+    assert told_apart({r.folder.name: r for r in runs}, "sasrec-s1") == [
+        "sasrec-s1",
+        "lm",
+        "delrec-s0",
+        "llara-s0",
+        "words-s0",
+        "no-prompt-s0",
+        "gru4rec-s0",
+        "caser-s0",
+    ]
