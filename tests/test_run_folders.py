@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT, popular, write_backbone
-from test_prepare import random_log, write
+from logs import random_log, write
 
 import common
 import evaluate

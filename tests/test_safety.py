@@ -17,6 +17,7 @@ import distill
 import evaluate
 import finetune
 from delrec.data import prepare
+from delrec.data.titles import clean_title
 from delrec.lm.ranker import make_ranker
 from delrec.lm.text import MASK, SLOT, random_soft_prompt
 
@@ -124,7 +125,7 @@ def test_random_titles_leave_the_prompt_s_structure_alone(load, toy, kind):
     @example([";", ":", "\n", "1", "A.", ""], True)
     def drive(titles, show):
         # as data/prepare.py files them
-        clean = [prepare.clean_title(t)[0] or f"item {i}" for i, t in enumerate(titles)]
+        clean = [clean_title(t)[0] or f"item {i}" for i, t in enumerate(titles)]
         data = SimpleNamespace(**{**vars(toy), "titles": ["", *clean], "n_items": 6})
         r = make_ranker(
             m,

@@ -187,7 +187,7 @@ def embedded() -> Path:
     """The folder of the embedded LM, made at the first call."""
     folder = CACHE / EMBEDDED
     if not (folder / "config.json").exists():
-        from delrec.data.raw import fetch_llm
+        from delrec.data.fetch import fetch_llm
 
         folder = fetch_llm()
     return folder

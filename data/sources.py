@@ -1,0 +1,141 @@
+"""The published data sets known by name: where they come from, under which terms, what they must
+count.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from delrec.data.fetch import download
+from delrec.data.log import Log
+from delrec.data.published import (
+    read_amazon,
+    read_kuairec,
+    read_lastfm,
+    read_movielens,
+    read_steam,
+)
+from delrec.runtime import CACHE
+
+SNAP = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
+UCSD = "https://mcauleylab.ucsd.edu/public_datasets"
+MOVIELENS = "https://files.grouplens.org/datasets"
+
+
+@dataclass
+class Source:
+    """A published data set."""
+
+    read: Callable[[Path, object], Log]  # read(folder, what) makes the log
+    what: object  # the reader's second argument: a category, a bound, or None
+    urls: list[str]  # the files to fetch
+    page: str  # where a person finds them
+    terms: str  # of their use, and what to cite
+    noun: str  # what an item is called in prompts
+    verb: str  # what a user did with it
+    interactions: int | None = None  # rows of the published log, where we know them
+    after: tuple[int, int, int] | None = None  # users, items, interactions of its known 5-core
+
+
+def amazon_2014(category: str, interactions: int, after: tuple[int, int, int]) -> Source:
+    """A category of Amazon's reviews as published in 2014."""
+    return Source(
+        read=read_amazon,
+        what=category,
+        urls=[f"{SNAP}/ratings_{category}.csv", f"{SNAP}/meta_{category}.json.gz"],
+        page="https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
+        terms="research use; cite McAuley et al., SIGIR 2015",
+        noun="product",
+        verb="bought",
+        interactions=interactions,
+        after=after,
+    )
+
+
+def movielens(name: str, interactions: int) -> Source:
+    """A release of MovieLens."""
+    return Source(
+        read=read_movielens,
+        what=None,
+        urls=[f"{MOVIELENS}/movielens/{name}.zip"],
+        page="https://grouplens.org/datasets/movielens/",
+        terms="research use, no redistribution; cite Harper and Konstan, TiiS 2015",
+        noun="movie",
+        verb="watched",
+        interactions=interactions,
+    )
+
+
+SOURCES = {
+    "ml-1m": movielens("ml-1m", 1_000_209),
+    "ml-latest-small": movielens("ml-latest-small", 100_836),
+    "steam": Source(
+        read=read_steam,
+        what=None,
+        urls=[
+            f"{UCSD}/data/steam/steam_reviews.json.gz",
+            f"{UCSD}/data/steam/steam_games.json.gz",
+        ],
+        page="https://cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data",
+        terms="no explicit licence; cite Kang and McAuley, ICDM 2018",
+        noun="game",
+        verb="played",
+        interactions=7_793_069,
+    ),
+    "beauty": amazon_2014("Beauty", 2_023_070, (22_363, 12_101, 198_502)),
+    "toys": amazon_2014("Toys_and_Games", 2_252_771, (19_412, 11_924, 167_597)),
+    "games": amazon_2014("Video_Games", 1_324_753, (24_303, 10_672, 231_780)),
+    "sports": amazon_2014("Sports_and_Outdoors", 3_268_695, (35_598, 18_357, 296_337)),
+    "home-kitchen": Source(
+        read=read_amazon,
+        what="Home_and_Kitchen",
+        urls=[
+            f"{UCSD}/data/amazon_v2/categoryFilesSmall/Home_and_Kitchen.csv",
+            f"{UCSD}/data/amazon_v2/metaFiles2/meta_Home_and_Kitchen.json.gz",
+        ],
+        page="https://nijianmo.github.io/amazon/",
+        terms="research use; cite Ni et al., EMNLP 2019",
+        noun="product",
+        verb="bought",
+        interactions=21_928_568,
+    ),
+    "kuairec": Source(
+        read=read_kuairec,
+        what=2.0,
+        urls=["https://zenodo.org/records/18164998/files/KuaiRec.zip"],
+        page="https://kuairec.com",
+        terms="CC BY-SA 4.0; cite Gao et al., CIKM 2022",
+        noun="video",
+        verb="watched",
+    ),
+    "lastfm": Source(
+        read=read_lastfm,
+        what=None,
+        urls=[f"{MOVIELENS}/hetrec2011/hetrec2011-lastfm-2k.zip"],
+        page="https://grouplens.org/datasets/hetrec-2011/",
+        terms="non-commercial use; cite Cantador et al., HetRec 2011",
+        noun="artist",
+        verb="tagged",
+    ),
+}
+
+
+def read_source(name: str, folder: Path | None, min_watch: float | None) -> Log:
+    """The log of a published data set from a folder, or fetched where there is none. min_watch:
+    of kuairec, how many times its length a video must be watched; None: as often as usual.
+    """
+    source = SOURCES[name]
+    if folder is None:
+        folder = CACHE / "raw" / name
+        for url in source.urls:
+            if not (folder / Path(url).name).exists():
+                download(url, folder / Path(url).name, source.page)
+    least = min_watch if name == "kuairec" else None
+    log = source.read(folder, source.what if least is None else least)
+    found = len(log.rows.when)
+    if source.interactions and found != source.interactions:
+        log.notes.append(
+            f"the log has {found:,} interactions, as published it had {source.interactions:,}: "
+            "another release, or another file"
+        )
+    return log

@@ -1,0 +1,74 @@
+"""data/candidates.py: each row its target and items that its user never touched."""
+
+import numpy as np
+import pytest
+from logs import contents, prepared, random_log, run, toy, write
+
+from delrec.data.candidates import draw_candidates
+from delrec.data.prepared import candidates, users
+
+
+@pytest.mark.parametrize("C", [15, 20, 100])
+def test_candidates_hold_the_target_once_and_nothing_the_user_touched(tmp_path, C):
+    data, _ = prepared(tmp_path, random_log())
+    for split in ("val", "test"):
+        target = np.asarray(data.items[getattr(data, split)])
+        rows, owner = candidates(data, split, C), users(data, getattr(data, split))
+        assert rows.shape == (len(target), C) and rows.min() >= 1 and rows.max() <= data.n_items
+        assert ((rows == target[:, None]).sum(1) == 1).all()
+        assert all(len(set(row)) == C for row in rows)
+        for row, u, t in zip(rows, owner, target):
+            assert set(row) & set(data.items[data.ptr[u] : data.ptr[u + 1]]) == {t}
+        where = (rows == target[:, None]).argmax(1)
+        assert len(set(where)) > 5  # shuffled
+
+
+def test_candidates_are_uniform_even_for_users_who_leave_few():
+    # user 0 touched items 1..4 of 20, user 1 all but 14: each free item must appear equally often
+    touched = np.sort(np.concatenate([np.arange(1, 5), 21 + np.arange(15, 21)]))
+    user = np.repeat([0, 1], 4000)
+    rows = draw_candidates(
+        np.where(user == 0, 1, 20), user, touched, 20, 15, np.random.default_rng(0)
+    )
+    count = np.bincount(rows[:4000].ravel(), minlength=21)
+    assert count[1] == 4000 and (count[2:5] == 0).all()
+    assert abs(count[5:] / 4000 - 14 / 16).max() < 0.03
+    assert (np.bincount(rows[4000:].ravel(), minlength=21)[1:15] == 4000).all()
+
+
+def test_seed_changes_the_candidates_and_nothing_else(tmp_path):
+    write(tmp_path / "raw", toy())
+    for seed in (0, 1):
+        assert (
+            run(
+                "toy",
+                "--raw",
+                tmp_path / "raw",
+                "--core",
+                1,
+                "--seed",
+                seed,
+                "--out",
+                tmp_path / str(seed),
+            ).exit_code
+            == 0
+        )
+    a, b = contents(tmp_path / "0"), contents(tmp_path / "1")
+    assert {name for name in a if a[name] != b[name]} == {"meta.json"} | {
+        name for name in a if name.startswith("candidates")
+    }
+    assert a["meta.json"]["hash"] != b["meta.json"]["hash"]
+
+
+def test_a_training_user_who_touched_everything_is_refused_and_does_not_hang(tmp_path):
+    rows = [(0, i, i) for i in range(40)] + [
+        (u, i, 1000 + 40 * u + i) for u in range(1, 6) for i in range(20)
+    ]
+    result = run(
+        "toy", "--raw", write(tmp_path / "raw", rows), "--out", tmp_path / "out", "--core", 1
+    )
+    assert (
+        result.exit_code == 1
+        and "one user leaves only 0" in result.output
+        and not (tmp_path / "out").exists()
+    )

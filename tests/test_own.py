@@ -1,0 +1,153 @@
+"""data/own.py: a log of one's own as csv, parquet or RecBole's files, whatever its columns are
+called.
+"""
+
+import gzip
+
+import polars as pl
+import pytest
+from logs import contents, prepared, random_log, run, toy, write
+
+from delrec.data import own
+from delrec.data.prepared import load_data
+
+
+def test_timestamp_beats_position_only_if_every_row_has_one(tmp_path):
+    rows = [(u, i, t, 1000 - t) for u, i, t in toy()]
+    header = "user,item,timestamp,position"
+    data, _ = prepared(tmp_path, rows, header=header)
+    assert data.meta["order"] == "timestamp" and data.items[0] == 3
+    data, output = prepared(
+        tmp_path, [(*rows[0][:2], "", rows[0][3]), *rows[1:]], "--overwrite", header=header
+    )
+    assert (
+        data.meta["order"] == "position"
+        and data.items[0] == 39
+        and "1 of 45 rows have no timestamp" in output
+    )
+
+
+def test_words_and_gzip_and_bom(tmp_path):
+    raw = write(tmp_path / "raw", toy())
+    for name in ("interactions.csv", "items.csv"):
+        (raw / f"{name}.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + (raw / name).read_bytes()))
+        (raw / name).unlink()
+    assert (
+        run(
+            "toy",
+            "--raw",
+            raw,
+            "--out",
+            tmp_path / "out",
+            "--core",
+            1,
+            "--noun",
+            "product",
+            "--verb",
+            "bought",
+        ).exit_code
+        == 0
+    )
+    assert load_data(str(tmp_path / "out")).meta["words"] == {"noun": "product", "verb": "bought"}
+
+
+def same_as_csv(tmp_path, raw, *args):
+    """Whatever the form of the log, the prepared folder is the one of the plain csv."""
+    want, _ = prepared(tmp_path / "csv", random_log())
+    result = run(
+        "toy", "--raw", raw, "--out", tmp_path / "out", "--core", 1, "--ties", "item", *args
+    )
+    assert result.exit_code == 0, result.output
+    assert load_data(str(tmp_path / "out")).meta["hash"] == want.meta["hash"]
+    assert contents(tmp_path / "out")["raw_users.txt"] == contents(want.folder)["raw_users.txt"]
+
+
+def test_columns_of_other_names_and_columns_too_many(tmp_path):
+    raw = write(tmp_path / "raw", [(*row, 5) for row in random_log()], header="who,what,when,stars")
+    (raw / "items.csv").write_text(
+        (raw / "items.csv").read_text().replace("item,title", "what,name", 1)
+    )
+    same_as_csv(
+        tmp_path,
+        raw,
+        "--user-column",
+        "who",
+        "--item-column",
+        "what",
+        "--time-column",
+        "when",
+        "--title-column",
+        "name",
+    )
+
+
+def test_parquet(tmp_path):
+    raw, rows = write(tmp_path / "raw", random_log()), random_log()
+    (raw / "interactions.csv").unlink()
+    pl.DataFrame(
+        {
+            "extra": [1.5] * len(rows),
+            "user": [int(r[0]) for r in rows],
+            "item": [str(r[1]) for r in rows],
+            "timestamp": [int(r[2]) for r in rows],
+        }
+    ).write_parquet(raw / "interactions.parquet")
+    same_as_csv(tmp_path, raw)
+    for change, says in (
+        ({"user": None}, "is blank"),
+        ({"timestamp": 1.5}, "is Float64"),
+        ({"timestamp": -1}, "holds -1"),
+    ):
+        column, value = next(iter(change.items()))
+        frame = pl.DataFrame(
+            {"user": ["1", "2"], "item": ["1", "2"], "timestamp": [1, 2]}
+        ).with_columns(pl.lit(value, dtype=None if value is not None else pl.String).alias(column))
+        frame.write_parquet(raw / "interactions.parquet")
+        result = run("toy", "--raw", raw, "--out", tmp_path / "bad")
+        assert (
+            result.exit_code == 1 and says in result.output and not (tmp_path / "bad").exists()
+        ), result.output
+    (raw / "interactions.parquet").write_bytes(b"PAR1 and nothing")
+    assert "cannot be read as parquet" in run("toy", "--raw", raw, "--out", tmp_path / "bad").output
+
+
+def test_recbole_s_atomic_files(tmp_path):
+    raw, rows = tmp_path / "raw", random_log()
+    raw.mkdir()
+    (raw / "toy.inter").write_text(
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        + "".join(f"{u}\t{i}\t4\t{t}\n" for u, i, t in rows)
+    )
+    (raw / "toy.item").write_text(
+        "item_id:token\tmovie_title:token_seq\tclass:token_seq\n"
+        + "".join(f"{i}\tTitle {i}\tx\n" for i in sorted({r[1] for r in rows}))
+    )
+    same_as_csv(tmp_path, raw)
+    (raw / "toy.item").unlink()
+    assert "no .item file" in run("toy", "--raw", raw, "--out", tmp_path / "bad").output
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text,
+        lambda text: text.replace("3,", '"3",'),
+        lambda text: text.replace(",5\n", ", 5 \n"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n7,", "\n 7 ,"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_quick_reader_reads_as_the_careful_one_or_not_at_all(
+    tmp_path, monkeypatch, change, packed
+):
+    raw = write(tmp_path / "raw", random_log(500))
+    text = change((raw / "interactions.csv").read_text())
+    path = raw / ("interactions.csv.gz" if packed else "interactions.csv")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    quick, careful = own.quick_rows(path, own.Columns()), own.read_rows(path, own.Columns())
+    assert (quick is None) == ('"' in text)
+    if quick:
+        assert quick.user.to_list() == careful.user.to_list()
+        assert quick.item.to_list() == careful.item.to_list()
+        assert quick.when.tolist() == careful.when.tolist() and quick.timed == careful.timed

@@ -1,0 +1,93 @@
+"""data/rules.py: the exact arrays of a toy log, no leak, ties, k-core, numbering."""
+
+import numpy as np
+import pytest
+from logs import prepared, random_log, toy
+
+from delrec.data import rules
+from delrec.data.prepared import users
+
+
+def test_temporal_split_of_the_toy_log(tmp_path):
+    data, output = prepared(tmp_path, toy())
+    assert (
+        data.items.dtype == np.int32
+        and data.ptr.dtype == data.times.dtype == data.train.dtype == np.int64
+    )
+    assert data.items.tolist() == [3, 5, 5, 39, *range(1, 41)]
+    assert data.ptr.tolist() == [0, 4, 24, 44]
+    assert data.times.tolist() == [10, 10, 35, 45, *range(1, 41)]
+    assert data.meta["cuts"] == [34, 37]  # places 35 and 39 of the 44 sorted times
+    assert data.train.tolist() == [1, *range(5, 24), *range(25, 37)]
+    assert data.val.tolist() == [2, 37, 38, 39]
+    assert data.test.tolist() == [3, 40, 41, 42, 43]
+    assert data.titles == [""] + [f"Title {i}" for i in range(1, 41)]
+    assert (data.folder / "raw_users.txt").read_text() == "7\n8\n9\n"
+    meta = data.meta
+    assert meta["raw"] == {"users": 3, "items": 40, "interactions": 45} and meta["duplicates"] == 1
+    assert (
+        meta["cold"] == {"items": 7, "val": 3, "test": 5}
+        and meta["ties"] == 1
+        and meta["repeats"] == round(1 / 44, 6)
+    )
+    assert meta["candidates"] == [15, 20] and "candidates_*_100.npy are not written" in output
+    assert "train 32, val 4, test 5" in output
+
+
+def test_leave_one_out_split_of_the_toy_log(tmp_path):
+    data, _ = prepared(tmp_path, toy(), "--split", "leave-one-out")
+    assert data.train.tolist() == [1, *range(5, 22), *range(25, 42)]
+    assert data.val.tolist() == [2, 22, 42] and data.test.tolist() == [3, 23, 43]
+    # 19, 20, 39, 40 are only targets
+    assert data.meta["cuts"] is None and data.meta["cold"] == {"items": 4, "val": 2, "test": 3}
+
+
+def test_position_is_an_order_without_times(tmp_path):
+    data, _ = prepared(tmp_path, toy(), header="user,item,position")
+    assert data.times is None and not (data.folder / "times.npy").exists()
+    assert data.meta["split"] == "leave-one-out" and data.meta["order"] == "position"
+    assert data.items.tolist() == [3, 5, 5, 39, *range(1, 41)]
+
+
+def test_k_core_is_iterated():
+    # item 2 has one row; without it user 2 has one; without that everybody left has two
+    user, item = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 0, 1, 1, 2])
+    assert rules.k_core(user, item, 2).tolist() == [True] * 4 + [False] * 2
+    assert not rules.k_core(user, item, 3).any()
+    assert rules.k_core(user, item, 1).all()
+
+
+def test_ids_are_in_numeric_order_only_if_all_are_integers():
+    assert rules.number(["10", "9", "10", "-1"])[0].to_list() == ["-1", "9", "10"]
+    assert rules.number(["10", "9", "x"])[0].to_list() == ["10", "9", "x"]
+    assert rules.number(["10", "9", "10"])[1].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("split", ["temporal", "leave-one-out"])
+def test_nothing_leaks(tmp_path, split):
+    data, _ = prepared(tmp_path, random_log(), "--split", split)
+    t80, t90 = data.meta["cuts"] or (None, None)
+    assert not set(data.train) & set(data.val) and not set(data.val) & set(data.test)
+    for name, index in (("train", data.train), ("val", data.val), ("test", data.test)):
+        assert (np.diff(index) > 0).all()
+        begin = data.ptr[users(data, index)]
+        assert (index > begin).all()  # at least one earlier item
+        for n, start in zip(index, begin):
+            assert (data.times[start:n] <= data.times[n]).all()
+        if split == "temporal":
+            low, high = {"train": (0, t80), "val": (t80, t90), "test": (t90, 10**9)}[name]
+            assert (low <= data.times[index]).all() and (data.times[index] < high).all()
+    if split == "leave-one-out":
+        assert np.array_equal(data.test, data.ptr[1:] - 1) and np.array_equal(
+            data.val, data.ptr[1:] - 2
+        )
+
+
+@pytest.mark.parametrize("ties", ["item", "shuffled"])
+def test_ties_in_time_are_in_item_order_only_on_request(tmp_path, ties):
+    data, _ = prepared(tmp_path, random_log(), ties=ties)
+    owner = np.repeat(np.arange(data.n_users), np.diff(data.ptr))
+    tied = (np.diff(owner) == 0) & (np.diff(data.times) == 0)
+    assert tied.sum() == data.meta["ties"] > 30
+    rising = (np.diff(data.items)[tied] > 0).mean()
+    assert rising == 1 if ties == "item" else 0.2 < rising < 0.8
