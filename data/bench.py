@@ -21,79 +21,42 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 # run as a script, only this folder is on the path
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-from delrec.data.prepared import load_data  # noqa: E402
+from delrec.data.prepared import Data, candidates, histories, load_data, users  # noqa: E402
 from delrec.kernels.bench import report  # noqa: E402
+from delrec.metrics import compare, metrics  # noqa: E402
 
-# run by the python that has RecBole: one epoch of each model over given samples; prints seconds an
-# epoch and, if asked, scores of test samples
-RECBOLE = """
-import json, sys, time, warnings
-warnings.filterwarnings("ignore")
-import numpy as np, torch
-torch.set_num_threads(int(sys.argv[3]))
-from recbole.config import Config
-from recbole.data.dataset import SequentialDataset
-from recbole.data.interaction import Interaction
-from recbole.model.sequential_recommender import SASRec, GRU4Rec, Caser
-from recbole.utils import init_seed
-work = np.load(sys.argv[1])
-name, L, n_items, epochs = sys.argv[2], int(work["L"]), int(work["n_items"]), int(work["epochs"])
-E, dropout = int(work["width"]), float(work["dropout"])
-settings = {"seed": 0, "loss_type": "CE", "train_neg_sample_args": None, "MAX_ITEM_LIST_LENGTH": L, "data_path": sys.argv[4], "hidden_size": E, "inner_size": E,
-            "n_layers": 2, "n_heads": 1, "hidden_dropout_prob": dropout, "attn_dropout_prob": dropout, "embedding_size": E, "dropout_prob": dropout,
-            "num_layers": 1, "n_v": 4, "n_h": 16, "reg_weight": 0.0, "use_gpu": False, "show_progress": False,
-            "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "state": "ERROR"}
-argv, sys.argv = sys.argv, sys.argv[:1]
-config = Config(model={"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}[name], dataset="ours", config_dict=settings)
-init_seed(0, True)
-dataset = SequentialDataset(config)
-model = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}[name](config, dataset)
-seq, length, user, target = (torch.from_numpy(work[k]) for k in ("seq", "length", "user", "target"))
-opt = torch.optim.Adam(model.parameters(), lr=float(work["lr"]))
-batch, best, kept, seconds = int(work["batch"]), -1, None, []
-def scores(part):
-    model.eval()
-    with torch.no_grad():
-        out = [model.full_sort_predict(Interaction({"item_id_list": s, "item_length": l, "user_id": u})).view(len(s), -1)[:, :n_items + 1]
-               for s, l, u in zip(*(torch.from_numpy(work[f"{part}_{k}"]).split(256) for k in ("seq", "length", "user")))]
-    return torch.cat(out)
-for epoch in range(epochs):
-    model.train()
-    began = time.time()
-    for at in torch.randperm(len(seq)).split(batch):
-        opt.zero_grad()
-        loss = model.calculate_loss(Interaction({"item_id_list": seq[at], "item_length": length[at], "user_id": user[at], "item_id": target[at]}))
-        loss.backward()
-        opt.step()
-    seconds.append(time.time() - began)
-    if epochs > 1:
-        s = scores("val")
-        rank = (s > s.gather(1, torch.from_numpy(work["val_target"])[:, None])).sum(1)
-        quality = (1 / torch.log2(rank.float() + 2))[rank < 10].sum().item() / len(rank)
-        print(f"epoch {epoch + 1}: {seconds[-1]:.1f} s, val NDCG@10 {quality:.4f}", file=sys.stderr, flush=True)
-        if quality > best:
-            best, kept, since = quality, {k: v.clone() for k, v in model.state_dict().items()}, 0
-        else:
-            since += 1
-        if since >= int(work["patience"]):
-            break
-if kept:
-    model.load_state_dict(kept)
-    np.save(argv[5], scores("test").numpy())
-print(json.dumps({"seconds": float(np.median(seconds))}))
-"""
+# windows of a step, so that it has about 2,048 targets
+WINDOWS = {"sasrec": 128, "gru4rec": 128, "caser": 2048}
+# items a window has, RecBole's default; Caser 5
+HISTORY = {"sasrec": 50, "gru4rec": 50, "caser": 5}
 
 
-def measured(*args):
-    """(seconds, peak GB, output) of a process."""
+@dataclass
+class Measured:
+    """A process that ran."""
+
+    seconds: float  # wall time
+    gb: float  # its peak of memory
+    said: str  # what it printed
+
+    def last_line(self) -> dict:
+        """The JSON object it printed at the end."""
+        return json.loads(self.said.strip().split("\n")[-1])
+
+
+def measured(*args) -> Measured:
+    """One of our programs, run to its end; stops if it fails."""
     began = time.time()
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
@@ -109,196 +72,238 @@ def measured(*args):
         text = said.read()
     if process.returncode:
         sys.exit(f"bench: {' '.join(map(str, args))} failed:\n{text[-2000:]}")
-    return time.time() - began, usage.ru_maxrss / 2**20, text
+    return Measured(time.time() - began, usage.ru_maxrss / 2**20, text)
 
 
-def home_kitchen(rows, room, divide):
-    name, raw, out = (
-        "home-kitchen" + (f"-{divide}" if divide > 1 else ""),
-        room / f"raw-{divide}",
-        room / f"prepared-{divide}",
-    )
+# ---------------------------------------------------------------- the size of Home & Kitchen
+#
+# A row of the report is (name, value or None, unit, goal or None).
+
+
+def prepare_home_kitchen(room: Path, divide: int) -> Iterator[tuple]:
+    """Yields the rows of preparing a log `divide` times smaller, into prepared-DIVIDE."""
+    name = "prepare.home-kitchen" + (f"-{divide}" if divide > 1 else "")
+    raw, out = room / f"raw-{divide}", room / f"prepared-{divide}"
     measured("data/synthetic.py", raw, "--divide", divide)
-    seconds, gb, said = measured(
+    prepared = measured(
         "data/prepare.py", "home-kitchen", "--raw", raw, "--out", out, "--max-eval", 20000
     )
-    print(said, flush=True)
+    print(prepared.said, flush=True)
     shutil.rmtree(raw)
     began = time.time()
-    data = load_data(str(out))
-    rows.append((f"prepare.{name}.seconds", seconds, "s", 120 if divide == 1 else None))
-    rows.append((f"prepare.{name}.peak_gb", gb, "GB", 6 if divide == 1 else None))
-    rows.append((f"prepare.{name}.open_seconds", time.time() - began, "s", None))
+    load_data(str(out))
+    opened = time.time() - began
+    has_goal = divide == 1
+    yield f"{name}.seconds", prepared.seconds, "s", 120 if has_goal else None
+    yield f"{name}.peak_gb", prepared.gb, "GB", 6 if has_goal else None
+    yield f"{name}.open_seconds", opened, "s", None
     measured("data/prepare.py", "home-kitchen", "--out", out, "--check")
-    if divide == 1:
-        seconds, gb, said = measured(
-            "train_backbone.py",
-            "--dataset",
-            out,
-            "--out",
-            room / "run",
-            "--overwrite",
-            "--loss",
-            "sampled",
-            "--epochs",
-            1,
-            "--lists",
-            20000,
-        )
-        print(said, flush=True)
-        last = json.loads(said.strip().split("\n")[-1])
-        rows.append(
-            ("train.sasrec.home-kitchen.s_per_million", 1e6 / last["samples_per_second"], "s", None)
-        )
-        rows.append(("train.sasrec.home-kitchen.peak_gb", gb, "GB", 24))
-        rows.append(("train.sasrec.home-kitchen.samples", len(data.train), "samples", None))
 
 
-# windows of a step, so that it has about 2,048 targets; and the window
-STEP = {"sasrec": (128, 50), "gru4rec": (128, 50), "caser": (2048, 5)}
+def train_home_kitchen(room: Path) -> Iterator[tuple]:
+    """Yields the rows of an epoch of SASRec on the log of full size."""
+    data = room / "prepared-1"
+    options = ["--out", room / "run", "--overwrite", "--loss", "sampled", "--epochs", 1]
+    trained = measured("train_backbone.py", "--dataset", data, *options, "--lists", 20000)
+    print(trained.said, flush=True)
+    rate = trained.last_line()["samples_per_second"]
+    samples = len(load_data(str(data)).train)
+    yield "train.sasrec.home-kitchen.s_per_million", 1e6 / rate, "s", None
+    yield "train.sasrec.home-kitchen.peak_gb", trained.gb, "GB", 24
+    yield "train.sasrec.home-kitchen.samples", samples, "samples", None
 
 
-def against_recbole(rows, room, python, threads, models, epochs):
-    """An epoch over the same samples; with epochs > 1 our defaults instead, the best of both by
-    validation, test scores through our metrics.
-    """
-    import numpy as np
-    import torch
+# ---------------------------------------------------------------- against RecBole
 
-    import train_backbone as T
-    from delrec.data.prepared import candidates, histories, users
-    from delrec.metrics import compare, metrics
 
-    torch.set_num_threads(threads)
+@dataclass
+class Comparison:
+    """What a model of ours and RecBole's are compared with."""
+
+    data: Data  # ml-100k
+    room: Path  # folder for the files written meanwhile
+    python: str  # a python that has recbole
+    threads: int
+    epochs: int  # 1: only the time of an epoch; more: also what is learned
+
+    def settings(self, model: str) -> dict:
+        """The defaults of train_backbone.py; for the time of an epoch with RecBole's window."""
+        import train_backbone
+
+        settings = dict(train_backbone.DEFAULTS[model])
+        if self.epochs == 1:
+            settings["history"] = HISTORY[model]
+        return settings
+
+
+def compare_models(
+    room: Path, python: str | None, threads: int, models: tuple[str, ...], epochs: int
+) -> Iterator[tuple]:
+    """Yields the rows of all models; null where there is no python with RecBole."""
     data = load_data("ml-100k")
-    samples = {s: np.asarray(getattr(data, s)) for s in ("train", "val", "test")}
-    recbole = room / "recbole" / "ours"
-    recbole.mkdir(parents=True)
-    user = users(data, np.arange(len(data.items)))
-    # only tells RecBole how many there are
-    (recbole / "ours.inter").write_text(
-        "user_id:token\titem_id:token\ttimestamp:float\n"
-        + "".join(
-            f"{u}\t{i}\t{t}\n"
-            for t, (u, i) in enumerate(
-                zip([*user, *[0] * data.n_items], [*data.items, *range(1, data.n_items + 1)])
-            )
-        )
-    )
+    if python is None:
+        for model in models:
+            yield f"epoch.{model}.ml-100k.vs_recbole", None, "x", 20
+        return
+    write_counts(data, room / "recbole" / "ours")
+    comparison = Comparison(data, room, python, threads, epochs)
     for model in models:
-        if python is None:
-            rows.append((f"epoch.{model}.ml-100k.vs_recbole", None, "x", 20))
-            continue
-        cfg, lr = T.SimpleNamespace(**T.DEFAULTS[model]), 1e-3
-        if epochs == 1:
-            cfg.history = STEP[model][1]
-        parts = {}
-        for s, index in samples.items():
-            left = histories(data, index, cfg.history)  # RecBole pads on the right
-            length = (left > 0).sum(1)
-            at = (np.arange(cfg.history) + (cfg.history - length)[:, None]) % cfg.history
-            prefix = "" if s == "train" else f"{s}_"
-            parts |= {
-                f"{prefix}seq": np.take_along_axis(left, at, 1),
-                f"{prefix}length": length,
-                f"{prefix}user": users(data, index) + 1,
-                f"{prefix}target": data.items[index].astype(np.int64),
-            }
-        np.savez(
-            room / "work.npz",
-            **parts,
-            L=cfg.history,
-            width=cfg.width,
-            dropout=cfg.dropout,
-            lr=lr,
-            batch=2048,
-            n_items=data.n_items,
-            epochs=epochs,
-            patience=cfg.patience,
+        yield from against_recbole(comparison, model)
+
+
+def against_recbole(comparison: Comparison, model: str) -> Iterator[tuple]:
+    """Yields the rows of one model: an epoch over the same samples; with more epochs the quality
+    instead, our defaults, the best of both by validation, test scores through our metrics.
+    """
+    write_for_recbole(comparison, model)
+    theirs = train_theirs(comparison, model)
+    ours = train_ours(comparison, model)
+    if comparison.epochs > 1:
+        yield from compare_quality(comparison, model)
+        return
+    yield f"epoch.{model}.ml-100k.vs_recbole", theirs / ours, "x", 20
+    yield f"epoch.{model}.ml-100k.seconds", ours, "s", None
+    yield f"epoch.{model}.ml-100k.recbole_seconds", theirs, "s", None
+
+
+def write_for_recbole(comparison: Comparison, model: str) -> None:
+    """Writes work.npz: the samples and the settings."""
+    data, settings = comparison.data, comparison.settings(model)
+    samples = {}
+    for s in ("train", "val", "test"):
+        prefix = "" if s == "train" else f"{s}_"
+        for key, array in samples_of(data, np.asarray(getattr(data, s)), settings["history"]):
+            samples[prefix + key] = array
+    np.savez(
+        comparison.room / "work.npz",
+        **samples,
+        L=settings["history"],
+        width=settings["width"],
+        dropout=settings["dropout"],
+        lr=1e-3,
+        batch=2048,
+        n_items=data.n_items,
+        epochs=comparison.epochs,
+        patience=settings["patience"],
+    )
+
+
+def write_counts(data: Data, folder: Path) -> None:
+    """Writes a RecBole data set that only tells how many users and items there are."""
+    folder.mkdir(parents=True)
+    user = [*users(data, np.arange(len(data.items))), *[0] * data.n_items]
+    item = [*data.items, *range(1, data.n_items + 1)]
+    rows = (f"{u}\t{i}\t{t}\n" for t, (u, i) in enumerate(zip(user, item)))
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    (folder / "ours.inter").write_text(header + "".join(rows))
+
+
+def samples_of(data: Data, index: np.ndarray, L: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the samples as RecBole's models take them: histories padded on the right, their
+    lengths, users and targets.
+    """
+    history_nL = histories(data, index, L)  # padded on the left
+    length = (history_nL > 0).sum(1)
+    place_nL = (np.arange(L) + (L - length)[:, None]) % L
+    yield "seq", np.take_along_axis(history_nL, place_nL, 1)
+    yield "length", length
+    yield "user", users(data, index) + 1
+    yield "target", data.items[index].astype(np.int64)
+
+
+def train_theirs(comparison: Comparison, model: str) -> float:
+    """The seconds of an epoch of RecBole's model; scores.npy holds what it says of the test
+    samples, if there are several epochs.
+    """
+    room = comparison.room
+    # alone in a folder: beside data/ its imports could meet ours
+    program = shutil.copy(ROOT / "data" / "recbole_epoch.py", room / "run_recbole.py")
+    args = [room / "work.npz", model, comparison.threads, room / "recbole", room / "scores.npy"]
+    done = subprocess.run(
+        [comparison.python, str(program), *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=room,
+    )
+    if done.returncode:
+        sys.exit(f"bench: RecBole failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
+    print(done.stderr[-1500:], flush=True)
+    return json.loads(done.stdout.strip().split("\n")[-1])["seconds"]
+
+
+def train_ours(comparison: Comparison, model: str) -> float:
+    """The seconds of an epoch of our model; its run folder is run-MODEL."""
+    options = ["--model", model, "--out", comparison.room / f"run-{model}", "--overwrite"]
+    if comparison.epochs == 1:
+        options += ["--epochs", 3, "--batch", WINDOWS[model], "--history", HISTORY[model]]
+    trained = measured("train_backbone.py", "--dataset", "ml-100k", *options)
+    return len(comparison.data.train) / trained.last_line()["samples_per_second"]
+
+
+def compare_quality(comparison: Comparison, model: str) -> Iterator[tuple]:
+    """Yields the rows of both models' metrics on the test samples, and prints the differences."""
+    data, room = comparison.data, comparison.room
+    theirs = their_metrics(data, np.load(room / "scores.npy"))
+    ours = our_metrics(data, room / f"run-{model}")
+    rng = np.random.default_rng(0)
+    owner = users(data, np.asarray(data.test))
+    for name, mine in ours.items():
+        difference = mine - theirs[name]
+        low, high = interval(difference, owner, rng)
+        print(
+            f"{model} {name}: ours {mine.mean():.4f}, RecBole's {theirs[name].mean():.4f}, "
+            f"difference {difference.mean():+.4f} [{low:+.4f}, {high:+.4f}] (95 %, over users)",
+            flush=True,
         )
-        (room / "run_recbole.py").write_text(RECBOLE)
-        said = subprocess.run(
-            [
-                python,
-                str(room / "run_recbole.py"),
-                str(room / "work.npz"),
-                model,
-                str(threads),
-                str(room / "recbole"),
-                str(room / "scores.npy"),
-            ],
-            capture_output=True,
-            text=True,
-            cwd=room,
-        )
-        if said.returncode:
-            sys.exit(f"bench: RecBole failed:\n{said.stdout[-1000:]}{said.stderr[-3000:]}")
-        print(said.stderr[-1500:], flush=True)
-        theirs = json.loads(said.stdout.strip().split("\n")[-1])["seconds"]
-        _, _, out = measured(
-            "train_backbone.py",
-            "--dataset",
-            "ml-100k",
-            "--model",
-            model,
-            "--out",
-            room / f"run-{model}",
-            "--overwrite",
-            *(
-                ["--epochs", 3, "--batch", STEP[model][0], "--history", cfg.history]
-                if epochs == 1
-                else []
-            ),
-        )
-        ours = len(data.train) / json.loads(out.strip().split("\n")[-1])["samples_per_second"]
-        if epochs == 1:
-            rows.append((f"epoch.{model}.ml-100k.vs_recbole", theirs / ours, "x", 20))
-            rows.append((f"epoch.{model}.ml-100k.seconds", ours, "s", None))
-            rows.append((f"epoch.{model}.ml-100k.recbole_seconds", theirs, "s", None))
-        else:
-            scores, target = (
-                np.load(room / "scores.npy"),
-                data.items[samples["test"]].astype(np.int64),
-            )
-            own = np.take_along_axis(scores, target[:, None], 1)
-            scores[:, 0] = -np.inf
-            before = histories(data, samples["test"], int(np.diff(data.ptr).max()))
-            np.put_along_axis(scores, before, -np.inf, 1)
-            np.put_along_axis(scores, target[:, None], own, 1)
-            full = metrics((scores > own).sum(1), (scores == own).sum(1) - 1)
-            cand = candidates(data, "test", 15)
-            near = metrics(
-                *compare(
-                    np.take_along_axis(np.where(np.isfinite(scores), scores, -1e9), cand, 1),
-                    cand == target[:, None],
-                )
-            )
-            mine = metrics(*np.load(room / f"run-{model}" / "full_test.npy").T)
-            mine15 = metrics(
-                *compare(
-                    np.load(room / f"run-{model}" / "scores_test_15.npy"), cand == target[:, None]
-                )
-            )
-            rng, owner = np.random.default_rng(0), users(data, samples["test"])
-            for name, a, b in (
-                ("full.ndcg@10", mine["ndcg@10"], full["ndcg@10"]),
-                ("full.hr@10", mine["hr@10"], full["hr@10"]),
-                ("candidates15.hr@1", mine15["hr@1"], near["hr@1"]),
-            ):
-                sums = np.bincount(owner, a - b), np.bincount(owner)
-                held = np.flatnonzero(sums[1])
-                draws = [
-                    sums[0][d].sum() / sums[1][d].sum()
-                    for d in (rng.choice(held, len(held)) for _ in range(2000))
-                ]
-                low, high = np.quantile(draws, (0.025, 0.975))
-                print(
-                    f"{model} {name}: ours {a.mean():.4f}, RecBole's {b.mean():.4f}, difference "
-                    f"{(a - b).mean():+.4f} [{low:+.4f}, {high:+.4f}] (95 %, over users)",
-                    flush=True,
-                )
-                rows.append((f"quality.{model}.ml-100k.{name}.ours", float(a.mean()), "", None))
-                rows.append((f"quality.{model}.ml-100k.{name}.recbole", float(b.mean()), "", None))
+        yield f"quality.{model}.ml-100k.{name}.ours", float(mine.mean()), "", None
+        yield f"quality.{model}.ml-100k.{name}.recbole", float(theirs[name].mean()), "", None
+
+
+def quality_of(full: dict, near: dict) -> dict[str, np.ndarray]:
+    """The metrics that are compared, (n,) each, of those over all items and over 15 candidates."""
+    return {
+        "full.ndcg@10": full["ndcg@10"],
+        "full.hr@10": full["hr@10"],
+        "candidates15.hr@1": near["hr@1"],
+    }
+
+
+def our_metrics(data: Data, run: Path) -> dict[str, np.ndarray]:
+    """The metrics of a run folder of train_backbone.py."""
+    is_target = candidates(data, "test", 15) == targets_of_test(data)
+    near = compare(np.load(run / "scores_test_15.npy"), is_target)
+    return quality_of(metrics(*np.load(run / "full_test.npy").T), metrics(*near))
+
+
+def their_metrics(data: Data, score_nI: np.ndarray) -> dict[str, np.ndarray]:
+    """The metrics of scores of all items; the user's earlier items do not count, as with ours."""
+    target = targets_of_test(data)
+    of_target = np.take_along_axis(score_nI, target, 1)
+    score_nI[:, 0] = -np.inf
+    before = histories(data, np.asarray(data.test), int(np.diff(data.ptr).max()))
+    np.put_along_axis(score_nI, before, -np.inf, 1)
+    np.put_along_axis(score_nI, target, of_target, 1)
+    full = metrics((score_nI > of_target).sum(1), (score_nI == of_target).sum(1) - 1)
+    cand = candidates(data, "test", 15)
+    finite_nI = np.where(np.isfinite(score_nI), score_nI, -1e9)
+    near = compare(np.take_along_axis(finite_nI, cand, 1), cand == target)
+    return quality_of(full, metrics(*near))
+
+
+def targets_of_test(data: Data) -> np.ndarray:
+    """The targets of the test samples: int64 (n, 1)."""
+    return data.items[np.asarray(data.test)].astype(np.int64)[:, None]
+
+
+def interval(difference: np.ndarray, owner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The 95 % interval of a mean difference, over users drawn with repetition."""
+    total, count = np.bincount(owner, difference), np.bincount(owner)
+    present = np.flatnonzero(count)
+    means = []
+    for _ in range(2000):
+        drawn = rng.choice(present, len(present))
+        means.append(total[drawn].sum() / count[drawn].sum())
+    return np.quantile(means, (0.025, 0.975))
 
 
 @click.command(context_settings={"show_default": True})
@@ -338,13 +343,14 @@ def main(quick, only, python, epochs, models, threads, room):
     ml-100k.
     """
     rows = []
-    with tempfile.TemporaryDirectory(dir=room) as room:
-        room = Path(room)
+    with tempfile.TemporaryDirectory(dir=room) as folder:
         if only != "recbole":
             for divide in (100, 10) if quick else (100, 10, 1):
-                home_kitchen(rows, room, divide)
+                rows += prepare_home_kitchen(Path(folder), divide)
+            if not quick:
+                rows += train_home_kitchen(Path(folder))
         if only != "size":
-            against_recbole(rows, room, python, threads, models, epochs)
+            rows += compare_models(Path(folder), python, threads, models, epochs)
     report(rows, threads)
 
 
