@@ -41,11 +41,11 @@ import common
 from common import WHOLE
 from delrec.backbone import dllm2rec, results
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
-from delrec.backbone.models import NAMES, build
+from delrec.backbone.models import build
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import batch_of, runs_of_targets, users
 from delrec.processes import finish, sum_gradients, sum_over_ranks
-from delrec.runtime import described, stop
+from delrec.runtime import NAMES, described, stop
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState
 

@@ -19,14 +19,13 @@ import evaluate
 import finetune
 import train_backbone
 from delrec import runtime
-from delrec.backbone.models import NAMES
 from delrec.data.prepared import subset
 from delrec.evaluation.paper import paper_method
 from delrec.lm.model import load_lm
 from delrec.lm.prompts import PATTERN
 from delrec.lm.ranker import make_ranker, open_run, score_samples
 from delrec.lm.text import SLOT
-from delrec.runtime import folder_of, load_run, write_json
+from delrec.runtime import NAMES, folder_of, load_run, write_json
 from recipes import circle, tables
 from recipes import stage as one_stage
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from delrec.runtime import NAMES as NAMES
 from delrec.runtime import load_run, read_tensors
 
 

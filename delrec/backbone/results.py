@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from delrec.backbone.models import NAMES
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import candidates, subset
 from delrec.metrics import chance, compare, metrics
-from delrec.runtime import write_json, write_npy
+from delrec.runtime import NAMES, write_json, write_npy
 
 COLUMNS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 

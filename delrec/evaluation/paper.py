@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from delrec.backbone.models import NAMES
 from delrec.evaluation.stats import unseeded
 from delrec.evaluation.tables import SHOWN
-from delrec.runtime import ROOT, read_json
+from delrec.runtime import NAMES, ROOT, read_json
 
 DATASETS = {
     "ml-100k": "MovieLens-100K",
