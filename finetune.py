@@ -88,10 +88,6 @@ def check(cfg, typed):
             "to reallocate otherwise",
         ),
         (
-            cfg.maps and cfg.teacher,
-            "--maps and --teacher both say what the maps begin as; leave one of them out",
-        ),
-        (
             n_steps < 5,
             f"--samples {cfg.samples} with --batch {cfg.batch} is {n_steps} steps; AdaLoRA needs "
             "at least 5 to reallocate its ranks",

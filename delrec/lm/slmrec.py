@@ -32,6 +32,8 @@ def teacher_of(cfg, typed, data):
 
     A typed one that differs is refused.
     """
+    if cfg.maps:
+        stop("--maps and --teacher both say what the maps begin as; leave one of them out")
     run = load_run(cfg.teacher, data, stages=["finetune"])
     values = {**run.settings, "input": run.settings.get("input", "titles")}
     for key in PROMPT_FLAGS:
