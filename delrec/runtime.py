@@ -336,8 +336,17 @@ def stop_if_replaced(run):
         )
 
 
-def load_run(name, data=None, stages=None):
-    """The config of a finished run folder (or a name under runs/), as a namespace with .folder.
+class Run(SimpleNamespace):
+    """A finished run: what its config.json holds, as attributes; more than these by stage."""
+
+    folder: Path  # where it stands
+    stage: str  # train_backbone, distill, finetune or evaluate
+    dataset: str  # the name of its data
+    data_hash: str  # of their preparation
+
+
+def load_run(name, data=None, stages=None) -> Run:
+    """The run in a finished run folder (or a name under runs/). stages: those that are expected.
 
     Another data set's run is refused."""
     folder = folder_of("runs", name)
@@ -354,7 +363,7 @@ def load_run(name, data=None, stages=None):
             f"{folder}/config.json does not name stage, dataset and data_hash, "
             "so it is no run of these scripts; train it again"
         )
-    run = SimpleNamespace(**config, folder=folder)
+    run = Run(**config, folder=folder)
     if stages and run.stage not in stages:
         stop(f"{folder} holds a {run.stage} run, expected one of: {', '.join(stages)}")
     if data is not None and run.data_hash != data.meta["hash"]:
