@@ -507,7 +507,7 @@ def random_lm(name, config, device, dtype):
         special=set(),
         sep=[5],
     )
-    check.settle(lm, checked=False)
+    lm.read_as(check.find(lm, checked=False))
     return lm
 
 

@@ -11,7 +11,7 @@ from conftest import bpe_tokenizer, randomise, save
 from safetensors.torch import load_file, save_file
 
 import finetune
-from delrec.lm import check, layers, model, passes
+from delrec.lm import check, layers, model, passes, pretrained
 from delrec.lm.model import load_lm
 from delrec.lm.text import embed, random_soft_prompt, token_scale
 from delrec.lm.titles import tokenise_titles
@@ -174,8 +174,8 @@ def test_what_was_found_is_kept_for_the_same_lm_only(decoder, copy, fresh, monke
     opened(decoder)
     assert len(list(fresh.iterdir())) == 1
     measured = []
-    plain = check.reference_of
-    monkeypatch.setattr(check, "reference_of", lambda *a: measured.append(1) or plain(*a))
+    plain = check.wanted_of
+    monkeypatch.setattr(check, "wanted_of", lambda *a: measured.append(1) or plain(*a))
     again = opened(copy())  # the same files elsewhere
     assert not measured and again.paths == opened(decoder).paths and again.attends
     other = copy("other")
@@ -451,8 +451,8 @@ def test_gpt2_is_adapted_though_its_layers_are_no_linear_ones(
 def test_a_model_s_kind_is_told_by_its_architecture_first():
     from transformers import BertConfig, GPT2Config, RobertaConfig, T5Config
 
-    assert model.kind_of(T5Config()) == "encoder-decoder"
-    assert model.kind_of(BertConfig()) == model.kind_of(RobertaConfig()) == "encoder"
-    assert model.kind_of(GPT2Config()) == "decoder"
+    assert pretrained.kind_of(T5Config()) == "encoder-decoder"
+    assert pretrained.kind_of(BertConfig()) == pretrained.kind_of(RobertaConfig()) == "encoder"
+    assert pretrained.kind_of(GPT2Config()) == "decoder"
     causal = BertConfig(architectures=["BertLMHeadModel"], is_decoder=True)
-    assert model.kind_of(causal) == "decoder"
+    assert pretrained.kind_of(causal) == "decoder"

@@ -5,6 +5,7 @@ unmodified Hugging Face model.
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import click
@@ -581,11 +582,12 @@ def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(
     pairs = [r.prompts.history(h, c) for h, c in zip(old, cand)]
     results = []
     for cache, path in itertools.product((True, False), ("packed", "padded", "rows")):
-        P, r.lm.paths = r.P.clone().requires_grad_(), [path]
-        start = read_prefix(r.lm, r.prompts.prefix, P, cache)
+        P = r.P.clone().requires_grad_()
+        lm = replace(r.lm, paths=[path])
+        start = read_prefix(lm, r.prompts.prefix, P, cache)
         assert (start.kv is not None) == (cache and path != "rows")
         score = verbalizers.score(
-            r.lm,
+            lm,
             start,
             [t for t, _ in pairs],
             cand,
@@ -672,26 +674,18 @@ def test_candidates_share_their_prompt_s_encoder_states(load, toy):
     assert r.lm.attends
     from recipes.bench import saved_tensors
 
-    try:
-        for r.lm.attends in (True, False):
-            P = r.P.clone().requires_grad_()
+    for attends in (True, False):
+        lm = replace(r.lm, attends=attends)
+        P = r.P.clone().requires_grad_()
 
-            def run():
-                return verbalizers.score(
-                    r.lm,
-                    read_prefix(r.lm, r.prompts.prefix, P),
-                    tails,
-                    cand,
-                    r.titles,
-                    "likelihood",
-                )
+        def run(lm=lm, P=P):
+            start = read_prefix(lm, r.prompts.prefix, P)
+            return verbalizers.score(lm, start, tails, cand, r.titles, "likelihood")
 
-            sizes.append(sum(size for _, size in saved_tensors(run, r.lm.model).values()))
-            scores.append(run())
-            scores[-1].log_softmax(1)[:, 0].sum().backward()
-            scores.append(P.grad)
-    finally:
-        r.lm.attends = True
+        sizes.append(sum(size for _, size in saved_tensors(run, r.lm.model).values()))
+        scores.append(run())
+        scores[-1].log_softmax(1)[:, 0].sum().backward()
+        scores.append(P.grad)
     torch.testing.assert_close(scores[0], scores[2], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores[1], scores[3], rtol=1e-4, atol=1e-6)
     assert sizes[0] < 0.7 * sizes[1]

@@ -9,7 +9,7 @@ QV = ("q_proj", "v_proj", "q", "v", "query", "value", "q_lin", "v_lin", "query_p
 QKV = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj_qkv")
 
 
-def decoder_layers(lm):
+def decoder_layers(lm) -> tuple[torch.nn.Module, str, torch.nn.ModuleList]:
     """(module that holds them, its attribute, the layers) of a decoder-only LM's body."""
     if lm.kind != "decoder":
         stop(f"{lm.name} is an {lm.kind} LM; layers are cut and taught in decoder-only LMs only")
@@ -21,7 +21,7 @@ def decoder_layers(lm):
     stop(f"{lm.name}: its {n} layers do not stand in one list, so they cannot be cut or taught")
 
 
-def adapt_modules(lm, adapt="qv") -> list:
+def adapt_modules(lm, adapt: str = "qv") -> list[str]:
     """Names of the layers an adapter is put on: the attention's q and v (DELRec), or all of the
     body."""
     from transformers.pytorch_utils import Conv1D
@@ -41,7 +41,7 @@ def adapt_modules(lm, adapt="qv") -> list:
     stop(f"{lm.name} has no attention projections named {', '.join(QV + QKV)}; use --adapt linear")
 
 
-def reads_text(lm, name) -> bool:
+def reads_text(lm, name: str) -> bool:
     """False for a layer of what a decoder-only LM sees or hears with: no text passes it."""
     if lm.kind != "decoder":
         return True
@@ -50,7 +50,7 @@ def reads_text(lm, name) -> bool:
     return not inside or name.startswith(f"{inside}.")
 
 
-def prune(lm, n):
+def prune(lm, n: int):
     """Leaves the first n layers; the final norm and the head stay (SLMRec: a depth-pruned
     student)."""
     holder, name, layers = decoder_layers(lm)
@@ -76,33 +76,32 @@ def prune(lm, n):
         )
 
 
-def tap(lm, blocks):
+def tap(lm, blocks: int):
     """From now on every pass leaves in lm.tapped the states (N, D) at its reads after each of the
     blocks its layers are cut into; the last ones after the final norm, as the head reads them."""
     holder, _, layers = decoder_layers(lm)
 
     def keep(module, args, out):
-        lm.tapped.append(out[0] if isinstance(out, tuple) else out)
+        lm.add_tapped(out[0] if isinstance(out, tuple) else out)
 
-    # read by pass_fused, which calls no layer
-    lm.taps = {j * len(layers) // blocks - 1 for j in range(1, blocks)}
+    # pass_fused, which calls no layer, reads lm.taps
+    lm.tap(j * len(layers) // blocks - 1 for j in range(1, blocks))
     for i in lm.taps:
         layers[i].register_forward_hook(keep)
     norms = [m for n, m in holder.named_children() if "norm" in n or n == "ln_f"]
     if not norms:
         stop(f"{lm.name}: the norm behind its layers has no name that is known; use another LM")
     norms[-1].register_forward_hook(keep)
-    lm.tapped = []
 
 
-def layers_of(model) -> list:
+def layers_of(model) -> list[torch.nn.Module]:
     """The layers that transformers can compute again."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
-def shard_layers(model, device):
+def shard_layers(model, device) -> torch.nn.Module:
     """The model with torch's FSDP2 around each layer: a process keeps its part and fetches the rest
     while the layer computes. Adapters, which come later, and what is not in a layer (embeddings,
     head) stay whole on every process."""
@@ -133,25 +132,27 @@ def shard_layers(model, device):
     return model
 
 
+def computed_again(forward):
+    """A layer's forward that keeps its input only, and is computed again in backward."""
+    from torch.utils.checkpoint import checkpoint
+
+    def run(*args, **kwargs):
+        # the prefix keeps its keys and values, so it is not computed again
+        keeps = any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))
+        if not torch.is_grad_enabled() or keeps:
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
 def checkpoint_layers(model):
     """Gradient checkpointing: each layer keeps its input only and is computed again in backward;
     the same numbers for a third more time."""
-    from torch.utils.checkpoint import checkpoint
-
-    def again(forward):
-        def run(*args, **kwargs):
-            # the prefix keeps its keys and values, so it is not computed again
-            keeps = [kwargs.get(name) for name in ("cache", "past_key_values")] != [None, None]
-            if not torch.is_grad_enabled() or keeps:
-                return forward(*args, **kwargs)
-            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-        return run
-
     if not layers_of(model):
         stop(
             f"--gradient-checkpointing: {type(model).__name__} has no layers that transformers can "
             "checkpoint; lower --micro instead"
         )
     for layer in layers_of(model):
-        layer.forward = again(layer.forward)
+        layer.forward = computed_again(layer.forward)

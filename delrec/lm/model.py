@@ -1,13 +1,10 @@
 """The language model: an `LM` with all that reading it needs, loaded from an id, a folder or a
 run.
-
-Nothing that a folder brings is ever run: a model whose own code it would take is refused
-(`trust_remote_code` is False everywhere).
 """
 
 import hashlib
-import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,9 @@ from typing import Any
 import torch
 
 from delrec.lm import check, layers
+from delrec.lm.pretrained import EMBEDDED, config_and_tokenizer, kind_of, text_config, weights
+from delrec.lm.probes import HalfFails
+from delrec.lm.reading import reader_of
 from delrec.lm.text import encode, fingerprint
 from delrec.runtime import CACHE, first_line, folder_of, is_folder, is_run, load_run, stop
 
@@ -26,13 +26,12 @@ warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")
 warnings.filterwarnings("ignore", message="Adapter 'default'.*LoRA tensor.*invalid shape")
 
 SENTINEL = "<extra_id_0>"  # the mask of the T5 family
-LFS = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
-EMBEDDED = "smollm2-135m"
+LONGEST = 4096  # tokens of a prompt, whatever the LM has positions for
 
 
 @dataclass
 class LM:
-    """A frozen language model and how it is read."""
+    """A frozen language model and how it is read. Only its own methods write into it."""
 
     name: str  # as the user gave it
     folder: str  # where its files are, or its id
@@ -44,27 +43,33 @@ class LM:
     head_VD: torch.Tensor  # rows of the output layer, one a token
     bias_V: torch.Tensor | None  # its bias
     mask_id: int | None  # the token that stands for the mask; None for a decoder
-    start: list  # special tokens in front of a text
-    end: list  # special tokens behind it
+    start: list[int]  # special tokens in front of a text
+    end: list[int]  # special tokens behind it
     max_tokens: int  # of a prompt with a title
-    special: set  # tokens that no title may become
+    special: set[int]  # tokens that no title may become
+    sep: list[int] = field(default_factory=list)  # tokens that end a title
     identity: str = ""  # 16 hex digits: weights, tokenizer, and the adapter merged into it
     sharded: bool = False  # are its layers divided among processes?
+    reader: Callable = field(init=False, repr=False)  # what reads its kind: reading.py
+    # how it is read right: measured at load (check.py), set by read_as
     attends: bool = False  # does it attend by passes.attention?
-    paths: list = field(default_factory=list)  # usable ways through a decoder, best first: check.py
+    paths: list[str] = field(default_factory=list)  # usable ways through a decoder, best first
     reach: float = float("inf")  # tokens up to which the first path is right; "rows" beyond
     window: int | None = None  # tokens behind which a layer sees less, or turns in another way
     factor: float = 1.0  # of a token's vector, which the model applies to tokens but not to vectors
     scale: float = 1.0  # what the model multiplies its logits by after the head
     own_head: bool = False  # are logits asked of the model itself, because they are no product?
-    sep: list = field(default_factory=list)  # tokens that end a title
-    items: Any = None  # items as vectors: items.py
-    adapter: Any = None  # of a run of finetune.py that was opened
-    taps: tuple = ()  # layers whose states are kept: layers.tap
-    tapped: list | None = None  # those states of the last pass
+    # what a run adds
+    items: Any = None  # items as vectors (items.py): set_items
+    adapter: Any = None  # of a run of finetune.py that was opened: set_adapter
+    taps: frozenset[int] = frozenset()  # layers whose states every pass keeps: tap
+    tapped: list[torch.Tensor] | None = None  # those states of the last pass, and the last layer's
+
+    def __post_init__(self):
+        self.reader = reader_of(self.kind)
 
     @property
-    def body(self):
+    def body(self) -> torch.nn.Module:
         """The model without its head."""
         base = self.model.base_model
         return self.model.model if base is self.model else base  # Llama 4 names one it has not
@@ -82,33 +87,49 @@ class LM:
         """True where rows of one pass stand one behind the other, without padding."""
         return "packed" in self.paths
 
+    def read_as(self, found: check.Found):
+        """From now on the LM is read as the check found it right."""
+        self.attends = found.attends
+        self.paths = list(found.paths)
+        self.reach = found.reach
+        self.window = found.window
+        self.factor = found.factor
+        self.scale = found.scale
+        self.own_head = found.own_head
+
+    def set_items(self, items):
+        """Gives the LM items as vectors."""
+        self.items = items
+
+    def set_adapter(self, adapter):
+        """Gives the LM the adapter that is around its layers."""
+        self.adapter = adapter
+
+    # what layers.tap and the passes do with states of inner layers
+
+    def tap(self, layers):
+        """From now on every pass keeps the states after these layers in `tapped`."""
+        self.taps = frozenset(layers)
+        self.tapped = []
+
+    def forget_tapped(self):
+        """Before a pass: the states of the one before are no more."""
+        self.keep_tapped([])
+
+    def add_tapped(self, x: torch.Tensor):
+        """During a pass: the states after one more of the layers."""
+        self.tapped.append(x)
+
+    def keep_tapped(self, states: list[torch.Tensor]):
+        """After a pass: what of the layers' states stays; nothing where no layer is tapped."""
+        if self.tapped is not None:
+            self.tapped = states
+
 
 # ---------------------------------------------------------------- loading
 
 
-def kind_of(config) -> str:
-    """decoder (Llama family), encoder-decoder (T5 family) or encoder (BERT family)."""
-    from transformers.models.auto import modeling_auto as auto
-
-    first = (getattr(config, "architectures", None) or [""])[0]
-    if config.is_encoder_decoder:
-        return "encoder-decoder"
-    if "MaskedLM" in first:
-        return "encoder"
-    if "CausalLM" in first:
-        return "decoder"
-    masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return "encoder" if masked and not getattr(config, "is_decoder", False) else "decoder"
-
-
-def text_config(config):
-    """The part of a configuration that is about text (models that also see or hear nest it)."""
-    if config.is_encoder_decoder:
-        return config
-    return config.get_text_config()
-
-
-def load_lm(name, device, dtype=None, shard=False, checked=True) -> LM:
+def load_lm(name, device, dtype=None, shard: bool = False, checked: bool = True) -> LM:
     """A frozen LM by Hugging Face id, folder, 'smollm2-135m' (embedded), or run of finetune.py.
 
     shard: each process keeps a part of the layers. checked: how it is read is chosen by comparing
@@ -116,22 +137,28 @@ def load_lm(name, device, dtype=None, shard=False, checked=True) -> LM:
     """
     if is_lm_run(name):
         return load_merged(name, device, dtype, shard, checked)
+    lm = load_unread(name, device, dtype or best_dtype(device), shard)
+    try:
+        lm.read_as(check.find(lm, checked))
+    except HalfFails as bad:
+        if dtype is not None:
+            stop(f"{name} cannot be read in {dtype} ({bad}); use another LM")
+        check.say(f"{name} computes in fp32: in {lm.dtype} the model itself fails ({bad})")
+        return load_lm(name, device, torch.float32, shard, checked)
+    return lm
+
+
+def load_unread(name, device, dtype, shard: bool) -> LM:
+    """A frozen LM of which nobody knows yet how it is read."""
     folder = embedded() if name == EMBEDDED else name
     config, tok = config_and_tokenizer(name, folder)
     kind = kind_of(config)
-    asked = dtype
-    if dtype is None:
-        fast = device.type == "cuda" or has_fast_bf16()
-        dtype = torch.bfloat16 if fast else torch.float32
     model = weights(name, folder, kind, config, dtype)
     model = (layers.shard_layers(model, device) if shard else model).to(device)
     head = model.get_output_embeddings()
     if getattr(head, "weight", None) is None:
         stop(f"{name} ({type(model).__name__}) has no output layer with a row a token; use another")
-    around = tok("a")["input_ids"]
-    body = tok("a", add_special_tokens=False)["input_ids"]
-    at = around.index(body[0])
-    text = text_config(config)
+    start, end = specials_around(tok)
     lm = LM(
         name=str(name),
         folder=str(folder),
@@ -143,9 +170,10 @@ def load_lm(name, device, dtype=None, shard=False, checked=True) -> LM:
         head_VD=head.weight,
         bias_V=getattr(head, "bias", None),
         mask_id=mask_of(name, kind, tok),
-        start=around[:at],
-        end=around[at + len(body) :],
-        max_tokens=min(positions_of(text), 4096) - 2,  # RoBERTa's begin at 2
+        start=start,
+        end=end,
+        # RoBERTa's positions begin at 2
+        max_tokens=min(positions_of(text_config(config)), LONGEST) - 2,
         special=set(tok.all_special_ids) - {tok.unk_token_id},
         sharded=shard,
     )
@@ -153,14 +181,21 @@ def load_lm(name, device, dtype=None, shard=False, checked=True) -> LM:
     lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
     if kind == "encoder-decoder" and lm.decoder_start is None:
         stop(f"{name} does not say which token its decoder begins with; use another LM")
-    try:
-        check.settle(lm, checked)
-    except check.HalfFails as bad:
-        if asked is not None:
-            stop(f"{name} cannot be read in {dtype} ({bad}); use another LM")
-        check.say(f"{name} computes in fp32: in {dtype} the model itself fails ({bad})")
-        return load_lm(name, device, torch.float32, shard, checked)
     return lm
+
+
+def best_dtype(device) -> torch.dtype:
+    """bf16 where it is computed in hardware, else fp32."""
+    fast = device.type == "cuda" or has_fast_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def specials_around(tok) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts in front of a text and behind it."""
+    around = tok("a")["input_ids"]
+    text = tok("a", add_special_tokens=False)["input_ids"]
+    at = around.index(text[0])
+    return around[:at], around[at + len(text) :]
 
 
 def located(name) -> str:
@@ -193,7 +228,7 @@ def embedded() -> Path:
     return folder
 
 
-def load_merged(name, device, dtype, shard, checked) -> LM:
+def load_merged(name, device, dtype, shard: bool, checked: bool) -> LM:
     """The LM of a run of finetune.py (or distill.py --lr-lm), its adapter merged into it."""
     run = load_run(name, stages=["distill", "finetune"])
     lm = load_lm(run.llm, device, dtype, shard, checked)
@@ -201,12 +236,12 @@ def load_merged(name, device, dtype, shard, checked) -> LM:
     lm.model = adapted(lm, run).merge_and_unload()
     lm.model.requires_grad_(False)
     lm.name = str(run.folder)
-    weights = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
-    lm.identity = hashlib.sha256(lm.identity.encode() + weights).hexdigest()[:16]
+    adapter = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    lm.identity = hashlib.sha256(lm.identity.encode() + adapter).hexdigest()[:16]
     return lm
 
 
-def adapted(lm, run):
+def adapted(lm: LM, run):
     """peft's model: the LM with a run's adapter around its layers, not merged."""
     from peft import PeftModel
 
@@ -222,7 +257,7 @@ def adapted(lm, run):
         )
 
 
-def must_be_of(lm, run):
+def must_be_of(lm: LM, run):
     """Stops where a run was trained on another LM than the one that is loaded now."""
     trained = getattr(run, "llm_fingerprint", None)
     if trained and trained != lm.identity:
@@ -233,180 +268,7 @@ def must_be_of(lm, run):
         )
 
 
-def config_and_tokenizer(name, folder):
-    """transformers' configuration and tokenizer of a folder or an id; what cannot be read is
-    refused."""
-    from transformers import AutoTokenizer
-
-    config = config_of(name, folder)
-    try:
-        tok = AutoTokenizer.from_pretrained(folder, **without_code(folder))
-        tok("a")
-    except Exception as bad:  # of whatever kind: the files are somebody else's
-        unknown(name, config, bad, "its tokenizer: ")
-    code = brings_code(config) or tok.init_kwargs.get("auto_map")
-    if code:
-        check.say(
-            f"{name} brings code of its own (auto_map), which is not run: transformers' own "
-            f"{config.model_type} reads its weights"
-        )
-    return config, tok
-
-
-def config_of(name, folder=None):
-    """transformers' configuration of a folder or an id, which names no code to be run."""
-    from transformers import AutoConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    folder = name if folder is None else folder
-    refuse_pointers(name, folder)
-    if is_folder(folder) and (Path(folder) / "adapter_config.json").is_file():
-        stop(
-            f"{folder} holds an adapter of peft that is not merged into its model; merge it "
-            "(merge_and_unload), save the model, and give that folder"
-        )
-    try:
-        config = AutoConfig.from_pretrained(folder, **without_code(folder))
-    except Exception as bad:  # of whatever kind: the files are somebody else's
-        unknown(name, None, bad)
-    refuse_fetched_code(name, config)
-    return config
-
-
-def without_code(folder) -> dict:
-    """How transformers is asked: no code of the folder, and no network for what is here."""
-    return {"trust_remote_code": False, "local_files_only": is_folder(folder)}
-
-
-def unknown(name, config, bad, where=""):
-    """Stops: there is no such LM, or it is none, or it needs code of its own."""
-    if brings_code(config) or "trust_remote_code" in str(bad) or "auto_map" in str(bad):
-        stop(
-            f"'{name}' needs code of its own (auto_map in its configuration), and nothing that an "
-            "LM's folder brings is run here; use an LM that transformers knows by itself"
-        )
-    stop(
-        f"no language model '{name}': expected {EMBEDDED}, a folder with a Hugging Face model and "
-        "its tokenizer, a run of finetune.py, or an id that can be downloaded "
-        f"({where}{first_line(bad)})"
-    )
-
-
-def brings_code(config) -> bool:
-    """True where a configuration names code of its folder (auto_map)."""
-    return bool(getattr(config, "auto_map", None))
-
-
-def refuse_fetched_code(name, config):
-    """Stops at a configuration that names a kernel of the hub: code that would be fetched and
-    run."""
-    parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", ()))]
-    for part in parts:
-        for key in ("_attn_implementation", "_experts_implementation"):
-            value = getattr(part, key, None)
-            if isinstance(value, str) and ("/" in value or ":" in value):
-                stop(
-                    f"the configuration of '{name}' asks for the kernel {value!r}, which would be "
-                    f"fetched and run; take {key.removeprefix('_')} out of its config.json"
-                )
-
-
-def weights(name, folder, kind, config, dtype):
-    """transformers' model with every weight from the files: one that misses some, or has more than
-    the model reads in its layers, is refused."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
-    from transformers.utils import logging
-
-    auto = {
-        "encoder-decoder": AutoModelForSeq2SeqLM,
-        "encoder": AutoModelForMaskedLM,
-        "decoder": AutoModelForCausalLM,
-    }[kind]
-    loud = logging.get_verbosity()
-    logging.set_verbosity_error()  # its table of missing weights is our sentence
-    try:
-        model, told = auto.from_pretrained(
-            folder,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told, and refused below
-            **without_code(folder),
-        )
-    except Exception as bad:  # of whatever kind: the files are somebody else's
-        if brings_code(config) and "trust_remote_code" in str(bad):
-            unknown(name, config, bad)
-        stop(
-            f"the weights of '{name}' could not be loaded ({first_line(bad)}); "
-            "download or save them again, or install what they need"
-        )
-    finally:
-        logging.set_verbosity(loud)
-    must_be_whole(name, config, model, told)
-    if quantised := getattr(config, "quantization_config", None):
-        method = dict(quantised).get("quant_method", "a method without a name")
-        check.say(f"{name} was quantised by {method}: its scores are those of the coarser weights")
-    return model.eval().requires_grad_(False)
-
-
-def must_be_whole(name, config, model, told):
-    """Stops where files and model do not hold the same weights: what a model has and its files have
-    not would be random, what its layers do not read would be left out of every score."""
-    kind = type(model).__name__
-    mismatched, missing = sorted(told["mismatched_keys"]), sorted(told["missing_keys"])
-    if mismatched:
-        key, stored, wanted = mismatched[0]
-        stop(
-            f"'{name}': {key} has the shape {tuple(stored)} in the files and {tuple(wanted)} by "
-            f"config.json ({len(mismatched)} weights differ so); these files belong to different "
-            "models, download or save them again"
-        )
-    if missing:
-        stop(
-            f"the files of '{name}' lack {len(missing)} weights of {kind}, {missing[0]} the first, "
-            "and random numbers are no model; take a checkpoint that was saved with its "
-            "language-model head, or download it again"
-        )
-    unread = sorted(told["unexpected_keys"])
-    if not unread:
-        return
-    lost = [key for key in unread if of_a_layer(model, key)]
-    if lost or brings_code(config):
-        stop(
-            f"transformers' own {kind} does not read {len(unread)} of the weights of '{name}', "
-            f"{(lost or unread)[0]} the first, so its scores would not be those of this model; "
-            "its config.json belongs to another one, or it needs code of its own"
-        )
-    check.say(f"{name}: {len(unread)} weights are not part of {kind} ({unread[0]} the first)")
-
-
-BUFFERS = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
-
-
-def of_a_layer(model, key) -> bool:
-    """True for a weight in the files that would belong to one of the model's layers."""
-    found = re.match(r"(.+?)\.\d+\.", key)
-    if not found or BUFFERS.search(key):
-        return False
-    lists = {n for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
-    prefix = model.base_model_prefix
-    return bool({found[1], f"{prefix}.{found[1]}", found[1].removeprefix(f"{prefix}.")} & lists)
-
-
-def refuse_pointers(name, folder):
-    """Stops at a file that git-lfs has not fetched: a pointer of three lines instead of the
-    thing."""
-    if not is_folder(folder):
-        return
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS):
-            stop(
-                f"{path} is a pointer that git-lfs left, not the file itself; run git lfs pull "
-                f"in the repository that '{name}' comes from, or download the file"
-            )
-
-
-def mask_of(name, kind, tok):
+def mask_of(name, kind, tok) -> int | None:
     """The token that stands for the mask in an encoder's text; None for a decoder."""
     mask = {"encoder-decoder": SENTINEL, "encoder": tok.mask_token, "decoder": None}[kind]
     if kind == "encoder-decoder" and f"\u2581{SENTINEL}" in tok.get_vocab():

@@ -2,16 +2,17 @@
 reads.
 
 A row is what stands behind the kept prefix: a prompt's tail, then its C titles, each of which
-sees the prefix, the tail and itself only. Every pass takes the same arguments and says the same
+sees the prefix, the tail and itself only. Every pass takes the same rows and says the same
 numbers:
     rows      one title a row, under the model's own mask and attention: right for every causal LM
     padded    rows padded to one length, under a mask of ours
     packed    rows one behind the other, no padding, attention piece by piece (CPU)
-    fused     the same without gradients, layer by layer, by kernels/cpu.cpp (CPU, Llama)
+    fused     the same without gradients, layer by layer, by kernels/decoder.h (CPU, Llama)
 Which of them a model is read by is measured at load: check.py."""
 
 import sys
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,31 +23,61 @@ from delrec.lm.text import embed
 BLOCK = 256  # queries of a piece in pass_packed
 
 
-def pad(rows, value=0) -> np.ndarray:
+@dataclass
+class Rows:
+    """What stands behind the kept prefix in one pass, a row a prompt."""
+
+    tokens: list[np.ndarray]  # of each row
+    segments: list[np.ndarray]  # of each token: 0 in the tail, c + 1 in title c
+    places: list[np.ndarray]  # of each token: its position, counted from the prompt's begin
+    reads: list[np.ndarray]  # places in each row to be read; several rounds of the rows, or one
+    kept: int  # tokens of the prefix whose keys and values are kept
+    kv: list | None  # those keys and values, layer by layer
+    P_kD: torch.Tensor | None  # the soft prompt, where its slots stand in the rows
+
+
+@dataclass
+class Piece:
+    """Queries of a packed row that attend together."""
+
+    length: int  # how many
+    before: range  # the pieces of the same row that they see
+    masks: dict[int, torch.Tensor]  # {heads that share keys: the mask for so many}
+
+
+@dataclass
+class Packed:
+    """What `attention` is told of a pass whose prefix is kept."""
+
+    kv: list | None  # keys and values of the prefix, layer by layer
+    pieces: list[Piece] | None  # None: the rows are padded, under a mask
+
+
+def pad(rows, value: int = 0) -> np.ndarray:
     """Rows of different lengths -> one int64 array padded on the right."""
-    out = np.full((len(rows), max(map(len, rows))), value, np.int64)
-    for i, r in enumerate(rows):
-        out[i, : len(r)] = r
-    return out
+    padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded
 
 
-def picked(first, index) -> np.ndarray:
+def picked(first: np.ndarray, index: list[np.ndarray]) -> np.ndarray:
     """Places within each row, once or several times around the rows -> places in all of them, which
     begin at `first`."""
     return np.concatenate([first[b % len(first)] + i for b, i in enumerate(index)]).astype(int)
 
 
-def reads_of(lm, x_BQD, index_N) -> torch.Tensor:
-    """The states at the reads (N, D), and in lm.tapped those of the blocks."""
-    if lm.tapped:
-        lm.tapped = [t.flatten(0, 1)[index_N] for t in lm.tapped]
+def at_reads(lm, x_BQD: torch.Tensor, index_N: np.ndarray) -> torch.Tensor:
+    """The states at the reads (N, D); of the layers' states that lm keeps, those at the reads."""
+    index_N = torch.as_tensor(index_N, device=lm.device)
+    lm.keep_tapped([t.flatten(0, 1)[index_N] for t in lm.tapped or []])
     return x_BQD.flatten(0, 1)[index_N]
 
 
 # ---------------------------------------------------------------- the four passes
 
 
-def pass_rows(lm, P_kD, rows, index) -> torch.Tensor:
+def pass_rows(lm, P_kD, rows: list[np.ndarray], index: list[np.ndarray]) -> torch.Tensor:
     """The states at `index` of whole rows (nothing is kept in front of them), padded on the right,
     which a causal model does not see: (N, D)."""
     ids_BQ = torch.as_tensor(pad(rows)).to(lm.device)
@@ -54,79 +85,93 @@ def pass_rows(lm, P_kD, rows, index) -> torch.Tensor:
     B, Q = ids_BQ.shape
     real_BQ = (torch.arange(Q, device=lm.device) < length_B[:, None]).long()
     more = {} if bool(real_BQ.all()) else {"attention_mask": real_BQ}
-    lm.tapped = None if lm.tapped is None else []
-    x_BQD = body(lm, inputs_embeds=embed(lm, ids_BQ, P_kD), use_cache=False, **more)
-    return reads_of(lm, x_BQD, torch.as_tensor(picked(np.arange(B) * Q, index), device=lm.device))
+    x_BQD = last_states(lm, inputs_embeds=embed(lm, ids_BQ, P_kD), **more)
+    return at_reads(lm, x_BQD, picked(np.arange(B) * Q, index))
 
 
-def body(lm, **inputs) -> torch.Tensor:
+def last_states(lm, **inputs) -> torch.Tensor:
     """The last states (B, Q, D) of the LM's body, as its head reads them."""
-    return lm.body(**inputs).last_hidden_state
+    lm.forget_tapped()
+    return lm.body(**inputs, use_cache=False).last_hidden_state
 
 
-def pass_padded(lm, kv, P_kD, kept, rows, segments, places, index) -> torch.Tensor:
-    """The states at `index` (an array for each row, or several for each, one round of the rows
-    after the other) of rows padded to one length, under a mask: (N, D)."""
-    B = len(rows)
-    ids_BQ = torch.as_tensor(pad(rows)).to(lm.device)
-    seg_BQ = torch.as_tensor(pad(segments, -1)).to(lm.device)
-    pos_BQ = torch.as_tensor(pad(places)).to(lm.device)
-    Q = ids_BQ.shape[1]
+def pass_padded(lm, rows: Rows) -> torch.Tensor:
+    """The states at the reads of rows padded to one length, under a mask: (N, D)."""
+    ids_BQ = torch.as_tensor(pad(rows.tokens)).to(lm.device)
+    seg_BQ = torch.as_tensor(pad(rows.segments, -1)).to(lm.device)
+    pos_BQ = torch.as_tensor(pad(rows.places)).to(lm.device)
+    B, Q = ids_BQ.shape
     sees_QQ = torch.ones(Q, Q, dtype=torch.bool, device=lm.device).tril()
     own_BQQ = (seg_BQ[:, None, :] == 0) | (seg_BQ[:, None, :] == seg_BQ[:, :, None])
-    prefix_BQK = torch.ones(B, Q, kept, dtype=torch.bool, device=lm.device)
+    prefix_BQK = torch.ones(B, Q, rows.kept, dtype=torch.bool, device=lm.device)
     mask_BQK = torch.cat([prefix_BQK, own_BQQ & sees_QQ], 2)
-    more = {"packed": SimpleNamespace(kv=kv, pieces=None)} if kv else {}
-    lm.tapped = None if lm.tapped is None else []
-    x_BQD = body(
+    more = {"packed": Packed(rows.kv, None)} if rows.kv else {}
+    x_BQD = last_states(
         lm,
-        inputs_embeds=embed(lm, ids_BQ, P_kD),
+        inputs_embeds=embed(lm, ids_BQ, rows.P_kD),
         attention_mask=mask_BQK[:, None],
         position_ids=pos_BQ,
-        use_cache=False,
         **more,
     )
-    return reads_of(lm, x_BQD, torch.as_tensor(picked(np.arange(B) * Q, index), device=lm.device))
+    return at_reads(lm, x_BQD, picked(np.arange(B) * Q, rows.reads))
 
 
-def pass_packed(lm, kv, P_kD, kept, rows, segments, places, index, block=BLOCK) -> torch.Tensor:
+def pass_packed(lm, rows: Rows, block: int = BLOCK) -> torch.Tensor:
     """The same with all rows one behind the other, no padding: `attention` takes them apart
     again, in blocks of queries that see the prefix, what stands before the block in its row's
     tail, and what stands before them in the block."""
-    pieces, masks = [], {}
-    for seg in segments:
-        m = int(
-            (seg == 0).sum()
-        )  # the tail; behind it whole titles, about `block` tokens at a time
-        ends = np.flatnonzero(np.diff(seg, append=-1)) + 1  # where a segment ends
-        edges, first = [*range(0, m, block), m], len(pieces)
-        while edges[-1] < len(seg):
-            after = ends[ends > edges[-1]]
-            edges.append(int(max(after[0], *after[after <= edges[-1] + block], 0)))
-        for i, j in zip(edges[:-1], edges[1:]):
-            before = min(i, m)
-            key = (kept + before, seg[i:j].tobytes())
-            if key not in masks:
-                masks[key] = {1: mask_of_piece(lm, seg[i:j], kept + before)}
-            earlier = range(first, first + sum(e < before for e in edges[:-1]))
-            pieces.append(SimpleNamespace(length=j - i, before=earlier, masks=masks[key]))
-    ids_1M, pos_1M = (torch.as_tensor(np.concatenate(r))[None] for r in (rows, places))
-    if P_kD is not None:  # every row holds all the slots
-        P_kD = P_kD.repeat(len(rows), 1)
-    lm.tapped = None if lm.tapped is None else []
-    x_1MD = body(
+    x_1MD = last_states(
         lm,
-        inputs_embeds=embed(lm, ids_1M, P_kD),
+        inputs_embeds=packed_vectors(lm, rows),
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
-        position_ids=pos_1M,
-        use_cache=False,
-        packed=SimpleNamespace(kv=kv, pieces=pieces),
+        position_ids=torch.as_tensor(np.concatenate(rows.places))[None],
+        packed=Packed(rows.kv, pieces_of(lm, rows, block)),
     )
-    starts = np.cumsum([0, *map(len, rows)])[:-1]
-    return reads_of(lm, x_1MD, torch.as_tensor(picked(starts, index)))
+    return at_reads(lm, x_1MD, picked(starts_of(rows)[:-1], rows.reads))
 
 
-def mask_of_piece(lm, seg, before) -> torch.Tensor:
+def starts_of(rows: Rows) -> np.ndarray:
+    """Where the rows begin that stand one behind the other, and where the last ends: (B + 1,)."""
+    return np.cumsum([0, *map(len, rows.tokens)])
+
+
+def packed_vectors(lm, rows: Rows) -> torch.Tensor:
+    """The vectors (1, M, D) of rows one behind the other."""
+    P_kD = rows.P_kD
+    if P_kD is not None:  # every row holds all the slots
+        P_kD = P_kD.repeat(len(rows.tokens), 1)
+    return embed(lm, torch.as_tensor(np.concatenate(rows.tokens))[None], P_kD)
+
+
+def pieces_of(lm, rows: Rows, block: int) -> list[Piece]:
+    """The pieces of all rows in order; pieces of one shape share their masks."""
+    pieces, masks = [], {}
+    for seg in rows.segments:
+        tail = int((seg == 0).sum())
+        edges = edges_of(seg, tail, block)
+        first = len(pieces)
+        for i, j in zip(edges[:-1], edges[1:]):
+            before = min(i, tail)
+            key = (rows.kept + before, seg[i:j].tobytes())
+            if key not in masks:
+                masks[key] = {1: mask_of_piece(lm, seg[i:j], rows.kept + before)}
+            earlier = range(first, first + sum(e < before for e in edges[:-1]))
+            pieces.append(Piece(j - i, earlier, masks[key]))
+    return pieces
+
+
+def edges_of(seg: np.ndarray, tail: int, block: int) -> list[int]:
+    """Where a row's pieces begin, and its end: blocks of the tail's tokens, behind it whole titles,
+    about `block` tokens at a time."""
+    ends = np.flatnonzero(np.diff(seg, append=-1)) + 1  # where a segment ends
+    edges = [*range(0, tail, block), tail]
+    while edges[-1] < len(seg):
+        after = ends[ends > edges[-1]]
+        edges.append(int(max(after[0], *after[after <= edges[-1] + block], 0)))
+    return edges
+
+
+def mask_of_piece(lm, seg: np.ndarray, before: int) -> torch.Tensor:
     """0 and -inf (n, before + n): the n queries of a piece see all that stands before it, and of it
     what stands before them in their own segment."""
     own = np.tril(seg[:, None] == seg[None, :])
@@ -134,52 +179,56 @@ def mask_of_piece(lm, seg, before) -> torch.Tensor:
     return torch.zeros(sees.shape, dtype=lm.dtype).masked_fill(torch.as_tensor(~sees), -torch.inf)
 
 
-def pass_fused(lm, kv, P_kD, kept, rows, segments, places, index) -> torch.Tensor:
+def pass_fused(lm, rows: Rows) -> torch.Tensor:
     """The same without gradients, layer by layer, where the layers are Llama's: between the matrix
-    products stand the loops of kernels/cpu.cpp, and the last layer is computed for the states read
-    only."""
+    products stand the loops of kernels/decoder.h, and the last layer is computed for the states
+    read only."""
     from delrec.kernels import cpu
 
     base = lm.body
-    ids_1M, pos_1M = (torch.as_tensor(np.concatenate(r))[None] for r in (rows, places))
-    ptr = np.cumsum([0, *map(len, rows)])
-    seg_M = torch.as_tensor(np.concatenate(segments), dtype=torch.int32)
-    read_N, ptr = torch.as_tensor(picked(ptr[:-1], index)), torch.as_tensor(ptr)
-    # every row holds all the slots
-    x_MD = embed(lm, ids_1M, P_kD if P_kD is None else P_kD.repeat(len(rows), 1))[0]
+    ptr = starts_of(rows)
+    seg_M = torch.as_tensor(np.concatenate(rows.segments), dtype=torch.int32)
+    read_N = torch.as_tensor(picked(ptr[:-1], rows.reads))
+    ptr = torch.as_tensor(ptr)
+    x_MD = packed_vectors(lm, rows)[0]
+    pos_1M = torch.as_tensor(np.concatenate(rows.places))[None]
     cos_Md, sin_Md = (t[0].contiguous() for t in base.rotary_emb(x_MD[None], pos_1M))
-    more_MD, tapped = None, []  # more: what the residual connection adds next
-
-    def norm(x, module):
-        return cpu.rms_norm(x, more_MD, module.weight, module.variance_epsilon)
-
+    more_MD = None  # what the residual connection adds next
+    tapped = []
     for i, layer in enumerate(base.layers):
         attention, mlp = layer.self_attn, layer.mlp
-        n_MD = norm(x_MD, layer.input_layernorm)
+        n_MD = add_and_norm(x_MD, more_MD, layer.input_layernorm)
         q_MHd, k_MGd, v_MGd = (
             f(n_MD).view(len(n_MD), -1, attention.head_dim).contiguous()
             for f in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        before = kv[i] if kv else None
+        before = rows.kv[i] if rows.kv else None
         o_MHd = cpu.attention(
             q_MHd, k_MGd, v_MGd, cos_Md, sin_Md, before, seg_M, ptr, attention.scaling
         )
         if i == len(base.layers) - 1:
             x_MD, o_MHd = x_MD[read_N], o_MHd[read_N]
         more_MD = attention.o_proj(o_MHd.flatten(1))
-        n_MD = norm(x_MD, layer.post_attention_layernorm)
+        n_MD = add_and_norm(x_MD, more_MD, layer.post_attention_layernorm)
         more_MD = mlp.down_proj(cpu.silu_mul(mlp.gate_proj(n_MD), mlp.up_proj(n_MD)))
         if i in lm.taps:
             tapped.append(x_MD[read_N] + more_MD[read_N])
-    x_ND = norm(x_MD, base.norm)
-    lm.tapped = None if lm.tapped is None else [*tapped, x_ND]
+    x_ND = add_and_norm(x_MD, more_MD, base.norm)
+    lm.keep_tapped([*tapped, x_ND])
     return x_ND
+
+
+def add_and_norm(x_MD: torch.Tensor, more_MD: torch.Tensor | None, norm) -> torch.Tensor:
+    """The norm of x + more (None: of x); the sum is left in x."""
+    from delrec.kernels import cpu
+
+    return cpu.rms_norm(x_MD, more_MD, norm.weight, norm.variance_epsilon)
 
 
 # ---------------------------------------------------------------- which of them could be right
 
 
-def candidates_of(lm) -> list:
+def candidates_of(lm) -> list[str]:
     """The passes that are worth trying for a decoder whose attention is ours, fastest first."""
     ways = ["padded"]
     if lm.device.type == "cpu":  # on a GPU one call per piece would cost more than the padding
@@ -206,7 +255,7 @@ def can_fuse(lm) -> bool:
 # ---------------------------------------------------------------- attention
 
 
-def own_attention(model):
+def own_attention(model) -> Callable | None:
     """Lets the model attend by `attention` below. Returns a function that puts its own attention
     back, or None, and nothing is changed, where a model cannot be given an attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -245,35 +294,43 @@ def attention(module, query, key, value, attention_mask, scaling=None, packed=No
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
     dropout = kwargs.get("dropout", 0.0)
     if len(query) > len(key):
-        # C candidates of a prompt stand under each other as if they were more queries
-        C, Q = len(query) // len(key), query.shape[2]
-        under = query.unflatten(0, (-1, C)).transpose(1, 2).flatten(2, 3)
-        o = F.scaled_dot_product_attention(
-            under, key, value, attn_mask=attention_mask, scale=scaling, dropout_p=dropout
-        )
-        return o.unflatten(2, (C, Q)).permute(0, 2, 3, 1, 4).flatten(0, 1), None
+        return attention_of_candidates(query, key, value, attention_mask, scaling, dropout), None
     if packed is None:
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    prefix = packed.kv[module.layer_idx] if packed.kv else None
     if packed.pieces is None:
         key, value = (
             torch.cat([kept.expand(len(t), -1, -1, -1), t], 2)
-            for kept, t in zip(packed.kv[module.layer_idx], (key, value))
+            for kept, t in zip(prefix, (key, value))
         )
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    return attention_in_pieces(module, query, key, value, scaling, packed, dropout), None
+    return attention_in_pieces(query, key, value, prefix, packed.pieces, scaling, dropout), None
 
 
-def attention_in_pieces(module, query, key, value, scaling, packed, dropout):
-    """Attention of packed rows (1, M, H, d). The H / G query heads that share keys stand under each
-    other too: the same sums, fewer and larger products."""
-    (_, H, _, d), G, out = query.shape, key.shape[1], []
-    lengths = [p.length for p in packed.pieces]
+def attention_of_candidates(query, key, value, mask, scaling, dropout) -> torch.Tensor:
+    """Attention of C candidates of a prompt, which share its keys and values: they stand under each
+    other as if they were more queries. (B C, Q, H, d)."""
+    C, Q = len(query) // len(key), query.shape[2]
+    under = query.unflatten(0, (-1, C)).transpose(1, 2).flatten(2, 3)
+    o = F.scaled_dot_product_attention(
+        under, key, value, attn_mask=mask, scale=scaling, dropout_p=dropout
+    )
+    return o.unflatten(2, (C, Q)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+
+
+def attention_in_pieces(query, key, value, prefix, pieces, scaling, dropout) -> torch.Tensor:
+    """Attention of packed rows (1, M, H, d); prefix: its keys and values, or None. The H / G query
+    heads that share keys stand under each other too: the same sums, fewer and larger products."""
+    H, d = query.shape[1], query.shape[3]
+    G = key.shape[1]
+    lengths = [piece.length for piece in pieces]
     query, key, value = (t.split(lengths, 2) for t in (query, key, value))
-    prefix = [[t] for t in packed.kv[module.layer_idx]] if packed.kv else [[], []]
-    for n, piece in enumerate(packed.pieces):
+    first = [[t] for t in prefix] if prefix else [[], []]
+    attended = []
+    for n, piece in enumerate(pieces):
         k, v = (
-            torch.cat([*first, *(t[i] for i in piece.before), t[n]], 2)
-            for first, t in zip(prefix, (key, value))
+            torch.cat([*kept, *(t[i] for i in piece.before), t[n]], 2)
+            for kept, t in zip(first, (key, value))
         )
         if H // G not in piece.masks:  # made once for all layers, and for pieces of one shape
             piece.masks[H // G] = piece.masks[1].repeat(H // G, 1)
@@ -285,5 +342,5 @@ def attention_in_pieces(module, query, key, value, scaling, packed, dropout):
             scale=scaling,
             dropout_p=dropout,
         )
-        out.append(o.view(1, H, piece.length, d))
-    return torch.cat(out, 2).transpose(1, 2)
+        attended.append(o.view(1, H, piece.length, d))
+    return torch.cat(attended, 2).transpose(1, 2)

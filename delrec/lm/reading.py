@@ -1,24 +1,34 @@
 """Reading an LM at its mask: a prompt is prefix + tail -> the states that the head would read.
 
 The prefix (instruction + soft prompt) is the same for all samples, so a decoder-only LM computes
-its keys and values once. The three kinds of LM are three `read` functions; only decoders have
-passes.
+its keys and values once. The three kinds of LM are three `read_...` functions, of which an LM gets
+its own at load; only decoders have passes.
 """
 
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from delrec.lm import passes
-from delrec.lm.passes import pad
+from delrec.lm.passes import Rows, pad
 from delrec.lm.text import MASK, SLOT, embed
 from delrec.runtime import stop
 
 PAD = SLOT - 9  # behind the end of an encoder's row
 
 
-def read_prefix(lm, prefix, P_kD=None, cache=True) -> SimpleNamespace:
+@dataclass
+class Start:
+    """What all prompts begin with."""
+
+    prefix: np.ndarray  # its tokens
+    P: torch.Tensor | None  # the soft prompt (k, D) at its slots
+    kv: list | None  # its keys and values, layer by layer, where they are kept
+
+
+def read_prefix(lm, prefix: np.ndarray, P_kD=None, cache: bool = True) -> Start:
     """Everything about the prefix that does not depend on the sample. Gradients flow to P and to
     adapters where enabled.
 
@@ -29,16 +39,23 @@ def read_prefix(lm, prefix, P_kD=None, cache=True) -> SimpleNamespace:
     gradient enters at its keys and values."""
     keeps = cache and lm.attends and lm.kind == "decoder" and lm.paths[0] != "rows"
     if not keeps or lm.sharded and torch.is_grad_enabled():
-        return SimpleNamespace(prefix=prefix, P=P_kD, kv=None)
+        return Start(prefix, P_kD, None)
     ids = torch.as_tensor(prefix, device=lm.device)[None]
     out = lm.body(inputs_embeds=embed(lm, ids, P_kD), use_cache=True)
     cache = getattr(out, "cache", None) or out.past_key_values  # its name up to transformers 5.23
     kv = [(layer.keys, layer.values) for layer in cache.layers]
     whole = all(keys.shape[2] == len(prefix) for keys, _ in kv)  # a window may keep the end only
-    return SimpleNamespace(prefix=prefix, P=P_kD, kv=kv if whole else None)
+    return Start(prefix, P_kD, kv if whole else None)
 
 
-def read(lm, start, tails, tok_BCT=None, n_BC=None, at=None):
+def reader_of(kind: str) -> Callable:
+    """The function that reads an LM of a kind; chosen once, when the LM is loaded."""
+    if kind == "encoder":
+        return read_encoder
+    return read_encoder_decoder if kind == "encoder-decoder" else read_decoder
+
+
+def read(lm, start: Start, tails, tok_BCT=None, n_BC=None, at=None):
     """One pass of the LM over prefix + tails[b].
 
     Returns x: the states the head would read, (B, D) at the mask; or with titles (tok_BCT, n_BC:
@@ -46,22 +63,16 @@ def read(lm, start, tails, tok_BCT=None, n_BC=None, at=None):
     from a forced pass in which every title follows its own prompt; and with at (a list of index
     arrays into the tails, decoder-only) also (M, D), the states that predict those tail tokens.
     """
-    if at is not None and lm.kind != "decoder":
+    if at is None:
+        return lm.reader(lm, start, tails, tok_BCT, n_BC)
+    if lm.kind != "decoder":
         stop(
             f"{lm.name}: the loss on history titles needs a decoder-only LM; use --loss candidates"
         )
-    if lm.kind == "encoder":
-        return read_encoder(lm, start, tails, tok_BCT, n_BC)
-    if lm.kind == "encoder-decoder":
-        return read_encoder_decoder(lm, start, tails, tok_BCT, n_BC)
-    if any(tail[-1] != MASK for tail in tails):
-        stop("a decoder-only LM reads the token after the prompt: the mask must stand last")
-    if way(lm, start, tails, tok_BCT) == "rows":
-        return read_rows(lm, start, tails, tok_BCT, n_BC, at)
-    return read_decoder(lm, start, tails, tok_BCT, n_BC, at)
+    return lm.reader(lm, start, tails, tok_BCT, n_BC, at)
 
 
-def read_examples(lm, start, batch) -> torch.Tensor:
+def read_examples(lm, start: Start, batch) -> torch.Tensor:
     """The states at all reads of some training examples (tail, at, target), masks first: (N, D)."""
     several = any(len(e.target) > 1 for e in batch)
     at = [e.at for e in batch] if several else None
@@ -72,7 +83,35 @@ def read_examples(lm, start, batch) -> torch.Tensor:
 # ---------------------------------------------------------------- decoder-only
 
 
-def way(lm, start, tails, tok_BCT=None) -> str:
+def read_decoder(lm, start: Start, tails, tok_BCT=None, n_BC=None, at=None):
+    """The states of a decoder-only LM (see read), by the best of its passes that is right here."""
+    if any(tail[-1] != MASK for tail in tails):
+        stop("a decoder-only LM reads the token after the prompt: the mask must stand last")
+    path = path_of(lm, start, tails, tok_BCT)
+    if path == "rows":
+        return read_one_title_a_row(lm, start, tails, tok_BCT, n_BC, at)
+    rows = rows_of_prompts(start, tails, tok_BCT, n_BC)
+    reads = rows.reads
+    past = []
+    if at is not None:
+        in_rows = len(start.prefix) - rows.kept
+        past = [in_rows + at_b - 1 for at_b in at]
+    rows.reads = [*reads, *past]
+    if path == "fused":
+        x_ND = passes.pass_fused(lm, rows)
+    elif path == "packed":
+        x_ND = passes.pass_packed(lm, rows)
+    else:
+        x_ND = passes.pass_padded(lm, rows)
+    return x_ND if at is None else states_and_past(x_ND, reads, past)
+
+
+def states_and_past(x_ND, reads, past) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states at the reads, and those that predict the history's tokens."""
+    return x_ND.split([sum(map(len, reads)), sum(map(len, past))])
+
+
+def path_of(lm, start: Start, tails, tok_BCT=None) -> str:
     """The pass that a decoder is read by: the best that is right, which behind the end of a window
     that its layers attend in is one row a title."""
     longest = len(start.prefix) + max(map(len, tails))
@@ -83,45 +122,45 @@ def way(lm, start, tails, tok_BCT=None) -> str:
     return next(path for path in lm.paths if fused or path != "fused")
 
 
-def read_decoder(lm, start, tails, tok_BCT, n_BC, at):
-    """One row a sample: its tail, then its C titles, each of which sees the prefix, the tail and
-    itself only."""
-    # what of the prefix stands in the rows, and what in the cache
+def rows_of_prompts(start: Start, tails, tok_BCT, n_BC) -> Rows:
+    """One row a prompt: its tail, then its C titles, each of which sees the prefix, the tail and
+    itself only; where no keys and values are kept, the prefix stands in front of each tail."""
     ahead = start.prefix if start.kv is None else start.prefix[:0]
-    kept = len(start.prefix) - len(ahead)
+    rows = Rows(
+        tokens=[],
+        segments=[],
+        places=[],
+        reads=[],
+        kept=len(start.prefix) - len(ahead),
+        kv=start.kv,
+        P_kD=start.P if len(ahead) else None,
+    )
     C = 0 if tok_BCT is None else tok_BCT.shape[1]
-    rows, segments, places, reads, past = [], [], [], [], []
     for b, tail in enumerate(tails):
         m = len(ahead) + len(tail) - 1
-        row, seg, pos = [ahead, tail[:-1]], [np.zeros(m, int)], [np.arange(m)]
-        get, q = [] if C else [[m - 1]], m
+        tokens = [ahead, tail[:-1]]
+        segments = [np.zeros(m, int)]
+        places = [np.arange(m)]
+        reads = [] if C else [[m - 1]]
+        begin = m
         for c in range(C):
             n = max(n_BC[b, c] - 1, 0)  # the last token predicts nothing we need
-            row.append(tok_BCT[b, c, :n])
-            seg.append(np.full(n, c + 1))
-            pos.append(np.arange(m, m + n))
+            tokens.append(tok_BCT[b, c, :n])
+            segments.append(np.full(n, c + 1))
+            places.append(np.arange(m, m + n))
             if n_BC[b, c]:  # token 0 of a title is predicted at the mask, token t by token t-1
-                get += [[m - 1], np.arange(q, q + n)]
-            q += n
-        rows.append(np.concatenate(row))
-        segments.append(np.concatenate(seg))
-        places.append(np.concatenate(pos) + kept)
-        reads.append(np.concatenate(get).astype(int) if get else np.zeros(0, int))
-        past.append(len(ahead) + at[b] - 1 if at is not None else [])
-    P_kD = start.P if len(ahead) else None
-    run = {
-        "padded": passes.pass_padded,
-        "packed": passes.pass_packed,
-        "fused": passes.pass_fused,
-    }[way(lm, start, tails, tok_BCT)]
-    index = reads if at is None else [*reads, *past]
-    x_ND = run(lm, start.kv, P_kD, kept, rows, segments, places, index)
-    return x_ND if at is None else x_ND.split([sum(map(len, reads)), sum(map(len, past))])
+                reads += [[m - 1], np.arange(begin, begin + n)]
+            begin += n
+        rows.tokens.append(np.concatenate(tokens))
+        rows.segments.append(np.concatenate(segments))
+        rows.places.append(np.concatenate(places) + rows.kept)
+        rows.reads.append(np.concatenate(reads).astype(int) if reads else np.zeros(0, int))
+    return rows
 
 
-def read_rows(lm, start, tails, tok_BCT, n_BC, at):
-    """One row a title: prefix, tail, title. The history's tokens are read in a sample's first
-    row."""
+def read_one_title_a_row(lm, start: Start, tails, tok_BCT, n_BC, at):
+    """The same with one row a title: prefix, tail, title. The history's tokens are read in a
+    prompt's first row."""
     C = 0 if tok_BCT is None else tok_BCT.shape[1]
     rows, reads, past = [], [], []
     for b, tail in enumerate(tails):
@@ -136,7 +175,7 @@ def read_rows(lm, start, tails, tok_BCT, n_BC, at):
             past.append(len(start.prefix) + at[b] - 1 if asked else np.zeros(0, int))
     index = reads if at is None else [*reads, *past]
     x_ND = rows_apart(lm, start.P, rows, index)
-    return x_ND if at is None else x_ND.split([sum(map(len, reads)), sum(map(len, past))])
+    return x_ND if at is None else states_and_past(x_ND, reads, past)
 
 
 def rows_apart(lm, P_kD, rows, index) -> torch.Tensor:
@@ -159,7 +198,7 @@ def rows_apart(lm, P_kD, rows, index) -> torch.Tensor:
 # ---------------------------------------------------------------- encoders
 
 
-def fill(lm, start, tails, n=None) -> list:
+def fill(lm, start: Start, tails, n=None) -> list[np.ndarray]:
     """Prefix + tail + the tokenizer's closing specials, with the mask's own token in the mask's
     place: n[b] of them in row b (default 1)."""
     rows = []
@@ -171,43 +210,46 @@ def fill(lm, start, tails, n=None) -> list:
     return rows
 
 
-def read_encoder_decoder(lm, start, tails, tok_BCT, n_BC) -> torch.Tensor:
-    """The mask is a sentinel in the encoder's text; its filler is the first thing the decoder says
-    after that sentinel."""
+def read_encoder_decoder(lm, start: Start, tails, tok_BCT=None, n_BC=None) -> torch.Tensor:
+    """The states of an encoder-decoder (see read). The mask is a sentinel in the encoder's text;
+    its filler is the first thing the decoder says after that sentinel."""
     ids_BQ = torch.as_tensor(pad(fill(lm, start, tails), PAD)).to(lm.device)
     real_BQ = ids_BQ != PAD
-    from transformers.modeling_outputs import BaseModelOutput
-
-    encoder = lm.model.get_encoder()
-    enc = encoder(
+    enc_BQD = lm.model.get_encoder()(
         inputs_embeds=embed(lm, ids_BQ, start.P), attention_mask=real_BQ.long()
     ).last_hidden_state
     first = torch.tensor([lm.decoder_start, lm.mask_id], device=lm.device)
-
-    def decode(states, mask, ids):
-        encoded = BaseModelOutput(last_hidden_state=states)
-        return lm.model(
-            encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=ids, use_cache=False
-        ).logits
-
     if tok_BCT is None:
-        return decode(enc, real_BQ.long(), first.expand(len(tails), 2))[:, 1]
+        return decoded(lm, enc_BQD, real_BQ.long(), first.expand(len(tails), 2))[:, 1]
     B, C, T = tok_BCT.shape
     tok = torch.as_tensor(tok_BCT.reshape(B * C, T)).long().to(lm.device)
-    dec = torch.cat([first.expand(B * C, 2), tok[:, :-1]], 1)
+    ids = torch.cat([first.expand(B * C, 2), tok[:, :-1]], 1)
     # the C decoder rows of a prompt share its encoder states, and so the keys and values made of
     # them, where `attention` is asked
     if lm.attends:
-        x = decode(enc, real_BQ[:, None, None], dec)[:, 1:]
+        x = decoded(lm, enc_BQD, real_BQ[:, None, None], ids)[:, 1:]
     else:
-        x = decode(enc.repeat_interleave(C, 0), real_BQ.long().repeat_interleave(C, 0), dec)[:, 1:]
+        enc, real = (t.repeat_interleave(C, 0) for t in (enc_BQD, real_BQ.long()))
+        x = decoded(lm, enc, real, ids)[:, 1:]
     n = torch.as_tensor(n_BC.reshape(-1, 1)).to(lm.device)
     return x[torch.arange(T, device=lm.device) < n]
 
 
-def read_encoder(lm, start, tails, tok_BCT, n_BC) -> torch.Tensor:
-    """The LM's own mask token; a title of n tokens is read from n masks at once (each blind to the
-    others: a pseudo-likelihood)."""
+def decoded(lm, encoded_BQD, mask, ids) -> torch.Tensor:
+    """The states of the decoder's tokens `ids`, which its head would read, over encoder states."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    return lm.model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded_BQD),
+        attention_mask=mask,
+        decoder_input_ids=ids,
+        use_cache=False,
+    ).logits
+
+
+def read_encoder(lm, start: Start, tails, tok_BCT=None, n_BC=None) -> torch.Tensor:
+    """The states of an encoder (see read), at its own mask token; a title of n tokens is read from
+    n masks at once (each blind to the others: a pseudo-likelihood)."""
     if tok_BCT is None:
         n = np.ones(len(tails), int)
     else:
