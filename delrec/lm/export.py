@@ -5,6 +5,7 @@ vectors. train_backbone.py --teacher reads it.
 import contextlib
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import torch
 
 from delrec.data.prepared import histories, subset
 from delrec.lm.listed import backbone_digest
-from delrec.lm.ranker import open_run, over_catalogue, reads_all, score_tails
+from delrec.lm.ranker import Ranker, open_run, over_catalogue, reads_all, score_tails
 from delrec.runtime import (
     beside,
     empty,
@@ -30,52 +31,56 @@ from delrec.runtime import (
 )
 from delrec.training.log import Log
 
+BATCH = 128  # titles of a pass
+
+
+# ---------------------------------------------------------------- the titles' vectors
+
 
 @torch.no_grad()
-def title_vectors(r, ranks):
+def title_vectors(r: Ranker, ranks) -> np.ndarray:
     """Z float32 (I+1, D): the mean of the LM's last states over a title's tokens.
 
     An LM that never saw titles in training (--input ids) is asked without its adapter.
     """
-    lm, out = r.lm, None
-    body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.body
-    lengths = np.diff(r.titles.ptr)
-    order = np.argsort(-lengths[1:], kind="stable") + 1
+    order = np.argsort(-np.diff(r.titles.ptr)[1:], kind="stable") + 1
     log = Log(None, len(order), "title vectors", ranks, "title")
-    with (
-        lm.adapter.disable_adapter()
-        if r.verbalizer == "items" and lm.adapter
-        else contextlib.nullcontext()
-    ):
-        for i in range(0, len(order), 128):
-            rows = [
-                np.concatenate(
-                    [lm.start, r.titles.tok[r.titles.ptr[j] : r.titles.ptr[j + 1]], lm.end]
-                ).astype(np.int64)
-                for j in order[i : i + 128]
-            ]
-            ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-            own = torch.zeros(ids.shape, dtype=torch.bool)
-            real = torch.zeros(ids.shape, dtype=torch.long)
-            for b, row in enumerate(rows):
-                ids[b, : len(row)], real[b, : len(row)] = torch.from_numpy(row), 1
-                own[b, len(lm.start) : len(row) - len(lm.end)] = True
-            more = {} if lm.kind != "decoder" else {"use_cache": False}
-            x_BQD = (
-                body(input_ids=ids.to(lm.device), attention_mask=real.to(lm.device), **more)
-                .last_hidden_state.float()
-                .cpu()
-            )
-            out = np.zeros((r.data.n_items + 1, x_BQD.shape[2]), np.float32) if out is None else out
-            out[order[i : i + 128]] = (
-                (x_BQD * own[..., None]).sum(1) / own.sum(1, keepdim=True)
-            ).numpy()
-            log.step(min(i + 128, len(order)))
+    vectors_ID = None
+    unadapted = contextlib.nullcontext()
+    if r.verbalizer == "items" and r.lm.adapter:
+        unadapted = r.lm.adapter.disable_adapter()
+    with unadapted:
+        for i in range(0, len(order), BATCH):
+            z_BD = mean_states(r.lm, [r.titles.of(j) for j in order[i : i + BATCH]])
+            if vectors_ID is None:
+                vectors_ID = np.zeros((r.data.n_items + 1, z_BD.shape[1]), np.float32)
+            vectors_ID[order[i : i + BATCH]] = z_BD
+            log.step(min(i + BATCH, len(order)))
     log.close()
-    return out
+    return vectors_ID
 
 
-def made_of(run, data, K, n):
+def mean_states(lm, titles: list[np.ndarray]) -> np.ndarray:
+    """The mean of the LM's last states over each title's own tokens: float32 (B, D)."""
+    rows = [np.concatenate([lm.start, title, lm.end]).astype(np.int64) for title in titles]
+    ids_BQ = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    own_BQ = torch.zeros(ids_BQ.shape, dtype=torch.bool)
+    real_BQ = torch.zeros(ids_BQ.shape, dtype=torch.long)
+    for b, row in enumerate(rows):
+        ids_BQ[b, : len(row)] = torch.from_numpy(row)
+        real_BQ[b, : len(row)] = 1
+        own_BQ[b, len(lm.start) : len(row) - len(lm.end)] = True
+    body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.body
+    more = {"use_cache": False} if lm.kind == "decoder" else {}
+    out = body(input_ids=ids_BQ.to(lm.device), attention_mask=real_BQ.to(lm.device), **more)
+    x_BQD = out.last_hidden_state.float().cpu()
+    return ((x_BQD * own_BQ[..., None]).sum(1) / own_BQ.sum(1, keepdim=True)).numpy()
+
+
+# ---------------------------------------------------------------- one export, whole or not yet
+
+
+def made_of(run, data, K: int, n: int) -> dict:
     """What an export was made of, so that an unfinished one is continued by the same only."""
     made = {
         "run": str(run.folder),
@@ -93,8 +98,82 @@ def made_of(run, data, K, n):
     return made | {"backbone_digest": backbone_digest(run.backbone_run)}
 
 
+def must_be_made_so(folder: Path, made: dict):
+    """Stops where the complete export in `folder` was made of something else."""
+    have = read_json(folder / "meta.json")
+    for key in made:
+        if have.get(key, made[key]) != made[key]:
+            stop(
+                f"{folder} holds a complete export whose {key.replace('_', ' ')} was "
+                f"{have[key]}, now "
+                f"it is {made[key]}; --overwrite replaces it once the new one is complete"
+            )
+
+
+def samples_done(tmp: Path, made: dict, n: int, ranks) -> int:
+    """How many of the n samples an unfinished export of the same has, the same on every rank; the
+    folder is now this process's, empty where nothing is continued."""
+    done = 0
+    if ranks.main:
+        lock(tmp)
+        progress = tmp / "progress.json"
+        if progress.exists() and read_json(progress)["made"] == made:
+            done = read_json(progress)["done"]
+            print(f"continuing after {done} of {n} samples ({tmp})", flush=True)
+        else:
+            empty(tmp)
+    if ranks.world > 1:
+        t = torch.tensor(done, device=ranks.device)
+        torch.distributed.broadcast(t, 0)
+        done = int(t)
+    return done
+
+
+@dataclass
+class Files:
+    """The arrays of an export, a row a training sample, written as they are filled."""
+
+    topk: np.ndarray  # int32 (n, K): the run's best items, 0 where there is none
+    truth: np.ndarray  # float32 (n,): the probability of the true item
+    listed: np.ndarray  # float32 (n, K): those of the listed ones
+
+    def store(self, samples: np.ndarray, rows: np.ndarray):
+        """Writes the rows (B, 2K+1) of some samples (see rows_of)."""
+        K = self.topk.shape[1]
+        self.topk[samples] = rows[:, :K].astype(np.int32)
+        self.listed[samples] = rows[:, K : 2 * K]
+        self.truth[samples] = rows[:, -1]
+        for file in (self.topk, self.truth, self.listed):
+            file.flush()
+
+
+def open_files(tmp: Path, n: int, K: int, new: bool) -> Files:
+    """The files of an export of n samples, new or to be continued."""
+
+    def array(name, dtype, shape):
+        return np.lib.format.open_memmap(tmp / name, "w+" if new else "r+", dtype, shape)
+
+    return Files(
+        topk=array("topk.npy", np.int32, (n, K)),
+        truth=array("truth.npy", np.float32, (n,)),
+        listed=array("listed.npy", np.float32, (n, K)),
+    )
+
+
+# ---------------------------------------------------------------- the command
+
+
 @torch.no_grad()
-def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=False):
+def export(
+    run,
+    data,
+    ranks,
+    K: int = 10,
+    limit: int = 0,
+    shard: bool = False,
+    chunk: int = 1024,
+    overwrite: bool = False,
+):
     """RUN/export/ for train_backbone.py --teacher: for every training sample (or `limit` of them)
     topk.npy int32 (n, K), the run's best items over the whole catalogue, none of the history (0:
     sample not asked); truth.npy float32 (n,) and listed.npy (n, K), the probability it gives the
@@ -103,88 +182,29 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=F
     export that was made another way is replaced only with `overwrite`, and only by a complete one.
     """
     folder = run.folder / "export"
-    tmp = beside(folder, "unfinished")
     which = subset(len(data.train), limit, 0)
     made = made_of(run, data, K, len(which))
     settle(folder, "meta.json")
     if (folder / "meta.json").exists() and not overwrite:
-        have = read_json(folder / "meta.json")
-        for key in made:
-            if have.get(key, made[key]) != made[key]:
-                stop(
-                    f"{folder} holds a complete export whose {key.replace('_', ' ')} was "
-                    f"{have[key]}, now "
-                    f"it is {made[key]}; --overwrite replaces it once the new one is complete"
-                )
+        must_be_made_so(folder, made)
         if ranks.main:
             print(f"{folder} is complete")
         return
     r, penalty_I = open_run(run, data, ranks.device, shard)
-    whole = reads_all(r)
-    lists = None if whole else backbone_lists(run, data, K)
+    lists = None if reads_all(r) else backbone_lists(run, data, K)
     if lists is not None:
         which = np.intersect1d(which, np.flatnonzero(lists[:, 0]))
-    done = 0
-    if ranks.main:
-        lock(tmp)
-        if (tmp / "progress.json").exists() and read_json(tmp / "progress.json")["made"] == made:
-            done = read_json(tmp / "progress.json")["done"]
-            print(f"continuing after {done} of {len(which)} samples ({tmp})", flush=True)
-        else:
-            empty(tmp)
-    if ranks.world > 1:
-        t = torch.tensor(done, device=ranks.device)
-        torch.distributed.broadcast(t, 0)
-        done = int(t)
-    n, files = len(data.train), {}
-    if ranks.main:
-        for name, dtype, shape in (
-            ("topk", np.int32, (n, K)),
-            ("truth", np.float32, (n,)),
-            ("listed", np.float32, (n, K)),
-        ):
-            files[name] = np.lib.format.open_memmap(
-                tmp / f"{name}.npy", "r+" if done else "w+", dtype, shape
-            )
-    log, began, first = Log(None, len(which), "export", ranks, "sample", done), time.time(), done
-    for i in range(done, len(which), chunk):
+    tmp = beside(folder, "unfinished")
+    first = samples_done(tmp, made, len(which), ranks)
+    files = open_files(tmp, len(data.train), K, new=not first) if ranks.main else None
+    log = Log(None, len(which), "export", ranks, "sample", first)
+    began = time.time()
+    for i in range(first, len(which), chunk):
         part = which[i : i + chunk]
-        target = data.items[data.train[part]].astype(np.int64)
-        olds = [h[h > 0] for h in histories(data, data.train[part], int(np.diff(data.ptr).max()))]
-        if whole:
-            tails = [r.prompts.history(old[-r.history :])[0] for old in olds]
-            rows = over_catalogue(
-                r,
-                tails,
-                2 * K + 1,
-                lambda j, s_BI: rows_of(s_BI - penalty_I, target[j], [olds[x] for x in j], K),
-                ranks,
-                name=None,
-            )
-        else:
-            # the backbone's list, and the truth, where it is not there, for its probability only
-            inside = (lists[part] == target[:, None]).any(1)
-            cand = np.concatenate(
-                [lists[part], np.where(inside, lists[part][:, -1], target)[:, None]], 1
-            )
-            tails = [r.prompts.history(old[-r.history :], c)[0] for old, c in zip(olds, cand)]
-            s_BC = score_tails(r, tails, cand, ranks, "export") - penalty_I[cand]
-            s_BI = np.full((len(part), data.n_items + 1), -np.inf, np.float32)
-            np.put_along_axis(s_BI, cand, s_BC, 1)
-            rows = rows_of(
-                s_BI,
-                target,
-                [old if ok else np.append(old, t) for old, ok, t in zip(olds, inside, target)],
-                K,
-            )
+        listed = None if lists is None else lists[part]
+        rows = rows_of_samples(r, penalty_I, part, listed, K, ranks)
         if ranks.main:
-            files["topk"][part], files["listed"][part], files["truth"][part] = (
-                rows[:, :K].astype(np.int32),
-                rows[:, K : 2 * K],
-                rows[:, -1],
-            )
-            for f in files.values():
-                f.flush()
+            files.store(part, rows)
             write_json(tmp / "progress.json", {"done": i + len(part), "made": made})
         log.step(i + len(part))
     log.close()
@@ -192,60 +212,102 @@ def export(run, data, ranks, K=10, limit=0, shard=False, chunk=1024, overwrite=F
     Z = title_vectors(r, ranks)
     if ranks.main:
         write_npy(tmp / "titles.npy", Z)
-        write_json(
-            tmp / "meta.json",
-            {
-                **made,
-                "asked": len(which),
-                "catalogue": "whole" if whole else "the backbone's list",
-                "samples_per_second": round(rate, 1),
-            },
-        )
+        told = {
+            **made,
+            "asked": len(which),
+            "catalogue": "whole" if lists is None else "the backbone's list",
+            "samples_per_second": round(rate, 1),
+        }
+        write_json(tmp / "meta.json", told)
         (tmp / "progress.json").unlink()
         stop_if_replaced(run)
         put_in_place(folder)
         unlock(tmp)
-        true_n1 = data.items[data.train[which]][:, None]
-        among = float((files["topk"][which] == true_n1).any(1).mean())
-        print(
-            f"{len(which)} training samples, {rate:.1f} a second; mean probability of the truth "
-            f"{float(np.mean(files['truth'][which])):.4f}, "
-            f"among the {K} listed {among:.3f}"
-        )
-        print(
-            json.dumps(
-                {
-                    "stage": "export",
-                    "out": str(folder),
-                    "samples": len(which),
-                    "samples_per_second": round(rate, 1),
-                }
-            )
-        )
+        report(folder, files, data, which, rate)
 
 
-def rows_of(s_BI, target, olds, K):
-    """(B, 2K+1): the K best items outside the history, their probabilities, the truth's."""
+def report(folder: Path, files: Files, data, which: np.ndarray, rate: float):
+    """Prints what an export holds: a line to read, and one JSON object."""
+    K = files.topk.shape[1]
+    true_n1 = data.items[data.train[which]][:, None]
+    among = float((files.topk[which] == true_n1).any(1).mean())
+    print(
+        f"{len(which)} training samples, {rate:.1f} a second; mean probability of the truth "
+        f"{float(np.mean(files.truth[which])):.4f}, "
+        f"among the {K} listed {among:.3f}"
+    )
+    told = {
+        "stage": "export",
+        "out": str(folder),
+        "samples": len(which),
+        "samples_per_second": round(rate, 1),
+    }
+    print(json.dumps(told))
+
+
+# ---------------------------------------------------------------- what the LM says of some samples
+
+
+def targets_and_histories(data, samples: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The true items (B,) of some training samples, and all items before each."""
+    target_B = data.items[data.train[samples]].astype(np.int64)
+    longest = int(np.diff(data.ptr).max())
+    return target_B, [h[h > 0] for h in histories(data, data.train[samples], longest)]
+
+
+def rows_of_samples(r: Ranker, penalty_I, samples, list_BC, K: int, ranks) -> np.ndarray:
+    """The rows (B, 2K+1) of some training samples (see rows_of): over the backbone's lists, or,
+    where they are None, over the whole catalogue."""
+    if list_BC is None:
+        return rows_over_catalogue(r, penalty_I, samples, K, ranks)
+    return rows_of_lists(r, penalty_I, samples, list_BC, K, ranks)
+
+
+def rows_over_catalogue(r: Ranker, penalty_I, samples, K: int, ranks) -> np.ndarray:
+    """The rows (B, 2K+1) of some training samples, over the whole catalogue."""
+    target_B, olds = targets_and_histories(r.data, samples)
+    tails = [r.prompts.history(old[-r.history :])[0] for old in olds]
+
+    def rows(j, s_BI):
+        return rows_of(s_BI - penalty_I, target_B[j], [olds[x] for x in j], K)
+
+    return over_catalogue(r, tails, 2 * K + 1, rows, ranks, name=None)
+
+
+def rows_of_lists(r: Ranker, penalty_I, samples, list_BC, K: int, ranks) -> np.ndarray:
+    """The rows (B, 2K+1) of some training samples, over the backbone's lists; the truth, where it
+    is not listed, is scored for its probability only."""
+    target_B, olds = targets_and_histories(r.data, samples)
+    inside_B = (list_BC == target_B[:, None]).any(1)
+    last_B = np.where(inside_B, list_BC[:, -1], target_B)
+    cand_BC = np.concatenate([list_BC, last_B[:, None]], 1)
+    tails = [r.prompts.history(old[-r.history :], c)[0] for old, c in zip(olds, cand_BC)]
+    s_BC = score_tails(r, tails, cand_BC, ranks, "export") - penalty_I[cand_BC]
+    s_BI = np.full((len(samples), r.data.n_items + 1), -np.inf, np.float32)
+    np.put_along_axis(s_BI, cand_BC, s_BC, 1)
+    unranked = [
+        old if inside else np.append(old, true)
+        for old, inside, true in zip(olds, inside_B, target_B)
+    ]
+    return rows_of(s_BI, target_B, unranked, K)
+
+
+def rows_of(s_BI, target_B, unranked: list[np.ndarray], K: int) -> np.ndarray:
+    """(B, 2K+1): the K best items but those of `unranked`, their probabilities, the truth's."""
     p_BI = np.exp(s_BI - s_BI.max(1, keepdims=True))
     p_BI /= p_BI.sum(1, keepdims=True)
-    for s_I, old in zip(s_BI, olds):
-        s_I[old] = -np.inf
-    top = np.argpartition(-s_BI, K - 1, axis=1)[:, :K]
-    top = np.take_along_axis(
-        top, np.argsort(-np.take_along_axis(s_BI, top, 1), axis=1, kind="stable"), 1
-    )
-    top = np.where(np.isfinite(np.take_along_axis(s_BI, top, 1)), top, 0)
-    return np.concatenate(
-        [
-            top,
-            np.take_along_axis(p_BI, top, 1) * (top > 0),
-            np.take_along_axis(p_BI, target[:, None], 1),
-        ],
-        1,
-    ).astype(np.float32)
+    for s_I, items in zip(s_BI, unranked):
+        s_I[items] = -np.inf
+    top_BK = np.argpartition(-s_BI, K - 1, axis=1)[:, :K]
+    order_BK = np.argsort(-np.take_along_axis(s_BI, top_BK, 1), axis=1, kind="stable")
+    top_BK = np.take_along_axis(top_BK, order_BK, 1)
+    top_BK = np.where(np.isfinite(np.take_along_axis(s_BI, top_BK, 1)), top_BK, 0)
+    p_BK = np.take_along_axis(p_BI, top_BK, 1) * (top_BK > 0)
+    p_true_B1 = np.take_along_axis(p_BI, target_B[:, None], 1)
+    return np.concatenate([top_BK, p_BK, p_true_B1], 1).astype(np.float32)
 
 
-def backbone_lists(run, data, K):
+def backbone_lists(run, data, K: int) -> np.ndarray:
     """The backbone's lists of the training samples, as many as the run was trained to rank."""
     path = Path(run.backbone_run) / "topk_train.npy"
     if not path.exists():
@@ -254,9 +316,10 @@ def backbone_lists(run, data, K):
             f"no {path}; train the backbone with train_backbone.py"
         )
     lists = read_npy(path, (len(data.train), None))
-    if lists.shape[1] < max(K, run.C - 1):
+    needed = max(K, run.C - 1)
+    if lists.shape[1] < needed:
         stop(
-            f"{path} lists {lists.shape[1]} items a sample, {max(K, run.C - 1)} are needed; train "
-            f"the backbone with --top-h {max(K, run.C - 1)}"
+            f"{path} lists {lists.shape[1]} items a sample, {needed} are needed; train "
+            f"the backbone with --top-h {needed}"
         )
     return np.asarray(lists[:, : run.C - 1], np.int64)
