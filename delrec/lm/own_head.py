@@ -45,7 +45,7 @@ def candidate_scores(lm, x_BD, tok_BCT, n_BC) -> torch.Tensor:
     return (logit_BCT * weights(tok_BCT, n_BC)).sum(2)
 
 
-def title_likelihood(lm, x_ND, vocab_W, words_N, ptr_T1, normalise=False) -> torch.Tensor:
+def title_likelihood(lm, x_ND, vocab_W, words_N, ptr_T1, normalise: bool) -> torch.Tensor:
     """log P of titles among the W tokens that occur in titles, the sum over a title's tokens or
     their mean: fp32 (titles,). Title j owns the rows ptr[j]:ptr[j+1]; words are places in
     vocab."""

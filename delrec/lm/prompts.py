@@ -30,7 +30,7 @@ class Prompts:
     prompt is too long, the oldest history goes first.
     """
 
-    def __init__(self, lm, data, titles, settings, k=0, shown="titles"):
+    def __init__(self, lm, data, titles, settings, k: int = 0, shown: str = "titles"):
         """settings: a run's (ranker.py). k: slots of the soft prompt; 0 leaves it out and the words
         about it. shown: a history item is its title, its vector (ids: E4SRec), or both (hybrid:
         LLaRA, arXiv 2312.02445)."""
@@ -54,11 +54,11 @@ class Prompts:
         prefix = np.concatenate(prefix)
         self.prefix, self.begins = prefix[:-1], prefix[-1:]
 
-    def history(self, items, cand=None) -> tuple:
+    def history(self, items, cand=None) -> tuple[np.ndarray, np.ndarray]:
         """Stage 2: what comes after these items? (DELRec, section IV-C)"""
         return self.tail(items, self.listed(cand))
 
-    def temporal_analysis(self, items, a, cand=None) -> tuple:
+    def temporal_analysis(self, items, a: int, cand=None) -> tuple[np.ndarray, np.ndarray]:
         """Stage 1, TA (DELRec, section IV-B): items i_1..i_n; the example solves i_{a-1} from i_a,
         the question asks i_{n-1} given i_n."""
         example = [
@@ -77,7 +77,7 @@ class Prompts:
         ]
         return self.tail(items[: a - 2], example + question)
 
-    def pattern(self, items, ranked, cand=None) -> tuple:
+    def pattern(self, items, ranked, cand=None) -> tuple[np.ndarray, np.ndarray]:
         """Stage 1, RPS (DELRec, section IV-B): the backbone ranked r_1..r_h after these items; told
         are r_2..r_h, asked is r_1. Of vectors the whole list is asked, so none of it is told."""
         if self.shown == "ids":
@@ -92,7 +92,7 @@ class Prompts:
 
     # ------------------------------------------------ the pieces
 
-    def text(self, words) -> np.ndarray:
+    def text(self, words: str) -> np.ndarray:
         """The tokens of some words and the separator, made once."""
         if words not in self.texts:
             tokens = np.asarray(encode(self.lm, words) + list(self.lm.sep), np.int64)
@@ -100,11 +100,11 @@ class Prompts:
             self.texts[words] = tokens
         return self.texts[words]
 
-    def line(self, i) -> np.ndarray:
+    def line(self, i: int) -> np.ndarray:
         """The title of item i and the separator."""
         return np.concatenate([self.titles.of(i), self.sep])
 
-    def item(self, i) -> np.ndarray:
+    def item(self, i: int) -> np.ndarray:
         """Item i of a history as it is shown."""
         vector = np.array([ITEM - i], np.int64)
         if self.shown == "titles":
@@ -113,7 +113,7 @@ class Prompts:
             return vector
         return np.concatenate([self.titles.of(i), vector, self.sep])
 
-    def pattern_told(self, k, in_words) -> list:
+    def pattern_told(self, k: int, in_words: bool) -> list[np.ndarray]:
         """What stands for the backbone in the prefix: k slots, its pattern in words, or nothing."""
         about = f"How {self.backbone} recommends {self.noun}s:"
         if k:
@@ -123,7 +123,7 @@ class Prompts:
             return [self.text(f"{about} {told.format(b=self.backbone, n=self.noun)}")]
         return []
 
-    def listed(self, cand) -> list:
+    def listed(self, cand) -> list[np.ndarray]:
         """The candidates, with letters where they are asked for; nothing where none are listed."""
         if cand is None or not self.lists:
             return []
@@ -138,8 +138,9 @@ class Prompts:
             self.text(f"The next {self.noun}:"),
         ]
 
-    def tail(self, old, rest) -> tuple:
-        """old: history items that may be dropped from the front; rest: pieces that must stay."""
+    def tail(self, old, rest: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The tail and its `at`. old: history items, of which the first may be dropped; rest: what
+        must stay."""
         kept = len(self.prefix) + len(self.lm.end) + 2 + self.longest + sum(map(len, rest))
         room = self.budget - kept
         lines = [self.item(i) for i in old]

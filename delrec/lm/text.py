@@ -7,6 +7,7 @@ title and no tokenizer can produce them.
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 import torch
 
@@ -18,7 +19,7 @@ SLOT, MASK, ITEM = -1, -2, -100
 # ---------------------------------------------------------------- which LM is it?
 
 
-def digest(*tensors) -> str:
+def digest(*tensors: torch.Tensor) -> str:
     """16 hex digits that tell tensors apart."""
     h = hashlib.sha256()
     for t in tensors:
@@ -39,7 +40,7 @@ def fingerprint(lm) -> str:
 # ---------------------------------------------------------------- text, tokens, vectors
 
 
-def encode(lm, text) -> list:
+def encode(lm, text: str) -> list[int]:
     """Plain text -> token ids; text that spells a special token stays text (titles are data)."""
     ids = lm.tok(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if lm.special & set(ids):
@@ -51,9 +52,10 @@ def encode(lm, text) -> list:
     return ids
 
 
-def must_have_vectors(lm, ids):
+def must_have_vectors(lm, ids: Iterable[int]):
     """Stops at a token that the tokenizer knows and the model has no vector for."""
-    rows, last = lm.model.get_input_embeddings().weight.shape[0], max(map(int, ids), default=0)
+    rows = lm.model.get_input_embeddings().weight.shape[0]
+    last = max(map(int, ids), default=0)
     if last >= rows:
         stop(
             f"the tokenizer of {lm.name} knows {len(lm.tok)} tokens, its model {rows}: "
@@ -77,11 +79,12 @@ def token_scale(lm) -> float:
     with torch.no_grad():
         rows = lm.model.get_input_embeddings().weight
         ids = torch.arange(min(64, len(rows)), device=lm.device)
-        seen, stored = vectors_of(lm, ids).float().norm(), rows[ids].float().norm()
+        seen = vectors_of(lm, ids).float().norm()
+        stored = rows[ids].float().norm()
     return float(seen / stored) if stored > 0 else 1.0
 
 
-def random_soft_prompt(lm, k, seed) -> torch.Tensor:
+def random_soft_prompt(lm, k: int, seed: int) -> torch.Tensor:
     """k tokens' vectors drawn at random, which a soft prompt begins as: fp32 (k, D)."""
     rows = torch.randperm(len(lm.head_VD), generator=torch.Generator().manual_seed(seed))[:k]
     last = len(lm.model.get_input_embeddings().weight) - 1
@@ -89,7 +92,7 @@ def random_soft_prompt(lm, k, seed) -> torch.Tensor:
         return vectors_of(lm, rows.clamp(max=last).to(lm.device)).float().clone()
 
 
-def vectors_of(lm, ids) -> torch.Tensor:
+def vectors_of(lm, ids: torch.Tensor) -> torch.Tensor:
     """The vectors of tokens as the model's layers are given them."""
     vectors = lm.model.get_input_embeddings()(ids)
     if not isinstance(vectors, torch.Tensor):
@@ -100,7 +103,7 @@ def vectors_of(lm, ids) -> torch.Tensor:
     return vectors if lm.factor == 1 else vectors * lm.factor
 
 
-def embed(lm, ids_BQ, P_kD) -> torch.Tensor:
+def embed(lm, ids_BQ: torch.Tensor, P_kD: torch.Tensor | None) -> torch.Tensor:
     """Tokens' vectors (B, Q, D) in the LM's dtype, the soft prompt at the slots in order, items'
     vectors at their places."""
     e_BQD = vectors_of(lm, ids_BQ.clamp(min=0)).to(lm.dtype)

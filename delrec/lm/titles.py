@@ -23,11 +23,11 @@ class Titles:
     head: torch.Tensor  # the head's rows of vocab
     bias: torch.Tensor | None  # and its biases
 
-    def of(self, i) -> np.ndarray:
+    def of(self, i: int) -> np.ndarray:
         """The tokens of item i's title."""
         return self.tok[self.ptr[i] : self.ptr[i + 1]]
 
-    def padded(self, items_BC, end=()) -> tuple:
+    def padded(self, items_BC: np.ndarray, end=()) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (B, C, T) and lengths (B, C) of items, each followed by the tokens `end`."""
         n_BC = self.ptr[items_BC + 1] - self.ptr[items_BC]
         T = int(n_BC.max())
@@ -39,7 +39,7 @@ class Titles:
         return tok, n_BC + len(end)
 
 
-def tokenise_titles(lm, data, max_title=32, allow_unknown=True) -> Titles:
+def tokenise_titles(lm, data, max_title: int = 32, allow_unknown: bool = True) -> Titles:
     """All titles, each of at most max_title tokens; an empty one is the separator."""
     ids = [encode(lm, t)[:max_title] for t in data.titles]
     ids = [t or list(lm.sep) for t in ids]
@@ -57,10 +57,11 @@ def tokenise_titles(lm, data, max_title=32, allow_unknown=True) -> Titles:
     return Titles(ptr, tok, vocab, index, head, bias)
 
 
-def tell_unknown(lm, titles, ids, allowed):
+def tell_unknown(lm, titles: list[str], ids: list[list[int]], allowed: bool):
     """Says which share of the titles' tokens the tokenizer does not know, and how many titles it
     cannot tell apart; refuses over a fifth unless allowed."""
-    tokens, texts = [t for row in ids for t in row], {}
+    tokens = [t for row in ids for t in row]
+    texts = {}  # {tokens: the titles that are these}
     unknown = tokens.count(lm.tok.unk_token_id) / max(len(tokens), 1)
     for text, row in zip(titles[1:], ids[1:]):
         texts.setdefault(tuple(row), set()).add(text)

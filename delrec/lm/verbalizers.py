@@ -1,10 +1,15 @@
-"""From a state of the LM to a score for each title: the four verbalizers, and products of vectors.
+"""From states of the LM to a score for each title: the verbalizers (DELRec, section IV-C), and
+products of vectors.
 
-likelihood   the mean log probability of a title's tokens, behind one another (ours)
-mean         the mean of the logits of a title's tokens at the mask
-first        the logit of its first token
-letter       the logit of its letter in the list of candidates
-items        the state's product with the item's vector (--input ids, E4SRec)
+With z the logits that the LM's head gives at the mask of a prompt, and w_1 .. w_n the tokens of the
+title of candidate c, s(c) is
+    mean         1/n (z[w_1] + .. + z[w_n])     the paper's
+    first        z[w_1]                         what its released code does
+    letter       z[the letter of c]             LlamaRec's: c's letter in the list of candidates
+    likelihood   1/n (log P(w_1 | prompt) + .. + log P(w_n | prompt, w_1 .. w_n-1))     ours
+    items        (W x) . e_c                    E4SRec's, --input ids: W a map of the state x at the
+                                                mask, e_c the item's vector
+The first three are the mean logit of some tokens, and so one function with three sets of tokens.
 """
 
 import numpy as np
@@ -13,12 +18,68 @@ import torch
 from delrec.kernels import verbalizer as kernels
 from delrec.lm import items, own_head
 from delrec.lm.prompts import LETTERS
-from delrec.lm.reading import read
+from delrec.lm.reading import Start, read
 from delrec.lm.text import encode
+from delrec.lm.titles import Titles
 from delrec.runtime import stop
 
 
-def letter_ids(lm, C) -> np.ndarray:
+def score(lm, start: Start, tails, cand_BC, titles: Titles, verbalizer: str, at=None):
+    """score_BC fp32: what the LM says at the mask of prompt b for candidate c. With `at` (see read)
+    also the log probability of each of those tail tokens, (M,)."""
+    if verbalizer == "likelihood":
+        score_BC, past_MD = likelihoods(lm, start, tails, cand_BC, titles, at)
+    else:
+        x_BD, past_MD = states(read(lm, start, tails, at=at), at)
+        score_BC = verbalise(lm, x_BD, cand_BC, titles, verbalizer)
+    if at is None:
+        return score_BC
+    words = np.concatenate([titles.index[t[a]] for t, a in zip(tails, at)])
+    words = torch.as_tensor(words, device=lm.device)
+    each = torch.arange(len(words) + 1, device=lm.device)
+    return score_BC, log_likelihood(lm, past_MD, titles, words, each)
+
+
+def states(read_of, at) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What `read` gave: the states at the mask or of titles, and those of the history or None."""
+    return read_of if at is not None else (read_of, None)
+
+
+# ---------------------------------------------------------------- one state a prompt
+
+
+def verbalise(lm, x_BD, cand_BC, titles: Titles, verbalizer: str) -> torch.Tensor:
+    """Candidates' scores (B, C) from one state a prompt: mean, first, letter or items."""
+    if verbalizer == "items":
+        item_BCe = lm.items.E[torch.as_tensor(cand_BC, device=lm.device)]
+        return (items.item_space(lm, x_BD)[:, None] * item_BCe).sum(-1)
+    if verbalizer == "letter":
+        tok_BCT, n_BC = letters_of(lm, cand_BC)
+    else:
+        tok_BCT, n_BC = titles.padded(cand_BC)
+    if verbalizer == "first":
+        n_BC = np.minimum(n_BC, 1)
+    return mean_logits(lm, x_BD, tok_BCT, n_BC)
+
+
+def mean_logits(lm, x_BD, tok_BCT, n_BC) -> torch.Tensor:
+    """s(b, c) = 1/n sum_{t < n} z_b[tok_bct], with n = n_bc: fp32 (B, C)."""
+    tok_BCT, n_BC = (
+        torch.as_tensor(np.ascontiguousarray(a, np.int32)).to(lm.device) for a in (tok_BCT, n_BC)
+    )
+    if lm.own_head:
+        return own_head.candidate_scores(lm, x_BD, tok_BCT, n_BC)
+    return kernels.candidate_scores(scaled(lm, x_BD), lm.head_VD, tok_BCT, n_BC, lm.bias_V)
+
+
+def letters_of(lm, cand_BC) -> tuple[np.ndarray, np.ndarray]:
+    """Each candidate's letter as tokens (B, C, 1), and their number, 1 everywhere (B, C)."""
+    letters_C = letter_ids(lm, cand_BC.shape[1])
+    tok_BCT = np.broadcast_to(letters_C[None, :, None], (*cand_BC.shape, 1))
+    return tok_BCT, np.ones(cand_BC.shape, int)
+
+
+def letter_ids(lm, C: int) -> np.ndarray:
     """One token per letter as it stands in front of a candidate (C,); refused where they are not
     single and distinct."""
     if len(LETTERS) < C:
@@ -35,32 +96,7 @@ def letter_ids(lm, C) -> np.ndarray:
     return np.array([i[0] for i in ids])
 
 
-def tokens_asked(lm, cand_BC, titles, verbalizer) -> tuple:
-    """The tokens (B, C, T) whose mean logit at the mask is a candidate's score, and how many of
-    them there are (B, C)."""
-    if verbalizer == "letter":
-        letters_C = letter_ids(lm, cand_BC.shape[1])
-        tok_BCT = np.broadcast_to(letters_C[None, :, None], (*cand_BC.shape, 1))
-        return tok_BCT, np.ones(cand_BC.shape, int)
-    tok_BCT, n_BC = titles.padded(cand_BC)
-    return tok_BCT, np.minimum(n_BC, 1) if verbalizer == "first" else n_BC
-
-
-def verbalise(lm, x_BD, cand_BC, titles, verbalizer) -> torch.Tensor:
-    """Candidates' scores (B, C) from one state a prompt."""
-    if verbalizer == "items":
-        item_BCe = lm.items.E[torch.as_tensor(cand_BC, device=lm.device)]
-        return (items.item_space(lm, x_BD)[:, None] * item_BCe).sum(-1)
-    tok_BCT, n_BC = (
-        torch.as_tensor(np.ascontiguousarray(a, np.int32)).to(lm.device)
-        for a in tokens_asked(lm, cand_BC, titles, verbalizer)
-    )
-    if lm.own_head:
-        return own_head.candidate_scores(lm, x_BD, tok_BCT, n_BC)
-    return kernels.candidate_scores(scaled(lm, x_BD), lm.head_VD, tok_BCT, n_BC, lm.bias_V)
-
-
-def verbalise_all(lm, x_BD, titles, verbalizer) -> torch.Tensor:
+def verbalise_all(lm, x_BD, titles: Titles, verbalizer: str) -> torch.Tensor:
     """Scores (B, I + 1) of the whole catalogue from one state a prompt: mean, first or items."""
     if verbalizer == "items":
         return items.item_space(lm, x_BD) @ lm.items.E.T
@@ -78,44 +114,30 @@ def scaled(lm, x_ND) -> torch.Tensor:
     return x_ND if lm.scale == 1 else x_ND * lm.scale
 
 
-def log_likelihood(lm, x_ND, titles, words, ptr, normalise=False) -> torch.Tensor:
+# ---------------------------------------------------------------- a state for each token of a title
+
+
+def likelihoods(lm, start: Start, tails, cand_BC, titles: Titles, at) -> tuple:
+    """s(b, c) = 1/n sum_t log P(w_t | prompt b, w_<t) for the tokens w of candidate c's title (and
+    the separator behind it, in decoders): (B, C); and the states `at`, or None."""
+    tok_BCT, n_BC = titles.padded(cand_BC, lm.sep if lm.kind == "decoder" else ())
+    x_ND, past_MD = states(read(lm, start, tails, tok_BCT, n_BC, at), at)
+    real_BCT = np.arange(tok_BCT.shape[2]) < n_BC[..., None]
+    words_N = torch.as_tensor(titles.index[tok_BCT[real_BCT]], device=lm.device)
+    ptr = torch.as_tensor(np.concatenate([[0], np.cumsum(n_BC.reshape(-1))]), device=lm.device)
+    # per token (ours): on ml-100k the sum over tokens gives the plain LM HR@1 .21 and a
+    # cross-entropy of 7.8, the mean .25 and 2.4
+    score_N = log_likelihood(lm, x_ND, titles, words_N, ptr, normalise=True)
+    return score_N.view(cand_BC.shape), past_MD
+
+
+def log_likelihood(lm, x_ND, titles: Titles, words_N, ptr, normalise: bool = False) -> torch.Tensor:
     """log P of titles, each the sum of its tokens' (or their mean), among the tokens that occur in
     titles: see kernels.title_likelihood."""
     if not lm.own_head:
         x_ND = scaled(lm, x_ND)
         return kernels.title_likelihood(
-            x_ND, titles.head, words, ptr, titles.bias, normalise=normalise
+            x_ND, titles.head, words_N, ptr, titles.bias, normalise=normalise
         )
     vocab = torch.as_tensor(titles.vocab, device=lm.device)
-    return own_head.title_likelihood(lm, x_ND, vocab, words, ptr, normalise)
-
-
-def score(lm, start, tails, cand_BC, titles, verbalizer, at=None):
-    """score_BC fp32: what the LM says at the mask of prompt b for candidate c. With `at` (see read)
-    also the log probability of each of those tail tokens, (M,)."""
-    if verbalizer == "likelihood":
-        score_BC, past = score_likelihood(lm, start, tails, cand_BC, titles, at)
-    else:
-        x_BD = read(lm, start, tails, at=at)
-        x_BD, past = x_BD if at is not None else (x_BD, None)
-        score_BC = verbalise(lm, x_BD, cand_BC, titles, verbalizer)
-    if at is None:
-        return score_BC
-    words = np.concatenate([titles.index[t[a]] for t, a in zip(tails, at)])
-    words = torch.as_tensor(words, device=lm.device)
-    each = torch.arange(len(words) + 1, device=lm.device)
-    return score_BC, log_likelihood(lm, past, titles, words, each)
-
-
-def score_likelihood(lm, start, tails, cand_BC, titles, at) -> tuple:
-    """Candidates' scores (B, C) by the likelihood of their titles, and the states `at`."""
-    tok_BCT, n_BC = titles.padded(cand_BC, lm.sep if lm.kind == "decoder" else ())
-    x_ND = read(lm, start, tails, tok_BCT, n_BC, at)
-    x_ND, past = x_ND if at is not None else (x_ND, None)
-    real = np.arange(tok_BCT.shape[2]) < n_BC[..., None]
-    words = torch.as_tensor(titles.index[tok_BCT[real]], device=lm.device)
-    ptr = torch.as_tensor(np.concatenate([[0], np.cumsum(n_BC.reshape(-1))]), device=lm.device)
-    # per token (ours): on ml-100k the sum over tokens gives the plain LM HR@1 .21 and a
-    # cross-entropy of 7.8, the mean .25 and 2.4
-    score_N = log_likelihood(lm, x_ND, titles, words, ptr, normalise=True)
-    return score_N.view(cand_BC.shape), past
+    return own_head.title_likelihood(lm, x_ND, vocab, words_N, ptr, normalise)
