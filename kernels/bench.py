@@ -13,7 +13,11 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
@@ -27,25 +31,41 @@ from delrec.kernels import verbalizer as kernels  # noqa: E402
 from delrec.runtime import commit, machine, versions
 from delrec.training.memory import extra_bytes
 
-SHAPES = [(16, 15, 12), (64, 20, 12), (256, 20, 16)]
-HEADS = [(576, 49152), (2048, 32128), (4096, 128256)]
+SHAPES = [(16, 15, 12), (64, 20, 12), (256, 20, 16)]  # B, C, T
+HEADS = [(576, 49152), (2048, 32128), (4096, 128256)]  # D, V
+CATALOGUES = [1_000, 10_000, 100_000, 1_300_000]  # titles
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
-def now(device):
+class Row(NamedTuple):
+    """One measurement."""
+
+    name: str
+    value: float | None  # None: not measured here
+    unit: str
+    goal: float | None = None
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def now(device) -> float:
+    """Seconds, once the device is done with what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def times(methods, device, seconds=2.0, most=15):
+def times(methods: dict[str, Callable], device, seconds: float = 2.0, most: int = 15) -> dict:
     """Median seconds of each method; they take turns after a first call each, at least three rounds
     (one where a round takes ten seconds), about `seconds` in all.
     """
-    spent, began = {name: [] for name in methods}, now(device)
+    spent = {name: [] for name in methods}
+    began = now(device)
     for f in methods.values():
         f()
-    rounds, began = 3 if now(device) - began < 10 else 1, now(device)
+    rounds = 3 if now(device) - began < 10 else 1
+    began = now(device)
     while len(next(iter(spent.values()))) < rounds or (
         now(device) - began < seconds and len(next(iter(spent.values()))) < most
     ):
@@ -56,205 +76,199 @@ def times(methods, device, seconds=2.0, most=15):
     return {name: statistics.median(s) for name, s in spent.items()}
 
 
-def copy_rate(device):
+def times_with_backward(methods: dict[str, Callable], x: torch.Tensor, device) -> dict:
+    """The same of each method's value at x and its gradient with respect to x."""
+
+    def both(method):
+        return lambda: torch.autograd.grad(method(x), x)
+
+    return times({name: both(method) for name, method in methods.items()}, device)
+
+
+def copy_rate(device) -> float:
     """Bytes a second this machine moves, reads plus writes, by copying 256 MB."""
     a = torch.empty(2**28, dtype=torch.uint8, device=device).fill_(1)
     b = torch.empty_like(a)
     return 2 * 2**28 / times({"copy": lambda: b.copy_(a)}, device, 1.0)["copy"]
 
 
-def candidate_scores(rows, device, dtype, B, C, T, D, V, rate):
-    g = torch.Generator().manual_seed(0)
-    x, head = (
-        torch.randn(B, D, generator=g).to(dtype).to(device),
-        torch.empty(V, D, dtype=dtype, device=device).normal_(),
-    )
-    tok, n = (
-        torch.randint(0, V, (B, C, T), generator=g, dtype=torch.int32).to(device),
-        torch.randint(T // 2, T + 1, (B, C), generator=g, dtype=torch.int32).to(device),
-    )
-    real = torch.arange(T, device=device) < n[..., None]
-    weight = (real / n[..., None]).to(dtype)
-    flat, long = tok.view(B * C, T), tok.long()
+# ---------------------------------------------------------------- candidate scores
 
-    def full_logits():
-        logit = F.linear(x, head)
-        return (logit.gather(1, long.view(B, -1)).view(B, C, T) * weight).sum(2)
 
-    def eager_gather():
-        return (torch.einsum("bctd,bd->bct", head[long], x) * weight).sum(2)
+@dataclass
+class Candidates:
+    """Random titles of candidates, and the states that score them."""
 
-    def bag():
-        return torch.einsum(
-            "bd,bcd->bc",
-            x,
-            F.embedding_bag(flat, head, mode="sum", per_sample_weights=weight.view(B * C, T)).view(
-                B, C, D
-            ),
-        )
+    x_BD: torch.Tensor
+    head_VD: torch.Tensor
+    tok_BCT: torch.Tensor  # int32
+    n_BC: torch.Tensor  # int32
+    weight_BCT: torch.Tensor  # 1/n for a title's tokens, 0 behind them
 
-    def ours():
-        return kernels.candidate_scores(x, head, tok, n)
+    @classmethod
+    def draw(cls, device, dtype, shape: tuple[int, int, int], D: int, V: int):
+        """Candidates of a shape (B, C, T)."""
+        B, C, T = shape
+        g = torch.Generator().manual_seed(0)
+        x_BD = torch.randn(B, D, generator=g).to(dtype).to(device)
+        head_VD = torch.empty(V, D, dtype=dtype, device=device).normal_()
+        tok_BCT = torch.randint(0, V, shape, generator=g, dtype=torch.int32).to(device)
+        n_BC = torch.randint(T // 2, T + 1, (B, C), generator=g, dtype=torch.int32).to(device)
+        inside_BCT = torch.arange(T, device=device) < n_BC[..., None]
+        weight_BCT = (inside_BCT / n_BC[..., None]).to(dtype)
+        return cls(x_BD, head_VD, tok_BCT, n_BC, weight_BCT)
 
-    methods = {
-        "ours": ours,
-        "full_logits": full_logits,
-        "eager_gather": eager_gather,
-        "embedding_bag": bag,
-    }
+    def ours(self, x_BD) -> torch.Tensor:
+        """The scores by our kernels."""
+        return kernels.candidate_scores(x_BD, self.head_VD, self.tok_BCT, self.n_BC)
+
+    def full_logits(self, x_BD) -> torch.Tensor:
+        """The scores by way of all V logits."""
+        logit_BV = F.linear(x_BD, self.head_VD)
+        tok_BX = self.tok_BCT.long().flatten(1)
+        logit_BCT = logit_BV.gather(1, tok_BX).view(self.tok_BCT.shape)
+        return (logit_BCT * self.weight_BCT).sum(2)
+
+    def eager_gather(self, x_BD) -> torch.Tensor:
+        """The scores by way of the rows of all tokens (B, C, T, D)."""
+        rows_BCTD = self.head_VD[self.tok_BCT.long()]
+        return (torch.einsum("bctd,bd->bct", rows_BCTD, x_BD) * self.weight_BCT).sum(2)
+
+    def embedding_bag(self, x_BD) -> torch.Tensor:
+        """The scores by way of the mean rows (B, C, D)."""
+        B, C, T = self.tok_BCT.shape
+        tok_NT, weight_NT = self.tok_BCT.view(B * C, T), self.weight_BCT.view(B * C, T)
+        row_ND = F.embedding_bag(tok_NT, self.head_VD, mode="sum", per_sample_weights=weight_NT)
+        return torch.einsum("bd,bcd->bc", x_BD, row_ND.view(B, C, -1))
+
+    def held(self) -> int:
+        """Bytes of what must be read and written."""
+        rows_UD = self.head_VD[self.tok_BCT.long().unique()]
+        read = (self.x_BD.numel() + rows_UD.numel()) * self.x_BD.element_size()
+        return read + self.tok_BCT.numel() * 4 + 2 * self.n_BC.numel() * 4
+
+
+def candidate_scores(device, dtype, shape: tuple, D: int, V: int, rate: float) -> list[Row]:
+    """Rows of candidates of a shape (B, C, T); rate: bytes a second that the device copies."""
+    c = Candidates.draw(device, dtype, shape, D, V)
+    names = ("ours", "full_logits", "eager_gather", "embedding_bag")
+    methods = {name: partial(getattr(c, name), c.x_BD) for name in names}
     if device.type == "cuda":
-        methods["compiled_bag"] = torch.compile(bag)
+        methods["compiled_bag"] = torch.compile(methods["embedding_bag"])
     t = times(methods, device)
-    base = f"candidate_scores.{device.type}.{NAMES[dtype]}.{B}x{C}x{T}x{D}"
+    ours = t["ours"]
     best = min(v for k, v in t.items() if k != "ours")
-    rows.append(
-        (
-            f"{base}.vs_full_logits",
-            t["full_logits"] / t["ours"],
-            "x",
-            4 if SHAPES[0] == (B, C, T) else None,
-        )
-    )
-    rows.append((f"{base}.vs_best_torch", best / t["ours"], "x", 0.9))
-    rows.append((f"{base}.ms", 1e3 * t["ours"], "ms", None))
-    held = (
-        (x.numel() + head[long.unique()].numel()) * x.element_size()
-        + tok.numel() * 4
-        + n.numel() * 4
-        + B * C * 4
-    )
-    bytes_ = extra_bytes(ours, device)
-    rows.append(
-        (
-            f"{base}.memory_vs_inputs_and_outputs",
-            None if bytes_ is None else bytes_ / held,
-            "share",
-            2,
-        )
-    )
-    floor = held / rate
-    rows.append(
-        (
-            f"{base}.share_of_floor",
-            floor / t["ours"],
-            "share",
-            0.7 if device.type == "cuda" and B >= 64 else None,
-        )
-    )
-
-    xs = x.clone().requires_grad_()
-    up = torch.randn(B, C, device=device)
-
-    def pooled(x_):
-        return torch.einsum(
-            "bd,bcd->bc",
-            x_,
-            F.embedding_bag(flat, head, mode="sum", per_sample_weights=weight.view(B * C, T)).view(
-                B, C, D
-            ),
-        )
-
-    both = {"ours": lambda x_: kernels.candidate_scores(x_, head, tok, n), "embedding_bag": pooled}
-    back = times(
+    held = c.held()
+    extra = extra_bytes(methods["ours"], device)
+    share = None if extra is None else extra / held
+    large = device.type == "cuda" and shape[0] >= 64
+    xs_BD = c.x_BD.clone().requires_grad_()
+    up_BC = torch.randn(shape[:2], device=device)
+    back = times_with_backward(
         {
-            name: (lambda f=f: torch.autograd.grad((f(xs).float() * up).sum(), xs))
-            for name, f in both.items()
+            "ours": lambda x_BD: (c.ours(x_BD).float() * up_BC).sum(),
+            "embedding_bag": lambda x_BD: (c.embedding_bag(x_BD).float() * up_BC).sum(),
         },
+        xs_BD,
         device,
     )
-    rows.append(
-        (
+    sizes = "x".join(map(str, (*shape, D)))
+    base = f"candidate_scores.{device.type}.{NAMES[dtype]}.{sizes}"
+    first = shape == SHAPES[0]
+    return [
+        Row(f"{base}.vs_full_logits", t["full_logits"] / ours, "x", 4 if first else None),
+        Row(f"{base}.vs_best_torch", best / ours, "x", 0.9),
+        Row(f"{base}.ms", 1e3 * ours, "ms"),
+        Row(f"{base}.memory_vs_inputs_and_outputs", share, "share", 2),
+        Row(f"{base}.share_of_floor", held / rate / ours, "share", 0.7 if large else None),
+        Row(
             f"{base}.forward_backward_vs_embedding_bag",
             back["embedding_bag"] / back["ours"],
             "x",
-            None,
-        )
-    )
+        ),
+    ]
 
 
-def title_likelihood(rows, device, dtype, N, D, V):
-    x, head = (
-        (torch.randn(N, D) * D**-0.5).to(dtype).to(device),
-        torch.empty(V, D, dtype=dtype, device=device).normal_(),
-    )
-    tok, ptr = (
-        torch.randint(0, V, (N,), dtype=torch.int32).to(device),
-        torch.arange(0, N + 1, 10, device=device),
-    )
-    xs, base = x.clone().requires_grad_(), f"title_likelihood.{device.type}.{NAMES[dtype]}.{N}x{V}"
+# ---------------------------------------------------------------- title likelihood
 
-    def full_logits(x_):
-        logp = F.log_softmax(F.linear(x_, head).float(), dim=1).gather(1, tok.long()[:, None])[:, 0]
-        return logp.view(-1, 10).sum(1)
 
-    def ours(x_):
-        return kernels.title_likelihood(x_, head, tok, ptr)
+def title_likelihood(device, dtype, N: int, D: int, V: int) -> list[Row]:
+    """Rows of the likelihood of titles of ten tokens, N in all."""
+    x_ND = (torch.randn(N, D) * D**-0.5).to(dtype).to(device)
+    head_VD = torch.empty(V, D, dtype=dtype, device=device).normal_()
+    tok_N = torch.randint(0, V, (N,), dtype=torch.int32).to(device)
+    ptr = torch.arange(0, N + 1, 10, device=device)
+
+    def full_logits(x):
+        logp_NV = F.log_softmax(F.linear(x, head_VD).float(), dim=1)
+        return logp_NV.gather(1, tok_N.long()[:, None])[:, 0].view(-1, 10).sum(1)
+
+    def ours(x):
+        return kernels.title_likelihood(x, head_VD, tok_N, ptr)
 
     with torch.no_grad():
-        t = times({"ours": lambda: ours(x), "full_logits": lambda: full_logits(x)}, device)
-        memory = [extra_bytes(lambda f=f: f(x), device) for f in (ours, full_logits)]
-    rows.append((f"{base}.time_vs_full_logits", t["full_logits"] / t["ours"], "x", 1))
-    rows.append((f"{base}.ms", 1e3 * t["ours"], "ms", None))
-    rows.append(
-        (
-            f"{base}.memory_vs_full_logits",
-            None if None in memory or not memory[1] else memory[0] / memory[1],
-            "share",
-            0.125,
-        )
-    )
+        methods = {"ours": partial(ours, x_ND), "full_logits": partial(full_logits, x_ND)}
+        t = times(methods, device)
+        memory, full_memory = (extra_bytes(f, device) for f in methods.values())
+    share = memory / full_memory if memory is not None and full_memory else None
+    base = f"title_likelihood.{device.type}.{NAMES[dtype]}.{N}x{V}"
+    rows = [
+        Row(f"{base}.time_vs_full_logits", t["full_logits"] / t["ours"], "x", 1),
+        Row(f"{base}.ms", 1e3 * t["ours"], "ms"),
+        Row(f"{base}.memory_vs_full_logits", share, "share", 0.125),
+    ]
     if V > 2**16:
         # minutes on a CPU; the ratio is that of the other shapes
-        return
-    t = times(
-        {
-            name: (lambda f=f: torch.autograd.grad(f(xs).sum(), xs))
-            for name, f in {"ours": ours, "full_logits": full_logits}.items()
-        },
+        return rows
+    t = times_with_backward(
+        {"ours": lambda x: ours(x).sum(), "full_logits": lambda x: full_logits(x).sum()},
+        x_ND.clone().requires_grad_(),
         device,
     )
-    rows.append((f"{base}.forward_backward_vs_full_logits", t["full_logits"] / t["ours"], "x", 1))
+    ratio = t["full_logits"] / t["ours"]
+    return [*rows, Row(f"{base}.forward_backward_vs_full_logits", ratio, "x", 1)]
 
 
-def catalogue(rows, device, dtype, n_items, D, V, B=32, T=12, k=20):
-    x, head = (
-        torch.randn(B, D).to(dtype).to(device),
-        torch.empty(V, D, dtype=dtype, device=device).normal_(),
-    )
-    tok, ptr = (
-        torch.randint(0, V, (n_items * T,), dtype=torch.int32).to(device),
-        torch.arange(0, n_items * T + 1, T, device=device),
-    )
-    seen = torch.randint(0, n_items, (B, 20)).to(device)
-    base = f"catalogue.{device.type}.{n_items}.{NAMES[dtype]}"
+# ---------------------------------------------------------------- the catalogue
+
+
+def catalogue(device, dtype, n_items: int, D: int, V: int, B: int = 32) -> list[Row]:
+    """Rows of the 20 best of n_items titles of 12 tokens, for B users."""
+    T, k = 12, 20
+    x_BD = torch.randn(B, D).to(dtype).to(device)
+    head_VD = torch.empty(V, D, dtype=dtype, device=device).normal_()
+    tok_M = torch.randint(0, V, (n_items * T,), dtype=torch.int32).to(device)
+    ptr = torch.arange(0, n_items * T + 1, T, device=device)
+    seen_BS = torch.randint(0, n_items, (B, 20)).to(device)
 
     def in_torch():
-        logit = F.linear(head, x).float()
-        score = F.embedding_bag(tok, logit, ptr[:-1].int(), mode="mean").t().contiguous()
-        score.scatter_(1, seen, -torch.inf)
-        return score.topk(k, dim=1)
+        logit_VB = F.linear(head_VD, x_BD).float()
+        score_IB = F.embedding_bag(tok_M, logit_VB, ptr[:-1].int(), mode="mean")
+        score_BI = score_IB.t().contiguous()
+        score_BI.scatter_(1, seen_BS, -torch.inf)
+        return score_BI.topk(k, dim=1)
 
     def ours():
-        return kernels.catalogue_topk(x, head, ptr, tok, k, seen)
+        return kernels.catalogue_topk(x_BD, head_VD, ptr, tok_M, k, seen_BS)
 
     t = times({"ours": ours, "torch": in_torch}, device)
-    bytes_ = extra_bytes(ours, device)
-    rows.append(
-        (
-            f"{base}.ms_per_user",
-            1e3 * t["ours"] / B,
-            "ms",
-            8 if n_items == 1_300_000 and device.type == "cpu" else None,
-        )
-    )
-    rows.append((f"{base}.vs_torch", t["torch"] / t["ours"], "x", None))
-    rows.append((f"{base}.ns_per_token_and_user", 1e9 * t["ours"] / (B * n_items * T), "ns", None))
-    rows.append((f"{base}.memory_mb", None if bytes_ is None else bytes_ / 2**20, "MB", 512))
+    memory = extra_bytes(ours, device)
+    base = f"catalogue.{device.type}.{n_items}.{NAMES[dtype]}"
+    goal = 8 if n_items == CATALOGUES[-1] and device.type == "cpu" else None
+    return [
+        Row(f"{base}.ms_per_user", 1e3 * t["ours"] / B, "ms", goal),
+        Row(f"{base}.vs_torch", t["torch"] / t["ours"], "x"),
+        Row(f"{base}.ns_per_token_and_user", 1e9 * t["ours"] / (B * n_items * T), "ns"),
+        Row(f"{base}.memory_mb", None if memory is None else memory / 2**20, "MB", 512),
+    ]
 
 
-def report(rows, threads):
-    """The table of what was measured, and as the last line all rows as one JSON object; a row is
-    (name, value or None, unit, goal or None).
+# ---------------------------------------------------------------- all of it
+
+
+def report(rows: list[tuple], threads: int):
+    """Prints the table of what was measured, and as the last line all rows as one JSON object; each
+    is a Row, or such a tuple of four.
     """
     print(f"\n{machine()}; {threads} threads")
     for name, value, unit, goal in rows:
@@ -283,6 +297,42 @@ def report(rows, threads):
     )
 
 
+def jobs_of(device, rate: float, quick: bool) -> list[Callable]:
+    """What is measured, one call a shape; quick: the smallest shapes only."""
+    shapes = SHAPES[:1] if quick else SHAPES
+    positions = 200 if quick else 2000
+    jobs = []
+    for dtype in NAMES:
+        for D, V in HEADS[:1] if quick else HEADS:
+            jobs += [partial(candidate_scores, device, dtype, s, D, V, rate) for s in shapes]
+            jobs += [partial(title_likelihood, device, dtype, positions, D, V)]
+        sizes = CATALOGUES[:2] if quick else CATALOGUES
+        jobs += [partial(catalogue, device, dtype, n_items, *HEADS[0]) for n_items in sizes]
+    return jobs
+
+
+def rows_of_a_gpu() -> list[Row]:
+    """The rows that only a GPU fills; never a guessed number."""
+    rows = []
+    for d in NAMES.values():
+        for D, _ in HEADS:
+            for B, C, T in SHAPES:
+                base = f"candidate_scores.gpu.{d}.{B}x{C}x{T}x{D}"
+                rows.append(Row(f"{base}.vs_full_logits", None, "x"))
+                rows.append(Row(f"{base}.vs_best_torch", None, "x"))
+                goal = 0.7 if B >= 64 else None
+                rows.append(Row(f"{base}.share_of_floor", None, "share", goal))
+    for d in NAMES.values():
+        for _, V in HEADS:
+            base = f"title_likelihood.gpu.{d}.2000x{V}"
+            rows.append(Row(f"{base}.time_vs_full_logits", None, "x", 1))
+            rows.append(Row(f"{base}.memory_vs_full_logits", None, "share", 0.1))
+    for d in NAMES.values():
+        for n_items in CATALOGUES:
+            rows.append(Row(f"catalogue.gpu.{n_items}.{d}.ms_per_user", None, "ms"))
+    return rows
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--quick", is_flag=True, help="the smallest shapes only, under a minute")
 @click.option("--threads", default=2, type=click.IntRange(1), help="threads on the CPU")
@@ -291,49 +341,13 @@ def main(quick, threads):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rate, rows, jobs = copy_rate(device), [], []
-    for dtype in NAMES:
-        for D, V in HEADS[:1] if quick else HEADS:
-            jobs += [
-                (candidate_scores, (dtype, B, C, T, D, V, rate))
-                for B, C, T in (SHAPES[:1] if quick else SHAPES)
-            ]
-            jobs += [(title_likelihood, (dtype, 200 if quick else 2000, D, V))]
-        jobs += [
-            (catalogue, (dtype, n_items, 576, 49152))
-            for n_items in ((1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_300_000))
-        ]
-    for function, args in tqdm(jobs, unit="shape", disable=None):
-        function(rows, device, *args)
-
-    # never a guessed number: the same command on a machine with a GPU fills these
+    rate = copy_rate(device)
+    rows = []
+    for job in tqdm(jobs_of(device, rate, quick), unit="shape", disable=None):
+        rows += job()
     if device.type == "cpu":
-        rows += [
-            (f"candidate_scores.gpu.{d}.{B}x{C}x{T}x{D}.{what}", None, unit, goal)
-            for d in NAMES.values()
-            for D, _ in HEADS
-            for B, C, T in SHAPES
-            for what, unit, goal in (
-                ("vs_full_logits", "x", None),
-                ("vs_best_torch", "x", None),
-                ("share_of_floor", "share", 0.7 if B >= 64 else None),
-            )
-        ]
-        rows += [
-            (f"title_likelihood.gpu.{d}.2000x{V}.{what}", None, unit, goal)
-            for d in NAMES.values()
-            for _, V in HEADS
-            for what, unit, goal in (
-                ("time_vs_full_logits", "x", 1),
-                ("memory_vs_full_logits", "share", 0.1),
-            )
-        ]
-        rows += [
-            (f"catalogue.gpu.{n_items}.{d}.ms_per_user", None, "ms", None)
-            for d in NAMES.values()
-            for n_items in (1_000, 10_000, 100_000, 1_300_000)
-        ]
-    rows = [(name.replace(".cuda.", ".gpu."), *rest) for name, *rest in rows]
+        rows += rows_of_a_gpu()
+    rows = [row._replace(name=row.name.replace(".cuda.", ".gpu.")) for row in rows]
     print(f"copies {rate / 1e9:.1f} GB/s")
     report(rows, threads)
 

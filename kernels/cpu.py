@@ -1,9 +1,8 @@
-"""The C++ loops of cpu.cpp: built once with the machine's own compiler, kept under the user's cache
-folder, called through ctypes.
+"""The C++ loops, cpu.cpp and its headers: built once with the machine's own compiler, kept under
+the user's cache folder, called through ctypes.
 
-A plain shared library of 400 lines: no torch headers, so it builds in seconds and serves every
-torch version. It is compiled for this very CPU, so the CPU's features are part of the name it is
-kept under.
+A plain shared library: no torch headers, so it builds in seconds and serves every torch version. It
+is compiled for this very CPU, so the CPU's features are part of the name it is kept under.
 """
 
 import ctypes
@@ -15,77 +14,89 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
+HEADERS = sorted(SOURCE.parent.glob("*.h"))
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC"]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SILENT = (  # functions that return nothing
+    "scores",
+    "pool",
+    "likelihood",
+    "logits",
+    "catalogue",
+    "topk",
+    "rms_norm",
+    "silu_mul",
+    "attention",
+)
 
 
 @functools.cache
-def library():
+def library() -> ctypes.CDLL | None:
     """The loaded library, or None (said once, in one line) where it cannot be built; then the torch
     reference does the work.
     """
-    compiler = (
-        shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++") or shutil.which("clang++")
-    )
+    compiler = compiler_here()
     if compiler is None:
-        return none("no C++ compiler (g++) found")
-    cpu = (
-        next(
-            (
-                line
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith(("flags", "Features"))
-            ),
-            "",
-        )
-        if Path("/proc/cpuinfo").exists()
-        else platform.processor()
-    )
-    key = hashlib.sha256(
-        "\n".join([SOURCE.read_text(), *FLAGS, compiler, platform.machine(), cpu]).encode()
-    ).hexdigest()[:16]
+        return say_none("no C++ compiler (g++) found")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delrec" / "kernels"
-    path = cache / f"verbalizer-{key}.so"
+    path = cache / f"verbalizer-{key_of(compiler)}.so"
     try:
         if not path.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            # renamed when whole: processes that build at once do not meet
-            with tempfile.TemporaryDirectory(dir=cache) as room:
-                built = subprocess.run(
-                    [compiler, *FLAGS, str(SOURCE), "-o", f"{room}/v.so"],
-                    capture_output=True,
-                    text=True,
-                )
-                if built.returncode:
-                    return none(
-                        f"{compiler} failed: "
-                        f"{(built.stderr.strip().splitlines() or ['no message'])[-1][:200]}"
-                    )
-                os.replace(f"{room}/v.so", path)
+            failure = build(compiler, path)
+            if failure:
+                return say_none(failure)
         lib = ctypes.CDLL(str(path))
     except OSError as e:
-        return none(str(e))
-    for name in (
-        "scores",
-        "pool",
-        "likelihood",
-        "logits",
-        "catalogue",
-        "topk",
-        "rms_norm",
-        "silu_mul",
-        "attention",
-    ):
+        return say_none(str(e))
+    for name in SILENT:
         getattr(lib, f"verbalizer_{name}").restype = None
     return lib
 
 
-def none(why):
+def compiler_here() -> str | None:
+    """The path of a C++ compiler: $CXX, or g++, or what is called c++ or clang++."""
+    asked = shutil.which(os.environ.get("CXX", "g++"))
+    return asked or shutil.which("c++") or shutil.which("clang++")
+
+
+def key_of(compiler: str) -> str:
+    """16 hex digits of all that the library is made of: code, flags, compiler, CPU."""
+    code = [path.read_text() for path in (SOURCE, *HEADERS)]
+    known = [*code, *FLAGS, compiler, platform.machine(), cpu_features()]
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
+
+
+def cpu_features() -> str:
+    """The line of /proc/cpuinfo that names the CPU's features; elsewhere the CPU's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    lines = cpuinfo.read_text().splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def build(compiler: str, path: Path) -> str:
+    """Builds the library. Returns why it could not be built, or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # renamed when whole: processes that build at once do not meet
+    with tempfile.TemporaryDirectory(dir=path.parent) as room:
+        command = [compiler, *FLAGS, str(SOURCE), "-o", f"{room}/v.so"]
+        built = subprocess.run(command, capture_output=True, text=True)
+        if built.returncode:
+            said = built.stderr.strip().splitlines() or ["no message"]
+            return f"{compiler} failed: {said[-1][:200]}"
+        os.replace(f"{room}/v.so", path)
+    return ""
+
+
+def say_none(why: str) -> None:
+    """Says in one line why there is no library."""
     print(
         f"kernels: {why}; the verbalizer runs on plain torch (the same numbers, slower and with "
         "more memory)",
@@ -94,71 +105,51 @@ def none(why):
     )
 
 
-def call(name, *args):
-    """Tensors go as pointers, integers as int64, None as a null pointer.
+def call(name: str, *args):
+    """What the library's function says. Tensors go as pointers, integers as int64, None as a null
+    pointer.
 
     As many threads as torch has: its OpenMP need not be the library's.
     """
-
-    def c(a):
-        return (
-            ctypes.c_void_p(a.data_ptr())
-            if isinstance(a, torch.Tensor)
-            else ctypes.c_int64(a)
-            if isinstance(a, int)
-            else a
-        )
-
     library().verbalizer_threads(ctypes.c_int(torch.get_num_threads()))
-    return getattr(library(), f"verbalizer_{name}")(*map(c, args))
+    return getattr(library(), f"verbalizer_{name}")(*map(as_c, args))
 
 
-def dtype(t):
+def as_c(value):
+    """A value as ctypes passes it."""
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_int64(value) if isinstance(value, int) else value
+
+
+def dtype(t: torch.Tensor) -> ctypes.c_int:
+    """The number by which the library knows a tensor's dtype."""
     return ctypes.c_int(DTYPES[t.dtype])
 
 
-def titles_fit(tok_BCT, n_BC, V):
+# ---------------------------------------------------------------- candidate scores
+
+
+def titles_fit(tok_BCT, n_BC, V: int) -> bool:
     """True if every length is in 0..T and every token before a title's end in 0..V-1. Both int32
     and contiguous.
     """
     return bool(call("titles_fit", tok_BCT, n_BC, n_BC.numel(), tok_BCT.shape[2], V))
 
 
-def scores(x_BD, head_VD, tok_BCT, n_BC, gradient):
+def scores(x_BD, head_VD, tok_BCT, n_BC, gradient: bool):
     """score_BC without the bias, and what backward needs: with gradient the mean rows (B, C, D)
     fp32, else None. tok and n int32, all but the head contiguous.
     """
     B, C, T = tok_BCT.shape
+    D = x_BD.shape[1]
+    head = (head_VD, head_VD.stride(0))
     if gradient:
-        row_BCD = torch.empty(B, C, x_BD.shape[1])
-        call(
-            "pool",
-            dtype(head_VD),
-            head_VD,
-            head_VD.stride(0),
-            tok_BCT,
-            n_BC,
-            row_BCD,
-            B * C,
-            T,
-            x_BD.shape[1],
-        )
+        row_BCD = torch.empty(B, C, D)
+        call("pool", dtype(head_VD), *head, tok_BCT, n_BC, row_BCD, B * C, T, D)
         return (row_BCD @ x_BD.float()[..., None])[..., 0], row_BCD
     score_BC = torch.empty(B, C)
-    call(
-        "scores",
-        dtype(head_VD),
-        x_BD,
-        head_VD,
-        head_VD.stride(0),
-        tok_BCT,
-        n_BC,
-        score_BC,
-        B,
-        C,
-        T,
-        x_BD.shape[1],
-    )
+    call("scores", dtype(head_VD), x_BD, *head, tok_BCT, n_BC, score_BC, B, C, T, D)
     return score_BC, None
 
 
@@ -167,82 +158,63 @@ def scores_dx(g_BC, row_BCD, head_VD, tok_BCT, n_BC):
     return (g_BC[:, None] @ row_BCD)[:, 0]
 
 
-def log_probs(x_ND, head_VD, tok_N, bias_V, gradient):
+# ---------------------------------------------------------------- title likelihood
+
+
+def log_probs(x_ND, head_VD, tok_N, bias_V, gradient: bool):
     """log softmax(head x[i] + bias)[tok[i]]: fp32 (N,); with gradient also its derivative to x[i]:
     fp32 (N, D), else None.
     """
     N, D = x_ND.shape
-    logp_N, diff_ND = torch.empty(N), torch.empty(N, D) if gradient else None
-    call(
-        "likelihood",
-        dtype(head_VD),
-        x_ND,
-        head_VD,
-        head_VD.stride(0),
-        bias_V,
-        tok_N,
-        logp_N,
-        diff_ND,
-        N,
-        head_VD.shape[0],
-        D,
-    )
+    V = head_VD.shape[0]
+    head = (head_VD, head_VD.stride(0))
+    logp_N = torch.empty(N)
+    diff_ND = torch.empty(N, D) if gradient else None
+    call("likelihood", dtype(head_VD), x_ND, *head, bias_V, tok_N, logp_N, diff_ND, N, V, D)
     return logp_N, diff_ND
 
 
-def by_users(x_BD, head_VD, bias_V):
+# ---------------------------------------------------------------- the catalogue
+
+
+def by_users(x_BD, head_VD, bias_V) -> Iterator[tuple[int, int, torch.Tensor]]:
     """The logits of a few users at a time, users innermost: (first user, how many, logit_VL)."""
-    V, lanes, tables = len(head_VD), library().verbalizer_lanes(), library().verbalizer_tables()
+    V, D = head_VD.shape
+    lanes, tables = library().verbalizer_lanes(), library().verbalizer_tables()
+    head = (head_VD, head_VD.stride(0))
     room = torch.empty(min(tables, -(-len(x_BD) // lanes)), V, lanes)
     for b in range(0, len(x_BD), tables * lanes):
         part = x_BD[b : b + tables * lanes]
-        call(
-            "logits",
-            dtype(head_VD),
-            part,
-            head_VD,
-            head_VD.stride(0),
-            bias_V,
-            room,
-            len(part),
-            V,
-            x_BD.shape[1],
-        )
+        call("logits", dtype(head_VD), part, *head, bias_V, room, len(part), V, D)
         for i in range(0, len(part), lanes):
             yield b + i, min(lanes, len(part) - i), room[i // lanes]
 
 
-def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V):
-    score_BI = torch.empty(len(x_BD), len(ptr_I1) - 1)
+def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V) -> torch.Tensor:
+    """See verbalizer.catalogue_scores: fp32 (B, I)."""
+    n_items = len(ptr_I1) - 1
+    score_BI = torch.empty(len(x_BD), n_items)
     for b, n, logit_VL in by_users(x_BD, head_VD, bias_V):
-        call("catalogue", logit_VL, ptr_I1, tok_M, len(ptr_I1) - 1, n, score_BI[b:])
+        call("catalogue", logit_VL, ptr_I1, tok_M, n_items, n, score_BI[b:])
     return score_BI
 
 
-def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V):
-    id_Bk, score_Bk = torch.empty(len(x_BD), k, dtype=torch.int64), torch.empty(len(x_BD), k)
+def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k: int, seen_BS, bias_V):
+    """See verbalizer.catalogue_topk: ids int64 (B, k) and scores fp32 (B, k)."""
+    n_items, S = len(ptr_I1) - 1, seen_BS.shape[1]
+    id_Bk = torch.empty(len(x_BD), k, dtype=torch.int64)
+    score_Bk = torch.empty(len(x_BD), k)
     for b, n, logit_VL in by_users(x_BD, head_VD, bias_V):
-        call(
-            "topk",
-            logit_VL,
-            ptr_I1,
-            tok_M,
-            len(ptr_I1) - 1,
-            n,
-            k,
-            seen_BS[b:],
-            seen_BS.shape[1],
-            id_Bk[b:],
-            score_Bk[b:],
-        )
+        best = (seen_BS[b:], S, id_Bk[b:], score_Bk[b:])
+        call("topk", logit_VL, ptr_I1, tok_M, n_items, n, k, *best)
     return id_Bk, score_Bk
 
 
-# ------------------------------ a decoder's layer, forward only (lm.py's pass_fused); fp32 and bf16
+# --------------------- a decoder's layer, forward only (delrec.lm.passes.pass_fused); fp32 and bf16
 
 
-def rms_norm(x_MD, add_MD, weight_D, eps):
-    """x += add in place (None: nothing to add), then x / sqrt(mean x^2 + eps) * weight.
+def rms_norm(x_MD, add_MD, weight_D, eps: float) -> torch.Tensor:
+    """x / sqrt(mean x^2 + eps) * weight, after x += add in place (None: nothing to add).
 
     All contiguous, one dtype.
     """
@@ -251,37 +223,24 @@ def rms_norm(x_MD, add_MD, weight_D, eps):
     return out_MD
 
 
-def silu_mul(gate_MF, up_MF):
-    """gate = silu(gate) * up, in place."""
+def silu_mul(gate_MF, up_MF) -> torch.Tensor:
+    """silu(gate) * up, in the place of gate."""
     call("silu_mul", dtype(gate_MF), gate_MF, up_MF, gate_MF.numel())
     return gate_MF
 
 
-def attention(q_MHd, k_MGd, v_MGd, cos_Md, sin_Md, past, seg_M, ptr, scale):
+def attention(q_MHd, k_MGd, v_MGd, cos_Md, sin_Md, past, seg_M, ptr, scale: float) -> torch.Tensor:
     """Attention of rows one behind the other: (M, H, d). q, k, v as projected; past: keys and
     values (1, G, kept, d) of the prefix that all see, or None; seg int32 [M]: 0 for a row's tail,
     which all of the row see as far as it stands before them, c for title c, which only sees itself
     behind it; ptr int64 [rows + 1].
     """
-    out_MHd, (_, H, d) = torch.empty_like(q_MHd), q_MHd.shape
+    out_MHd = torch.empty_like(q_MHd)
+    _, H, d = q_MHd.shape
     kept = 0 if past is None else past[0].shape[2]
-    call(
-        "attention",
-        dtype(q_MHd),
-        q_MHd,
-        k_MGd,
-        v_MGd,
-        cos_Md,
-        sin_Md,
-        *(past or (None, None)),
-        kept,
-        seg_M,
-        ptr,
-        len(ptr) - 1,
-        H,
-        k_MGd.shape[1],
-        d,
-        ctypes.c_float(scale),
-        out_MHd,
-    )
+    tokens = (q_MHd, k_MGd, v_MGd, cos_Md, sin_Md)
+    prefix = (*(past or (None, None)), kept)
+    sizes = (len(ptr) - 1, H, k_MGd.shape[1], d)
+    scale = ctypes.c_float(scale)
+    call("attention", dtype(q_MHd), *tokens, *prefix, seg_M, ptr, *sizes, scale, out_MHd)
     return out_MHd

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 
-def blocks(T, D, dtype):
+def blocks(T: int, D: int, dtype: torch.dtype) -> dict[str, int]:
     """Tile of a title's rows: tokens x width, so that 16 rows are under way at once (one at a time
     would wait for memory).
     """
@@ -81,7 +81,7 @@ def scores_dx_kernel(
     tl.store(DX + b * D + d, acc, mask=d < D)
 
 
-def scores(x_BD, head_VD, tok_BCT, n_BC, gradient):
+def scores(x_BD, head_VD, tok_BCT, n_BC, gradient: bool):
     """score_BC without the bias, and nothing kept for backward, which gathers again: bytes are
     cheap here, memory is not.
     """
@@ -102,9 +102,11 @@ def scores(x_BD, head_VD, tok_BCT, n_BC, gradient):
     return score_BC, None
 
 
-def scores_dx(g_BC, _, head_VD, tok_BCT, n_BC):
+def scores_dx(g_BC, _, head_VD, tok_BCT, n_BC) -> torch.Tensor:
+    """dx[b] = sum_c g[b, c] / n sum_t head[tok[b, c, t]]: fp32 (B, D)."""
     B, C, T = tok_BCT.shape
-    D, tile = head_VD.shape[1], blocks(T, head_VD.shape[1], head_VD.dtype)
+    D = head_VD.shape[1]
+    tile = blocks(T, D, head_VD.dtype)
     dx_BD = torch.empty(B, D, device=g_BC.device)
     scores_dx_kernel[(B, triton.cdiv(D, tile["BLOCK_D"]))](
         g_BC, head_VD, tok_BCT, n_BC, dx_BD, C, T, D, head_VD.stride(0), **tile
@@ -168,16 +170,14 @@ def absorb_kernel(
         tl.store(SHRINK + i, shrink)
 
 
-def product(a, b):
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b with fp32 sums and an fp32 result, at the speed of a's dtype."""
-    return (
-        torch.mm(a, b, out_dtype=torch.float32)
-        if a.is_cuda and a.dtype != torch.float32
-        else a.float() @ b.float()
-    )
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
 
 
-def log_probs(x_ND, head_VD, tok_N, bias_V, gradient, rows=4096, tile=8192):
+def log_probs(x_ND, head_VD, tok_N, bias_V, gradient: bool, rows: int = 4096, tile: int = 8192):
     """log softmax(head x[i] + bias)[tok[i]]: fp32 (N,); with gradient also head[tok[i]] - sum_v
     P(v) head[v]: fp32 (N, D), else None.
 
@@ -185,17 +185,14 @@ def log_probs(x_ND, head_VD, tok_N, bias_V, gradient, rows=4096, tile=8192):
     the logits, the kernel folds it into running sums, and the same piece as probabilities times the
     same tile of the head gives the gradient.
     """
-    (N, D), V, device = x_ND.shape, len(head_VD), x_ND.device
-    logp_N, diff_ND = (
-        torch.empty(N, device=device),
-        torch.empty(N, D, device=device) if gradient else None,
-    )
+    N, D = x_ND.shape
+    V, device = len(head_VD), x_ND.device
+    logp_N = torch.empty(N, device=device)
+    diff_ND = torch.empty(N, D, device=device) if gradient else None
     for i in range(0, N, rows):
         x, tok = x_ND[i : i + rows], tok_N[i : i + rows]
-        m, s, pick, shrink = (
-            torch.full((len(x),), -torch.inf, device=device),
-            *torch.zeros(3, len(x), device=device),
-        )
+        m = torch.full((len(x),), -torch.inf, device=device)
+        s, pick, shrink = torch.zeros(3, len(x), device=device)
         E = torch.zeros(len(x), D, device=device) if gradient else None
         for v0 in range(0, V, tile):
             head = head_VD[v0 : v0 + tile]
@@ -271,11 +268,15 @@ def topk_kernel(
     tl.store(KEYS + at, best)
 
 
-def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V, BLOCK_I=256, BLOCK_B=8):
-    """See kernels.catalogue_topk. (B, I) is never written: K keys per block of items are, and one
-    top-k over them follows.
+BLOCK_I, BLOCK_B = 256, 8  # items and users of a program of topk_kernel
+
+
+def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k: int, seen_BS, bias_V):
+    """See verbalizer.catalogue_topk. (B, I) is never written: K keys per block of items are, and
+    one top-k over them follows.
     """
-    B, n_items, K = len(x_BD), len(ptr_I1) - 1, triton.next_power_of_2(k)
+    B, n_items = len(x_BD), len(ptr_I1) - 1
+    K = triton.next_power_of_2(k)
     # tl.topk sorts: not worth it for long lists
     if K > 64 or n_items < BLOCK_I:
         from . import reference
@@ -307,6 +308,5 @@ def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V, BLOCK_I=256
     score_Bk = torch.where(high < 0, high ^ 0x7FFFFFFF, high).view(torch.float32)
     id_Bk = (0x7FFFFFFF - (best_Bk & 0x7FFFFFFF)).masked_fill(score_Bk == -torch.inf, -1)
     more = k - id_Bk.shape[1]
-    return torch.nn.functional.pad(id_Bk, (0, more), value=-1), torch.nn.functional.pad(
-        score_Bk, (0, more), value=-torch.inf
-    )
+    id_Bk = torch.nn.functional.pad(id_Bk, (0, more), value=-1)
+    return id_Bk, torch.nn.functional.pad(score_Bk, (0, more), value=-torch.inf)

@@ -9,25 +9,24 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 
-def exact(t):
+def exact(t: torch.Tensor | None) -> torch.Tensor | None:
+    """A tensor in fp32; one in fp64 stays so."""
     return None if t is None else t.to(torch.promote_types(t.dtype, torch.float32))
 
 
-def weights(tok_BCT, n_BC, dtype=torch.float32):
+def weights(tok_BCT, n_BC, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """1/n for the tokens of a title, 0 behind them: (B, C, T)."""
-    return (torch.arange(tok_BCT.shape[2], device=n_BC.device) < n_BC[..., None]).to(
-        dtype
-    ) / n_BC.clamp(min=1)[..., None]
+    inside_BCT = torch.arange(tok_BCT.shape[2], device=n_BC.device) < n_BC[..., None]
+    return inside_BCT.to(dtype) / n_BC.clamp(min=1)[..., None]
 
 
-def real(tok_BCT, n_BC):
+def real(tok_BCT, n_BC) -> torch.Tensor:
     """The tokens, 0 behind a title's end: int64."""
-    return tok_BCT.long().masked_fill(
-        torch.arange(tok_BCT.shape[2], device=n_BC.device) >= n_BC[..., None], 0
-    )
+    behind_BCT = torch.arange(tok_BCT.shape[2], device=n_BC.device) >= n_BC[..., None]
+    return tok_BCT.long().masked_fill(behind_BCT, 0)
 
 
-def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None):
+def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None) -> torch.Tensor:
     """score[b, c] = mean over t < n[b, c] of logit(tok[b, c, t]) at x[b]; 0 for an empty title.
     fp32 (B, C).
 
@@ -43,25 +42,24 @@ def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None):
         at_NT.view_as(tok_NT), exact(head_VD[used_U]), mode="sum", per_sample_weights=weight_NT
     )
     score_BC = torch.einsum("bd,bcd->bc", exact(x_BD), row_ND.view(B, C, -1))
-    return (
-        score_BC
-        if bias_V is None
-        else score_BC + (exact(bias_V)[tok_NT] * weight_NT).sum(1).view(B, C)
-    )
+    if bias_V is None:
+        return score_BC
+    return score_BC + (exact(bias_V)[tok_NT] * weight_NT).sum(1).view(B, C)
 
 
-def _log_probs(x_ND, head_VD, tok_N, bias_V):
+def log_probs_of_chunk(x_ND, head_VD, tok_N, bias_V) -> torch.Tensor:
+    """The same with all its logits at once."""
     logit_NV = F.linear(exact(x_ND), exact(head_VD), exact(bias_V))
     return logit_NV.gather(1, tok_N[:, None])[:, 0] - logit_NV.logsumexp(1)
 
 
-def log_probs(x_ND, head_VD, tok_N, bias_V=None, chunk=1024):
+def log_probs(x_ND, head_VD, tok_N, bias_V=None, chunk: int = 1024) -> torch.Tensor:
     """log softmax(logits at x[i])[tok[i]]: fp32 (N,). The logits of at most `chunk` rows exist at a
     time, in backward too (recomputed).
     """
     parts = [
         checkpoint(
-            _log_probs,
+            log_probs_of_chunk,
             x_ND[i : i + chunk],
             head_VD,
             tok_N[i : i + chunk].long(),
@@ -73,7 +71,7 @@ def log_probs(x_ND, head_VD, tok_N, bias_V=None, chunk=1024):
     return torch.cat(parts) if parts else exact(x_ND.sum(1))
 
 
-def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None):
+def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None) -> torch.Tensor:
     """The mean-logit score of every title of a catalogue given as CSR: fp32 (B, I); 0 for an empty
     title. The V logits come first: with many titles that is far less work than gathering the rows
     of each.
@@ -81,29 +79,23 @@ def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None):
     logit_VB = F.linear(exact(head_VD), exact(x_BD))
     logit_VB = logit_VB if bias_V is None else logit_VB + exact(bias_V)[:, None]
     ptr_I1 = ptr_I1.long()
-    return F.embedding_bag(
-        tok_M[int(ptr_I1[0]) : int(ptr_I1[-1])].long(),
-        logit_VB.contiguous(),
-        (ptr_I1 - ptr_I1[0])[:-1],
-        mode="mean",
-    ).t()
+    tok_M = tok_M[int(ptr_I1[0]) : int(ptr_I1[-1])].long()
+    begins_I = (ptr_I1 - ptr_I1[0])[:-1]
+    return F.embedding_bag(tok_M, logit_VB.contiguous(), begins_I, mode="mean").t()
 
 
-def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V=None):
+def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k: int, seen_BS, bias_V=None):
     """The k best titles of each row and their scores: int64 and fp32 (B, k).
 
     Equal scores by lower id; titles in seen and empty ones are left out; -1 and -inf where fewer
     than k remain.
     """
-    score_BI = catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V).masked_fill(
-        ptr_I1.diff() == 0, -torch.inf
-    )
-    n_items, (row_N, at_N) = (
-        score_BI.shape[1],
-        ((seen_BS >= 0) & (seen_BS < len(ptr_I1) - 1)).nonzero(as_tuple=True),
-    )
+    score_BI = catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V)
+    score_BI = score_BI.masked_fill(ptr_I1.diff() == 0, -torch.inf)
+    n_items = score_BI.shape[1]
+    row_N, at_N = ((seen_BS >= 0) & (seen_BS < n_items)).nonzero(as_tuple=True)
     score_BI[row_N, seen_BS[row_N, at_N].long()] = -torch.inf
-    score_BI, id_BI = F.pad(score_BI, (0, max(k - n_items, 0)), value=-torch.inf).sort(
-        dim=1, descending=True, stable=True
-    )
-    return id_BI[:, :k].masked_fill(score_BI[:, :k] == -torch.inf, -1), score_BI[:, :k]
+    score_BI = F.pad(score_BI, (0, max(k - n_items, 0)), value=-torch.inf)
+    score_BI, id_BI = score_BI.sort(dim=1, descending=True, stable=True)
+    score_Bk, id_Bk = score_BI[:, :k], id_BI[:, :k]
+    return id_Bk.masked_fill(score_Bk == -torch.inf, -1), score_Bk

@@ -10,6 +10,7 @@ vocabulary, D width, I titles of a catalogue, M their tokens.
 """
 
 from importlib.util import find_spec
+from typing import NoReturn
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -21,7 +22,7 @@ __all__ = ["candidate_scores", "title_likelihood", "catalogue_topk", "catalogue_
 INTS = (torch.int32, torch.int64, torch.int16, torch.uint8, torch.int8)
 
 
-def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None, impl="auto"):
+def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None, impl: str = "auto") -> torch.Tensor:
     """score[b, c] = mean over t < n[b, c] of logit(tok[b, c, t]) at x[b] (arXiv 2406.11156, the
     verbalizer): fp32 (B, C).
 
@@ -29,16 +30,19 @@ def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None, impl="auto"):
     0, with no gradient. Differentiable in x, and in head and bias where they ask for it; what
     stands behind a title's n tokens is never read.
     """
-    shape(x_BD, "x_BD", 2), shape(tok_BCT, "tok_BCT", 3), shape(n_BC, "n_BC", 2)
-    head(x_BD, head_VD, bias_V)
+    must_have_rank(x_BD, "x_BD", 2)
+    must_have_rank(tok_BCT, "tok_BCT", 3)
+    must_have_rank(n_BC, "n_BC", 2)
+    head_must_fit(x_BD, head_VD, bias_V)
     if tok_BCT.shape[:2] != n_BC.shape or len(tok_BCT) != len(x_BD):
-        wrong(
+        refuse_shapes(
             "tok_BCT, n_BC and x_BD",
             (tok_BCT, n_BC, x_BD),
             "B alike in all three and C in the first two",
         )
-    integers(tok_BCT, "tok_BCT"), integers(n_BC, "n_BC")
-    ragged(tok_BCT, n_BC, len(head_VD))
+    must_be_integers(tok_BCT, "tok_BCT")
+    must_be_integers(n_BC, "n_BC")
+    titles_must_fit(tok_BCT, n_BC, len(head_VD))
     which = choose(impl, x_BD)
     if which == "ref" or not tok_BCT.numel() or not x_BD.shape[1]:
         return reference.candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V)
@@ -47,25 +51,29 @@ def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None, impl="auto"):
     )
 
 
-def title_likelihood(x_ND, head_VD, tok_N, ptr_T1, bias_V=None, normalise=False, impl="auto"):
+def title_likelihood(
+    x_ND, head_VD, tok_N, ptr_T1, bias_V=None, normalise: bool = False, impl: str = "auto"
+) -> torch.Tensor:
     """log P(title) = sum over its tokens of log softmax(logits at x[i])[tok[i]]; title j owns the
     rows ptr[j]:ptr[j+1]. fp32 (titles,).
 
     normalise divides by the number of tokens. An empty title scores 0. Differentiable in x; in head
     and bias by the reference, which is slower. The N x V logits exist in tiles only.
     """
-    shape(x_ND, "x_ND", 2), shape(tok_N, "tok_N", 1), shape(ptr_T1, "ptr_T1", 1)
-    head(x_ND, head_VD, bias_V)
+    must_have_rank(x_ND, "x_ND", 2)
+    must_have_rank(tok_N, "tok_N", 1)
+    must_have_rank(ptr_T1, "ptr_T1", 1)
+    head_must_fit(x_ND, head_VD, bias_V)
     if len(tok_N) != len(x_ND):
-        wrong("tok_N and x_ND", (tok_N, x_ND), "one token per row of x")
-    integers(tok_N, "tok_N")
-    csr(ptr_T1, "ptr_T1", tok_N, "tok_N")
+        refuse_shapes("tok_N and x_ND", (tok_N, x_ND), "one token per row of x")
+    must_be_integers(tok_N, "tok_N")
+    must_rise(ptr_T1, "ptr_T1", tok_N, "tok_N")
     if int(ptr_T1[0]) or int(ptr_T1[-1]) != len(tok_N):
         raise ValueError(
             f"ptr_T1 runs from {int(ptr_T1[0])} to {int(ptr_T1[-1])}, expected 0 to the "
             f"{len(tok_N)} rows of tok_N and x_ND"
         )
-    inside(tok_N, "tok_N", len(head_VD), f"head_VD has shape {tuple(head_VD.shape)}")
+    must_be_within(tok_N, "tok_N", len(head_VD), f"head_VD has shape {tuple(head_VD.shape)}")
     which = choose(impl, x_ND)
     trains = torch.is_grad_enabled() and (
         head_VD.requires_grad or (bias_V is not None and bias_V.requires_grad)
@@ -75,21 +83,19 @@ def title_likelihood(x_ND, head_VD, tok_N, ptr_T1, bias_V=None, normalise=False,
     else:
         logp_N = _LogProbs.apply(x_ND, head_VD, bias_V, tok_N.int().contiguous(), which)
     n_T = ptr_T1.long().diff()
-    score_T = (
-        torch.segment_reduce(logp_N, "sum", lengths=n_T, unsafe=True, initial=0)
-        if len(n_T)
-        else logp_N[:0]
-    )
+    score_T = logp_N[:0]
+    if len(n_T):
+        score_T = torch.segment_reduce(logp_N, "sum", lengths=n_T, unsafe=True, initial=0)
     return score_T / n_T.clamp(min=1) if normalise else score_T
 
 
 @torch.no_grad()
-def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None, impl="auto"):
+def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None, impl: str = "auto") -> torch.Tensor:
     """The mean-logit score of every title of a catalogue in CSR form (title i owns
     tok[ptr[i]:ptr[i+1]]): fp32 (B, I), 0 for an empty title. Part of a catalogue: ptr_I1[a:b + 1]
     with the same tok_M. No gradient.
     """
-    catalogue(x_BD, head_VD, ptr_I1, tok_M, bias_V)
+    catalogue_must_fit(x_BD, head_VD, ptr_I1, tok_M, bias_V)
     if choose(impl, x_BD) != "cpp" or not x_BD.numel():
         return reference.catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V)
     return backend("cpp").catalogue_scores(
@@ -102,18 +108,21 @@ def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None, impl="auto"):
 
 
 @torch.no_grad()
-def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS=None, bias_V=None, impl="auto"):
+def catalogue_topk(
+    x_BD, head_VD, ptr_I1, tok_M, k: int, seen_BS=None, bias_V=None, impl: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best titles of a catalogue per row and their scores: int64 and fp32 (B, k), best first,
     equal scores by lower id on every device. seen_BS: ids to leave out, negative ones say nothing.
     Empty titles never appear; -1 and -inf where fewer than k remain.
     """
-    catalogue(x_BD, head_VD, ptr_I1, tok_M, bias_V)
+    catalogue_must_fit(x_BD, head_VD, ptr_I1, tok_M, bias_V)
     if k < 1:
         raise ValueError(f"k is {k}, expected at least 1")
     seen_BS = torch.full((len(x_BD), 1), -1, device=x_BD.device) if seen_BS is None else seen_BS
-    shape(seen_BS, "seen_BS", 2), integers(seen_BS, "seen_BS")
+    must_have_rank(seen_BS, "seen_BS", 2)
+    must_be_integers(seen_BS, "seen_BS")
     if len(seen_BS) != len(x_BD):
-        wrong("seen_BS and x_BD", (seen_BS, x_BD), "B alike")
+        refuse_shapes("seen_BS and x_BD", (seen_BS, x_BD), "B alike")
     which = choose(impl, x_BD)
     if which == "ref" or not x_BD.numel():
         return reference.catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k, seen_BS, bias_V)
@@ -140,37 +149,36 @@ class _CandidateScores(torch.autograd.Function):
             x_BD.contiguous(), head_VD, tok_BCT, n_BC, ctx.needs_input_grad[0]
         )
         ctx.save_for_backward(x_BD, head_VD, tok_BCT, n_BC, kept)
-        ctx.which, ctx.bias = which, None if bias_V is None else bias_V.dtype
-        return (
-            score_BC
-            if bias_V is None
-            else score_BC + (bias_V.float()[real(tok_BCT, n_BC)] * weights(tok_BCT, n_BC)).sum(2)
-        )
+        ctx.which = which
+        ctx.bias_dtype = None if bias_V is None else bias_V.dtype
+        if bias_V is None:
+            return score_BC
+        return score_BC + (bias_V.float()[real(tok_BCT, n_BC)] * weights(tok_BCT, n_BC)).sum(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_BC):
         x_BD, head_VD, tok_BCT, n_BC, kept = ctx.saved_tensors
+        to_x, to_head, to_bias = ctx.needs_input_grad[:3]
         dx_BD = dhead_VD = dbias_V = None
-        if ctx.needs_input_grad[0]:
-            dx_BD = (
-                backend(ctx.which)
-                .scores_dx(g_BC.float().contiguous(), kept, head_VD, tok_BCT, n_BC)
-                .to(x_BD.dtype)
-            )
+        if to_x:
+            g_BC = g_BC.float().contiguous()
+            dx_BD = backend(ctx.which).scores_dx(g_BC, kept, head_VD, tok_BCT, n_BC).to(x_BD.dtype)
         # not in DELRec, whose head is frozen: G[b, v], then one product
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            G_BV = torch.zeros(len(x_BD), len(head_VD), device=x_BD.device)
-            G_BV.scatter_add_(
-                1,
-                real(tok_BCT, n_BC).flatten(1),
-                (g_BC.float()[..., None] * weights(tok_BCT, n_BC)).flatten(1),
-            )
-            dhead_VD = (
-                (G_BV.t() @ x_BD.float()).to(head_VD.dtype) if ctx.needs_input_grad[1] else None
-            )
-            dbias_V = G_BV.sum(0).to(ctx.bias) if ctx.needs_input_grad[2] else None
+        if to_head or to_bias:
+            G_BV = token_gradients(g_BC, tok_BCT, n_BC, len(head_VD))
+            if to_head:
+                dhead_VD = (G_BV.t() @ x_BD.float()).to(head_VD.dtype)
+            if to_bias:
+                dbias_V = G_BV.sum(0).to(ctx.bias_dtype)
         return dx_BD, dhead_VD, dbias_V, None, None, None
+
+
+def token_gradients(g_BC, tok_BCT, n_BC, V: int) -> torch.Tensor:
+    """The gradient of each token's logit: fp32 (B, V)."""
+    each_BCT = g_BC.float()[..., None] * weights(tok_BCT, n_BC)
+    G_BV = torch.zeros(len(g_BC), V, device=g_BC.device)
+    return G_BV.scatter_add_(1, real(tok_BCT, n_BC).flatten(1), each_BCT.flatten(1))
 
 
 class _LogProbs(torch.autograd.Function):
@@ -197,7 +205,7 @@ class _LogProbs(torch.autograd.Function):
 # ---------------------------------------------------------------- who computes
 
 
-def choose(impl, x):
+def choose(impl: str, x: torch.Tensor) -> str:
     """'ref', 'cpp' or 'triton' for a tensor. auto: Triton on CUDA, C++ on a CPU where it could be
     built, else the reference.
     """
@@ -219,7 +227,7 @@ def choose(impl, x):
     return impl
 
 
-def backend(which):
+def backend(which: str):
     """The module of 'cpp' or 'triton'; triton only exists on Linux, and takes half a second to
     import.
     """
@@ -235,65 +243,69 @@ def backend(which):
 # ---------------------------------------------------------------- checks
 
 
-def fp32(t):
+def fp32(t: torch.Tensor | None) -> torch.Tensor | None:
     return None if t is None else t.float().contiguous()
 
 
-def wrong(names, tensors, expected):
+def refuse_shapes(names: str, tensors, expected: str) -> NoReturn:
     raise ValueError(
         f"{names} have shapes {', '.join(str(tuple(t.shape)) for t in tensors)}; expected "
         f"{expected}"
     )
 
 
-def shape(t, name, rank):
+def must_have_rank(t: torch.Tensor, name: str, rank: int):
     if t.dim() != rank:
         raise ValueError(f"{name} has shape {tuple(t.shape)}, expected {rank} dimensions")
 
 
-def integers(t, name):
+def must_be_integers(t: torch.Tensor, name: str):
     if t.dtype not in INTS:
         raise ValueError(f"{name} is {t.dtype}, expected integers")
 
 
-def inside(t, name, end, why):
-    """One look at the device's memory; an id out of range would read anywhere."""
+def must_be_within(t: torch.Tensor, name: str, end: int, why: str):
+    """Every number in 0 .. end - 1: one look at the device's memory; an id out of range would read
+    anywhere."""
     if t.numel():
         low, high = map(int, t.aminmax())
         if low < 0 or high >= end:
+            bad = low if low < 0 else high
             raise ValueError(
-                f"{name} of shape {tuple(t.shape)} holds {low if low < 0 else high}, expected "
-                f"0..{end - 1}: {why}"
+                f"{name} of shape {tuple(t.shape)} holds {bad}, expected 0..{end - 1}: {why}"
             )
 
 
-def ragged(tok_BCT, n_BC, V):
+def titles_must_fit(tok_BCT, n_BC, V: int):
     """Lengths within 0..T and the titles' own tokens within the vocabulary; what stands behind a
     title's end may be anything.
     """
-    if (
-        tok_BCT.device.type == "cpu"
-        and tok_BCT.dtype == n_BC.dtype == torch.int32
-        and tok_BCT.is_contiguous()
-        and n_BC.is_contiguous()
-        and backend("cpp").library()
-        and backend("cpp").titles_fit(tok_BCT, n_BC, V)
-    ):
-        # microseconds; the words below are for when it does not fit
+    if fits_at_a_glance(tok_BCT, n_BC, V):
         return
-    inside(
+    must_be_within(
         n_BC,
         "n_BC",
         tok_BCT.shape[2] + 1,
         f"lengths are 0..T, tok_BCT has shape {tuple(tok_BCT.shape)}",
     )
-    inside(real(tok_BCT, n_BC), "tok_BCT", V, f"head_VD has {V} rows")
+    must_be_within(real(tok_BCT, n_BC), "tok_BCT", V, f"head_VD has {V} rows")
 
 
-def head(x, head_VD, bias_V):
-    shape(head_VD, "head_VD", 2)
+def fits_at_a_glance(tok_BCT, n_BC, V: int) -> bool:
+    """True where the C++ loops can look and the titles fit: microseconds; the words of
+    titles_must_fit are for when they do not."""
+    whole = tok_BCT.is_contiguous() and n_BC.is_contiguous()
+    int32 = tok_BCT.dtype == n_BC.dtype == torch.int32
+    if tok_BCT.device.type != "cpu" or not (whole and int32):
+        return False
+    cpp = backend("cpp")
+    return bool(cpp.library()) and cpp.titles_fit(tok_BCT, n_BC, V)
+
+
+def head_must_fit(x, head_VD, bias_V):
+    must_have_rank(head_VD, "head_VD", 2)
     if x.shape[1] != head_VD.shape[1]:
-        wrong("x and head_VD", (x, head_VD), "the same width D")
+        refuse_shapes("x and head_VD", (x, head_VD), "the same width D")
     if x.dtype != head_VD.dtype:
         raise ValueError(
             f"x of shape {tuple(x.shape)} is {x.dtype}, head_VD of shape {tuple(head_VD.shape)} is "
@@ -303,25 +315,23 @@ def head(x, head_VD, bias_V):
         raise ValueError(
             f"x of shape {tuple(x.shape)} and head_VD are {x.dtype}, expected floating point"
         )
-    if (
-        head_VD.shape[1] > 1
-        and head_VD.stride(1) != 1
-        or len(head_VD) > 1
-        and head_VD.stride(0) < head_VD.shape[1]
-    ):
+    V, D = head_VD.shape
+    scattered = D > 1 and head_VD.stride(1) != 1
+    overlapping = V > 1 and head_VD.stride(0) < D
+    if scattered or overlapping:
         raise ValueError(
             f"head_VD of shape {tuple(head_VD.shape)} has strides {head_VD.stride()}, x has shape "
             f"{tuple(x.shape)}; expected rows in one "
             "piece (stride 1 along D): pass head_VD.contiguous()"
         )
     if bias_V is not None and bias_V.shape != head_VD.shape[:1]:
-        wrong("bias_V and head_VD", (bias_V, head_VD), "one bias per row of the head")
+        refuse_shapes("bias_V and head_VD", (bias_V, head_VD), "one bias per row of the head")
     if x.device != head_VD.device:
         raise ValueError(f"x is on {x.device}, head_VD on {head_VD.device}; expected one device")
 
 
-def csr(ptr, name, tok, tok_name):
-    integers(ptr, name)
+def must_rise(ptr, name: str, tok, tok_name: str):
+    must_be_integers(ptr, name)
     if not len(ptr):
         raise ValueError(f"{name} is empty, expected one more entry than titles")
     if bool((ptr.diff() < 0).any()) or int(ptr[0]) < 0 or int(ptr[-1]) > len(tok):
@@ -331,9 +341,11 @@ def csr(ptr, name, tok, tok_name):
         )
 
 
-def catalogue(x_BD, head_VD, ptr_I1, tok_M, bias_V):
-    shape(x_BD, "x_BD", 2), shape(ptr_I1, "ptr_I1", 1), shape(tok_M, "tok_M", 1)
-    head(x_BD, head_VD, bias_V)
-    integers(tok_M, "tok_M")
-    csr(ptr_I1, "ptr_I1", tok_M, "tok_M")
-    inside(tok_M, "tok_M", len(head_VD), f"head_VD has shape {tuple(head_VD.shape)}")
+def catalogue_must_fit(x_BD, head_VD, ptr_I1, tok_M, bias_V):
+    must_have_rank(x_BD, "x_BD", 2)
+    must_have_rank(ptr_I1, "ptr_I1", 1)
+    must_have_rank(tok_M, "tok_M", 1)
+    head_must_fit(x_BD, head_VD, bias_V)
+    must_be_integers(tok_M, "tok_M")
+    must_rise(ptr_I1, "ptr_I1", tok_M, "tok_M")
+    must_be_within(tok_M, "tok_M", len(head_VD), f"head_VD has shape {tuple(head_VD.shape)}")

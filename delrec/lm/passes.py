@@ -7,7 +7,7 @@ numbers:
     rows      one title a row, under the model's own mask and attention: right for every causal LM
     padded    rows padded to one length, under a mask of ours
     packed    rows one behind the other, no padding, attention piece by piece (CPU)
-    fused     the same without gradients, layer by layer, by kernels/decoder.h (CPU, Llama)
+    fused     the same without gradients, layer by layer, by kernels/cpu.cpp (CPU, Llama)
 Which of them a model is read by is measured at load: check.py."""
 
 import sys
@@ -181,8 +181,8 @@ def mask_of_piece(lm, seg: np.ndarray, before: int) -> torch.Tensor:
 
 def pass_fused(lm, rows: Rows) -> torch.Tensor:
     """The same without gradients, layer by layer, where the layers are Llama's: between the matrix
-    products stand the loops of kernels/decoder.h, and the last layer is computed for the states
-    read only."""
+    products stand the loops of kernels/cpu.cpp, and the last layer is computed for the states read
+    only."""
     from delrec.kernels import cpu
 
     base = lm.body

@@ -1,0 +1,197 @@
+// Title likelihood: log probabilities of tokens, and their gradients, without the N x V logits.
+//
+// logp[i] = l_i[tok[i]] - log sum_v e^{l_i[v]}, l_i = head x_i + bias; and if diff is wanted,
+// diff[i] = head[tok[i]] - sum_v softmax(l_i)[v] head[v], the gradient of logp[i] with respect to
+// x_i. One pass over the head in tiles of its rows, as attention passes over its keys: a running
+// maximum m, sum s and weighted sum E of rows, rescaled when m grows. Of the N x V logits a thread
+// holds TILE x NR, in its cache; the rows of x stand across the registers, so that the head is read
+// as it lies and maxima and sums need no shuffling.
+#pragma once
+#include "product.h"
+
+const int64_t TILE = 192;      // rows of the head at a time
+const int64_t CHUNK = 4 * NR;  // rows of x in a job
+
+// the inputs
+template <class T>
+struct LogProbs {
+    const T* x_ND;
+    const T* head_VD;
+    int64_t stride;        // elements from a row of the head to the next
+    const float* bias_V;   // null where there is none
+    const int32_t* tok_N;  // the token whose log probability is asked, for each row of x
+    int64_t N, V, D;
+    bool gradient;  // is diff wanted?
+};
+
+// what was summed so far, over each part of the head, for every row of x
+struct Running {
+    int64_t all;           // rows of x in whole chunks
+    int64_t wide_D;        // D in whole blocks
+    std::vector<float> m;  // (parts, all): the largest logit
+    std::vector<float> s;  // (parts, all): the sum of e^(l - m)
+    std::vector<float> E;  // (parts, all, wide_D): the sum of e^(l - m) head, with gradients only
+    std::vector<float> pick;  // (all): the logit of the row's own token
+
+    Running(int64_t parts, int64_t all, int64_t wide_D, bool gradient)
+        : all(all),
+          wide_D(wide_D),
+          m(parts * all, -INFINITY),
+          s(parts * all, 0.f),
+          E(gradient ? parts * all * wide_D : 0, 0.f),
+          pick(all, 0.f) {}
+};
+
+// a thread's own memory
+template <class T>
+struct LikelihoodRoom {
+    typedef factor<T> C;
+    std::vector<float> l;   // the logits of a tile: TILE x NR
+    std::vector<C> x;       // the rows of x of a job, packed
+    std::vector<C> rows;    // rows of the head that are copied
+    std::vector<C> p;       // e^(l - m) of a tile, packed
+    std::vector<C> values;  // a tile of the head, packed across, with gradients only
+
+    LikelihoodRoom(int64_t K, int64_t wide_D, bool gradient)
+        : l(TILE * NR),
+          x(CHUNK * K),
+          rows(MR * K),
+          p(TILE * NR),
+          values(gradient ? TILE * wide_D : 0) {}
+};
+
+// l[v, j] for n rows of the head from v0 on and NR rows of x from i0 on; picks the tokens' own
+template <class T, class C>
+static inline void tile_logits(const LogProbs<T>& in, int64_t v0, int64_t n, int64_t i0, const C* x,
+                               LikelihoodRoom<T>& room, float* pick) {
+    float* l = room.l.data();
+    for (int64_t v = 0; v < n; v += MR)
+        logit_block<NV>(in.head_VD + (v0 + v) * in.stride, in.stride, n - v, in.D, x,
+                        room.rows.data(), l + v * NR);
+    if (in.bias_V)
+        for (int64_t v = 0; v < n; v++)
+            for (int j = 0; j < NR; j++) l[v * NR + j] += in.bias_V[v0 + v];
+    for (int64_t i = i0; i < std::min(in.N, i0 + NR); i++)
+        if (in.tok_N[i] >= v0 && in.tok_N[i] < v0 + n)
+            pick[i] = l[(in.tok_N[i] - v0) * NR + i - i0];
+}
+
+// for NR rows of x: the largest logit now, and what the sums so far are multiplied by
+struct Grown {
+    float top[NR], shrink[NR];
+};
+
+// takes n x NR logits into the sums s of NR rows of x, whose maxima were m; l becomes e^(l - top)
+static inline Grown absorb(float* l, int64_t n, const float* m, float* s) {
+    float top[NR], shrink[NR], sum[NR] = {};
+    std::copy(m, m + NR, top);
+    for (int64_t v = 0; v < n; v++)
+        for (int j = 0; j < NR; j++) top[j] = l[v * NR + j] > top[j] ? l[v * NR + j] : top[j];
+    for (int64_t v = 0; v < n; v++)
+        for (int j = 0; j < NR; j++) {
+            const float e = exp_negative(l[v * NR + j] - top[j]);
+            l[v * NR + j] = e;
+            sum[j] += e;
+        }
+    for (int j = 0; j < NR; j++) {
+        shrink[j] = exp_negative(m[j] - top[j]);
+        s[j] = s[j] * shrink[j] + sum[j];
+    }
+    Grown grown;
+    std::copy(top, top + NR, grown.top);
+    std::copy(shrink, shrink + NR, grown.shrink);
+    return grown;
+}
+
+// takes a tile of n rows of the head, weighted by room.l, into the sums E of NR rows of x
+template <class T>
+static inline void absorb_rows(const Grown& grown, const float* m, int64_t n, int64_t D,
+                               int64_t wide_D, LikelihoodRoom<T>& room, float* E) {
+    typedef factor<T> C;
+    const int u = unit<C>();
+    const int64_t high = padded<C>(n);
+    float* l = room.l.data();
+    C* p = room.p.data();
+    for (int j = 0; j < NR; j++)
+        if (grown.top[j] > m[j]) {
+            const float shrink = grown.shrink[j];
+            for (int64_t d = 0; d < D; d++) E[j * wide_D + d] *= shrink;
+        }
+    for (int64_t v = n; v < high; v++)
+        for (int j = 0; j < NR; j++) l[v * NR + j] = 0;
+    for (int64_t v = 0; v < high; v++)
+        for (int j = 0; j < NR; j++) narrow(l[v * NR + j], p[(v / u * NR + j) * u + v % u]);
+    for (int64_t d = 0; d < D; d += NR)
+        for (int j = 0; j < NR; j += MR)
+            block<NV>(p + j * u, u, NR * u, room.values.data() + d * TILE, high, E + j * wide_D + d,
+                      wide_D, true);
+}
+
+// the rows n0 .. n0 + CHUNK of x over the rows first .. last of the head
+template <class T>
+static void sum_part(const LogProbs<T>& in, int64_t part, int64_t n0, int64_t first, int64_t last,
+                     LikelihoodRoom<T>& room, Running& to) {
+    typedef factor<T> C;
+    const int64_t D = in.D, K = padded<C>(D), end = std::min(in.N, n0 + CHUNK);
+    for (int64_t i = n0; i < end; i += NR)
+        pack(in.x_ND + i * D, D, std::min<int64_t>(NR, in.N - i), D, NR,
+             room.x.data() + (i - n0) * K);
+    for (int64_t v0 = first; v0 < last; v0 += TILE) {
+        const int64_t n = std::min(TILE, last - v0);
+        if (in.gradient)
+            for (int64_t d = 0; d < D; d += NR)
+                pack_across(in.head_VD + v0 * in.stride + d, in.stride, n,
+                            std::min<int64_t>(NR, D - d), NR, room.values.data() + d * TILE);
+        for (int64_t i0 = n0; i0 < end; i0 += NR) {
+            const int64_t at = part * to.all + i0;
+            float* m = to.m.data() + at;
+            tile_logits(in, v0, n, i0, room.x.data() + (i0 - n0) * K, room, to.pick.data());
+            const Grown grown = absorb(room.l.data(), n, m, to.s.data() + at);
+            if (in.gradient)
+                absorb_rows(grown, m, n, D, to.wide_D, room, to.E.data() + at * to.wide_D);
+            std::copy(grown.top, grown.top + NR, m);
+        }
+    }
+}
+
+// row i of the results: the parts of the head together, in their order
+template <class T>
+static void join_parts(const LogProbs<T>& in, int64_t i, int64_t parts, const Running& from,
+                       float* logp_N, float* diff_ND) {
+    const int64_t D = in.D, all = from.all;
+    const std::vector<float>&m = from.m, &s = from.s;
+    float top = -INFINITY, sum = 0;
+    for (int64_t part = 0; part < parts; part++) top = std::max(top, m[part * all + i]);
+    for (int64_t part = 0; part < parts; part++)
+        sum += s[part * all + i] * exp_negative(m[part * all + i] - top);
+    logp_N[i] = from.pick[i] - (top + std::log(sum));
+    if (!in.gradient) return;
+    for (int64_t d = 0; d < D; d++)
+        diff_ND[i * D + d] = wide(in.head_VD[int64_t(in.tok_N[i]) * in.stride + d]);
+    for (int64_t part = 0; part < parts; part++) {
+        const float w = exp_negative(m[part * all + i] - top) / sum;
+        const float* E = from.E.data() + (part * all + i) * from.wide_D;
+        for (int64_t d = 0; d < D; d++) diff_ND[i * D + d] -= w * E[d];
+    }
+}
+
+template <class T>
+static void likelihood(const LogProbs<T>& in, float* logp_N, float* diff_ND) {
+    const int64_t N = in.N, V = in.V, chunks = (N + CHUNK - 1) / CHUNK;
+    // of the head, where the chunks alone are few
+    const int64_t parts = std::max<int64_t>(1, std::min(16 / chunks, V / 1024));
+    const int64_t K = padded<factor<T>>(in.D), wide_D = (in.D + NR - 1) / NR * NR;
+    Running sums(parts, chunks * CHUNK, wide_D, in.gradient);
+#pragma omp parallel
+    {
+        LikelihoodRoom<T> room(K, wide_D, in.gradient);
+#pragma omp for schedule(dynamic)
+        for (int64_t job = 0; job < chunks * parts; job++) {
+            const int64_t part = job / chunks;
+            sum_part(in, part, job % chunks * CHUNK, V * part / parts, V * (part + 1) / parts, room,
+                     sums);
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < N; i++) join_parts(in, i, parts, sums, logp_N, diff_ND);
+    }
+}
