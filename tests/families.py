@@ -46,6 +46,17 @@ SPECIAL = {
     "encoder": {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
 }
 LAYERS_SWITCH = ["sliding_attention", "full_attention"]
+SHORT_AND_FULL = {"head_dim": 8, "sliding_window": SHORT, "layer_types": LAYERS_SWITCH}
+WIDE_AND_FULL = {"head_dim": 8, "sliding_window": WIDE, "layer_types": LAYERS_SWITCH}
+GPT2_BODY = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+OPT_BODY = {
+    "hidden_size": 32,
+    "ffn_dim": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+LLAMA4_EXPERTS = {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 64}
 
 
 class Family(NamedTuple):
@@ -174,47 +185,26 @@ QWEN_VISION = {
 
 DECODERS = [
     llama_like("llama", "Llama", tie_word_embeddings=True),
-    old_decoder("gpt2", "GPT2", n_embd=32, n_layer=2, n_head=4, n_positions=512),
+    old_decoder("gpt2", "GPT2", **GPT2_BODY),
     old_decoder(
         "gpt2-scaled",
         "GPT2",
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=512,
+        **GPT2_BODY,
         scale_attn_by_inverse_layer_idx=True,
         reorder_and_upcast_attn=True,
     ),
     old_decoder("gpt-neox", "GPTNeoX", **BODY),
     old_decoder("gpt-neox-serial", "GPTNeoX", **BODY, use_parallel_residual=False),
+    old_decoder("opt", "OPT", **OPT_BODY),
     old_decoder(
-        "opt",
-        "OPT",
-        hidden_size=32,
-        ffn_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-    ),
-    old_decoder(
-        "opt-narrow",
-        "OPT",
-        hidden_size=32,
-        ffn_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        word_embed_proj_dim=16,
-        do_layer_norm_before=False,
+        "opt-narrow", "OPT", **OPT_BODY, word_embed_proj_dim=16, do_layer_norm_before=False
     ),
     old_decoder("bloom", "Bloom", hidden_size=32, n_layer=2, n_head=4),
     llama_like("gemma", "Gemma", head_dim=8),
     llama_like(
         "gemma2",
         "Gemma2",
-        head_dim=8,
-        sliding_window=SHORT,
-        layer_types=LAYERS_SWITCH,
+        **SHORT_AND_FULL,
         attn_logit_softcapping=5.0,
         final_logit_softcapping=None,
         query_pre_attn_scalar=16,
@@ -222,29 +212,13 @@ DECODERS = [
     llama_like(
         "gemma2-capped",
         "Gemma2",
-        head_dim=8,
-        sliding_window=WIDE,
-        layer_types=LAYERS_SWITCH,
+        **WIDE_AND_FULL,
         attn_logit_softcapping=50.0,
         final_logit_softcapping=3.0,
         query_pre_attn_scalar=8,
     ),
-    llama_like(
-        "gemma3",
-        "Gemma3Text",
-        head_dim=8,
-        sliding_window=SHORT,
-        layer_types=LAYERS_SWITCH,
-        query_pre_attn_scalar=16,
-    ),
-    llama_like(
-        "gemma3-wide",
-        "Gemma3Text",
-        head_dim=8,
-        sliding_window=WIDE,
-        layer_types=LAYERS_SWITCH,
-        query_pre_attn_scalar=8,
-    ),
+    llama_like("gemma3", "Gemma3Text", **SHORT_AND_FULL, query_pre_attn_scalar=16),
+    llama_like("gemma3-wide", "Gemma3Text", **WIDE_AND_FULL, query_pre_attn_scalar=8),
     llama_like(
         "granite",
         "Granite",
@@ -254,14 +228,7 @@ DECODERS = [
         attention_multiplier=0.2,
     ),
     llama_like("cohere", "Cohere", logit_scale=0.25, use_qk_norm=True),
-    llama_like(
-        "cohere2",
-        "Cohere2",
-        logit_scale=0.25,
-        head_dim=8,
-        sliding_window=SHORT,
-        layer_types=LAYERS_SWITCH,
-    ),
+    llama_like("cohere2", "Cohere2", logit_scale=0.25, **SHORT_AND_FULL),
     llama_like("qwen3", "Qwen3", head_dim=8),
     llama_like(
         "qwen3-window",
@@ -402,9 +369,7 @@ RIGHT_OR_REFUSED = [
         "llama4-short",
         "Llama4Text",
         exact=False,
-        head_dim=8,
-        num_local_experts=2,
-        intermediate_size_mlp=64,
+        **LLAMA4_EXPERTS,
         attention_chunk_size=SHORT,
         floor_scale=8,
     ),
@@ -412,29 +377,18 @@ RIGHT_OR_REFUSED = [
         "llama4-wide",
         "Llama4Text",
         exact=False,
-        head_dim=8,
-        num_local_experts=2,
-        intermediate_size_mlp=64,
+        **LLAMA4_EXPERTS,
         attention_chunk_size=WIDE,
         floor_scale=8,
         attn_scale=2.0,
         no_rope_layers=[1, 0],
     ),
-    vision_and_text(
-        "gemma3-vision",
-        "Gemma3ForConditionalGeneration",
-        VISION,
-        head_dim=8,
-        sliding_window=SHORT,
-        layer_types=LAYERS_SWITCH,
-    ),
+    vision_and_text("gemma3-vision", "Gemma3ForConditionalGeneration", VISION, **SHORT_AND_FULL),
     vision_and_text(
         "llama4-vision",
         "Llama4ForConditionalGeneration",
         VISION | {"pixel_shuffle_ratio": 0.5},
-        head_dim=8,
-        num_local_experts=2,
-        intermediate_size_mlp=64,
+        **LLAMA4_EXPERTS,
         attention_chunk_size=WIDE,
     ),
     vision_and_text(

@@ -1,0 +1,119 @@
+"""The layers of an LM: which are adapted, and computed again."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import bpe_tokenizer, randomise, save
+from lm_cases import ALL, opened, rank_with, windows
+from safetensors.torch import load_file
+
+import finetune
+from delrec.lm import layers, verbalizers
+from delrec.lm.layers import adapt_modules, checkpoint_layers
+from delrec.lm.model import load_lm
+from delrec.lm.reading import read_prefix
+from delrec.training import memory
+from delrec.training.memory import CPU_TOKENS, extra_bytes, largest_micro
+
+
+@pytest.mark.parametrize("adapt", ["qv", "linear"])
+def test_gpt2_is_adapted_though_its_layers_are_no_linear_ones(
+    adapt, toy, backbone, script, on_cpu, tmp_path
+):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tok = bpe_tokenizer()
+    config = GPT2Config(vocab_size=len(tok), n_embd=32, n_layer=2, n_head=4, n_positions=512)
+    folder = save(tmp_path / "gpt2", randomise(GPT2LMHeadModel(config), 4), tok)
+    names = layers.adapt_modules(opened(folder), adapt)
+    assert {n.split(".")[-1] for n in names} == (
+        {"c_attn"} if adapt == "qv" else {"c_attn", "c_proj", "c_fc"}
+    )
+    flags = ["--dataset", toy.folder, "--backbone", backbone, "--llm", folder, "--adapt", adapt]
+    flags += ["--soft-prompt", "none", "--samples", 48, "--batch", 8, "--val-samples", 8]
+    flags += ["--evals", 1, "--init-r", 4, "--target-r", 2, "--out", tmp_path / "run"]
+    script(finetune.main, *flags)
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert any(bool((t != 0).any()) for k, t in adapter.items() if "lora_E" in k)
+    merged = opened(tmp_path / "run").model
+    plain = opened(folder).model
+    moved = [not torch.equal(a, b) for a, b in zip(merged.parameters(), plain.parameters())]
+    assert any(moved)
+
+
+@ALL
+def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, kind):
+    from peft import LoraConfig, get_peft_model
+
+    from recipes.bench import saved_tensors
+
+    results, kept = [], []
+    for again in (False, True):
+        r = rank_with(
+            lambda _: load_lm(request.getfixturevalue(kind), torch.device("cpu"), torch.float64),
+            kind,
+            toy,
+            k=4,
+            verbalizer="likelihood",
+        )
+        torch.manual_seed(1)
+        adapter = get_peft_model(
+            r.lm.model,
+            LoraConfig(
+                target_modules=adapt_modules(r.lm, "qv"),
+                r=2,
+                lora_dropout=0.3,
+                init_lora_weights=False,
+            ),
+        ).train()
+        if again:
+            checkpoint_layers(r.lm.model)
+        old, cand = windows(toy, 4)
+        tails, P = (
+            [r.prompts.history(h, c)[0] for h, c in zip(old, cand)],
+            r.P.double().requires_grad_(),
+        )
+
+        def loss():
+            torch.manual_seed(2)  # the dropout of both
+            return (
+                verbalizers.score(
+                    r.lm,
+                    read_prefix(r.lm, r.prompts.prefix, P),
+                    tails,
+                    cand,
+                    r.titles,
+                    "likelihood",
+                )
+                .log_softmax(1)[:, 2]
+                .sum()
+            )
+
+        kept.append(sum(size for _, size in saved_tensors(loss, r.lm.model).values()))
+        value = loss()
+        value.backward()
+        results.append(
+            [value.detach(), P.grad] + [p.grad for p in adapter.parameters() if p.requires_grad]
+        )
+    assert kept[1] < 0.5 * kept[0]
+    assert all(g.abs().max() > 0 for g in results[0])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_as_many_prompts_at_a_time_as_memory_holds(monkeypatch, alone, capsys):
+    def step(m):  # 200 MB, and 64 MB a prompt
+        return torch.ones((200 + 64 * m) * 2**18).sum()
+
+    if extra_bytes(lambda: None, alone.device) is None:
+        pytest.skip("this system does not tell a process's high-water mark")
+    for free, most, tail, want in (
+        (2**30, 100, 10, range(9, 11)),
+        (2**30, 4, 10, [4]),
+        (2**20, 100, 10, [1]),
+        (2**40, 100, CPU_TOKENS // 3, [3]),
+        (2**30, 1, 10, [1]),
+    ):
+        monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+        assert largest_micro(step, [np.zeros(tail)] * 9, most, alone.device, alone) in want
+    assert "would fit" in capsys.readouterr().out

@@ -1,0 +1,134 @@
+"""Whole splits: batches, the order of candidates, neutral scores and calibration."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lm_cases import ALL, SETTINGS, lines, naive, rank_with, sentence, windows
+
+from delrec.data.prepared import candidates, histories
+from delrec.lm import ranker as ranking
+from delrec.lm.ranker import (
+    batches_of,
+    calibrate,
+    make_ranker,
+    neutral_scores,
+    score_samples,
+    score_tails,
+)
+
+pytest_plugins = ["lm_cases"]  # its fixtures
+
+
+def test_batches_hold_every_prompt_once_within_their_budget():
+    cost = np.random.default_rng(0).integers(1, 90, 200)
+    batches = batches_of(cost, 300)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
+    assert all(len(b) * cost[b].max() <= 300 for b in batches) and len(batches) < 60
+    # like lengths together
+    assert all(cost[a].min() >= cost[b].max() for a, b in zip(batches, batches[1:]))
+    # one too dear stands alone
+    assert [b.tolist() for b in batches_of(np.array([500, 2, 3]), 300)] == [[0], [2, 1]]
+    assert batches_of(np.zeros(0, int), 300) == []
+
+
+@ALL
+@pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
+def test_neither_the_batch_nor_its_padding_changes_a_score(load, kind, toy, verbalizer, alone):
+    r = rank_with(load, kind, toy, k=3, verbalizer=verbalizer)
+    old, cand = windows(toy, 7)
+    old[0], old[1] = old[0][:1], old[1][:0]  # very short next to very long
+    tails = [r.prompts.history(h, c)[0] for h, c in zip(old, cand)]
+    assert len({len(t) for t in tails}) > 4
+    cand = cand[:, :4]
+    single = np.concatenate([score_tails(r, [t], c[None], alone) for t, c in zip(tails, cand)])
+    for tokens in (1, 200, 10**6):
+        np.testing.assert_allclose(
+            score_tails(r, tails, cand, alone, tokens=tokens), single, rtol=1e-5, atol=1e-5
+        )
+    back = score_tails(r, tails[::-1], cand[::-1], alone, tokens=300)[::-1]
+    np.testing.assert_allclose(back, single, rtol=1e-5, atol=1e-5)
+
+
+@ALL
+@pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
+def test_neutral_scores_are_those_of_a_prompt_without_history(
+    load, plain, kind, toy, alone, verbalizer
+):
+    r = rank_with(load, kind, toy, k=3, verbalizer=verbalizer)
+    neutral = neutral_scores(r, alone, chunk=7)  # 60 items do not divide by 7
+    assert neutral.shape == (toy.n_items + 1,) and neutral[0] == 0
+    np.testing.assert_allclose(neutral, neutral_scores(r, alone), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        want = naive(plain(kind), r, r.prompts.history([])[0], [1, 17, 60], r.P)
+    np.testing.assert_allclose(neutral[[1, 17, 60]], want, rtol=1e-5, atol=1e-4)
+    assert (
+        lines(r.lm, toy, r.titles, np.concatenate([r.prompts.prefix, r.prompts.history([])[0]]))
+        == []
+    )
+    # other histories, the same titles
+    data = SimpleNamespace(**vars(toy) | {"items": toy.items[::-1].copy()})
+    assert np.array_equal(
+        neutral,
+        neutral_scores(
+            make_ranker(r.lm, data, SETTINGS | {"verbalizer": verbalizer}, r.P), alone, chunk=7
+        ),
+    )
+
+
+def test_a_letter_has_no_neutral_score(load, toy, alone):
+    assert not neutral_scores(rank_with(load, "decoder", toy, verbalizer="letter"), alone).any()
+
+
+def test_calibration_removes_a_planted_bias_and_only_that():
+    rng = np.random.default_rng(0)
+    cand = np.stack([rng.permutation(60)[:15] + 1 for _ in range(400)])
+    target = cand[:, 4]
+    signal = rng.normal(size=cand.shape) + 2.5 * (cand == target[:, None])
+    bias = 5 * rng.normal(size=61)
+    assert calibrate(signal + bias[cand], cand, bias, target) == 1
+    assert calibrate(signal + 0.5 * bias[cand], cand, bias, target) == 0.5
+    # a neutral score that only disturbs
+    assert calibrate(signal, cand, bias, target) == 0
+
+
+@ALL
+@pytest.mark.parametrize("order", ["shuffled", "backbone"])
+def test_a_split_is_scored_at_its_stored_places_in_whatever_order_the_prompt_lists_it(
+    load, plain, kind, toy, backbone, alone, order
+):
+    r = rank_with(load, kind, toy, k=2, show=True, order=order, backbone_run=str(backbone))
+    which, cand = np.array([40, 3, 17]), candidates(toy, "val", 15)
+    scores = score_samples(r, "val", which, 15, alone)
+    by_backbone = np.load(backbone / "scores_val_15.npy")
+    for row, n in zip(scores, which):
+        listed = (
+            cand[n] if order == "shuffled" else cand[n][np.argsort(-by_backbone[n], kind="stable")]
+        )
+        h = histories(toy, toy.val[[n]], 10)[0]
+        tail = r.prompts.history(h[h > 0], listed)[0]
+        assert lines(r.lm, toy, r.titles, tail)[-15:] == listed.tolist()
+        with torch.no_grad():
+            want = naive(plain(kind), r, tail, cand[n], r.P).numpy()
+        np.testing.assert_allclose(row, want, rtol=1e-5, atol=1e-5 * max(1, abs(want).max()))
+
+
+def test_two_ranks_share_a_split(load, toy, alone, monkeypatch):
+    r = rank_with(load, "decoder", toy, k=2)
+    which = np.arange(5, 12)
+    whole, parts = score_samples(r, "val", which, 15, alone), []
+    monkeypatch.setattr(
+        ranking, "gather_rows", lambda rows, index, n, ranks: parts.append((index, rows))
+    )
+    for rank in (0, 1):
+        score_samples(r, "val", which, 15, SimpleNamespace(rank=rank, world=2, main=False))
+    assert sorted(np.concatenate([i for i, _ in parts])) == list(range(7))
+    for index, rows in parts:
+        np.testing.assert_allclose(rows, whole[index], rtol=1e-5, atol=1e-5)
+
+
+def test_an_order_without_the_backbone_s_scores_is_a_sentence(load, toy, alone, tmp_path):
+    r = rank_with(load, "decoder", toy, show=True, order="backbone", backbone_run=str(tmp_path))
+    says = sentence(score_samples, r, "val", np.arange(3), 15, alone)
+    assert str(tmp_path / "scores_val_15.npy") in says and "--order shuffled" in says

@@ -1,0 +1,99 @@
+"""Scores of titles by every verbalizer against the unmodified Hugging Face model."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lm_cases import ALL, naive, rank_with, sentence, windows
+
+from delrec.lm.ranker import (
+    score_catalogue,
+    score_tails,
+)
+from delrec.lm.reading import read_prefix
+from delrec.lm.verbalizers import letter_ids
+
+pytest_plugins = ["lm_cases"]  # its fixtures
+
+
+@ALL
+@pytest.mark.parametrize("verbalizer", ["mean", "first"])
+def test_one_pass_scores_the_catalogue_as_its_candidates(load, kind, toy, alone, verbalizer):
+    r = rank_with(load, kind, toy, k=3, verbalizer=verbalizer)
+    tail = r.prompts.history(np.array([4, 9, 2]))[0]
+    other = r.prompts.history(np.array([7]))[0]
+    got = score_catalogue(r, read_prefix(r.lm, r.prompts.prefix, r.P), [tail, other])
+    assert got.shape == (2, 61) and (got[:, 0] == -np.inf).all()
+    np.testing.assert_allclose(
+        got[:, 1:],
+        score_tails(r, [tail, other], np.tile(np.arange(1, 61), (2, 1)), alone),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@ALL
+@pytest.mark.parametrize(
+    "verbalizer, show, k",
+    [
+        ("mean", True, 4),
+        ("mean", False, 0),
+        ("first", False, 3),
+        ("letter", True, 3),
+        ("likelihood", False, 4),
+        ("likelihood", True, 0),
+    ],
+)
+def test_scores_equal_the_unmodified_model(load, plain, kind, toy, verbalizer, show, k, alone):
+    r = rank_with(load, kind, toy, k=k, show=show, verbalizer=verbalizer)
+    old, cand = windows(toy, 3)
+    cand = cand[:, :4]
+    tails = [r.prompts.history(h, c)[0] for h, c in zip(old, cand)]
+    got = score_tails(r, tails, cand, alone, tokens=250)
+    with torch.no_grad():
+        want = np.stack([naive(plain(kind), r, t, c, r.P).numpy() for t, c in zip(tails, cand)])
+    assert want.std() > 0.05  # the scores say something
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * max(1, np.abs(want).max()))
+
+
+@ALL
+@pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
+def test_a_score_does_not_depend_on_the_other_candidates_unless_they_are_shown(
+    load, kind, toy, verbalizer, alone
+):
+    r = rank_with(load, kind, toy, verbalizer=verbalizer)
+    (h, *_), (c, *_) = windows(toy)
+    tail = r.prompts.history(h, c)[0]
+    whole = score_tails(r, [tail], c[None], alone)[0]
+    one = [score_tails(r, [tail], np.array([[i]]), alone)[0, 0] for i in c]
+    np.testing.assert_allclose(whole, one, rtol=1e-5, atol=1e-5)
+    order = np.random.default_rng(0).permutation(len(c))
+    np.testing.assert_allclose(
+        score_tails(r, [tail], c[None, order], alone)[0], whole[order], rtol=1e-5, atol=1e-5
+    )
+
+
+@ALL
+@pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
+def test_a_prompt_at_the_lm_s_limit_can_still_be_scored(load, kind, toy, verbalizer, alone):
+    # a title read from n masks, or after the prompt, takes more places than the prompt itself
+    r = rank_with(load, kind, toy, verbalizer=verbalizer, max_tokens=10**6)
+    longest = int(np.diff(r.titles.ptr).argmax())
+    fits = [r.prompts.history(np.resize(np.arange(first, 61), 400))[0] for first in range(1, 20)]
+    tail = max(fits, key=len)
+    room = int(np.diff(r.titles.ptr).max()) + len(r.lm.sep)  # kept free for that title
+    assert (
+        r.lm.max_tokens - 4
+        <= len(r.prompts.prefix) + len(tail) + len(r.lm.end) + room
+        <= r.lm.max_tokens
+    )
+    assert np.isfinite(score_tails(r, [tail], np.array([[longest, longest]]), alone)).all()
+
+
+def test_more_candidates_than_letters_are_refused(load):
+    assert len(letter_ids(load("decoder"), 26)) == 26
+    says = sentence(letter_ids, load("decoder"), 27)
+    assert "26 letters" in says and "27 candidates" in says
+    broken = SimpleNamespace(name="odd", tok=lambda text, **_: {"input_ids": [1, 2]}, special=set())
+    assert "does not keep the letters" in sentence(letter_ids, broken, 5)
