@@ -60,11 +60,6 @@ def on(function, impl, device):
     return call
 
 
-@pytest.fixture(params=["ref", "cpp", "interpreted", pytest.param("gpu", marks=pytest.mark.gpu)])
-def ops(request):
-    return available(request.param)
-
-
 def close(got, true, tol=2e-6):
     """fp32 against fp64, relative to the largest number there is."""
     assert got.dtype == torch.float32 and got.shape == true.shape

@@ -2,8 +2,6 @@
 Hugging Face model.
 """
 
-import shutil
-
 import click
 import numpy as np
 import pytest
@@ -11,17 +9,13 @@ import torch
 from conftest import KINDS
 
 from delrec.data.prepared import candidates, histories
-from delrec.lm import check
 from delrec.lm.model import load_lm
 from delrec.lm.prompts import LETTERS
-from delrec.lm.ranker import (
-    make_ranker,
-)
+from delrec.lm.ranker import make_ranker
 from delrec.lm.text import MASK, SLOT, encode, random_soft_prompt
 
+CPU = torch.device("cpu")
 ALL = pytest.mark.parametrize("kind", KINDS)
-
-
 SETTINGS = {
     "verbalizer": "mean",
     "show": False,
@@ -68,30 +62,6 @@ def lines(lm, data, titles, tokens, noun="movie"):
             ]
             start = i + len(sep)
     return found
-
-
-@pytest.fixture(scope="module")
-def plain(request):
-    """plain(kind) -> the same folder by plain transformers, nothing replaced."""
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForMaskedLM,
-        AutoModelForSeq2SeqLM,
-    )
-
-    auto = {"decoder": AutoModelForCausalLM, "encoder": AutoModelForMaskedLM}
-    models = {}
-
-    def get(kind):
-        if kind not in models:
-            models[kind] = (
-                auto.get(kind, AutoModelForSeq2SeqLM)
-                .from_pretrained(request.getfixturevalue(kind), dtype=torch.float32)
-                .eval()
-            )
-        return models[kind]
-
-    return get
 
 
 def vectors(model, tokens, P):
@@ -154,20 +124,5 @@ def naive(model, r, tail, items, P=None):
     return torch.stack([at_mask[t].mean() for t in chosen])
 
 
-CPU = torch.device("cpu")
-
-
 def opened(folder, dtype=torch.float32, **more):
     return load_lm(str(folder), CPU, dtype, **more)
-
-
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """Nothing is known of any LM."""
-    monkeypatch.setattr(check, "CACHE", tmp_path / "fresh")
-    return tmp_path / "fresh" / "checked"
-
-
-@pytest.fixture
-def copy(decoder, tmp_path):
-    return lambda name="copy": shutil.copytree(decoder, tmp_path / name)

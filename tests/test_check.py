@@ -9,7 +9,7 @@ from lm_cases import CPU, opened, sentence
 from delrec.lm import check, model, passes
 from delrec.lm.model import load_lm
 
-pytest_plugins = ["lm_cases"]  # its fixtures
+pytest_plugins = ["lm_fixtures"]
 
 
 def test_a_llama_is_read_by_the_fastest_way_without_a_word(decoder, fresh, capsys):

@@ -6,7 +6,7 @@ from kernel_cases import catalogue, inputs, titles_of
 
 from delrec.kernels import verbalizer as kernels
 
-pytest_plugins = ["kernel_cases"]  # its fixtures
+pytest_plugins = ["kernel_fixtures"]
 
 
 def bad_scores(**change):

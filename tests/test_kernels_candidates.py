@@ -20,7 +20,7 @@ from kernel_cases import (
 from delrec.kernels import cpu, reference
 from delrec.kernels import verbalizer as kernels
 
-pytest_plugins = ["kernel_cases"]  # its fixtures
+pytest_plugins = ["kernel_fixtures"]
 
 
 @pytest.mark.parametrize("bias", [True, False])

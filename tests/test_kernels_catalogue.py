@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_cases import DTYPES, catalogue, close, inputs, loop_scores
 
-pytest_plugins = ["kernel_cases"]  # its fixtures
+pytest_plugins = ["kernel_fixtures"]
 
 
 @pytest.mark.parametrize("bias", [True, False])

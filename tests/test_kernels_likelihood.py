@@ -6,7 +6,7 @@ from kernel_cases import DTYPES, close, fp64, leaves, loop_likelihood, no_worse,
 
 from delrec.kernels import reference
 
-pytest_plugins = ["kernel_cases"]  # its fixtures
+pytest_plugins = ["kernel_fixtures"]
 
 
 @pytest.mark.parametrize("normalise", [False, True])

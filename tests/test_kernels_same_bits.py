@@ -7,7 +7,7 @@ from kernel_cases import DTYPES, SHAPES, available, inputs, leaves, poisoned, ti
 from delrec.kernels import cpu
 from delrec.kernels import verbalizer as kernels
 
-pytest_plugins = ["kernel_cases"]  # its fixtures
+pytest_plugins = ["kernel_fixtures"]
 
 
 def test_two_runs_give_the_same_bits(ops):

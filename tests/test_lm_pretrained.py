@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from delrec.lm import pretrained
 from delrec.lm.model import load_lm
 
-pytest_plugins = ["lm_cases"]  # its fixtures
+pytest_plugins = ["lm_fixtures"]
 
 
 def test_an_unknown_lm_is_one_sentence(tmp_path, monkeypatch):

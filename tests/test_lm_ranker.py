@@ -18,7 +18,7 @@ from delrec.lm.ranker import (
     score_tails,
 )
 
-pytest_plugins = ["lm_cases"]  # its fixtures
+pytest_plugins = ["lm_fixtures"]
 
 
 def test_batches_hold_every_prompt_once_within_their_budget():

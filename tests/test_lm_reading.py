@@ -10,12 +10,10 @@ from lm_cases import ALL, naive, rank_with, sentence, vectors, windows
 
 from delrec.lm import passes, verbalizers
 from delrec.lm.model import load_lm
-from delrec.lm.ranker import (
-    score_tails,
-)
+from delrec.lm.ranker import score_tails
 from delrec.lm.reading import read_prefix
 
-pytest_plugins = ["lm_cases"]  # its fixtures
+pytest_plugins = ["lm_fixtures"]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,7 @@ import torch
 from lm_cases import ALL, rank_with, sentence, windows
 
 from delrec.lm import check
-from delrec.lm.ranker import (
-    score_tails,
-)
+from delrec.lm.ranker import score_tails
 from delrec.lm.text import MASK, SLOT, encode
 from delrec.lm.titles import tokenise_titles
 

@@ -14,7 +14,7 @@ from delrec.lm.ranker import (
 from delrec.lm.reading import read_prefix
 from delrec.lm.verbalizers import letter_ids
 
-pytest_plugins = ["lm_cases"]  # its fixtures
+pytest_plugins = ["lm_fixtures"]
 
 
 @ALL
