@@ -44,7 +44,7 @@ bench-kernels: $(VENV)/ready ## the verbalizer against plain torch: time and mem
 
 bench-llm: $(VENV)/ready     ## the LM's part of scoring and training against plain transformers (about fifteen minutes on 2 cores)
 	$(PY) data/prepare.py ml-100k
-	$(PY) recipes/bench.py
+	$(PY) -m delrec.lm.bench
 
 bench-data: $(VENV)/ready    ## preparing and training 22 million interactions; RECBOLE=PYTHON compares with RecBole (about half an hour on 2 cores)
 	$(PY) data/prepare.py ml-100k

@@ -1,17 +1,16 @@
 """The benchmarks' own parts, on shapes small enough to test: what is timed must be what it says."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from delrec.kernels import bench as kernel_bench
 from delrec.kernels import cpu
-from delrec.lm import verbalizers
+from delrec.lm.bench.memory import account, saved_tensors
+from delrec.lm.bench.random_lms import big_shapes, random_lm, random_prompts
+from delrec.lm.bench.work import C, K
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import SLOT, random_soft_prompt
-from recipes import bench
 
 CPU = torch.device("cpu")
 
@@ -44,12 +43,13 @@ def small():
 
 def test_random_lms_score_prompts_of_the_length_asked_for():
     for name, config in small().items():
-        m = bench.random_lm(name, config, CPU, torch.float32)
-        titles, prefix, tails, cands = bench.random_prompts(m, 3, 150)
-        assert all(len(prefix) + len(t) == 150 for t in tails) and (prefix == SLOT).sum() == bench.K
-        P = random_soft_prompt(m, bench.K, 0).requires_grad_()
-        score = verbalizers.score(m, read_prefix(m, prefix, P), tails, cands, titles, "mean")
-        assert score.shape == (3, bench.C) and score.std() > 0
+        m = random_lm(name, config, CPU, torch.float32)
+        prompts = random_prompts(m, 3, 150)
+        assert all(len(prompts.prefix) + len(tail) == 150 for tail in prompts.tails)
+        assert (prompts.prefix == SLOT).sum() == K
+        P = random_soft_prompt(m, K, 0).requires_grad_()
+        score = prompts.score(m, read_prefix(m, prompts.prefix, P))
+        assert score.shape == (3, C) and score.std() > 0
         score.log_softmax(1)[:, 0].sum().backward()
         assert P.grad.abs().max() > 0
 
@@ -72,25 +72,27 @@ def test_families_of_decoders_say_the_same_packed_padded_and_fused(family):
     )
     config = getattr(transformers, f"{family}Config")(**sizes)
     torch.manual_seed(0)
-    m = bench.random_lm(family, config, CPU, torch.float32)
+    m = random_lm(family, config, CPU, torch.float32)
     for name, p in m.model.named_parameters():
         # biases and norms that do something
         torch.nn.init.normal_(p, 1.0 if "norm" in name else 0.0, 0.3)
     assert ("fused" in m.paths) == (
         family in ("Llama", "Qwen2", "Mistral") and cpu.library() is not None
     )
-    titles, prefix, tails, cands = bench.random_prompts(m, 3, 150)
-    tails[1] = tails[1][10:]
-    P, scores = random_soft_prompt(m, bench.K, 0), []
+    prompts = random_prompts(m, 3, 150)
+    prompts.tails[1] = prompts.tails[1][10:]
+    P, scores = random_soft_prompt(m, K, 0), []
+
+    def score(cache):
+        return prompts.score(m, read_prefix(m, prompts.prefix, P, cache), "likelihood")
+
     for paths in (m.paths, ["packed"], ["padded"], ["rows"]):
+        m.paths = paths
         for cache in (True, False):
-            lm = replace(m, paths=paths)
-            start = read_prefix(lm, prefix, P, cache)
-            scores.append(verbalizers.score(lm, start, tails, cands, titles, "likelihood"))
+            scores.append(score(cache))
             # the fused loops, where there are any
             with torch.no_grad():
-                start = read_prefix(lm, prefix, P, cache)
-                scores.append(verbalizers.score(lm, start, tails, cands, titles, "likelihood"))
+                scores.append(score(cache))
     assert scores[0].std() > 0.1
     for other in scores[1:]:
         torch.testing.assert_close(other, scores[0], rtol=1e-4, atol=1e-5)
@@ -98,7 +100,7 @@ def test_families_of_decoders_say_the_same_packed_padded_and_fused(family):
 
 def test_the_gpu_s_rows_come_out_of_the_same_program():
     rows = []
-    bench.big_shapes(rows, CPU, small(), tokens=130, dtype=torch.float32)
+    big_shapes(rows, CPU, small(), tokens=130, dtype=torch.float32)
     names = [r[0] for r in rows]
     assert {
         f"{what}.{lm}.cpu.{row}"
@@ -117,11 +119,11 @@ def test_the_gpu_s_rows_come_out_of_the_same_program():
 
 def test_the_memory_account_lists_what_autograd_keeps(capsys):
     w, x = torch.nn.Linear(8, 8, bias=False), torch.ones(5, 8, requires_grad=True)
-    kinds = bench.saved_tensors(lambda: torch.tanh(w(x)), w)
+    kinds = saved_tensors(lambda: torch.tanh(w(x)), w)
     # the input of the product and the output of tanh; not the weight
     assert kinds == {((5, 8), torch.float32): (2, 320)}
     rows = []
-    bench.account(rows, CPU, "t5", small()["t5"], tokens=130, dtype=torch.float32)
+    account(rows, CPU, "t5", small()["t5"], tokens=130, dtype=torch.float32)
     values = {name: value for name, value, *_ in rows}
     assert (
         0
@@ -132,10 +134,11 @@ def test_the_memory_account_lists_what_autograd_keeps(capsys):
 
 
 def test_kernel_rows_on_a_small_shape():
-    rows = kernel_bench.candidate_scores(CPU, torch.bfloat16, (2, 3, 4), 16, 50, 1e9)
-    rows += kernel_bench.title_likelihood(CPU, torch.float32, 20, 16, 60)
-    rows += kernel_bench.catalogue(CPU, torch.float32, 300, 16, 60, B=4)
-    names = [row.name for row in rows]
+    rows = []
+    kernel_bench.candidate_scores(rows, CPU, torch.bfloat16, 2, 3, 4, 16, 50, 1e9)
+    kernel_bench.title_likelihood(rows, CPU, torch.float32, 20, 16, 60)
+    kernel_bench.catalogue(rows, CPU, torch.float32, 300, 16, 60, B=4)
+    names = [r[0] for r in rows]
     assert (
         "candidate_scores.cpu.bf16.2x3x4x16.vs_full_logits" in names
         and "title_likelihood.cpu.fp32.20x60.memory_vs_full_logits" in names

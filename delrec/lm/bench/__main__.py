@@ -1,0 +1,66 @@
+"""The LM's part of the work, ours against what one would write with transformers alone.
+
+    python -m delrec.lm.bench            make bench-llm; about fifteen minutes on 2 cores
+    python -m delrec.lm.bench --quick    ratios only, without the curves
+
+The other way: strings tokenised per batch, padded, all positions through the head
+(model(...).logits), gather; the same LM, dtype, prompts and machine, in one run. On a GPU it also
+times random LMs of Flan-T5-XL's and of an 8 B Llama's shape at prompts of 600 tokens. The last line
+is one JSON object.
+"""
+
+import click
+import torch
+
+from delrec.data.prepared import load_data
+from delrec.kernels.bench import report
+from delrec.lm.bench.against_rival import compare
+from delrec.lm.bench.curves import curves, two_processes, work_on_one_core
+from delrec.lm.bench.memory import account
+from delrec.lm.bench.random_lms import FLAN, big_shapes, rows_of_a_gpu, shapes
+from delrec.lm.model import load_lm
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--account",
+    "listing",
+    is_flag=True,
+    help="only the memory account of Flan-T5-XL's shape: every tensor training keeps, and "
+    "measured peaks (16 GB)",
+)
+@click.option(
+    "--quick", is_flag=True, help="the ratios only, without the curves and the two processes"
+)
+@click.option("--threads", default=2, type=click.IntRange(1), help="threads on the CPU")
+@click.option("--worker", "core", default=None, type=int, hidden=True)
+def main(listing, quick, threads, core):
+    """The LM's part of scoring and of both training stages against plain transformers."""
+    if core is not None:
+        work_on_one_core(core)
+        return
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    if listing:
+        account(rows, device, FLAN, shapes()[FLAN])
+        report(rows, threads)
+        return
+    data = load_data("ml-100k")
+    lm = load_lm("smollm2-135m", device)
+    if not quick:
+        curves(rows, lm, data)
+    compare(rows, lm, data)
+    del lm  # what follows needs the memory
+    if device.type == "cuda":
+        big_shapes(rows, device, shapes())
+    else:
+        if not quick:
+            two_processes(rows)
+        rows += rows_of_a_gpu()
+    report(rows, threads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What the benches of the LM share: a ranker, its prompts and candidates, and the rate of a
+machine's matrix products.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from delrec.data.prepared import candidates, histories
+from delrec.kernels.bench import times
+from delrec.lm.ranker import Ranker, make_ranker
+from delrec.lm.titles import Titles
+from delrec.lm.verbalizers import score
+
+K = 80  # vectors of the soft prompt
+C = 15  # candidates
+
+
+@dataclass
+class Prompts:
+    """Prompts, and what is scored behind each."""
+
+    prefix: np.ndarray  # token ids that all begin with, soft prompt included
+    tails: list  # token ids of each after the prefix
+    cand_BC: np.ndarray  # item ids of its candidates
+    titles: Titles
+    olds: list  # item ids of each history; of random prompts none
+
+    def part(self, begin: int, end: int) -> "Prompts":
+        at = slice(begin, end)
+        return Prompts(self.prefix, self.tails[at], self.cand_BC[at], self.titles, self.olds[at])
+
+    def score(self, lm, start, verbalizer: str = "mean") -> torch.Tensor:
+        """score_BC by our way; start: of read_prefix."""
+        return score(lm, start, self.tails, self.cand_BC, self.titles, verbalizer)
+
+
+def our_ranker(lm, data, P_kD, verbalizer, history=10, show=True) -> Ranker:
+    """The ranker of a run with these settings."""
+    settings = {
+        "verbalizer": verbalizer,
+        "show": show,
+        "order": "shuffled",
+        "history": history,
+        "max_title": 32,
+        "max_tokens": 4000,
+        "backbone": "SASRec",
+        "backbone_run": "",
+    }
+    return make_ranker(lm, data, settings, P_kD)
+
+
+def prompts_of(r: Ranker, data, n: int, n_candidates: int = C, seed: int = 0) -> Prompts:
+    """n prompts of the test part."""
+    which = np.random.default_rng(seed).permutation(len(data.test))[:n]
+    olds = [h[h > 0] for h in histories(data, data.test[which], r.history)]
+    stored = next(c for c in (15, 20, 100) if c >= n_candidates)
+    cand_BC = candidates(data, "test", stored)[which][:, :n_candidates]
+    tails = [r.prompts.history(old, cand)[0] for old, cand in zip(olds, cand_BC)]
+    return Prompts(r.prompts.prefix, tails, cand_BC, r.titles, olds)
+
+
+def place(device) -> str:
+    """cpu or gpu, as rows are named."""
+    return "gpu" if device.type == "cuda" else "cpu"
+
+
+def matmul_rate(device, dtype, n: int = 2048) -> float:
+    """FLOP a second of a product of two n x n matrices."""
+    a = torch.randn(n, n, dtype=dtype, device=device)
+    b = torch.randn(n, n, dtype=dtype, device=device)
+    return 2 * n**3 / times({"mm": lambda: a @ b}, device, 1.0)["mm"]
+
+
+def flops(body, tokens: int) -> int:
+    """2 x parameters of the body x tokens: what a pass over so many tokens costs without
+    attention.
+    """
+    outside = ("embed", "lm_head", "lora_")
+    named = body.named_parameters()
+    weights = sum(p.numel() for name, p in named if not any(part in name for part in outside))
+    return 2 * weights * tokens
