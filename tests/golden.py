@@ -153,8 +153,8 @@ def make_inputs(folder):
     """A log of 60 users, tiny random LMs of three kinds, histories to answer."""
     sys.path[:0] = [str(HERE), str(ROOT)]
     import numpy as np
-    from conftest import title_of
     from families import EXACT, write
+    from toys import title_of
 
     rng, rows, seen = np.random.default_rng(0), [], set()
     weight = 1 / np.arange(3, 63)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import popular, prepare_log, title_of, write_backbone
-from logs import BAD, write
-from logs import toy as toy_rows
+from test_prepare import BAD, write
+from test_prepare import toy as toy_rows
+from toys import popular, prepare_log, title_of, write_backbone
 
 import distill
 import evaluate

@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from chain import stages
 from click.testing import CliRunner
-from conftest import ROOT, stages
 from safetensors.torch import load_file
+from scripts import ROOT
 
 import distill
 import finetune

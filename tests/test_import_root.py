@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from scripts import ROOT
 
 # what each floor may import of ours: itself and what stands under it
 FLOORS = {

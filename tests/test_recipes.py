@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chain import stages
 from click.testing import CliRunner
-from conftest import stages
 from safetensors.torch import load_file
 
 import distill

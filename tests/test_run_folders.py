@@ -18,8 +18,9 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, popular, write_backbone
-from logs import random_log, write
+from scripts import ROOT
+from test_prepare import random_log, write
+from toys import popular, write_backbone
 
 import common
 import evaluate
