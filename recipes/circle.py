@@ -14,6 +14,7 @@ and on all), time of training. The last line is one JSON object.
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -28,7 +29,7 @@ from delrec.data.prepared import load_data, subset, users
 from delrec.evaluation.stats import interval
 from delrec.kernels.bench import report
 from delrec.runtime import described, load_run, read_json, read_npy
-from delrec.serving.latency import latencies, parameters
+from delrec.serving import serve
 from recipes.stage import stage
 
 ROWS = {
@@ -40,6 +41,185 @@ ROWS = {
     "caser": "a weaker backbone",
     "caser-taught": "the same, taught by the small LM (lists and titles)",
 }
+
+
+@dataclass
+class Circle:
+    """What the circle is asked for."""
+
+    dataset: str
+    llm: str
+    layers: int  # of the small LM
+    windows: int  # of history, that the LM is trained on
+    small_windows: int  # that the small LMs are trained on
+    val_samples: int  # that choose the step of each LM
+    procs: int  # processes that share the LM's work
+    test_samples: int  # of the table; 0: all
+
+    @property
+    def home(self) -> str:
+        """Its runs under runs/: those of the README's commands have seen other samples."""
+        return f"{Path(self.dataset).name}/circle"
+
+    @property
+    def folder(self) -> Path:
+        return runtime.ROOT / "runs" / self.home
+
+
+@dataclass
+class Measured:
+    """What the table and the JSON rows are made of."""
+
+    table: dict  # evaluate.py's metrics.json
+    ms: dict  # row -> ms of a request: alone on one core, alone, one of 64
+    hit_gain: float  # HR@1 of slmrec minus e4srec's
+    hit_low: float  # its interval
+    hit_high: float
+    began: float  # time.time()
+
+    @property
+    def minutes(self) -> float:
+        return (time.time() - self.began) / 60
+
+
+# ---------------------------------------------------------------- the stages
+
+
+def run_stages(circle: Circle):
+    """Backbone, soft prompt, LM, small LMs, backbones taught by the small LM; then evaluate.py."""
+    home, samples = circle.home, ["--samples", circle.windows]
+    data = ["--dataset", circle.dataset]
+    on_lm = [*data, "--llm", circle.llm]
+    tune = ["finetune.py", *on_lm, "--val-samples", circle.val_samples, "--evals", 4]
+    ids = ["--input", "ids", "--soft-prompt", f"{home}/prompt"]
+    small = ["--samples", circle.small_windows, "--layers", circle.layers]
+    from_lm, from_small = (["--teacher", f"{home}/{name}"] for name in ("e4srec", "slmrec"))
+    brief = ["--samples", 64, "--val-samples", 48, "--evals", 1]
+    as_caser = ["--student", "caser"]
+
+    def make(name, *args, procs=1):
+        stage(circle.folder / name, *args, "--out", f"{home}/{name}", procs=procs)
+
+    def make_lm(name, *args):
+        make(name, *args, procs=circle.procs)
+
+    make("sasrec", "train_backbone.py", *data)
+    make_lm("prompt", "distill.py", *on_lm, "--backbone", f"{home}/sasrec", *brief)
+    make_lm("e4srec", *tune, *ids, *samples)
+    make_lm("small", *tune, *ids, *small)
+    make_lm("slmrec", *tune, *from_lm, *small)
+    export = ["evaluate.py", "--ckpt", f"{home}/slmrec", "--export"]
+    stage(circle.folder / "slmrec" / "export", *export, procs=circle.procs)
+    make("sasrec-taught", "train_backbone.py", *data, *from_small)
+    make("caser", "train_backbone.py", *data, "--model", "caser")
+    lists_and_titles = ["--lam", 0.1, "--eta", 0.3]
+    make("caser-taught", "train_backbone.py", *data, *as_caser, *from_small, *lists_and_titles)
+    limits = ["--limit", circle.test_samples, "--val-samples", circle.val_samples]
+    rows = [f"{home}/{name}" for name in ROWS]
+    table = ["evaluate.py", "--ckpt", *rows, *limits, "--out", circle.folder]
+    stage(None, *table, procs=circle.procs)
+
+
+def prepare(circle: Circle):
+    """The embedded data set and the embedded LM, where they are asked for."""
+    meta = runtime.ROOT / "data" / "ml-100k" / "meta.json"
+    if circle.dataset == "ml-100k" and not meta.exists():
+        stage(None, "data/prepare.py", "ml-100k")
+    if circle.llm == "smollm2-135m":
+        stage(None, "data/prepare.py", circle.llm)
+
+
+# ---------------------------------------------------------------- the table
+
+
+def measure(circle: Circle, data, began: float) -> Measured:
+    """Times every row's requests, and compares the small LM with its teacher."""
+    ms = {}
+    for name in ROWS:
+        print(f"timing {name}", flush=True)
+        ms[name] = serve.latencies(load_run(circle.folder / name), data)
+    which = subset(len(data.test), circle.test_samples, 0)
+
+    def hits(name):
+        ranks = np.asarray(read_npy(circle.folder / name / "ranks_test_15.npy"))[which]
+        return (ranks == 1).astype(float)
+
+    gains = hits("slmrec") - hits("e4srec")
+    low, high = interval(gains, users(data, np.asarray(data.test)[which]))
+    table = read_json(circle.folder / "metrics.json")
+    return Measured(table, ms, float(gains.mean()), float(low), float(high), began)
+
+
+def table_lines(circle: Circle, measured: Measured) -> list[str]:
+    """The table as it is printed."""
+    head = (
+        f"{'':14} {'HR@1':>6} {'':14} {'NDCG@10':>8} {'':14} {'HR@20':>6} {'NDCG@20':>8} "
+        f"{'parameters':>12} {'ms, 1 core':>10} {'ms':>8} {'ms of 64':>9} {'minutes':>8}"
+    )
+    rows = [row_line(circle, measured, name) for name in ROWS]
+    alone = measured.table["tests"]["slmrec - small"]
+    taught = (
+        f"taught minus not, {circle.layers} layers: HR@1 {alone['hr@1']:+.4f} (p = "
+        f"{alone['p_mcnemar_hr@1']:.2g}), NDCG@10 {alone['ndcg@10']:+.4f} (p = "
+        f"{alone['p_t_ndcg@10']:.2g})"
+    )
+    backbones = [backbone_line(measured, name) for name in ("sasrec", "caser")]
+    minutes = f"{measured.minutes:.1f} minutes"
+    return [measured.table["protocol"], "", head, *rows, "", taught, *backbones, minutes]
+
+
+def row_line(circle: Circle, measured: Measured, name: str) -> str:
+    run = load_run(circle.folder / name)
+    row, full = measured.table["rows"][name], measured.table["full"][name]
+    hr, ndcg = row["hr@1_interval"], row["ndcg@10_interval"]
+    one_core, all_cores, of_64 = measured.ms[name]
+    return (
+        f"{name:14} {row['hr@1']:6.3f} [{hr[0]:.3f}, {hr[1]:.3f}] {row['ndcg@10']:8.3f} "
+        f"[{ndcg[0]:.3f}, {ndcg[1]:.3f}] {full['hr@20']:6.4f} {full['ndcg@20']:8.4f} "
+        f"{serve.parameters(run):12,} {one_core:10.2f} {all_cores:8.2f} {of_64:9.2f} "
+        f"{run.seconds / 60:8.1f}   {ROWS[name].format(n=circle.layers)}"
+    )
+
+
+def backbone_line(measured: Measured, name: str) -> str:
+    """What a backbone gains when it is taught."""
+    test = measured.table["full_tests"][f"{name}-taught - {name}"]
+    return (
+        f"taught {name} minus {name}, all items: HR@20 {test['hr@20']:+.4f} (p = "
+        f"{test['p_mcnemar_hr@20']:.2g}), NDCG@20 {test['ndcg@20']:+.4f} (p = "
+        f"{test['p_t_ndcg@20']:.2g})"
+    )
+
+
+def json_rows(circle: Circle, measured: Measured) -> list[tuple]:
+    """(name, value, unit, goal) of all that was measured."""
+    table, ms = measured.table, measured.ms
+    teacher, student = (load_run(circle.folder / name) for name in ("e4srec", "slmrec"))
+    speedup = student.samples_per_second / teacher.samples_per_second
+    with_states = teacher.train_seconds / (student.train_seconds + student.states_seconds)
+    alone = table["tests"]["slmrec - small"]
+    taught = table["full_tests"]["sasrec-taught - sasrec"]
+    weaker = table["full_tests"]["caser-taught - caser"]
+    gain = taught["hr@20"] / table["full"]["sasrec"]["hr@20"]
+    weaker_gain = weaker["hr@20"] / table["full"]["caser"]["hr@20"]
+    faster = ms["e4srec"][0] / ms["sasrec-taught"][0]
+    return [
+        ("slmrec.speedup.inference", ms["e4srec"][2] / ms["slmrec"][2], "x", 3),
+        ("slmrec.speedup.training", speedup, "x", 3),
+        ("slmrec.speedup.training_with_states", with_states, "x", None),
+        ("slmrec.hr@1_vs_teacher", measured.hit_gain, "", None),
+        ("slmrec.hr@1_vs_teacher_low", measured.hit_low, "", None),
+        ("slmrec.hr@1_vs_teacher_high", measured.hit_high, "", None),
+        ("slmrec.hr@1_vs_untaught", alone["hr@1"], "", None),
+        ("slmrec.vs_untaught_p", alone["p_mcnemar_hr@1"], "", None),
+        ("dllm2rec.latency_ms", ms["sasrec-taught"][0], "ms", 2),
+        ("dllm2rec.times_faster_than_teacher", faster, "x", 100),
+        ("dllm2rec.hr20_gain", gain, "", None),
+        ("dllm2rec.p_value", taught["p_mcnemar_hr@20"], "", None),
+        ("dllm2rec.caser.hr20_gain", weaker_gain, "", None),
+        ("dllm2rec.caser.p_value", weaker["p_mcnemar_hr@20"], "", None),
+        ("circle.minutes", measured.minutes, "min", 45),
+    ]
 
 
 @click.command(**described(__doc__))
@@ -74,219 +254,18 @@ ROWS = {
 @click.option(
     "--test-samples", default=0, type=click.IntRange(0), help="test samples of the table; 0 = all"
 )
-def main(dataset, llm, layers, windows, small_windows, val_samples, procs, test_samples):
+def main(**options):
     """Backbone, LM, small LM, backbone again: every stage, then one table."""
-    began, procs = time.time(), procs or torch.cuda.device_count() or min(os.cpu_count(), 2)
-    # its own runs: those of the README's commands have seen other samples
-    home = f"{Path(dataset).name}/circle"
-    runs = runtime.ROOT / "runs" / home
-    if dataset == "ml-100k" and not (runtime.ROOT / "data" / "ml-100k" / "meta.json").exists():
-        stage(None, "data/prepare.py", "ml-100k")
-    if llm == "smollm2-135m":
-        stage(None, "data/prepare.py", llm)
-    lm = [
-        "finetune.py",
-        "--dataset",
-        dataset,
-        "--llm",
-        llm,
-        "--val-samples",
-        val_samples,
-        "--evals",
-        4,
-    ]
-    ids = ["--input", "ids", "--soft-prompt", f"{home}/prompt"]
-    stage(runs / "sasrec", "train_backbone.py", "--dataset", dataset, "--out", f"{home}/sasrec")
-    stage(
-        runs / "prompt",
-        "distill.py",
-        "--dataset",
-        dataset,
-        "--llm",
-        llm,
-        "--backbone",
-        f"{home}/sasrec",
-        "--samples",
-        64,
-        "--val-samples",
-        48,
-        "--evals",
-        1,
-        "--out",
-        f"{home}/prompt",
-        procs=procs,
-    )
-    stage(runs / "e4srec", *lm, *ids, "--samples", windows, "--out", f"{home}/e4srec", procs=procs)
-    stage(
-        runs / "small",
-        *lm,
-        *ids,
-        "--samples",
-        small_windows,
-        "--layers",
-        layers,
-        "--out",
-        f"{home}/small",
-        procs=procs,
-    )
-    stage(
-        runs / "slmrec",
-        *lm,
-        "--teacher",
-        f"{home}/e4srec",
-        "--samples",
-        small_windows,
-        "--layers",
-        layers,
-        "--out",
-        f"{home}/slmrec",
-        procs=procs,
-    )
-    stage(
-        runs / "slmrec" / "export",
-        "evaluate.py",
-        "--ckpt",
-        f"{home}/slmrec",
-        "--export",
-        procs=procs,
-    )
-    stage(
-        runs / "sasrec-taught",
-        "train_backbone.py",
-        "--dataset",
-        dataset,
-        "--teacher",
-        f"{home}/slmrec",
-        "--out",
-        f"{home}/sasrec-taught",
-    )
-    stage(
-        runs / "caser",
-        "train_backbone.py",
-        "--dataset",
-        dataset,
-        "--model",
-        "caser",
-        "--out",
-        f"{home}/caser",
-    )
-    stage(
-        runs / "caser-taught",
-        "train_backbone.py",
-        "--dataset",
-        dataset,
-        "--student",
-        "caser",
-        "--teacher",
-        f"{home}/slmrec",
-        "--lam",
-        0.1,
-        "--eta",
-        0.3,
-        "--out",
-        f"{home}/caser-taught",
-    )
-    stage(
-        None,
-        "evaluate.py",
-        "--ckpt",
-        *(f"{home}/{name}" for name in ROWS),
-        "--limit",
-        test_samples,
-        "--val-samples",
-        val_samples,
-        "--out",
-        runs,
-        procs=procs,
-    )
-
-    # the table
-    data = load_data(dataset)
-    table = read_json(runs / "metrics.json")
-    which = subset(len(data.test), test_samples, 0)
-    user = users(data, np.asarray(data.test)[which])
-    ms_of, lines = {}, [table["protocol"], ""]
-    lines.append(
-        f"{'':14} {'HR@1':>6} {'':14} {'NDCG@10':>8} {'':14} {'HR@20':>6} {'NDCG@20':>8} "
-        f"{'parameters':>12} {'ms, 1 core':>10} {'ms':>8} {'ms of 64':>9} {'minutes':>8}"
-    )
-    for name, what in ROWS.items():
-        run, row, full = load_run(runs / name), table["rows"][name], table["full"][name]
-        print(f"timing {name}", flush=True)
-        ms = ms_of[name] = latencies(run, data)
-        a, b = row["hr@1_interval"], row["ndcg@10_interval"]
-        lines.append(
-            f"{name:14} {row['hr@1']:6.3f} [{a[0]:.3f}, {a[1]:.3f}] {row['ndcg@10']:8.3f} "
-            f"[{b[0]:.3f}, {b[1]:.3f}] {full['hr@20']:6.4f} {full['ndcg@20']:8.4f} "
-            f"{parameters(run):12,} {ms[0]:10.2f} {ms[1]:8.2f} {ms[2]:9.2f} "
-            f"{run.seconds / 60:8.1f}   {what.format(n=layers)}"
-        )
-    hits = {
-        name: (np.asarray(read_npy(runs / name / "ranks_test_15.npy"))[which] == 1).astype(float)
-        for name in ("e4srec", "slmrec")
-    }
-    low, high = interval(hits["slmrec"] - hits["e4srec"], user)
-    teacher, student = (load_run(runs / name) for name in ("e4srec", "slmrec"))
-    alone, taught, weaker = (
-        table["tests"]["slmrec - small"],
-        table["full_tests"]["sasrec-taught - sasrec"],
-        table["full_tests"]["caser-taught - caser"],
-    )
-    lines += [
-        "",
-        f"taught minus not, {layers} layers: HR@1 {alone['hr@1']:+.4f} (p = "
-        f"{alone['p_mcnemar_hr@1']:.2g}), NDCG@10 {alone['ndcg@10']:+.4f} (p = "
-        f"{alone['p_t_ndcg@10']:.2g})",
-        *(
-            f"taught {name} minus {name}, all items: HR@20 {t['hr@20']:+.4f} (p = "
-            f"{t['p_mcnemar_hr@20']:.2g}), NDCG@20 {t['ndcg@20']:+.4f} (p = "
-            f"{t['p_t_ndcg@20']:.2g})"
-            for name, t in (("sasrec", taught), ("caser", weaker))
-        ),
-        f"{(time.time() - began) / 60:.1f} minutes",
-    ]
-    print("\n" + "\n".join(lines) + "\n")
-    (runs / "circle.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    report(
-        [
-            ("slmrec.speedup.inference", ms_of["e4srec"][2] / ms_of["slmrec"][2], "x", 3),
-            (
-                "slmrec.speedup.training",
-                student.samples_per_second / teacher.samples_per_second,
-                "x",
-                3,
-            ),
-            (
-                "slmrec.speedup.training_with_states",
-                teacher.train_seconds / (student.train_seconds + student.states_seconds),
-                "x",
-                None,
-            ),
-            ("slmrec.hr@1_vs_teacher", float((hits["slmrec"] - hits["e4srec"]).mean()), "", None),
-            ("slmrec.hr@1_vs_teacher_low", float(low), "", None),
-            ("slmrec.hr@1_vs_teacher_high", float(high), "", None),
-            ("slmrec.hr@1_vs_untaught", alone["hr@1"], "", None),
-            ("slmrec.vs_untaught_p", alone["p_mcnemar_hr@1"], "", None),
-            ("dllm2rec.latency_ms", ms_of["sasrec-taught"][0], "ms", 2),
-            (
-                "dllm2rec.times_faster_than_teacher",
-                ms_of["e4srec"][0] / ms_of["sasrec-taught"][0],
-                "x",
-                100,
-            ),
-            ("dllm2rec.hr20_gain", taught["hr@20"] / table["full"]["sasrec"]["hr@20"], "", None),
-            ("dllm2rec.p_value", taught["p_mcnemar_hr@20"], "", None),
-            (
-                "dllm2rec.caser.hr20_gain",
-                weaker["hr@20"] / table["full"]["caser"]["hr@20"],
-                "",
-                None,
-            ),
-            ("dllm2rec.caser.p_value", weaker["p_mcnemar_hr@20"], "", None),
-            ("circle.minutes", (time.time() - began) / 60, "min", 45),
-        ],
-        torch.get_num_threads(),
-    )
+    began = time.time()
+    circle = Circle(**options)
+    circle.procs = circle.procs or torch.cuda.device_count() or min(os.cpu_count(), 2)
+    prepare(circle)
+    run_stages(circle)
+    measured = measure(circle, load_data(circle.dataset), began)
+    table = "\n".join(table_lines(circle, measured)) + "\n"
+    print("\n" + table)
+    (circle.folder / "circle.txt").write_text(table, encoding="utf-8")
+    report(json_rows(circle, measured), torch.get_num_threads())
 
 
 if __name__ == "__main__":

@@ -62,46 +62,50 @@ def say_what_is_replaced(name):
         )
 
 
+def last_line_of(command: str) -> str:
+    """The last line that a stage prints; one that fails ends the demo."""
+    last = ""
+    process = subprocess.Popen(
+        [sys.executable, "-u", *command.split()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        last = line
+    if process.wait():
+        sys.exit(
+            f"demo: '{command.split()[0]}' stopped with exit code {process.returncode}; "
+            "its message is above"
+        )
+    return last
+
+
+def peak_gb() -> float:
+    """Most memory that a stage has held, GB."""
+    unit = 2**20 if sys.platform != "darwin" else 2**30
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
+
+
 @click.command(**described(__doc__))
 def main():
     """Every stage of the README on ML-100K, small, and the table."""
     began, minutes = time.time(), []
-    for name, stage in STAGES:
-        print(f"\n=== python {stage}", flush=True)
+    for name, command in STAGES:
+        print(f"\n=== python {command}", flush=True)
         if name:
             say_what_is_replaced(name)
-        start, last = time.time(), ""
-        process = subprocess.Popen(
-            [sys.executable, "-u", *stage.split()],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            last = line
-        if process.wait():
-            sys.exit(
-                f"demo: '{stage.split()[0]}' stopped with exit code {process.returncode}; "
-                "its message is above"
-            )
-        minutes.append((time.time() - start) / 60)
+        start = time.time()
+        last = last_line_of(command)
+        minutes.append(f"{command.split()[0]} {(time.time() - start) / 60:.1f}")
     result = json.loads(last)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (
-        2**20 if sys.platform != "darwin" else 2**30
-    )
-    print(
-        "\nminutes: " + ", ".join(f"{s.split()[0]} {m:.1f}" for (_, s), m in zip(STAGES, minutes))
-    )
+    print("\nminutes: " + ", ".join(minutes))
+    all_minutes = round((time.time() - began) / 60, 2)
     result["rows"] = [
-        {
-            "name": "demo.minutes",
-            "value": round((time.time() - began) / 60, 2),
-            "unit": "min",
-            "goal": 15,
-        },
-        {"name": "demo.peak_gb", "value": round(peak, 2), "unit": "GB", "goal": 8},
+        {"name": "demo.minutes", "value": all_minutes, "unit": "min", "goal": 15},
+        {"name": "demo.peak_gb", "value": round(peak_gb(), 2), "unit": "GB", "goal": 8},
         *result["rows"],
     ]
     print(json.dumps(result))

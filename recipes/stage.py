@@ -36,67 +36,75 @@ SHAPING = (
     "--val-samples",
     "--evals",
 )
-SHOWN = set()  # commands that --dry-run has printed: each once
 
 
-def stage(folder, *args, procs=1, jobs=1, job=0, dry=False):
-    """Run a command of the README unless its run is finished; --resume takes up one that was
-    killed. jobs: how many stand side by side, of which this is number `job`. dry: print it only.
+def stage(folder: Path | None, *args, procs=1, jobs=1, job=0):
+    """Runs a command of the README, and ends this process where it fails.
+
+    folder: the run that the command makes, None if it makes none. A finished one is used again, one
+    that was killed goes on. jobs: how many stages run side by side, of which this is number `job`;
+    where there are several, what a stage prints stands in <folder>.out.
     """
-    resume = []
-    if not dry and folder is not None:
+    if folder is not None:
         mark = "meta.json" if folder.name == "export" else "config.json"
         settle(folder, mark)
         if (folder / mark).exists():
             reuse(folder, mark, args)
             return
-        kept = (beside(folder, "unfinished") / "checkpoints", folder / "checkpoints")
-        resume = ["--resume"] if any(path.is_dir() for path in kept) else []
-    line, many = [str(a) for a in (*args, *resume)], procs > 1 and args[0] != "data/prepare.py"
-    shown = f"{f'torchrun --nproc_per_node={procs}' if many else 'python'} {shlex.join(line)}"
-    if dry:
-        if shown not in SHOWN:
-            print(shown)
-        SHOWN.add(shown)
-        return
-    print(f"\n=== {shown}" + (f" > {folder}.out" if jobs > 1 else ""), flush=True)
-    launch = (
-        [
-            "-m",
-            "torch.distributed.run",
-            *(["--standalone"] if jobs > 1 else []),
-            f"--nproc_per_node={procs}",
-        ]
-        if many
-        else ["-u"]
-    )
-    # torchrun's own choice is 1
-    own = (
-        {"OMP_NUM_THREADS": str(max(os.cpu_count() // (procs * jobs), 1))}
-        if many or jobs > 1
-        else {}
-    )
-    if jobs > 1 and torch.cuda.device_count() >= procs * jobs:
-        own["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(job * procs, (job + 1) * procs)))
-    if jobs > 1:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        if was_killed(folder):
+            args = [*args, "--resume"]
+    printed = f"{folder}.out" if jobs > 1 else None
+    print(f"\n=== {typed(args, procs)}" + (f" > {printed}" if printed else ""), flush=True)
     began = time.time()
-    with open(f"{folder}.out", "a") if jobs > 1 else nullcontext() as out:
-        code = subprocess.run(
-            [sys.executable, *launch, *line],
-            cwd=runtime.ROOT,
-            env=os.environ | own,
-            stdout=out,
-            stderr=out,
-        ).returncode
+    command = [*launcher(procs, jobs), *map(str, args)]
+    code = exit_code(command, environment(procs, jobs, job), printed)
     if code:
         sys.exit(
             f"{Path(sys.argv[0]).stem}: '{args[0]}' stopped with exit code {code}; its message is "
-            f"{f'in {folder}.out' if jobs > 1 else 'above'}. The same command goes on from "
-            "here"
+            f"{f'in {printed}' if printed else 'above'}. The same command goes on from here"
         )
-    if jobs > 1:
+    if printed:
         print(f"=== {folder} took {(time.time() - began) / 60:.1f} minutes", flush=True)
+
+
+def was_killed(folder) -> bool:
+    """Whether a killed run left checkpoints, in its own folder (earlier versions) or beside it."""
+    kept = (beside(folder, "unfinished") / "checkpoints", folder / "checkpoints")
+    return any(path.is_dir() for path in kept)
+
+
+def typed(args, procs=1) -> str:
+    """A command as a user types it."""
+    program = f"torchrun --nproc_per_node={procs}" if procs > 1 else "python"
+    return f"{program} {shlex.join(map(str, args))}"
+
+
+def launcher(procs, jobs) -> list:
+    """This Python, or torchrun in it; torchruns side by side have ports of their own."""
+    if procs == 1:
+        return [sys.executable, "-u"]
+    own_port = ["--standalone"] if jobs > 1 else []
+    torchrun = ["-m", "torch.distributed.run", *own_port, f"--nproc_per_node={procs}"]
+    return [sys.executable, *torchrun]
+
+
+def environment(procs, jobs, job) -> dict:
+    """A stage's environment: its share of the cores, GPUs of its own where there are enough."""
+    env = dict(os.environ)
+    if procs > 1 or jobs > 1:  # torchrun's own choice is one thread
+        env["OMP_NUM_THREADS"] = str(max(os.cpu_count() // (procs * jobs), 1))
+    if jobs > 1 and torch.cuda.device_count() >= procs * jobs:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(job * procs, (job + 1) * procs)))
+    return env
+
+
+def exit_code(command, env, printed: str | None) -> int:
+    """Runs a command; what it prints is appended to the file `printed`, if one is named."""
+    if printed:
+        Path(printed).parent.mkdir(parents=True, exist_ok=True)
+    with open(printed, "a") if printed else nullcontext() as out:
+        done = subprocess.run(command, cwd=runtime.ROOT, env=env, stdout=out, stderr=out)
+    return done.returncode
 
 
 def reuse(folder, mark, args):
@@ -109,34 +117,36 @@ def reuse(folder, mark, args):
         print(f"=== {folder} is there", flush=True)
         return
     made = {"input": "titles", **read_json(folder / mark)}
-    for flag, value in zip(args, args[1:]):
-        key = (
-            "backbone_run"
-            if flag == "--backbone"
-            else str(flag).removeprefix("--").replace("-", "_")
-        )
-        # a run is named by its folder
-        if flag in SHAPING and key in made and Path(str(made[key])).name != Path(str(value)).name:
-            sys.exit(
-                f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is "
-                f"{value}; move that folder away, or ask for what made it"
-            )
+    stop_if_made_otherwise(folder, made, args)
     print(f"=== {folder} is there", flush=True)
     if newer := made_before(folder, made):
         print(
             f"    but it was made before {' and '.join(newer)} was trained again; to make it anew: "
-            f"python {shlex.join(map(str, args))} --overwrite",
+            f"{typed(args)} --overwrite",
             flush=True,
         )
-    if (beside(folder, "unfinished") / "checkpoints").is_dir():
-        print(
-            f"    {beside(folder, 'unfinished')}, which would replace it, was killed; it is left "
-            "alone",
-            flush=True,
-        )
+    unfinished = beside(folder, "unfinished")
+    if (unfinished / "checkpoints").is_dir():
+        print(f"    {unfinished}, which would replace it, was killed; it is left alone", flush=True)
 
 
-def made_before(folder, made):
+def stop_if_made_otherwise(folder, made, args):
+    """Ends the process if a flag that shapes a run has another value in its config."""
+    for flag, value in zip(args, args[1:]):
+        if flag not in SHAPING:
+            continue
+        key = flag.removeprefix("--").replace("-", "_")
+        if flag == "--backbone":
+            key = "backbone_run"
+        # a run is named by its folder
+        if key in made and Path(str(made[key])).name != Path(str(value)).name:
+            sys.exit(
+                f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is "
+                f"{value}; move that folder away, or ask for what made it"
+            )
+
+
+def made_before(folder, made) -> list:
     """What the run in `folder` was made of (backbone, soft prompt, teacher, maps, LM) and was
     finished after it began.
     """

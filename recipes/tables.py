@@ -33,7 +33,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -45,391 +44,249 @@ if __name__ == "__main__":
 from delrec import runtime
 from delrec.data.prepared import load_data
 from delrec.evaluation import stats
-from delrec.runtime import (
-    described,
-    read_json,
-)
+from delrec.runtime import described, read_json
+from recipes.runs import Plan, Runs, kind_and_layers
 from recipes.stage import stage
 
-# DELRec, Tables III and IV: variant -> (flags of stage 1 or the soft prompt that goes without one,
-# flags of stage 2). The paper calls no-prompt w/o SP and w/o DPSM, words w MCP, untrained w USP,
-# no-ta w/o TA, no-rps w/o RPS, moved-lm w UDPSM, moved-prompt w ULSR; maps (distilled maps, no soft
-# prompt) is ours
-VARIANTS = {
-    "delrec": ([], []),
-    "no-prompt": ("none", []),
-    "words": ("words", []),
-    "untrained": ("random", []),
-    "maps": ("none", []),
-    "no-ta": (["--tasks", "rps"], []),
-    "no-rps": (["--tasks", "ta"], []),
-    "moved-lm": (["--lr-lm", 1e-4], []),
-    "moved-prompt": ([], ["--lr-prompt", 5e-3]),
-    "half-lm": ([], []),
-}
+BACKBONES = ["sasrec", "gru4rec", "caser"]
 # other methods of Table II that are flags here: name -> (--input, flags)
 OTHERS = {
-    "llara": ("hybrid", ["--verbalizer", "letter", "--order", "shuffled"]),
-    "llamarec": ("titles", ["--verbalizer", "letter", "--order", "backbone"]),
-    "llmseqprompt": (
-        "titles",
-        ["--loss", "titles", "--verbalizer", "likelihood", "--order", "shuffled"],
-    ),
-    "e4srec": ("ids", []),
+    "llara": ("hybrid", "--verbalizer letter --order shuffled"),
+    "llamarec": ("titles", "--verbalizer letter --order backbone"),
+    "llmseqprompt": ("titles", "--loss titles --verbalizer likelihood --order shuffled"),
+    "e4srec": ("ids", ""),
 }
-KS, HS = (20, 40, 60, 80, 100, 120), (5, 10, 15, 20, 25)
+# Figure 8 beside DELRec's own k = 80 and h = 10
+PROMPT_LENGTHS = (20, 40, 60, 100, 120)
+LIST_LENGTHS = (5, 15, 20, 25)
 
 
-class Recipe:
-    """The stages of one data set and LM: each method runs one unless it is there, and returns its
-    folder's name under runs/.
+def each_seed(plan: Plan, rows, dataset="") -> list[str]:
+    """Names of the runs that rows(Runs) makes of every seed, seed by seed; plan.jobs seeds run side
+    by side.
     """
+    places = SimpleQueue()  # each with its share of the cores or GPUs
+    for job in range(plan.jobs):
+        places.put(job)
 
-    def __init__(self, c, dataset, seed):
-        self.c, self.data, self.seed, self.job = c, dataset, seed, 0
-        self.name = Path(dataset).name
-        self.home = f"{self.name}/{c.llm.rstrip('/').split('/')[-1]}-{c.input}-{c.budget}" + (
-            f"-{c.prompt_budget}" if c.prompt_budget else ""
-        )
+    def one(seed):
+        job = places.get()
+        try:
+            return rows(Runs(plan, dataset or plan.dataset, seed, job))
+        finally:
+            places.put(job)
 
-    def run(self, name, *args):
-        stage(
-            runtime.ROOT / "runs" / name,
-            *args,
-            "--seed",
-            self.seed,
-            "--out",
-            name,
-            procs=self.c.procs,
-            jobs=self.c.jobs,
-            job=self.job,
-            dry=self.c.dry_run,
-        )
-        return name
-
-    def backbone(self, model="sasrec"):
-        return self.run(
-            f"{self.name}/{model}-s{self.seed}",
-            "train_backbone.py",
-            "--dataset",
-            self.data,
-            "--model",
-            model,
-            "--top-h",
-            max(HS),
-        )
-
-    def prompt(self, name="prompt", model="sasrec", flags=()):
-        """Stage 1. --lr is distill.py's default, said so that a finished prompt of another rate is
-        not taken for this one.
-        """
-        return self.run(
-            f"{self.home}/{name}-s{self.seed}",
-            "distill.py",
-            "--dataset",
-            self.data,
-            "--llm",
-            self.c.llm,
-            "--backbone",
-            self.backbone(model),
-            *(["--input", "ids", "--lr", 5e-4] if self.c.input == "ids" else []),
-            "--samples",
-            self.c.prompt_budget or min(max(self.c.budget // 4, 32), 20000),
-            "--evals",
-            2,
-            *flags,
-        )
-
-    def tune(self, name, soft_prompt, *flags, model="sasrec", reads=None):
-        """Stage 2, on what `reads` or else --input says.
-
-        With a distilled soft prompt it takes its backbone from that.
-        """
-        reads = reads or self.c.input
-        samples = (
-            max(self.c.budget // 4, 80)
-            if self.c.input == "ids" and reads != "ids"
-            else self.c.budget
-        )
-        own = (
-            ["--backbone", self.backbone(model)]
-            if soft_prompt in ("none", "random", "words")
-            else []
-        )
-        return self.run(
-            f"{self.home}/{name}-s{self.seed}",
-            "finetune.py",
-            "--dataset",
-            self.data,
-            "--llm",
-            self.c.llm,
-            "--input",
-            reads,
-            "--soft-prompt",
-            soft_prompt,
-            *own,
-            "--samples",
-            samples,
-            "--val-samples",
-            min(samples, 1000 if reads == "ids" else 200),
-            "--evals",
-            max(2, min(self.c.budget // 2000, 6)),
-            *flags,
-        )
-
-    def variant(self, name):
-        """A row of Tables III and IV."""
-        one, two = VARIANTS[name]
-        soft_prompt = (
-            one
-            if isinstance(one, str)
-            else self.prompt(f"prompt-{name}", flags=one)
-            if one
-            else self.prompt()
-        )
-        if name == "half-lm":
-            two = ["--layers", shape(self.c.llm)[1] // 2]
-        if name == "maps":
-            two = ["--maps", self.prompt()]
-        return self.tune(name, soft_prompt, *two)
-
-    def delrec(self, model="sasrec"):
-        if model == "sasrec":
-            return self.variant("delrec")
-        return self.tune(f"delrec-{model}", self.prompt(f"prompt-{model}", model))
-
-    def evaluate(self, recipe, runs, *flags, val_samples=500):
-        procs, gpus = self.c.procs * self.c.jobs, torch.cuda.device_count()
-        out = runtime.ROOT / "runs" / self.home / recipe
-        stage(
-            None,
-            "evaluate.py",
-            "--ckpt",
-            *dict.fromkeys(runs),
-            "--limit",
-            self.c.test_samples,
-            "--val-samples",
-            val_samples,
-            "--out",
-            out,
-            "--report",
-            out / f"{recipe}.html",
-            *flags,
-            *(["--llm-out", f"{self.home}/lm"] if "--llm" in flags else []),
-            procs=self.c.procs if 0 < gpus < procs else procs,
-            dry=self.c.dry_run,
-        )
-        return out
+    if plan.jobs == 1:
+        names = [one(seed) for seed in range(plan.seeds)]
+    else:
+        with ThreadPoolExecutor(plan.jobs) as pool:
+            names = list(pool.map(one, range(plan.seeds)))
+    return [name for of_seed in names for name in of_seed]
 
 
-def shape(llm):
-    """An LM's kind (decoder, encoder-decoder, encoder) and how many layers it has."""
-    if llm == "smollm2-135m":
-        # the embedded one may not be here yet (--dry-run)
-        return "decoder", 30
-    from delrec.lm.pretrained import config_of, kind_of, text_config
-
-    config = config_of(llm)
-    return kind_of(config), text_config(config).num_hidden_layers
+def more_seeds(plan: Plan, models) -> list[str]:
+    """Backbones cost minutes: three seeds of them at least, whatever --seeds says of the LMs."""
+    names = []
+    for seed in range(plan.seeds, 3):
+        runs = Runs(plan, plan.dataset, seed)
+        names += [runs.backbone(model) for model in models]
+    return names
 
 
-def decoder_only(c, names, what):
-    """The rows that c's LM can have: those named in `what` need a decoder-only one."""
-    if (kind := shape(c.llm)[0]) == "decoder":
+def of_decoders(plan: Plan, names, needing) -> list[str]:
+    """The rows that the plan's LM can have: those of `needing` need a decoder-only one."""
+    kind, _ = kind_and_layers(plan.llm)
+    if kind == "decoder":
         return names
     print(
-        f"without {', '.join(what)}: {c.llm} is an {kind} LM, these need a decoder-only one",
+        f"without {', '.join(needing)}: {plan.llm} is an {kind} LM, these need a decoder-only one",
         flush=True,
     )
-    return [n for n in names if n not in what]
+    return [name for name in names if name not in needing]
+
+
+def evaluate(plan: Plan, recipe, names, *flags, dataset="", val_samples=500) -> Path:
+    """The folder of a recipe's table."""
+    runs = Runs(plan, dataset or plan.dataset, 0)
+    return runs.evaluate(recipe, names, *flags, val_samples=val_samples)
 
 
 # ---------------------------------------------------------------- the recipes
 
 
-def each_seed(c, rows, dataset=None):
-    """rows(Recipe) -> names of runs, for every seed, --jobs of them side by side: all names, seed
-    by seed.
-    """
-    free = SimpleQueue()  # places side by side
-    for job in range(c.jobs):
-        free.put(job)
-
-    def one(seed):
-        r = Recipe(c, dataset or c.dataset, seed)
-        r.job = free.get()
-        try:
-            return rows(r)
-        finally:
-            free.put(r.job)
-
-    with ThreadPoolExecutor(c.jobs) as pool:
-        return [
-            run for runs in (pool.map if c.jobs > 1 else map)(one, range(c.seeds)) for run in runs
-        ]
-
-
-def more_seeds(c, models):
-    """Backbones cost minutes: three seeds of them at least, whatever --seeds says of the LMs."""
-    return [Recipe(c, c.dataset, seed).backbone(m) for seed in range(c.seeds, 3) for m in models]
-
-
-def headline(c):
+def headline(plan):
     """Does DELRec beat its own backbone? Alone, and against the strongest that goes without an LM:
     backbones fused with each other and with counts of pairs.
     """
-    runs, fused = (
-        each_seed(
-            c, lambda r: [r.backbone(), r.backbone("gru4rec"), r.delrec(), r.variant("no-prompt")]
-        )
-        + more_seeds(c, ["sasrec", "gru4rec"]),
-        [],
-    )
-    for s in range(max(c.seeds, 3)):
-        fused += [
-            "--fuse",
-            f"sasrec-s{s}",
-            f"gru4rec-s{s}",
-            "--fuse",
-            f"sasrec-s{s}+gru4rec-s{s}",
-            "co-occurrence",
-        ]
-    for s in range(c.seeds):
-        fused += [
-            "--fuse",
-            f"delrec-s{s}",
-            "co-occurrence",
-            "--fuse",
-            f"no-prompt-s{s}",
-            "co-occurrence",
-        ]
-    if c.seeds > 1:
-        fused += [
-            "--fuse",
-            "delrec-s0",
-            "delrec-s1",
-            "--fuse",
-            "delrec-s0+delrec-s1",
-            "co-occurrence",
-            "--fuse",
-            "delrec-s0+delrec-s1+co-occurrence",
-            "gru4rec-s0",
-        ]
-    return Recipe(c, c.dataset, 0).evaluate(
-        "headline", runs, *fused, "--reference", "sasrec-s0", val_samples=1000
-    )
+
+    def rows(runs):
+        backbones = [runs.backbone("sasrec"), runs.backbone("gru4rec")]
+        return [*backbones, runs.delrec(), runs.variant("no-prompt")]
+
+    names = each_seed(plan, rows) + more_seeds(plan, ["sasrec", "gru4rec"])
+    flags = [*fusions(plan.seeds), "--reference", "sasrec-s0"]
+    return evaluate(plan, "headline", names, *flags, val_samples=1000)
 
 
-def table2(c):
+def fusions(seeds) -> list[str]:
+    """The flags of evaluate.py that fuse headline's rows."""
+    pairs = []
+    for s in range(max(seeds, 3)):
+        pairs.append((f"sasrec-s{s}", f"gru4rec-s{s}"))
+        pairs.append((f"sasrec-s{s}+gru4rec-s{s}", "co-occurrence"))
+    for s in range(seeds):
+        pairs.append((f"delrec-s{s}", "co-occurrence"))
+        pairs.append((f"no-prompt-s{s}", "co-occurrence"))
+    if seeds > 1:
+        pairs.append(("delrec-s0", "delrec-s1"))
+        pairs.append(("delrec-s0+delrec-s1", "co-occurrence"))
+        pairs.append(("delrec-s0+delrec-s1+co-occurrence", "gru4rec-s0"))
+    return [flag for pair in pairs for flag in ("--fuse", *pair)]
+
+
+def table2(plan):
     """Backbones, the plain LM, other methods that are flags here, DELRec with each backbone and
     without stage 1 (of item vectors: E4SRec).
     """
-    others = {
-        name: OTHERS[name]
-        for name in decoder_only(c, list(OTHERS), ["llmseqprompt"])
-        if name != "e4srec" or c.input != "ids"
-    }
-    runs = each_seed(
-        c,
-        lambda r: (
-            [r.backbone(m) for m in ("sasrec", "gru4rec", "caser")]
-            + [r.tune(n, "none", *flags, reads=reads) for n, (reads, flags) in others.items()]
-            + [r.variant("no-prompt")]
-            + [r.delrec(m) for m in ("sasrec", "gru4rec", "caser")]
-        ),
-    ) + more_seeds(c, ["sasrec", "gru4rec", "caser"])
-    return Recipe(c, c.dataset, 0).evaluate(
-        "table2", runs, "--dataset", c.dataset, "--llm", c.llm, "--reference", "sasrec-s0"
-    )
+    others = of_decoders(plan, list(OTHERS), ["llmseqprompt"])
+    if plan.input == "ids":  # no-prompt is E4SRec then
+        others.remove("e4srec")
+
+    def rows(runs):
+        names = [runs.backbone(model) for model in BACKBONES]
+        for name in others:
+            reads, flags = OTHERS[name]
+            names.append(runs.tuned(name, "none", flags.split(), reads))
+        names.append(runs.variant("no-prompt"))
+        return names + [runs.delrec(model) for model in BACKBONES]
+
+    names = each_seed(plan, rows) + more_seeds(plan, BACKBONES)
+    flags = ["--dataset", plan.dataset, "--llm", plan.llm, "--reference", "sasrec-s0"]
+    return evaluate(plan, "table2", names, *flags)
 
 
-def table3(c):
+def table3(plan):
     """What the soft prompt is worth: none, words instead, untrained vectors, distilled; of item
     vectors also the distilled maps without it.
     """
-    names = ["no-prompt", "words", "untrained", *(["maps"] if c.input == "ids" else []), "delrec"]
-    runs = each_seed(c, lambda r: [r.backbone()] + [r.variant(v) for v in names])
-    return Recipe(c, c.dataset, 0).evaluate("table3", runs, "--reference", "delrec-s0")
+    maps = ["maps"] if plan.input == "ids" else []
+    variants = ["no-prompt", "words", "untrained", *maps, "delrec"]
+
+    def rows(runs):
+        return [runs.backbone(), *map(runs.variant, variants)]
+
+    return evaluate(plan, "table3", each_seed(plan, rows), "--reference", "delrec-s0")
 
 
-def table4(c):
+def table4(plan):
     """What each part is worth: without stage 1, without stage 2, without a task, with more that
     moves, with half of the LM.
     """
-    names = decoder_only(
-        c,
-        ["no-prompt", "no-ta", "no-rps", "moved-lm", "moved-prompt", "half-lm", "delrec"],
-        ["half-lm"],
-    )
-    # w/o LSR: the distilled prompt alone
-    runs = each_seed(c, lambda r: [r.backbone(), r.prompt()] + [r.variant(v) for v in names])
-    return Recipe(c, c.dataset, 0).evaluate("table4", runs, "--reference", "delrec-s0")
+    variants = ["no-prompt", "no-ta", "no-rps", "moved-lm", "moved-prompt", "half-lm", "delrec"]
+    variants = of_decoders(plan, variants, ["half-lm"])
+
+    def rows(runs):  # the distilled prompt alone is the paper's w/o LSR
+        return [runs.backbone(), runs.prompt(), *map(runs.variant, variants)]
+
+    return evaluate(plan, "table4", each_seed(plan, rows), "--reference", "delrec-s0")
 
 
-def fig8(c):
+def fig8(plan):
     """HR@1 against the soft prompt's length k and the list's length h."""
-    ks, hs = [k for k in KS if k != 80], [h for h in HS if h != 10]
-    runs = each_seed(
-        c,
-        lambda r: (
-            [r.backbone(), r.delrec()]
-            + [r.tune(f"k{k}", r.prompt(f"prompt-k{k}", flags=["--k", k])) for k in ks]
-            + [r.tune(f"h{h}", r.prompt(f"prompt-h{h}", flags=["--h", h])) for h in hs]
-        ),
-    )
-    return Recipe(c, c.dataset, 0).evaluate("fig8", runs)
+
+    def rows(runs):
+        names = [runs.backbone(), runs.delrec()]
+        for k in PROMPT_LENGTHS:
+            names.append(runs.tuned(f"k{k}", runs.prompt(f"prompt-k{k}", flags=["--k", k])))
+        for h in LIST_LENGTHS:
+            names.append(runs.tuned(f"h{h}", runs.prompt(f"prompt-h{h}", flags=["--h", h])))
+        return names
+
+    return evaluate(plan, "fig8", each_seed(plan, rows))
 
 
-def table5(c):
+def table5(plan):
     """DELRec and its backbone on data sets of different density: --dataset, and those of --also."""
+
+    def rows(runs):
+        return [runs.backbone(), runs.delrec()]
+
     lines = [
         f"{'data set':<14}{'density':>9}{'sasrec':>9}{'delrec':>9}{'gain':>9}  p            fused  "
-        f" (HR@1, means over {c.seeds} seeds; p: paired t of them, users as clusters)"
+        f" (HR@1, means over {plan.seeds} seeds; p: paired t of them, users as clusters)"
     ]
-    for name in [c.dataset, *c.also]:
-        out = Recipe(c, name, 0).evaluate(
-            "table5", each_seed(c, lambda r: [r.backbone(), r.delrec()], name)
-        )
-        if not c.dry_run:
-            data, table = load_data(name), read_json(out / "metrics.json")
-
-            def mean(row):
-                return np.mean(
-                    [v["hr@1"] for n, v in table["rows"].items() if stats.unseeded(n) == row]
-                )
-
-            p = (
-                table["seeds"]["delrec"]["p_hr@1"]
-                if table["seeds"]
-                else table["rows"]["delrec-s0"]["p_hr@1"]
-            )
-            lines.append(
-                f"{Path(name).name:<14}{len(data.items) / data.n_users / data.n_items:>9.4%}"
-                f"{mean('sasrec'):>9.3f}{mean('delrec'):>9.3f}"
-                f"{mean('delrec') - mean('sasrec'):>+9.3f} "
-                f" {p:<12.3g}"
-                f"{mean('sasrec+delrec'):>6.3f}"
-            )
-    if not c.dry_run:
+    for dataset in [plan.dataset, *plan.also]:
+        names = each_seed(plan, rows, dataset)
+        out = evaluate(plan, "table5", names, dataset=dataset)
+        if not plan.dry_run:
+            lines.append(density_line(dataset, read_json(out / "metrics.json")))
+    if not plan.dry_run:
         print("\n" + "\n".join(lines))
     return out
 
 
-def coldstart(c):
+def density_line(dataset, table) -> str:
+    """A data set's line of Table V."""
+    data = load_data(dataset)
+    density = len(data.items) / data.n_users / data.n_items
+
+    def mean(row):
+        rows = table["rows"].items()
+        return np.mean([v["hr@1"] for name, v in rows if stats.unseeded(name) == row])
+
+    tested = table["seeds"]["delrec"] if table["seeds"] else table["rows"]["delrec-s0"]
+    gain = mean("delrec") - mean("sasrec")
+    return (
+        f"{Path(dataset).name:<14}{density:>9.4%}{mean('sasrec'):>9.3f}{mean('delrec'):>9.3f}"
+        f"{gain:>+9.3f}  {tested['p_hr@1']:<12.3g}{mean('sasrec+delrec'):>6.3f}"
+    )
+
+
+def coldstart(plan):
     """The same rows on cold users: test samples with at most two earlier items."""
-    runs = each_seed(
-        c,
-        lambda r: (
-            [r.backbone(m) for m in ("sasrec", "gru4rec", "caser")]
-            + [r.variant("no-prompt"), r.delrec()]
-        ),
-    )
-    return Recipe(c, c.dataset, 0).evaluate(
-        "coldstart", runs, "--max-history", 2, "--dataset", c.dataset, "--llm", c.llm
-    )
+
+    def rows(runs):
+        backbones = [runs.backbone(model) for model in BACKBONES]
+        return [*backbones, runs.variant("no-prompt"), runs.delrec()]
+
+    flags = ["--max-history", 2, "--dataset", plan.dataset, "--llm", plan.llm]
+    return evaluate(plan, "coldstart", each_seed(plan, rows), *flags)
 
 
 RECIPES = {f.__name__: f for f in (headline, table2, table3, table4, fig8, table5, coldstart)}
+
+
+# ---------------------------------------------------------------- the command
+
+
+def seeds_side_by_side(plan: Plan) -> int:
+    """--jobs, or as many as the GPUs allow, two without; never more than there are seeds."""
+    if plan.dry_run:
+        return 1
+    jobs = 2
+    if torch.cuda.is_available():
+        jobs = max(torch.cuda.device_count() // plan.procs, 1)
+    return min(plan.jobs or jobs, plan.seeds)
+
+
+def check(plan: Plan):
+    """Ends the process if the plan's LM cannot read its input."""
+    kind, _ = kind_and_layers(plan.llm)
+    if plan.input == "ids" and kind != "decoder":
+        sys.exit(
+            "recipes: stage 1 on item vectors (--input ids) reads a state after every item, which "
+            f"needs a decoder-only LM; {plan.llm} is an {kind} LM: add --input titles"
+        )
+
+
+def prepare(plan: Plan):
+    """Data sets and the LM: the embedded ones are made, of others is said how."""
+    for name in [plan.dataset, *plan.also]:
+        if name == "ml-100k" and not (runtime.ROOT / "data" / name / "meta.json").exists():
+            stage(None, "data/prepare.py", name)
+        load_data(name)  # says how to prepare it
+    if plan.llm == "smollm2-135m":
+        stage(None, "data/prepare.py", plan.llm)
 
 
 @click.command(
@@ -479,31 +336,14 @@ RECIPES = {f.__name__: f for f in (headline, table2, table3, table4, fig8, table
     "as many as the GPUs allow, 2 without",
 )
 @click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
-def main(recipe, **config):
-    c = SimpleNamespace(**config)
-    c.jobs = (
-        1
-        if c.dry_run
-        else min(
-            c.jobs
-            or max(torch.cuda.device_count() // c.procs, 1 if torch.cuda.is_available() else 2),
-            c.seeds,
-        )
-    )
-    if c.input == "ids" and (kind := shape(c.llm)[0]) != "decoder":
-        sys.exit(
-            "recipes: stage 1 on item vectors (--input ids) reads a state after every item, which "
-            f"needs a decoder-only LM; {c.llm} is an {kind} LM: add --input titles"
-        )
-    if not c.dry_run:
-        for name in [c.dataset, *c.also]:
-            if name == "ml-100k" and not (runtime.ROOT / "data" / name / "meta.json").exists():
-                stage(None, "data/prepare.py", name)
-            load_data(name)  # says how to prepare it
-        if c.llm == "smollm2-135m":
-            stage(None, "data/prepare.py", c.llm)
-    out = RECIPES[recipe](c)
-    if not c.dry_run:
+def main(recipe, **options):
+    plan = Plan(**options)
+    plan.jobs = seeds_side_by_side(plan)
+    check(plan)
+    if not plan.dry_run:
+        prepare(plan)
+    out = RECIPES[recipe](plan)
+    if not plan.dry_run:
         print(f"\n{recipe}: {out}/table.txt .md .tex .csv, figures, {recipe}.html")
 
 

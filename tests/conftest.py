@@ -1,6 +1,6 @@
-"""What the tests share stands by topic: scripts.py, toys.py, tiny_lms.py, chain.py, pictures.py.
+"""What all tests share: fixtures stand by topic in the files of pytest_plugins.
 
-Their fixtures are there for all tests. The scripts are imported from the repository's root.
+The scripts are imported from the repository's root.
 """
 
 import os
@@ -12,7 +12,15 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-pytest_plugins = ["scripts", "toys", "tiny_lms", "chain", "pictures"]
+pytest_plugins = [
+    "scripts",
+    "toys",
+    "tiny_lms",
+    "chain",
+    "recipe_runs",
+    "run_folders",
+    "pictures",
+]
 if not torch.cuda.is_available():
     # read when a Triton kernel is defined: the kernels run here, slowly, on the CPU
     os.environ["TRITON_INTERPRET"] = "1"

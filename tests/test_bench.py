@@ -139,10 +139,8 @@ def test_kernel_rows_on_a_small_shape():
     kernel_bench.title_likelihood(rows, CPU, torch.float32, 20, 16, 60)
     kernel_bench.catalogue(rows, CPU, torch.float32, 300, 16, 60, B=4)
     names = [r[0] for r in rows]
-    assert (
-        "candidate_scores.cpu.bf16.2x3x4x16.vs_full_logits" in names
-        and "title_likelihood.cpu.fp32.20x60.memory_vs_full_logits" in names
-    )
+    assert "candidate_scores.cpu.bf16.2x3x4x16.vs_full_logits" in names
+    assert "title_likelihood.cpu.fp32.20x60.memory_vs_full_logits" in names
     assert "catalogue.cpu.300.fp32.ms_per_user" in names and len(names) == len(set(names))
 
 

@@ -1,0 +1,162 @@
+"""The runs that the paper's tables are made of: backbones, soft prompts, fine-tuned LMs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from delrec import runtime
+from recipes.stage import stage, typed
+
+LONGEST_LIST = 25  # of a backbone's run: what Figure 8 needs
+
+
+@dataclass
+class Plan:
+    """What a recipe is asked for."""
+
+    dataset: str
+    also: Sequence[str]  # table5: more data sets
+    llm: str
+    seeds: int  # runs of everything
+    input: str  # what DELRec's rows read: titles, ids or hybrid
+    budget: int  # training windows (or samples) of stage 2
+    prompt_budget: int  # of stage 1; 0: a quarter of the budget
+    test_samples: int  # 0: all
+    procs: int  # processes of each stage
+    jobs: int  # seeds side by side
+    dry_run: bool  # print the commands, run nothing
+    printed: set = field(default_factory=set)  # by a dry run, so that each is printed once
+
+
+@dataclass
+class Variant:
+    """How a row of Tables III and IV differs from DELRec."""
+
+    soft_prompt: str = "distilled"  # or what finetune.py takes in its place
+    distill: Sequence = ()  # flags of stage 1, which then makes a soft prompt for this row alone
+    finetune: Sequence = ()  # flags of stage 2
+
+
+VARIANTS = {
+    "delrec": Variant(),
+    "no-prompt": Variant(soft_prompt="none"),  # the paper's w/o SP and w/o DPSM
+    "words": Variant(soft_prompt="words"),  # w MCP
+    "untrained": Variant(soft_prompt="random"),  # w USP
+    "maps": Variant(soft_prompt="none"),  # the maps of stage 1 without its soft prompt; ours
+    "no-ta": Variant(distill=["--tasks", "rps"]),  # w/o TA
+    "no-rps": Variant(distill=["--tasks", "ta"]),  # w/o RPS
+    "moved-lm": Variant(distill=["--lr-lm", 1e-4]),  # w UDPSM
+    "moved-prompt": Variant(finetune=["--lr-prompt", 5e-3]),  # w ULSR
+    "half-lm": Variant(),
+}
+
+
+class Runs:
+    """The runs of one data set, LM and seed. Each method makes one unless it is there, and returns
+    its folder's name under runs/.
+    """
+
+    def __init__(self, plan: Plan, dataset: str, seed: int, job: int = 0):
+        self.plan, self.dataset = plan, dataset
+        self.seed, self.job = seed, job  # job: its number among the seeds side by side
+        self.name = Path(dataset).name
+        llm = plan.llm.rstrip("/").split("/")[-1]
+        own_prompt_budget = f"-{plan.prompt_budget}" if plan.prompt_budget else ""
+        self.home = f"{self.name}/{llm}-{plan.input}-{plan.budget}{own_prompt_budget}"
+
+    def run(self, name: str, *args) -> str:
+        args = [*args, "--seed", self.seed, "--out", name]
+        if self.plan.dry_run:
+            self.print_once(typed(args, self.plan.procs))
+            return name
+        folder = runtime.ROOT / "runs" / name
+        stage(folder, *args, procs=self.plan.procs, jobs=self.plan.jobs, job=self.job)
+        return name
+
+    def print_once(self, command: str):
+        if command not in self.plan.printed:
+            print(command)
+        self.plan.printed.add(command)
+
+    def backbone(self, model: str = "sasrec") -> str:
+        options = ["--dataset", self.dataset, "--model", model, "--top-h", LONGEST_LIST]
+        return self.run(f"{self.name}/{model}-s{self.seed}", "train_backbone.py", *options)
+
+    def prompt(self, name: str = "prompt", model: str = "sasrec", flags: Sequence = ()) -> str:
+        """Stage 1, from the backbone `model`, with more flags."""
+        budget = self.plan.prompt_budget or min(max(self.plan.budget // 4, 32), 20000)
+        # distill.py's default rate, said so that a finished prompt of another rate is not taken
+        vectors = ["--input", "ids", "--lr", 5e-4] if self.plan.input == "ids" else []
+        options = ["--dataset", self.dataset, "--llm", self.plan.llm]
+        options += ["--backbone", self.backbone(model), *vectors]
+        options += ["--samples", budget, "--evals", 2, *flags]
+        return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", *options)
+
+    def tuned(self, name: str, soft_prompt: str, flags: Sequence = (), reads: str = "") -> str:
+        """Stage 2 on items as `reads` says (default: the plan's input).
+
+        With a distilled soft prompt it takes its backbone from that, else SASRec.
+        """
+        reads = reads or self.plan.input
+        samples = self.plan.budget
+        if self.plan.input == "ids" and reads != "ids":  # a title costs more than a vector
+            samples = max(samples // 4, 80)
+        options = ["--dataset", self.dataset, "--llm", self.plan.llm]
+        options += ["--input", reads, "--soft-prompt", soft_prompt]
+        if soft_prompt in ("none", "random", "words"):
+            options += ["--backbone", self.backbone()]
+        options += ["--samples", samples]
+        options += ["--val-samples", min(samples, 1000 if reads == "ids" else 200)]
+        options += ["--evals", max(2, min(self.plan.budget // 2000, 6)), *flags]
+        return self.run(f"{self.home}/{name}-s{self.seed}", "finetune.py", *options)
+
+    def variant(self, name: str) -> str:
+        """A row of Tables III and IV."""
+        variant = VARIANTS[name]
+        soft_prompt = variant.soft_prompt
+        if variant.distill:
+            soft_prompt = self.prompt(f"prompt-{name}", flags=variant.distill)
+        elif soft_prompt == "distilled":
+            soft_prompt = self.prompt()
+        flags = variant.finetune
+        if name == "half-lm":
+            flags = ["--layers", kind_and_layers(self.plan.llm)[1] // 2]
+        if name == "maps":
+            flags = ["--maps", self.prompt()]
+        return self.tuned(name, soft_prompt, flags)
+
+    def delrec(self, model: str = "sasrec") -> str:
+        """DELRec distilled from a backbone."""
+        if model == "sasrec":
+            return self.variant("delrec")
+        return self.tuned(f"delrec-{model}", self.prompt(f"prompt-{model}", model))
+
+    def evaluate(self, recipe: str, runs: Sequence[str], *flags, val_samples: int = 500) -> Path:
+        """The folder of a recipe's table of these runs."""
+        out = runtime.ROOT / "runs" / self.home / recipe
+        args = ["evaluate.py", "--ckpt", *dict.fromkeys(runs)]
+        args += ["--limit", self.plan.test_samples, "--val-samples", val_samples]
+        args += ["--out", out, "--report", out / f"{recipe}.html", *flags]
+        if "--llm" in flags:
+            args += ["--llm-out", f"{self.home}/lm"]
+        procs = self.plan.procs * self.plan.jobs  # no seed runs beside the table
+        if 0 < torch.cuda.device_count() < procs:
+            procs = self.plan.procs
+        if self.plan.dry_run:
+            self.print_once(typed(args, procs))
+        else:
+            stage(None, *args, procs=procs)
+        return out
+
+
+def kind_and_layers(llm: str) -> tuple[str, int]:
+    """An LM's kind (decoder, encoder-decoder, encoder) and how many layers it has."""
+    if llm == "smollm2-135m":
+        # the embedded one may not be here yet (--dry-run)
+        return "decoder", 30
+    from delrec.lm.model import config_of, kind_of, text_config
+
+    config = config_of(llm)
+    return kind_of(config), text_config(config).num_hidden_layers

@@ -1,0 +1,97 @@
+"""A preparation is never destroyed by another one: runs that were made from it still find it."""
+
+import contextlib
+
+import pytest
+from click.testing import CliRunner
+from run_folders import QUICK, Killed, contents, dying, names
+from test_prepare import random_log, write
+
+import evaluate
+import train_backbone
+from delrec import runtime
+from delrec.data import prepare
+from delrec.data.prepared import load_data, load_data_of
+from delrec.runtime import load_run, write_json
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """shop(flags..) prepares data/shop under a root of its own; returns click's result."""
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    raw = write(tmp_path / "raw", random_log(1500))
+
+    def run(*args):
+        return CliRunner().invoke(
+            prepare.main, ["shop", "--raw", str(raw), "--core", "1", *map(str, args)]
+        )
+
+    return run
+
+
+def test_preparing_again_with_the_same_result_replaces_nothing(shop, tmp_path):
+    assert shop().exit_code == 0
+    inode = (tmp_path / "data" / "shop" / "items.npy").stat().st_ino
+    again = shop()
+    assert again.exit_code == 0 and "holds this preparation already" in again.output
+    assert (tmp_path / "data" / "shop" / "items.npy").stat().st_ino == inode
+    assert names(tmp_path / "data") == ["shop"]
+    other = shop("--noun", "product")  # the hash does not hold the words of the prompts
+    assert other.exit_code == 1 and "other words" in other.output and "--overwrite" in other.output
+    assert shop("--noun", "product", "--overwrite").exit_code == 0
+    assert load_data("shop").meta["words"]["noun"] == "product"
+    assert names(tmp_path / "data") == ["shop"]
+
+
+def test_a_new_preparation_keeps_the_old_one_while_runs_use_it(shop, script, on_cpu, tmp_path):
+    assert shop().exit_code == 0
+    old = load_data("shop").meta["hash"]
+    script(train_backbone.main, "--dataset", "shop", *QUICK)
+    before = contents(tmp_path / "data" / "shop")
+    refused = shop("--seed", 1)
+    assert refused.exit_code == 1
+    assert old in refused.output
+    assert "--overwrite replaces it" in refused.output
+    assert f"shop@{old}" in refused.output
+    assert contents(tmp_path / "data" / "shop") == before and names(tmp_path / "data") == ["shop"]
+    done = shop("--seed", 1, "--overwrite")
+    assert done.exit_code == 0 and "the earlier one stays" in done.output
+    assert names(tmp_path / "data") == ["shop", f"shop@{old}"]
+    assert contents(tmp_path / "data" / f"shop@{old}") == before
+    assert load_data(f"shop@{old}").meta["hash"] == old != load_data("shop").meta["hash"]
+    assert load_data_of(load_run("shop/sasrec")).folder == tmp_path / "data" / f"shop@{old}"
+    said = script(evaluate.main, "--ckpt", "shop/sasrec").output
+    assert f"shop@{old}" in said.split("\n")[0] and "that one is used" in said
+    says = script(evaluate.main, "--ckpt", "shop/sasrec", "--dataset", "shop", code=1).error
+    assert "another preparation" in says
+    assert f"--dataset {tmp_path / 'data' / f'shop@{old}'}" in says
+    second = load_data("shop").meta["hash"]  # no run knows the second one: it goes
+    assert shop("--seed", 2, "--overwrite").exit_code == 0
+    assert names(tmp_path / "data") == ["shop", f"shop@{old}"]
+    assert load_data("shop").meta["hash"] not in (old, second)
+    assert CliRunner().invoke(prepare.main, [f"shop@{old}", "--check"]).exit_code == 0
+
+
+def test_a_killed_run_keeps_its_preparation_too(shop, script, on_cpu, interrupted, tmp_path):
+    assert shop().exit_code == 0
+    old = load_data("shop").meta["hash"]
+    interrupted(lambda: script(train_backbone.main, "--dataset", "shop", *QUICK), 3)
+    assert shop("--seed", 1, "--overwrite").exit_code == 0
+    assert (tmp_path / "data" / f"shop@{old}").is_dir()
+
+
+@pytest.mark.parametrize("n", range(3))
+def test_a_preparation_that_dies_at_any_rename_leaves_a_whole_one(
+    shop, script, on_cpu, tmp_path, n
+):
+    assert shop().exit_code == 0
+    old = load_data("shop").meta["hash"]
+    (tmp_path / "runs").mkdir()
+    write_json(tmp_path / "runs" / "config.json", {"data_hash": old})
+    with pytest.MonkeyPatch.context() as patch:
+        dying(patch, n)
+        with contextlib.suppress(Killed):
+            shop("--seed", 1, "--overwrite")
+    data = load_data("shop")
+    assert CliRunner().invoke(prepare.main, ["shop", "--check"]).exit_code == 0
+    assert data.meta["hash"] == old or load_data(f"shop@{old}").meta["hash"] == old

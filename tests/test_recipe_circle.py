@@ -1,0 +1,33 @@
+"""recipes/circle.py: all its stages on a tiny LM, in this process."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from delrec.runtime import load_run
+from recipes import circle
+
+SMALL = "--layers 1 --windows 80 --small-windows 80 --val-samples 10 --test-samples 30 --procs 1"
+
+
+def test_the_circle_closes(here, toy, decoder, tmp_path):
+    llm = shutil.copytree(decoder, tmp_path / "lm")
+    args = ["--dataset", str(toy.folder), "--llm", str(llm), *SMALL.split()]
+    done = CliRunner().invoke(circle.main, args)
+    if done.exception:
+        raise done.exception
+    rows = {x["name"]: x["value"] for x in json.loads(done.output.strip().splitlines()[-1])["rows"]}
+    gains = {f"slmrec.hr@1_vs_teacher{end}" for end in ("", "_low", "_high")}
+    speed = {"slmrec.speedup.inference", "slmrec.speedup.training", "dllm2rec.latency_ms"}
+    assert gains | speed | {"dllm2rec.hr20_gain", "dllm2rec.p_value"} <= set(rows)
+    table = json.loads((here.root / "toy" / "circle" / "metrics.json").read_text())["rows"]
+    gain = rows["slmrec.hr@1_vs_teacher"]
+    assert gain == pytest.approx(table["slmrec"]["hr@1"] - table["e4srec"]["hr@1"], abs=1e-4)
+    assert rows["slmrec.hr@1_vs_teacher_low"] <= gain <= rows["slmrec.hr@1_vs_teacher_high"]
+    assert rows["dllm2rec.latency_ms"] > 0
+    taught = load_run(here.root / "toy" / "circle" / "sasrec-taught")
+    assert taught.teacher == "toy/circle/slmrec" and len(here.ran) == 10
+    again = CliRunner().invoke(circle.main, args)
+    assert not again.exception and len(here.ran) == 11  # the table only

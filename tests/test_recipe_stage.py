@@ -1,0 +1,99 @@
+"""recipes/stage.py: a finished run is used again, a killed one goes on, seeds run side by side."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+from recipe_runs import refused_recipe, run_recipe
+
+from delrec import runtime
+from delrec.runtime import folder_of, write_json
+from recipes import stage
+
+TITLES = ["--input", "titles", "--budget", "80"]
+
+
+def test_a_finished_run_of_another_budget_is_not_taken_for_this_one(here, toy, decoder):
+    args = ["table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, *TITLES]
+    folder = here.root / "toy" / "tiny-llama-titles-80" / "no-prompt-s0"
+    folder.mkdir(parents=True)
+    made = {"stage": "finetune", "input": "titles", "samples": 640, "seed": 0}
+    write_json(folder / "config.json", made)
+    assert "was made with --samples 640, here it is 80" in refused_recipe(*args)
+    other = {"samples": 80, "backbone_run": "/elsewhere/runs/toy/gru4rec-s0"}
+    write_json(folder / "config.json", made | other)
+    assert "gru4rec-s0, here it is toy/sasrec-s0" in refused_recipe(*args)
+
+
+def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkeypatch):
+    meet, ran, lock = threading.Barrier(2), [], threading.Lock()
+
+    def run(line, env, stdout, **_):
+        # the table, by as many processes as stood side by side
+        args = line[2:] if line[1] == "-u" else line[4:]
+        seed = args[args.index("--seed") + 1] if "--seed" in args else None
+        with lock:
+            ran.append((args[0], seed, env.get("OMP_NUM_THREADS"), getattr(stdout, "name", None)))
+        if args[0] == "train_backbone.py":
+            meet.wait(60)  # passes only when both seeds are at it
+        if seed is not None:
+            folder = folder_of("runs", args[args.index("--out") + 1])
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text("{}")
+            stdout.write("said\n")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(stage.subprocess, "run", run)
+    monkeypatch.setattr(stage.os, "cpu_count", lambda: 8)
+    # two is what a machine without GPUs gets
+    out = run_recipe("table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 2, *TITLES)
+    order = ["train_backbone.py", *["finetune.py"] * 3, "distill.py", "finetune.py"]
+    for seed in "01":
+        own = [x for x in ran if x[1] == seed]
+        assert [x[0] for x in own] == order and {x[2] for x in own} == {"4"}
+        printed = own[-1][3]
+        assert printed.endswith(f"delrec-s{seed}.out") and Path(printed).read_text() == "said\n"
+    assert out.count(" took ") == len(ran) - 1
+    assert [x[:2] for x in ran if x[0] == "evaluate.py"] == [("evaluate.py", None)]
+
+
+def test_a_stage_that_fails_ends_the_recipe(here, toy, decoder, monkeypatch):
+    monkeypatch.setattr(stage.subprocess, "run", lambda line, **_: SimpleNamespace(returncode=75))
+    said = refused_recipe("table3", "--dataset", toy.folder, "--llm", decoder)
+    assert "stopped with exit code 75" in said
+
+
+def test_a_stage_that_is_there_says_what_it_was_made_before(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    runs = tmp_path / "runs"
+    base = {"stage": "train_backbone", "dataset": "toy", "data_hash": "0"}
+    parts = {"backbone_run": str(runs / "sasrec"), "soft_prompt": str(runs / "prompt")}
+    made = {
+        "sasrec": {"finished": 100.0},
+        "prompt": {"finished": 200.0, "seconds": 50.0, **parts},
+    }
+    for name, more in made.items():
+        (runs / name).mkdir(parents=True)
+        write_json(runs / name / "config.json", base | more)
+    stage.stage(runs / "prompt", "distill.py", "--dataset", "toy")
+    said = capsys.readouterr().out
+    assert "is there" in said and "was made before" not in said
+    write_json(runs / "sasrec" / "config.json", base | {"finished": 300.0})
+    stage.stage(runs / "prompt", "distill.py", "--dataset", "toy")
+    said = capsys.readouterr().out
+    assert f"made before {runs / 'sasrec'} (1970-01-01" in said
+    assert "python distill.py --dataset toy --overwrite" in said
+
+
+def test_a_killed_stage_goes_on_from_the_folder_it_is_built_in(tmp_path, monkeypatch):
+    ran = []
+
+    def run(line, **_):
+        ran.append(line)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(stage.subprocess, "run", run)
+    stage.stage(tmp_path / "a", "distill.py")
+    (tmp_path / "b.unfinished" / "checkpoints").mkdir(parents=True)
+    stage.stage(tmp_path / "b", "distill.py")
+    assert "--resume" not in ran[0] and ran[1][-1] == "--resume"

@@ -1,0 +1,175 @@
+"""recipes/tables.py: the commands it gives, run on a tiny LM in this process."""
+
+import json
+
+import pytest
+from recipe_runs import refused_recipe, run_recipe, script_mains
+
+import evaluate
+from delrec import runtime
+from delrec.runtime import load_run
+from recipes import runs as table_runs
+from recipes import tables
+
+SMALL = ["--input", "titles", "--budget", "80", "--test-samples", "20", "--jobs", "1"]
+VARIANTS = ("no-prompt", "words", "untrained", "delrec")
+
+
+@pytest.fixture
+def on_decoder(toy, decoder):
+    """The data set and the LM of a recipe."""
+    return ["--dataset", toy.folder, "--llm", decoder]
+
+
+@pytest.fixture
+def small_shape(monkeypatch):
+    """Any LM is a decoder of four layers."""
+    for module in (tables, table_runs):
+        monkeypatch.setattr(module, "kind_and_layers", lambda llm: ("decoder", 4))
+
+
+# ---------------------------------------------------------------- run
+
+
+def test_table3_runs_every_variant_once_and_ends_in_a_table(here, toy, on_decoder):
+    args = ["table3", *on_decoder, "--seeds", 2, *SMALL]
+    run_recipe(*args)
+    home = here.root / "toy" / "tiny-llama-titles-80"
+    for s in (0, 1):
+        runs = {v: load_run(home / f"{v}-s{s}", toy) for v in VARIANTS}
+        assert {v: evaluate.paper_method(r) for v, r in runs.items()} == {
+            "no-prompt": "w/o SP",
+            "words": "w MCP",
+            "untrained": "w USP",
+            "delrec": "DELRec (SASRec)",
+        }
+        assert all(r.seed == s and r.samples == 80 for r in runs.values())
+    found = json.loads((home / "table3" / "metrics.json").read_text())
+    rows = {f"{name}-s{s}" for name in (*VARIANTS, "sasrec") for s in (0, 1)}
+    assert rows <= set(found["rows"]) and found["reference"] == "delrec-s0"
+    assert set(found["seeds"]) >= {*VARIANTS, "sasrec"}
+    assert found["seeds"]["words"]["against"] == "delrec"
+    means_stand_in_the_table(home / "table3", found["seeds"]["words"])
+    once = len(here.ran)
+    # a backbone, a prompt, four fine-tuned LMs a seed; one table
+    assert once == 2 * (1 + 1 + 4) + 1
+    run_recipe(*args)
+    # finished runs are not repeated
+    assert len(here.ran) == once + 1 and here.ran[-1][0] == "evaluate.py"
+
+
+def means_stand_in_the_table(folder, words):
+    """The means over the seeds of the row `words`, for a paper."""
+    assert (folder / "table3.html").stat().st_size > 10000 and (folder / "seeds.png").exists()
+    lines = (folder / "table.md").read_text().splitlines()
+    line = next(x for x in lines if x.startswith("| words |"))
+    assert f"{words['hr@1'][0]:.3f}"[1:] in line and "| 2 |" in line
+    assert f"{words['hr@1_gain']:+.3f}" in line and "| delrec |" in line
+    assert "$\\pm$" in (folder / "table.tex").read_text()
+    assert "±" in (folder / "table3.html").read_text()
+
+
+def test_table5_speaks_of_all_seeds(here, on_decoder):
+    small = ["--seeds", "2", "--budget", "80", "--test-samples", "20", "--jobs", "1"]
+    out = run_recipe("table5", *on_decoder, *small)
+    folder = here.root / "toy" / "tiny-llama-ids-80" / "table5"
+    found = json.loads((folder / "metrics.json").read_text())["seeds"]
+    line = next(x for x in out.splitlines() if x.startswith("toy "))
+    _, base, delrec, gain, p, _ = (float(x.strip("%")) for x in line.split()[1:])
+    assert base == pytest.approx(found["sasrec"]["hr@1"][0], abs=6e-4)
+    assert delrec == pytest.approx(found["delrec"]["hr@1"][0], abs=6e-4)
+    assert gain == pytest.approx(found["delrec"]["hr@1_gain"], abs=6e-4)
+    assert p == pytest.approx(found["delrec"]["p_hr@1"], rel=0.01)
+
+
+# ---------------------------------------------------------------- commands only
+
+
+def test_every_recipe_names_flags_that_exist(on_decoder, small_shape):
+    mains = script_mains()
+    for name in tables.RECIPES:
+        out = run_recipe(name, *on_decoder, "--seeds", 1, "--dry-run", "--procs", 10)
+        lines = [x.split() for x in out.splitlines() if x]
+        assert lines and all(x[:2] == ["torchrun", "--nproc_per_node=10"] for x in lines)
+        assert len({" ".join(x) for x in lines}) == len(lines)
+        for _, _, program, *args in lines:
+            known = {o for p in mains[program].params for o in getattr(p, "opts", [])}
+            assert {a for a in args if a.startswith("--")} <= known, (name, program)
+            # values too are of the right kind
+            with mains[program].make_context(program, args) as context:
+                assert context.params
+        assert lines[-1][2] == "evaluate.py"
+
+
+@pytest.mark.parametrize("name", ["table2", "table3", "table4"])
+def test_item_vectors_are_distilled_in_the_form_they_are_read_in(name, on_decoder, small_shape):
+    asked = ["--seeds", "1", "--dry-run", "--budget", "800"]
+    out = run_recipe(name, *on_decoder, *asked).splitlines()
+    assert all("--input ids" in x for x in out if "distill.py" in x)
+    assert sum("no-prompt-s0" in x and "finetune.py" in x for x in out) == 1
+    with_maps = "--maps toy/tiny-llama-ids-800/prompt-s0 " in " ".join(out)
+    assert with_maps == (name == "table3")
+
+
+def test_what_reads_titles_sees_a_quarter_of_the_windows(on_decoder, small_shape):
+    # a title costs more than a vector
+    asked = ["--seeds", "1", "--dry-run", "--budget", "800"]
+    out = run_recipe("table2", *on_decoder, *asked).splitlines()
+    assert all("--samples 200 " in x for x in out if "distill.py" in x)
+    assert {
+        x.split("--out ")[1].split("/")[-1]: x.split("--samples ")[1].split()[0]
+        for x in out
+        if "finetune.py" in x
+    } == {
+        "llara-s0": "200",
+        "llamarec-s0": "200",
+        "llmseqprompt-s0": "200",
+        "no-prompt-s0": "800",
+        "delrec-s0": "800",
+        "delrec-gru4rec-s0": "800",
+        "delrec-caser-s0": "800",
+    }
+
+
+@pytest.mark.parametrize(
+    "name, models",
+    [("headline", ["sasrec", "gru4rec"]), ("table2", ["sasrec", "gru4rec", "caser"])],
+)
+def test_backbones_get_three_seeds_where_they_are_what_is_beaten(name, models, on_decoder):
+    out = run_recipe(name, *on_decoder, "--seeds", 1, "--dry-run").splitlines()
+    trained = [x.split("--out ")[1].split("/")[1] for x in out if "train_backbone.py" in x]
+    assert sorted(trained) == sorted(f"{m}-s{s}" for m in models for s in range(3))
+    assert all(f"toy/{m}-s{s} " in out[-1] for m in models for s in range(3))
+    assert "delrec-s1" not in " ".join(out)
+    if name == "headline":
+        assert all(f"--fuse sasrec-s{s}+gru4rec-s{s} co-occurrence" in out[-1] for s in range(3))
+
+
+@pytest.mark.parametrize("name, without", [("table2", "llmseqprompt"), ("table4", "half-lm")])
+def test_an_lm_that_is_no_decoder_gets_the_rows_that_it_can_have(
+    name, without, toy, encoder_decoder
+):
+    args = ["--dataset", toy.folder, "--llm", encoder_decoder, "--seeds", 1, "--dry-run"]
+    said, *lines = run_recipe(name, *args, "--input", "titles").splitlines()
+    assert f"without {without}: " in said and "encoder-decoder" in said
+    assert "delrec-s0" in lines[-1] and not any(f"{without}-s0" in x for x in lines)
+    assert not any("--loss titles" in x or "--layers" in x for x in lines)
+    assert "(--input ids) reads a state after every item" in refused_recipe("table3", *args)
+
+
+def test_fig8_moves_one_number_at_a_time(on_decoder):
+    out = run_recipe("fig8", *on_decoder, "--seeds", 1, "--dry-run")
+    prompts = [x for x in out.splitlines() if "distill.py" in x]
+
+    def values(flag):
+        return sorted(int(x.split(f"{flag} ")[1].split()[0]) for x in prompts if f"{flag} " in x)
+
+    assert len(prompts) == 1 + 5 + 4
+    assert values("--k") == [20, 40, 60, 100, 120]
+    assert values("--h") == [5, 15, 20, 25]
+
+
+def test_a_data_set_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    said = refused_recipe("table2", "--dataset", "nothing")
+    assert "no prepared data set in" in said
