@@ -19,6 +19,7 @@ pytest_plugins = [
     "chain",
     "recipe_runs",
     "run_folders",
+    "stopped_runs",
     "pictures",
 ]
 if not torch.cuda.is_available():

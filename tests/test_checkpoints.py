@@ -4,136 +4,20 @@ full disks, refusals; exploding numbers.
 
 import errno
 import json
-import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from chain import stages
-from click.testing import CliRunner
-from safetensors.torch import load_file
-from scripts import ROOT
+from stopped_runs import different, dying, kept_in, run, same, stop_and_resume, stopped, weights
 
-import distill
 import finetune
-import train_backbone
 from delrec.processes import sum_gradients
-from delrec.runtime import beside, read_json
+from delrec.runtime import read_json
 from delrec.training import checkpoints
 from delrec.training.log import Log
-
-QUICK = ["--epochs", 3, "--patience", 9, "--width", 16, "--batch", 16, "--history", 8]
-
-
-@pytest.fixture
-def jobs(toy, backbone, decoder, chain, on_cpu, tmp_path):
-    """{script: (its main, its arguments without --out)}"""
-    to_prompt, to_delrec = stages(toy, backbone, decoder, chain.prompt, "OUT")
-    to_prompt[to_prompt.index("--out") + 1] = "OUT"
-    jobs = {
-        "train_backbone": (train_backbone.main, ["--dataset", toy.folder, "--out", "OUT", *QUICK]),
-        "distill": (distill.main, to_prompt),
-        "finetune": (finetune.main, to_delrec),
-    }
-    return {
-        name: (
-            main,
-            lambda out, *more, args=args: (
-                [str(out if a == "OUT" else a) for a in args]
-                + ["--checkpoint-every", "1", *map(str, more)]
-            ),
-        )
-        for name, (main, args) in jobs.items()
-    }
-
-
-def run(main, args, code=0):
-    result = CliRunner().invoke(main, args)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-def weights(out):
-    """Every tensor a finished run left, and its log without the clock."""
-    tensors = {}
-    for path in sorted(p for p in out.rglob("*.safetensors")):
-        tensors |= {f"{path.name}:{k}": t for k, t in load_file(path).items()}
-    tensors |= {p.name: torch.as_tensor(np.load(p)) for p in sorted(out.glob("*.npy"))}
-    log = [
-        {k: v for k, v in json.loads(line).items() if k != "time"}
-        for line in (out / "log.jsonl").read_text().splitlines()
-    ]
-    return tensors, log
-
-
-def kept_in(out):
-    """Where the checkpoints of a run stand that is not finished."""
-    return beside(out, "unfinished") / "checkpoints"
-
-
-def same(a, b):
-    (tensors, log), (others, other_log) = weights(a), weights(b)
-    assert tensors.keys() == others.keys() and tensors
-    return log == other_log and all(
-        torch.equal(
-            t.nan_to_num(-7) if t.is_floating_point() else t,
-            others[k].nan_to_num(-7) if t.is_floating_point() else others[k],
-        )
-        for k, t in tensors.items()
-    )
-
-
-def stop_and_resume(jobs, name, tmp_path, monkeypatch, after, spoil=None):
-    """A run stopped after `after` steps and resumed in tmp_path/name; spoil(tensors) changes what
-    is read back.
-    """
-    main, args = jobs[name]
-    shutil.rmtree(tmp_path / name, ignore_errors=True)  # the run of another call
-    with monkeypatch.context() as m:
-        calls = []
-        m.setattr(checkpoints, "stop_asked", lambda ranks: calls.append(1) or len(calls) == after)
-        assert "stopped as asked after step" in run(
-            main, args(tmp_path / name), checkpoints.STOPPED
-        )
-    assert not (tmp_path / name / "config.json").exists() and checkpoints.complete(
-        kept_in(tmp_path / name)
-    )
-    # a new process knows nothing of the old one
-    torch.manual_seed(99)
-    with monkeypatch.context() as m:
-        if spoil:
-            load = checkpoints.Saver.load
-            m.setattr(
-                checkpoints.Saver,
-                "load",
-                lambda self: (lambda found: (spoil(found[1]), found)[1])(load(self)),
-            )
-        out = run(main, args(tmp_path / name, "--resume"))
-    assert "continuing from step" in out and not list(tmp_path.glob(f"{name}.*"))
-    assert (
-        not (tmp_path / name / "checkpoints").exists() and not (tmp_path / name / "lock").exists()
-    )
-    return tmp_path / name
-
-
-@pytest.fixture
-def whole(jobs, tmp_path):
-    """whole(script) -> the folder of a run that was never stopped."""
-
-    def get(name):
-        main, args = jobs[name]
-        run(main, args(tmp_path / f"{name}-whole"))
-        return tmp_path / f"{name}-whole"
-
-    return get
 
 
 @pytest.mark.parametrize(
@@ -150,15 +34,14 @@ def test_a_stopped_run_that_goes_on_is_the_run_that_was_never_stopped(
 @pytest.mark.parametrize("name", ["train_backbone", "distill", "finetune"])
 def test_a_resumed_run_counts_the_time_before_it_was_stopped(jobs, tmp_path, monkeypatch, name):
     load = checkpoints.Saver.load
-    monkeypatch.setattr(
-        checkpoints.Saver,
-        "load",
-        lambda self: (lambda found: (found[0], found[1], found[2] | {"seconds": 1e4}))(load(self)),
-    )
-    assert (
-        read_json(stop_and_resume(jobs, name, tmp_path, monkeypatch, 3) / "config.json")["seconds"]
-        > 1e4
-    )
+
+    def load_of_long_ago(self):
+        step, tensors, state = load(self)
+        return step, tensors, state | {"seconds": 1e4}
+
+    monkeypatch.setattr(checkpoints.Saver, "load", load_of_long_ago)
+    out = stop_and_resume(jobs, name, tmp_path, monkeypatch, 3)
+    assert read_json(out / "config.json")["seconds"] > 1e4
 
 
 def test_the_time_left_goes_by_the_steps_of_this_process(monkeypatch, capsys):
@@ -209,15 +92,6 @@ def test_the_test_would_fail_without_one_of_them(
             raise
 
 
-def stopped(jobs, name, out, monkeypatch, after=3):
-    main, args = jobs[name]
-    with monkeypatch.context() as m:
-        calls = []
-        m.setattr(checkpoints, "stop_asked", lambda ranks: calls.append(1) or len(calls) == after)
-        run(main, args(out, "--overwrite"), checkpoints.STOPPED)
-    return checkpoints.complete(kept_in(out))
-
-
 def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
     jobs, whole, tmp_path, monkeypatch
 ):
@@ -227,60 +101,54 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
         lambda p: p.write_bytes(p.read_bytes()[:-3]),
         lambda p: p.write_bytes(bytes([p.read_bytes()[0] ^ 1]) + p.read_bytes()[1:]),
         lambda p: p.unlink(),
-    ):
+    ):  # cut short, one bit changed, gone
         for part in ("tensors.safetensors", "state.json"):
             kept = stopped(jobs, "distill", tmp_path / "run", monkeypatch)
             assert [step for step, _ in kept] == [2, 3]
             damage(kept[-1][1] / part)
             said = run(main, args(tmp_path / "run", "--resume"))
-            assert (
-                "step-000003 is damaged" in said
-                and "continuing from step 2" in said
-                and same(tmp_path / "run", want)
-            )
+            assert "step-000003 is damaged" in said
+            assert "continuing from step 2" in said
+            assert same(tmp_path / "run", want)
 
 
+@pytest.mark.parametrize(
+    "module, function",
+    [
+        (checkpoints, "save_file"),
+        (checkpoints.os, "fsync"),
+        (checkpoints.os, "replace"),
+        (checkpoints.hashlib, "file_digest"),
+    ],
+    ids=["save_file", "fsync", "replace", "file_digest"],
+)
 def test_a_save_that_breaks_off_anywhere_leaves_the_older_checkpoints(
-    jobs, whole, tmp_path, monkeypatch
+    jobs, whole, tmp_path, monkeypatch, module, function
 ):
     main, args = jobs["distill"]
-    want = whole("distill")
-    for where in ("save_file", "fsync", "replace", "dumps"):
-        kept = stopped(jobs, "distill", tmp_path / "run", monkeypatch)
+    kept = stopped(jobs, "distill", tmp_path / "run", monkeypatch)
 
-        def broken(*a, **k):
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def full(*a, **k):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-        with monkeypatch.context() as m:
-            target = {
-                "save_file": (checkpoints, "save_file"),
-                "fsync": (checkpoints.os, "fsync"),
-                "replace": (checkpoints.os, "replace"),
-                "dumps": (checkpoints.hashlib, "file_digest"),
-            }[where]
-            write = checkpoints.Saver.write
-            m.setattr(
-                checkpoints.Saver,
-                "write",
-                lambda self, *a: (m.setattr(*target, broken), write(self, *a)),
-            )
-            # from the beginning, so that a save comes at once
-            m.setattr(checkpoints.Saver, "load", lambda self: None)
-            said = run(main, args(tmp_path / "run", "--resume"), 1)
-        assert (
-            "could not be written" in said
-            and "No space left" in said
-            and "that of step 3 is whole" in said
-            and said.count("Error") == 1
-        ), said
-        assert [p for _, p in checkpoints.complete(kept_in(tmp_path / "run"))] == [
-            p for _, p in kept
-        ], where
-        assert "continuing from step 3" in run(main, args(tmp_path / "run", "--resume"))
-        # the log of steps 2 and 3 is gone
-        assert all(
-            torch.equal(t, weights(want)[0][k]) for k, t in weights(tmp_path / "run")[0].items()
-        )
+    with monkeypatch.context() as patch:
+        write = checkpoints.Saver.write
+
+        def write_on_a_full_disk(self, *a):
+            patch.setattr(module, function, full)
+            write(self, *a)
+
+        patch.setattr(checkpoints.Saver, "write", write_on_a_full_disk)
+        # from the beginning, so that a save comes at once
+        patch.setattr(checkpoints.Saver, "load", lambda self: None)
+        said = run(main, args(tmp_path / "run", "--resume"), 1)
+    assert "could not be written" in said and "No space left" in said, said
+    assert "that of step 3 is whole" in said and said.count("Error") == 1, said
+    left = checkpoints.complete(kept_in(tmp_path / "run"))
+    assert [path for _, path in left] == [path for _, path in kept]
+    assert "continuing from step 3" in run(main, args(tmp_path / "run", "--resume"))
+    # the log of steps 2 and 3 is gone
+    assert not different(weights(tmp_path / "run")[0], weights(whole("distill"))[0])
 
 
 @pytest.mark.parametrize(
@@ -296,11 +164,9 @@ def test_flags_that_shape_the_answer_cannot_change(jobs, tmp_path, monkeypatch, 
     main, args = jobs["distill"]
     kept = stopped(jobs, "distill", tmp_path / "run", monkeypatch)
     said = run(main, args(tmp_path / "run", "--resume", *more), 1)
-    assert (
-        says in said
-        and "cannot resume" in said
-        and checkpoints.complete(kept_in(tmp_path / "run")) == kept
-    )
+    assert says in said
+    assert "cannot resume" in said
+    assert checkpoints.complete(kept_in(tmp_path / "run")) == kept
 
 
 def test_another_lm_data_set_or_number_of_processes_cannot_go_on(jobs, tmp_path, monkeypatch):
@@ -319,18 +185,8 @@ def test_another_lm_data_set_or_number_of_processes_cannot_go_on(jobs, tmp_path,
 def test_flags_that_do_not_shape_it_may_change(jobs, whole, tmp_path, monkeypatch):
     main, args = jobs["distill"]
     stopped(jobs, "distill", tmp_path / "run", monkeypatch)
-    run(
-        main,
-        args(
-            tmp_path / "run",
-            "--resume",
-            "--micro",
-            2,
-            "--gradient-checkpointing",
-            "--checkpoint-every",
-            3,
-        ),
-    )
+    more = ["--micro", 2, "--gradient-checkpointing", "--checkpoint-every", 3]
+    run(main, args(tmp_path / "run", "--resume", *more))
     (tensors, _), (others, _) = weights(tmp_path / "run"), weights(whole("distill"))
     for k, t in tensors.items():
         torch.testing.assert_close(t, others[k], rtol=1e-4, atol=1e-4)
@@ -338,14 +194,11 @@ def test_flags_that_do_not_shape_it_may_change(jobs, whole, tmp_path, monkeypatc
 
 def test_resuming_nothing_begins_and_resuming_a_finished_run_ends(jobs, whole, tmp_path):
     main, args = jobs["distill"]
-    assert "no checkpoint" in run(main, args(tmp_path / "new", "--resume")) and same(
-        tmp_path / "new", whole("distill")
-    )
+    assert "no checkpoint" in run(main, args(tmp_path / "new", "--resume"))
+    assert same(tmp_path / "new", whole("distill"))
     before = (tmp_path / "new" / "config.json").read_bytes()
-    assert (
-        "is finished" in run(main, args(tmp_path / "new", "--resume"))
-        and (tmp_path / "new" / "config.json").read_bytes() == before
-    )
+    assert "is finished" in run(main, args(tmp_path / "new", "--resume"))
+    assert (tmp_path / "new" / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["train_backbone", "distill", "finetune"])
@@ -361,12 +214,10 @@ def test_numbers_that_explode_stop_before_the_update(jobs, tmp_path, monkeypatch
 
     monkeypatch.setattr(module, "sum_gradients", explode)
     said = run(main, args(tmp_path / "run", "--resume"), 1)
-    assert (
-        "1 of " in said
-        and "gradients are not finite" in said
-        and "step 4" in said
-        and "samples " in said
-    ), said
+    assert "1 of " in said, said
+    assert "gradients are not finite" in said, said
+    assert "step 4" in said, said
+    assert "samples " in said, said
     assert checkpoints.complete(kept_in(tmp_path / "run")) == kept
 
 
@@ -386,28 +237,14 @@ def test_an_adapter_that_did_not_move_is_an_error(jobs, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- real processes
 
-WRAPPER = (
-    "from delrec.lm import model; model.has_fast_bf16 = lambda: False; import {name}; "
-    "{name}.main({args!r})"
-)
-
-
-@pytest.fixture
-def start(fork):
-    """start(script's name, args): a process that runs it."""
-    return lambda name, args: fork(WRAPPER.format(name=name, args=[str(a) for a in args]))
-
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_process_that_is_ended_goes_on(jobs, whole, start, tmp_path, number):
     _, args = jobs["distill"]
     process = start("distill", args(tmp_path / "run"))
     until = time.time() + 300
-    while (
-        not checkpoints.complete(kept_in(tmp_path / "run"))
-        and process.poll() is None
-        and time.time() < until
-    ):
+    kept = kept_in(tmp_path / "run")
+    while not checkpoints.complete(kept) and process.poll() is None and time.time() < until:
         time.sleep(0.005)
     process.send_signal(number)
     said, _ = process.communicate(timeout=300)
@@ -420,48 +257,6 @@ def test_a_process_that_is_ended_goes_on(jobs, whole, start, tmp_path, number):
     assert process.returncode == 0 and "continuing from step" in said, said
     torch.set_num_threads(1)
     assert same(tmp_path / "run", whole("distill"))
-
-
-DYING = """import os, sys
-sys.path.insert(0, {root!r})
-import distill
-from delrec.lm import model
-from delrec.training import checkpoints
-model.has_fast_bf16 = lambda: False
-save, again = checkpoints.Saver.save, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-def and_die(self, step, *rest):
-    save(self, step, *rest)
-    if step == 3 and self.ranks.rank == 1 and again < {times}:
-        os.kill(os.getpid(), 9)
-checkpoints.Saver.save = and_die
-distill.main({args!r})
-"""
-
-
-def dying(jobs, tmp_path, restarts):
-    """distill.py by two processes of torchrun, one of which dies after three steps; .said."""
-    _, args = jobs["distill"]
-    (tmp_path / "dying.py").write_text(
-        DYING.format(root=str(ROOT), times=1, args=args(tmp_path / "run"))
-    )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node=2",
-            "--rdzv-backend=c10d",
-            "--rdzv-endpoint=127.0.0.1:0",
-            f"--max-restarts={restarts}",
-            str(tmp_path / "dying.py"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )
-    done.said = done.stdout + done.stderr
-    return done
 
 
 def test_a_process_that_dies_is_started_again_and_the_run_goes_on(jobs, whole, tmp_path):

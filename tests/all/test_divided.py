@@ -6,12 +6,13 @@ import time
 import pytest
 import torch
 from conftest import stages
-from test_checkpoints import checkpoints, dying, jobs, kept_in  # noqa: F401
+from stopped_runs import dying, kept_in
 from test_distill import prompt_of
 from test_finetune import same_run
 
 import distill
 import finetune
+from delrec.training import checkpoints
 
 
 @pytest.mark.parametrize("kind", ["encoder_decoder", "encoder"])
@@ -45,7 +46,7 @@ def test_an_lm_of_another_kind_is_divided_too(
     same_run(tmp_path / "delrec", tmp_path / "one" / "delrec")
 
 
-def test_a_process_that_dies_ends_the_others(jobs, tmp_path):  # noqa: F811
+def test_a_process_that_dies_ends_the_others(jobs, tmp_path):
     began = time.time()
     done = dying(jobs, tmp_path, restarts=0)
     assert done.returncode != 0 and time.time() - began < 200, done.said

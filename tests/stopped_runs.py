@@ -1,0 +1,189 @@
+"""Runs of the three training scripts that are stopped, killed and resumed, and what they leave."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from chain import stages
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from scripts import ROOT
+
+from delrec.runtime import beside
+from delrec.training import checkpoints
+
+QUICK = ["--epochs", 3, "--patience", 9, "--width", 16, "--batch", 16, "--history", 8]
+WRAPPER = (
+    "from delrec.lm import model; model.has_fast_bf16 = lambda: False; import {name}; "
+    "{name}.main({args!r})"
+)
+# a script of torchrun's, of which the second process dies after three steps
+DYING = """import os, sys
+sys.path.insert(0, {root!r})
+import distill
+from delrec.lm import model
+from delrec.training import checkpoints
+model.has_fast_bf16 = lambda: False
+save, again = checkpoints.Saver.save, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+def and_die(self, step, *rest):
+    save(self, step, *rest)
+    if step == 3 and self.ranks.rank == 1 and again < {times}:
+        os.kill(os.getpid(), 9)
+checkpoints.Saver.save = and_die
+distill.main({args!r})
+"""
+
+
+@pytest.fixture
+def jobs(toy, backbone, decoder, chain, on_cpu):
+    """{script: (its main, a function of its folder and more options: its arguments)}"""
+    import distill
+    import finetune
+    import train_backbone
+
+    to_prompt, to_delrec = stages(toy, backbone, decoder, chain.prompt, "OUT")
+    to_prompt[to_prompt.index("--out") + 1] = "OUT"
+    to_backbone = ["--dataset", toy.folder, "--out", "OUT", *QUICK]
+
+    def job(main, args):
+        def args_for(out, *more):
+            placed = [str(out if a == "OUT" else a) for a in args]
+            return [*placed, "--checkpoint-every", "1", *map(str, more)]
+
+        return main, args_for
+
+    return {
+        "train_backbone": job(train_backbone.main, to_backbone),
+        "distill": job(distill.main, to_prompt),
+        "finetune": job(finetune.main, to_delrec),
+    }
+
+
+def run(main, args, code=0) -> str:
+    """What a script prints that ends with `code`."""
+    result = CliRunner().invoke(main, args)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def whole(jobs, tmp_path):
+    """whole(script) -> the folder of a run that was never stopped."""
+
+    def get(name):
+        main, args = jobs[name]
+        run(main, args(tmp_path / f"{name}-whole"))
+        return tmp_path / f"{name}-whole"
+
+    return get
+
+
+@pytest.fixture
+def start(fork):
+    """start(script's name, args): a process that runs it."""
+    return lambda name, args: fork(WRAPPER.format(name=name, args=[str(a) for a in args]))
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def kept_in(out):
+    """Where the checkpoints of a run stand that is not finished."""
+    return beside(out, "unfinished") / "checkpoints"
+
+
+def weights(out) -> tuple[dict, list]:
+    """Every tensor a finished run left, and its log without the clock."""
+    tensors = {}
+    for path in sorted(out.rglob("*.safetensors")):
+        tensors |= {f"{path.name}:{k}": t for k, t in load_file(path).items()}
+    tensors |= {p.name: torch.as_tensor(np.load(p)) for p in sorted(out.glob("*.npy"))}
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return tensors, [{k: v for k, v in line.items() if k != "time"} for line in lines]
+
+
+def same(a, b) -> bool:
+    """Whether two runs left the same, bit for bit."""
+    (tensors, log), (others, other_log) = weights(a), weights(b)
+    assert tensors.keys() == others.keys() and tensors
+    return log == other_log and not different(tensors, others)
+
+
+def different(tensors, others) -> list:
+    """The names of tensors that differ; NaN equals NaN."""
+
+    def comparable(t):
+        return t.nan_to_num(-7) if t.is_floating_point() else t
+
+    return [k for k, t in tensors.items() if not torch.equal(comparable(t), comparable(others[k]))]
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def stopped(jobs, name, out, monkeypatch, after=3) -> list:
+    """The checkpoints of a run that was stopped after so many steps."""
+    main, args = jobs[name]
+    steps = []
+
+    def stop_asked(ranks):
+        steps.append(1)
+        return len(steps) == after
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "stop_asked", stop_asked)
+        said = run(main, args(out, "--overwrite"), checkpoints.STOPPED)
+    assert "stopped as asked after step" in said
+    return checkpoints.complete(kept_in(out))
+
+
+def stop_and_resume(jobs, name, tmp_path, monkeypatch, after, spoil=None):
+    """The folder tmp_path/name of a run that was stopped after `after` steps and resumed;
+    spoil(tensors) changes what is read back.
+    """
+    main, args = jobs[name]
+    out = tmp_path / name
+    shutil.rmtree(out, ignore_errors=True)  # the run of another call
+    assert stopped(jobs, name, out, monkeypatch, after)
+    assert not (out / "config.json").exists()
+    # a new process knows nothing of the old one
+    torch.manual_seed(99)
+    load = checkpoints.Saver.load
+
+    def load_spoiled(self):
+        found = load(self)
+        spoil(found[1])
+        return found
+
+    with monkeypatch.context() as patch:
+        if spoil:
+            patch.setattr(checkpoints.Saver, "load", load_spoiled)
+        said = run(main, args(out, "--resume"))
+    assert "continuing from step" in said and not list(tmp_path.glob(f"{name}.*"))
+    assert not (out / "checkpoints").exists() and not (out / "lock").exists()
+    return out
+
+
+def dying(jobs, tmp_path, restarts):
+    """distill.py by two processes of torchrun, one of which dies after three steps; .said."""
+    _, args = jobs["distill"]
+    code = DYING.format(root=str(ROOT), times=1, args=args(tmp_path / "run"))
+    (tmp_path / "dying.py").write_text(code)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    meet = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--max-restarts={restarts}"]
+    done = subprocess.run(
+        [*torchrun, *meet, str(tmp_path / "dying.py")],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )
+    done.said = done.stdout + done.stderr
+    return done
