@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 IMPORTS = """
@@ -22,11 +23,14 @@ torch.set_num_threads(1)
 """
 
 
+@dataclass
 class Child:
-    """A forked process, used as subprocess.Popen's; what it prints goes to a file."""
+    """A forked process, used as subprocess.Popen's."""
 
-    def __init__(self, pid, said, ended):
-        self.pid, self.said, self.ended, self.returncode = pid, said, ended, None
+    pid: int
+    said: Path  # a file of what it prints
+    ended: Path  # a file of its exit code, there once it has ended
+    returncode: int | None = None
 
     def poll(self):
         """The exit code (minus the signal's number), or None while it runs."""
