@@ -9,38 +9,21 @@ import sys
 
 from scripts import ROOT
 
-# what each floor may import of ours: itself and what stands under it
-FLOORS = {
-    "delrec/runtime.py": (),
-    "delrec/metrics.py": ("runtime",),
-    "delrec/processes.py": ("runtime",),
-    "kernels": ("kernels", "runtime", "training"),
-    "delrec/training": ("training", "processes", "runtime"),
-    "data": ("data", "kernels", "metrics", "processes", "runtime", "training", "backbone"),
-    "delrec/backbone": ("backbone", "data", "metrics", "processes", "runtime", "training"),
-    "delrec/lm": ("lm", "data", "kernels", "metrics", "processes", "runtime", "training"),
-    "delrec/evaluation": (
-        "evaluation",
-        "lm",
-        "backbone",
-        "data",
-        "metrics",
-        "processes",
-        "runtime",
-        "training",
-    ),
-    "delrec/serving": (
-        "serving",
-        "lm",
-        "backbone",
-        "data",
-        "metrics",
-        "processes",
-        "runtime",
-        "training",
-    ),
-}
-BENCHES = ("data/bench.py",)  # programs: they run the scripts
+# bottom up: a part imports itself and what stands on the floors under it, never its neighbours
+FLOORS = [
+    ["runtime"],
+    ["metrics", "processes"],
+    ["training"],
+    ["kernels"],  # beside training, but for its bench, which measures memory
+    ["data"],
+    ["backbone", "lm"],
+    ["evaluation", "serving"],
+    ["common"],
+    ["train_backbone", "distill", "finetune", "evaluate"],
+    ["recipes"],
+]
+# benches that still run a script; nothing is added here
+REACH_UP = {("data/bench.py", "train_backbone"), ("delrec/lm/bench/against_rival.py", "finetune")}
 
 DUMMY = """
 import sys
@@ -76,34 +59,44 @@ print("loaded", lm.kind)
 """
 
 
-def imports_of(path):
-    """The dotted names of ours that a file imports."""
+def part_of(path) -> str:
+    """The part of the house that a file (relative to the root) belongs to."""
+    parts = path.with_suffix("").parts
+    return parts[1] if parts[0] == "delrec" else parts[0]
+
+
+def parts_imported(path):
+    """The parts that a file imports."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
         if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            continue
-        elif isinstance(node, ast.ImportFrom) and node.module == "delrec":
-            yield from (f"delrec.{a.name}" for a in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            root, *below = name.split(".")
+            yield below[0] if root == "delrec" and below else root
 
 
-def test_no_floor_imports_from_above_itself():
-    scripts = {p.stem for p in ROOT.glob("*.py")}
+def test_no_floor_imports_from_above_itself_or_from_beside():
+    height = {part: n for n, floor in enumerate(FLOORS) for part in floor}
+    files = [ROOT / f"{part}.py" for part in height if (ROOT / f"{part}.py").exists()]
+    for folder in ("delrec", "kernels", "data", "recipes"):
+        files += sorted((ROOT / folder).rglob("*.py"))
+    files.remove(ROOT / "delrec" / "__init__.py")
     seen = 0
-    for floor, under in FLOORS.items():
-        files = [ROOT / floor] if floor.endswith(".py") else sorted((ROOT / floor).glob("*.py"))
-        assert files, floor
-        for path in files:
-            if str(path.relative_to(ROOT)) in BENCHES:
+    for path in files:
+        name, part = path.relative_to(ROOT).as_posix(), part_of(path.relative_to(ROOT))
+        assert part in height, f"{name} stands on no floor"
+        for other in parts_imported(path):
+            if other == part or other not in height or (name, other) in REACH_UP:
                 continue
-            for name in imports_of(path):
-                assert name.split(".")[0] not in scripts, f"{path} imports the script {name}"
-                if name.startswith("delrec."):
-                    seen += 1
-                    assert name.split(".")[1] in under, f"{path} imports {name}"
-    assert seen > 60
+            seen += 1
+            assert height[other] < height[part], f"{name} imports {other}"
+    assert seen > 150
+
+
+def test_kernels_and_data_are_no_packages_of_their_own():
     assert not [p for p in ("kernels", "data") if (ROOT / p / "__init__.py").exists()]
 
 

@@ -1,0 +1,89 @@
+"""A wheel and an editable install: ours is imported, whoever else owns the names kernels, data and
+common.
+"""
+
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from golden import copy_of_working_tree
+from test_import_root import dummies
+
+PROBE = """
+import kernels, data, common
+assert kernels.MARK == data.MARK == common.MARK == "somebody else's"
+import delrec, delrec.kernels.verbalizer, delrec.data.prepared, delrec.lm.model
+from delrec.kernels import cpu
+cpp = [p.name for p in __import__("pathlib").Path(cpu.__file__).parent.glob("*.cpp")]
+assert cpp, "no C++ source beside kernels/cpu.py"
+print(delrec.__file__, delrec.kernels.verbalizer.__file__, delrec.data.prepared.__file__)
+"""
+
+
+def pip(*args, python=sys.executable):
+    """Runs pip for a Python; what it needs to build is here already."""
+    command = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    done = subprocess.run([*command, *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def environment(folder):
+    """The Python of a new environment that sees what is installed here, and beside it the packages
+    of somebody else.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    site = next((folder / "lib").glob("python*")) / "site-packages"
+    (site / "here.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    dummies(site)
+    return folder / "bin" / "python"
+
+
+def imported_by(python, cwd) -> list[Path]:
+    """The files of delrec, its verbalizer and its reader, as a process elsewhere finds them."""
+    cwd.mkdir()
+    done = subprocess.run([python, "-c", PROBE], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [Path(file) for file in done.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the working tree, in which building may leave what it likes."""
+    return copy_of_working_tree(tmp_path_factory.mktemp("clone"))
+
+
+def sources_of(clone) -> set[str]:
+    """Where a wheel has to hold each file of the library that a run reads."""
+    sources = []
+    for folder in ("delrec", "kernels", "data"):
+        for end in ("py", "cpp", "csv", "html"):
+            sources += [p.relative_to(clone) for p in (clone / folder).rglob(f"*.{end}")]
+    return {(p if p.parts[0] == "delrec" else "delrec" / p).as_posix() for p in sources}
+
+
+def test_a_wheel_holds_all_that_is_imported_and_is_imported(clone, tmp_path):
+    pip("wheel", clone, "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path / "dist")
+    (wheel,) = (tmp_path / "dist").iterdir()
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = sources_of(clone)
+    assert "delrec/data/paper.csv" in wanted and any(name.endswith(".cpp") for name in wanted)
+    assert wanted - names == set()
+    assert all(name.startswith(("delrec/", "delrec-")) for name in names)
+    python = environment(tmp_path / "env")
+    pip("install", wheel, "--no-deps", "--no-index", python=python)
+    found = imported_by(python, tmp_path / "elsewhere")
+    assert all(path.is_relative_to(tmp_path / "env") for path in found), found
+
+
+def test_an_editable_install_imports_the_clone(clone, tmp_path):
+    python = environment(tmp_path / "env")
+    pip("install", "-e", clone, "--no-deps", "--no-build-isolation", "--no-index", python=python)
+    found = imported_by(python, tmp_path / "elsewhere")
+    assert found == [
+        clone / "delrec" / "__init__.py",
+        clone / "kernels" / "verbalizer.py",
+        clone / "data" / "prepared.py",
+    ]
