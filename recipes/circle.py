@@ -65,6 +65,14 @@ class Circle:
     def folder(self) -> Path:
         return runtime.ROOT / "runs" / self.home
 
+    def run(self, name: str) -> str:
+        """The name of one of its runs."""
+        return f"{self.home}/{name}"
+
+    def make(self, name: str, *command, procs: int = 1):
+        """Runs the stage that makes one of its runs."""
+        stage(self.folder / name, *command, "--out", self.run(name), procs=procs)
+
 
 @dataclass
 class Measured:
@@ -86,38 +94,38 @@ class Measured:
 
 
 def run_stages(circle: Circle):
-    """Backbone, soft prompt, LM, small LMs, backbones taught by the small LM; then evaluate.py."""
-    home, samples = circle.home, ["--samples", circle.windows]
-    data = ["--dataset", circle.dataset]
-    on_lm = [*data, "--llm", circle.llm]
-    tune = ["finetune.py", *on_lm, "--val-samples", circle.val_samples, "--evals", 4]
-    ids = ["--input", "ids", "--soft-prompt", f"{home}/prompt"]
-    small = ["--samples", circle.small_windows, "--layers", circle.layers]
-    from_lm, from_small = (["--teacher", f"{home}/{name}"] for name in ("e4srec", "slmrec"))
-    brief = ["--samples", 64, "--val-samples", 48, "--evals", 1]
-    as_caser = ["--student", "caser"]
-
-    def make(name, *args, procs=1):
-        stage(circle.folder / name, *args, "--out", f"{home}/{name}", procs=procs)
-
-    def make_lm(name, *args):
-        make(name, *args, procs=circle.procs)
-
-    make("sasrec", "train_backbone.py", *data)
-    make_lm("prompt", "distill.py", *on_lm, "--backbone", f"{home}/sasrec", *brief)
-    make_lm("e4srec", *tune, *ids, *samples)
-    make_lm("small", *tune, *ids, *small)
-    make_lm("slmrec", *tune, *from_lm, *small)
-    export = ["evaluate.py", "--ckpt", f"{home}/slmrec", "--export"]
-    stage(circle.folder / "slmrec" / "export", *export, procs=circle.procs)
-    make("sasrec-taught", "train_backbone.py", *data, *from_small)
-    make("caser", "train_backbone.py", *data, "--model", "caser")
+    """Backbone, LM, small LM, backbones taught by the small LM; then the table of all of them."""
+    train = ["train_backbone.py", "--dataset", circle.dataset]
+    from_small = ["--teacher", circle.run("slmrec")]
     lists_and_titles = ["--lam", 0.1, "--eta", 0.3]
-    make("caser-taught", "train_backbone.py", *data, *as_caser, *from_small, *lists_and_titles)
-    limits = ["--limit", circle.test_samples, "--val-samples", circle.val_samples]
-    rows = [f"{home}/{name}" for name in ROWS]
-    table = ["evaluate.py", "--ckpt", *rows, *limits, "--out", circle.folder]
-    stage(None, *table, procs=circle.procs)
+    circle.make("sasrec", *train)
+    make_lms(circle)
+    circle.make("sasrec-taught", *train, *from_small)
+    circle.make("caser", *train, "--model", "caser")
+    circle.make("caser-taught", *train, "--student", "caser", *from_small, *lists_and_titles)
+    table = ["evaluate.py", "--ckpt", *map(circle.run, ROWS)]
+    table += ["--limit", circle.test_samples, "--val-samples", circle.val_samples]
+    stage(None, *table, "--out", circle.folder, procs=circle.procs)
+
+
+def make_lms(circle: Circle):
+    """A soft prompt from the backbone, the LM, a small LM with and without a teacher, and what the
+    taught one exports for the backbones.
+    """
+    on_lm = ["--dataset", circle.dataset, "--llm", circle.llm]
+    distill = ["distill.py", *on_lm, "--backbone", circle.run("sasrec")]
+    distill += ["--samples", 64, "--val-samples", 48, "--evals", 1]
+    tune = ["finetune.py", *on_lm, "--val-samples", circle.val_samples, "--evals", 4]
+    ids = ["--input", "ids", "--soft-prompt", circle.run("prompt")]
+    small = ["--samples", circle.small_windows, "--layers", circle.layers]
+    taught = ["--teacher", circle.run("e4srec")]
+    export = ["evaluate.py", "--ckpt", circle.run("slmrec"), "--export"]
+    procs = circle.procs
+    circle.make("prompt", *distill, procs=procs)
+    circle.make("e4srec", *tune, *ids, "--samples", circle.windows, procs=procs)
+    circle.make("small", *tune, *ids, *small, procs=procs)
+    circle.make("slmrec", *tune, *taught, *small, procs=procs)
+    stage(circle.folder / "slmrec" / "export", *export, procs=procs)
 
 
 def prepare(circle: Circle):

@@ -4,7 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-import click
 import pytest
 
 from delrec import runtime
@@ -56,14 +55,6 @@ def interrupted(monkeypatch):
                 call()
 
     return run
-
-
-def sentence(call, *args, **kwargs):
-    """The one line with which a call refuses."""
-    with pytest.raises(click.ClickException) as e:
-        call(*args, **kwargs)
-    assert "\n" not in e.value.message
-    return e.value.message
 
 
 class Killed(BaseException):

@@ -1,10 +1,13 @@
-"""How tests run the four scripts: in this process, as several processes, on the CPU in fp32."""
+"""How tests run the four scripts (in this process, as several, on the CPU in fp32), and read what
+they refuse.
+"""
 
 import contextlib
 import json
 import socket
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -101,3 +104,11 @@ def two_processes(fork):
         return said[0]
 
     return run
+
+
+def sentence(call, *args, **kwargs):
+    """The one line with which a call refuses."""
+    with pytest.raises(click.ClickException) as e:
+        call(*args, **kwargs)
+    assert "\n" not in e.value.message
+    return e.value.message

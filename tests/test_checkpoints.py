@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ import finetune
 from delrec.processes import sum_gradients
 from delrec.runtime import read_json
 from delrec.training import checkpoints
-from delrec.training.log import Log
 
 
 @pytest.mark.parametrize(
@@ -42,17 +40,6 @@ def test_a_resumed_run_counts_the_time_before_it_was_stopped(jobs, tmp_path, mon
     monkeypatch.setattr(checkpoints.Saver, "load", load_of_long_ago)
     out = stop_and_resume(jobs, name, tmp_path, monkeypatch, 3)
     assert read_json(out / "config.json")["seconds"] > 1e4
-
-
-def test_the_time_left_goes_by_the_steps_of_this_process(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr(time, "time", lambda: now[0])
-    # 90 steps of an earlier process took none of this one's time
-    log = Log(None, 100, "x", SimpleNamespace(main=True), done=90)
-    now[0] = 20.0
-    log.step(91)
-    assert capsys.readouterr().out.endswith("| 180 s left\n")
-    log.close()
 
 
 def zero(prefix):

@@ -11,8 +11,8 @@ import sys
 import time
 
 import pytest
-from run_folders import QUICK, Killed, contents, dying, names, sentence
-from scripts import ROOT
+from run_folders import QUICK, Killed, contents, dying, names
+from scripts import ROOT, sentence
 from toys import popular, write_backbone
 
 import common
