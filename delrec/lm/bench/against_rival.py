@@ -14,6 +14,7 @@ from delrec.lm import reading
 from delrec.lm.bench.rival import Rival, add_adalora, plain_orthogonality
 from delrec.lm.bench.work import C, K, Prompts, flops, matmul_rate, our_ranker, place, prompts_of
 from delrec.lm.layers import adapt_modules
+from delrec.lm.model import LM
 from delrec.lm.ranker import Ranker, score_tails
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import random_soft_prompt
@@ -27,8 +28,8 @@ MICRO = 4  # samples a pass, as in distill.py
 class Pair:
     """Ours and the rival's, and where rows of their comparison go."""
 
-    lm: object
-    data: object
+    lm: LM
+    data: SimpleNamespace  # a prepared folder, by load_data
     rival: Rival
     P: torch.Tensor  # the soft prompt of both
     rows: list  # (name, value, unit, goal)
