@@ -23,33 +23,17 @@ def prepare_log(folder, rows, titles, name="toy", *args):
 
     raw = folder / "raw"
     raw.mkdir(parents=True)
-    (raw / "interactions.csv").write_text(
-        "user,item,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows)
-    )
+    lines = [f"{user},{item},{time}\n" for user, item, time in rows]
+    (raw / "interactions.csv").write_text("user,item,timestamp\n" + "".join(lines))
 
-    def quoted(t):
-        return '"' + t.replace('"', '""') + '"'
+    def quoted(title):
+        return '"' + title.replace('"', '""') + '"'
 
-    (raw / "items.csv").write_text(
-        "item,title\n" + "".join(f"{i},{quoted(t)}\n" for i, t in titles.items()), encoding="utf-8"
-    )
-    result = CliRunner().invoke(
-        prepare.main,
-        [
-            name,
-            "--raw",
-            str(raw),
-            "--out",
-            str(folder / name),
-            "--core",
-            "1",
-            "--noun",
-            "movie",
-            "--verb",
-            "watched",
-            *args,
-        ],
-    )
+    lines = [f"{item},{quoted(title)}\n" for item, title in titles.items()]
+    (raw / "items.csv").write_text("item,title\n" + "".join(lines), encoding="utf-8")
+    places = ["--raw", str(raw), "--out", str(folder / name)]
+    words = ["--core", "1", "--noun", "movie", "--verb", "watched"]
+    result = CliRunner().invoke(prepare.main, [name, *places, *words, *args])
     assert result.exit_code == 0, result.output
     return load_data(str(folder / name))
 
