@@ -56,12 +56,12 @@ def clone(tmp_path_factory):
 
 
 def sources_of(clone) -> set[str]:
-    """Where a wheel has to hold each file of the library that a run reads."""
-    sources = []
+    """Where a wheel has to hold each file of the library: code, C++ sources, tables, pages."""
+    found = []
     for folder in ("delrec", "kernels", "data"):
-        for end in ("py", "cpp", "csv", "html"):
-            sources += [p.relative_to(clone) for p in (clone / folder).rglob(f"*.{end}")]
-    return {(p if p.parts[0] == "delrec" else "delrec" / p).as_posix() for p in sources}
+        found += [p.relative_to(clone) for p in (clone / folder).rglob("*.*") if p.is_file()]
+    kept = [p for p in found if p.suffix not in (".md", ".pyc")]
+    return {(p if p.parts[0] == "delrec" else "delrec" / p).as_posix() for p in kept}
 
 
 def test_a_wheel_holds_all_that_is_imported_and_is_imported(clone, tmp_path):
