@@ -27,9 +27,9 @@ if __name__ == "__main__":
 from delrec import runtime
 from delrec.data.prepared import load_data, subset, users
 from delrec.evaluation.stats import interval
-from delrec.kernels.bench import report
+from delrec.kernels.bench import Row, report
 from delrec.runtime import described, load_run, read_json, read_npy
-from delrec.serving import serve
+from delrec.serving.latency import latencies, parameters
 from recipes.stage import stage
 
 ROWS = {
@@ -145,7 +145,7 @@ def measure(circle: Circle, data, began: float) -> Measured:
     ms = {}
     for name in ROWS:
         print(f"timing {name}", flush=True)
-        ms[name] = serve.latencies(load_run(circle.folder / name), data)
+        ms[name] = latencies(load_run(circle.folder / name), data)
     which = subset(len(data.test), circle.test_samples, 0)
 
     def hits(name):
@@ -184,7 +184,7 @@ def row_line(circle: Circle, measured: Measured, name: str) -> str:
     return (
         f"{name:14} {row['hr@1']:6.3f} [{hr[0]:.3f}, {hr[1]:.3f}] {row['ndcg@10']:8.3f} "
         f"[{ndcg[0]:.3f}, {ndcg[1]:.3f}] {full['hr@20']:6.4f} {full['ndcg@20']:8.4f} "
-        f"{serve.parameters(run):12,} {one_core:10.2f} {all_cores:8.2f} {of_64:9.2f} "
+        f"{parameters(run):12,} {one_core:10.2f} {all_cores:8.2f} {of_64:9.2f} "
         f"{run.seconds / 60:8.1f}   {ROWS[name].format(n=circle.layers)}"
     )
 
@@ -199,8 +199,8 @@ def backbone_line(measured: Measured, name: str) -> str:
     )
 
 
-def json_rows(circle: Circle, measured: Measured) -> list[tuple]:
-    """(name, value, unit, goal) of all that was measured."""
+def json_rows(circle: Circle, measured: Measured) -> list[Row]:
+    """All that was measured."""
     table, ms = measured.table, measured.ms
     teacher, student = (load_run(circle.folder / name) for name in ("e4srec", "slmrec"))
     speedup = student.samples_per_second / teacher.samples_per_second
@@ -212,21 +212,21 @@ def json_rows(circle: Circle, measured: Measured) -> list[tuple]:
     weaker_gain = weaker["hr@20"] / table["full"]["caser"]["hr@20"]
     faster = ms["e4srec"][0] / ms["sasrec-taught"][0]
     return [
-        ("slmrec.speedup.inference", ms["e4srec"][2] / ms["slmrec"][2], "x", 3),
-        ("slmrec.speedup.training", speedup, "x", 3),
-        ("slmrec.speedup.training_with_states", with_states, "x", None),
-        ("slmrec.hr@1_vs_teacher", measured.hit_gain, "", None),
-        ("slmrec.hr@1_vs_teacher_low", measured.hit_low, "", None),
-        ("slmrec.hr@1_vs_teacher_high", measured.hit_high, "", None),
-        ("slmrec.hr@1_vs_untaught", alone["hr@1"], "", None),
-        ("slmrec.vs_untaught_p", alone["p_mcnemar_hr@1"], "", None),
-        ("dllm2rec.latency_ms", ms["sasrec-taught"][0], "ms", 2),
-        ("dllm2rec.times_faster_than_teacher", faster, "x", 100),
-        ("dllm2rec.hr20_gain", gain, "", None),
-        ("dllm2rec.p_value", taught["p_mcnemar_hr@20"], "", None),
-        ("dllm2rec.caser.hr20_gain", weaker_gain, "", None),
-        ("dllm2rec.caser.p_value", weaker["p_mcnemar_hr@20"], "", None),
-        ("circle.minutes", measured.minutes, "min", 45),
+        Row("slmrec.speedup.inference", ms["e4srec"][2] / ms["slmrec"][2], "x", 3),
+        Row("slmrec.speedup.training", speedup, "x", 3),
+        Row("slmrec.speedup.training_with_states", with_states, "x"),
+        Row("slmrec.hr@1_vs_teacher", measured.hit_gain, ""),
+        Row("slmrec.hr@1_vs_teacher_low", measured.hit_low, ""),
+        Row("slmrec.hr@1_vs_teacher_high", measured.hit_high, ""),
+        Row("slmrec.hr@1_vs_untaught", alone["hr@1"], ""),
+        Row("slmrec.vs_untaught_p", alone["p_mcnemar_hr@1"], ""),
+        Row("dllm2rec.latency_ms", ms["sasrec-taught"][0], "ms", 2),
+        Row("dllm2rec.times_faster_than_teacher", faster, "x", 100),
+        Row("dllm2rec.hr20_gain", gain, ""),
+        Row("dllm2rec.p_value", taught["p_mcnemar_hr@20"], ""),
+        Row("dllm2rec.caser.hr20_gain", weaker_gain, ""),
+        Row("dllm2rec.caser.p_value", weaker["p_mcnemar_hr@20"], ""),
+        Row("circle.minutes", measured.minutes, "min", 45),
     ]
 
 

@@ -156,7 +156,7 @@ def kind_and_layers(llm: str) -> tuple[str, int]:
     if llm == "smollm2-135m":
         # the embedded one may not be here yet (--dry-run)
         return "decoder", 30
-    from delrec.lm.model import config_of, kind_of, text_config
+    from delrec.lm.pretrained import config_of, kind_of, text_config
 
     config = config_of(llm)
     return kind_of(config), text_config(config).num_hidden_layers

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 from click.testing import CliRunner
-from test_prepare import BAD as BAD_LOGS
-from test_prepare import toy as toy_rows
-from test_prepare import write
+from logs import BAD as BAD_LOGS
+from logs import toy as toy_rows
+from logs import write
 from toys import popular, prepare_log, title_of, write_backbone
 
 import distill

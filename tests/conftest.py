@@ -27,21 +27,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-# for test files that still import helpers from here; gone once none does
-pytest.register_assert_rewrite(*pytest_plugins)
-from chain import evaluation, stages  # noqa: E402, F401
-from pictures import drawing  # noqa: E402, F401
-from scripts import ROOT, TWO  # noqa: E402, F401
-from tiny_lms import (  # noqa: E402, F401
-    KINDS,
-    bpe_tokenizer,
-    randomise,
-    save,
-    unigram_tokenizer,
-    wordpiece_tokenizer,
-)
-from toys import popular, prepare_log, title_of, write_backbone  # noqa: E402, F401
-
 # tests/all is long: it runs when it is named
 collect_ignore = ["all"]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from conftest import bpe_tokenizer, save, unigram_tokenizer, wordpiece_tokenizer
+from tiny_lms import bpe_tokenizer, save, unigram_tokenizer, wordpiece_tokenizer
 
 TOKENIZERS = {
     "decoder": bpe_tokenizer,

@@ -6,7 +6,7 @@ import click
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS
+from tiny_lms import KINDS
 
 from delrec.data.prepared import candidates, histories
 from delrec.lm.model import load_lm
@@ -53,7 +53,8 @@ def lines(lm, data, titles, tokens, noun="movie"):
     in front of one is cut off.
     """
     item_of = {tuple(titles.of(i)): i for i in range(1, data.n_items + 1)}
-    tokens, sep, found, start = [int(t) for t in tokens], list(lm.sep), [], 0
+    tokens, sep = [int(t) for t in tokens], list(lm.sep)
+    found, start = [], 0
     for i in range(len(tokens) - len(sep) + 1):
         if tokens[i : i + len(sep)] == sep:
             line = tuple(tokens[start:i])

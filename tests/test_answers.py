@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import popular
+from toys import popular
 
 import evaluate
 import finetune

@@ -135,11 +135,10 @@ def test_the_memory_account_lists_what_autograd_keeps(capsys):
 
 
 def test_kernel_rows_on_a_small_shape():
-    rows = []
-    kernel_bench.candidate_scores(rows, CPU, torch.bfloat16, 2, 3, 4, 16, 50, 1e9)
-    kernel_bench.title_likelihood(rows, CPU, torch.float32, 20, 16, 60)
-    kernel_bench.catalogue(rows, CPU, torch.float32, 300, 16, 60, B=4)
-    names = [r[0] for r in rows]
+    rows = kernel_bench.candidate_scores(CPU, torch.bfloat16, (2, 3, 4), 16, 50, 1e9)
+    rows += kernel_bench.title_likelihood(CPU, torch.float32, 20, 16, 60)
+    rows += kernel_bench.catalogue(CPU, torch.float32, 300, 16, 60, B=4)
+    names = [row.name for row in rows]
     assert "candidate_scores.cpu.bf16.2x3x4x16.vs_full_logits" in names
     assert "title_likelihood.cpu.fp32.20x60.memory_vs_full_logits" in names
     assert "catalogue.cpu.300.fp32.ms_per_user" in names and len(names) == len(set(names))

@@ -636,6 +636,7 @@ def test_a_killed_export_goes_on_and_two_processes_write_the_same(
     copy = load_run(shutil.copytree(student, tmp_path / "student"), toy)
     shutil.rmtree(copy.folder / "export")
     real, calls = export.write_json, []
+    monkeypatch.setattr(export, "CHUNK", 100)
 
     def dies(path, value):
         real(path, value)
@@ -646,11 +647,11 @@ def test_a_killed_export_goes_on_and_two_processes_write_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(export, "write_json", dies)
         with pytest.raises(KeyboardInterrupt):
-            export.export(copy, toy, alone, 5, chunk=100)
+            export.export(copy, toy, alone, 5)
     assert not (copy.folder / "export").exists()
     says = script(B.main, "--dataset", toy.folder, "--teacher", copy.folder, code=1).error
     assert "no complete export" in says and "--export" in says
-    export.export(copy, toy, alone, 5, chunk=100)
+    export.export(copy, toy, alone, 5)
     for name, want in whole.items():
         np.testing.assert_allclose(
             np.load(copy.folder / "export" / name), want, rtol=1e-4, atol=1e-5

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS
 from safetensors.torch import load_file
+from tiny_lms import KINDS
 
 import common
 import distill
@@ -375,7 +375,7 @@ def test_every_sample_is_taught_its_own_list(
 def test_the_same_seed_gives_the_same_prompt(
     chain, toy, backbone, decoder, script, on_cpu, tmp_path
 ):
-    from conftest import stages
+    from chain import stages
 
     args, _ = stages(toy, backbone, decoder, tmp_path / "prompt", "")
     script(distill.main, *args)
@@ -390,7 +390,7 @@ def test_the_same_seed_gives_the_same_prompt(
 def test_micro_batches_do_not_change_the_gradient(
     chain, toy, backbone, decoder, script, on_cpu, tmp_path
 ):
-    from conftest import stages
+    from chain import stages
 
     args, _ = stages(toy, backbone, decoder, tmp_path / "prompt", "")
     args[args.index("--micro") + 1] = 3
@@ -406,7 +406,7 @@ def test_micro_batches_do_not_change_the_gradient(
 def test_memory_options_do_not_change_the_prompt(
     chain, toy, backbone, decoder, script, on_cpu, tmp_path
 ):
-    from conftest import stages
+    from chain import stages
 
     args, _ = stages(toy, backbone, decoder, tmp_path / "prompt", "")
     args[args.index("--micro") + 1] = "auto"
@@ -440,7 +440,8 @@ def test_two_processes_give_the_prompt_and_the_metrics_of_one(chain, twins):
 
 def test_two_agents_give_the_prompt_of_one_process(chain, toy, backbone, decoder, tmp_path):
     # what two machines run, on one over loopback
-    from conftest import ROOT, TWO, stages
+    from chain import stages
+    from scripts import ROOT, TWO
 
     args, _ = stages(toy, backbone, decoder, tmp_path / "prompt", "")
     wrapper = tmp_path / "run.py"

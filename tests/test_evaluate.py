@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import drawing, evaluation
+from chain import evaluation
+from pictures import drawing
 
 import evaluate
 from delrec.data.prepared import candidates, subset, users

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, stages, title_of
+from chain import stages
 from safetensors.torch import load_file
+from tiny_lms import KINDS
+from toys import title_of
 
 import distill
 import evaluate

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import bpe_tokenizer, randomise, save
 from lm_cases import ALL, opened, rank_with, windows
 from safetensors.torch import load_file
+from tiny_lms import bpe_tokenizer, randomise, save
 
 import finetune
 from delrec.lm import layers, verbalizers
@@ -45,10 +45,11 @@ def test_gpt2_is_adapted_though_its_layers_are_no_linear_ones(
 def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, kind):
     from peft import LoraConfig, get_peft_model
 
-    from recipes.bench import saved_tensors
+    from delrec.lm.bench.memory import saved_tensors
 
-    results, kept = [], []
-    for again in (False, True):
+    kept = []
+
+    def gradients(again):
         r = rank_with(
             lambda _: load_lm(request.getfixturevalue(kind), torch.device("cpu"), torch.float64),
             kind,
@@ -92,9 +93,9 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(request, toy, ki
         kept.append(sum(size for _, size in saved_tensors(loss, r.lm.model).values()))
         value = loss()
         value.backward()
-        results.append(
-            [value.detach(), P.grad] + [p.grad for p in adapter.parameters() if p.requires_grad]
-        )
+        return [value.detach(), P.grad] + [p.grad for p in adapter.parameters() if p.requires_grad]
+
+    results = [gradients(again) for again in (False, True)]
     assert kept[1] < 0.5 * kept[0]
     assert all(g.abs().max() > 0 for g in results[0])
     for a, b in zip(*results):
@@ -114,6 +115,6 @@ def test_as_many_prompts_at_a_time_as_memory_holds(monkeypatch, alone, capsys):
         (2**40, 100, CPU_TOKENS // 3, [3]),
         (2**30, 1, 10, [1]),
     ):
-        monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert largest_micro(step, [np.zeros(tail)] * 9, most, alone.device, alone) in want
     assert "would fit" in capsys.readouterr().out

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import bpe_tokenizer, randomise, save
 from lm_cases import ALL, opened, sentence
+from tiny_lms import bpe_tokenizer, randomise, save
 
 from delrec.lm.soft_prompt import load_soft_prompt, save_soft_prompt
 from delrec.lm.text import SLOT, embed, encode, random_soft_prompt, token_scale, width

@@ -6,9 +6,9 @@ import shutil
 import click
 import pytest
 import torch
-from conftest import bpe_tokenizer, randomise, save
 from lm_cases import opened, sentence
 from safetensors.torch import load_file, save_file
+from tiny_lms import bpe_tokenizer, randomise, save
 
 from delrec.lm import pretrained
 from delrec.lm.model import load_lm

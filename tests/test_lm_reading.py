@@ -77,7 +77,7 @@ def test_candidates_share_their_prompt_s_encoder_states(load, toy):
     old, cand = windows(toy, 3)
     tails, scores, sizes = [r.prompts.history(h)[0] for h in old], [], []
     assert r.lm.attends
-    from recipes.bench import saved_tensors
+    from delrec.lm.bench.memory import saved_tensors
 
     for attends in (True, False):
         lm = replace(r.lm, attends=attends)

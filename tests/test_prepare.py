@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import drawing
 from logs import BAD, contents, prepared, random_log, run, toy, write
+from pictures import drawing
 
 from delrec.data import prepare
 

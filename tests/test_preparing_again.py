@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 from click.testing import CliRunner
+from logs import random_log, write
 from run_folders import QUICK, Killed, contents, dying, names
-from test_prepare import random_log, write
 
 import evaluate
 import train_backbone

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, stages
+from chain import stages
+from tiny_lms import KINDS
 
 import evaluate
 from delrec.data.prepared import candidates, subset

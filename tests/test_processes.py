@@ -9,10 +9,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import evaluation, stages, title_of
+from chain import evaluation, stages
 from safetensors.torch import load_file
 from test_distill import log_of, prompt_of
 from test_finetune import same_run
+from toys import title_of
 
 import distill
 import evaluate
@@ -106,7 +107,7 @@ ranking.gather_rows = recording
 def test_every_sample_counts_once_however_many_processes_and_samples(
     wide, make_backbone, decoder, two_processes, script, on_cpu, tmp_path
 ):
-    from conftest import popular
+    from toys import popular
 
     backbone = make_backbone(tmp_path / "sasrec", wide, popular(wide))
     _, to_delrec = stages(wide, backbone, decoder, "none", tmp_path / "run")

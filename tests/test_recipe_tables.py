@@ -5,8 +5,8 @@ import json
 import pytest
 from recipe_runs import refused_recipe, run_recipe, script_mains
 
-import evaluate
 from delrec import runtime
+from delrec.evaluation.paper import paper_method
 from delrec.runtime import load_run
 from recipes import runs as table_runs
 from recipes import tables
@@ -37,7 +37,7 @@ def test_table3_runs_every_variant_once_and_ends_in_a_table(here, toy, on_decode
     home = here.root / "toy" / "tiny-llama-titles-80"
     for s in (0, 1):
         runs = {v: load_run(home / f"{v}-s{s}", toy) for v in VARIANTS}
-        assert {v: evaluate.paper_method(r) for v, r in runs.items()} == {
+        assert {v: paper_method(r) for v, r in runs.items()} == {
             "no-prompt": "w/o SP",
             "words": "w MCP",
             "untrained": "w USP",

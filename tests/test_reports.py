@@ -10,9 +10,10 @@ import click
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, randomise, save, wordpiece_tokenizer
 from families import AUTO, RIGHT_OR_REFUSED, llama_like, old_decoder, write
 from safetensors.torch import load_file, save_file
+from scripts import ROOT
+from tiny_lms import randomise, save, wordpiece_tokenizer
 
 import evaluate
 import finetune

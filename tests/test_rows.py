@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS
+from tiny_lms import KINDS
 
 import evaluate
 from delrec import runtime

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, ROOT, evaluation, stages
+from chain import evaluation, stages
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from scripts import ROOT
+from tiny_lms import KINDS
 
 import distill
 import evaluate
@@ -108,6 +110,21 @@ ODD = st.one_of(
 )
 
 
+def ranker_of(m, data, show):
+    """An LM that reads prompts with a soft prompt of five vectors. show: candidates are listed."""
+    settings = {
+        "verbalizer": "letter" if show else "mean",
+        "show": show,
+        "history": 10,
+        "max_title": 32,
+        "max_tokens": 1000,
+        "backbone": "SASRec",
+        "order": "shuffled",
+        "backbone_run": "",
+    }
+    return make_ranker(m, data, settings, random_soft_prompt(m, 5, 0))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_titles_leave_the_prompt_s_structure_alone(load, toy, kind):
     m = load(kind)
@@ -127,36 +144,9 @@ def test_random_titles_leave_the_prompt_s_structure_alone(load, toy, kind):
         # as data/prepare.py files them
         clean = [clean_title(t)[0] or f"item {i}" for i, t in enumerate(titles)]
         data = SimpleNamespace(**{**vars(toy), "titles": ["", *clean], "n_items": 6})
-        r = make_ranker(
-            m,
-            data,
-            {
-                "verbalizer": "letter" if show else "mean",
-                "show": show,
-                "history": 10,
-                "max_title": 32,
-                "max_tokens": 1000,
-                "backbone": "SASRec",
-                "order": "shuffled",
-                "backbone_run": "",
-            },
-            random_soft_prompt(m, 5, 0),
-        )
-        plain = make_ranker(
-            m,
-            SimpleNamespace(**{**vars(data), "titles": ["", *[f"film {i}" for i in range(6)]]}),
-            {
-                "verbalizer": "letter" if show else "mean",
-                "show": show,
-                "history": 10,
-                "max_title": 32,
-                "max_tokens": 1000,
-                "backbone": "SASRec",
-                "order": "shuffled",
-                "backbone_run": "",
-            },
-            random_soft_prompt(m, 5, 0),
-        )
+        r = ranker_of(m, data, show)
+        films = ["", *[f"film {i}" for i in range(6)]]
+        plain = ranker_of(m, SimpleNamespace(**{**vars(data), "titles": films}), show)
         old, cand = np.array([1, 2, 3]), np.array([4, 5, 6])
         assert (
             np.array_equal(r.prompts.prefix, plain.prompts.prefix)

@@ -12,7 +12,7 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from conftest import drawing
+from pictures import drawing
 
 import evaluate
 from delrec.evaluation import tables

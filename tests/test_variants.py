@@ -6,15 +6,14 @@ from chain import stages
 from safetensors.torch import load_file
 
 import distill
-import evaluate
 import finetune
-from delrec.backbone.models import NAMES
 from delrec.data.prepared import subset
+from delrec.evaluation.paper import paper_method
 from delrec.lm.model import load_lm
 from delrec.lm.prompts import PATTERN
 from delrec.lm.ranker import make_ranker, open_run, score_samples
 from delrec.lm.text import SLOT
-from delrec.runtime import load_run
+from delrec.runtime import NAMES, load_run
 
 
 def test_the_pattern_in_words_stands_where_the_vectors_stood(load, toy):
@@ -57,7 +56,7 @@ def test_words_are_scored_as_they_were_trained(
     run, ranker = opened_again(tmp_path / "words", toy, alone)
     assert ranker.P is None
     assert "SASRec weighs all movies" in ranker.lm.tok.decode(ranker.prompts.prefix)
-    assert evaluate.paper_method(run) == "w MCP"
+    assert paper_method(run) == "w MCP"
 
 
 def test_stage_2_moves_the_prompt_only_if_asked(
@@ -71,7 +70,7 @@ def test_stage_2_moves_the_prompt_only_if_asked(
     )
     assert (before - after).abs().max() > 0.005
     run, _ = opened_again(tmp_path / "moved", toy, alone)
-    assert evaluate.paper_method(run) == "w ULSR"
+    assert paper_method(run) == "w ULSR"
     without = ["--lr-prompt", 0.01, "--soft-prompt", "none", "--overwrite"]
     assert "--soft-prompt is none" in script(finetune.main, *tune, *without, code=1).error
 
@@ -92,7 +91,7 @@ def test_stage_1_moves_the_lm_only_if_asked_and_stage_2_goes_on_from_it(
     assert changed and all("q_proj" in name or "v_proj" in name for name in changed)
     script(finetune.main, *tune)
     run, _ = opened_again(tmp_path / "delrec", toy, alone)
-    assert run.llm == str(prompt) and evaluate.paper_method(run) == "w UDPSM"
+    assert run.llm == str(prompt) and paper_method(run) == "w UDPSM"
     # again, without: nothing of the adapter stays
     script(distill.main, *distil, "--overwrite")
     assert not (prompt / "adapter").exists()

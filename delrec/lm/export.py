@@ -33,6 +33,8 @@ from delrec.training.log import Log
 
 BATCH = 128  # titles of a pass
 
+CHUNK = 1024  # samples between two writes
+
 
 # ---------------------------------------------------------------- the titles' vectors
 
@@ -171,7 +173,6 @@ def export(
     K: int = 10,
     limit: int = 0,
     shard: bool = False,
-    chunk: int = 1024,
     overwrite: bool = False,
 ):
     """RUN/export/ for train_backbone.py --teacher: for every training sample (or `limit` of them)
@@ -199,8 +200,8 @@ def export(
     files = open_files(tmp, len(data.train), K, new=not first) if ranks.main else None
     log = Log(None, len(which), "export", ranks, "sample", first)
     began = time.time()
-    for i in range(first, len(which), chunk):
-        part = which[i : i + chunk]
+    for i in range(first, len(which), CHUNK):
+        part = which[i : i + CHUNK]
         listed = None if lists is None else lists[part]
         rows = rows_of_samples(r, penalty_I, part, listed, K, ranks)
         if ranks.main:

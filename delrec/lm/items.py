@@ -38,7 +38,7 @@ def load_items(lm, backbone_run, n_items, taught=0):
     with torch.no_grad():
         maps["in"].weight.normal_(std=long)
         maps["in"].bias.zero_()
-    lm.items = Items(E.to(lm.device), torch.nn.ModuleDict(maps).to(lm.device))
+    lm.set_items(Items(E.to(lm.device), torch.nn.ModuleDict(maps).to(lm.device)))
 
 
 def item_vectors(backbone_run, n_items) -> torch.Tensor:
@@ -105,7 +105,7 @@ def open_items(lm, folder, n_items):
     (D_in, de), D = tensors["in.weight"].shape, tensors["out.weight"].shape[1]
     maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D_in), "out": torch.nn.Linear(D, de)})
     maps.load_state_dict(tensors)
-    lm.items = Items(E.to(lm.device), maps.to(lm.device).requires_grad_(False))
+    lm.set_items(Items(E.to(lm.device), maps.to(lm.device).requires_grad_(False)))
 
 
 def maps_folder(cfg, data, prompt_run) -> str | None:
@@ -142,8 +142,9 @@ def first_maps(lm, cfg, backbone_run, n_items, b):
 
 def share_maps(lm, teacher):
     """The maps begin as the teacher's (ours), whose states the student `lm` is to meet."""
-    lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **teacher.items.maps.state_dict()})
-    lm.items.E = teacher.items.E
+    maps = lm.items.maps
+    maps.load_state_dict({**maps.state_dict(), **teacher.items.maps.state_dict()})
+    lm.set_items(Items(teacher.items.E, maps))
 
 
 def item_space(lm, x_ND):

@@ -103,7 +103,7 @@ def open_run(run, data, device, shard=False) -> tuple:
             )
     P_kD = load_soft_prompt(run.folder, lm) if has_prompt else None
     if has_adapter:
-        lm.adapter = adapted(lm, run)  # wraps the layers of lm.model in place
+        lm.set_adapter(adapted(lm, run))  # wraps the layers of lm.model in place
     if shown != "titles":
         items.open_items(lm, run.folder, data.n_items)
     penalty_I = np.zeros(data.n_items + 1, np.float32)

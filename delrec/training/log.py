@@ -28,7 +28,8 @@ class Log:
     """
 
     def __init__(self, out, total, name, ranks, unit="step", done=0):
-        self.main, self.total, self.name, self.first = ranks.main, total, name, done
+        self.main, self.name = ranks.main, name
+        self.total, self.first = total, done
         self.start = self.said = time.time()
         self.file = open(out / "log.jsonl", "a", encoding="utf-8") if self.main and out else None  # noqa: SIM115
         self.bar = tqdm(

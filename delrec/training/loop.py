@@ -36,7 +36,8 @@ class Loop:
         self.counts = Counter()  # of whatever the script counts
         self.first_steps = []  # seconds of the first three, for the forecast
         self.earlier = 0.0  # seconds before the run was killed
-        self.began, self.elsewhere, self.lines, self.found = time.time(), 0.0, None, {}
+        self.began, self.elsewhere = time.time(), 0.0
+        self.lines, self.found = None, {}
         if found := saver.load() if resume else None:
             self.done, tensors, state = found
             self.epoch, self.step = state["at"]
@@ -187,7 +188,8 @@ class Best:
 
     def __init__(self, device):
         self.device = device
-        self.quality, self.step, self.weights, self.found = None, 0, {}, {}
+        self.quality, self.step = None, 0
+        self.weights, self.found = {}, {}
 
     def offer(self, quality, step, weights, **found):
         """Takes a step if it is better than the best so far."""

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from conftest import stages
+from chain import stages
 from stopped_runs import dying, kept_in
 from test_distill import prompt_of
 from test_finetune import same_run

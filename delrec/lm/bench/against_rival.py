@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from delrec.kernels.bench import times
+from delrec.kernels.bench import Row, times
 from delrec.lm import reading
+from delrec.lm.adalora import orthogonality
 from delrec.lm.bench.rival import Rival, add_adalora, plain_orthogonality
 from delrec.lm.bench.work import C, K, Prompts, flops, matmul_rate, our_ranker, place, prompts_of
 from delrec.lm.layers import adapt_modules
@@ -19,7 +20,6 @@ from delrec.lm.ranker import Ranker, score_tails
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import random_soft_prompt
 from delrec.training.memory import extra_bytes
-from finetune import orthogonality
 
 MICRO = 4  # samples a pass, as in distill.py
 
@@ -32,7 +32,7 @@ class Pair:
     data: SimpleNamespace  # a prepared folder, by load_data
     rival: Rival
     P: torch.Tensor  # the soft prompt of both
-    rows: list  # (name, value, unit, goal)
+    rows: list[Row]
 
     @property
     def device(self):
@@ -93,15 +93,15 @@ def compare_scoring(pair: Pair, verbalizer: str, n: int, goal: float):
     stop_unless_alike(verbalizer, ours(), theirs())
     t = times({"ours": ours, "rival": theirs}, pair.device, 20.0, 5)
     name, rows = f"score.{verbalizer}.{pair.where}", pair.rows
-    rows.append((f"{name}.vs_rival", t["rival"] / t["ours"], "x", goal))
-    rows.append((f"{name}.requests_per_second", n / t["ours"], "1/s", None))
+    rows.append(Row(f"{name}.vs_rival", t["rival"] / t["ours"], "x", goal))
+    rows.append(Row(f"{name}.requests_per_second", n / t["ours"], "1/s"))
     if verbalizer == "mean":
         memory = memory_ratio(ours, theirs, pair.device)
-        rows.append((f"{name}.memory_vs_rival", memory, "share", 0.6))
+        rows.append(Row(f"{name}.memory_vs_rival", memory, "share", 0.6))
         rate = matmul_rate(pair.device, pair.lm.dtype)
         work = flops(pair.lm.model, sum(map(len, prompts.tails)))
-        rows.append((f"{name}.share_of_matmul_rate", work / t["ours"] / rate, "share", None))
-        rows.append((f"matmul.{pair.where}.rate", rate / 1e9, "GFLOP/s", None))
+        rows.append(Row(f"{name}.share_of_matmul_rate", work / t["ours"] / rate, "share"))
+        rows.append(Row(f"matmul.{pair.where}.rate", rate / 1e9, "GFLOP/s"))
 
 
 def stop_unless_alike(verbalizer, ours_BC, theirs_BC):
@@ -151,11 +151,11 @@ def compare_stage_1(pair: Pair, training: Training):
 
     t = times({"ours": ours, "rival": theirs, "assembly": assembly}, pair.device, 20.0, 4)
     name, rows = f"train.stage1.{pair.where}", pair.rows
-    rows.append((f"{name}.assembly_share_of_step", t["assembly"] / t["ours"], "share", 0.02))
-    rows.append((f"{name}.vs_rival", t["rival"] / t["ours"], "x", 2.2))
-    rows.append((f"{name}.samples_per_second", n / t["ours"], "1/s", None))
+    rows.append(Row(f"{name}.assembly_share_of_step", t["assembly"] / t["ours"], "share", 0.02))
+    rows.append(Row(f"{name}.vs_rival", t["rival"] / t["ours"], "x", 2.2))
+    rows.append(Row(f"{name}.samples_per_second", n / t["ours"], "1/s"))
     memory = memory_ratio(ours, theirs, pair.device)
-    rows.append((f"{name}.memory_vs_rival", memory, "share", 0.6))
+    rows.append(Row(f"{name}.memory_vs_rival", memory, "share", 0.6))
 
 
 def with_an_empty_body(lm):
@@ -198,10 +198,10 @@ def compare_stage_2(pair: Pair, training: Training):
 
     t = times({"ours": ours, "rival": theirs}, pair.device, 20.0, 4)
     name, rows = f"train.stage2.{pair.where}", pair.rows
-    rows.append((f"{name}.vs_rival", t["rival"] / t["ours"], "x", 2.2))
-    rows.append((f"{name}.samples_per_second", len(truth_B) / t["ours"], "1/s", None))
+    rows.append(Row(f"{name}.vs_rival", t["rival"] / t["ours"], "x", 2.2))
+    rows.append(Row(f"{name}.samples_per_second", len(truth_B) / t["ours"], "1/s"))
     for p in ours_adapter.parameters():
         if p.requires_grad:
             p.grad = torch.zeros_like(p)
     share = times({"adalora": adalora}, pair.device, 2.0)["adalora"] / t["ours"]
-    rows.append((f"{name}.adalora_share_of_step", share, "share", 0.05))
+    rows.append(Row(f"{name}.adalora_share_of_step", share, "share", 0.05))

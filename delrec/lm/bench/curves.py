@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import load_data
-from delrec.kernels.bench import times
+from delrec.kernels.bench import Row, times
 from delrec.lm.bench.work import K, our_ranker, place, prompts_of
 from delrec.lm.model import load_lm
 from delrec.lm.reading import read_prefix
@@ -39,8 +39,8 @@ def curves(rows, lm, data):
             seconds = seconds_of(lm, P, prompts, verbalizer)
             name = f"curve.{verbalizer}.{place(lm.device)}"
             name += f".history{history}.C{n_candidates}.batch{batch}"
-            rows.append((f"{name}.ms_per_request", 1e3 * seconds / batch, "ms", None))
-            rows.append((f"{name}.tokens", tokens_of(prompts, verbalizer), "tokens", None))
+            rows.append(Row(f"{name}.ms_per_request", 1e3 * seconds / batch, "ms"))
+            rows.append(Row(f"{name}.tokens", tokens_of(prompts, verbalizer), "tokens"))
 
 
 @torch.no_grad()
@@ -66,10 +66,10 @@ def tokens_of(prompts, verbalizer) -> float:
 def two_processes(rows):
     """Adds a row: two processes of one core each against one of one core, on the same work each."""
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
-        rows.append(("score.two_processes.cpu.speedup", None, "x", 1.8))
+        rows.append(Row("score.two_processes.cpu.speedup", None, "x", 1.8))
         return
     speedup = requests_per_second(2) / requests_per_second(1)
-    rows.append(("score.two_processes.cpu.speedup", speedup, "x", 1.8))
+    rows.append(Row("score.two_processes.cpu.speedup", speedup, "x", 1.8))
 
 
 def requests_per_second(n: int) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from delrec.kernels.bench import Row
 from delrec.lm.bench.random_lms import LIMIT_GB, TOKENS, random_lm, random_prompts
 from delrec.lm.bench.rival import add_adalora
 from delrec.lm.bench.work import K
@@ -30,11 +31,11 @@ class Held:
     device: torch.device
     weights: int  # bytes of the LM
     tokens: int  # of the prompt
-    rows: list  # (name, value, unit, goal)
+    rows: list[Row]
 
     def row(self, what: str, size, unit: str):
         value = None if size is None else size / GB
-        self.rows.append((f"account.{self.name}.{what}", value, unit, LIMIT_GB))
+        self.rows.append(Row(f"account.{self.name}.{what}", value, unit, LIMIT_GB))
 
 
 def account(rows, device, name, config, tokens=TOKENS, dtype=torch.bfloat16):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from delrec.kernels.bench import times
+from delrec.kernels.bench import Row, times
 from delrec.lm import check
 from delrec.lm.bench.work import C, K, Prompts, flops, matmul_rate, place
 from delrec.lm.model import LM
@@ -83,7 +83,7 @@ def random_lm(name, config, device, dtype) -> LM:
         special=set(),
         sep=[5],
     )
-    check.settle(lm, checked=False)
+    lm.read_as(check.find(lm, checked=False))
     return lm
 
 
@@ -117,7 +117,7 @@ class Subject:
     prompts: Prompts
     rate: float  # FLOP a second of this machine's matrix products
     work: float  # FLOP of a pass over all prompts
-    rows: list  # (name, value, unit, goal)
+    rows: list[Row]
 
     def named(self, what: str, row: str) -> str:
         return f"{what}.{self.lm.name}.{place(self.lm.device)}.{row}"
@@ -155,10 +155,10 @@ def time_scoring(subject: Subject):
     request = batch / len(prompts.tails)
     goal = 4 if lm.name == FLAN else None
     share = "share of the measured matmul rate"
-    rows.append((subject.named("score", "ms_per_request"), 1e3 * request, "ms", goal))
-    rows.append((subject.named("score", "ms_alone"), 1e3 * alone, "ms", None))
-    rows.append((subject.named("score", "mfu"), subject.work / batch / subject.rate, share, 0.5))
-    rows.append((subject.named("score", "vs_paper_request"), PAPER_SECONDS / request, "x", None))
+    rows.append(Row(subject.named("score", "ms_per_request"), 1e3 * request, "ms", goal))
+    rows.append(Row(subject.named("score", "ms_alone"), 1e3 * alone, "ms"))
+    rows.append(Row(subject.named("score", "mfu"), subject.work / batch / subject.rate, share, 0.5))
+    rows.append(Row(subject.named("score", "vs_paper_request"), PAPER_SECONDS / request, "x"))
 
 
 def time_training(subject: Subject, n=8, micro=4):
@@ -181,14 +181,14 @@ def time_training(subject: Subject, n=8, micro=4):
     try:
         seconds = times({"step": step}, lm.device, 5.0)["step"]
     except torch.OutOfMemoryError:
-        rows.append((peak, None, "GB, did not fit", LIMIT_GB))
+        rows.append(Row(peak, None, "GB, did not fit", LIMIT_GB))
         return
     work = 2 * subject.work * n / len(subject.prompts.tails)  # forward, and backward to the prompt
     share = "share of the measured matmul rate"
-    rows.append((subject.named("train", "stage1_samples_per_second"), n / seconds, "1/s", None))
-    rows.append((subject.named("train", "mfu"), work / seconds / subject.rate, share, 0.4))
+    rows.append(Row(subject.named("train", "stage1_samples_per_second"), n / seconds, "1/s"))
+    rows.append(Row(subject.named("train", "mfu"), work / seconds / subject.rate, share, 0.4))
     held_gb = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
-    rows.append((peak, held_gb, "GB", LIMIT_GB if lm.name == FLAN else None))
+    rows.append(Row(peak, held_gb, "GB", LIMIT_GB if lm.name == FLAN else None))
 
 
 def rows_of_a_gpu() -> list:
@@ -198,8 +198,8 @@ def rows_of_a_gpu() -> list:
     rows = []
     for name in shapes():
         is_flan = name == FLAN
-        rows.append((f"score.{name}.gpu.ms_per_request", None, "ms", 4 if is_flan else None))
-        rows.append((f"score.{name}.gpu.mfu", None, "share", 0.5))
-        rows.append((f"train.{name}.gpu.mfu", None, "share", 0.4))
-        rows.append((f"train.{name}.gpu.peak_gb", None, "GB", LIMIT_GB if is_flan else None))
+        rows.append(Row(f"score.{name}.gpu.ms_per_request", None, "ms", 4 if is_flan else None))
+        rows.append(Row(f"score.{name}.gpu.mfu", None, "share", 0.5))
+        rows.append(Row(f"train.{name}.gpu.mfu", None, "share", 0.4))
+        rows.append(Row(f"train.{name}.gpu.peak_gb", None, "GB", LIMIT_GB if is_flan else None))
     return rows
