@@ -111,18 +111,17 @@ class Lessons:
 
     def __init__(self, cfg, r, lists, n):
         self.cfg, self.r, self.lists = cfg, r, lists
-        train = r.data.train
-        listed_n = np.random.default_rng([cfg.seed, 1]).permutation(
-            with_lists(lists.folder, r.data)
-        )
-        self.order, self.windows, self.asked = listed_n, None, Asked(r)
-        self.rps = self.asked
+        train, have_lists = r.data.train, with_lists(lists.folder, r.data)
+        taught_n = np.random.default_rng([cfg.seed, 1]).permutation(have_lists)
+        self.ta = Asked(r)
         if cfg.input == "ids":  # windows of items, each known by its last target
             row_of = np.zeros(len(r.data.items), int)
-            row_of[train[listed_n]] = listed_n
-            self.windows = Windows(r.data, cfg.history, n, cfg.seed, only=train[listed_n])
+            row_of[train[taught_n]] = taught_n
+            self.windows = Windows(r.data, cfg.history, n, cfg.seed, only=train[taught_n])
             self.order = row_of[self.windows.places]
             self.rps = Listed(r, lists.train[:, : cfg.h], row_of)
+        else:
+            self.windows, self.order, self.rps = None, taught_n, self.ta
 
     def samples(self, at) -> np.ndarray:
         """Places in data.train of the samples number `at`."""
@@ -139,7 +138,7 @@ class Lessons:
         if self.windows:
             rps = self.windows.prompts(r, at)
         ta, rps = (ta if cfg.tasks != "rps" else []), (rps if cfg.tasks != "ta" else [])
-        return [(self.asked, ta), (self.rps, rps)]
+        return [(self.ta, ta), (self.rps, rps)]
 
     def micro(self, ranks) -> int:
         """How many prompts a pass takes: --micro, or as many of the longest as memory holds."""
@@ -176,8 +175,10 @@ def listwise(s_NI, ranked_Nh) -> torch.Tensor:
 
 
 def weights(how, g_TA, g_RPS, log_var) -> torch.Tensor:
-    """lam_TA, lam_RPS. gradnorm: lam proportional to ||g||^-1/2, sum 1. uncertainty: exp(-s) of
-    learnt log-variances s. fixed: 1/2.
+    """lam_TA and lam_RPS (2,).
+
+    gradnorm (ours, after GradNorm's idea of even gradients): lam proportional to ||g||^-1/2, their
+    sum 1. uncertainty: exp(-s) of learnt log-variances s. fixed: 1/2 each.
     """
     if how == "gradnorm":
         norm = torch.stack([g_TA.norm(), g_RPS.norm()])
@@ -334,8 +335,8 @@ def main(ctx, **config):
     micro = record["micro"] = lessons.micro(ranks)
     balance = Balance(cfg)
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
-    weights, best = Weights(params), Best(ranks.device)
-    loop.keep(param=weights, lion=OptimiserState(optimiser), balance=balance, best=best)
+    moved, best = Weights(params), Best(ranks.device)
+    loop.keep(param=moved, lion=OptimiserState(optimiser), balance=balance, best=best)
     loop.validation_cost = sum(map(len, quiz.prompts.values())) / (2 * cfg.batch) / 3
 
     for step, at in loop.over(np.arange(n_steps * cfg.batch).reshape(n_steps, -1)):
@@ -347,14 +348,14 @@ def main(ctx, **config):
         for lesson, batch in batches:  # each task's own gradient
             steps.zero_gradients(params)
             total = torch.zeros(1)
-            for part, own in steps.micro_batches(len(batch), micro, ranks, cfg.shard):
-                loss = lesson.loss(batch[part]) * (own / lesson.reads(batch))
+            for rows, weight in steps.micro_batches(len(batch), micro, ranks, cfg.shard):
+                loss = lesson.loss(batch[rows]) * (weight / lesson.reads(batch))
                 loss.backward()
                 total += loss.item()
             sum_gradients(params, ranks)
             grads.append([p.grad for p in params])
             losses.append(sum_over_ranks(total, ranks).item())
-        lam_TA, lam_RPS = balance.weights(grads[0][0], grads[1][0])
+        lam_TA, lam_RPS = balance.weights(grads[0][0], grads[1][0])  # of the soft prompt
         # the gradient of lam_TA L_TA + lam_RPS L_RPS, the weights held fixed
         for p, g_TA, g_RPS in zip(params, *grads):
             p.grad = lam_TA * g_TA + lam_RPS * g_RPS
@@ -367,13 +368,13 @@ def main(ctx, **config):
         if step in loop.validations:
             with loop.elsewhere_than_steps("validation"):
                 found = quiz.ask(r, ranks, f"step {step + 1}")
-            best.offer(quiz.quality(found, cfg.tasks), step + 1, weights.state_dict(), after=found)
+            best.offer(quiz.quality(found, cfg.tasks), step + 1, moved.state_dict(), after=found)
         told = {"loss_ta": losses[0], "loss_rps": losses[1], "lam_ta": lam_TA.item()}
         validated = {f"val_{name}": value for name, value in found.items()}
         loop.log(step + 1, **told, lr=cfg.lr * share, **validated)
     loop.close()
 
-    weights.load_state_dict(best.weights)
+    moved.load_state_dict(best.weights)
     if ranks.main:
         moving.write(out)
         result = {"n_ta": len(quiz.prompts.get("ta", [])), "n_rps": len(quiz.prompts["rps"])}
@@ -382,7 +383,7 @@ def main(ctx, **config):
         known = {key: r.settings[key] for key in ("backbone", "backbone_run", "backbone_digest")}
         record |= {"settings": r.settings, **known, "lm_share": loop.lm_share()}
         record |= {"calibration": 0.0, "soft_prompt": str(folder)}
-        record["started"] -= loop.earlier
+        record["started"] -= loop.earlier  # what it took before it was killed counts too
         common.finish_run(folder, record)
         rate = loop.counts["prompts"] / loop.spent["steps"]
         prompt_training.print_result(folder, record, quiz, best.found["after"], rate)

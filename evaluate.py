@@ -28,7 +28,7 @@ from types import SimpleNamespace
 import click
 import torch
 
-from common import claim, finish_run, start_run
+from common import claim, finish_run, start_run, verbalizers
 from delrec.data.prepared import subset
 from delrec.evaluation import plain
 from delrec.evaluation.cases import cases_of, told_apart
@@ -243,7 +243,7 @@ def last_line(value) -> str:
 @click.option(
     "--verbalizer",
     default="likelihood",
-    type=click.Choice(["likelihood", "mean", "first", "letter"]),
+    type=verbalizers,
     help="of the plain LM",
 )
 @click.option("--show/--no-show", default=False, help="plain LM: list the candidates in the prompt")

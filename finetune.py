@@ -99,7 +99,7 @@ def check(cfg, typed):
         ),
         (
             not titles and about_titles,
-            f"--{''.join(about_titles[:1])} is about titles, --input ids scores all items by their "
+            f"--{(about_titles or [''])[0]} is about titles, --input ids scores all items by their "
             "vectors; leave one of them out",
         ),
         (
@@ -293,19 +293,20 @@ def main(ctx, **config):
     moving = student.Moving(cfg, r, maps, modules, n_steps)
     adapter, params = moving.adapter, moving.params
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
-    weights, best = Weights(params), Best(ranks.device)
+    moved, best = Weights(params), Best(ranks.device)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
     loop = Loop(saver, "finetune", n_steps, cfg.resume, validations=cfg.evals)
     loop.validation_cost = len(valid.which) / cfg.batch / 3  # a forward pass is a third of a step
     common.say(ranks, moving.said())
 
-    def losses_of(examples, at=None):
-        """The parts of the loss, each a sum over the reads of some examples. at: their numbers."""
+    def losses_of(examples, numbers=None):
+        """The parts of the loss, each a sum over the reads of some examples; their numbers among
+        the samples are for the teacher."""
         losses = task.losses(examples)
-        return losses | blocks.losses(task, examples, at) if blocks else losses
+        return losses | blocks.losses(task, examples, numbers) if blocks else losses
 
     micro = record["micro"] = student.micro_of(cfg, r, seen, losses_of, ranks)
-    loop.keep(param=weights, lion=OptimiserState(optimiser), best=best)
+    loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
     loop.keep(adalora=adalora.Importances(adapter, ranks.device))
     parts = PARTS if cfg.loss == "both" or blocks else ()
 
@@ -317,10 +318,10 @@ def main(ctx, **config):
         adapter.train()
         steps.zero_gradients(params)
         totals = steps.Totals(parts)
-        for part, own in steps.micro_batches(cfg.batch, micro, ranks, cfg.shard):
-            steps.seed_dropout(cfg.seed, step, part.start)
-            losses = losses_of(batch.examples[part], batch.at[part])
-            means = {name: L * (own / batch.count(name)) for name, L in losses.items()}
+        for rows, weight in steps.micro_batches(cfg.batch, micro, ranks, cfg.shard):
+            steps.seed_dropout(cfg.seed, step, rows.start)
+            losses = losses_of(batch.examples[rows], batch.at[rows])
+            means = {part: L * (weight / batch.count(part)) for part, L in losses.items()}
             loss = sum(means.values())
             loss.backward()
             totals.add(loss, means)
@@ -340,18 +341,18 @@ def main(ctx, **config):
             rank = adalora.active_rank(adapter)
             common.say(ranks, f"step {step + 1}: {valid.said(quality)}; rank {rank}")
             if adalora.ranks_are_final(adapter, step + 1):
-                best.offer(quality, step + 1, weights.state_dict(), scores=score_nC)
+                best.offer(quality, step + 1, moved.state_dict(), scores=score_nC)
         loop.log(step + 1, **fields, lr=cfg.lr * share)
     loop.close()
 
     moving.must_hold()
-    weights.load_state_dict(best.weights)
+    moved.load_state_dict(best.weights)
     score_nC = best.found["scores"]
     neutral_I, w = student.calibration(cfg, r, valid, score_nC, ranks, out)
     if ranks.main:
         student.write_parts(out, r, adapter, neutral_I, valid.among_all(score_nC))
         record |= {"settings": r.settings, "calibration": w, "best_step": best.step}
-        record["rank"] = [moving.ranks[0], adalora.active_rank(adapter)]
+        record["rank"] = [moving.lora_ranks[0], adalora.active_rank(adapter)]
         record["soft_prompt"] = str(prompt_run.folder) if prompt_run else cfg.soft_prompt
         quality = valid.quality(score_nC - w * neutral_I[valid.cand_nC])
         close_run(folder, record, loop, cfg, quality, len(valid.which))
@@ -368,7 +369,7 @@ def close_run(folder, record, loop, cfg, quality, n_val):
         "samples_per_second": round(per_second, 3),
         "train_seconds": round(loop.spent["steps"], 3),
     }
-    record["started"] -= loop.earlier
+    record["started"] -= loop.earlier  # what it took before it was killed counts too
     common.finish_run(folder, record)
     first, last = record["rank"]
     print(

@@ -41,7 +41,7 @@ import common
 from common import WHOLE
 from delrec.backbone import dllm2rec, results
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
-from delrec.backbone.models import build
+from delrec.backbone.models import MODELS, build
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import batch_of, runs_of_targets, users
 from delrec.processes import finish, sum_gradients, sum_over_ranks
@@ -136,8 +136,7 @@ class Targets:
         # with a user's first item, which is input only
         have = np.union1d(data.train, np.asarray(data.ptr)[:-1])
         self.seen = np.unique(users(data, have) * (data.n_items + 1) + data.items[have])
-        # Caser: one window a target, its architecture has one state
-        self.span = 1 if cfg.model == "caser" else cfg.history
+        self.span = 1 if MODELS[cfg.model].one_state else cfg.history  # targets of a window
 
     def epoch(self, epoch) -> list:
         """The batches of an epoch: pairs of the windows' first and last targets."""
@@ -351,7 +350,7 @@ def main(**config):
     got = protocol.rank_splits(model, ranks, cfg.top_h)
     if ranks.main:
         found = results.write_results(out, model, protocol, got)
-        record["started"] -= loop.earlier
+        record["started"] -= loop.earlier  # what it took before it was killed counts too
         record |= {
             "out": str(folder),
             "n_items": data.n_items,

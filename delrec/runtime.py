@@ -340,7 +340,7 @@ class Run(SimpleNamespace):
     """A finished run: what its config.json holds, as attributes; more than these by stage."""
 
     folder: Path  # where it stands
-    stage: str  # train_backbone, distill, finetune or evaluate
+    stage: str  # train_backbone, distill, finetune or lm (evaluate.py --llm)
     dataset: str  # the name of its data
     data_hash: str  # of their preparation
 

@@ -1,6 +1,10 @@
 """The conventional models, seq_BL -> x_BLE, the state after each position; building, scoring,
 loading them.
 
+A model is made by (n_items, cfg), has its item vectors as `item` (row 0 is the padding's), and says
+the same when columns of padding are cut off. one_state: only the last state of a window is computed
+at all. build() adds a bias an item, and how long a history is.
+
 Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left).
 """
 
@@ -28,6 +32,8 @@ class SASRec(nn.Module):
     Positions are counted from the end of the window, so the most recent item has the same position
     however long the history is, and columns of padding can be cut off without changing anything.
     """
+
+    one_state = False
 
     def __init__(self, n_items, cfg):
         super().__init__()
@@ -87,6 +93,8 @@ class GRU4Rec(nn.Module):
     Padding on the left leaves the state at zero: see forward.
     """
 
+    one_state = False
+
     def __init__(self, n_items, cfg):
         super().__init__()
         E = cfg.width
@@ -113,6 +121,8 @@ class Caser(nn.Module):
     that weigh the L rows. paper: also a vector per user; ours has none, so that any history of item
     ids can be scored.
     """
+
+    one_state = True
 
     def __init__(self, n_items, cfg):
         super().__init__()
@@ -144,12 +154,16 @@ class Caser(nn.Module):
         return F.relu(self.out(self.drop(x_BX)))[:, None]
 
 
+# by the name that train_backbone.py --model gives; runtime.NAMES says how prompts call them
+MODELS = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}
+
+
 def build(name, n_items, cfg):
     """An untrained model; cfg has history, width and dropout.
 
     An item's score is its input vector . state + its bias.
     """
-    model = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}[name](n_items, cfg)
+    model = MODELS[name](n_items, cfg)
     nn.init.normal_(model.item.weight, std=0.02)
     model.item.weight.data[0] = 0
     model.bias = nn.Parameter(torch.zeros(n_items + 1))

@@ -30,8 +30,10 @@ def add_adalora(lm, modules, cfg, steps):
 
 
 def orthogonality(adapter) -> torch.Tensor:
-    """AdaLoRA's penalty R: the mean over all A and B of ||A A^T - I||_F and ||B^T B - I||_F (eq.
-    4), same-shaped matrices in one batch.
+    """AdaLoRA's penalty R: the mean over all A and B of ||A A^T - I||_F and ||B^T B - I||_F.
+
+    Eq. 4 sums the squares of these norms; peft, and so we, take the mean of the norms. Matrices of
+    one shape are computed together.
     """
     by_shape = {}
     for name, p in adapter.named_parameters():

@@ -130,11 +130,11 @@ def load_maps(lm, folder, n_items):
     lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **tensors})
 
 
-def first_maps(lm, cfg, backbone_run, n_items, b):
+def first_maps(lm, cfg, backbone_run, n_items, inner):
     """The maps that train beside the adapters, as a ModuleDict: between item vectors and the LM,
-    and with --lambda-ms behind each of its b blocks but the last."""
+    and behind so many `inner` blocks of it."""
     torch.manual_seed(cfg.seed)
-    load_items(lm, backbone_run, n_items, b - 1 if cfg.lambda_ms else 0)
+    load_items(lm, backbone_run, n_items, inner)
     if cfg.maps:  # what stage 1 distilled into them
         load_maps(lm, cfg.maps, n_items)
     return lm.items.maps

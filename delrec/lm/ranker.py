@@ -45,13 +45,18 @@ class Ranker:
 def settings_of(cfg, backbone, backbone_run) -> dict:
     """What of a run's flags fixes how it ranks, as its config.json stores it and make_ranker reads
     it. backbone: its name in the prompt; backbone_run: its folder."""
-    flags = ("verbalizer", "show", "history", "max_title", "max_tokens")
+    words = {"words": cfg.soft_prompt == "words"} if hasattr(cfg, "soft_prompt") else {}
     return {
-        **{name: getattr(cfg, name) for name in flags},
+        "verbalizer": cfg.verbalizer,
+        "show": cfg.show,
         "order": getattr(cfg, "order", "shuffled"),
+        "history": cfg.history,
+        "max_title": cfg.max_title,
+        "max_tokens": cfg.max_tokens,
         "backbone": backbone,
         "backbone_run": str(backbone_run),
         "input": cfg.input,
+        **words,
         "allow_unknown": cfg.allow_unknown,
         "backbone_digest": backbone_digest(backbone_run),
     }

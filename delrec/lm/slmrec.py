@@ -137,10 +137,10 @@ class BlockLosses:
             losses["cos"] = cfg.lambda_cos * D_cos.sum()
             losses["norm"] = cfg.lambda_norm * D_norm.sum()
         if cfg.lambda_ms and self.b > 1:
-            # L_ms = mean_{j<b} CE(y, softmax(E W_j x_s^j))
+            # L_ms = mean_{j<b} of the loss from W_j x_s^j; on vectors CE(y, softmax(E W_j x_s^j))
             mapped = [W_j(x.float()) for W_j, x in zip(self.inner_maps(), self.lm.tapped)]
-            L_ms = sum(task.loss_from(x, batch) for x in mapped)
-            losses["ms"] = cfg.lambda_ms * L_ms / (self.b - 1)
+            total = sum(task.loss_from(x, batch) for x in mapped)
+            losses["ms"] = cfg.lambda_ms * total / (self.b - 1)
         return losses
 
     def inner_maps(self) -> list:

@@ -23,7 +23,7 @@ def open_student(cfg, data, ranks, prompt_run, teacher_run) -> tuple:
     lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers, checked=cfg.check_llm)
     P = soft_prompt.first_soft_prompt(cfg, prompt_run, lm)
     backbone, backbone_run = backbone_of(cfg.backbone, data, prompt_run)
-    settings = settings_of(cfg, backbone, backbone_run) | {"words": cfg.soft_prompt == "words"}
+    settings = settings_of(cfg, backbone, backbone_run)
     for run in filter(None, (prompt_run, teacher_run)):
         say_if_another(run, ranks)
     if cfg.layers:
@@ -31,12 +31,14 @@ def open_student(cfg, data, ranks, prompt_run, teacher_run) -> tuple:
     teacher = slmrec.open_teacher(teacher_run, lm, cfg, data, ranks) if teacher_run else None
     b = slmrec.tap_blocks(lm, teacher, cfg.blocks) if teacher or cfg.lambda_ms else 0
     maps = torch.nn.ModuleDict()
+    on_vectors = cfg.input == "ids"
     if cfg.input != "titles":
-        maps = items.first_maps(lm, cfg, backbone_run, data.n_items, b)
+        inner = b - 1 if on_vectors and cfg.lambda_ms else 0
+        maps = items.first_maps(lm, cfg, backbone_run, data.n_items, inner)
         if teacher:
             items.share_maps(lm, teacher.lm)
-    elif cfg.lambda_ms:
-        maps = slmrec.identity_maps(lm, b)
+    if cfg.lambda_ms and not on_vectors:  # titles are scored by the head, which reads states
+        maps = torch.nn.ModuleDict({**maps, **slmrec.identity_maps(lm, b)})
     return make_ranker(lm, data, settings, P, cfg.cache_prefix), teacher, maps
 
 
@@ -94,32 +96,34 @@ class Moving:
         )
         self.params = [p for group in self.groups for p in group["params"]]
         self.layers = adalora.adapted_layers(self.adapter)
-        self.ranks = [self.layers * cfg.init_r, self.layers * cfg.target_r]  # first and last
+        # singular values over all layers, at the beginning and at the end
+        self.lora_ranks = [self.layers * cfg.init_r, self.layers * cfg.target_r]
 
     def said(self) -> str:
         """What trains, in a line."""
         cfg, lm = self.cfg, self.r.lm
         whole = sum(p.numel() for p in [*lm.model.parameters(), *self.maps.parameters()])
         first, last, n_steps = adalora.pruning_steps(self.adapter)
+        whole_rank, budget = self.lora_ranks
         return (
             f"LM {cfg.llm} ({lm.kind}, {lm.dtype}): {sum(p.numel() for p in self.params):,} of "
-            f"{whole:,} parameters train; {self.layers} layers adapted; ranks {self.ranks[0]} -> "
-            f"{self.ranks[1]} between step {first} and {last} of {n_steps}"
+            f"{whole:,} parameters train; {self.layers} layers adapted; ranks {whole_rank} -> "
+            f"{budget} between step {first} and {last} of {n_steps}"
         )
 
     def must_hold(self):
         """Stops unless the adapter moved, its ranks came down to the budget, and the soft prompt
         stayed."""
         rank, P = adalora.active_rank(self.adapter), self.r.P
+        budget = self.lora_ranks[1]
         if all(torch.equal(p, q) for p, q in zip(self.adapted, self.first_values)):
             stop(
                 "the adapter did not move from where it began; nothing is saved; raise --lr or "
                 "--samples"
             )
-        if rank != self.ranks[1]:
+        if rank != budget:
             stop(
-                f"AdaLoRA kept rank {rank} in all, its budget is {self.ranks[1]}; the adapter is "
-                "not saved"
+                f"AdaLoRA kept rank {rank} in all, its budget is {budget}; the adapter is not saved"
             )
         if P is not None and not self.cfg.lr_prompt and not torch.equal(P, self.first_P):
             stop(

@@ -1,4 +1,4 @@
-"""May a run be written to a folder? Asked at the door, before anything is touched."""
+"""May a run be written to a folder? Asked at the door, before anything in it is touched."""
 
 import os
 
@@ -10,8 +10,9 @@ FREE, FINISHED, REFUSED = range(3)
 
 
 def claim(folder, cfg, ranks):
-    """Nothing, where a run may be written to `folder`; else says why not. Nothing is touched yet.
+    """Nothing, where a run may be written to `folder`; else ends the process and says why.
 
+    What a killed process left between two renames is completed first; no finished run is lost.
     A finished run needs --overwrite, one that was killed --resume or --overwrite, a folder of
     something else another --out. With --resume a finished run ends here, with exit code 0.
     """

@@ -58,6 +58,7 @@ class Loop:
     def over(self, batches):
         """(step, batch) of those of an epoch that are still to do. After each a checkpoint is
         written when one is due, and the process ends if it was asked to."""
+        self.found = {}  # every part has taken its own
         for step in range(self.step, len(batches)):
             began, self.elsewhere = time.time(), 0.0
             yield step, batches[step]
@@ -113,7 +114,9 @@ class Loop:
     def log(self, number, **fields):
         """One line of the log, of step (or epoch) `number`."""
         if self.lines is None:
-            first = self.step if self.unit == "step" else self.epoch - (self.step == 0)
+            first = self.step
+            if self.unit == "epoch":  # an epoch's line is written when it begins
+                first = self.epoch - 1 if self.step == 0 else self.epoch
             out = self.saver.folder.parent
             cut_log(out, self.name, first, self.ranks)
             self.lines = Log(out, self.total, self.name, self.ranks, self.unit, max(first, 0))
@@ -125,7 +128,8 @@ class Loop:
             self.lines.close()
 
     def lm_share(self):
-        """The share of the run's time that steps and validations took."""
+        """The share of the run's time that its passes of the LM took, in steps and validations;
+        the making of prompts is left out of both."""
         return round(sum(self.spent.values()) / (time.time() - self.began), 3)
 
 
