@@ -4,8 +4,8 @@ backbone and lm, evaluation and serving.
 
 from pathlib import Path
 
-# In a clone kernels/ and data/ stand beside this folder, in an installed delrec inside it; what
-# stands beside that is everybody's, and another `kernels` or `data` would be found there first.
+# In a clone kernels/ and data/ stand beside this folder, in an installed delrec inside it. Beside
+# an installed one stand other packages: another `kernels` or `data` could be found there first.
 _here = Path(__file__).resolve().parent
 if not (_here / "kernels").is_dir():
     __path__.append(str(_here.parent))

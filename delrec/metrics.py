@@ -7,9 +7,9 @@ import numpy as np
 from delrec.runtime import stop
 
 
-def compare(score_BC, target_BC):
-    """How many others score above (greater) and exactly as the target (equal). target_BC is a 0/1
-    mask with one 1 a row.
+def compare(score_BC: np.ndarray, target_BC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(greater, equal), each (B,): how many others score above the target, and exactly as it does.
+    target_BC is a 0/1 mask with one 1 a row.
     """
     if not np.isfinite(score_BC).all():
         stop("scores hold a value that is not finite; nothing can be ranked by them")
@@ -17,8 +17,10 @@ def compare(score_BC, target_BC):
     return (score_BC > own).sum(1), (score_BC == own).sum(1) - 1
 
 
-def metrics(greater, equal, ks=(1, 5, 10)):
-    """Per-sample HR@k, NDCG@k, MRR and rank.
+def metrics(
+    greater: np.ndarray | list[int], equal: np.ndarray | list[int], ks: tuple[int, ...] = (1, 5, 10)
+) -> dict[str, np.ndarray]:
+    """HR@k, NDCG@k, MRR and rank of each sample: {name: (n,)}. greater, equal: of compare, (n,).
 
     A tie of e+1 items fills the ranks greater+1 .. greater+e+1; the value is the mean over those
     ranks, so constant scores give HR@1 = 1/C. rank = 1 + greater + equal/2, the mean of the same
@@ -39,6 +41,6 @@ def metrics(greater, equal, ks=(1, 5, 10)):
     return out | {"mrr": mean(1 / place), "rank": 1 + greater + equal / 2}
 
 
-def chance(C, ks=(1, 5, 10)):
+def chance(C: int, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
     """The metrics of constant scores over C candidates."""
     return {m: float(v[0]) for m, v in metrics([0], [C - 1], ks).items()}

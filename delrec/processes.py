@@ -1,10 +1,12 @@
 """The processes of torchrun: joining them, sums over them, work shared among them.
 
-One process alone is the same with no talk.
+A process that is alone does the same, and talks to nobody.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ class Ranks:
         return self.rank == 0
 
 
-def setup(seed) -> Ranks:
+def setup(seed: int) -> Ranks:
     """This process; it has joined torchrun's process group, if there is one, and all its generators
     are seeded alike on all processes."""
     rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -40,7 +42,7 @@ def setup(seed) -> Ranks:
     return Ranks(rank, world, device)
 
 
-def own_device(local) -> torch.device:
+def own_device(local: int) -> torch.device:
     """The GPU of process number `local` of this machine, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -53,9 +55,10 @@ def own_device(local) -> torch.device:
     return torch.device("cuda", local)
 
 
-def own_corner(rank, world) -> dict:
-    """Where restarted processes meet: the launcher's store still holds the addresses of those
-    before, so each attempt gets a corner of its own."""
+def own_corner(rank: int, world: int) -> dict:
+    """What else init_process_group is given: where torchrun started the processes again, a place
+    of their own to meet, because the launcher's store still holds the addresses of those before.
+    """
     if not restarted() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -71,14 +74,14 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def finish(ranks):
+def finish(ranks: Ranks) -> None:
     """Leaves the process group; all wait for each other."""
     if ranks.world > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def sum_over_ranks(x, ranks) -> torch.Tensor:
+def sum_over_ranks(x: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     """A tensor summed over all processes, in fp32 (gloo has no bf16 sum)."""
     if ranks.world == 1:
         return x
@@ -87,14 +90,14 @@ def sum_over_ranks(x, ranks) -> torch.Tensor:
     return y.to(x.device, x.dtype)
 
 
-def max_over_ranks(x, ranks) -> float:
+def max_over_ranks(x: float, ranks: Ranks) -> float:
     """The largest of a number over all processes."""
     y = torch.tensor(float(x), device=ranks.device)
     dist.all_reduce(y, dist.ReduceOp.MAX)
     return y.item()
 
 
-def sum_gradients(params, ranks):
+def sum_gradients(params: list[torch.Tensor], ranks: Ranks) -> None:
     """Makes every gradient the sum over all processes.
 
     Every rank's loss is already divided by the global batch, so that is the gradient of one
@@ -107,7 +110,7 @@ def sum_gradients(params, ranks):
             g.copy_(part.view_as(g))
 
 
-def shares(pieces, ranks, even=False) -> list:
+def shares(pieces: Sequence, ranks: Ranks, even: bool = False) -> list[tuple[Any, int]]:
     """This rank's pieces of work, every world-th, as pairs (piece, 1).
 
     even: as many passes on every rank, because the passes of a sharded LM are made together; a rank
@@ -120,7 +123,7 @@ def shares(pieces, ranks, even=False) -> list:
     return mine
 
 
-def gather_rows(rows, index, n, ranks) -> np.ndarray:
+def gather_rows(rows: np.ndarray, index: np.ndarray, n: int, ranks: Ranks) -> np.ndarray:
     """The full float32 array (n, ...) of rows (m, ...) that each rank computed for its samples
     `index`; NaN where nobody has one."""
     full = np.full((n, *rows.shape[1:]), np.nan, np.float32)
@@ -136,7 +139,7 @@ def gather_rows(rows, index, n, ranks) -> np.ndarray:
     return full
 
 
-def all_of(array, ranks) -> list:
+def all_of(array: np.ndarray, ranks: Ranks) -> list[np.ndarray]:
     """The arrays of all processes, which have the same shape on each."""
     own = torch.as_tensor(array, device=ranks.device)
     gathered = [torch.empty_like(own) for _ in range(ranks.world)]

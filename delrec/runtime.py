@@ -11,6 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NoReturn, Protocol, TextIO
 
 import click
 import numpy as np
@@ -29,19 +30,26 @@ NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delrec"
 
 
-def stop(sentence):
+class Prepared(Protocol):
+    """What the floors under the data know of it; delrec.data.prepared.Data holds more."""
+
+    name: str
+    meta: dict[str, Any]  # meta.json
+
+
+def stop(sentence: str) -> NoReturn:
     """The one way a script refuses: a sentence with what was found, what was expected and what to
     do; exit code 1.
     """
     raise click.ClickException(sentence)
 
 
-def first_line(bad, most=150):
-    """The first line of an exception's words."""
+def first_line(bad: BaseException, most: int = 150) -> str:
+    """An exception in one line: its type and the first line of its words, `most` characters."""
     return f"{type(bad).__name__}: {(str(bad).strip().splitlines() or ['no message'])[0][:most]}"
 
 
-def described(doc):
+def described(doc: str) -> dict[str, Any]:
     """click's settings for a script whose --help is its file's docstring: lines that are indented
     (examples) stay as they are, others are wrapped.
     """
@@ -55,12 +63,14 @@ def described(doc):
     }
 
 
-def whole_or_auto(ctx, param, value):
-    """click's callback for an option that is a number above 0, 'auto', or not given."""
+def whole_or_auto(
+    ctx: click.Context, param: click.Parameter, value: int | str | None
+) -> int | str | None:
+    """The value of an option that is a number above 0, 'auto', or not given: click's callback."""
     return value if value in ("auto", None) else click.IntRange(1).convert(value, param, ctx)
 
 
-def read_npy(path, shape=None):
+def read_npy(path: Path | str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
     """An .npy file, memory-mapped, never unpickled. shape: what it must have, None where anything
     goes.
     """
@@ -81,14 +91,16 @@ def read_npy(path, shape=None):
     return array
 
 
-def read_json(path):
+def read_json(path: Path | str) -> Any:
+    """What a JSON file holds; one that cannot be read is refused."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as bad:
         stop(f"{path} cannot be read as JSON ({str(bad).splitlines()[0][:120]}); make it again")
 
 
-def read_tensors(path):
+def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name; one that cannot be read is refused."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -101,17 +113,17 @@ def read_tensors(path):
         )
 
 
-def is_folder(name):
-    """True for the name of a folder; one that is too long to be one is none."""
+def is_folder(name: Path | str) -> bool:
+    """True for the name of a folder; False also for a name that is too long to be one."""
     try:
         return Path(name).is_dir()
     except OSError:
         return False
 
 
-def folder_of(kind, name):
-    """`name` is a folder (absolute, there already, or beginning with '.' or the kind itself), or a
-    name under data/ or runs/.
+def folder_of(kind: str, name: Path | str) -> Path:
+    """The folder that `name` means: `name` itself where it is absolute, is there already, or begins
+    with '.' or with the kind; else <kind>/<name>. kind: data or runs.
     """
     path = Path(name)
     return (
@@ -124,8 +136,8 @@ def folder_of(kind, name):
     )
 
 
-def write_json(path, value):
-    """Whole or not at all: a temporary name, flushed, renamed."""
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes a value as JSON, whole or not at all: under another name, flushed, renamed."""
     tmp = Path(f"{path}.tmp")
     with open(tmp, "w", encoding="utf-8") as f:
         f.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -134,7 +146,8 @@ def write_json(path, value):
     os.replace(tmp, path)
 
 
-def write_npy(path, array):
+def write_npy(path: Path | str, array: np.ndarray) -> None:
+    """Writes an array as .npy, whole or not at all."""
     tmp = Path(f"{path}.tmp")
     with open(tmp, "wb") as f:
         np.save(f, array)
@@ -149,7 +162,7 @@ def write_npy(path, array):
 # renames. Its mark (config.json, meta.json) is written last: a folder that holds it is whole.
 
 
-def beside(folder, ending):
+def beside(folder: Path | str, ending: str) -> Path:
     """The folder <folder>.<ending>; where `folder` is a link, beside what it links to."""
     folder = Path(folder)
     if folder.is_symlink() or folder.name in ("", ".."):
@@ -157,10 +170,10 @@ def beside(folder, ending):
     return Path(f"{folder}.{ending}")
 
 
-def put_in_place(folder, keep=None):
+def put_in_place(folder: Path, keep: Path | None = None) -> None:
     """Makes <folder>.unfinished, which is whole, the new `folder`. The old one goes, or to `keep`.
 
-    Whoever is ended between two of the renames leaves what `settle` completes.
+    If the process is ended between two of the renames, `settle` completes them.
     """
     new, old = beside(folder, "unfinished"), keep or beside(folder, "replaced")
     place = Path(str(new).removesuffix(".unfinished"))
@@ -176,20 +189,20 @@ def put_in_place(folder, keep=None):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def between_renames(folder, mark) -> bool:
-    """True while what is in place of `folder` is not there yet, or not any more."""
+def between_renames(folder: Path, mark: str) -> bool:
+    """True while put_in_place has taken the old `folder` away and not yet put the new one there."""
     whole = (beside(folder, "unfinished") / mark).exists()
     return not folder.exists() and (whole or beside(folder, "replaced").exists())
 
 
-def settle(folder, mark):
-    """Completes what a process began that was ended between two renames of put_in_place."""
+def settle(folder: Path, mark: str) -> None:
+    """Completes the put_in_place of a process that was ended between two of its renames."""
     new, old = beside(folder, "unfinished"), beside(folder, "replaced")
     if not new.exists() and not old.exists():
         return
     until = time.time() + 10
     while between_renames(folder, mark) and owner(new) and time.time() < until:
-        time.sleep(0.02)  # its owner is at it
+        time.sleep(0.02)  # its owner is doing it
     if owner(new):
         return
     try:
@@ -203,10 +216,10 @@ def settle(folder, mark):
         pass
 
 
-HELD = {}  # what this process builds: folder -> its open lock
+HELD: dict[Path, TextIO] = {}  # what this process builds: folder -> its open lock
 
 
-def owner(folder):
+def owner(folder: Path) -> str | None:
     """The number of another live process that builds in `folder`, as text, or None."""
     if fcntl is None or folder in HELD:
         return None
@@ -221,8 +234,8 @@ def owner(folder):
     return None
 
 
-def locked(file):
-    """True if the lock of an open file is now ours, and the file still stands in its place."""
+def locked(file: TextIO) -> bool:
+    """True if the lock of an open file is now ours, and the file is still in its place."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -233,7 +246,7 @@ def locked(file):
     return there and os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
 
 
-def lock(folder):
+def lock(folder: Path) -> None:
     """Makes `folder`, if it is not there, and marks it as this process's until it ends."""
     unlock(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -254,13 +267,13 @@ def lock(folder):
     HELD[folder] = file
 
 
-def unlock(folder):
+def unlock(folder: Path) -> None:
     """Takes this process's mark from a folder."""
     if folder in HELD:
         HELD.pop(folder).close()
 
 
-def empty(new):
+def empty(new: Path) -> None:
     """Takes everything out of a folder that is built in, but its lock."""
     for path in new.iterdir():
         if path.is_dir() and not path.is_symlink():
@@ -269,7 +282,7 @@ def empty(new):
             path.unlink()
 
 
-def in_use(folder, number):
+def in_use(folder: Path, number: str | None) -> str:
     """The sentence about a folder in which another process is at work."""
     return (
         f"{folder} is being written by process {number}; "
@@ -277,7 +290,8 @@ def in_use(folder, number):
     )
 
 
-def machine():
+def machine() -> str:
+    """This machine in words: its GPUs, or its CPU and cores."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -297,7 +311,8 @@ def versions() -> dict:
     }
 
 
-def commit():
+def commit() -> str | None:
+    """The short hash of this clone's last commit; None outside a clone."""
     try:
         return (
             subprocess.run(
@@ -311,7 +326,7 @@ def commit():
         return None
 
 
-def is_run(folder):
+def is_run(folder: Path | str) -> bool:
     """True for a finished run of these scripts."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -320,13 +335,24 @@ def is_run(folder):
     return isinstance(config, dict) and {"stage", "dataset", "data_hash"} <= set(config)
 
 
-def when(run):
-    """When a run was finished, as text. run: what load_run returns."""
+class Run(SimpleNamespace):
+    """A finished run: what its config.json holds, as attributes. Every run has these; each stage
+    adds its own.
+    """
+
+    folder: Path  # where it stands
+    stage: str  # train_backbone, distill, finetune or lm (evaluate.py --llm)
+    dataset: str  # the name of its data
+    data_hash: str  # of their preparation
+
+
+def when(run: Run) -> str:
+    """When a run was finished, as text."""
     at = getattr(run, "finished", None) or (run.folder / "config.json").stat().st_mtime
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
-def stop_if_replaced(run):
+def stop_if_replaced(run: Run) -> None:
     """Ends the process if another run stands in the folder by now: nothing may be added to it."""
     config = read_json(run.folder / "config.json")
     if config.get("finished") != getattr(run, "finished", None):
@@ -336,16 +362,9 @@ def stop_if_replaced(run):
         )
 
 
-class Run(SimpleNamespace):
-    """A finished run: what its config.json holds, as attributes; more than these by stage."""
-
-    folder: Path  # where it stands
-    stage: str  # train_backbone, distill, finetune or lm (evaluate.py --llm)
-    dataset: str  # the name of its data
-    data_hash: str  # of their preparation
-
-
-def load_run(name, data=None, stages=None) -> Run:
+def load_run(
+    name: Path | str, data: Prepared | None = None, stages: list[str] | None = None
+) -> Run:
     """The run in a finished run folder (or a name under runs/). stages: those that are expected.
 
     Another data set's run is refused."""

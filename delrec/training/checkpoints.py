@@ -14,19 +14,21 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from delrec.processes import max_over_ranks
-from delrec.runtime import stop
+from delrec.processes import Ranks, max_over_ranks
+from delrec.runtime import Prepared, stop
 
 # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again
 # later"
 STOPPED = 75
-# flags that leave the answer what it is
+# flags that do not change the answer
 MAY_CHANGE = {
     "out",
     "resume",
@@ -42,7 +44,7 @@ MAY_CHANGE = {
 asked = []
 
 
-def listen():
+def listen() -> None:
     """From now on SIGTERM and Ctrl-C are noted, for the loop to finish its step and save; a second
     one ends the process at once.
     """
@@ -58,14 +60,14 @@ def listen():
         signal.signal(number, note)
 
 
-def stop_asked(ranks):
+def stop_asked(ranks: Ranks) -> bool:
     """True on all processes if any was asked to stop."""
     return bool(asked) if ranks.world == 1 else max_over_ranks(len(asked), ranks) > 0
 
 
-def made_with(cfg, data, ranks, lm=None):
-    """What a checkpoint can only continue with: every flag that shapes the answer, the data, the
-    LM, the number of processes.
+def made_with(cfg: SimpleNamespace, data: Prepared, ranks: Ranks, lm: str | None = None) -> dict:
+    """What must be the same for a checkpoint to be continued: every flag that shapes the answer,
+    the data, the LM, the number of processes.
     """
     flags = {k: v for k, v in vars(cfg).items() if k not in MAY_CHANGE}
     return json.loads(
@@ -82,12 +84,13 @@ class Saver:
     twentieth of the time.
     """
 
-    def __init__(self, out, every, made, ranks):
+    def __init__(self, out: Path, every: int, made: dict, ranks: Ranks):
         self.folder, self.every = Path(out) / "checkpoints", every
         self.made, self.ranks = made, ranks
         self.cost, self.since = 0.0, time.time()
 
-    def due(self, step):
+    def due(self, step: int) -> bool:
+        """True on all processes if a checkpoint is to be written after this step."""
         if self.every:
             return step % self.every == 0
         due = time.time() - self.since >= 20 * self.cost
@@ -95,8 +98,8 @@ class Saver:
             return due
         return max_over_ranks(due and self.ranks.main, self.ranks) > 0
 
-    def save(self, step, tensors, state):
-        """tensors {name: tensor}, state: anything JSON holds.
+    def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        """Writes a checkpoint: tensors by name, and a state of what JSON can hold.
 
         Every process calls it; the first one writes.
         """
@@ -117,7 +120,8 @@ class Saver:
                 )
         self.cost, self.since = time.time() - began, time.time()
 
-    def write(self, step, tensors, state):
+    def write(self, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        """Writes a checkpoint, whole or not at all; all but the two newest are removed."""
         final = self.folder / f"step-{step:06d}"
         tmp = Path(f"{final}.tmp")
         shutil.rmtree(tmp, ignore_errors=True)
@@ -149,7 +153,7 @@ class Saver:
         for _, old in complete(self.folder)[:-2]:
             shutil.rmtree(old)
 
-    def load(self):
+    def load(self) -> tuple[int, dict[str, torch.Tensor], dict] | None:
         """(step, tensors, state) of the newest whole checkpoint, the random state set; None if
         there is none.
         """
@@ -182,7 +186,7 @@ class Saver:
             print(f"no checkpoint in {self.folder}; beginning at the beginning", flush=True)
         return None
 
-    def end(self, step):
+    def end(self, step: int) -> NoReturn:
         """Ends the process of a run that was asked to stop, and says how to go on."""
         if self.ranks.main:
             print(
@@ -196,7 +200,7 @@ class Saver:
         raise SystemExit(STOPPED)
 
 
-def complete(folder):
+def complete(folder: Path) -> list[tuple[int, Path]]:
     """[(step, folder)] of the checkpoints that were finished, oldest first."""
     found = [
         p

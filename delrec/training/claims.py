@@ -1,16 +1,18 @@
 """May a run be written to a folder? Asked at the door, before anything in it is touched."""
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
-from delrec.processes import finish, max_over_ranks
+from delrec.processes import Ranks, finish, max_over_ranks
 from delrec.runtime import beside, in_use, is_run, load_run, owner, put_in_place, settle, stop, when
 from delrec.training.checkpoints import complete
 
 FREE, FINISHED, REFUSED = range(3)
 
 
-def claim(folder, cfg, ranks):
-    """Nothing, where a run may be written to `folder`; else ends the process and says why.
+def claim(folder: Path, cfg: SimpleNamespace, ranks: Ranks) -> None:
+    """Returns where a run may be written to `folder`; else the process ends and says why.
 
     What a killed process left between two renames is completed first; no finished run is lost.
     A finished run needs --overwrite, one that was killed --resume or --overwrite, a folder of
@@ -41,7 +43,7 @@ def claim(folder, cfg, ranks):
         raise SystemExit(0)
 
 
-def adopt(folder, resume):
+def adopt(folder: Path, resume: bool) -> None:
     """With --resume: a finished run that was killed before it had its place is put there, and what
     earlier versions left of a killed run in `folder` itself becomes <folder>.unfinished."""
     new = beside(folder, "unfinished")
@@ -53,12 +55,12 @@ def adopt(folder, resume):
         os.replace(folder, new)
 
 
-def killed_inside(folder):
+def killed_inside(folder: Path) -> bool:
     """True for a killed run of earlier versions, which built in the run folder itself."""
     return (folder / "checkpoints").is_dir() and not (folder / "config.json").exists()
 
 
-def refusal(folder, resume, overwrite):
+def refusal(folder: Path, resume: bool, overwrite: bool) -> str | None:
     """Why no run may be written to `folder`, as a sentence; None where one may."""
     new = beside(folder, "unfinished")
     if number := owner(new):

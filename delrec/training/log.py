@@ -2,12 +2,16 @@
 
 import json
 import time
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from delrec.processes import Ranks
 
-def cut_log(out, name, step, ranks):
-    """Take the lines after `step` out of log.jsonl: a resumed run writes them again."""
+
+def cut_log(out: Path, name: str, step: int, ranks: Ranks) -> None:
+    """Takes the lines after `step` out of log.jsonl: a resumed run writes them again."""
     path = out / "log.jsonl"
     if ranks.main and path.exists():
         lines = []
@@ -27,7 +31,15 @@ class Log:
     then where there is no terminal).
     """
 
-    def __init__(self, out, total, name, ranks, unit="step", done=0):
+    def __init__(
+        self,
+        out: Path | None,
+        total: int,
+        name: str,
+        ranks: Ranks,
+        unit: str = "step",
+        done: int = 0,
+    ):
         self.main, self.name = ranks.main, name
         self.total, self.first = total, done
         self.start = self.said = time.time()
@@ -42,7 +54,8 @@ class Log:
             leave=False,
         )
 
-    def step(self, done, **fields):
+    def step(self, done: int, **fields: Any) -> None:
+        """Shows that `done` steps are done, and writes a line where there are fields."""
         if not self.main:
             return
         if self.file and fields:
@@ -75,7 +88,8 @@ class Log:
         if self.bar.disable:
             self.bar.n = done
 
-    def close(self):
+    def close(self) -> None:
+        """Ends the progress bar and the file."""
         self.bar.close()
         if self.file:
             self.file.close()

@@ -7,13 +7,26 @@ have them: flat dictionaries of tensors and of what JSON holds.
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from delrec.processes import Ranks
 from delrec.training import checkpoints
 from delrec.training.log import Log, cut_log
 from delrec.training.memory import peak_gb, total_bytes
+
+
+class Part(Protocol):
+    """What a checkpoint holds."""
+
+    def state_dict(self) -> dict:
+        """What it is now."""
+
+    def load_state_dict(self, state: dict, /) -> Any:
+        """Makes it what it was."""
 
 
 class Loop:
@@ -24,7 +37,15 @@ class Loop:
     the last among them.
     """
 
-    def __init__(self, saver, name, total, resume=False, validations=0, unit="step"):
+    def __init__(
+        self,
+        saver: checkpoints.Saver,
+        name: str,
+        total: int,
+        resume: bool = False,
+        validations: int = 0,
+        unit: str = "step",
+    ):
         self.saver, self.ranks = saver, saver.ranks
         self.name, self.total, self.unit = name, total, unit
         self.validations = {round(total * (i + 1) / validations) - 1 for i in range(validations)}
@@ -47,7 +68,7 @@ class Loop:
             self.found = tensors | state
         checkpoints.listen()
 
-    def keep(self, **parts):
+    def keep(self, **parts: Part) -> None:
         """Names parts that a checkpoint holds. In a resumed run each becomes what it was."""
         self.parts |= parts
         if self.found:
@@ -55,9 +76,9 @@ class Loop:
                 own = {k: v for k, v in self.found.items() if k.startswith(f"{name}.")}
                 part.load_state_dict({k.removeprefix(f"{name}."): v for k, v in own.items()})
 
-    def over(self, batches):
-        """(step, batch) of those of an epoch that are still to do. After each a checkpoint is
-        written when one is due, and the process ends if it was asked to."""
+    def over(self, batches: list | np.ndarray) -> Iterator[tuple[int, Any]]:
+        """Pairs (step, batch) for the batches of an epoch that are still to do. After each a
+        checkpoint is written when one is due, and the process ends if it was asked to."""
         self.found = {}  # every part has taken its own
         for step in range(self.step, len(batches)):
             began, self.elsewhere = time.time(), 0.0
@@ -74,15 +95,15 @@ class Loop:
                 self.close()
                 self.saver.end(self.done)
 
-    def count(self, seconds):
+    def count(self, seconds: float) -> None:
         """Adds the time of a step, what was spent elsewhere left out."""
         self.spent["steps"] += seconds
         if len(self.first_steps) < 3:
             self.first_steps.append(seconds)
 
     @contextlib.contextmanager
-    def elsewhere_than_steps(self, name=None):
-        """Its time is not counted as the step's; with a name it is counted under that."""
+    def elsewhere_than_steps(self, name: str | None = None) -> Iterator[None]:
+        """The time inside is not counted as the step's; with a name it is counted under that."""
         began = time.time()
         yield
         seconds = time.time() - began
@@ -90,12 +111,12 @@ class Loop:
         if name:
             self.spent[name] += seconds
 
-    def next_epoch(self):
+    def next_epoch(self) -> None:
         """Ends an epoch; a checkpoint is written."""
         self.epoch, self.step = self.epoch + 1, 0
         self.save()
 
-    def save(self):
+    def save(self) -> None:
         """Writes a checkpoint of all parts; every process calls it."""
         tensors, state = {}, {}
         for name, part in self.parts.items():
@@ -111,7 +132,7 @@ class Loop:
         }
         self.saver.save(self.done, tensors, state)
 
-    def log(self, number, **fields):
+    def log(self, number: int, **fields: Any) -> None:
         """One line of the log, of step (or epoch) `number`."""
         if self.lines is None:
             first = self.step
@@ -122,18 +143,20 @@ class Loop:
             self.lines = Log(out, self.total, self.name, self.ranks, self.unit, max(first, 0))
         self.lines.step(number, **fields)
 
-    def close(self):
+    def close(self) -> None:
         """Ends the log."""
         if self.lines:
             self.lines.close()
 
-    def lm_share(self):
+    def lm_share(self) -> float:
         """The share of the run's time that its passes of the LM took, in steps and validations;
         the making of prompts is left out of both."""
         return round(sum(self.spent.values()) / (time.time() - self.began), 3)
 
 
-def forecast(step_seconds, steps, validations, validation_cost, ranks):
+def forecast(
+    step_seconds: list[float], steps: int, validations: int, validation_cost: float, ranks: Ranks
+) -> None:
     """Prints, after the first steps, the time and the memory that the run will take."""
     if not ranks.main:
         return
@@ -156,14 +179,16 @@ def forecast(step_seconds, steps, validations, validation_cost, ranks):
 class Weights:
     """Parameters, by their number in the list."""
 
-    def __init__(self, params):
+    def __init__(self, params: Iterable[torch.Tensor]):
         self.params = list(params)
 
     def state_dict(self) -> dict:
+        """{number: parameter}."""
         return {str(i): p for i, p in enumerate(self.params)}
 
     @torch.no_grad()
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
+        """Gives the parameters the values of a state."""
         for i, p in enumerate(self.params):
             p.copy_(state[str(i)])
 
@@ -171,14 +196,16 @@ class Weights:
 class OptimiserState:
     """What an optimiser knows of each parameter: {parameter.key: tensor}."""
 
-    def __init__(self, optimiser):
+    def __init__(self, optimiser: torch.optim.Optimizer):
         self.optimiser = optimiser
 
     def state_dict(self) -> dict:
+        """{parameter.key: tensor}."""
         known = self.optimiser.state_dict()["state"]
         return {f"{i}.{k}": torch.as_tensor(v) for i, s in known.items() for k, v in s.items()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
+        """Gives the optimiser what it knew."""
         known = {}
         for key, value in state.items():
             number, name = key.split(".", 1)
@@ -190,18 +217,21 @@ class Best:
     """The best step so far by validation: its quality (a tuple, larger is better), its number, the
     weights {name: tensor} it had, and what else was found there."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device):
         self.device = device
         self.quality, self.step = None, 0
         self.weights, self.found = {}, {}
 
-    def offer(self, quality, step, weights, **found):
+    def offer(
+        self, quality: tuple[float, ...], step: int, weights: dict[str, torch.Tensor], **found: Any
+    ) -> None:
         """Takes a step if it is better than the best so far."""
         if self.quality is None or quality > self.quality:
             self.quality, self.step, self.found = quality, step, found
             self.weights = {k: w.detach().clone() for k, w in weights.items()}
 
     def state_dict(self) -> dict:
+        """The best step so far; empty before the first."""
         if self.quality is None:
             return {}
         weights = {f"weights.{k}": w for k, w in self.weights.items()}
@@ -211,7 +241,8 @@ class Best:
         }
         return {"quality": self.quality, "step": self.step, **weights, **found}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
+        """Makes this the best step so far, its tensors on the device."""
         if not state:
             return
         self.quality, self.step = tuple(state["quality"]), state["step"]

@@ -4,11 +4,14 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from delrec.processes import max_over_ranks
+from delrec.processes import Ranks, max_over_ranks
 from delrec.runtime import stop
 
 CPU_TOKENS = 5000  # of a pass on a CPU: about what its caches hold
@@ -21,7 +24,7 @@ def peak_gb() -> float:
     return host + (torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0)
 
 
-def extra_bytes(f, device):
+def extra_bytes(f: Callable[[], Any], device: torch.device) -> int | None:
     """Peak memory of one call beyond what is held before it (None where this system does not
     tell).
     """
@@ -48,7 +51,7 @@ def extra_bytes(f, device):
     return max(status("VmHWM") - before, 0)
 
 
-def total_bytes(device) -> int | None:
+def total_bytes(device: torch.device) -> int | None:
     """Memory of the GPU, or of this machine (None where it does not tell)."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -57,8 +60,8 @@ def total_bytes(device) -> int | None:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def free_bytes(device) -> int | None:
-    """What a process may still take of it: on a GPU also what its allocator holds unused."""
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a process may still take; on a GPU also what its allocator holds unused."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -69,7 +72,13 @@ def free_bytes(device) -> int | None:
     return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
 
 
-def largest_micro(step, tails, most, device, ranks) -> int:
+def largest_micro(
+    step: Callable[[int], Any],
+    tails: list[np.ndarray],
+    most: int,
+    device: torch.device,
+    ranks: Ranks,
+) -> int:
     """How many prompts of a forward and backward pass fit into memory, `most` at most.
 
     step(m) runs one on the m longest prompts. Two passes are measured, the rest is a line through

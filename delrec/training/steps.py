@@ -3,34 +3,34 @@
 import numpy as np
 import torch
 
-from delrec.processes import shares, sum_over_ranks
-from delrec.runtime import stop
+from delrec.processes import Ranks, shares, sum_over_ranks
+from delrec.runtime import Prepared, stop
 
 
-def warm_then_fall(step, steps, warmup) -> float:
+def warm_then_fall(step: int, steps: int, warmup: float) -> float:
     """The learning rate of a step as a share of its peak: it rises over the share `warmup` of the
     steps, and falls to 0 over all of them."""
     return min((step + 1) / max(warmup * steps, 1), (steps - step) / steps)
 
 
-def set_learning_rates(optimiser, share):
+def set_learning_rates(optimiser: torch.optim.Optimizer, share: float) -> None:
     """Gives each group of parameters its "peak" times `share`."""
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * share
 
 
-def groups_of(*params_and_rates) -> list:
+def groups_of(*params_and_rates: tuple[list[torch.Tensor], float]) -> list[dict]:
     """An optimiser's groups of (parameters, peak learning rate), the empty ones left out."""
     return [{"params": p, "lr": lr, "peak": lr} for p, lr in params_and_rates if p]
 
 
-def zero_gradients(params):
+def zero_gradients(params: list[torch.Tensor]) -> None:
     """Gradients of 0: a process without work adds zeros to the sum over all."""
     for p in params:
         p.grad = torch.zeros_like(p)
 
 
-def micro_batches(n, micro, ranks, even=False) -> list:
+def micro_batches(n: int, micro: int, ranks: Ranks, even: bool = False) -> list[tuple[slice, int]]:
     """The parts of a batch of n samples that this process computes: pairs (slice, weight). Whole
     micro-batches are shared among the processes, each the same whoever has it; weight is 1, or 0
     for a pass that is made for company only (`even`: see processes.shares)."""
@@ -38,7 +38,7 @@ def micro_batches(n, micro, ranks, even=False) -> list:
     return [(slice(i, i + micro), own) for i, own in work]
 
 
-def seed_dropout(seed, step, first):
+def seed_dropout(seed: int, step: int, first: int) -> None:
     """The same dropout for a micro-batch, whichever process computes it."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, first]).generate_state(1)[0]))
 
@@ -46,21 +46,27 @@ def seed_dropout(seed, step, first):
 class Totals:
     """The loss of a step, and the parts that are named, summed over passes and processes (fp32)."""
 
-    def __init__(self, names=()):
+    def __init__(self, names: tuple[str, ...] = ()):
         self.names, self.sums = ("loss", *names), torch.zeros(1 + len(names))
 
-    def add(self, loss, parts):
+    def add(self, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
         """Adds what one pass gave."""
         values = {name: value.item() for name, value in {**parts, "loss": loss}.items()}
         self.sums += torch.tensor([values.get(name, 0.0) for name in self.names])
 
-    def over(self, ranks) -> dict:
+    def over(self, ranks: Ranks) -> dict[str, float]:
         """The sums over all processes by name; parts that are 0 are left out."""
         sums = zip(self.names, sum_over_ranks(self.sums, ranks).tolist())
         return {name: x for name, x in sums if x or name == "loss"}
 
 
-def stop_unless_finite(params, step, samples, data, losses=0.0):
+def stop_unless_finite(
+    params: list[torch.Tensor],
+    step: int | str,
+    samples: np.ndarray,
+    data: Prepared,
+    losses: float | list[float] = 0.0,
+) -> None:
     """Ends the run, before anything is updated, if a gradient (or a loss) is not finite.
 
     Both are sums over all processes, so all end."""
