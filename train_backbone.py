@@ -29,6 +29,7 @@ Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N
 positions, C candidates, h list length.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -43,8 +44,8 @@ from delrec.backbone import dllm2rec, results
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import MODELS, build
 from delrec.backbone.ranking import rank_all
-from delrec.data.prepared import batch_of, runs_of_targets, users
-from delrec.processes import finish, sum_gradients, sum_over_ranks
+from delrec.data.prepared import Data, batch_of, runs_of_targets, users
+from delrec.processes import Ranks, finish, sum_gradients, sum_over_ranks
 from delrec.runtime import NAMES, described, stop
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState
@@ -59,8 +60,10 @@ DEFAULTS = {
 }
 
 
-def negatives(data, first, target_BL, seen, rng) -> np.ndarray:
-    """One item per target, uniform over those the user has not in the training part.
+def negatives(
+    data: Data, first: np.ndarray, target_BL: np.ndarray, seen: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """One item per target (B, L), uniform over those the user has not in the training part.
 
     `seen`: sorted user * (I+1) + item.
     """
@@ -76,7 +79,13 @@ def negatives(data, first, target_BL, seen, rng) -> np.ndarray:
     return item_BL
 
 
-def loss_of(model, seq_BL, target_BL, negative_BL=None, taught=None) -> torch.Tensor:
+def loss_of(
+    model: torch.nn.Module,
+    seq_BL: torch.Tensor,
+    target_BL: torch.Tensor,
+    negative_BL: torch.Tensor | None = None,
+    taught: Callable | None = None,
+) -> torch.Tensor:
     """Sum of the losses of the positions that have a target.
 
     negative_BL: none, the softmax runs over all items; (n,) items shared by all positions, a
@@ -112,9 +121,9 @@ class Batch:
     @property
     def n_targets(self) -> int:
         """How many targets there are."""
-        return np.count_nonzero(self.target_BL)
+        return int(np.count_nonzero(self.target_BL))
 
-    def of(self, ranks) -> list:
+    def of(self, ranks: Ranks) -> list[torch.Tensor]:
         """This process' rows as tensors; columns of nothing but padding are cut off."""
         L = (self.seq_BL != 0).any(0).sum()
         arrays = [self.seq_BL, self.target_BL]
@@ -129,7 +138,7 @@ class Batch:
 class Targets:
     """Every training target once an epoch, in windows that are cut anew in each."""
 
-    def __init__(self, cfg, data):
+    def __init__(self, cfg: SimpleNamespace, data: Data):
         self.cfg, self.data = cfg, data
         self.is_target = np.zeros(len(data.items), bool)
         self.is_target[data.train] = True
@@ -138,7 +147,7 @@ class Targets:
         self.seen = np.unique(users(data, have) * (data.n_items + 1) + data.items[have])
         self.span = 1 if MODELS[cfg.model].one_state else cfg.history  # targets of a window
 
-    def epoch(self, epoch) -> list:
+    def epoch(self, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The batches of an epoch: pairs of the windows' first and last targets."""
         rng = np.random.default_rng([self.cfg.seed, epoch])
         first, last = runs_of_targets(self.data, self.span, rng)
@@ -147,7 +156,7 @@ class Targets:
         rows = [order[i : i + self.cfg.batch] for i in starts]
         return [(first[at], last[at]) for at in rows]
 
-    def batch(self, first, last, epoch, step) -> Batch:
+    def batch(self, first: np.ndarray, last: np.ndarray, epoch: int, step: int) -> Batch:
         """The windows of a step."""
         cfg, data, negative = self.cfg, self.data, None
         seq_BL, target_BL = batch_of(data, first, last, cfg.history, self.is_target)
@@ -158,7 +167,9 @@ class Targets:
             negative = rng.integers(1, data.n_items + 1, cfg.negatives)
         return Batch(seq_BL, target_BL, negative, last)
 
-    def taught_by(self, teacher, batch, epoch, step, ranks):
+    def taught_by(
+        self, teacher: dllm2rec.Teacher, batch: Batch, epoch: int, step: int, ranks: Ranks
+    ) -> Callable:
         """What loss_of adds of a teacher, whose unlisted items are drawn like negatives."""
         rng = np.random.default_rng([self.cfg.seed, epoch, step, 1])
         unlisted_BL = negatives(self.data, batch.last_B, batch.target_BL, self.seen, rng)
@@ -169,15 +180,15 @@ class EpochLoss:
     """The mean loss of an epoch, from sums that every process keeps of its own rows; a part of a
     checkpoint."""
 
-    def __init__(self, ranks):
+    def __init__(self, ranks: Ranks):
         self.ranks, self.mean = ranks, None
         self.total = torch.zeros((), device=ranks.device)
 
-    def add(self, loss):
+    def add(self, loss: torch.Tensor) -> None:
         """Adds a sum over some targets."""
         self.total += loss.detach()
 
-    def close(self, n_targets):
+    def close(self, n_targets: int) -> None:
         """Ends an epoch of so many targets."""
         self.mean = sum_over_ranks(self.total, self.ranks).item() / n_targets
         self.total = torch.zeros_like(self.total)
@@ -187,6 +198,7 @@ class EpochLoss:
         return {} if self.mean is None else {"loss": self.mean}
 
     def state_dict(self) -> dict:
+        """Every process' sum of this epoch, and the mean of the last."""
         zero = torch.zeros_like(self.total)
         own = [self.total if r == self.ranks.rank else zero for r in range(self.ranks.world)]
         return {
@@ -194,14 +206,15 @@ class EpochLoss:
             "mean": self.mean,
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
+        """Takes this process' sum, and the mean of the last epoch."""
         self.total, self.mean = (
             state["totals"][self.ranks.rank].to(self.ranks.device),
             state["mean"],
         )
 
 
-def check(cfg, data):
+def check(cfg: SimpleNamespace, data: Data) -> None:
     """Stops at what cannot be meant."""
     for split in ("train", "val", "test"):
         if not len(getattr(data, split)):
@@ -286,7 +299,7 @@ def check(cfg, data):
 )
 # going on
 @common.going_on
-def main(**config):
+def main(**config) -> None:
     """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
     cfg = SimpleNamespace(**config)
     common.fill(cfg, DEFAULTS[cfg.model])

@@ -4,7 +4,10 @@ teacher's part of the loss, and item vectors made of titles.
 The list loss L_d itself is list_loss in losses.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -12,8 +15,9 @@ import torch.nn as nn
 from torch.nn.utils import parametrize
 
 from delrec.backbone.losses import list_loss
-from delrec.data.prepared import tfidf
-from delrec.runtime import beside, load_run, read_json, read_npy, settle, stop
+from delrec.data.prepared import Data, tfidf
+from delrec.processes import Ranks
+from delrec.runtime import Run, beside, load_run, read_json, read_npy, settle, stop
 
 
 @dataclass
@@ -25,7 +29,7 @@ class Export:
     weight: np.ndarray | None = None  # w_p (K,) + w_c (n, K), the fixed part of the weights (4.1)
 
 
-def read_export(name, data, cfg) -> Export:
+def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Export:
     """What a teacher's run folder holds for its student. name: the run, or tfidf for titles without
     an LM (the control)."""
     if name == "tfidf":
@@ -56,7 +60,7 @@ def read_export(name, data, cfg) -> Export:
     return Export(centred(Z), np.asarray(topk), weight)
 
 
-def export_folder(run, name):
+def export_folder(run: Run, name: str) -> Path:
     """The folder of a complete export that was made of the run as it is."""
     folder = run.folder / "export"
     settle(folder, "meta.json")
@@ -79,15 +83,17 @@ def export_folder(run, name):
 class Teacher:
     """lam L_d: what the student learns from the teacher's lists (section 4)."""
 
-    def __init__(self, cfg, data, export):
+    def __init__(self, cfg: SimpleNamespace, data: Data, export: Export):
         self.cfg, self.export = cfg, export
         self.row_of = np.full(len(data.items), -1)  # a target's row among the training samples
         self.row_of[data.train] = np.arange(len(data.train))
 
-    def term(self, last_B, target_BL, unlisted_BL, ranks):
+    def term(
+        self, last_B: np.ndarray, target_BL: np.ndarray, unlisted_BL: np.ndarray, ranks: Ranks
+    ) -> Callable:
         """f(model, x_NE, at_N, L) that loss_of adds: lam L_d of this process' rows, a mean over the
-        positions that have a list, times the batch's targets. unlisted_BL: one item a position,
-        for the sigmoid loss."""
+        positions that have a list, times the number of the batch's targets. unlisted_BL: one item a
+        position, for the sigmoid loss."""
         cfg, row_BL = self.cfg, self.rows(last_B, target_BL)
         n_lists = max(np.count_nonzero(row_BL >= 0), 1)
         scale = cfg.lam * np.count_nonzero(target_BL) / n_lists
@@ -109,7 +115,7 @@ class Teacher:
 
         return taught
 
-    def rows(self, last_B, target_BL) -> np.ndarray:
+    def rows(self, last_B: np.ndarray, target_BL: np.ndarray) -> np.ndarray:
         """The row of the list of each position (B, L), -1 where there is none."""
         L = target_BL.shape[1]
         place_BL = np.maximum(last_B[:, None] - np.arange(L - 1, -1, -1), 0)
@@ -117,13 +123,13 @@ class Teacher:
         return np.where((row_BL >= 0) & (self.export.topk[row_BL, 0] > 0), row_BL, -1)
 
 
-def centred(Z) -> torch.Tensor:
+def centred(Z: np.ndarray) -> torch.Tensor:
     """Titles' vectors (I+1, D) around their mean, of norm about 1."""
     Z[1:] -= Z[1:].mean(0)
     return torch.from_numpy(Z / np.linalg.norm(Z[1:], axis=1).mean())
 
 
-def tfidf_vectors(data, D=512) -> np.ndarray:
+def tfidf_vectors(data: Data, D: int = 512) -> np.ndarray:
     """Titles as their D leading directions of TF-IDF (latent semantic analysis): fp32 (I+1, D)."""
     id_IT, weight_IT, V = tfidf(data.titles)
     row, col = np.nonzero(weight_IT)
@@ -143,7 +149,7 @@ class Titles(nn.Module):
     4.2).
     """
 
-    def __init__(self, Z, E, eta):
+    def __init__(self, Z: torch.Tensor, E: int, eta: float):
         super().__init__()
         self.register_buffer("Z", Z, persistent=False)
         self.eta, self.c = eta, nn.Parameter(torch.zeros(E))
@@ -151,19 +157,20 @@ class Titles(nn.Module):
             0.02 * torch.randn(E, Z.shape[1], generator=torch.Generator().manual_seed(0))
         )
 
-    def forward(self, b_IE):
+    def forward(self, b_IE: torch.Tensor) -> torch.Tensor:
+        """The item vectors e (I+1, E), made of b_IE (I+1, E)."""
         e_IE = b_IE + self.eta * (self.Z @ self.W.T + self.c)
         return torch.cat([torch.zeros_like(e_IE[:1]), e_IE[1:]])
 
 
-def add_titles(model, Z, cfg):
-    """The model's item vectors become b_i + eta (W z_i + c); without --offset b_i is 0."""
+def add_titles(model: nn.Module, Z: torch.Tensor, cfg: SimpleNamespace) -> None:
+    """Makes the model's item vectors b_i + eta (W z_i + c); without --offset b_i is 0."""
     if not cfg.offset:
         model.item.weight.requires_grad_(False).zero_()
     titles = Titles(Z, cfg.width, cfg.eta).to(model.bias.device)
     parametrize.register_parametrization(model.item, "weight", titles)
 
 
-def fold_titles(model):
+def fold_titles(model: nn.Module) -> None:
     """Makes the item vectors plain ones again, as they are now."""
     parametrize.remove_parametrizations(model.item, "weight", leave_parametrized=True)

@@ -4,9 +4,12 @@ Every loss is a sum over N positions. A position has a state x_N (E,) and a targ
 scores y_i = x . e_i + b_i.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import FunctionCtx
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -18,7 +21,15 @@ class CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_NE, item_IE, bias_I, target_NK, weight_NK=None):
+    def forward(
+        ctx: FunctionCtx,
+        x_NE: torch.Tensor,
+        item_IE: torch.Tensor,
+        bias_I: torch.Tensor,
+        target_NK: torch.Tensor,
+        weight_NK: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The sum, a scalar. x (N, E), items (I, E), biases (I,), targets and weights (N, K)."""
         rows = max(1, 2 ** (28 if x_NE.is_cuda else 22) // len(item_IE))
         dx_NE, ditem_IE = torch.empty_like(x_NE), torch.zeros_like(item_IE)
         dbias_I, loss = torch.zeros_like(bias_I), 0
@@ -39,19 +50,24 @@ class CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients of x_NE, item_IE and bias_I; none of targets and weights."""
         return (*(grad * d for d in ctx.saved_tensors), None, None)
 
 
 # ---------------------------------------------------------------- the targets
 
 
-def catalogue_loss(model, x_NE, target_N) -> torch.Tensor:
+def catalogue_loss(
+    model: torch.nn.Module, x_NE: torch.Tensor, target_N: torch.Tensor
+) -> torch.Tensor:
     """- log softmax over all I items, summed (ours: --loss ce)."""
     return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], target_N[:, None] - 1)
 
 
-def sampled_loss(model, x_NE, target_N, negative_n) -> torch.Tensor:
+def sampled_loss(
+    model: torch.nn.Module, x_NE: torch.Tensor, target_N: torch.Tensor, negative_n: torch.Tensor
+) -> torch.Tensor:
     """The same over the target and n items drawn uniformly, shared by all positions. Each stands
     for (I - 1) / n items, so the sum below the fraction is right on average (arXiv 1412.2007,
     section 3)."""
@@ -62,7 +78,9 @@ def sampled_loss(model, x_NE, target_N, negative_n) -> torch.Tensor:
     return (torch.logaddexp(s_N, s_Nn.logsumexp(1)) - s_N).sum()
 
 
-def binary_loss(model, x_NE, target_N, negative_N) -> torch.Tensor:
+def binary_loss(
+    model: torch.nn.Module, x_NE: torch.Tensor, target_N: torch.Tensor, negative_N: torch.Tensor
+) -> torch.Tensor:
     """Binary cross-entropy of the target against one item that the user never had (the papers'
     own: --loss bce)."""
     both_2N = torch.stack([target_N, negative_N])
@@ -73,7 +91,14 @@ def binary_loss(model, x_NE, target_N, negative_N) -> torch.Tensor:
 # ---------------------------------------------------------------- a teacher's lists
 
 
-def list_loss(model, x_NE, item_NK, weight_NK, negative_N, cfg) -> torch.Tensor:
+def list_loss(
+    model: torch.nn.Module,
+    x_NE: torch.Tensor,
+    item_NK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    negative_N: torch.Tensor,
+    cfg: SimpleNamespace,
+) -> torch.Tensor:
     """L_d (arXiv 2405.00338, section 4): the listed items against one unlisted negative (sigmoid,
     the paper) or against the catalogue (softmax).
 
@@ -95,7 +120,7 @@ def list_loss(model, x_NE, item_NK, weight_NK, negative_N, cfg) -> torch.Tensor:
 
 
 @torch.no_grad()
-def in_own_best(model, x_NE, item_NK) -> torch.Tensor:
+def in_own_best(model: torch.nn.Module, x_NE: torch.Tensor, item_NK: torch.Tensor) -> torch.Tensor:
     """True (N, K) where a listed item is among the student's own best K."""
     rows, K = max(1, 2**22 // len(model.bias)), item_NK.shape[1]
     inside = []

@@ -8,6 +8,10 @@ at all. build() adds a bias an item, and how long a history is.
 Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left).
 """
 
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -16,11 +20,12 @@ from delrec.runtime import load_run, read_tensors
 
 
 class Dropout(nn.Dropout):
-    """torch's own, but from uniform numbers: on a CPU it draws Bernoulli numbers four times slower,
-    a quarter of a training step.
+    """Dropout from uniform numbers: on a CPU torch's own draws Bernoulli numbers, which takes four
+    times as long, a quarter of a training step.
     """
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x of any shape: in training a share p of it is 0, and the rest grows by 1 / (1 - p)."""
         return (
             x * ((torch.rand_like(x) >= self.p) / (1 - self.p)) if self.training and self.p else x
         )
@@ -35,7 +40,7 @@ class SASRec(nn.Module):
 
     one_state = False
 
-    def __init__(self, n_items, cfg):
+    def __init__(self, n_items: int, cfg: SimpleNamespace):
         super().__init__()
         E = cfg.width
         self.item = nn.Embedding(n_items + 1, E, padding_idx=0)
@@ -45,7 +50,8 @@ class SASRec(nn.Module):
         self.drop = Dropout(cfg.dropout)
         nn.init.normal_(self.position.weight, std=0.02)
 
-    def forward(self, seq_BL, last=False):
+    def forward(self, seq_BL: torch.Tensor, last: bool = False) -> torch.Tensor:
+        """The states x_BLE after the items seq_BL; with `last` only the last one's, x_B1E."""
         L = seq_BL.shape[1]
         # times sqrt(E), as the paper's own code: item vectors small enough for the softmax drown in
         # the positions
@@ -69,14 +75,15 @@ class Block(nn.Module):
     Computes the last `rows` positions only.
     """
 
-    def __init__(self, E, dropout):
+    def __init__(self, E: int, dropout: float):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(E), nn.LayerNorm(E)
         self.q, self.kv, self.out = nn.Linear(E, E), nn.Linear(E, 2 * E), nn.Linear(E, E)
         self.inner, self.outer = nn.Linear(E, E), nn.Linear(E, E)
         self.drop = Dropout(dropout)
 
-    def forward(self, x_BLE, see_BLL, rows):
+    def forward(self, x_BLE: torch.Tensor, see_BLL: torch.Tensor, rows: int) -> torch.Tensor:
+        """x_BRE at the last R = `rows` positions. see_BLL: does a position (row) see another?"""
         y_BLE = self.norm1(x_BLE)
         k_BLE, v_BLE = self.kv(y_BLE).chunk(2, -1)
         q_BRE = self.q(y_BLE[:, -rows:])
@@ -95,7 +102,7 @@ class GRU4Rec(nn.Module):
 
     one_state = False
 
-    def __init__(self, n_items, cfg):
+    def __init__(self, n_items: int, cfg: SimpleNamespace):
         super().__init__()
         E = cfg.width
         self.item = nn.Embedding(n_items + 1, E, padding_idx=0)
@@ -103,7 +110,8 @@ class GRU4Rec(nn.Module):
         self.out = nn.Linear(E, E)
         self.drop = Dropout(cfg.dropout)
 
-    def forward(self, seq_BL, last=False):
+    def forward(self, seq_BL: torch.Tensor, last: bool = False) -> torch.Tensor:
+        """The states x_BLE after the items seq_BL; with `last` only the last one's, x_B1E."""
         L = seq_BL.shape[1]
         length_B = (seq_BL != 0).sum(1)
         # Rows are moved to start at column 0 for the GRU and back afterwards: no padding is ever
@@ -124,7 +132,7 @@ class Caser(nn.Module):
 
     one_state = True
 
-    def __init__(self, n_items, cfg):
+    def __init__(self, n_items: int, cfg: SimpleNamespace):
         super().__init__()
         L, E = cfg.history, cfg.width
         self.item = nn.Embedding(n_items + 1, E, padding_idx=0)
@@ -134,7 +142,8 @@ class Caser(nn.Module):
         self.drop = Dropout(cfg.dropout)
         self.history = L
 
-    def forward(self, seq_BL, last=False):
+    def forward(self, seq_BL: torch.Tensor, last: bool = False) -> torch.Tensor:
+        """x_B1E: the state after the last item of seq_BL, with `last` and without."""
         seq_BL = F.pad(seq_BL, (self.history - seq_BL.shape[1], 0))
         x_BLE = self.item(seq_BL)
         # a convolution of height h as one product over the windows of h rows: on a CPU torch's own
@@ -158,7 +167,7 @@ class Caser(nn.Module):
 MODELS = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}
 
 
-def build(name, n_items, cfg):
+def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
     """An untrained model; cfg has history, width and dropout.
 
     An item's score is its input vector . state + its bias.
@@ -171,9 +180,9 @@ def build(name, n_items, cfg):
     return model
 
 
-def score(model, seq_BL):
-    """Histories of item ids of any length, padded on the left with 0 -> the next item's scores (B,
-    I+1); column 0 (padding) is -inf.
+def score(model: nn.Module, seq_BL: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """The next item's scores (B, I+1) after histories of any length, item ids padded on the left
+    with 0; column 0 (padding) is -inf.
     """
     seq_BL = torch.as_tensor(seq_BL, device=model.bias.device)[:, -model.history :]
     # columns of nothing but padding are cut off
@@ -184,7 +193,7 @@ def score(model, seq_BL):
     return score_BI
 
 
-def load(run):
+def load(run: Path | str) -> nn.Module:
     """The model of a finished run folder (or a name under runs/), ready for score()."""
     run = load_run(run, stages=["train_backbone"])
     model = build(run.model, run.n_items, run)

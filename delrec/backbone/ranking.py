@@ -6,13 +6,20 @@ import numpy as np
 import torch
 
 from delrec.backbone.models import load, score
-from delrec.data.prepared import histories, users
-from delrec.processes import gather_rows
-from delrec.runtime import stop
+from delrec.data.prepared import Data, histories, users
+from delrec.processes import Ranks, gather_rows
+from delrec.runtime import Run, stop
 
 
 @torch.no_grad()
-def rank_all(model, data, samples, ranks, h=0, cand=None) -> dict:
+def rank_all(
+    model: torch.nn.Module,
+    data: Data,
+    samples: np.ndarray,
+    ranks: Ranks,
+    h: int = 0,
+    cand: dict[int, np.ndarray] | None = None,
+) -> dict:
     """What the model says of some samples, by scoring the catalogue once for each:
 
     full (n, 2) = (greater, equal), how many items score above and equal to the target; list (n, h),
@@ -56,13 +63,15 @@ def rank_all(model, data, samples, ranks, h=0, cand=None) -> dict:
     return whole | {k: whole[k].astype(np.int32) for k in ("full", "list") if k in whole}
 
 
-def earlier_items(data, samples, before) -> tuple:
+def earlier_items(
+    data: Data, samples: np.ndarray, before: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The flat list of every (row, earlier item) of some samples, which have `before` of them."""
     place = np.arange(before.sum()) + np.repeat(samples - np.cumsum(before), before)
     return np.repeat(np.arange(len(samples)), before), data.items[place]
 
 
-def best_items(score_BI, h) -> torch.Tensor:
+def best_items(score_BI: torch.Tensor, h: int) -> torch.Tensor:
     """The h best items of each row, ties by the smaller id, 0 where a row has no more.
 
     topk leaves the order of ties open, so score and id share one int64: the bits of a float sort
@@ -78,7 +87,7 @@ def best_items(score_BI, h) -> torch.Tensor:
 # ---------------------------------------------------------------- scores after any history
 
 
-def history_scorer(run) -> Callable:
+def history_scorer(run: Run) -> Callable[[list], np.ndarray]:
     """f(list of histories, oldest first) -> scores float32 (B, I+1), padding at -inf."""
     if not (run.folder / "model.safetensors").exists():
         stop(

@@ -3,28 +3,31 @@ sample, the table.
 """
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from delrec.backbone.ranking import rank_all
-from delrec.data.prepared import candidates, subset
+from delrec.data.prepared import Data, candidates, subset
 from delrec.metrics import chance, compare, metrics
+from delrec.processes import Ranks
 from delrec.runtime import NAMES, write_json, write_npy
 
 COLUMNS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 
 
-def begin_at_popularity(model, data):
-    """The biases start at the log-odds of each item in the training part, where all losses have
+def begin_at_popularity(model: torch.nn.Module, data: Data) -> None:
+    """Sets the biases to the log-odds of each item in the training part, where all losses have
     their optimum without a history."""
     count_I = np.bincount(data.items[data.train], minlength=data.n_items + 1) + 1.0
     odds_I = np.log(count_I / count_I.sum() * data.n_items)
     model.bias.data = torch.tensor(odds_I, dtype=torch.float32, device=model.bias.device)
 
 
-def means(greater, equal) -> dict:
+def means(greater: np.ndarray, equal: np.ndarray) -> dict[str, float]:
     """Mean metrics of (greater, equal), each (n,)."""
     return {k: round(float(v.mean()), 5) for k, v in metrics(greater, equal).items()}
 
@@ -32,7 +35,7 @@ def means(greater, equal) -> dict:
 class Protocol:
     """The stored candidates of every split: which, how many, and what is ranked among them."""
 
-    def __init__(self, cfg, data):
+    def __init__(self, cfg: SimpleNamespace, data: Data):
         self.data = data
         self.sizes = [C for C in (15, 20, 100) if self.stored("val", C) and self.stored("test", C)]
         # the training samples that get a list
@@ -46,17 +49,17 @@ class Protocol:
             "ndcg@10"
         )
 
-    def stored(self, split, C) -> bool:
+    def stored(self, split: str, C: int) -> bool:
         """True if the prepared folder holds C candidates for a split."""
         return (self.data.folder / f"candidates_{split}_{C}.npy").exists()
 
-    def candidates_of(self, split) -> dict:
+    def candidates_of(self, split: str) -> dict[int, np.ndarray]:
         """{C: candidates (n, C)} of the samples of a split that are ranked."""
         which = self.listed if split == "train" else slice(None)
         sizes = [C for C in self.sizes if split != "train" or self.stored(split, C)]
         return {C: candidates(self.data, split, C, which) for C in sizes}
 
-    def summary(self, split, got) -> dict:
+    def summary(self, split: str, got: dict) -> dict[str, dict]:
         """The mean metrics of what rank_all found, among each number of candidates and all."""
         target_n = self.data.items[getattr(self.data, split)].astype(np.int64)
         among = {}
@@ -65,13 +68,13 @@ class Protocol:
             among[f"candidates{C}"] = means(*compare(got[C], right_nC))
         return among | {"full": means(*got["full"].T)}
 
-    def validation(self, got) -> dict:
+    def validation(self, got: dict) -> dict[str, float]:
         """What of a validation stands in the log."""
         found = self.summary("val", got)
         among = {f"val_hr@1_of_{C}": found[f"candidates{C}"]["hr@1"] for C in self.shown}
         return among | {"val_ndcg@10": found["full"]["ndcg@10"]}
 
-    def rank_splits(self, model, ranks, top_h) -> dict:
+    def rank_splits(self, model: torch.nn.Module, ranks: Ranks, top_h: int) -> dict[str, dict]:
         """Lists, scores and ranks of all samples of all splits. A training sample without a list
         has zeros, and NaN for scores."""
         data, got = self.data, {}
@@ -87,7 +90,9 @@ class Protocol:
         return got
 
 
-def write_results(out, model, protocol, got) -> dict:
+def write_results(
+    out: Path, model: torch.nn.Module, protocol: Protocol, got: dict[str, dict]
+) -> dict[str, dict]:
     """The mean metrics of the validation and test part. Writes the model, its lists, its scores and
     the metrics into a run folder."""
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -103,7 +108,7 @@ def write_results(out, model, protocol, got) -> dict:
     return results
 
 
-def print_results(record, protocol, results):
+def print_results(record: dict, protocol: Protocol, results: dict[str, dict]) -> None:
     """Prints the table of a finished run, chance beside it, and its result as a line of JSON."""
     data, sizes = protocol.data, protocol.sizes
     print(
