@@ -18,6 +18,8 @@ vectors of the backbone (E4SRec), and the maps between them and the frozen LM ar
 (items.safetensors). RPS then asks for the whole list r_1..r_h after every item of a window.
 """
 
+from types import SimpleNamespace
+
 import click
 import numpy as np
 import torch
@@ -29,25 +31,25 @@ from common import ABOVE_0, FROM_0, WHOLE
 from delrec.data.prepared import with_lists
 from delrec.lm import items, listed, prompt_training
 from delrec.lm.model import located
-from delrec.lm.questions import tasks_of
+from delrec.lm.questions import Question, tasks_of
+from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.verbalizers import score
-from delrec.lm.windows import Windows, targets_of
-from delrec.processes import finish, sum_gradients, sum_over_ranks
+from delrec.lm.windows import WindowPrompt, Windows, targets_of
+from delrec.processes import Ranks, finish, sum_gradients, sum_over_ranks
 from delrec.runtime import described, stop, write_json
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
 from delrec.training.memory import largest_micro
 
-# what --paper sets (section V); our defaults, chosen by validation on ml-100k, are in the options
-# below
+# what --paper sets (section V); ours, chosen on ml-100k, are the defaults of the options
 PAPER = dict(history=10, verbalizer="mean", show=True, balance="gradnorm", lr=5e-3)
 # what is set where nobody typed it, by the form of the input
 TITLES = dict(history=10, samples=640, batch=8, micro=4, lr=2e-2)
 VECTORS = dict(history=20, samples=2048, batch=16, micro=16, lr=5e-4)
 
 
-def settle(cfg, typed):
+def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
     """Gives every flag its final value; stops at what cannot be meant."""
     about_titles = sorted(typed & {"verbalizer", "show", "paper"})
     common.fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
@@ -69,14 +71,14 @@ def settle(cfg, typed):
 class Asked:
     """TA and RPS on titles: one item among C candidates (section IV-B)."""
 
-    def __init__(self, r):
+    def __init__(self, r: Ranker):
         self.r = r
 
-    def reads(self, questions) -> int:
-        """By how many the sum of the losses is divided."""
+    def reads(self, questions: list[Question]) -> int:
+        """The number that the sum of the losses is divided by."""
         return len(questions)
 
-    def loss(self, questions):
+    def loss(self, questions: list[Question]) -> torch.Tensor:
         """L_TA or L_RPS as a sum: - log softmax over the candidates' scores, of the label's."""
         r = self.r
         start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
@@ -89,14 +91,14 @@ class Asked:
 class Listed:
     """RPS on vectors (ours): the backbone's whole list after every item of a window."""
 
-    def __init__(self, r, ranked_nh, row_of):
+    def __init__(self, r: Ranker, ranked_nh: np.ndarray, row_of: np.ndarray):
         self.r, self.ranked_nh, self.row_of = r, ranked_nh, row_of
 
-    def reads(self, windows) -> int:
-        """By how many the sum of the losses is divided."""
+    def reads(self, windows: list[WindowPrompt]) -> int:
+        """The number that the sum of the losses is divided by."""
         return sum(len(w.target) for w in windows)
 
-    def loss(self, windows):
+    def loss(self, windows: list[WindowPrompt]) -> torch.Tensor:
         """L_RPS as a sum: Plackett-Luce of the lists, from E W_out x."""
         r = self.r
         x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), windows)
@@ -109,7 +111,7 @@ class Listed:
 class Lessons:
     """What each step asks: two batches, of TA and of RPS, from the same samples."""
 
-    def __init__(self, cfg, r, lists, n):
+    def __init__(self, cfg: SimpleNamespace, r: Ranker, lists: listed.Lists, n: int):
         self.cfg, self.r, self.lists = cfg, r, lists
         train, have_lists = r.data.train, with_lists(lists.folder, r.data)
         taught_n = np.random.default_rng([cfg.seed, 1]).permutation(have_lists)
@@ -123,11 +125,11 @@ class Lessons:
         else:
             self.windows, self.order, self.rps = None, taught_n, self.ta
 
-    def samples(self, at) -> np.ndarray:
+    def samples(self, at: np.ndarray) -> np.ndarray:
         """Places in data.train of the samples number `at`."""
         return self.order[at % len(self.order)]
 
-    def batches(self, at, seed) -> list:
+    def batches(self, at: np.ndarray, seed: int) -> list[tuple[Asked | Listed, list]]:
         """[(lesson, batch)] of TA, then of RPS, for the samples number `at`."""
         cfg, r, which = self.cfg, self.r, self.samples(at)
         top_nh = self.lists.top("train", which, cfg.h)
@@ -140,7 +142,7 @@ class Lessons:
         ta, rps = (ta if cfg.tasks != "rps" else []), (rps if cfg.tasks != "ta" else [])
         return [(self.ta, ta), (self.rps, rps)]
 
-    def micro(self, ranks) -> int:
+    def micro(self, ranks: Ranks) -> int:
         """How many prompts a pass takes: --micro, or as many of the longest as memory holds."""
         most = -(-self.cfg.batch // ranks.world)
         if self.cfg.micro != "auto":
@@ -161,7 +163,7 @@ class Lessons:
         return min(fits)
 
 
-def listwise(s_NI, ranked_Nh) -> torch.Tensor:
+def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:
     """Plackett-Luce: minus the mean log probability of drawing r_1..r_h in their order, each from
     the items that are not yet drawn: (N,). s_NI: scores of the items 1..I; ranked_Nh: int64, items.
     With h = 1 it is the cross-entropy of r_1 over the catalogue.
@@ -174,7 +176,9 @@ def listwise(s_NI, ranked_Nh) -> torch.Tensor:
     return (left_Nh - s_Nh).mean(1)
 
 
-def weights(how, g_TA, g_RPS, log_var) -> torch.Tensor:
+def weights(
+    how: str, g_TA: torch.Tensor, g_RPS: torch.Tensor, log_var: torch.Tensor
+) -> torch.Tensor:
     """lam_TA and lam_RPS (2,).
 
     gradnorm (ours, after GradNorm's idea of even gradients): lam proportional to ||g||^-1/2, their
@@ -191,19 +195,19 @@ def weights(how, g_TA, g_RPS, log_var) -> torch.Tensor:
 class Balance:
     """The weights of the two losses, and what is learnt of them; a part of a checkpoint."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: SimpleNamespace):
         self.how = cfg.balance if cfg.tasks == "both" else "alone"
         self.log_var = torch.zeros(2, requires_grad=True)
         self.optimiser = torch.optim.Adam([self.log_var], lr=1e-2)
         self.learnt = OptimiserState(self.optimiser)
 
-    def weights(self, g_TA, g_RPS):
+    def weights(self, g_TA: torch.Tensor, g_RPS: torch.Tensor) -> torch.Tensor:
         """lam_TA and lam_RPS, from the two gradients of the soft prompt."""
         if self.how == "alone":
             return torch.tensor([1.0, 1.0])
         return weights(self.how, g_TA, g_RPS, self.log_var)
 
-    def learn(self, losses, asked):
+    def learn(self, losses: list[float], asked: list[bool]) -> None:
         """One step of s, which follows L = exp(-s) loss + s. asked: had each task a sample?"""
         if self.how != "uncertainty":
             return
@@ -211,10 +215,12 @@ class Balance:
         self.log_var.grad = (1 - rate * torch.tensor(losses)) * torch.tensor(asked)
         self.optimiser.step()
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
+        """What is learnt, and what its optimiser knows."""
         return {"log_var": self.log_var, **self.learnt.state_dict()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on with what was learnt."""
         self.log_var.data.copy_(state.pop("log_var"))
         self.learnt.load_state_dict(state)
 
@@ -311,7 +317,7 @@ class Balance:
 @common.going_on
 @common.paper_option(PAPER)
 @click.pass_context
-def main(ctx, **config):
+def main(ctx: click.Context, **config) -> None:
     """Stage 1: learn the soft prompt from the backbone's lists (RPS) and the sequences (TA)."""
     cfg, typed = common.settled(ctx, config, PAPER)
     settle(cfg, typed)

@@ -21,6 +21,8 @@ runs/<dataset>/delrec then scores the test part.
 """
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -30,22 +32,22 @@ from lion_pytorch import Lion
 
 import common
 from common import ABOVE_0, FROM_0, WHOLE, fill, refuse
+from delrec.data.prepared import Data
 from delrec.lm import adalora, items, layers, samples, slmrec, soft_prompt, student
 from delrec.lm.model import located
-from delrec.lm.ranker import score_samples
+from delrec.lm.ranker import Ranker, score_samples
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.verbalizers import score, verbalise
-from delrec.lm.windows import targets_of
+from delrec.lm.windows import WindowPrompt, targets_of
 from delrec.metrics import chance
 from delrec.processes import finish, sum_gradients
-from delrec.runtime import described
+from delrec.runtime import Run, described
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
 from delrec.training.memory import peak_gb
 
 PARTS = ("candidates", "titles", "cos", "norm", "ms")  # of the loss
-# what --paper sets: DELRec's own choices (section V); our defaults, chosen by validation on
-# ml-100k, are in the options below
+# what --paper sets (DELRec, section V); ours, chosen on ml-100k, are the defaults of the options
 PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates")
 PAPER |= dict(adapt="qv", lr=1e-4, calibrate=False)
 # what is set where nobody typed it: by the form of the input, and with a teacher or without
@@ -59,9 +61,8 @@ FIXED = dict(verbalizer="items", show=False, order="shuffled", loss="candidates"
 # ---------------------------------------------------------------- the flags and what they mean
 
 
-def settle(cfg, typed, data):
-    """The runs that the flags name: (the teacher's or None, the soft prompt's or None). Every flag
-    has its final value then."""
+def settle(cfg: SimpleNamespace, typed: set[str], data: Data) -> tuple[Run | None, Run | None]:
+    """The runs of the teacher and of the soft prompt, or None. Gives every flag its final value."""
     cfg.llm = located(cfg.llm)
     teacher_run = slmrec.teacher_of(cfg, typed, data) if cfg.teacher else None
     fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
@@ -75,7 +76,7 @@ def settle(cfg, typed, data):
     return teacher_run, prompt_run
 
 
-def check(cfg, typed):
+def check(cfg: SimpleNamespace, typed: set[str]) -> None:
     """Stops at what cannot be meant."""
     n_steps = max(cfg.samples // cfg.batch, 1)
     taught = cfg.teacher or cfg.lambda_ms
@@ -132,10 +133,10 @@ def check(cfg, typed):
 class ByTitles:
     """The truth among C candidates, each scored by its title."""
 
-    def __init__(self, r, cfg):
+    def __init__(self, r: Ranker, cfg: SimpleNamespace):
         self.r, self.loss = r, cfg.loss
 
-    def losses(self, batch) -> dict:
+    def losses(self, batch: list[samples.Example]) -> dict[str, torch.Tensor]:
         """The parts of the loss as sums over the examples of a batch."""
         r, losses = self.r, {}
         start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
@@ -152,20 +153,22 @@ class ByTitles:
             losses["candidates"] = F.cross_entropy(score_BC, truth_B, reduction="sum")
         return losses
 
-    def loss_from(self, x_BD, batch):
+    def loss_from(self, x_BD: torch.Tensor, batch: list[samples.Example]) -> torch.Tensor:
         """L from other states than the last ones: those of an inner block."""
         r, (cand_BC, truth_B) = self.r, self.asked(batch)
         score_BC = verbalise(r.lm, x_BD.to(r.lm.dtype), cand_BC, r.titles, r.verbalizer)
         return F.cross_entropy(score_BC, truth_B, reduction="sum")
 
-    def log_likelihood(self, score_BC, truth_B, batch):
+    def log_likelihood(
+        self, score_BC: torch.Tensor, truth_B: torch.Tensor, batch: list[samples.Example]
+    ) -> torch.Tensor | float:
         """log P of the truths' titles, where a score is the mean log P of a title's tokens."""
         if self.r.verbalizer != "likelihood":
             return 0.0
         n_B = torch.tensor([e.n_truth for e in batch], device=truth_B.device)
         return (score_BC[torch.arange(len(batch)), truth_B] * n_B).sum()
 
-    def asked(self, batch) -> tuple:
+    def asked(self, batch: list[samples.Example]) -> tuple[np.ndarray, torch.Tensor]:
         """The candidates (B, C) and the places (B,) of the truths among them."""
         truth_B = torch.tensor([e.truth for e in batch], device=self.r.lm.device)
         return np.stack([e.cand for e in batch]), truth_B
@@ -174,17 +177,16 @@ class ByTitles:
 class ByVectors:
     """Each next item of a window among all I, scored by its vector (E4SRec)."""
 
-    def __init__(self, r):
+    def __init__(self, r: Ranker):
         self.r = r
 
-    def losses(self, batch) -> dict:
+    def losses(self, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
         """The loss as a sum over the targets of a batch."""
         r = self.r
-        start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
-        x_ND = read_examples(r.lm, start, batch)
+        x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), batch)
         return {"candidates": self.loss_from(items.item_space(r.lm, x_ND), batch)}
 
-    def loss_from(self, e_NE, batch):
+    def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
         """L_ce = - log softmax over all items of E W_out x. e_NE: W_out x."""
         target_N = torch.as_tensor(targets_of(batch), device=e_NE.device)
         return F.cross_entropy(e_NE @ self.r.lm.items.E[1:].T, target_N - 1, reduction="sum")
@@ -271,7 +273,7 @@ class ByVectors:
 @common.going_on
 @common.paper_option(PAPER)
 @click.pass_context
-def main(ctx, **config):
+def main(ctx: click.Context, **config) -> None:
     """Stage 2: AdaLoRA on the LM with the soft prompt fixed."""
     cfg, typed = common.settled(ctx, config, PAPER)
     ranks, data, folder = common.enter(cfg, "delrec")
@@ -289,7 +291,7 @@ def main(ctx, **config):
         blocks.states, record["states_seconds"] = slmrec.learn_from(teacher, seen, cfg, out, ranks)
         del teacher
 
-    # AdaLoRA is warm at full rank, is pruned to its budget, goes on at the ranks that were found
+    # AdaLoRA begins at full rank, is pruned to its budget, goes on at the ranks that were found
     moving = student.Moving(cfg, r, maps, modules, n_steps)
     adapter, params = moving.adapter, moving.params
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
@@ -359,8 +361,10 @@ def main(ctx, **config):
     finish(ranks)
 
 
-def close_run(folder, record, loop, cfg, quality, n_val):
-    """Puts the run in its place and prints what came of it. quality: calibrated."""
+def close_run(
+    folder: Path, record: dict, loop: Loop, cfg: SimpleNamespace, quality: tuple, n_val: int
+) -> None:
+    """Puts the run in its place and prints what came of it. quality: HR@1, NDCG@10, calibrated."""
     settings, per_second = record["settings"], cfg.batch * loop.total / loop.spent["steps"]
     record |= {
         "backbone_run": settings["backbone_run"],

@@ -5,10 +5,14 @@ and total - tfinal the least important values of E are cut until target_r a laye
 average; then training goes on at the ranks that were found.
 """
 
+from types import SimpleNamespace
+
 import torch
 
+from delrec.lm.model import LM
 
-def add_adalora(lm, modules, cfg, steps):
+
+def add_adalora(lm: LM, modules: list[str], cfg: SimpleNamespace, steps: int) -> torch.nn.Module:
     """The LM's model with adapters on `modules`; they are all that trains.
 
     cfg: init_r, target_r, alpha, dropout."""
@@ -29,7 +33,7 @@ def add_adalora(lm, modules, cfg, steps):
     return get_peft_model(lm.model, config)
 
 
-def orthogonality(adapter) -> torch.Tensor:
+def orthogonality(adapter: torch.nn.Module) -> torch.Tensor:
     """AdaLoRA's penalty R: the mean over all A and B of ||A A^T - I||_F and ||B^T B - I||_F.
 
     Eq. 4 sums the squares of these norms; peft, and so we, take the mean of the norms. Matrices of
@@ -48,17 +52,17 @@ def orthogonality(adapter) -> torch.Tensor:
     return torch.cat(norms).mean()
 
 
-def reallocate(adapter, step):
+def reallocate(adapter: torch.nn.Module, step: int) -> None:
     """Moves the ranks after step number `step`, by the importances that its gradients give."""
     adapter.base_model.update_and_allocate(step)
 
 
-def adapted_layers(adapter) -> int:
+def adapted_layers(adapter: torch.nn.Module) -> int:
     """How many layers have an adapter."""
     return sum("lora_E" in name for name, _ in adapter.named_parameters())
 
 
-def active_rank(adapter) -> int:
+def active_rank(adapter: torch.nn.Module) -> int:
     """Singular values that AdaLoRA keeps, over all adapted layers.
 
     Not those that differ from zero: Lion moves by multiples of the learning rate, so a kept one
@@ -69,13 +73,13 @@ def active_rank(adapter) -> int:
     return sum(len(p) for name, p in adapter.named_parameters() if "lora_E" in name)
 
 
-def pruning_steps(adapter) -> tuple:
+def pruning_steps(adapter: torch.nn.Module) -> tuple[int, int, int]:
     """The steps between which ranks are cut, and the steps in all."""
     config = adapter.peft_config["default"]
     return config.tinit, config.total_step - config.tfinal, config.total_step
 
 
-def ranks_are_final(adapter, step) -> bool:
+def ranks_are_final(adapter: torch.nn.Module, step: int) -> bool:
     """True once the step number `step` is behind the last at which ranks are cut."""
     return step >= pruning_steps(adapter)[1]
 
@@ -85,12 +89,13 @@ class Importances:
 
     AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 
-    def __init__(self, adapter, device):
+    def __init__(self, adapter: torch.nn.Module, device: torch.device):
         self.config = adapter.peft_config["default"]
         self.allocator = adapter.base_model.rankallocator
         self.device = device
 
     def state_dict(self) -> dict:
+        """The averages of each weight's importance, and the pattern of ranks."""
         averages = {
             f"{name}/{k}": t
             for name in self.AVERAGES
@@ -98,7 +103,8 @@ class Importances:
         }
         return averages | {"rank_pattern": self.config.rank_pattern}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
+        """Gives the allocator what state_dict said."""
         for name in self.AVERAGES:
             own = {k: t for k, t in state.items() if k.startswith(f"{name}/")}
             average = {k.split("/", 1)[1]: t.to(self.device) for k, t in own.items()}

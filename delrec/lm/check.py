@@ -8,6 +8,8 @@ the LM is refused with what differs. What was found is kept under the user's cac
 fingerprint, so that it is measured once.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
@@ -17,6 +19,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -39,6 +42,9 @@ from delrec.lm.probes import (
 from delrec.lm.reading import read, read_prefix
 from delrec.runtime import CACHE, first_line, stop, write_json
 
+if TYPE_CHECKING:
+    from delrec.lm.model import LM
+
 # files whose code says how an LM is read: what was found holds for these only
 CODE = ("check.py", "probes.py", "reading.py", "passes.py")
 
@@ -59,7 +65,7 @@ class Found:
 
 @dataclass
 class Comparison:
-    """What our ways are measured against, and why the last of them could not be gone."""
+    """What our ways are measured against, and why the last of them failed."""
 
     probes: list[Probe]
     wanted: list[Wanted]  # of each probe
@@ -67,20 +73,20 @@ class Comparison:
     trouble: str = "another shape, or not finite"
 
 
-def say(line: str):
+def say(line: str) -> None:
     """Prints one line, on the first of several processes."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(line, flush=True)
 
 
 @functools.cache
-def say_once(line: str):
+def say_once(line: str) -> None:
     """The same, but each line once a process."""
     say(line)
 
 
 @torch.no_grad()
-def find(lm, checked: bool = True) -> Found:
+def find(lm: LM, checked: bool = True) -> Found:
     """How the LM is read right; one that cannot be is refused. The model is left ready to be read
     so (its attention, its head). checked=False: the fastest way, on trust."""
     lm = replace(lm, window=window_of(lm))
@@ -99,7 +105,7 @@ def find(lm, checked: bool = True) -> Found:
     return found
 
 
-def measure(lm) -> Found:
+def measure(lm: LM) -> Found:
     """The fastest way that says what the untouched model says."""
     bare = bare_probe(lm)
     lm, first_1V = runs_at_all(lm, lambda: with_factor(lm, bare))
@@ -124,7 +130,7 @@ def measure(lm) -> Found:
 # ---------------------------------------------------------------- our ways, against it
 
 
-def with_factor(lm, bare: Probe) -> tuple:
+def with_factor(lm: LM, bare: Probe) -> tuple[LM, torch.Tensor]:
     """The LM with the factor by which the model multiplies the vectors of tokens, but not those it
     is given (Falcon-H1), and the logits (1, V) that the bare probe's vectors give; raises where
     no vectors give what tokens do: a second table of vectors that only tokens reach would not be
@@ -143,7 +149,7 @@ def with_factor(lm, bare: Probe) -> tuple:
     raise ValueError(f"its logits are {apart:.2g} apart for tokens and for their vectors")
 
 
-def our_logits(lm, p: Probe, columns) -> torch.Tensor:
+def our_logits(lm: LM, p: Probe, columns: torch.Tensor) -> torch.Tensor:
     """The logits (N, K) at all reads of a probe by the way that lm.paths names first."""
     keeps = lm.attends, lm.paths[:1] == ["rows"]  # what read_prefix goes by
     if keeps not in p.begun:
@@ -157,9 +163,9 @@ def our_logits(lm, p: Probe, columns) -> torch.Tensor:
     return lm.scale * logits_NK
 
 
-def measured(lm, compare: Comparison, long: bool | None = None) -> float:
-    """How far off our way is, in units of what it may be: at most 1 is right. inf where it cannot
-    be gone at all. long: only the probes beyond (True) or within (False) the windows."""
+def measured(lm: LM, compare: Comparison, long: bool | None = None) -> float:
+    """How far off our way is, in units of what it may be: at most 1 is right, inf where it fails.
+    long: only the probes beyond (True) or within (False) the windows."""
     worst = 0.0
     for p, want in zip(compare.probes, compare.wanted):
         if long is not None and p.long != long:
@@ -176,14 +182,14 @@ def measured(lm, compare: Comparison, long: bool | None = None) -> float:
     return worst
 
 
-def must_be_right(lm, compare: Comparison):
+def must_be_right(lm: LM, compare: Comparison) -> None:
     """Stops where the plainest way is not right either."""
     apart = measured(lm, compare)
     if apart > 1:
         refuse(lm, compare, apart)
 
 
-def refuse(lm, compare: Comparison, apart: float):
+def refuse(lm: LM, compare: Comparison, apart: float) -> None:
     """Stops: no way of ours says what the model says."""
     how = f"is {apart:.3g} times too far off"
     if apart == float("inf"):
@@ -198,7 +204,7 @@ def refuse(lm, compare: Comparison, apart: float):
 # ---------------------------------------------------------------- encoders
 
 
-def find_encoder(lm, compare: Comparison) -> tuple:
+def find_encoder(lm: LM, compare: Comparison) -> tuple[LM, str]:
     """An encoder, or an encoder-decoder whose candidates share their prompt's encoder states if
     they say the same; and what the user should know."""
     bare_head(lm)
@@ -214,8 +220,8 @@ def find_encoder(lm, compare: Comparison) -> tuple:
     return lm, "candidates do not share encoder states; slower, the same"
 
 
-def bare_head(lm):
-    """The model's logits become the states its head would read: no script makes B x V of them, and
+def bare_head(lm: LM) -> None:
+    """Makes the model's logits the states its head would read: no script makes B x V of them, and
     every architecture's own last norm, transform and scaling still apply."""
     lm.model.get_output_embeddings().forward = lambda x: x
 
@@ -223,7 +229,7 @@ def bare_head(lm):
 # ---------------------------------------------------------------- decoders
 
 
-def find_decoder(lm, compare: Comparison) -> tuple:
+def find_decoder(lm: LM, compare: Comparison) -> tuple[LM, str]:
     """The decoder by the fastest way that says the same, and what the user should know of it."""
     text = lm.model.config.get_text_config()
     capped = bool(getattr(text, "final_logit_softcapping", None))  # unseen in small logits
@@ -239,7 +245,7 @@ def find_decoder(lm, compare: Comparison) -> tuple:
     return lm, about(lm, wrong)
 
 
-def by_fastest(lm, compare: Comparison) -> tuple:
+def by_fastest(lm: LM, compare: Comparison) -> tuple[LM, Callable | None, list[str]]:
     """The LM with the paths that say the same, best first, down to the first that can also train; a
     function that puts the model's own attention back, or None; and the paths that are wrong."""
     put_back = passes.own_attention(lm.model)
@@ -260,7 +266,7 @@ def by_fastest(lm, compare: Comparison) -> tuple:
     return replace(lm, paths=[*right, "rows"]), put_back, wrong
 
 
-def within_reach(lm, compare: Comparison, put_back: Callable | None):
+def within_reach(lm: LM, compare: Comparison, put_back: Callable | None) -> LM:
     """The LM as it is right beyond the windows that the configuration names: by its best path, or
     longer prompts, or all, one row a title."""
     if measured(lm, compare, long=True) <= 1:
@@ -275,7 +281,7 @@ def within_reach(lm, compare: Comparison, put_back: Callable | None):
     return lm
 
 
-def with_head(lm, compare: Comparison):
+def with_head(lm: LM, compare: Comparison) -> LM:
     """The LM as its logits follow from its states: by the head, times a number, or only by asking
     the model itself; refused where not even that is so."""
     lm = replace(lm, own_head=False)
@@ -295,7 +301,7 @@ def with_head(lm, compare: Comparison):
     return asked
 
 
-def about(lm, wrong: list[str]) -> str:
+def about(lm: LM, wrong: list[str]) -> str:
     """What the user should know of the way found; nothing where it is the fastest there is."""
     parts = []
     if lm.paths[0] == "rows":
@@ -314,7 +320,7 @@ def about(lm, wrong: list[str]) -> str:
 # ---------------------------------------------------------------- unmeasured
 
 
-def on_trust(lm) -> Found:
+def on_trust(lm: LM) -> Found:
     """The fastest way whose shape fits, unmeasured."""
     if lm.kind != "decoder":
         bare_head(lm)
@@ -329,7 +335,7 @@ def on_trust(lm) -> Found:
 # ---------------------------------------------------------------- found once
 
 
-def key_of(lm) -> str:
+def key_of(lm: LM) -> str:
     """What a finding holds for: the LM, how it computes, and the code that reads it."""
     import transformers
 
@@ -360,7 +366,7 @@ def remembered(key: str) -> Found | None:
         return None
 
 
-def remember(key: str, found: Found):
+def remember(key: str, found: Found) -> None:
     """Keeps what was found; a cache that cannot be written is no reason to stop."""
     with contextlib.suppress(OSError):
         (CACHE / "checked").mkdir(parents=True, exist_ok=True)
@@ -374,7 +380,7 @@ def as_kept(found: Found) -> dict:
     return kept | {"reach": None if found.reach == float("inf") else found.reach}
 
 
-def prepare(lm, found: Found):
+def prepare(lm: LM, found: Found) -> None:
     """Makes the model ready to be read as was found before."""
     if found.attends:
         passes.own_attention(lm.model)

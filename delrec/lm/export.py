@@ -12,10 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from delrec.data.prepared import histories, subset
+from delrec.data.prepared import Data, histories, subset
 from delrec.lm.listed import backbone_digest
+from delrec.lm.model import LM
 from delrec.lm.ranker import Ranker, open_run, over_catalogue, reads_all, score_tails
+from delrec.processes import Ranks
 from delrec.runtime import (
+    Run,
     beside,
     empty,
     lock,
@@ -40,7 +43,7 @@ CHUNK = 1024  # samples between two writes
 
 
 @torch.no_grad()
-def title_vectors(r: Ranker, ranks) -> np.ndarray:
+def title_vectors(r: Ranker, ranks: Ranks) -> np.ndarray:
     """Z float32 (I+1, D): the mean of the LM's last states over a title's tokens.
 
     An LM that never saw titles in training (--input ids) is asked without its adapter.
@@ -62,7 +65,7 @@ def title_vectors(r: Ranker, ranks) -> np.ndarray:
     return vectors_ID
 
 
-def mean_states(lm, titles: list[np.ndarray]) -> np.ndarray:
+def mean_states(lm: LM, titles: list[np.ndarray]) -> np.ndarray:
     """The mean of the LM's last states over each title's own tokens: float32 (B, D)."""
     rows = [np.concatenate([lm.start, title, lm.end]).astype(np.int64) for title in titles]
     ids_BQ = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
@@ -82,7 +85,7 @@ def mean_states(lm, titles: list[np.ndarray]) -> np.ndarray:
 # ---------------------------------------------------------------- one export, whole or not yet
 
 
-def made_of(run, data, K: int, n: int) -> dict:
+def made_of(run: Run, data: Data, K: int, n: int) -> dict:
     """What an export was made of, so that an unfinished one is continued by the same only."""
     made = {
         "run": str(run.folder),
@@ -100,7 +103,7 @@ def made_of(run, data, K: int, n: int) -> dict:
     return made | {"backbone_digest": backbone_digest(run.backbone_run)}
 
 
-def must_be_made_so(folder: Path, made: dict):
+def must_be_made_so(folder: Path, made: dict) -> None:
     """Stops where the complete export in `folder` was made of something else."""
     have = read_json(folder / "meta.json")
     for key in made:
@@ -112,7 +115,7 @@ def must_be_made_so(folder: Path, made: dict):
             )
 
 
-def samples_done(tmp: Path, made: dict, n: int, ranks) -> int:
+def samples_done(tmp: Path, made: dict, n: int, ranks: Ranks) -> int:
     """How many of the n samples an unfinished export of the same has, the same on every rank; the
     folder is now this process's, empty where nothing is continued."""
     done = 0
@@ -139,7 +142,7 @@ class Files:
     truth: np.ndarray  # float32 (n,): the probability of the true item
     listed: np.ndarray  # float32 (n, K): those of the listed ones
 
-    def store(self, samples: np.ndarray, rows: np.ndarray):
+    def store(self, samples: np.ndarray, rows: np.ndarray) -> None:
         """Writes the rows (B, 2K+1) of some samples (see rows_of)."""
         K = self.topk.shape[1]
         self.topk[samples] = rows[:, :K].astype(np.int32)
@@ -167,15 +170,16 @@ def open_files(tmp: Path, n: int, K: int, new: bool) -> Files:
 
 @torch.no_grad()
 def export(
-    run,
-    data,
-    ranks,
+    run: Run,
+    data: Data,
+    ranks: Ranks,
     K: int = 10,
     limit: int = 0,
     shard: bool = False,
     overwrite: bool = False,
-):
-    """RUN/export/ for train_backbone.py --teacher: for every training sample (or `limit` of them)
+) -> None:
+    """Writes RUN/export/, what train_backbone.py --teacher reads: for every training sample (or
+    `limit` of them)
     topk.npy int32 (n, K), the run's best items over the whole catalogue, none of the history (0:
     sample not asked); truth.npy float32 (n,) and listed.npy (n, K), the probability it gives the
     true item and the listed ones; titles.npy float32 (I+1, D), the LM's title vectors. An LM that
@@ -227,7 +231,7 @@ def export(
         report(folder, files, data, which, rate)
 
 
-def report(folder: Path, files: Files, data, which: np.ndarray, rate: float):
+def report(folder: Path, files: Files, data: Data, which: np.ndarray, rate: float) -> None:
     """Prints what an export holds: a line to read, and one JSON object."""
     K = files.topk.shape[1]
     true_n1 = data.items[data.train[which]][:, None]
@@ -249,14 +253,21 @@ def report(folder: Path, files: Files, data, which: np.ndarray, rate: float):
 # ---------------------------------------------------------------- what the LM says of some samples
 
 
-def targets_and_histories(data, samples: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+def targets_and_histories(data: Data, samples: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """The true items (B,) of some training samples, and all items before each."""
     target_B = data.items[data.train[samples]].astype(np.int64)
     longest = int(np.diff(data.ptr).max())
     return target_B, [h[h > 0] for h in histories(data, data.train[samples], longest)]
 
 
-def rows_of_samples(r: Ranker, penalty_I, samples, list_BC, K: int, ranks) -> np.ndarray:
+def rows_of_samples(
+    r: Ranker,
+    penalty_I: np.ndarray,
+    samples: np.ndarray,
+    list_BC: np.ndarray | None,
+    K: int,
+    ranks: Ranks,
+) -> np.ndarray:
     """The rows (B, 2K+1) of some training samples (see rows_of): over the backbone's lists, or,
     where they are None, over the whole catalogue."""
     if list_BC is None:
@@ -264,7 +275,9 @@ def rows_of_samples(r: Ranker, penalty_I, samples, list_BC, K: int, ranks) -> np
     return rows_of_lists(r, penalty_I, samples, list_BC, K, ranks)
 
 
-def rows_over_catalogue(r: Ranker, penalty_I, samples, K: int, ranks) -> np.ndarray:
+def rows_over_catalogue(
+    r: Ranker, penalty_I: np.ndarray, samples: np.ndarray, K: int, ranks: Ranks
+) -> np.ndarray:
     """The rows (B, 2K+1) of some training samples, over the whole catalogue."""
     target_B, olds = targets_and_histories(r.data, samples)
     tails = [r.prompts.history(old[-r.history :])[0] for old in olds]
@@ -275,7 +288,9 @@ def rows_over_catalogue(r: Ranker, penalty_I, samples, K: int, ranks) -> np.ndar
     return over_catalogue(r, tails, 2 * K + 1, rows, ranks, name=None)
 
 
-def rows_of_lists(r: Ranker, penalty_I, samples, list_BC, K: int, ranks) -> np.ndarray:
+def rows_of_lists(
+    r: Ranker, penalty_I: np.ndarray, samples: np.ndarray, list_BC: np.ndarray, K: int, ranks: Ranks
+) -> np.ndarray:
     """The rows (B, 2K+1) of some training samples, over the backbone's lists; the truth, where it
     is not listed, is scored for its probability only."""
     target_B, olds = targets_and_histories(r.data, samples)
@@ -293,7 +308,9 @@ def rows_of_lists(r: Ranker, penalty_I, samples, list_BC, K: int, ranks) -> np.n
     return rows_of(s_BI, target_B, unranked, K)
 
 
-def rows_of(s_BI, target_B, unranked: list[np.ndarray], K: int) -> np.ndarray:
+def rows_of(
+    s_BI: np.ndarray, target_B: np.ndarray, unranked: list[np.ndarray], K: int
+) -> np.ndarray:
     """(B, 2K+1): the K best items but those of `unranked`, their probabilities, the truth's."""
     p_BI = np.exp(s_BI - s_BI.max(1, keepdims=True))
     p_BI /= p_BI.sum(1, keepdims=True)
@@ -308,7 +325,7 @@ def rows_of(s_BI, target_B, unranked: list[np.ndarray], K: int) -> np.ndarray:
     return np.concatenate([top_BK, p_BK, p_true_B1], 1).astype(np.float32)
 
 
-def backbone_lists(run, data, K: int) -> np.ndarray:
+def backbone_lists(run: Run, data: Data, K: int) -> np.ndarray:
     """The backbone's lists of the training samples, as many as the run was trained to rank."""
     path = Path(run.backbone_run) / "topk_train.npy"
     if not path.exists():

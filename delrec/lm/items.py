@@ -9,11 +9,14 @@ position of it predicts the item after it.
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
+from delrec.data.prepared import Data
+from delrec.lm.model import LM
 from delrec.lm.text import token_scale, tokens_width
-from delrec.runtime import load_run, read_tensors, stop
+from delrec.runtime import Run, load_run, read_tensors, stop
 
 
 @dataclass
@@ -24,7 +27,7 @@ class Items:
     maps: torch.nn.ModuleDict  # "in": de -> width of a token, "out": D -> de, "block1", ..: D -> de
 
 
-def load_items(lm, backbone_run, n_items, taught=0):
+def load_items(lm: LM, backbone_run: Path | str, n_items: int, taught: int = 0) -> None:
     """Gives the LM the frozen item vectors of a backbone and untrained maps: E fp32 (I+1, de),
     maps.in (de -> D), maps.out (D -> de), and for each of `taught` inner blocks maps.block1, ..
     (E4SRec, SLMRec: arXiv 2405.17890, sections 3 and 4).
@@ -41,7 +44,7 @@ def load_items(lm, backbone_run, n_items, taught=0):
     lm.set_items(Items(E.to(lm.device), torch.nn.ModuleDict(maps).to(lm.device)))
 
 
-def item_vectors(backbone_run, n_items) -> torch.Tensor:
+def item_vectors(backbone_run: Path | str, n_items: int) -> torch.Tensor:
     """E fp32 (I+1, de) of a backbone's run folder.
 
     An item scores x . e + b in the backbone, so its vector here is (e, b), each part scaled to a
@@ -67,7 +70,7 @@ def item_vectors(backbone_run, n_items) -> torch.Tensor:
     return E
 
 
-def save_items(lm, folder):
+def save_items(lm: LM, folder: Path) -> None:
     """Writes the item vectors and the two maps into a run folder."""
     from safetensors.torch import save_file
 
@@ -82,7 +85,9 @@ def save_items(lm, folder):
     )
 
 
-def read_items(lm, folder, n_items):
+def read_items(
+    lm: LM, folder: Path | str, n_items: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """What save_items wrote: E and the maps' own tensors by name."""
     t = read_tensors(Path(folder) / "items.safetensors")
     want, D = {"E", "in.weight", "in.bias", "out.weight", "out.bias"}, lm.head_VD.shape[1]
@@ -99,7 +104,7 @@ def read_items(lm, folder, n_items):
     return t.pop("E"), t
 
 
-def open_items(lm, folder, n_items):
+def open_items(lm: LM, folder: Path, n_items: int) -> None:
     """Gives the LM what save_items wrote, for a run that is only read."""
     E, tensors = read_items(lm, folder, n_items)
     (D_in, de), D = tensors["in.weight"].shape, tensors["out.weight"].shape[1]
@@ -108,7 +113,7 @@ def open_items(lm, folder, n_items):
     lm.set_items(Items(E.to(lm.device), maps.to(lm.device).requires_grad_(False)))
 
 
-def maps_folder(cfg, data, prompt_run) -> str | None:
+def maps_folder(cfg: SimpleNamespace, data: Data, prompt_run: Run | None) -> str | None:
     """The run whose maps these begin as: --maps, or the soft prompt's if it was distilled with
     --input ids; None for untrained ones."""
     if cfg.maps:
@@ -119,8 +124,8 @@ def maps_folder(cfg, data, prompt_run) -> str | None:
     return None
 
 
-def load_maps(lm, folder, n_items):
-    """The maps begin as those of another run, which must have seen the same item vectors."""
+def load_maps(lm: LM, folder: Path | str, n_items: int) -> None:
+    """Sets the maps to those of another run, which must have seen the same item vectors."""
     E, tensors = read_items(lm, folder, n_items)
     if E.shape != lm.items.E.shape or not torch.equal(E.to(lm.device), lm.items.E):
         stop(
@@ -130,7 +135,9 @@ def load_maps(lm, folder, n_items):
     lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **tensors})
 
 
-def first_maps(lm, cfg, backbone_run, n_items, inner):
+def first_maps(
+    lm: LM, cfg: SimpleNamespace, backbone_run: Path | str, n_items: int, inner: int
+) -> torch.nn.ModuleDict:
     """The maps that train beside the adapters, as a ModuleDict: between item vectors and the LM,
     and behind so many `inner` blocks of it."""
     torch.manual_seed(cfg.seed)
@@ -140,13 +147,13 @@ def first_maps(lm, cfg, backbone_run, n_items, inner):
     return lm.items.maps
 
 
-def share_maps(lm, teacher):
-    """The maps begin as the teacher's (ours), whose states the student `lm` is to meet."""
+def share_maps(lm: LM, teacher: LM) -> None:
+    """Sets the maps to the teacher's (ours), whose states the student `lm` is to meet."""
     maps = lm.items.maps
     maps.load_state_dict({**maps.state_dict(), **teacher.items.maps.state_dict()})
     lm.set_items(Items(teacher.items.E, maps))
 
 
-def item_space(lm, x_ND):
-    """E4SRec's second map: the LM's states -> the space of the backbone's item vectors, (N, de)."""
+def item_space(lm: LM, x_ND: torch.Tensor) -> torch.Tensor:
+    """The LM's states in the space of the backbone's item vectors, (N, de): E4SRec's second map."""
     return lm.items.maps["out"](x_ND.float())

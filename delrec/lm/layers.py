@@ -1,15 +1,23 @@
 """The layers of an LM: cut to a few, tapped, adapted, divided among processes, computed again."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 
 from delrec.runtime import stop
+
+if TYPE_CHECKING:
+    from delrec.lm.model import LM
 
 QV = ("q_proj", "v_proj", "q", "v", "query", "value", "q_lin", "v_lin", "query_proj", "value_proj")
 # where one layer makes q, k and v together: GPT-2; NeoX, Bloom, Falcon; Phi-3; MPT, ModernBERT
 QKV = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj_qkv")
 
 
-def decoder_layers(lm) -> tuple[torch.nn.Module, str, torch.nn.ModuleList]:
+def decoder_layers(lm: LM) -> tuple[torch.nn.Module, str, torch.nn.ModuleList]:
     """(module that holds them, its attribute, the layers) of a decoder-only LM's body."""
     if lm.kind != "decoder":
         stop(f"{lm.name} is an {lm.kind} LM; layers are cut and taught in decoder-only LMs only")
@@ -21,7 +29,7 @@ def decoder_layers(lm) -> tuple[torch.nn.Module, str, torch.nn.ModuleList]:
     stop(f"{lm.name}: its {n} layers do not stand in one list, so they cannot be cut or taught")
 
 
-def adapt_modules(lm, adapt: str = "qv") -> list[str]:
+def adapt_modules(lm: LM, adapt: str = "qv") -> list[str]:
     """Names of the layers an adapter is put on: the attention's q and v (DELRec), or all of the
     body."""
     from transformers.pytorch_utils import Conv1D
@@ -41,7 +49,7 @@ def adapt_modules(lm, adapt: str = "qv") -> list[str]:
     stop(f"{lm.name} has no attention projections named {', '.join(QV + QKV)}; use --adapt linear")
 
 
-def reads_text(lm, name: str) -> bool:
+def reads_text(lm: LM, name: str) -> bool:
     """False for a layer of what a decoder-only LM sees or hears with: no text passes it."""
     if lm.kind != "decoder":
         return True
@@ -50,7 +58,7 @@ def reads_text(lm, name: str) -> bool:
     return not inside or name.startswith(f"{inside}.")
 
 
-def prune(lm, n: int):
+def prune(lm: LM, n: int) -> None:
     """Leaves the first n layers; the final norm and the head stay (SLMRec: a depth-pruned
     student)."""
     holder, name, layers = decoder_layers(lm)
@@ -76,7 +84,7 @@ def prune(lm, n: int):
         )
 
 
-def tap(lm, blocks: int):
+def tap(lm: LM, blocks: int) -> None:
     """From now on every pass leaves in lm.tapped the states (N, D) at its reads after each of the
     blocks its layers are cut into; the last ones after the final norm, as the head reads them."""
     holder, _, layers = decoder_layers(lm)
@@ -94,14 +102,14 @@ def tap(lm, blocks: int):
     norms[-1].register_forward_hook(keep)
 
 
-def layers_of(model) -> list[torch.nn.Module]:
+def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The layers that transformers can compute again."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
-def shard_layers(model, device) -> torch.nn.Module:
+def shard_layers(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """The model with torch's FSDP2 around each layer: a process keeps its part and fetches the rest
     while the layer computes. Adapters, which come later, and what is not in a layer (embeddings,
     head) stay whole on every process."""
@@ -132,7 +140,7 @@ def shard_layers(model, device) -> torch.nn.Module:
     return model
 
 
-def computed_again(forward):
+def computed_again(forward: Callable) -> Callable:
     """A layer's forward that keeps its input only, and is computed again in backward."""
     from torch.utils.checkpoint import checkpoint
 
@@ -146,7 +154,7 @@ def computed_again(forward):
     return run
 
 
-def checkpoint_layers(model):
+def checkpoint_layers(model: torch.nn.Module) -> None:
     """Gradient checkpointing: each layer keeps its input only and is computed again in backward;
     the same numbers for a third more time."""
     if not layers_of(model):

@@ -1,19 +1,22 @@
 """The backbone an LM run lists its candidates by: is it still the one the run was trained with?
 
-A run of distill.py or finetune.py stores backbone_digest. `listed_by.json` in its folder says which
-backbone the scores were made with that an evaluation stored there. Runs without a digest, which
-earlier versions made, say nothing.
+A run of distill.py or finetune.py stores backbone_digest. `listed_by.json` in its folder says
+with which backbone the scores were made that an evaluation stored there. Runs without a digest,
+which earlier versions made, say nothing.
 """
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from delrec.data.prepared import with_lists
+from delrec.data.prepared import Data, with_lists
+from delrec.processes import Ranks
 from delrec.runtime import (
     NAMES,
+    Run,
     folder_of,
     load_run,
     read_json,
@@ -34,12 +37,12 @@ class Lists:
     train: np.ndarray  # items, best first, int32 (n, h); 0 where it wrote none
     val: np.ndarray
 
-    def top(self, split, which, h) -> np.ndarray:
+    def top(self, split: str, which: np.ndarray, h: int) -> np.ndarray:
         """The first h of the lists of some samples of a split."""
         return getattr(self, split)[which][:, :h]
 
 
-def read_lists(name, data, train_it) -> Lists:
+def read_lists(name: str | None, data: Data, train_it: str) -> Lists:
     """The lists in a backbone's run folder; runs/<dataset>/sasrec if `name` is None. train_it: the
     options that train_backbone.py needs to make the folder."""
     folder = folder_of("runs", name or f"{data.folder_name}/sasrec")
@@ -61,7 +64,7 @@ def read_lists(name, data, train_it) -> Lists:
     return Lists(folder, NAMES.get(model, model), **arrays)
 
 
-def must_list(lists, cfg, data):
+def must_list(lists: Lists, cfg: SimpleNamespace, data: Data) -> None:
     """Stops where a backbone's lists are too short or too few for stage 1, or the catalogue is."""
     if lists.train.shape[1] < cfg.h:
         stop(
@@ -80,7 +83,7 @@ def must_list(lists, cfg, data):
         )
 
 
-def backbone_of(name, data, prompt_run=None) -> tuple:
+def backbone_of(name: str | None, data: Data, prompt_run: Run | None = None) -> tuple[str, Path]:
     """The conventional model: what the prompt calls it, and its run folder. It must be of the same
     data: its split says what it has seen. name: the folder; the soft prompt's own, or
     runs/<dataset>/sasrec if None."""
@@ -94,7 +97,7 @@ def backbone_of(name, data, prompt_run=None) -> tuple:
     return NAMES.get(model, model), folder
 
 
-def backbone_digest(folder):
+def backbone_digest(folder: Path | str) -> str | None:
     """16 hex digits of a backbone: of its weights, else of its lists; None where there is none."""
     settle(Path(folder), "config.json")
     for name in ("model.safetensors", "topk_train.npy"):
@@ -105,32 +108,32 @@ def backbone_digest(folder):
     return None
 
 
-def lists(run):
+def lists(run: Run) -> bool:
     """True for a run whose prompts list the candidates in its backbone's order."""
     s = getattr(run, "settings", {})
     return s.get("order") == "backbone" and (s["show"] or s["verbalizer"] == "letter")
 
 
-def digest_now(run):
+def digest_now(run: Run) -> str | None:
     """The digest of the backbone that a run's scores depend on; None if they depend on none."""
     if not lists(run) or not getattr(run, "backbone_digest", None):
         return None
     return backbone_digest(run.settings["backbone_run"])
 
 
-def noted(run):
+def noted(run: Run) -> dict[str, str | None]:
     """{name of stored scores: digest of the backbone they were made with}."""
     path = run.folder / "listed_by.json"
     made = {p.stem: run.backbone_digest for p in run.folder.glob("scores_val_*.npy")}
     return made | (read_json(path) if path.exists() else {})
 
 
-def note(run, name, digest):
+def note(run: Run, name: str, digest: str | None) -> None:
     """Stores which backbone the scores `name` were made with."""
     write_json(run.folder / "listed_by.json", noted(run) | {name: digest})
 
 
-def say_if_another(run, ranks):
+def say_if_another(run: Run, ranks: Ranks) -> None:
     """Prints one line if the backbone of an LM run is not the one it, or its scores, knew."""
     trained = getattr(run, "backbone_digest", None)
     if not ranks.main or not trained or run.stage not in ("distill", "finetune"):

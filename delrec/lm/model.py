@@ -2,12 +2,14 @@
 run.
 """
 
+from __future__ import annotations
+
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +18,10 @@ from delrec.lm.pretrained import EMBEDDED, config_and_tokenizer, kind_of, text_c
 from delrec.lm.probes import HalfFails
 from delrec.lm.reading import reader_of
 from delrec.lm.text import encode, fingerprint
-from delrec.runtime import CACHE, first_line, folder_of, is_folder, is_run, load_run, stop
+from delrec.runtime import CACHE, Run, first_line, folder_of, is_folder, is_run, load_run, stop
+
+if TYPE_CHECKING:
+    from delrec.lm.items import Items
 
 # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
@@ -72,7 +77,7 @@ class LM:
     def body(self) -> torch.nn.Module:
         """The model without its head."""
         base = self.model.base_model
-        return self.model.model if base is self.model else base  # Llama 4 names one it has not
+        return self.model.model if base is self.model else base  # Llama 4 names one it lacks
 
     @property
     def decoder_start(self) -> int | None:
@@ -87,7 +92,7 @@ class LM:
         """True where rows of one pass stand one behind the other, without padding."""
         return "packed" in self.paths
 
-    def read_as(self, found: check.Found):
+    def read_as(self, found: check.Found) -> None:
         """From now on the LM is read as the check found it right."""
         self.attends = found.attends
         self.paths = list(found.paths)
@@ -97,30 +102,30 @@ class LM:
         self.scale = found.scale
         self.own_head = found.own_head
 
-    def set_items(self, items):
+    def set_items(self, items: Items) -> None:
         """Gives the LM items as vectors."""
         self.items = items
 
-    def set_adapter(self, adapter):
+    def set_adapter(self, adapter: torch.nn.Module) -> None:
         """Gives the LM the adapter that is around its layers."""
         self.adapter = adapter
 
     # what layers.tap and the passes do with states of inner layers
 
-    def tap(self, layers):
+    def tap(self, layers: Iterable[int]) -> None:
         """From now on every pass keeps the states after these layers in `tapped`."""
         self.taps = frozenset(layers)
         self.tapped = []
 
-    def forget_tapped(self):
+    def forget_tapped(self) -> None:
         """Before a pass: the states of the one before are no more."""
         self.keep_tapped([])
 
-    def add_tapped(self, x: torch.Tensor):
+    def add_tapped(self, x: torch.Tensor) -> None:
         """During a pass: the states after one more of the layers."""
         self.tapped.append(x)
 
-    def keep_tapped(self, states: list[torch.Tensor]):
+    def keep_tapped(self, states: list[torch.Tensor]) -> None:
         """After a pass: what of the layers' states stays; nothing where no layer is tapped."""
         if self.tapped is not None:
             self.tapped = states
@@ -129,7 +134,13 @@ class LM:
 # ---------------------------------------------------------------- loading
 
 
-def load_lm(name, device, dtype=None, shard: bool = False, checked: bool = True) -> LM:
+def load_lm(
+    name: Path | str,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    shard: bool = False,
+    checked: bool = True,
+) -> LM:
     """A frozen LM by Hugging Face id, folder, 'smollm2-135m' (embedded), or run of finetune.py.
 
     shard: each process keeps a part of the layers. checked: how it is read is chosen by comparing
@@ -148,8 +159,8 @@ def load_lm(name, device, dtype=None, shard: bool = False, checked: bool = True)
     return lm
 
 
-def load_unread(name, device, dtype, shard: bool) -> LM:
-    """A frozen LM of which nobody knows yet how it is read."""
+def load_unread(name: Path | str, device: torch.device, dtype: torch.dtype, shard: bool) -> LM:
+    """A frozen LM; how it is read right is not known yet."""
     folder = embedded() if name == EMBEDDED else name
     config, tok = config_and_tokenizer(name, folder)
     kind = kind_of(config)
@@ -184,13 +195,13 @@ def load_unread(name, device, dtype, shard: bool) -> LM:
     return lm
 
 
-def best_dtype(device) -> torch.dtype:
+def best_dtype(device: torch.device) -> torch.dtype:
     """bf16 where it is computed in hardware, else fp32."""
     fast = device.type == "cuda" or has_fast_bf16()
     return torch.bfloat16 if fast else torch.float32
 
 
-def specials_around(tok) -> tuple[list[int], list[int]]:
+def specials_around(tok: Any) -> tuple[list[int], list[int]]:
     """The special tokens that a tokenizer puts in front of a text and behind it."""
     around = tok("a")["input_ids"]
     text = tok("a", add_special_tokens=False)["input_ids"]
@@ -198,19 +209,19 @@ def specials_around(tok) -> tuple[list[int], list[int]]:
     return around[:at], around[at + len(text) :]
 
 
-def located(name) -> str:
+def located(name: Path | str) -> str:
     """The name under which an LM is stored in a run: a folder's is its whole path, so that it means
     the same from everywhere."""
     return str(Path(name).resolve()) if is_folder(name) else name
 
 
-def is_lm_run(name) -> bool:
+def is_lm_run(name: Path | str) -> bool:
     """True for a run of these scripts that holds an adapter."""
     folder = folder_of("runs", name)
     return is_folder(folder / "adapter") and is_run(folder)
 
 
-def positions_of(text) -> int:
+def positions_of(text: Any) -> int:
     """How many tokens an LM has positions for."""
     for name in ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "seq_length"):
         if isinstance(getattr(text, name, None), int) and getattr(text, name) > 0:
@@ -228,7 +239,9 @@ def embedded() -> Path:
     return folder
 
 
-def load_merged(name, device, dtype, shard: bool, checked: bool) -> LM:
+def load_merged(
+    name: Path | str, device: torch.device, dtype: torch.dtype | None, shard: bool, checked: bool
+) -> LM:
     """The LM of a run of finetune.py (or distill.py --lr-lm), its adapter merged into it."""
     run = load_run(name, stages=["distill", "finetune"])
     lm = load_lm(run.llm, device, dtype, shard, checked)
@@ -241,7 +254,7 @@ def load_merged(name, device, dtype, shard: bool, checked: bool) -> LM:
     return lm
 
 
-def adapted(lm: LM, run):
+def adapted(lm: LM, run: Run) -> torch.nn.Module:
     """peft's model: the LM with a run's adapter around its layers, not merged."""
     from peft import PeftModel
 
@@ -257,7 +270,7 @@ def adapted(lm: LM, run):
         )
 
 
-def must_be_of(lm: LM, run):
+def must_be_of(lm: LM, run: Run) -> None:
     """Stops where a run was trained on another LM than the one that is loaded now."""
     trained = getattr(run, "llm_fingerprint", None)
     if trained and trained != lm.identity:
@@ -268,7 +281,7 @@ def must_be_of(lm: LM, run):
         )
 
 
-def mask_of(name, kind, tok) -> int | None:
+def mask_of(name: Path | str, kind: str, tok: Any) -> int | None:
     """The token that stands for the mask in an encoder's text; None for a decoder."""
     mask = {"encoder-decoder": SENTINEL, "encoder": tok.mask_token, "decoder": None}[kind]
     if kind == "encoder-decoder" and f"\u2581{SENTINEL}" in tok.get_vocab():

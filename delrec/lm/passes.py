@@ -10,15 +10,21 @@ numbers:
     fused     the same without gradients, layer by layer, by kernels/cpu.cpp (CPU, Llama)
 Which of them a model is read by is measured at load: check.py."""
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from delrec.lm.text import embed
+
+if TYPE_CHECKING:
+    from delrec.lm.model import LM
 
 BLOCK = 256  # queries of a piece in pass_packed
 
@@ -53,8 +59,8 @@ class Packed:
     pieces: list[Piece] | None  # None: the rows are padded, under a mask
 
 
-def pad(rows, value: int = 0) -> np.ndarray:
-    """Rows of different lengths -> one int64 array padded on the right."""
+def pad(rows: Sequence, value: int = 0) -> np.ndarray:
+    """Rows of different lengths as one int64 array (rows, longest), padded on the right."""
     padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
@@ -62,22 +68,24 @@ def pad(rows, value: int = 0) -> np.ndarray:
 
 
 def picked(first: np.ndarray, index: list[np.ndarray]) -> np.ndarray:
-    """Places within each row, once or several times around the rows -> places in all of them, which
-    begin at `first`."""
+    """Places in all rows, which begin at `first`, from places within each row, once or several
+    times around the rows."""
     return np.concatenate([first[b % len(first)] + i for b, i in enumerate(index)]).astype(int)
 
 
-def at_reads(lm, x_BQD: torch.Tensor, index_N: np.ndarray) -> torch.Tensor:
+def at_reads(lm: LM, x_BQD: torch.Tensor, index_N: np.ndarray) -> torch.Tensor:
     """The states at the reads (N, D); of the layers' states that lm keeps, those at the reads."""
-    index_N = torch.as_tensor(index_N, device=lm.device)
-    lm.keep_tapped([t.flatten(0, 1)[index_N] for t in lm.tapped or []])
-    return x_BQD.flatten(0, 1)[index_N]
+    at_N = torch.as_tensor(index_N, device=lm.device)
+    lm.keep_tapped([t.flatten(0, 1)[at_N] for t in lm.tapped or []])
+    return x_BQD.flatten(0, 1)[at_N]
 
 
 # ---------------------------------------------------------------- the four passes
 
 
-def pass_rows(lm, P_kD, rows: list[np.ndarray], index: list[np.ndarray]) -> torch.Tensor:
+def pass_rows(
+    lm: LM, P_kD: torch.Tensor | None, rows: list[np.ndarray], index: list[np.ndarray]
+) -> torch.Tensor:
     """The states at `index` of whole rows (nothing is kept in front of them), padded on the right,
     which a causal model does not see: (N, D)."""
     ids_BQ = torch.as_tensor(pad(rows)).to(lm.device)
@@ -89,13 +97,13 @@ def pass_rows(lm, P_kD, rows: list[np.ndarray], index: list[np.ndarray]) -> torc
     return at_reads(lm, x_BQD, picked(np.arange(B) * Q, index))
 
 
-def last_states(lm, **inputs) -> torch.Tensor:
+def last_states(lm: LM, **inputs: Any) -> torch.Tensor:
     """The last states (B, Q, D) of the LM's body, as its head reads them."""
     lm.forget_tapped()
     return lm.body(**inputs, use_cache=False).last_hidden_state
 
 
-def pass_padded(lm, rows: Rows) -> torch.Tensor:
+def pass_padded(lm: LM, rows: Rows) -> torch.Tensor:
     """The states at the reads of rows padded to one length, under a mask: (N, D)."""
     ids_BQ = torch.as_tensor(pad(rows.tokens)).to(lm.device)
     seg_BQ = torch.as_tensor(pad(rows.segments, -1)).to(lm.device)
@@ -116,7 +124,7 @@ def pass_padded(lm, rows: Rows) -> torch.Tensor:
     return at_reads(lm, x_BQD, picked(np.arange(B) * Q, rows.reads))
 
 
-def pass_packed(lm, rows: Rows, block: int = BLOCK) -> torch.Tensor:
+def pass_packed(lm: LM, rows: Rows, block: int = BLOCK) -> torch.Tensor:
     """The same with all rows one behind the other, no padding: `attention` takes them apart
     again, in blocks of queries that see the prefix, what stands before the block in its row's
     tail, and what stands before them in the block."""
@@ -135,7 +143,7 @@ def starts_of(rows: Rows) -> np.ndarray:
     return np.cumsum([0, *map(len, rows.tokens)])
 
 
-def packed_vectors(lm, rows: Rows) -> torch.Tensor:
+def packed_vectors(lm: LM, rows: Rows) -> torch.Tensor:
     """The vectors (1, M, D) of rows one behind the other."""
     P_kD = rows.P_kD
     if P_kD is not None:  # every row holds all the slots
@@ -143,7 +151,7 @@ def packed_vectors(lm, rows: Rows) -> torch.Tensor:
     return embed(lm, torch.as_tensor(np.concatenate(rows.tokens))[None], P_kD)
 
 
-def pieces_of(lm, rows: Rows, block: int) -> list[Piece]:
+def pieces_of(lm: LM, rows: Rows, block: int) -> list[Piece]:
     """The pieces of all rows in order; pieces of one shape share their masks."""
     pieces, masks = [], {}
     for seg in rows.segments:
@@ -171,7 +179,7 @@ def edges_of(seg: np.ndarray, tail: int, block: int) -> list[int]:
     return edges
 
 
-def mask_of_piece(lm, seg: np.ndarray, before: int) -> torch.Tensor:
+def mask_of_piece(lm: LM, seg: np.ndarray, before: int) -> torch.Tensor:
     """0 and -inf (n, before + n): the n queries of a piece see all that stands before it, and of it
     what stands before them in their own segment."""
     own = np.tril(seg[:, None] == seg[None, :])
@@ -179,7 +187,7 @@ def mask_of_piece(lm, seg: np.ndarray, before: int) -> torch.Tensor:
     return torch.zeros(sees.shape, dtype=lm.dtype).masked_fill(torch.as_tensor(~sees), -torch.inf)
 
 
-def pass_fused(lm, rows: Rows) -> torch.Tensor:
+def pass_fused(lm: LM, rows: Rows) -> torch.Tensor:
     """The same without gradients, layer by layer, where the layers are Llama's: between the matrix
     products stand the loops of kernels/cpu.cpp, and the last layer is computed for the states read
     only."""
@@ -218,7 +226,9 @@ def pass_fused(lm, rows: Rows) -> torch.Tensor:
     return x_ND
 
 
-def add_and_norm(x_MD: torch.Tensor, more_MD: torch.Tensor | None, norm) -> torch.Tensor:
+def add_and_norm(
+    x_MD: torch.Tensor, more_MD: torch.Tensor | None, norm: torch.nn.Module
+) -> torch.Tensor:
     """The norm of x + more (None: of x); the sum is left in x."""
     from delrec.kernels import cpu
 
@@ -228,7 +238,7 @@ def add_and_norm(x_MD: torch.Tensor, more_MD: torch.Tensor | None, norm) -> torc
 # ---------------------------------------------------------------- which of them could be right
 
 
-def candidates_of(lm) -> list[str]:
+def candidates_of(lm: LM) -> list[str]:
     """The passes that are worth trying for a decoder whose attention is ours, fastest first."""
     ways = ["padded"]
     if lm.device.type == "cpu":  # on a GPU one call per piece would cost more than the padding
@@ -238,7 +248,7 @@ def candidates_of(lm) -> list[str]:
     return ways
 
 
-def can_fuse(lm) -> bool:
+def can_fuse(lm: LM) -> bool:
     """True where the layers are named and built as Llama's, and a C++ compiler is at hand."""
     from delrec.kernels import cpu
 
@@ -255,9 +265,9 @@ def can_fuse(lm) -> bool:
 # ---------------------------------------------------------------- attention
 
 
-def own_attention(model) -> Callable | None:
-    """Lets the model attend by `attention` below. Returns a function that puts its own attention
-    back, or None, and nothing is changed, where a model cannot be given an attention."""
+def own_attention(model: torch.nn.Module) -> Callable | None:
+    """A function that puts the model's own attention back; from now on the model attends by
+    `attention` below. None, and nothing is changed, where it cannot be given an attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -285,7 +295,16 @@ def own_attention(model) -> Callable | None:
     return put_back
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, packed=None, **kwargs):
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    packed: Packed | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention as transformers asks for it, query (B, H, Q, d), key and value (B, G, K, d), with
     three things of ours: the kept prefix in front of the keys, the rows of pass_packed piece by
     piece, and candidates that share their prompt's encoder states."""
@@ -307,7 +326,14 @@ def attention(module, query, key, value, attention_mask, scaling=None, packed=No
     return attention_in_pieces(query, key, value, prefix, packed.pieces, scaling, dropout), None
 
 
-def attention_of_candidates(query, key, value, mask, scaling, dropout) -> torch.Tensor:
+def attention_of_candidates(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
     """Attention of C candidates of a prompt, which share its keys and values: they stand under each
     other as if they were more queries. (B C, Q, H, d)."""
     C, Q = len(query) // len(key), query.shape[2]
@@ -318,24 +344,32 @@ def attention_of_candidates(query, key, value, mask, scaling, dropout) -> torch.
     return o.unflatten(2, (C, Q)).permute(0, 2, 3, 1, 4).flatten(0, 1)
 
 
-def attention_in_pieces(query, key, value, prefix, pieces, scaling, dropout) -> torch.Tensor:
+def attention_in_pieces(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prefix: tuple[torch.Tensor, torch.Tensor] | None,
+    pieces: list[Piece],
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
     """Attention of packed rows (1, M, H, d); prefix: its keys and values, or None. The H / G query
     heads that share keys stand under each other too: the same sums, fewer and larger products."""
     H, d = query.shape[1], query.shape[3]
     G = key.shape[1]
     lengths = [piece.length for piece in pieces]
-    query, key, value = (t.split(lengths, 2) for t in (query, key, value))
+    queries, keys, values = (t.split(lengths, 2) for t in (query, key, value))
     first = [[t] for t in prefix] if prefix else [[], []]
     attended = []
     for n, piece in enumerate(pieces):
         k, v = (
             torch.cat([*kept, *(t[i] for i in piece.before), t[n]], 2)
-            for kept, t in zip(first, (key, value))
+            for kept, t in zip(first, (keys, values))
         )
         if H // G not in piece.masks:  # made once for all layers, and for pieces of one shape
             piece.masks[H // G] = piece.masks[1].repeat(H // G, 1)
         o = F.scaled_dot_product_attention(
-            query[n].reshape(1, G, H // G * piece.length, d),
+            queries[n].reshape(1, G, H // G * piece.length, d),
             k,
             v,
             attn_mask=piece.masks[H // G],

@@ -7,7 +7,7 @@ Nothing that a folder brings is ever run: a model whose own code it would take i
 
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -22,7 +22,7 @@ BUFFERS = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position
 # ---------------------------------------------------------------- configuration and tokenizer
 
 
-def kind_of(config) -> str:
+def kind_of(config: Any) -> str:
     """decoder (Llama family), encoder-decoder (T5 family) or encoder (BERT family)."""
     from transformers.models.auto import modeling_auto as auto
 
@@ -37,14 +37,14 @@ def kind_of(config) -> str:
     return "encoder" if masked and not getattr(config, "is_decoder", False) else "decoder"
 
 
-def text_config(config):
+def text_config(config: Any) -> Any:
     """The part of a configuration that is about text (models that also see or hear nest it)."""
     if config.is_encoder_decoder:
         return config
     return config.get_text_config()
 
 
-def config_and_tokenizer(name, folder):
+def config_and_tokenizer(name: Path | str, folder: Path | str) -> tuple[Any, Any]:
     """transformers' configuration and tokenizer of a folder or an id; what cannot be read is
     refused."""
     from transformers import AutoTokenizer
@@ -64,7 +64,7 @@ def config_and_tokenizer(name, folder):
     return config, tok
 
 
-def config_of(name, folder=None):
+def config_of(name: Path | str, folder: Path | str | None = None) -> Any:
     """transformers' configuration of a folder or an id, which names no code to be run."""
     from transformers import AutoConfig
     from transformers.utils import logging
@@ -85,12 +85,12 @@ def config_of(name, folder=None):
     return config
 
 
-def without_code(folder) -> dict:
+def without_code(folder: Path | str) -> dict[str, bool]:
     """How transformers is asked: no code of the folder, and no network for what is here."""
     return {"trust_remote_code": False, "local_files_only": is_folder(folder)}
 
 
-def unknown(name, config, bad, where: str = "") -> NoReturn:
+def unknown(name: Path | str, config: Any, bad: Exception, where: str = "") -> NoReturn:
     """Stops: there is no such LM, or it is none, or it needs code of its own."""
     if brings_code(config) or "trust_remote_code" in str(bad) or "auto_map" in str(bad):
         stop(
@@ -104,12 +104,12 @@ def unknown(name, config, bad, where: str = "") -> NoReturn:
     )
 
 
-def brings_code(config) -> bool:
+def brings_code(config: Any) -> bool:
     """True where a configuration names code of its folder (auto_map)."""
     return bool(getattr(config, "auto_map", None))
 
 
-def refuse_fetched_code(name, config):
+def refuse_fetched_code(name: Path | str, config: Any) -> None:
     """Stops at a configuration that names a kernel of the hub: code that would be fetched and
     run."""
     parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", ()))]
@@ -123,7 +123,7 @@ def refuse_fetched_code(name, config):
                 )
 
 
-def refuse_pointers(name, folder):
+def refuse_pointers(name: Path | str, folder: Path | str) -> None:
     """Stops at a file that git-lfs has not fetched: a pointer of three lines instead of the
     thing."""
     if not is_folder(folder):
@@ -139,7 +139,9 @@ def refuse_pointers(name, folder):
 # ---------------------------------------------------------------- weights
 
 
-def weights(name, folder, kind, config, dtype):
+def weights(
+    name: Path | str, folder: Path | str, kind: str, config: Any, dtype: torch.dtype
+) -> torch.nn.Module:
     """transformers' model with every weight from the files: one that misses some, or has more than
     the model reads in its layers, is refused."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
@@ -157,7 +159,7 @@ def weights(name, folder, kind, config, dtype):
             folder,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told, and refused below
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
             **without_code(folder),
         )
     except Exception as bad:  # of whatever kind: the files are somebody else's
@@ -176,7 +178,7 @@ def weights(name, folder, kind, config, dtype):
     return model.eval().requires_grad_(False)
 
 
-def must_be_whole(name, config, model, told):
+def must_be_whole(name: Path | str, config: Any, model: torch.nn.Module, told: dict) -> None:
     """Stops where files and model do not hold the same weights: what a model has and its files have
     not would be random, what its layers do not read would be left out of every score."""
     kind = type(model).__name__
@@ -207,7 +209,7 @@ def must_be_whole(name, config, model, told):
     check.say(f"{name}: {len(unread)} weights are not part of {kind} ({unread[0]} the first)")
 
 
-def of_a_layer(model, key) -> bool:
+def of_a_layer(model: torch.nn.Module, key: str) -> bool:
     """True for a weight in the files that would belong to one of the model's layers."""
     found = re.match(r"(.+?)\.\d+\.", key)
     if not found or BUFFERS.search(key):

@@ -2,9 +2,12 @@
 of reading an LM are measured against (check.py).
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -15,6 +18,9 @@ from delrec.lm.reading import Start
 from delrec.lm.text import MASK, SLOT, embed, encode, must_have_vectors, random_soft_prompt
 from delrec.runtime import first_line, stop
 from delrec.training.memory import free_bytes
+
+if TYPE_CHECKING:
+    from delrec.lm.model import LM
 
 WINDOWS = (
     "sliding_window",
@@ -64,7 +70,7 @@ class Wanted:
 # ---------------------------------------------------------------- the prompts
 
 
-def bare_probe(lm) -> Probe:
+def bare_probe(lm: LM) -> Probe:
     """One prompt without a soft prompt, read at its mask."""
     told, word = (np.asarray(encode(lm, text), np.int64) for text in TOLD)
     others = [t for t in (lm.mask_id, lm.decoder_start, *lm.end) if t is not None]
@@ -73,7 +79,7 @@ def bare_probe(lm) -> Probe:
     return Probe(prefix, [np.append(told, MASK)], [], None)
 
 
-def probes_of(lm) -> list[Probe]:
+def probes_of(lm: LM) -> list[Probe]:
     """The other prompts, as short as they can be and still differ in what matters: two lengths in
     one pass, several titles of several tokens, a soft prompt; one behind the window."""
     told, word = (np.asarray(encode(lm, text), np.int64) for text in TOLD)
@@ -95,7 +101,7 @@ def probes_of(lm) -> list[Probe]:
     return probes
 
 
-def columns_of(lm, probes: list[Probe]) -> torch.Tensor:
+def columns_of(lm: LM, probes: list[Probe]) -> torch.Tensor:
     """The tokens whose logits are compared: the titles' own, and some spread over the
     vocabulary."""
     own = np.concatenate([title for p in probes for title in p.films])
@@ -106,7 +112,7 @@ def columns_of(lm, probes: list[Probe]) -> torch.Tensor:
 # ---------------------------------------------------------------- what the configuration says
 
 
-def window_of(lm) -> int | None:
+def window_of(lm: LM) -> int | None:
     """The smallest window that any part of the configuration names: tokens behind which a layer
     sees less, or turns its positions in another way (LongRoPE)."""
     configs = [lm.model.config, *(getattr(m, "config", None) for m in lm.model.modules())]
@@ -119,7 +125,7 @@ def window_of(lm) -> int | None:
     return min((n for n in sizes if isinstance(n, int) and n > 0), default=None)
 
 
-def named(config, name):
+def named(config: Any, name: str) -> Any:
     """What a configuration says under a name; None where it does not, or says it layer by layer."""
     try:
         return getattr(config, name, None)
@@ -130,7 +136,7 @@ def named(config, name):
 # ---------------------------------------------------------------- the untouched model
 
 
-def plain_logits(lm, p: Probe, columns) -> torch.Tensor:
+def plain_logits(lm: LM, p: Probe, columns: torch.Tensor) -> torch.Tensor:
     """The untouched model's logits (N, K) at all reads of a probe, one row a pass: behind each tail
     the tokens of its titles, or what stands at the mask."""
     rows = []
@@ -144,7 +150,9 @@ def plain_logits(lm, p: Probe, columns) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def plain_row(lm, p: Probe, tail, title, as_tokens: bool = False) -> torch.Tensor:
+def plain_row(
+    lm: LM, p: Probe, tail: np.ndarray, title: np.ndarray | list[int], as_tokens: bool = False
+) -> torch.Tensor:
     """The untouched model's logits (n, V) that predict each of a title's n tokens; of none, those
     at the mask (1, V). as_tokens: it is given tokens, not their vectors."""
     title = np.asarray(title, np.int64)
@@ -164,7 +172,9 @@ def plain_row(lm, p: Probe, tail, title, as_tokens: bool = False) -> torch.Tenso
     return plain_pass(lm, row, p.P, as_tokens, **said)[1:]
 
 
-def plain_pass(lm, row, P_kD, as_tokens: bool, **more) -> torch.Tensor:
+def plain_pass(
+    lm: LM, row: np.ndarray, P_kD: torch.Tensor | None, as_tokens: bool, **more: torch.Tensor
+) -> torch.Tensor:
     """The untouched model's logits (Q, V) at all places of one row of tokens, or of their
     vectors."""
     ids_1Q = torch.as_tensor(row, device=lm.device)[None]
@@ -174,7 +184,7 @@ def plain_pass(lm, row, P_kD, as_tokens: bool, **more) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def in_fp32(lm) -> Iterator:
+def in_fp32(lm: LM) -> Iterator[LM]:
     """With it the LM that it gives computes in fp32; behind it every weight is bit for bit what it
     was."""
     was = {
@@ -192,7 +202,9 @@ def in_fp32(lm) -> Iterator:
 # ---------------------------------------------------------------- what must be met
 
 
-def wanted_of(lm, probes: list[Probe], columns, first_1V) -> list[Wanted]:
+def wanted_of(
+    lm: LM, probes: list[Probe], columns: torch.Tensor, first_1V: torch.Tensor
+) -> list[Wanted]:
     """For each probe the logits to meet and how far off they may be. first_1V: the logits of the
     first probe, which are known."""
     first_NK = first_1V[:, columns].float()
@@ -219,7 +231,7 @@ def wanted_of(lm, probes: list[Probe], columns, first_1V) -> list[Wanted]:
     ]
 
 
-def exact_logits(lm, probes: list[Probe], columns) -> list[torch.Tensor] | None:
+def exact_logits(lm: LM, probes: list[Probe], columns: torch.Tensor) -> list[torch.Tensor] | None:
     """The logits of the probes by the untouched model in fp32; None where memory does not hold
     it."""
     needs = 4 * sum(p.numel() for p in lm.model.parameters())
@@ -229,7 +241,7 @@ def exact_logits(lm, probes: list[Probe], columns) -> list[torch.Tensor] | None:
         return [plain_logits(exact_lm, p, columns) for p in probes]
 
 
-def runs_at_all(lm, ask: Callable):
+def runs_at_all(lm: LM, ask: Callable[[], Any]) -> Any:
     """What `ask` gets of the untouched model; one that fails is refused with its reason."""
     try:
         return ask()

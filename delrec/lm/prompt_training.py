@@ -1,26 +1,29 @@
 """The LM of stage 1: frozen, with a soft prompt that trains; how that is validated, and written."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from delrec.data.prepared import subset
+from delrec.data.prepared import Data, subset
 from delrec.lm import items
 from delrec.lm.layers import adapt_modules, checkpoint_layers
-from delrec.lm.listed import must_list
+from delrec.lm.listed import Lists, must_list
 from delrec.lm.model import load_lm
-from delrec.lm.questions import tasks_of
-from delrec.lm.ranker import make_ranker, score_tails, settings_of
+from delrec.lm.questions import Question, tasks_of
+from delrec.lm.ranker import Ranker, make_ranker, score_tails, settings_of
 from delrec.lm.soft_prompt import save_soft_prompt
 from delrec.lm.text import digest, random_soft_prompt
+from delrec.processes import Ranks
 from delrec.runtime import stop
 from delrec.training import checkpoints
 from delrec.training.steps import groups_of
 
 
-def open_frozen(cfg, data, ranks, lists):
+def open_frozen(cfg: SimpleNamespace, data: Data, ranks: Ranks, lists: Lists) -> Ranker:
     """The frozen LM as a ranker, with an untrained soft prompt (k, D), and with --input ids
     untrained maps of item vectors."""
     must_list(lists, cfg, data)
@@ -38,8 +41,8 @@ def open_frozen(cfg, data, ranks, lists):
     return make_ranker(lm, data, settings, P_kD, cfg.cache_prefix)
 
 
-def made_with(cfg, ranks, r, lists) -> dict:
-    """What a checkpoint can only continue with."""
+def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, lists: Lists) -> dict:
+    """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
     made["backbone_lists"] = digest(torch.tensor(lists.train))
     if r.lm.items is not None:
@@ -51,7 +54,7 @@ class Moving:
     """What stage 1 moves: the soft prompt, the maps of item vectors, and with --lr-lm an adapter of
     the LM (DELRec's variant w UDPSM)."""
 
-    def __init__(self, cfg, r):
+    def __init__(self, cfg: SimpleNamespace, r: Ranker):
         self.r, self.adapter, adapted = r, None, []
         maps = list(r.lm.items.maps.parameters()) if r.lm.items else []
         if cfg.gradient_checkpointing:
@@ -65,7 +68,7 @@ class Moving:
         self.params = [r.P, *maps, *adapted]
         self.groups = groups_of(([r.P], cfg.lr), (maps, cfg.lr_maps), (adapted, cfg.lr_lm))
 
-    def write(self, out):
+    def write(self, out: Path) -> None:
         """Writes the soft prompt, the maps and the adapter into a run folder."""
         save_soft_prompt(out, self.r.P)
         if self.r.lm.items is not None:
@@ -77,33 +80,22 @@ class Moving:
 # ---------------------------------------------------------------- validation
 
 
-def quiz_of(cfg, r, lists):
-    """The validation prompts of both tasks, always the same ones, as a Quiz."""
-    which = subset(len(r.data.val), cfg.val_samples, cfg.seed)
-    top_nh = lists.top("val", which, cfg.h)
-    ta, rps = tasks_of(r, r.data.val[which], top_nh, cfg.a, cfg.C, cfg.seed)
-    if not ta and cfg.tasks != "rps":
-        stop(
-            f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a "
-            f"{cfg.a}, raise --val-samples {cfg.val_samples}, or leave it out with --tasks rps"
-        )
-    return Quiz({"ta": ta, "rps": rps} if ta else {"rps": rps}, 1 / cfg.C)
-
-
 class Quiz:
     """The validation prompts of both tasks, {"ta": .., "rps": ..}, and what the LM scored on them
     before training. A part of a checkpoint."""
 
-    def __init__(self, prompts, chance):
+    def __init__(self, prompts: dict[str, list[Question]], chance: float):
         self.prompts, self.chance, self.before = prompts, chance, None
 
     def state_dict(self) -> dict:
+        """What the LM scored before training."""
         return {"before": self.before}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
+        """Sets what the LM scored before training."""
         self.before = state["before"]
 
-    def ask(self, r, ranks, name) -> dict:
+    def ask(self, r: Ranker, ranks: Ranks, name: str) -> dict[str, float]:
         """Accuracy and loss of each task, which are also printed."""
         found = {}
         for task, prompts in self.prompts.items():
@@ -118,14 +110,27 @@ class Quiz:
             print(f"{name}: {', '.join(said)}, chance {self.chance:.3f}", flush=True)
         return found
 
-    def quality(self, found, tasks) -> tuple:
-        """Minus the losses of the tasks that are trained: "both", "ta" or "rps"."""
+    def quality(self, found: dict[str, float], tasks: str) -> tuple[float]:
+        """Minus the sum of the losses of the tasks that are trained ("both", "ta" or "rps")."""
         return (-sum(found[f"{task}_loss"] for task in self.prompts if tasks in ("both", task)),)
 
 
-def accuracy_of(r, prompts, ranks, name) -> tuple:
+def quiz_of(cfg: SimpleNamespace, r: Ranker, lists: Lists) -> Quiz:
+    """The validation prompts of both tasks, always the same ones, as a Quiz."""
+    which = subset(len(r.data.val), cfg.val_samples, cfg.seed)
+    top_nh = lists.top("val", which, cfg.h)
+    ta, rps = tasks_of(r, r.data.val[which], top_nh, cfg.a, cfg.C, cfg.seed)
+    if not ta and cfg.tasks != "rps":
+        stop(
+            f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a "
+            f"{cfg.a}, raise --val-samples {cfg.val_samples}, or leave it out with --tasks rps"
+        )
+    return Quiz({"ta": ta, "rps": rps} if ta else {"rps": rps}, 1 / cfg.C)
+
+
+def accuracy_of(r: Ranker, prompts: list[Question], ranks: Ranks, name: str) -> tuple[float, float]:
     """The share of prompts whose label scores highest (a tie counts as its share), and the mean
-    cross-entropy; all processes share the work. prompts: (tail, candidates, label)."""
+    cross-entropy; all processes share the work."""
     tails, cand_nC = [p.tail for p in prompts], np.stack([p.cand for p in prompts])
     score_nC = score_tails(r, tails, cand_nC, ranks, name)
     label_n = np.array([p.label for p in prompts])
@@ -135,7 +140,9 @@ def accuracy_of(r, prompts, ranks, name) -> tuple:
     return float(right_n.mean()), loss
 
 
-def print_result(folder, record, quiz, after, rate):
+def print_result(
+    folder: Path, record: dict, quiz: Quiz, after: dict[str, float], rate: float
+) -> None:
     """Prints what came of stage 1. rate: prompts a second in training."""
     before = quiz.before
     print(

@@ -7,7 +7,10 @@ prompt, the mask and items' vectors are negative numbers (text.py): no title can
 
 import numpy as np
 
+from delrec.data.prepared import Data
+from delrec.lm.model import LM
 from delrec.lm.text import ITEM, MASK, SLOT, encode, must_have_vectors
+from delrec.lm.titles import Titles
 from delrec.runtime import stop
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -30,7 +33,9 @@ class Prompts:
     prompt is too long, the oldest history goes first.
     """
 
-    def __init__(self, lm, data, titles, settings, k: int = 0, shown: str = "titles"):
+    def __init__(
+        self, lm: LM, data: Data, titles: Titles, settings: dict, k: int = 0, shown: str = "titles"
+    ):
         """settings: a run's (ranker.py). k: slots of the soft prompt; 0 leaves it out and the words
         about it. shown: a history item is its title, its vector (ids: E4SRec), or both (hybrid:
         LLaRA, arXiv 2312.02445)."""
@@ -54,13 +59,17 @@ class Prompts:
         prefix = np.concatenate(prefix)
         self.prefix, self.begins = prefix[:-1], prefix[-1:]
 
-    def history(self, items, cand=None) -> tuple[np.ndarray, np.ndarray]:
-        """Stage 2: what comes after these items? (DELRec, section IV-C)"""
+    def history(
+        self, items: np.ndarray | list[int], cand: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, at) of stage 2: what comes after these items? (DELRec, section IV-C)"""
         return self.tail(items, self.listed(cand))
 
-    def temporal_analysis(self, items, a: int, cand=None) -> tuple[np.ndarray, np.ndarray]:
-        """Stage 1, TA (DELRec, section IV-B): items i_1..i_n; the example solves i_{a-1} from i_a,
-        the question asks i_{n-1} given i_n."""
+    def temporal_analysis(
+        self, items: np.ndarray, a: int, cand: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, at) of stage 1, TA (DELRec, section IV-B): items i_1..i_n; the example solves
+        i_{a-1} from i_a, the question asks i_{n-1} given i_n."""
         example = [
             self.text(f"The next {self.noun} was:"),
             self.item(items[a - 1]),
@@ -77,9 +86,12 @@ class Prompts:
         ]
         return self.tail(items[: a - 2], example + question)
 
-    def pattern(self, items, ranked, cand=None) -> tuple[np.ndarray, np.ndarray]:
-        """Stage 1, RPS (DELRec, section IV-B): the backbone ranked r_1..r_h after these items; told
-        are r_2..r_h, asked is r_1. Of vectors the whole list is asked, so none of it is told."""
+    def pattern(
+        self, items: np.ndarray, ranked: np.ndarray, cand: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, at) of stage 1, RPS (DELRec, section IV-B): the backbone ranked r_1..r_h after
+        these items; told are r_2..r_h, asked is r_1. Of vectors the whole list is asked, so none of
+        it is told."""
         if self.shown == "ids":
             return self.history(items)
         told = [
@@ -100,11 +112,11 @@ class Prompts:
             self.texts[words] = tokens
         return self.texts[words]
 
-    def line(self, i: int) -> np.ndarray:
+    def line(self, i: int | np.integer) -> np.ndarray:
         """The title of item i and the separator."""
         return np.concatenate([self.titles.of(i), self.sep])
 
-    def item(self, i: int) -> np.ndarray:
+    def item(self, i: int | np.integer) -> np.ndarray:
         """Item i of a history as it is shown."""
         vector = np.array([ITEM - i], np.int64)
         if self.shown == "titles":
@@ -123,7 +135,7 @@ class Prompts:
             return [self.text(f"{about} {told.format(b=self.backbone, n=self.noun)}")]
         return []
 
-    def listed(self, cand) -> list[np.ndarray]:
+    def listed(self, cand: np.ndarray | None) -> list[np.ndarray]:
         """The candidates, with letters where they are asked for; nothing where none are listed."""
         if cand is None or not self.lists:
             return []
@@ -138,7 +150,9 @@ class Prompts:
             self.text(f"The next {self.noun}:"),
         ]
 
-    def tail(self, old, rest: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def tail(
+        self, old: np.ndarray | list[int], rest: list[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The tail and its `at`. old: history items, of which the first may be dropped; rest: what
         must stay."""
         kept = len(self.prefix) + len(self.lm.end) + 2 + self.longest + sum(map(len, rest))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from delrec.data.prepared import histories
+from delrec.lm.ranker import Ranker
 
 
 class Question(NamedTuple):
@@ -17,8 +18,8 @@ class Question(NamedTuple):
     label: int  # the place of the right one among them
 
 
-def ta_sample(r, window, a, C, rng) -> Question:
-    """Temporal Analysis: which item is i_{n-1}? window: i_1..i_n, n >= a + 2."""
+def ta_sample(r: Ranker, window: np.ndarray, a: int, C: int, rng: np.random.Generator) -> Question:
+    """A question of Temporal Analysis: which item is i_{n-1}? window: i_1..i_n, n >= a + 2."""
     label = window[-2]
     cand = draw(r, C - 1, {label}, rng)
     cand = rng.permutation(np.append(cand, label))
@@ -26,17 +27,19 @@ def ta_sample(r, window, a, C, rng) -> Question:
     return Question(tail, cand, int((cand == label).argmax()))
 
 
-def rps_sample(r, window, ranked, C, rng) -> Question:
-    """Recommendation Pattern Simulating: which item is r_1? ranked: the backbone's r_1..r_h after
-    this window."""
+def rps_sample(
+    r: Ranker, window: np.ndarray, ranked: np.ndarray, C: int, rng: np.random.Generator
+) -> Question:
+    """A question of Recommendation Pattern Simulating: which item is r_1? ranked: the backbone's
+    r_1..r_h after this window."""
     cand = draw(r, C - 1, set(ranked.tolist()), rng)
     cand = rng.permutation(np.append(cand, ranked[0]))
     tail, _ = r.prompts.pattern(window, ranked, cand)
     return Question(tail, cand, int((cand == ranked[0]).argmax()))
 
 
-def draw(r, n, taken, rng) -> np.ndarray:
-    """n items, uniform without repetition, none of them taken."""
+def draw(r: Ranker, n: int, taken: set, rng: np.random.Generator) -> np.ndarray:
+    """n items (n,), uniform without repetition, none of them taken."""
     taken, out = set(map(int, taken)), []
     while len(out) < n:
         i = int(rng.integers(1, r.data.n_items + 1))
@@ -46,7 +49,9 @@ def draw(r, n, taken, rng) -> np.ndarray:
     return np.array(out, np.int64)
 
 
-def tasks_of(r, samples, ranked, a, C, seed) -> tuple:
+def tasks_of(
+    r: Ranker, samples: np.ndarray, ranked: np.ndarray, a: int, C: int, seed: int
+) -> tuple[list[Question], list[Question]]:
     """The TA and the RPS questions of samples (indices into data.items), two lists; the same for
     the same seed, whoever computes them.
 

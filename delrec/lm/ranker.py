@@ -1,23 +1,26 @@
 """An LM with all that fixes how it ranks, and its scores of whole splits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 
-from delrec.data.prepared import candidates, histories, shuffled, users
+from delrec.data.prepared import Data, candidates, histories, shuffled, users
 from delrec.lm import items
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
 from delrec.lm.prompts import Prompts
-from delrec.lm.reading import read, read_prefix
+from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.soft_prompt import load_soft_prompt
 from delrec.lm.titles import Titles, tokenise_titles
 from delrec.lm.verbalizers import score, verbalise_all
 from delrec.metrics import compare, metrics
-from delrec.processes import gather_rows, shares
-from delrec.runtime import load_run, read_npy, stop
+from delrec.processes import Ranks, gather_rows, shares
+from delrec.runtime import Run, load_run, read_npy, stop
 from delrec.training.log import Log
 from delrec.training.memory import CPU_TOKENS
 
@@ -27,7 +30,7 @@ class Ranker:
     """An LM with everything that fixes how it ranks."""
 
     lm: LM
-    data: object  # the prepared folder
+    data: Data
     titles: Titles
     prompts: Prompts
     plain: Prompts | None  # with --input hybrid: prompts of titles alone
@@ -42,7 +45,7 @@ class Ranker:
     settings: dict = field(default_factory=dict)  # all of it as a run's config.json stores it
 
 
-def settings_of(cfg, backbone, backbone_run) -> dict:
+def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -> dict[str, Any]:
     """What of a run's flags fixes how it ranks, as its config.json stores it and make_ranker reads
     it. backbone: its name in the prompt; backbone_run: its folder."""
     words = {"words": cfg.soft_prompt == "words"} if hasattr(cfg, "soft_prompt") else {}
@@ -62,7 +65,9 @@ def settings_of(cfg, backbone, backbone_run) -> dict:
     }
 
 
-def make_ranker(lm, data, settings, P_kD=None, cache=True) -> Ranker:
+def make_ranker(
+    lm: LM, data: Data, settings: dict, P_kD: torch.Tensor | None = None, cache: bool = True
+) -> Ranker:
     """A ranker by a run's settings: verbalizer, show, order, history, max_title, max_tokens,
     backbone (its name in the prompt), backbone_run (its folder); the soft prompt is as long as P.
     """
@@ -87,9 +92,11 @@ def make_ranker(lm, data, settings, P_kD=None, cache=True) -> Ranker:
     )
 
 
-def open_run(run, data, device, shard=False) -> tuple:
+def open_run(
+    run: Run, data: Data, device: torch.device, shard: bool = False
+) -> tuple[Ranker, np.ndarray]:
     """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter
-    and soft prompt, and the score it subtracts per item: (ranker, penalty float32 [I+1])."""
+    and soft prompt, and the score it subtracts per item: (ranker, penalty float32 (I+1,))."""
     lm = load_lm(run.llm, device, shard=shard, checked=getattr(run, "check_llm", True))
     must_be_of(lm, run)
     shown = run.settings.get("input", "titles")
@@ -120,15 +127,15 @@ def open_run(run, data, device, shard=False) -> tuple:
 # ---------------------------------------------------------------- prompts in batches
 
 
-def shown_histories(r, samples) -> np.ndarray:
+def shown_histories(r: Ranker, samples: np.ndarray) -> np.ndarray:
     """The histories that the prompts of some samples (indices into data.items) show, (n, L)."""
     old_nL = histories(r.data, samples, r.history)
     return shuffled(old_nL, samples) if r.shuffled else old_nL
 
 
-def batches_of(cost, budget) -> list:
-    """Indices in batches of like cost, the dearest first, each batch at most `budget` when all of
-    it costs as much as its dearest."""
+def batches_of(cost: np.ndarray | list[int], budget: int) -> list[np.ndarray]:
+    """Indices (n,) in batches of like cost, the dearest first. A batch costs at most `budget`, each
+    in it taken to cost as much as its dearest."""
     batches = []
     for i in np.argsort(-np.asarray(cost), kind="stable"):
         if not batches or (len(batches[-1]) + 1) * cost[batches[-1][0]] > budget:
@@ -137,12 +144,12 @@ def batches_of(cost, budget) -> list:
     return [np.array(b) for b in batches]
 
 
-def tokens_of(lm) -> int:
+def tokens_of(lm: LM) -> int:
     """Tokens of a pass without gradients."""
     return 65536 if lm.device.type == "cuda" else CPU_TOKENS
 
 
-def costs_of(r, tails, cand_nC) -> np.ndarray:
+def costs_of(r: Ranker, tails: list[np.ndarray], cand_nC: np.ndarray) -> np.ndarray:
     """How many tokens of a pass each prompt takes, (n,)."""
     cost = np.array([len(t) for t in tails], int)
     decoder = r.lm.kind == "decoder"
@@ -159,7 +166,15 @@ def costs_of(r, tails, cand_nC) -> np.ndarray:
 
 
 @torch.no_grad()
-def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None) -> np.ndarray:
+def score_tails(
+    r: Ranker,
+    tails: list[np.ndarray],
+    cand_nC: np.ndarray,
+    ranks: Ranks,
+    name: str = "score",
+    out: Path | None = None,
+    tokens: int | None = None,
+) -> np.ndarray:
     """Scores float32 (n, C) of candidates for prompts, on every rank; the prefix computed once.
 
     Batches of like length, at most `tokens` tokens each (tokens_of: on a CPU its caches shall hold
@@ -182,7 +197,7 @@ def score_tails(r, tails, cand_nC, ranks, name="score", out=None, tokens=None) -
     return gather_rows(rows, mine, len(tails), ranks)
 
 
-def listing(r, split, C, which) -> np.ndarray:
+def listing(r: Ranker, split: str, C: int, which: np.ndarray) -> np.ndarray:
     """The order in which the prompt lists the candidates of some samples of a split, as places in
     the stored rows: int64 (n, C)."""
     if r.order == "shuffled" or not r.show:
@@ -200,7 +215,15 @@ def listing(r, split, C, which) -> np.ndarray:
     return np.argsort(-score_nC, axis=1, kind="stable")
 
 
-def score_samples(r, split, which, C, ranks, out=None, name="score") -> np.ndarray:
+def score_samples(
+    r: Ranker,
+    split: str,
+    which: np.ndarray,
+    C: int,
+    ranks: Ranks,
+    out: Path | None = None,
+    name: str = "score",
+) -> np.ndarray:
     """Scores (len(which), C) of the stored candidates of some samples of a split."""
     place_nC = listing(r, split, C, which)
     cand_nC = np.take_along_axis(candidates(r.data, split, C, which), place_nC, 1)
@@ -214,13 +237,14 @@ def score_samples(r, split, which, C, ranks, out=None, name="score") -> np.ndarr
 # ---------------------------------------------------------------- scores of the whole catalogue
 
 
-def reads_all(r) -> bool:
-    """True where one state says what every title of the catalogue scores."""
+def reads_all(r: Ranker | SimpleNamespace) -> bool:
+    """True where one state says what every title of the catalogue scores. r: a ranker, or what has
+    its verbalizer and show."""
     return r.verbalizer in ("mean", "first", "items") and not r.show
 
 
 @torch.no_grad()
-def score_catalogue(r, start, tails) -> np.ndarray:
+def score_catalogue(r: Ranker, start: Start, tails: list[np.ndarray]) -> np.ndarray:
     """Scores float32 (B, I+1) of every item of the catalogue after each prompt, -inf for the
     padding item, by one pass of the LM."""
     r.lm.model.eval()
@@ -231,7 +255,14 @@ def score_catalogue(r, start, tails) -> np.ndarray:
 
 
 @torch.no_grad()
-def over_catalogue(r, tails, columns, f, ranks, name="rank") -> np.ndarray:
+def over_catalogue(
+    r: Ranker,
+    tails: list[np.ndarray],
+    columns: int,
+    f: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ranks: Ranks,
+    name: str | None = "rank",
+) -> np.ndarray:
     """All rows fp32 (n, columns), on every rank, of f(j, s_BI): rows (len(j), columns) of the
     prompts j from their scores of the whole catalogue. The scores themselves are never kept: n x I
     of them may not fit."""
@@ -254,7 +285,15 @@ def over_catalogue(r, tails, columns, f, ranks, name="rank") -> np.ndarray:
     return gather_rows(rows[mine], mine, len(tails), ranks)
 
 
-def score_and_rank(r, split, which, C, ranks, penalty_I, name="rank") -> tuple:
+def score_and_rank(
+    r: Ranker,
+    split: str,
+    which: np.ndarray,
+    C: int,
+    ranks: Ranks,
+    penalty_I: np.ndarray,
+    name: str = "rank",
+) -> tuple[np.ndarray, np.ndarray]:
     """For an LM that reads the catalogue from one state: the scores (n, C) that score_samples
     gives, and full (n, 2), how many items score above and equal to the target once penalty_I is
     subtracted, the user's earlier items masked."""
@@ -281,8 +320,8 @@ def score_and_rank(r, split, which, C, ranks, penalty_I, name="rank") -> tuple:
 # ---------------------------------------------------------------- calibration
 
 
-def neutral_scores(r, ranks, out=None, chunk=60) -> np.ndarray:
-    """Each title's score under the same prompt with no history and no candidates: float32 [I+1],
+def neutral_scores(r: Ranker, ranks: Ranks, out: Path | None = None, chunk: int = 60) -> np.ndarray:
+    """Each title's score under the same prompt with no history and no candidates: float32 (I+1,),
     which calibration subtracts."""
     if r.verbalizer == "letter":
         # a letter says nothing about an item
@@ -297,7 +336,11 @@ def neutral_scores(r, ranks, out=None, chunk=60) -> np.ndarray:
 
 
 def calibrate(
-    score_nC, cand_nC, neutral_I, target_n, weights=(0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1)
+    score_nC: np.ndarray,
+    cand_nC: np.ndarray,
+    neutral_I: np.ndarray,
+    target_n: np.ndarray,
+    weights: tuple[float, ...] = (0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1),
 ) -> float:
     """The weight w of the neutral score that is best on validation (HR@1, then NDCG@10): score - w
     * neutral."""

@@ -5,8 +5,11 @@ its keys and values once. The three kinds of LM are three `read_...` functions, 
 its own at load; only decoders have passes.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +19,13 @@ from delrec.lm.passes import Rows, pad
 from delrec.lm.text import MASK, SLOT, embed
 from delrec.runtime import stop
 
+if TYPE_CHECKING:
+    from delrec.lm.model import LM
+    from delrec.lm.samples import Example
+    from delrec.lm.windows import WindowPrompt
+
+# of the reads (N, D); where the history's tokens are read too, also theirs (M, D)
+States = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 PAD = SLOT - 9  # behind the end of an encoder's row
 
 
@@ -28,7 +38,9 @@ class Start:
     kv: list | None  # its keys and values, layer by layer, where they are kept
 
 
-def read_prefix(lm, prefix: np.ndarray, P_kD=None, cache: bool = True) -> Start:
+def read_prefix(
+    lm: LM, prefix: np.ndarray, P_kD: torch.Tensor | None = None, cache: bool = True
+) -> Start:
     """Everything about the prefix that does not depend on the sample. Gradients flow to P and to
     adapters where enabled.
 
@@ -42,8 +54,8 @@ def read_prefix(lm, prefix: np.ndarray, P_kD=None, cache: bool = True) -> Start:
         return Start(prefix, P_kD, None)
     ids = torch.as_tensor(prefix, device=lm.device)[None]
     out = lm.body(inputs_embeds=embed(lm, ids, P_kD), use_cache=True)
-    cache = getattr(out, "cache", None) or out.past_key_values  # its name up to transformers 5.23
-    kv = [(layer.keys, layer.values) for layer in cache.layers]
+    kept = getattr(out, "cache", None) or out.past_key_values  # its name up to transformers 5.23
+    kv = [(layer.keys, layer.values) for layer in kept.layers]
     whole = all(keys.shape[2] == len(prefix) for keys, _ in kv)  # a window may keep the end only
     return Start(prefix, P_kD, kv if whole else None)
 
@@ -55,13 +67,20 @@ def reader_of(kind: str) -> Callable:
     return read_encoder_decoder if kind == "encoder-decoder" else read_decoder
 
 
-def read(lm, start: Start, tails, tok_BCT=None, n_BC=None, at=None):
-    """One pass of the LM over prefix + tails[b].
+def read(
+    lm: LM,
+    start: Start,
+    tails: list[np.ndarray],
+    tok_BCT: np.ndarray | None = None,
+    n_BC: np.ndarray | None = None,
+    at: list[np.ndarray] | None = None,
+) -> States:
+    """The states that the head would read, from one pass of the LM over prefix + tails[b].
 
-    Returns x: the states the head would read, (B, D) at the mask; or with titles (tok_BCT, n_BC:
-    numpy) (N, D), the states that predict each of their tokens in the order b, c, t < n[b, c],
-    from a forced pass in which every title follows its own prompt; and with at (a list of index
-    arrays into the tails, decoder-only) also (M, D), the states that predict those tail tokens.
+    (B, D) at the mask; or with titles (tok_BCT, n_BC) (N, D), the states that predict each of their
+    tokens in the order b, c, t < n[b, c], from a forced pass in which every title follows its own
+    prompt; and with at (places in each tail, decoder-only) also (M, D), the states that predict
+    those tail tokens.
     """
     if at is None:
         return lm.reader(lm, start, tails, tok_BCT, n_BC)
@@ -72,7 +91,7 @@ def read(lm, start: Start, tails, tok_BCT=None, n_BC=None, at=None):
     return lm.reader(lm, start, tails, tok_BCT, n_BC, at)
 
 
-def read_examples(lm, start: Start, batch) -> torch.Tensor:
+def read_examples(lm: LM, start: Start, batch: list[Example] | list[WindowPrompt]) -> torch.Tensor:
     """The states at all reads of some training examples (tail, at, target), masks first: (N, D)."""
     several = any(len(e.target) > 1 for e in batch)
     at = [e.at for e in batch] if several else None
@@ -83,7 +102,14 @@ def read_examples(lm, start: Start, batch) -> torch.Tensor:
 # ---------------------------------------------------------------- decoder-only
 
 
-def read_decoder(lm, start: Start, tails, tok_BCT=None, n_BC=None, at=None):
+def read_decoder(
+    lm: LM,
+    start: Start,
+    tails: list[np.ndarray],
+    tok_BCT: np.ndarray | None = None,
+    n_BC: np.ndarray | None = None,
+    at: list[np.ndarray] | None = None,
+) -> States:
     """The states of a decoder-only LM (see read), by the best of its passes that is right here."""
     if any(tail[-1] != MASK for tail in tails):
         stop("a decoder-only LM reads the token after the prompt: the mask must stand last")
@@ -106,12 +132,16 @@ def read_decoder(lm, start: Start, tails, tok_BCT=None, n_BC=None, at=None):
     return x_ND if at is None else states_and_past(x_ND, reads, past)
 
 
-def states_and_past(x_ND, reads, past) -> tuple[torch.Tensor, torch.Tensor]:
+def states_and_past(
+    x_ND: torch.Tensor, reads: list[np.ndarray], past: list[np.ndarray]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The states at the reads, and those that predict the history's tokens."""
     return x_ND.split([sum(map(len, reads)), sum(map(len, past))])
 
 
-def path_of(lm, start: Start, tails, tok_BCT=None) -> str:
+def path_of(
+    lm: LM, start: Start, tails: list[np.ndarray], tok_BCT: np.ndarray | None = None
+) -> str:
     """The pass that a decoder is read by: the best that is right, which behind the end of a window
     that its layers attend in is one row a title."""
     longest = len(start.prefix) + max(map(len, tails))
@@ -122,7 +152,9 @@ def path_of(lm, start: Start, tails, tok_BCT=None) -> str:
     return next(path for path in lm.paths if fused or path != "fused")
 
 
-def rows_of_prompts(start: Start, tails, tok_BCT, n_BC) -> Rows:
+def rows_of_prompts(
+    start: Start, tails: list[np.ndarray], tok_BCT: np.ndarray | None, n_BC: np.ndarray | None
+) -> Rows:
     """One row a prompt: its tail, then its C titles, each of which sees the prefix, the tail and
     itself only; where no keys and values are kept, the prefix stands in front of each tail."""
     ahead = start.prefix if start.kv is None else start.prefix[:0]
@@ -158,7 +190,14 @@ def rows_of_prompts(start: Start, tails, tok_BCT, n_BC) -> Rows:
     return rows
 
 
-def read_one_title_a_row(lm, start: Start, tails, tok_BCT, n_BC, at):
+def read_one_title_a_row(
+    lm: LM,
+    start: Start,
+    tails: list[np.ndarray],
+    tok_BCT: np.ndarray | None,
+    n_BC: np.ndarray | None,
+    at: list[np.ndarray] | None,
+) -> States:
     """The same with one row a title: prefix, tail, title. The history's tokens are read in a
     prompt's first row."""
     C = 0 if tok_BCT is None else tok_BCT.shape[1]
@@ -178,7 +217,9 @@ def read_one_title_a_row(lm, start: Start, tails, tok_BCT, n_BC, at):
     return x_ND if at is None else states_and_past(x_ND, reads, past)
 
 
-def rows_apart(lm, P_kD, rows, index) -> torch.Tensor:
+def rows_apart(
+    lm: LM, P_kD: torch.Tensor | None, rows: list[np.ndarray], index: list[np.ndarray]
+) -> torch.Tensor:
     """The states at `index`, rows within the LM's window in one pass and longer ones in another: a
     model that goes by the longest row of a pass (LongRoPE) must not let it change the others."""
     within = np.array([len(row) <= (lm.window or lm.reach) for row in rows])
@@ -198,7 +239,9 @@ def rows_apart(lm, P_kD, rows, index) -> torch.Tensor:
 # ---------------------------------------------------------------- encoders
 
 
-def fill(lm, start: Start, tails, n=None) -> list[np.ndarray]:
+def fill(
+    lm: LM, start: Start, tails: list[np.ndarray], n: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Prefix + tail + the tokenizer's closing specials, with the mask's own token in the mask's
     place: n[b] of them in row b (default 1)."""
     rows = []
@@ -210,7 +253,13 @@ def fill(lm, start: Start, tails, n=None) -> list[np.ndarray]:
     return rows
 
 
-def read_encoder_decoder(lm, start: Start, tails, tok_BCT=None, n_BC=None) -> torch.Tensor:
+def read_encoder_decoder(
+    lm: LM,
+    start: Start,
+    tails: list[np.ndarray],
+    tok_BCT: np.ndarray | None = None,
+    n_BC: np.ndarray | None = None,
+) -> torch.Tensor:
     """The states of an encoder-decoder (see read). The mask is a sentinel in the encoder's text;
     its filler is the first thing the decoder says after that sentinel."""
     ids_BQ = torch.as_tensor(pad(fill(lm, start, tails), PAD)).to(lm.device)
@@ -235,7 +284,9 @@ def read_encoder_decoder(lm, start: Start, tails, tok_BCT=None, n_BC=None) -> to
     return x[torch.arange(T, device=lm.device) < n]
 
 
-def decoded(lm, encoded_BQD, mask, ids) -> torch.Tensor:
+def decoded(
+    lm: LM, encoded_BQD: torch.Tensor, mask: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
     """The states of the decoder's tokens `ids`, which its head would read, over encoder states."""
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -247,7 +298,13 @@ def decoded(lm, encoded_BQD, mask, ids) -> torch.Tensor:
     ).logits
 
 
-def read_encoder(lm, start: Start, tails, tok_BCT=None, n_BC=None) -> torch.Tensor:
+def read_encoder(
+    lm: LM,
+    start: Start,
+    tails: list[np.ndarray],
+    tok_BCT: np.ndarray | None = None,
+    n_BC: np.ndarray | None = None,
+) -> torch.Tensor:
     """The states of an encoder (see read), at its own mask token; a title of n tokens is read from
     n masks at once (each blind to the others: a pseudo-likelihood)."""
     if tok_BCT is None:

@@ -1,11 +1,14 @@
 """The training and validation samples of stage 2: histories with their candidates, as prompts."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from delrec.data.prepared import candidates, histories, subset, with_lists
-from delrec.lm.ranker import listing
+from delrec.data.prepared import Data, candidates, histories, subset, with_lists
+from delrec.lm.ranker import Ranker, listing
+from delrec.lm.windows import WindowPrompt, Windows
 from delrec.metrics import compare, metrics
 
 
@@ -25,19 +28,19 @@ class Histories:
     """n training samples, one history each, in the order they are seen. cfg: order, seed, C, loss,
     input, history."""
 
-    def __init__(self, cfg, data, backbone_run, n):
+    def __init__(self, cfg: SimpleNamespace, data: Data, backbone_run: Path | str, n: int):
         listed = with_lists(backbone_run, data) if cfg.order == "backbone" else len(data.train)
         order = np.random.default_rng([cfg.seed, 1]).permutation(listed)
         self.cfg, self.which = cfg, np.resize(order, n)  # places in data.train
         self.places = data.train[self.which]  # in data.items
         self.n_reads = np.ones(n, int)
 
-    def prompts(self, r, at) -> list:
+    def prompts(self, r: Ranker, at: np.ndarray) -> list[Example]:
         """Samples number `at` as prompts of a ranker."""
         return examples(r, self.cfg, self.which[at], at / len(self.which))
 
 
-def examples(r, cfg, which, done) -> list:
+def examples(r: Ranker, cfg: SimpleNamespace, which: np.ndarray, done: np.ndarray) -> list[Example]:
     """Training samples (places in data.train) as prompts. done: the share of the training before
     each. With --input hybrid a sample shows vectors beside the titles with that probability
     (LLaRA's curriculum, arXiv 2312.02445, section 3.3): the LM knows titles, and meets vectors step
@@ -60,7 +63,7 @@ def examples(r, cfg, which, done) -> list:
     return batch
 
 
-def drawn(seed, sample) -> float:
+def drawn(seed: int, sample: int | np.integer) -> float:
     """A number from 0 to 1 that belongs to a sample."""
     return np.random.default_rng([seed, 2, int(sample)]).random()
 
@@ -69,17 +72,19 @@ def drawn(seed, sample) -> float:
 class Batch:
     """The samples of one optimiser step."""
 
-    examples: list
+    examples: list[Example] | list[WindowPrompt]
     at: np.ndarray  # their numbers among the training samples
     reads: int  # how many states are read in all
     tokens: int  # how many title tokens --loss titles and both ask for
 
-    def count(self, part) -> int:
-        """By how many the sum is divided that is this part of the loss."""
+    def count(self, part: str) -> int:
+        """The number that the sum of this part of the loss is divided by."""
         return max(self.tokens, 1) if part == "titles" else self.reads
 
 
-def batch_of(samples, r, cfg, at) -> Batch:
+def batch_of(
+    samples: Histories | Windows, r: Ranker, cfg: SimpleNamespace, at: np.ndarray
+) -> Batch:
     """Samples number `at` as a batch of prompts of a ranker."""
     batch = samples.prompts(r, at)
     if not r.lm.packs:  # rows of one pass are padded to the longest: like lengths together
@@ -96,25 +101,25 @@ class Validation:
     """The validation samples that choose the best step and the calibration. cfg: C, val_samples,
     seed."""
 
-    def __init__(self, cfg, data):
+    def __init__(self, cfg: SimpleNamespace, data: Data):
         self.C, self.n_all = cfg.C, len(data.val)
         self.which = subset(len(data.val), cfg.val_samples, cfg.seed)
         self.cand_nC = candidates(data, "val", cfg.C, self.which)
         self.target_n = data.items[data.val[self.which]]
 
-    def quality(self, score_nC) -> tuple:
+    def quality(self, score_nC: np.ndarray) -> tuple[float, float]:
         """Mean HR@1 and NDCG@10 of scores."""
         m = metrics(*compare(score_nC, self.cand_nC == self.target_n[:, None]))
         return float(m["hr@1"].mean()), float(m["ndcg@10"].mean())
 
-    def said(self, quality) -> str:
+    def said(self, quality: tuple[float, float]) -> str:
         """A quality with its protocol, as it is printed."""
         return (
             f"validation HR@1 {quality[0]:.3f} NDCG@10 {quality[1]:.3f} (n={len(self.which)}, "
             f"{self.C} candidates, chance {1 / self.C:.3f})"
         )
 
-    def among_all(self, score_nC) -> np.ndarray:
+    def among_all(self, score_nC: np.ndarray) -> np.ndarray:
         """The scores in rows of all validation samples; NaN where nobody asked."""
         full_nC = np.full((self.n_all, self.C), np.nan, np.float32)
         full_nC[self.which] = score_nC

@@ -9,25 +9,33 @@ the LM is read. The student's loss is
 import hashlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from delrec.data.prepared import Data
 from delrec.lm.layers import decoder_layers, tap
-from delrec.lm.ranker import open_run
+from delrec.lm.model import LM
+from delrec.lm.ranker import Ranker, open_run
 from delrec.lm.reading import read_examples, read_prefix
+from delrec.lm.samples import Histories
 from delrec.lm.text import width
-from delrec.processes import gather_rows
-from delrec.runtime import load_run, read_npy, stop
+from delrec.lm.windows import Windows
+from delrec.processes import Ranks, gather_rows
+from delrec.runtime import Run, load_run, read_npy, stop
 from delrec.training.log import Log
 
 # what both must read alike
 PROMPT_FLAGS = ("input", "verbalizer", "show", "order", "history", "max_title", "max_tokens")
 
 
-def teacher_of(cfg, typed, data):
+def teacher_of(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
     """The teacher's run; its prompts are the student's, so flags that shape them take its values.
 
     A typed one that differs is refused.
@@ -49,7 +57,7 @@ def teacher_of(cfg, typed, data):
     return run
 
 
-def open_teacher(run, lm, cfg, data, ranks):
+def open_teacher(run: Run, lm: LM, cfg: SimpleNamespace, data: Data, ranks: Ranks) -> Ranker:
     """The teacher as a ranker. It must come from the same LM as the student `lm`."""
     teacher, _ = open_run(run, data, ranks.device, cfg.shard)
     if teacher.lm.tok.get_vocab() != lm.tok.get_vocab() or width(teacher.lm) != width(lm):
@@ -61,7 +69,7 @@ def open_teacher(run, lm, cfg, data, ranks):
     return teacher
 
 
-def adapter_digest(run) -> str:
+def adapter_digest(run: Run) -> str:
     """16 hex digits of a run's adapter."""
     weights = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
     return hashlib.sha256(weights).hexdigest()[:16]
@@ -70,7 +78,7 @@ def adapter_digest(run) -> str:
 # ---------------------------------------------------------------- blocks
 
 
-def blocks_of(layers, blocks=None) -> int:
+def blocks_of(layers: list[int], blocks: int | None = None) -> int:
     """The number of blocks that layers (a list of numbers) can all be cut into: `blocks`, or the
     most up to 4 if None.
     """
@@ -85,9 +93,9 @@ def blocks_of(layers, blocks=None) -> int:
     return blocks
 
 
-def tap_blocks(lm, teacher, blocks) -> int:
-    """Both LMs keep their states after each of b blocks from now on (lm.tapped); b. teacher: a
-    ranker, or None."""
+def tap_blocks(lm: LM, teacher: Ranker | None, blocks: int | None) -> int:
+    """b, the number of blocks: from now on both LMs keep their states after each block
+    (lm.tapped)."""
     both = [teacher.lm, lm] if teacher else [lm]
     b = blocks_of([len(decoder_layers(m)[2]) for m in both], blocks)
     for each in both:
@@ -95,7 +103,7 @@ def tap_blocks(lm, teacher, blocks) -> int:
     return b
 
 
-def identity_maps(lm, b):
+def identity_maps(lm: LM, b: int) -> torch.nn.ModuleDict:
     """W_1 .. W_{b-1} between states of the same width, which begin as the identity."""
     D = width(lm)
     maps = torch.nn.ModuleDict({f"block{j}": torch.nn.Linear(D, D) for j in range(1, b)})
@@ -108,21 +116,30 @@ def identity_maps(lm, b):
 # ---------------------------------------------------------------- the terms of the loss
 
 
+class Task(Protocol):
+    """What a batch asks: ByTitles or ByVectors of finetune.py."""
+
+    def loss_from(self, x_ND: torch.Tensor, batch: list, /) -> torch.Tensor:
+        """The loss as a sum, from states x."""
+
+
 @dataclass
 class BlockLosses:
     """What SLMRec adds to the student's loss."""
 
-    lm: object  # the student, whose blocks are tapped
+    lm: LM  # the student, whose blocks are tapped
     maps: torch.nn.ModuleDict  # W_j as "block1", ..
-    cfg: object  # lambda_cos, lambda_norm, lambda_ms
-    states: object = None  # the teacher's, TeacherStates; None without a teacher
+    cfg: SimpleNamespace  # lambda_cos, lambda_norm, lambda_ms
+    states: "TeacherStates | None" = None  # the teacher's; None without a teacher
 
     @property
     def b(self) -> int:
         """How many blocks there are."""
         return len(self.lm.taps) + 1
 
-    def losses(self, task, batch, samples) -> dict:
+    def losses(
+        self, task: Task, batch: list, samples: np.ndarray | None
+    ) -> dict[str, torch.Tensor]:
         """The terms as sums over the reads of a batch that the student has just read. samples: its
         numbers among the training samples, None where the teacher is left out. task.loss_from gives
         the task's own loss from another state."""
@@ -143,7 +160,7 @@ class BlockLosses:
             losses["ms"] = cfg.lambda_ms * total / (self.b - 1)
         return losses
 
-    def inner_maps(self) -> list:
+    def inner_maps(self) -> list[torch.nn.Module]:
         """W_1 .. W_{b-1}."""
         return [self.maps[f"block{j}"] for j in range(1, self.b)]
 
@@ -158,20 +175,22 @@ class TeacherStates:
     bits: np.ndarray  # of bf16 as int16 (N, b, D), memory-mapped
     ptr: np.ndarray  # (n + 1,): the reads of sample i are ptr[i]:ptr[i+1]
 
-    def of(self, samples) -> torch.Tensor:
+    def of(self, samples: np.ndarray) -> torch.Tensor:
         """The states (N, b, D) of some samples, in the order of read_examples."""
         rows = self.bits[np.concatenate(places(self.ptr, samples))]
         return torch.from_numpy(rows).view(torch.bfloat16)
 
 
-def places(ptr, samples) -> list:
+def places(ptr: np.ndarray, samples: np.ndarray) -> list[np.ndarray]:
     """Where the reads of some samples stand among those of all, in the order of read_examples:
     first each one's mask, then the other reads.
     """
     return [ptr[samples], *(np.arange(ptr[s] + 1, ptr[s + 1]) for s in samples)]
 
 
-def learn_from(teacher, samples, cfg, out, ranks) -> tuple:
+def learn_from(
+    teacher: Ranker, samples: Histories | Windows, cfg: SimpleNamespace, out: Path, ranks: Ranks
+) -> tuple[TeacherStates, float]:
     """The teacher's states at the reads of all training samples, and the seconds that took. A
     resumed run reads them again."""
     path, began = out / "teacher_states.npy", time.time()
@@ -185,7 +204,9 @@ def learn_from(teacher, samples, cfg, out, ranks) -> tuple:
 
 
 @torch.no_grad()
-def teacher_states(teacher, samples, micro, path, ranks) -> TeacherStates:
+def teacher_states(
+    teacher: Ranker, samples: Histories | Windows, micro: int, path: Path, ranks: Ranks
+) -> TeacherStates:
     """The teacher's states at the reads of all training samples.
 
     Computed once and written to `path`; dropout is off, so a second time would say the same.
@@ -208,7 +229,9 @@ def teacher_states(teacher, samples, micro, path, ranks) -> TeacherStates:
     return TeacherStates(read_npy(path, shape), ptr)
 
 
-def states_in_parts(teacher, samples, ptr, micro, ranks):
+def states_in_parts(
+    teacher: Ranker, samples: Histories | Windows, ptr: np.ndarray, micro: int, ranks: Ranks
+) -> Iterator[tuple[int, int, np.ndarray]]:
     """(first, last, states (N, b, D) fp32 of the samples first..last-1) one part after another,
     each shared among the processes and whole on all of them."""
     lm, n = teacher.lm, len(samples.n_reads)
@@ -226,6 +249,6 @@ def states_in_parts(teacher, samples, ptr, micro, ranks):
         if len(own):
             rows = torch.stack(lm.tapped, 1).float().cpu().numpy()
             index = np.concatenate(places(ptr, own)) - ptr[first]
-        yield first, last, gather_rows(rows, index, ptr[last] - ptr[first], ranks)
+        yield first, last, gather_rows(rows, index, int(ptr[last] - ptr[first]), ranks)
         log.step(last)
     log.close()

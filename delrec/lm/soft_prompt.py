@@ -3,17 +3,19 @@ one a run of finetune.py begins with.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
-from delrec.lm.model import located
+from delrec.data.prepared import Data
+from delrec.lm.model import LM, located
 from delrec.lm.text import random_soft_prompt, tokens_width
-from delrec.runtime import folder_of, load_run, read_tensors, settle, stop
+from delrec.runtime import Run, folder_of, load_run, read_tensors, settle, stop
 
 WITHOUT_A_RUN = ("none", "random", "words")
 
 
-def save_soft_prompt(folder, P_kD):
+def save_soft_prompt(folder: Path, P_kD: torch.Tensor) -> None:
     """Writes P into a run folder."""
     from safetensors.torch import save_file
 
@@ -21,7 +23,7 @@ def save_soft_prompt(folder, P_kD):
     save_file({"prompt_embeddings": P_kD}, folder / "soft_prompt.safetensors")
 
 
-def load_soft_prompt(folder, lm) -> torch.Tensor:
+def load_soft_prompt(folder: Path | str, lm: LM) -> torch.Tensor:
     """P (k, D) of a run folder, on the LM's device; refused where it is not as wide as the LM."""
     tensors = read_tensors(Path(folder) / "soft_prompt.safetensors")
     if "prompt_embeddings" not in tensors or tensors["prompt_embeddings"].dim() != 2:
@@ -38,7 +40,7 @@ def load_soft_prompt(folder, lm) -> torch.Tensor:
 # ---------------------------------------------------------------- which one a run begins with
 
 
-def prompt_run_of(cfg, data):
+def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
     """The run whose soft prompt --soft-prompt names, or None for 'none', 'random' and 'words'."""
     if cfg.soft_prompt in WITHOUT_A_RUN:
         return None
@@ -55,7 +57,7 @@ def prompt_run_of(cfg, data):
     return run
 
 
-def must_fit(run, cfg):
+def must_fit(run: Run, cfg: SimpleNamespace) -> None:
     """Stops if a soft prompt was distilled for other inputs, from another backbone or for another
     LM than --input, --backbone and --llm say."""
     if cfg.input == "titles" and run.settings.get("input") == "ids":
@@ -76,14 +78,14 @@ def must_fit(run, cfg):
         )
 
 
-def lm_of(cfg, run) -> str:
+def lm_of(cfg: SimpleNamespace, run: Run | None) -> str:
     """The LM to load: --llm, or the one that stage 1 moved together with its soft prompt (DELRec's
     variant w UDPSM)."""
     moved = run and run.stage == "distill" and getattr(run, "lr_lm", 0)
     return str(run.folder) if moved and cfg.llm == located(run.llm) else cfg.llm
 
 
-def first_soft_prompt(cfg, run, lm) -> torch.Tensor | None:
+def first_soft_prompt(cfg: SimpleNamespace, run: Run | None, lm: LM) -> torch.Tensor | None:
     """P (k, D) that stage 2 begins with: of a run, random, or none."""
     if run:
         return load_soft_prompt(run.folder, lm)

@@ -2,23 +2,31 @@
 moves, what must hold at the end, and what is written.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
+from delrec.data.prepared import Data
 from delrec.lm import adalora, items, layers, slmrec, soft_prompt
 from delrec.lm.listed import backbone_of, say_if_another
-from delrec.lm.model import load_lm
-from delrec.lm.ranker import calibrate, make_ranker, neutral_scores, settings_of
-from delrec.lm.samples import Histories
+from delrec.lm.model import LM, load_lm
+from delrec.lm.ranker import Ranker, calibrate, make_ranker, neutral_scores, settings_of
+from delrec.lm.samples import Histories, Validation
 from delrec.lm.text import digest, fingerprint
 from delrec.lm.windows import Windows
-from delrec.runtime import stop, write_npy
+from delrec.processes import Ranks
+from delrec.runtime import Run, stop, write_npy
 from delrec.training import checkpoints
 from delrec.training.memory import largest_micro
 from delrec.training.steps import groups_of
 
 
-def open_student(cfg, data, ranks, prompt_run, teacher_run) -> tuple:
+def open_student(
+    cfg: SimpleNamespace, data: Data, ranks: Ranks, prompt_run: Run | None, teacher_run: Run | None
+) -> tuple[Ranker, Ranker | None, torch.nn.ModuleDict]:
     """The LM to train as a ranker, its teacher (a ranker, or None), and the maps beside it."""
     lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers, checked=cfg.check_llm)
     P = soft_prompt.first_soft_prompt(cfg, prompt_run, lm)
@@ -42,7 +50,7 @@ def open_student(cfg, data, ranks, prompt_run, teacher_run) -> tuple:
     return make_ranker(lm, data, settings, P, cfg.cache_prefix), teacher, maps
 
 
-def samples_of(cfg, r, n) -> Windows | Histories:
+def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
     """n training samples: windows of items, each of which is predicted, where the LM reads vectors
     and says something after each; else histories."""
     if cfg.input == "ids" and r.lm.kind == "decoder":
@@ -50,8 +58,8 @@ def samples_of(cfg, r, n) -> Windows | Histories:
     return Histories(cfg, r.data, r.backbone_run, n)
 
 
-def made_with(cfg, ranks, r, teacher_run) -> dict:
-    """What a checkpoint can only continue with."""
+def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, teacher_run: Run | None) -> dict:
+    """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
     if r.P is not None:
         made["soft_prompt"] = digest(r.P)
@@ -64,7 +72,13 @@ def made_with(cfg, ranks, r, teacher_run) -> dict:
     return made
 
 
-def micro_of(cfg, r, seen, losses_of, ranks) -> int:
+def micro_of(
+    cfg: SimpleNamespace,
+    r: Ranker,
+    seen: Windows | Histories,
+    losses_of: Callable[[list], dict[str, torch.Tensor]],
+    ranks: Ranks,
+) -> int:
     """How many samples a pass takes: --micro, or as many of the longest as memory holds."""
     most, micro = -(-cfg.batch // ranks.world), cfg.micro
     if micro == "auto":
@@ -82,7 +96,14 @@ def micro_of(cfg, r, seen, losses_of, ranks) -> int:
 class Moving:
     """What stage 2 moves: adapters, maps, and with --lr-prompt the soft prompt."""
 
-    def __init__(self, cfg, r, maps, modules, n_steps):
+    def __init__(
+        self,
+        cfg: SimpleNamespace,
+        r: Ranker,
+        maps: torch.nn.ModuleDict,
+        modules: list[str],
+        n_steps: int,
+    ):
         self.cfg, self.r, self.maps = cfg, r, maps
         self.adapter = adalora.add_adalora(r.lm, modules, cfg, n_steps)
         if cfg.gradient_checkpointing:
@@ -111,7 +132,7 @@ class Moving:
             f"{budget} between step {first} and {last} of {n_steps}"
         )
 
-    def must_hold(self):
+    def must_hold(self) -> None:
         """Stops unless the adapter moved, its ranks came down to the budget, and the soft prompt
         stayed."""
         rank, P = adalora.active_rank(self.adapter), self.r.P
@@ -135,7 +156,7 @@ class Moving:
 # ---------------------------------------------------------------- what is written
 
 
-def write_pruned(cfg, lm, folder, out, ranks) -> dict:
+def write_pruned(cfg: SimpleNamespace, lm: LM, folder: Path, out: Path, ranks: Ranks) -> dict:
     """What config.json says of the LM. With --layers, what is left of it is written to lm/."""
     if not cfg.layers:
         return {"llm_fingerprint": lm.identity}
@@ -145,7 +166,14 @@ def write_pruned(cfg, lm, folder, out, ranks) -> dict:
     return {"llm": str(folder / "lm"), "llm_fingerprint": fingerprint(lm)}
 
 
-def calibration(cfg, r, valid, score_nC, ranks, out) -> tuple:
+def calibration(
+    cfg: SimpleNamespace,
+    r: Ranker,
+    valid: Validation,
+    score_nC: np.ndarray,
+    ranks: Ranks,
+    out: Path,
+) -> tuple[np.ndarray, float]:
     """The scores that calibration subtracts from each item (I+1,), and their weight."""
     if not cfg.calibrate:
         return np.zeros(r.data.n_items + 1, np.float32), 0.0
@@ -153,7 +181,9 @@ def calibration(cfg, r, valid, score_nC, ranks, out) -> tuple:
     return neutral_I, calibrate(score_nC, valid.cand_nC, neutral_I, valid.target_n)
 
 
-def write_parts(out, r, adapter, neutral_I, score_nC):
+def write_parts(
+    out: Path, r: Ranker, adapter: torch.nn.Module, neutral_I: np.ndarray, score_nC: np.ndarray
+) -> None:
     """Writes what a run folder holds of a trained LM, config.json excepted. score_nC: of all
     validation samples, as the LM said them."""
     adapter.save_pretrained(out / "adapter")

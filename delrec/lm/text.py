@@ -5,13 +5,19 @@ read, ITEM - i where item i stands as a vector (--input ids | hybrid). The three
 title and no tokenizer can produce them.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
 from delrec.runtime import stop
+
+if TYPE_CHECKING:
+    from delrec.lm.model import LM
 
 SLOT, MASK, ITEM = -1, -2, -100
 
@@ -27,7 +33,7 @@ def digest(*tensors: torch.Tensor) -> str:
     return h.hexdigest()[:16]
 
 
-def fingerprint(lm) -> str:
+def fingerprint(lm: LM) -> str:
     """16 hex digits of an LM: its tokenizer's vocabulary, its size, a piece of every weight; the
     same in every dtype that it is loaded in."""
     h = hashlib.sha256(json.dumps(sorted(lm.tok.get_vocab().items())).encode())
@@ -40,8 +46,8 @@ def fingerprint(lm) -> str:
 # ---------------------------------------------------------------- text, tokens, vectors
 
 
-def encode(lm, text: str) -> list[int]:
-    """Plain text -> token ids; text that spells a special token stays text (titles are data)."""
+def encode(lm: LM, text: str) -> list[int]:
+    """The tokens of plain text; what spells a special token stays text (titles are data)."""
     ids = lm.tok(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if lm.special & set(ids):
         # a tokenizer that ignores split_special_tokens: break the spelling up
@@ -52,7 +58,7 @@ def encode(lm, text: str) -> list[int]:
     return ids
 
 
-def must_have_vectors(lm, ids: Iterable[int]):
+def must_have_vectors(lm: LM, ids: Iterable[int]) -> None:
     """Stops at a token that the tokenizer knows and the model has no vector for."""
     rows = lm.model.get_input_embeddings().weight.shape[0]
     last = max(map(int, ids), default=0)
@@ -64,17 +70,17 @@ def must_have_vectors(lm, ids: Iterable[int]):
         )
 
 
-def width(lm) -> int:
+def width(lm: LM) -> int:
     """D: the width of the states that the head reads."""
     return lm.head_VD.shape[1]
 
 
-def tokens_width(lm) -> int:
+def tokens_width(lm: LM) -> int:
     """The width of a token's vector, which need not be D (OPT, ALBERT)."""
     return lm.model.get_input_embeddings().weight.shape[1]
 
 
-def token_scale(lm) -> float:
+def token_scale(lm: LM) -> float:
     """How many times as long as its stored row a token's vector is (Gemma scales it on the way)."""
     with torch.no_grad():
         rows = lm.model.get_input_embeddings().weight
@@ -84,7 +90,7 @@ def token_scale(lm) -> float:
     return float(seen / stored) if stored > 0 else 1.0
 
 
-def random_soft_prompt(lm, k: int, seed: int) -> torch.Tensor:
+def random_soft_prompt(lm: LM, k: int, seed: int) -> torch.Tensor:
     """k tokens' vectors drawn at random, which a soft prompt begins as: fp32 (k, D)."""
     rows = torch.randperm(len(lm.head_VD), generator=torch.Generator().manual_seed(seed))[:k]
     last = len(lm.model.get_input_embeddings().weight) - 1
@@ -92,7 +98,7 @@ def random_soft_prompt(lm, k: int, seed: int) -> torch.Tensor:
         return vectors_of(lm, rows.clamp(max=last).to(lm.device)).float().clone()
 
 
-def vectors_of(lm, ids: torch.Tensor) -> torch.Tensor:
+def vectors_of(lm: LM, ids: torch.Tensor) -> torch.Tensor:
     """The vectors of tokens as the model's layers are given them."""
     vectors = lm.model.get_input_embeddings()(ids)
     if not isinstance(vectors, torch.Tensor):
@@ -103,7 +109,7 @@ def vectors_of(lm, ids: torch.Tensor) -> torch.Tensor:
     return vectors if lm.factor == 1 else vectors * lm.factor
 
 
-def embed(lm, ids_BQ: torch.Tensor, P_kD: torch.Tensor | None) -> torch.Tensor:
+def embed(lm: LM, ids_BQ: torch.Tensor, P_kD: torch.Tensor | None) -> torch.Tensor:
     """Tokens' vectors (B, Q, D) in the LM's dtype, the soft prompt at the slots in order, items'
     vectors at their places."""
     e_BQD = vectors_of(lm, ids_BQ.clamp(min=0)).to(lm.dtype)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from delrec.data.prepared import Data
 from delrec.lm import check
+from delrec.lm.model import LM
 from delrec.lm.text import encode, must_have_vectors
 from delrec.runtime import stop
 
@@ -23,11 +25,13 @@ class Titles:
     head: torch.Tensor  # the head's rows of vocab
     bias: torch.Tensor | None  # and its biases
 
-    def of(self, i: int) -> np.ndarray:
+    def of(self, i: int | np.integer) -> np.ndarray:
         """The tokens of item i's title."""
         return self.tok[self.ptr[i] : self.ptr[i + 1]]
 
-    def padded(self, items_BC: np.ndarray, end=()) -> tuple[np.ndarray, np.ndarray]:
+    def padded(
+        self, items_BC: np.ndarray, end: list[int] | tuple[int, ...] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (B, C, T) and lengths (B, C) of items, each followed by the tokens `end`."""
         n_BC = self.ptr[items_BC + 1] - self.ptr[items_BC]
         T = int(n_BC.max())
@@ -39,7 +43,7 @@ class Titles:
         return tok, n_BC + len(end)
 
 
-def tokenise_titles(lm, data, max_title: int = 32, allow_unknown: bool = True) -> Titles:
+def tokenise_titles(lm: LM, data: Data, max_title: int = 32, allow_unknown: bool = True) -> Titles:
     """All titles, each of at most max_title tokens; an empty one is the separator."""
     ids = [encode(lm, t)[:max_title] for t in data.titles]
     ids = [t or list(lm.sep) for t in ids]
@@ -57,7 +61,7 @@ def tokenise_titles(lm, data, max_title: int = 32, allow_unknown: bool = True) -
     return Titles(ptr, tok, vocab, index, head, bias)
 
 
-def tell_unknown(lm, titles: list[str], ids: list[list[int]], allowed: bool):
+def tell_unknown(lm: LM, titles: list[str], ids: list[list[int]], allowed: bool) -> None:
     """Says which share of the titles' tokens the tokenizer does not know, and how many titles it
     cannot tell apart; refuses over a fifth unless allowed."""
     tokens = [t for row in ids for t in row]

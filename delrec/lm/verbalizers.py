@@ -17,14 +17,23 @@ import torch
 
 from delrec.kernels import verbalizer as kernels
 from delrec.lm import items, own_head
+from delrec.lm.model import LM
 from delrec.lm.prompts import LETTERS
-from delrec.lm.reading import Start, read
+from delrec.lm.reading import Start, States, read
 from delrec.lm.text import encode
 from delrec.lm.titles import Titles
 from delrec.runtime import stop
 
 
-def score(lm, start: Start, tails, cand_BC, titles: Titles, verbalizer: str, at=None):
+def score(
+    lm: LM,
+    start: Start,
+    tails: list[np.ndarray],
+    cand_BC: np.ndarray,
+    titles: Titles,
+    verbalizer: str,
+    at: list[np.ndarray] | None = None,
+) -> States:
     """score_BC fp32: what the LM says at the mask of prompt b for candidate c. With `at` (see read)
     also the log probability of each of those tail tokens, (M,)."""
     if verbalizer == "likelihood":
@@ -40,7 +49,9 @@ def score(lm, start: Start, tails, cand_BC, titles: Titles, verbalizer: str, at=
     return score_BC, log_likelihood(lm, past_MD, titles, words, each)
 
 
-def states(read_of, at) -> tuple[torch.Tensor, torch.Tensor | None]:
+def states(
+    read_of: States, at: list[np.ndarray] | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What `read` gave: the states at the mask or of titles, and those of the history or None."""
     return read_of if at is not None else (read_of, None)
 
@@ -48,7 +59,9 @@ def states(read_of, at) -> tuple[torch.Tensor, torch.Tensor | None]:
 # ---------------------------------------------------------------- one state a prompt
 
 
-def verbalise(lm, x_BD, cand_BC, titles: Titles, verbalizer: str) -> torch.Tensor:
+def verbalise(
+    lm: LM, x_BD: torch.Tensor, cand_BC: np.ndarray, titles: Titles, verbalizer: str
+) -> torch.Tensor:
     """Candidates' scores (B, C) from one state a prompt: mean, first, letter or items."""
     if verbalizer == "items":
         item_BCe = lm.items.E[torch.as_tensor(cand_BC, device=lm.device)]
@@ -62,24 +75,24 @@ def verbalise(lm, x_BD, cand_BC, titles: Titles, verbalizer: str) -> torch.Tenso
     return mean_logits(lm, x_BD, tok_BCT, n_BC)
 
 
-def mean_logits(lm, x_BD, tok_BCT, n_BC) -> torch.Tensor:
+def mean_logits(lm: LM, x_BD: torch.Tensor, tok_BCT: np.ndarray, n_BC: np.ndarray) -> torch.Tensor:
     """s(b, c) = 1/n sum_{t < n} z_b[tok_bct], with n = n_bc: fp32 (B, C)."""
-    tok_BCT, n_BC = (
+    tokens, lengths = (
         torch.as_tensor(np.ascontiguousarray(a, np.int32)).to(lm.device) for a in (tok_BCT, n_BC)
     )
     if lm.own_head:
-        return own_head.candidate_scores(lm, x_BD, tok_BCT, n_BC)
-    return kernels.candidate_scores(scaled(lm, x_BD), lm.head_VD, tok_BCT, n_BC, lm.bias_V)
+        return own_head.candidate_scores(lm, x_BD, tokens, lengths)
+    return kernels.candidate_scores(scaled(lm, x_BD), lm.head_VD, tokens, lengths, lm.bias_V)
 
 
-def letters_of(lm, cand_BC) -> tuple[np.ndarray, np.ndarray]:
+def letters_of(lm: LM, cand_BC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each candidate's letter as tokens (B, C, 1), and their number, 1 everywhere (B, C)."""
     letters_C = letter_ids(lm, cand_BC.shape[1])
     tok_BCT = np.broadcast_to(letters_C[None, :, None], (*cand_BC.shape, 1))
     return tok_BCT, np.ones(cand_BC.shape, int)
 
 
-def letter_ids(lm, C: int) -> np.ndarray:
+def letter_ids(lm: LM, C: int) -> np.ndarray:
     """One token per letter as it stands in front of a candidate (C,); refused where they are not
     single and distinct."""
     if len(LETTERS) < C:
@@ -96,7 +109,7 @@ def letter_ids(lm, C: int) -> np.ndarray:
     return np.array([i[0] for i in ids])
 
 
-def verbalise_all(lm, x_BD, titles: Titles, verbalizer: str) -> torch.Tensor:
+def verbalise_all(lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str) -> torch.Tensor:
     """Scores (B, I + 1) of the whole catalogue from one state a prompt: mean, first or items."""
     if verbalizer == "items":
         return items.item_space(lm, x_BD) @ lm.items.E.T
@@ -109,7 +122,7 @@ def verbalise_all(lm, x_BD, titles: Titles, verbalizer: str) -> torch.Tensor:
     return kernels.catalogue_scores(scaled(lm, x_BD), lm.head_VD, ptr, tok, lm.bias_V)
 
 
-def scaled(lm, x_ND) -> torch.Tensor:
+def scaled(lm: LM, x_ND: torch.Tensor) -> torch.Tensor:
     """States times what the LM multiplies its logits by after the head (Granite, Cohere)."""
     return x_ND if lm.scale == 1 else x_ND * lm.scale
 
@@ -117,7 +130,14 @@ def scaled(lm, x_ND) -> torch.Tensor:
 # ---------------------------------------------------------------- a state for each token of a title
 
 
-def likelihoods(lm, start: Start, tails, cand_BC, titles: Titles, at) -> tuple:
+def likelihoods(
+    lm: LM,
+    start: Start,
+    tails: list[np.ndarray],
+    cand_BC: np.ndarray,
+    titles: Titles,
+    at: list[np.ndarray] | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """s(b, c) = 1/n sum_t log P(w_t | prompt b, w_<t) for the tokens w of candidate c's title (and
     the separator behind it, in decoders): (B, C); and the states `at`, or None."""
     tok_BCT, n_BC = titles.padded(cand_BC, lm.sep if lm.kind == "decoder" else ())
@@ -131,7 +151,14 @@ def likelihoods(lm, start: Start, tails, cand_BC, titles: Titles, at) -> tuple:
     return score_N.view(cand_BC.shape), past_MD
 
 
-def log_likelihood(lm, x_ND, titles: Titles, words_N, ptr, normalise: bool = False) -> torch.Tensor:
+def log_likelihood(
+    lm: LM,
+    x_ND: torch.Tensor,
+    titles: Titles,
+    words_N: torch.Tensor,
+    ptr: torch.Tensor,
+    normalise: bool = False,
+) -> torch.Tensor:
     """log P of titles, each the sum of its tokens' (or their mean), among the tokens that occur in
     titles: see kernels.title_likelihood."""
     if not lm.own_head:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from delrec.data.prepared import batch_of, runs_of_targets
+from delrec.data.prepared import Data, batch_of, runs_of_targets
+from delrec.lm.ranker import Ranker
 from delrec.runtime import stop
 
 
@@ -24,24 +25,24 @@ class Windows:
     """n windows of at most L items: every training target once an epoch, the windows cut anew in
     each. only: the places in data.items that may be targets; all training targets if None."""
 
-    def __init__(self, data, L, n, seed, only=None):
+    def __init__(self, data: Data, L: int, n: int, seed: int, only: np.ndarray | None = None):
         self.first_n, self.last_n = draw_windows(data, L, n, seed)
         self.is_target = np.zeros(len(data.items), bool)
         self.is_target[data.train if only is None else only] = True
         self.places = self.last_n  # that a window is known by
         self.n_reads = self.count_targets(data, L)
 
-    def count_targets(self, data, L) -> np.ndarray:
+    def count_targets(self, data: Data, L: int) -> np.ndarray:
         """How many targets each window has (n,)."""
         target_nL = batch_of(data, self.first_n, self.last_n, L, self.is_target)[1]
         return (target_nL != 0).sum(1)
 
-    def prompts(self, r, which) -> list:
+    def prompts(self, r: Ranker, which: np.ndarray) -> list[WindowPrompt]:
         """Some of the windows as prompts of a ranker."""
         return window_prompts(r, self.first_n[which], self.last_n[which], self.is_target)
 
 
-def draw_windows(data, L, n, seed) -> tuple:
+def draw_windows(data: Data, L: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The first and last target (places in data.items) of n windows of L items: every training
     target once an epoch, the windows cut anew in each.
     """
@@ -56,7 +57,9 @@ def draw_windows(data, L, n, seed) -> tuple:
     return np.concatenate(first)[:n], np.concatenate(last)[:n]
 
 
-def window_prompts(r, first, last, is_target) -> list:
+def window_prompts(
+    r: Ranker, first: np.ndarray, last: np.ndarray, is_target: np.ndarray
+) -> list[WindowPrompt]:
     """Windows as prompts. is_target: which places of data.items may be one, (M,)."""
     batch = []
     for end, seq, target in zip(last, *batch_of(r.data, first, last, r.history, is_target)):
@@ -75,7 +78,7 @@ def window_prompts(r, first, last, is_target) -> list:
     return batch
 
 
-def targets_of(batch, key="target") -> np.ndarray:
+def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
     """The targets (or places) of some windows in the order of read_examples: masks first."""
     at_masks = [getattr(e, key)[0] for e in batch]
     others = [getattr(e, key)[1:] for e in batch]
