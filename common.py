@@ -1,13 +1,16 @@
-"""What the four scripts share: options, the door of a run, its start and its finish."""
+"""What the four scripts share: options, and how a run begins and ends."""
 
 import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import click
 
-from delrec.data.prepared import load_data
-from delrec.processes import restarted, setup
+from delrec.data.prepared import Data, load_data
+from delrec.processes import Ranks, restarted, setup
 from delrec.runtime import (
     HELD,
     beside,
@@ -35,7 +38,7 @@ ABOVE_0 = click.FloatRange(0, min_open=True)
 # ------------------------------------------------ options that several scripts share
 
 
-def options(*group):
+def options(*group: Callable) -> Callable:
     """One decorator of several options, which --help shows in this order."""
 
     def add(command):
@@ -234,13 +237,13 @@ memory_options = options(
 )
 
 
-def paper_option(values):
+def paper_option(values: dict[str, Any]) -> Callable:
     """The option --paper, which sets `values` where nothing was typed."""
     named = ", ".join(f"{k}={v}" for k, v in values.items())
     return click.option("--paper", is_flag=True, help=f"the paper's choices: {named}")
 
 
-def micro_option(default):
+def micro_option(default: str) -> Callable:
     """The option --micro. default: as its help says it."""
     return click.option(
         "--micro",
@@ -250,7 +253,9 @@ def micro_option(default):
     )
 
 
-def settled(ctx, config, paper):
+def settled(
+    ctx: click.Context, config: dict[str, Any], paper: dict[str, Any]
+) -> tuple[SimpleNamespace, set[str]]:
     """(the flags as a namespace, the names of those typed): with --paper, the paper's value of each
     that was not typed."""
     typed = {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
@@ -258,14 +263,14 @@ def settled(ctx, config, paper):
     return SimpleNamespace(**{k: chosen.get(k, v) for k, v in config.items()}), typed
 
 
-def fill(cfg, values):
+def fill(cfg: SimpleNamespace, values: dict[str, Any]) -> None:
     """Gives each flag that nobody set its value."""
     for name, value in values.items():
         if getattr(cfg, name) is None:
             setattr(cfg, name, value)
 
 
-def refuse(faults):
+def refuse(faults: list[tuple[Any, str]]) -> None:
     """Stops with the sentence of the first fault that is one. faults: (is it one?, sentence)."""
     for wrong, sentence in faults:
         if wrong:
@@ -275,13 +280,13 @@ def refuse(faults):
 # ------------------------------------------------ a run, from the door to its place
 
 
-def say(ranks, line):
+def say(ranks: Ranks, line: str) -> None:
     """Prints a line, once for all processes."""
     if ranks.main:
         print(line, flush=True)
 
 
-def enter(cfg, name) -> tuple:
+def enter(cfg: SimpleNamespace, name: str) -> tuple[Ranks, Data, Path]:
     """(ranks, data, folder): the processes joined and every generator seeded, the prepared data,
     and the run folder, in which a run may be written. name: its default under runs/<dataset>/."""
     ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
@@ -291,7 +296,9 @@ def enter(cfg, name) -> tuple:
     return ranks, data, folder
 
 
-def start_run(folder, stage, cfg, data, ranks):
+def start_run(
+    folder: Path, stage: str, cfg: SimpleNamespace, data: Data, ranks: Ranks
+) -> tuple[Path, dict[str, Any]]:
     """(where to build the run, the record that finish_run writes to config.json).
 
     The run is built in <folder>.unfinished; what is stored in it names the final `folder`. With
@@ -326,7 +333,7 @@ def start_run(folder, stage, cfg, data, ranks):
     return new, record
 
 
-def leave(new):
+def leave(new: Path) -> None:
     """At the end of a command: what it did not finish stays only if --resume can use it."""
     if new in HELD:
         kept = complete(new / "checkpoints") or (new / "config.json").exists()
@@ -335,7 +342,7 @@ def leave(new):
         unlock(new)
 
 
-def finish_run(folder, record):
+def finish_run(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """The record as it is stored. config.json is written last, then the run is put in its place."""
     new = beside(folder, "unfinished")
     record["seconds"] = round(time.time() - record.pop("started"), 1)
