@@ -180,7 +180,7 @@ def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
     return model
 
 
-def score(model: nn.Module, seq_BL: torch.Tensor | np.ndarray) -> torch.Tensor:
+def score(model: nn.Module, seq_BL: torch.Tensor | np.ndarray | list) -> torch.Tensor:
     """The next item's scores (B, I+1) after histories of any length, item ids padded on the left
     with 0; column 0 (padding) is -inf.
     """
@@ -195,7 +195,7 @@ def score(model: nn.Module, seq_BL: torch.Tensor | np.ndarray) -> torch.Tensor:
 
 def load(run: Path | str) -> nn.Module:
     """The model of a finished run folder (or a name under runs/), ready for score()."""
-    run = load_run(run, stages=["train_backbone"])
-    model = build(run.model, run.n_items, run)
-    model.load_state_dict(read_tensors(run.folder / "model.safetensors"))
+    trained = load_run(run, stages=["train_backbone"])
+    model = build(trained.model, trained.n_items, trained)
+    model.load_state_dict(read_tensors(trained.folder / "model.safetensors"))
     return model.eval()
