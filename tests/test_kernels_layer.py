@@ -66,12 +66,10 @@ def test_attention_of_packed_rows(dtype, H, G, d, kept, shape):
     def draw(*size):
         return torch.randn(*size, generator=g).to(dtype)
 
-    q, k, v, angle = (
-        draw(len(seg), H, d) * 2,
-        draw(len(seg), G, d),
-        draw(len(seg), G, d),
-        torch.rand(len(seg), d // 2, generator=g) * 6,
-    )
+    q = draw(len(seg), H, d) * 2
+    k = draw(len(seg), G, d)
+    v = draw(len(seg), G, d)
+    angle = torch.rand(len(seg), d // 2, generator=g) * 6
     cos, sin = (torch.cat([f(angle)] * 2, 1).to(dtype) for f in (torch.cos, torch.sin))
     past = (draw(1, G, kept, d), draw(1, G, kept, d)) if kept else None
     want = plain_attention(q, k, v, cos, sin, past, seg, ptr, d**-0.5)

@@ -78,7 +78,8 @@ def guarded(shape, dtype=torch.float32):
 def test_the_loops_write_nothing_beside_their_outputs(dtype, B, C, T, V, D):
     available("cpp")
     x, head, tok, n, b = inputs(3, B, C, T, V, D, True, dtype)
-    tok, n, b, head = tok.int(), n.int(), b.float(), poisoned(head)[:V]
+    tok, n, b = tok.int(), n.int(), b.float()
+    head = poisoned(head)[:V]
     out = {
         name: guarded(shape)
         for name, shape in (
