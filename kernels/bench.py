@@ -49,14 +49,16 @@ class Row(NamedTuple):
 # ---------------------------------------------------------------- measuring
 
 
-def now(device) -> float:
+def now(device: torch.device) -> float:
     """Seconds, once the device is done with what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def times(methods: dict[str, Callable], device, seconds: float = 2.0, most: int = 15) -> dict:
+def times(
+    methods: dict[str, Callable], device: torch.device, seconds: float = 2.0, most: int = 15
+) -> dict[str, float]:
     """Median seconds of each method; they take turns after a first call each, at least three rounds
     (one where a round takes ten seconds), about `seconds` in all.
     """
@@ -76,7 +78,9 @@ def times(methods: dict[str, Callable], device, seconds: float = 2.0, most: int 
     return {name: statistics.median(s) for name, s in spent.items()}
 
 
-def times_with_backward(methods: dict[str, Callable], x: torch.Tensor, device) -> dict:
+def times_with_backward(
+    methods: dict[str, Callable], x: torch.Tensor, device: torch.device
+) -> dict[str, float]:
     """The same of each method's value at x and its gradient with respect to x."""
 
     def both(method):
@@ -85,7 +89,7 @@ def times_with_backward(methods: dict[str, Callable], x: torch.Tensor, device) -
     return times({name: both(method) for name, method in methods.items()}, device)
 
 
-def copy_rate(device) -> float:
+def copy_rate(device: torch.device) -> float:
     """Bytes a second this machine moves, reads plus writes, by copying 256 MB."""
     a = torch.empty(2**28, dtype=torch.uint8, device=device).fill_(1)
     b = torch.empty_like(a)
@@ -106,7 +110,9 @@ class Candidates:
     weight_BCT: torch.Tensor  # 1/n for a title's tokens, 0 behind them
 
     @classmethod
-    def draw(cls, device, dtype, shape: tuple[int, int, int], D: int, V: int):
+    def draw(
+        cls, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], D: int, V: int
+    ) -> "Candidates":
         """Candidates of a shape (B, C, T)."""
         B, C, T = shape
         g = torch.Generator().manual_seed(0)
@@ -118,23 +124,23 @@ class Candidates:
         weight_BCT = (inside_BCT / n_BC[..., None]).to(dtype)
         return cls(x_BD, head_VD, tok_BCT, n_BC, weight_BCT)
 
-    def ours(self, x_BD) -> torch.Tensor:
+    def ours(self, x_BD: torch.Tensor) -> torch.Tensor:
         """The scores by our kernels."""
         return kernels.candidate_scores(x_BD, self.head_VD, self.tok_BCT, self.n_BC)
 
-    def full_logits(self, x_BD) -> torch.Tensor:
+    def full_logits(self, x_BD: torch.Tensor) -> torch.Tensor:
         """The scores by way of all V logits."""
         logit_BV = F.linear(x_BD, self.head_VD)
         tok_BX = self.tok_BCT.long().flatten(1)
         logit_BCT = logit_BV.gather(1, tok_BX).view(self.tok_BCT.shape)
         return (logit_BCT * self.weight_BCT).sum(2)
 
-    def eager_gather(self, x_BD) -> torch.Tensor:
+    def eager_gather(self, x_BD: torch.Tensor) -> torch.Tensor:
         """The scores by way of the rows of all tokens (B, C, T, D)."""
         rows_BCTD = self.head_VD[self.tok_BCT.long()]
         return (torch.einsum("bctd,bd->bct", rows_BCTD, x_BD) * self.weight_BCT).sum(2)
 
-    def embedding_bag(self, x_BD) -> torch.Tensor:
+    def embedding_bag(self, x_BD: torch.Tensor) -> torch.Tensor:
         """The scores by way of the mean rows (B, C, D)."""
         B, C, T = self.tok_BCT.shape
         tok_NT, weight_NT = self.tok_BCT.view(B * C, T), self.weight_BCT.view(B * C, T)
@@ -148,7 +154,9 @@ class Candidates:
         return read + self.tok_BCT.numel() * 4 + 2 * self.n_BC.numel() * 4
 
 
-def candidate_scores(device, dtype, shape: tuple, D: int, V: int, rate: float) -> list[Row]:
+def candidate_scores(
+    device: torch.device, dtype: torch.dtype, shape: tuple, D: int, V: int, rate: float
+) -> list[Row]:
     """Rows of candidates of a shape (B, C, T); rate: bytes a second that the device copies."""
     c = Candidates.draw(device, dtype, shape, D, V)
     names = ("ours", "full_logits", "eager_gather", "embedding_bag")
@@ -192,7 +200,7 @@ def candidate_scores(device, dtype, shape: tuple, D: int, V: int, rate: float) -
 # ---------------------------------------------------------------- title likelihood
 
 
-def title_likelihood(device, dtype, N: int, D: int, V: int) -> list[Row]:
+def title_likelihood(device: torch.device, dtype: torch.dtype, N: int, D: int, V: int) -> list[Row]:
     """Rows of the likelihood of titles of ten tokens, N in all."""
     x_ND = (torch.randn(N, D) * D**-0.5).to(dtype).to(device)
     head_VD = torch.empty(V, D, dtype=dtype, device=device).normal_()
@@ -232,7 +240,9 @@ def title_likelihood(device, dtype, N: int, D: int, V: int) -> list[Row]:
 # ---------------------------------------------------------------- the catalogue
 
 
-def catalogue(device, dtype, n_items: int, D: int, V: int, B: int = 32) -> list[Row]:
+def catalogue(
+    device: torch.device, dtype: torch.dtype, n_items: int, D: int, V: int, B: int = 32
+) -> list[Row]:
     """Rows of the 20 best of n_items titles of 12 tokens, for B users."""
     T, k = 12, 20
     x_BD = torch.randn(B, D).to(dtype).to(device)
@@ -266,7 +276,7 @@ def catalogue(device, dtype, n_items: int, D: int, V: int, B: int = 32) -> list[
 # ---------------------------------------------------------------- all of it
 
 
-def report(rows: list[tuple], threads: int):
+def report(rows: list[tuple], threads: int) -> None:
     """Prints the table of what was measured, and as the last line all rows as one JSON object; each
     is a Row, or such a tuple of four.
     """
@@ -297,7 +307,7 @@ def report(rows: list[tuple], threads: int):
     )
 
 
-def jobs_of(device, rate: float, quick: bool) -> list[Callable]:
+def jobs_of(device: torch.device, rate: float, quick: bool) -> list[Callable]:
     """What is measured, one call a shape; quick: the smallest shapes only."""
     shapes = SHAPES[:1] if quick else SHAPES
     positions = 200 if quick else 2000
@@ -336,7 +346,7 @@ def rows_of_a_gpu() -> list[Row]:
 @click.command(context_settings={"show_default": True})
 @click.option("--quick", is_flag=True, help="the smallest shapes only, under a minute")
 @click.option("--threads", default=2, type=click.IntRange(1), help="threads on the CPU")
-def main(quick, threads):
+def main(quick: bool, threads: int) -> None:
     """Time and memory of the verbalizer's three functions against plain torch."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)

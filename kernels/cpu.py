@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 HEADERS = sorted(SOURCE.parent.glob("*.h"))
@@ -105,7 +106,7 @@ def say_none(why: str) -> None:
     )
 
 
-def call(name: str, *args):
+def call(name: str, *args: object) -> int | None:
     """What the library's function says. Tensors go as pointers, integers as int64, None as a null
     pointer.
 
@@ -115,14 +116,14 @@ def call(name: str, *args):
     return getattr(library(), f"verbalizer_{name}")(*map(as_c, args))
 
 
-def as_c(value):
+def as_c(value: object) -> object:
     """A value as ctypes passes it."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
     return ctypes.c_int64(value) if isinstance(value, int) else value
 
 
-def dtype(t: torch.Tensor) -> ctypes.c_int:
+def dtype(t: Tensor) -> ctypes.c_int:
     """The number by which the library knows a tensor's dtype."""
     return ctypes.c_int(DTYPES[t.dtype])
 
@@ -130,14 +131,16 @@ def dtype(t: torch.Tensor) -> ctypes.c_int:
 # ---------------------------------------------------------------- candidate scores
 
 
-def titles_fit(tok_BCT, n_BC, V: int) -> bool:
+def titles_fit(tok_BCT: Tensor, n_BC: Tensor, V: int) -> bool:
     """True if every length is in 0..T and every token before a title's end in 0..V-1. Both int32
     and contiguous.
     """
     return bool(call("titles_fit", tok_BCT, n_BC, n_BC.numel(), tok_BCT.shape[2], V))
 
 
-def scores(x_BD, head_VD, tok_BCT, n_BC, gradient: bool):
+def scores(
+    x_BD: Tensor, head_VD: Tensor, tok_BCT: Tensor, n_BC: Tensor, gradient: bool
+) -> tuple[Tensor, Tensor | None]:
     """score_BC without the bias, and what backward needs: with gradient the mean rows (B, C, D)
     fp32, else None. tok and n int32, all but the head contiguous.
     """
@@ -153,7 +156,9 @@ def scores(x_BD, head_VD, tok_BCT, n_BC, gradient: bool):
     return score_BC, None
 
 
-def scores_dx(g_BC, row_BCD, head_VD, tok_BCT, n_BC):
+def scores_dx(
+    g_BC: Tensor, row_BCD: Tensor, head_VD: Tensor, tok_BCT: Tensor, n_BC: Tensor
+) -> Tensor:
     """dx[b] = sum_c g[b, c] row[b, c]: fp32 (B, D)."""
     return (g_BC[:, None] @ row_BCD)[:, 0]
 
@@ -161,7 +166,9 @@ def scores_dx(g_BC, row_BCD, head_VD, tok_BCT, n_BC):
 # ---------------------------------------------------------------- title likelihood
 
 
-def log_probs(x_ND, head_VD, tok_N, bias_V, gradient: bool):
+def log_probs(
+    x_ND: Tensor, head_VD: Tensor, tok_N: Tensor, bias_V: Tensor | None, gradient: bool
+) -> tuple[Tensor, Tensor | None]:
     """log softmax(head x[i] + bias)[tok[i]]: fp32 (N,); with gradient also its derivative to x[i]:
     fp32 (N, D), else None.
     """
@@ -177,7 +184,9 @@ def log_probs(x_ND, head_VD, tok_N, bias_V, gradient: bool):
 # ---------------------------------------------------------------- the catalogue
 
 
-def by_users(x_BD, head_VD, bias_V) -> Iterator[tuple[int, int, torch.Tensor]]:
+def by_users(
+    x_BD: Tensor, head_VD: Tensor, bias_V: Tensor | None
+) -> Iterator[tuple[int, int, Tensor]]:
     """The logits of a few users at a time, users innermost: (first user, how many, logit_VL)."""
     V, D = head_VD.shape
     lanes, tables = library().verbalizer_lanes(), library().verbalizer_tables()
@@ -190,7 +199,9 @@ def by_users(x_BD, head_VD, bias_V) -> Iterator[tuple[int, int, torch.Tensor]]:
             yield b + i, min(lanes, len(part) - i), room[i // lanes]
 
 
-def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V) -> torch.Tensor:
+def catalogue_scores(
+    x_BD: Tensor, head_VD: Tensor, ptr_I1: Tensor, tok_M: Tensor, bias_V: Tensor | None
+) -> Tensor:
     """See verbalizer.catalogue_scores: fp32 (B, I)."""
     n_items = len(ptr_I1) - 1
     score_BI = torch.empty(len(x_BD), n_items)
@@ -199,7 +210,15 @@ def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V) -> torch.Tensor:
     return score_BI
 
 
-def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k: int, seen_BS, bias_V):
+def catalogue_topk(
+    x_BD: Tensor,
+    head_VD: Tensor,
+    ptr_I1: Tensor,
+    tok_M: Tensor,
+    k: int,
+    seen_BS: Tensor,
+    bias_V: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """See verbalizer.catalogue_topk: ids int64 (B, k) and scores fp32 (B, k)."""
     n_items, S = len(ptr_I1) - 1, seen_BS.shape[1]
     id_Bk = torch.empty(len(x_BD), k, dtype=torch.int64)
@@ -213,7 +232,7 @@ def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k: int, seen_BS, bias_V):
 # --------------------- a decoder's layer, forward only (delrec.lm.passes.pass_fused); fp32 and bf16
 
 
-def rms_norm(x_MD, add_MD, weight_D, eps: float) -> torch.Tensor:
+def rms_norm(x_MD: Tensor, add_MD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean x^2 + eps) * weight, after x += add in place (None: nothing to add).
 
     All contiguous, one dtype.
@@ -223,13 +242,23 @@ def rms_norm(x_MD, add_MD, weight_D, eps: float) -> torch.Tensor:
     return out_MD
 
 
-def silu_mul(gate_MF, up_MF) -> torch.Tensor:
+def silu_mul(gate_MF: Tensor, up_MF: Tensor) -> Tensor:
     """silu(gate) * up, in the place of gate."""
     call("silu_mul", dtype(gate_MF), gate_MF, up_MF, gate_MF.numel())
     return gate_MF
 
 
-def attention(q_MHd, k_MGd, v_MGd, cos_Md, sin_Md, past, seg_M, ptr, scale: float) -> torch.Tensor:
+def attention(
+    q_MHd: Tensor,
+    k_MGd: Tensor,
+    v_MGd: Tensor,
+    cos_Md: Tensor,
+    sin_Md: Tensor,
+    past: tuple[Tensor, Tensor] | None,
+    seg_M: Tensor,
+    ptr: Tensor,
+    scale: float,
+) -> Tensor:
     """Attention of rows one behind the other: (M, H, d). q, k, v as projected; past: keys and
     values (1, G, kept, d) of the prefix that all see, or None; seg int32 [M]: 0 for a row's tail,
     which all of the row see as far as it stands before them, c for title c, which only sees itself

@@ -1,12 +1,15 @@
 """The verbalizer in Triton.
 
-Compiled for the GPU at hand on first use; run by Triton's interpreter on a CPU where
+Compiled for this machine's GPU on first use; run by Triton's interpreter on a CPU where
 TRITON_INTERPRET=1.
 
 Formulas and shapes are those of reference.py. Floors: candidate scores read the head's rows of the
 candidates' tokens once, sum(n) * D * bytes; the catalogue reads 4 bytes a token of all titles, and
 4 * BLOCK_B bytes of logits a token out of the second-level cache. Sums are fp32 and every output
 has one writer: no atomics, the same bits in every run.
+
+The kernels (@triton.jit) have no type hints: Triton would take a hint as the type to compile for.
+Their parameters in capitals are pointers to tensors, or constants (tl.constexpr).
 """
 
 import os
@@ -17,6 +20,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 def blocks(T: int, D: int, dtype: torch.dtype) -> dict[str, int]:
@@ -81,7 +85,9 @@ def scores_dx_kernel(
     tl.store(DX + b * D + d, acc, mask=d < D)
 
 
-def scores(x_BD, head_VD, tok_BCT, n_BC, gradient: bool):
+def scores(
+    x_BD: Tensor, head_VD: Tensor, tok_BCT: Tensor, n_BC: Tensor, gradient: bool
+) -> tuple[Tensor, None]:
     """score_BC without the bias, and nothing kept for backward, which gathers again: bytes are
     cheap here, memory is not.
     """
@@ -102,7 +108,7 @@ def scores(x_BD, head_VD, tok_BCT, n_BC, gradient: bool):
     return score_BC, None
 
 
-def scores_dx(g_BC, _, head_VD, tok_BCT, n_BC) -> torch.Tensor:
+def scores_dx(g_BC: Tensor, _: None, head_VD: Tensor, tok_BCT: Tensor, n_BC: Tensor) -> Tensor:
     """dx[b] = sum_c g[b, c] / n sum_t head[tok[b, c, t]]: fp32 (B, D)."""
     B, C, T = tok_BCT.shape
     D = head_VD.shape[1]
@@ -170,14 +176,22 @@ def absorb_kernel(
         tl.store(SHRINK + i, shrink)
 
 
-def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b with fp32 sums and an fp32 result, at the speed of a's dtype."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 
 
-def log_probs(x_ND, head_VD, tok_N, bias_V, gradient: bool, rows: int = 4096, tile: int = 8192):
+def log_probs(
+    x_ND: Tensor,
+    head_VD: Tensor,
+    tok_N: Tensor,
+    bias_V: Tensor | None,
+    gradient: bool,
+    rows: int = 4096,
+    tile: int = 8192,
+) -> tuple[Tensor, Tensor | None]:
     """log softmax(head x[i] + bias)[tok[i]]: fp32 (N,); with gradient also head[tok[i]] - sum_v
     P(v) head[v]: fp32 (N, D), else None.
 
@@ -271,7 +285,15 @@ def topk_kernel(
 BLOCK_I, BLOCK_B = 256, 8  # items and users of a program of topk_kernel
 
 
-def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k: int, seen_BS, bias_V):
+def catalogue_topk(
+    x_BD: Tensor,
+    head_VD: Tensor,
+    ptr_I1: Tensor,
+    tok_M: Tensor,
+    k: int,
+    seen_BS: Tensor,
+    bias_V: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """See verbalizer.catalogue_topk. (B, I) is never written: K keys per block of items are, and
     one top-k over them follows.
     """

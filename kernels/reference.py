@@ -6,27 +6,30 @@ inputs).
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def exact(t: torch.Tensor | None) -> torch.Tensor | None:
+def exact(t: Tensor | None) -> Tensor | None:
     """A tensor in fp32; one in fp64 stays so."""
     return None if t is None else t.to(torch.promote_types(t.dtype, torch.float32))
 
 
-def weights(tok_BCT, n_BC, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def weights(tok_BCT: Tensor, n_BC: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """1/n for the tokens of a title, 0 behind them: (B, C, T)."""
     inside_BCT = torch.arange(tok_BCT.shape[2], device=n_BC.device) < n_BC[..., None]
     return inside_BCT.to(dtype) / n_BC.clamp(min=1)[..., None]
 
 
-def real(tok_BCT, n_BC) -> torch.Tensor:
+def real(tok_BCT: Tensor, n_BC: Tensor) -> Tensor:
     """The tokens, 0 behind a title's end: int64."""
     behind_BCT = torch.arange(tok_BCT.shape[2], device=n_BC.device) >= n_BC[..., None]
     return tok_BCT.long().masked_fill(behind_BCT, 0)
 
 
-def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None) -> torch.Tensor:
+def candidate_scores(
+    x_BD: Tensor, head_VD: Tensor, tok_BCT: Tensor, n_BC: Tensor, bias_V: Tensor | None = None
+) -> Tensor:
     """score[b, c] = mean over t < n[b, c] of logit(tok[b, c, t]) at x[b]; 0 for an empty title.
     fp32 (B, C).
 
@@ -47,13 +50,17 @@ def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None) -> torch.Tensor:
     return score_BC + (exact(bias_V)[tok_NT] * weight_NT).sum(1).view(B, C)
 
 
-def log_probs_of_chunk(x_ND, head_VD, tok_N, bias_V) -> torch.Tensor:
+def log_probs_of_chunk(
+    x_ND: Tensor, head_VD: Tensor, tok_N: Tensor, bias_V: Tensor | None
+) -> Tensor:
     """The same with all its logits at once."""
     logit_NV = F.linear(exact(x_ND), exact(head_VD), exact(bias_V))
     return logit_NV.gather(1, tok_N[:, None])[:, 0] - logit_NV.logsumexp(1)
 
 
-def log_probs(x_ND, head_VD, tok_N, bias_V=None, chunk: int = 1024) -> torch.Tensor:
+def log_probs(
+    x_ND: Tensor, head_VD: Tensor, tok_N: Tensor, bias_V: Tensor | None = None, chunk: int = 1024
+) -> Tensor:
     """log softmax(logits at x[i])[tok[i]]: fp32 (N,). The logits of at most `chunk` rows exist at a
     time, in backward too (recomputed).
     """
@@ -71,7 +78,9 @@ def log_probs(x_ND, head_VD, tok_N, bias_V=None, chunk: int = 1024) -> torch.Ten
     return torch.cat(parts) if parts else exact(x_ND.sum(1))
 
 
-def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None) -> torch.Tensor:
+def catalogue_scores(
+    x_BD: Tensor, head_VD: Tensor, ptr_I1: Tensor, tok_M: Tensor, bias_V: Tensor | None = None
+) -> Tensor:
     """The mean-logit score of every title of a catalogue given as CSR: fp32 (B, I); 0 for an empty
     title. The V logits come first: with many titles that is far less work than gathering the rows
     of each.
@@ -84,7 +93,15 @@ def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None) -> torch.Tensor:
     return F.embedding_bag(tok_M, logit_VB.contiguous(), begins_I, mode="mean").t()
 
 
-def catalogue_topk(x_BD, head_VD, ptr_I1, tok_M, k: int, seen_BS, bias_V=None):
+def catalogue_topk(
+    x_BD: Tensor,
+    head_VD: Tensor,
+    ptr_I1: Tensor,
+    tok_M: Tensor,
+    k: int,
+    seen_BS: Tensor,
+    bias_V: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """The k best titles of each row and their scores: int64 and fp32 (B, k).
 
     Equal scores by lower id; titles in seen and empty ones are left out; -1 and -inf where fewer

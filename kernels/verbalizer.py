@@ -1,28 +1,46 @@
 """The verbalizer: what the LM head says at the mask -> scores of titles, exact (fp32 sums) and
 without ever holding B x V logits.
 
-Three public functions and a helper. reference.py is the definition, cpu.py the C++ loops, gpu.py
-the Triton kernels; the tensors' device decides (impl="auto"), impl="ref", "cpp" or "triton" decides
-otherwise. Dtypes: x and head both fp32, bf16 or fp16 (fp64: reference only); token ids and lengths
-of any integer dtype, int32 without a copy. Wrong input raises ValueError with the tensors' names
-and shapes. Names: B rows, C candidates, T tokens of a title (padded), N title positions, V
-vocabulary, D width, I titles of a catalogue, M their tokens.
+Three public functions and a helper. reference.py is the definition, checks.py what is refused,
+cpu.py the C++ loops, gpu.py the Triton kernels; the tensors' device decides (impl="auto"),
+impl="ref", "cpp" or "triton" decides otherwise. Dtypes: x and head both fp32, bf16 or fp16 (fp64:
+reference only); token ids and lengths of any integer dtype, int32 without a copy. Wrong input
+raises ValueError with the tensors' names and shapes. Names: B rows, C candidates, T tokens of a
+title (padded), N title positions, V vocabulary, D width, I titles of a catalogue, M their tokens.
 """
 
 from importlib.util import find_spec
-from typing import NoReturn
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import reference
+from .checks import (
+    catalogue_must_fit,
+    head_must_fit,
+    must_be_integers,
+    must_be_within,
+    must_have_rank,
+    must_rise,
+    refuse_shapes,
+    titles_must_fit,
+)
 from .reference import real, weights
 
 __all__ = ["candidate_scores", "title_likelihood", "catalogue_topk", "catalogue_scores"]
-INTS = (torch.int32, torch.int64, torch.int16, torch.uint8, torch.int8)
 
 
-def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None, impl: str = "auto") -> torch.Tensor:
+def candidate_scores(
+    x_BD: Tensor,
+    head_VD: Tensor,
+    tok_BCT: Tensor,
+    n_BC: Tensor,
+    bias_V: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
     """score[b, c] = mean over t < n[b, c] of logit(tok[b, c, t]) at x[b] (arXiv 2406.11156, the
     verbalizer): fp32 (B, C).
 
@@ -52,8 +70,14 @@ def candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V=None, impl: str = "aut
 
 
 def title_likelihood(
-    x_ND, head_VD, tok_N, ptr_T1, bias_V=None, normalise: bool = False, impl: str = "auto"
-) -> torch.Tensor:
+    x_ND: Tensor,
+    head_VD: Tensor,
+    tok_N: Tensor,
+    ptr_T1: Tensor,
+    bias_V: Tensor | None = None,
+    normalise: bool = False,
+    impl: str = "auto",
+) -> Tensor:
     """log P(title) = sum over its tokens of log softmax(logits at x[i])[tok[i]]; title j owns the
     rows ptr[j]:ptr[j+1]. fp32 (titles,).
 
@@ -90,7 +114,14 @@ def title_likelihood(
 
 
 @torch.no_grad()
-def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None, impl: str = "auto") -> torch.Tensor:
+def catalogue_scores(
+    x_BD: Tensor,
+    head_VD: Tensor,
+    ptr_I1: Tensor,
+    tok_M: Tensor,
+    bias_V: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
     """The mean-logit score of every title of a catalogue in CSR form (title i owns
     tok[ptr[i]:ptr[i+1]]): fp32 (B, I), 0 for an empty title. Part of a catalogue: ptr_I1[a:b + 1]
     with the same tok_M. No gradient.
@@ -109,10 +140,17 @@ def catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V=None, impl: str = "aut
 
 @torch.no_grad()
 def catalogue_topk(
-    x_BD, head_VD, ptr_I1, tok_M, k: int, seen_BS=None, bias_V=None, impl: str = "auto"
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x_BD: Tensor,
+    head_VD: Tensor,
+    ptr_I1: Tensor,
+    tok_M: Tensor,
+    k: int,
+    seen_BS: Tensor | None = None,
+    bias_V: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
     """The k best titles of a catalogue per row and their scores: int64 and fp32 (B, k), best first,
-    equal scores by lower id on every device. seen_BS: ids to leave out, negative ones say nothing.
+    equal scores by lower id on every device. seen_BS: ids to leave out, negative ones do not count.
     Empty titles never appear; -1 and -inf where fewer than k remain.
     """
     catalogue_must_fit(x_BD, head_VD, ptr_I1, tok_M, bias_V)
@@ -144,7 +182,15 @@ class _CandidateScores(torch.autograd.Function):
     """d score[b, c] / d x[b] = 1/n sum_t head[tok[b, c, t]]."""
 
     @staticmethod
-    def forward(ctx, x_BD, head_VD, bias_V, tok_BCT, n_BC, which):
+    def forward(
+        ctx: Any,
+        x_BD: Tensor,
+        head_VD: Tensor,
+        bias_V: Tensor | None,
+        tok_BCT: Tensor,
+        n_BC: Tensor,
+        which: str,
+    ) -> Tensor:
         score_BC, kept = backend(which).scores(
             x_BD.contiguous(), head_VD, tok_BCT, n_BC, ctx.needs_input_grad[0]
         )
@@ -157,7 +203,7 @@ class _CandidateScores(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_BC):
+    def backward(ctx: Any, g_BC: Tensor) -> tuple[Tensor | None, ...]:
         x_BD, head_VD, tok_BCT, n_BC, kept = ctx.saved_tensors
         to_x, to_head, to_bias = ctx.needs_input_grad[:3]
         dx_BD = dhead_VD = dbias_V = None
@@ -174,7 +220,7 @@ class _CandidateScores(torch.autograd.Function):
         return dx_BD, dhead_VD, dbias_V, None, None, None
 
 
-def token_gradients(g_BC, tok_BCT, n_BC, V: int) -> torch.Tensor:
+def token_gradients(g_BC: Tensor, tok_BCT: Tensor, n_BC: Tensor, V: int) -> Tensor:
     """The gradient of each token's logit: fp32 (B, V)."""
     each_BCT = g_BC.float()[..., None] * weights(tok_BCT, n_BC)
     G_BV = torch.zeros(len(g_BC), V, device=g_BC.device)
@@ -187,7 +233,9 @@ class _LogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_ND, head_VD, bias_V, tok_N, which):
+    def forward(
+        ctx: Any, x_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, tok_N: Tensor, which: str
+    ) -> Tensor:
         logp_N, diff_ND = backend(which).log_probs(
             x_ND.contiguous(), head_VD, tok_N, fp32(bias_V), ctx.needs_input_grad[0]
         )
@@ -197,7 +245,7 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_N):
+    def backward(ctx: Any, g_N: Tensor) -> tuple[Tensor | None, ...]:
         (diff_ND,) = ctx.saved_tensors
         return (g_N[:, None] * diff_ND).to(ctx.dtype), None, None, None, None
 
@@ -205,7 +253,7 @@ class _LogProbs(torch.autograd.Function):
 # ---------------------------------------------------------------- who computes
 
 
-def choose(impl: str, x: torch.Tensor) -> str:
+def choose(impl: str, x: Tensor) -> str:
     """'ref', 'cpp' or 'triton' for a tensor. auto: Triton on CUDA, C++ on a CPU where it could be
     built, else the reference.
     """
@@ -227,7 +275,7 @@ def choose(impl: str, x: torch.Tensor) -> str:
     return impl
 
 
-def backend(which: str):
+def backend(which: str) -> ModuleType:
     """The module of 'cpp' or 'triton'; triton only exists on Linux, and takes half a second to
     import.
     """
@@ -240,112 +288,6 @@ def backend(which: str):
     return gpu
 
 
-# ---------------------------------------------------------------- checks
-
-
-def fp32(t: torch.Tensor | None) -> torch.Tensor | None:
+def fp32(t: Tensor | None) -> Tensor | None:
+    """A tensor in fp32, in one piece; None stays None."""
     return None if t is None else t.float().contiguous()
-
-
-def refuse_shapes(names: str, tensors, expected: str) -> NoReturn:
-    raise ValueError(
-        f"{names} have shapes {', '.join(str(tuple(t.shape)) for t in tensors)}; expected "
-        f"{expected}"
-    )
-
-
-def must_have_rank(t: torch.Tensor, name: str, rank: int):
-    if t.dim() != rank:
-        raise ValueError(f"{name} has shape {tuple(t.shape)}, expected {rank} dimensions")
-
-
-def must_be_integers(t: torch.Tensor, name: str):
-    if t.dtype not in INTS:
-        raise ValueError(f"{name} is {t.dtype}, expected integers")
-
-
-def must_be_within(t: torch.Tensor, name: str, end: int, why: str):
-    """Every number in 0 .. end - 1: one look at the device's memory; an id out of range would read
-    anywhere."""
-    if t.numel():
-        low, high = map(int, t.aminmax())
-        if low < 0 or high >= end:
-            bad = low if low < 0 else high
-            raise ValueError(
-                f"{name} of shape {tuple(t.shape)} holds {bad}, expected 0..{end - 1}: {why}"
-            )
-
-
-def titles_must_fit(tok_BCT, n_BC, V: int):
-    """Lengths within 0..T and the titles' own tokens within the vocabulary; what stands behind a
-    title's end may be anything.
-    """
-    if fits_at_a_glance(tok_BCT, n_BC, V):
-        return
-    must_be_within(
-        n_BC,
-        "n_BC",
-        tok_BCT.shape[2] + 1,
-        f"lengths are 0..T, tok_BCT has shape {tuple(tok_BCT.shape)}",
-    )
-    must_be_within(real(tok_BCT, n_BC), "tok_BCT", V, f"head_VD has {V} rows")
-
-
-def fits_at_a_glance(tok_BCT, n_BC, V: int) -> bool:
-    """True where the C++ loops can look and the titles fit: microseconds; the words of
-    titles_must_fit are for when they do not."""
-    whole = tok_BCT.is_contiguous() and n_BC.is_contiguous()
-    int32 = tok_BCT.dtype == n_BC.dtype == torch.int32
-    if tok_BCT.device.type != "cpu" or not (whole and int32):
-        return False
-    cpp = backend("cpp")
-    return bool(cpp.library()) and cpp.titles_fit(tok_BCT, n_BC, V)
-
-
-def head_must_fit(x, head_VD, bias_V):
-    must_have_rank(head_VD, "head_VD", 2)
-    if x.shape[1] != head_VD.shape[1]:
-        refuse_shapes("x and head_VD", (x, head_VD), "the same width D")
-    if x.dtype != head_VD.dtype:
-        raise ValueError(
-            f"x of shape {tuple(x.shape)} is {x.dtype}, head_VD of shape {tuple(head_VD.shape)} is "
-            f"{head_VD.dtype}; expected one dtype"
-        )
-    if not x.is_floating_point():
-        raise ValueError(
-            f"x of shape {tuple(x.shape)} and head_VD are {x.dtype}, expected floating point"
-        )
-    V, D = head_VD.shape
-    scattered = D > 1 and head_VD.stride(1) != 1
-    overlapping = V > 1 and head_VD.stride(0) < D
-    if scattered or overlapping:
-        raise ValueError(
-            f"head_VD of shape {tuple(head_VD.shape)} has strides {head_VD.stride()}, x has shape "
-            f"{tuple(x.shape)}; expected rows in one "
-            "piece (stride 1 along D): pass head_VD.contiguous()"
-        )
-    if bias_V is not None and bias_V.shape != head_VD.shape[:1]:
-        refuse_shapes("bias_V and head_VD", (bias_V, head_VD), "one bias per row of the head")
-    if x.device != head_VD.device:
-        raise ValueError(f"x is on {x.device}, head_VD on {head_VD.device}; expected one device")
-
-
-def must_rise(ptr, name: str, tok, tok_name: str):
-    must_be_integers(ptr, name)
-    if not len(ptr):
-        raise ValueError(f"{name} is empty, expected one more entry than titles")
-    if bool((ptr.diff() < 0).any()) or int(ptr[0]) < 0 or int(ptr[-1]) > len(tok):
-        raise ValueError(
-            f"{name} of shape {tuple(ptr.shape)} must rise within 0..{len(tok)}, the length of "
-            f"{tok_name}"
-        )
-
-
-def catalogue_must_fit(x_BD, head_VD, ptr_I1, tok_M, bias_V):
-    must_have_rank(x_BD, "x_BD", 2)
-    must_have_rank(ptr_I1, "ptr_I1", 1)
-    must_have_rank(tok_M, "tok_M", 1)
-    head_must_fit(x_BD, head_VD, bias_V)
-    must_be_integers(tok_M, "tok_M")
-    must_rise(ptr_I1, "ptr_I1", tok_M, "tok_M")
-    must_be_within(tok_M, "tok_M", len(head_VD), f"head_VD has shape {tuple(head_VD.shape)}")
