@@ -55,7 +55,7 @@ class Measured:
         return json.loads(self.said.strip().split("\n")[-1])
 
 
-def measured(*args) -> Measured:
+def measured(*args: object) -> Measured:
     """One of our programs, run to its end; stops if it fails."""
     began = time.time()
     with tempfile.TemporaryFile("w+") as said:
@@ -338,7 +338,15 @@ def interval(difference: np.ndarray, owner: np.ndarray, rng: np.random.Generator
     type=click.Path(path_type=Path),
     help="folder for the files written meanwhile  [default: a temporary one]",
 )
-def main(quick, only, python, epochs, models, threads, room):
+def main(
+    quick: bool,
+    only: str | None,
+    python: str | None,
+    epochs: int,
+    models: tuple[str, ...],
+    threads: int,
+    room: Path | None,
+) -> None:
     """Preparing and training at the size of Home & Kitchen, and our backbones against RecBole's on
     ml-100k.
     """

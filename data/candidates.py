@@ -62,7 +62,7 @@ def repeated(items: np.ndarray) -> np.ndarray:
 class Pairs:
     """A set of pairs that answers for millions of keys at once."""
 
-    def __init__(self, pairs: np.ndarray):
+    def __init__(self, pairs: np.ndarray) -> None:
         """pairs: sorted keys, at least one."""
         self.pairs = pairs
         # most keys asked for are not there: one look into a table of one byte a slot says so

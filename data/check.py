@@ -28,10 +28,11 @@ class Finding:
 
     @property
     def failed(self) -> bool:
+        """True if a rule does not hold."""
         return self.is_error and self.broken > 0
 
 
-def finding(what: str, broken) -> Finding:
+def finding(what: str, broken: np.ndarray) -> Finding:
     """The finding of a mask that is True where the rule is broken."""
     return Finding(what, int(np.count_nonzero(broken)), int(np.size(broken)))
 

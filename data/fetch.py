@@ -98,7 +98,7 @@ def pip_download(requirement: str, folder: str) -> None:
     )
 
 
-def members(archive, names: list[str]) -> list[bytes]:
+def members(archive: Path | io.BytesIO, names: list[str]) -> list[bytes]:
     """The bytes of the named files of a zip; nothing else is unpacked and nothing is written."""
     with zipfile.ZipFile(archive) as z:
         if sum(z.getinfo(name).file_size for name in names) > 2**28:

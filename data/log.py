@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+Ids = pl.Series | list[str]  # raw ids: Strings of polars, or a list
+
 
 @dataclass
 class Rows:
@@ -29,12 +31,12 @@ class Log:
     notes: list[str] = field(default_factory=list)  # lines about rows left out
 
 
-def rows_of(user, item, when, timed: bool = True) -> Rows:
+def rows_of(user: Ids, item: Ids, when: np.ndarray | list[int], timed: bool = True) -> Rows:
     """Rows of raw ids (lists or polars Strings) and of times or positions, in any container."""
     return Rows(ids_of(user), ids_of(item), np.asarray(when, np.int64), timed)
 
 
-def ids_of(ids) -> pl.Series:
+def ids_of(ids: Ids) -> pl.Series:
     """Raw ids as polars Strings."""
     return ids if isinstance(ids, pl.Series) else pl.Series(ids, dtype=pl.String)
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import polars as pl
 
@@ -66,7 +67,7 @@ def find_table(folder: Path, stem: str, endings: tuple[str, ...]) -> Path:
 # ---------------------------------------------------------------- csv, line by line
 
 
-def open_text(path: Path):
+def open_text(path: Path) -> TextIO:
     """A .csv or .csv.gz, opened for reading as UTF-8; a byte order mark is skipped."""
     opener = gzip.open if path.suffix == ".gz" else open
     return opener(path, "rt", encoding="utf-8-sig", newline="")

@@ -2,10 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from delrec.data.prepared import Data
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BLUE = "#4477aa"
 RED = "#cc3311"
@@ -33,7 +37,7 @@ def draw_pictures(data: Data, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_lengths(axes, data: Data) -> None:
+def draw_lengths(axes: "Axes", data: Data) -> None:
     """How many users have how many interactions."""
     lengths = np.diff(data.ptr)
     edges = np.unique(np.geomspace(1, lengths.max() + 1, 40).astype(int))
@@ -47,7 +51,7 @@ def draw_lengths(axes, data: Data) -> None:
     )
 
 
-def draw_popularity(axes, data: Data) -> None:
+def draw_popularity(axes: "Axes", data: Data) -> None:
     """How many interactions each item has, the most popular first."""
     counts = np.sort(np.bincount(data.items, minlength=data.n_items + 1)[1:])[::-1]
     first_tenth = counts[: max(len(counts) // 10, 1)].sum() / counts.sum()
@@ -61,7 +65,7 @@ def draw_popularity(axes, data: Data) -> None:
     )
 
 
-def draw_title_words(axes, data: Data) -> None:
+def draw_title_words(axes: "Axes", data: Data) -> None:
     """How many words and marks the titles have."""
     words = np.array([len(re.findall(r"\w+|[^\w\s]", title)) for title in data.titles[1:]])
     axes.hist(words, np.arange(words.max() + 2) - 0.5, color=BLUE)
@@ -72,7 +76,7 @@ def draw_title_words(axes, data: Data) -> None:
     )
 
 
-def draw_times(axes, data: Data) -> None:
+def draw_times(axes: "Axes", data: Data) -> None:
     """When the interactions were, with the cuts of a temporal split."""
     if data.times is None:
         axes.axis("off")

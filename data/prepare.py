@@ -240,21 +240,21 @@ def write_prepared(out: Path, made: Preparation, meta: dict, keep: Path | None) 
 @click.option("--position-column", "position", default="position", help="the same")
 @click.option("--title-column", "title", default="title", help="the same")
 def main(
-    name,
-    raw,
-    out,
-    overwrite,
-    checking,
-    core,
-    split,
-    ties,
-    seed,
-    max_eval,
-    noun,
-    verb,
-    min_watch,
-    **columns,
-):
+    name: str,
+    raw: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    checking: bool,
+    core: int,
+    split: str | None,
+    ties: str,
+    seed: int,
+    max_eval: int | None,
+    noun: str | None,
+    verb: str | None,
+    min_watch: float | None,
+    **columns: str,
+) -> None:
     """Prepare the data set NAME."""
     start = time.time()
     stop_unless_a_name(name, checking)

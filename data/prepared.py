@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from delrec import runtime
-from delrec.runtime import folder_of, read_json, read_npy, settle, stop
+from delrec.runtime import Run, folder_of, read_json, read_npy, settle, stop
 
 
 @dataclass(eq=False)
@@ -121,7 +121,7 @@ def kept_as(folder: Path, digest: str) -> Path:
     return Path(f"{folder}@{digest}")
 
 
-def load_data_of(run) -> Data:
+def load_data_of(run: Run) -> Data:
     """The preparation a run was trained on: in its own data_folder, or kept under its hash where
     another has taken that place. (load_run says what is wrong where neither holds it.)
 
@@ -213,7 +213,9 @@ def batch_of(
     return histories(data, last, L), target_BL
 
 
-def candidates(data: Data, split: str, C: int, which=slice(None)) -> np.ndarray:
+def candidates(
+    data: Data, split: str, C: int, which: np.ndarray | slice = slice(None)
+) -> np.ndarray:
     """The stored candidates of a split, or of some of its samples: int64 (n, C), each row holding
     its target exactly once.
     """
@@ -244,7 +246,7 @@ def with_lists(backbone_run: Path | str, data: Data) -> np.ndarray:
     return np.flatnonzero(read_npy(path, (len(data.train), None))[:, 0])
 
 
-def subset(n: int, limit: int | None, seed) -> np.ndarray:
+def subset(n: int, limit: int | None, seed: int | list[int]) -> np.ndarray:
     """At most `limit` of n samples (all without a limit), the same ones for every run: sorted int64
     indices. seed: what numpy's default_rng takes.
     """

@@ -132,7 +132,7 @@ def seconds(rows: pl.DataFrame, path: Path) -> np.ndarray:
 # ---------------------------------------------------------------- the readers
 
 
-def read_movielens(folder: Path, _) -> Log:
+def read_movielens(folder: Path, _: None) -> Log:
     """ml-1m: ratings.dat, movies.dat (latin-1, '::'); ml-latest-small and its larger sisters:
     ratings.csv, movies.csv.
     """
@@ -205,7 +205,7 @@ def amazon_reviews(path: Path) -> Rows:
     return rows_of(user, item, when)
 
 
-def read_steam(folder: Path, _) -> Log:
+def read_steam(folder: Path, _: None) -> Log:
     """steam_reviews.json.gz (username, product_id, date), steam_games.json.gz (id, app_name),
     Python literals; a day is as fine as time gets.
     """
@@ -283,7 +283,7 @@ def caption_of(r: dict) -> str:
     return ""
 
 
-def read_lastfm(folder: Path, _) -> Log:
+def read_lastfm(folder: Path, _: None) -> Log:
     """HetRec 2011 Last.fm 2k: a user's tagging of an artist with its time (plays have none);
     several tags given at once are one interaction.
     """

@@ -12,13 +12,16 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 
 warnings.filterwarnings("ignore")
 import numpy as np  # noqa: E402 (after the filter: RecBole and what it imports warn a lot)
 import torch  # noqa: E402
 
+Work = Mapping[str, np.ndarray]  # what WORK.npz holds
 
-def settings_of(work, folder: str) -> dict:
+
+def settings_of(work: Work, folder: str) -> dict:
     """RecBole's settings of the three models: cross-entropy over all items, on the CPU."""
     width, dropout = int(work["width"]), float(work["dropout"])
     return {
@@ -46,7 +49,7 @@ def settings_of(work, folder: str) -> dict:
     }
 
 
-def build(name: str, settings: dict):
+def build(name: str, settings: dict) -> torch.nn.Module:
     """RecBole's model of that name, untrained."""
     from recbole.config import Config
     from recbole.data.dataset import SequentialDataset
@@ -60,7 +63,7 @@ def build(name: str, settings: dict):
     return kind(config, SequentialDataset(config))
 
 
-def train_epoch(model, work, optimiser) -> float:
+def train_epoch(model: torch.nn.Module, work: Work, optimiser: torch.optim.Optimizer) -> float:
     """The seconds of one epoch over the training samples in random order."""
     from recbole.data.interaction import Interaction
 
@@ -85,7 +88,7 @@ def train_epoch(model, work, optimiser) -> float:
 
 
 @torch.no_grad()
-def scores_of(model, work, part: str) -> torch.Tensor:
+def scores_of(model: torch.nn.Module, work: Work, part: str) -> torch.Tensor:
     """The scores of all items for the samples of `val` or `test`: (n, I+1)."""
     from recbole.data.interaction import Interaction
 
@@ -102,7 +105,7 @@ def scores_of(model, work, part: str) -> torch.Tensor:
     return torch.cat(scores)
 
 
-def validation_ndcg(model, work) -> float:
+def validation_ndcg(model: torch.nn.Module, work: Work) -> float:
     """NDCG@10 of the validation samples among all items."""
     scores = scores_of(model, work, "val")
     of_target = scores.gather(1, torch.from_numpy(work["val_target"])[:, None])

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from delrec.data.candidates import draw_candidates
-from delrec.data.log import Log, Rows
+from delrec.data.log import Ids, Log, Rows
 from delrec.data.prepared import subset
 from delrec.data.titles import clean_title
 from delrec.runtime import stop
@@ -46,6 +46,7 @@ class Interactions:
 
     @property
     def n_items(self) -> int:
+        """How many items there are, I."""
         return len(self.item_ids)
 
     def pair_of(self) -> np.ndarray:
@@ -135,7 +136,7 @@ def interactions_of(rows: Rows, core: int, ties: str) -> Interactions:
     )
 
 
-def number(raw) -> tuple[pl.Series, np.ndarray]:
+def number(raw: Ids) -> tuple[pl.Series, np.ndarray]:
     """Raw ids (a list or Strings) -> the sorted distinct ids, and each row's index among them.
 
     The order is numeric if every id is an integer, else that of the strings' bytes; so it depends

@@ -120,7 +120,7 @@ def write_meta(path: Path, items: pl.Series, seed: int) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--divide", default=1, type=click.IntRange(1), help="a log so many times smaller")
 @click.option("--seed", default=0, type=click.IntRange(0), help="of everything random")
-def main(folder, divide, seed):
+def main(folder: Path, divide: int, seed: int) -> None:
     """Write a synthetic log of Home & Kitchen's size into FOLDER."""
     U, n_items, M = USERS // divide, ITEMS // divide, INTERACTIONS // divide
     folder.mkdir(parents=True, exist_ok=True)
