@@ -24,12 +24,13 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import click
 import torch
 
 from common import claim, finish_run, start_run, verbalizers
-from delrec.data.prepared import subset
+from delrec.data.prepared import Data, subset
 from delrec.evaluation import plain
 from delrec.evaluation.cases import cases_of, told_apart
 from delrec.evaluation.figures import figures_of, write_figures
@@ -49,12 +50,14 @@ from delrec.evaluation.rows import (
     runs_of,
 )
 from delrec.evaluation.scores import Scorer, part_of, places_in_test, store_ranks
+from delrec.evaluation.stats import RowMetrics
 from delrec.evaluation.tables import table_lines, write_tables
 from delrec.lm import export
 from delrec.lm.model import load_lm, located
 from delrec.lm.ranker import make_ranker
-from delrec.processes import finish, setup
+from delrec.processes import Ranks, finish, setup
 from delrec.runtime import (
+    Run,
     commit,
     described,
     folder_of,
@@ -70,7 +73,7 @@ from delrec.serving.latency import latencies, parameters
 from delrec.serving.ranking import ranking
 
 
-def plain_lm(cfg, data, scorer) -> SimpleNamespace:
+def plain_lm(cfg: SimpleNamespace, data: Data, scorer: Scorer) -> Run:
     """--llm: the LM without any training, as a finished run; one that was made the same way is used
     again, with what was scored by it.
     """
@@ -95,7 +98,7 @@ def plain_lm(cfg, data, scorer) -> SimpleNamespace:
     return plain.open_plain(folder, ranker, scorer)
 
 
-def asks_one_run(cfg) -> str | None:
+def asks_one_run(cfg: SimpleNamespace) -> str | None:
     """The flag that asks one run for something else than a table; None for a table."""
     flags = {
         "--history": cfg.history is not None,
@@ -106,7 +109,9 @@ def asks_one_run(cfg) -> str | None:
     return next((flag for flag, given in flags.items() if given), None)
 
 
-def answer_as_one_run(flag, runs, data, cfg, ranks) -> None:
+def answer_as_one_run(
+    flag: str, runs: list[Run], data: Data, cfg: SimpleNamespace, ranks: Ranks
+) -> None:
     """Ranked titles (--history, --serve), lists for a student (--export), or what a soft prompt
     learnt (--probe).
     """
@@ -129,7 +134,7 @@ def answer_as_one_run(flag, runs, data, cfg, ranks) -> None:
         probe(run, data, cfg.val_samples, cfg.C, ranks, Path(cfg.out) if cfg.out else run.folder)
 
 
-def add_latency(result, runs, data) -> None:
+def add_latency(result: dict, runs: dict[str, Run], data: Data) -> None:
     """Adds to the rows that are runs how long a request takes, and their parameters."""
     for name, run in runs.items():
         print(f"timing {name}", flush=True)
@@ -137,7 +142,7 @@ def add_latency(result, runs, data) -> None:
         row["ms"], row["parameters"] = latencies(run, data), parameters(run)
 
 
-def last_line(value) -> str:
+def last_line(value: RowMetrics) -> str:
     """The metrics as one JSON object, with what they were made on."""
     rows = [
         {"name": f"{m}.{name}", "value": round(float(v[m].mean()), 4), "unit": "", "goal": None}
@@ -299,7 +304,7 @@ def last_line(value) -> str:
     type=click.IntRange(1),
     help="with --export: items listed for a sample, K",
 )
-def main(**config):
+def main(**config: Any) -> None:
     """Metrics with intervals, paired tests and floors for any runs; or ranked titles for one
     history.
     """

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from delrec.data.prepared import histories
+from delrec.data.prepared import Data, histories
 from delrec.evaluation.paper import stage_1
-from delrec.evaluation.stats import unseeded
+from delrec.evaluation.scores import Part
+from delrec.evaluation.stats import RowMetrics, unseeded
+from delrec.runtime import Run
 
 STAGES = ["lm", "finetune", "distill", "train_backbone"]  # in the order of what is to be seen
 
@@ -21,7 +23,7 @@ class Case:
     answers: dict  # {run: [(title, is it the truth?)]}, the best first
 
 
-def told_apart(runs, reference, most=8) -> list:
+def told_apart(runs: dict[str, Run], reference: str, most: int = 8) -> list[str]:
     """The names of the runs that the case study shows side by side: the reference, the plain LM,
     what has a distilled prompt, other LMs, backbones; one seed of each. runs: {row: run}.
     """
@@ -37,7 +39,14 @@ def told_apart(runs, reference, most=8) -> list:
     return list(one_seed.values())[:most]
 
 
-def cases_of(data, test, scores, value, n=60, seed=0) -> list:
+def cases_of(
+    data: Data,
+    test: Part,
+    scores: dict[str, np.ndarray],
+    value: RowMetrics,
+    n: int = 60,
+    seed: int = 0,
+) -> list[Case]:
     """n cases, drawn once; half of them where the runs disagree on the first place.
 
     scores: {run: (n, C)} of the runs that are shown; value: {row: metrics per sample}.
@@ -51,7 +60,9 @@ def cases_of(data, test, scores, value, n=60, seed=0) -> list:
     return [case_of(data, test, i, scores, value) for i in [*chosen, *others]]
 
 
-def case_of(data, test, i, scores, value, best=5) -> Case:
+def case_of(
+    data: Data, test: Part, i: int, scores: dict[str, np.ndarray], value: RowMetrics, best: int = 5
+) -> Case:
     """The i-th test sample as a case."""
     old = histories(data, test.samples[i : i + 1], 10)[0]
     truth = int(data.items[test.samples[i]])

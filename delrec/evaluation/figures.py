@@ -4,12 +4,14 @@ matplotlib is imported where something is drawn: what draws nothing starts witho
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8641e", "#777777"
@@ -17,7 +19,7 @@ LOSSES = ("loss", "loss_rps")
 VALIDATIONS = ("val_hr@1", "val_hr@1_of_15", "val_rps")
 
 
-def figures_of(result, folders) -> dict:
+def figures_of(result: dict, folders: Iterable[Path]) -> dict[str, "Figure"]:
     """{name: figure} of all that this result holds. folders: of the runs, for their logs."""
     drawn = {"table": rows_figure(result)}
     if result["seeds"]:
@@ -33,7 +35,7 @@ def figures_of(result, folders) -> dict:
     return drawn
 
 
-def write_figures(folder, drawn) -> None:
+def write_figures(folder: Path, drawn: dict[str, "Figure"]) -> None:
     """Writes the figures as <name>.png; those of an earlier table that this one lacks go."""
     import matplotlib.pyplot as plt
 
@@ -45,7 +47,7 @@ def write_figures(folder, drawn) -> None:
         plt.close(figure)
 
 
-def subplots(width, height, columns=1) -> tuple:
+def subplots(width: float, height: float, columns: int = 1) -> tuple["Figure", Any]:
     """(figure, its axes), width and height in inches."""
     import matplotlib
 
@@ -58,7 +60,7 @@ def subplots(width, height, columns=1) -> tuple:
 # ---------------------------------------------------------------- rows
 
 
-def rows_figure(result) -> "Figure":
+def rows_figure(result: dict) -> "Figure":
     """HR@1 of every row with its interval, chance as a line: also the ablations' figure."""
     names = [name for name in result["rows"] if name != "chance"][::-1]
     mean = np.array([result["rows"][name]["hr@1"] for name in names])
@@ -88,7 +90,7 @@ def rows_figure(result) -> "Figure":
     return fig
 
 
-def seeds_figure(result) -> "Figure":
+def seeds_figure(result: dict) -> "Figure":
     """HR@1 of every row of which there are several seeds: the mean with its interval, each seed as
     a small mark.
     """
@@ -116,7 +118,7 @@ def seeds_figure(result) -> "Figure":
     return fig
 
 
-def groups_figure(result, kind) -> "Figure":
+def groups_figure(result: dict, kind: str) -> "Figure":
     """HR@1 of every run in each group."""
     groups = result["groups"][kind]
     names = [name for name in result["rows"] if name != "chance" and "+" not in name]
@@ -145,7 +147,7 @@ def groups_figure(result, kind) -> "Figure":
     return fig
 
 
-def sweep_figure(result, name) -> "Figure":
+def sweep_figure(result: dict, name: str) -> "Figure":
     """HR@1 against the soft prompt's length k or the list's length h (DELRec, Figure 8)."""
     points = result["sweeps"][name]
     x = sorted(points, key=int)
@@ -174,7 +176,7 @@ def sweep_figure(result, name) -> "Figure":
     return fig
 
 
-def latency_figure(result) -> "Figure":
+def latency_figure(result: dict) -> "Figure":
     """HR@1 against the time of a request."""
     fig, ax = subplots(6, 3.8)
     for name, row in result["rows"].items():
@@ -207,7 +209,7 @@ def latency_figure(result) -> "Figure":
 # ---------------------------------------------------------------- curves
 
 
-def logs_of(folders) -> dict:
+def logs_of(folders: Iterable[Path]) -> dict[str, list[dict]]:
     """{run: its log's entries that name a step}; runs without one are left out."""
     logs = {}
     for folder in folders:
@@ -218,7 +220,7 @@ def logs_of(folders) -> dict:
     return {name: entries for name, entries in logs.items() if entries}
 
 
-def curves_figure(logs) -> "Figure":
+def curves_figure(logs: dict[str, list[dict]]) -> "Figure":
     """Loss and validation of every run against its own steps."""
     fig, (left, right) = subplots(9, 3.6, columns=2)
     for i, (name, entries) in enumerate(logs.items()):
@@ -237,19 +239,19 @@ def curves_figure(logs) -> "Figure":
     return fig
 
 
-def curve(entries, keys) -> tuple:
+def curve(entries: list[dict], keys: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """(share of the steps, value) of every entry of a log that has one of the keys, two arrays."""
     last = max(entries[-1]["step"], 1)
     points = [(e["step"] / last, e[key]) for e in entries for key in keys if key in e]
     return np.array([x for x, _ in points]), np.array([y for _, y in points])
 
 
-def moving_mean(x, y, width) -> tuple:
+def moving_mean(x: np.ndarray, y: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The curve's means over a window of `width` points."""
     return x[width - 1 :], np.convolve(y, np.ones(width) / width, "valid")
 
 
-def draw_curve(ax, x, y, **style) -> None:
+def draw_curve(ax: "Axes", x: np.ndarray, y: np.ndarray, **style: object) -> None:
     """A line; few points are marked, none draw nothing."""
     if len(y):
         ax.plot(x, y, marker="o" if len(y) < 12 else None, **style)

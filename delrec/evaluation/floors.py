@@ -4,23 +4,25 @@ titles, co-occurrence), and the fusion of two rows.
 
 import numpy as np
 
-from delrec.data.prepared import histories, tfidf, users
+from delrec.data.prepared import Data, histories, tfidf, users
 from delrec.metrics import compare, metrics
 
 
-def in_training(data) -> np.ndarray:
+def in_training(data: Data) -> np.ndarray:
     """Which interactions are training: all up to each user's last training target, bool [M]."""
     last = np.full(data.n_users, -1)
     np.maximum.at(last, users(data, data.train), data.train)
     return np.arange(len(data.items)) <= np.repeat(last, np.diff(data.ptr))
 
 
-def popularity(data) -> np.ndarray:
+def popularity(data: Data) -> np.ndarray:
     """Training interactions per item: float32 [I+1]."""
     return np.bincount(data.items[in_training(data)], minlength=data.n_items + 1).astype(np.float32)
 
 
-def full_ranking_of(score_I, data, samples) -> tuple:
+def full_ranking_of(
+    score_I: np.ndarray, data: Data, samples: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(greater, equal) of each sample's target in the catalogue by one score per item, the user's
     earlier items masked as for the backbones.
     """
@@ -36,7 +38,14 @@ def full_ranking_of(score_I, data, samples) -> tuple:
     return above, level
 
 
-def title_similarity(data, samples, cand_nC, L=10, decay=0.8, chunk=1000) -> np.ndarray:
+def title_similarity(
+    data: Data,
+    samples: np.ndarray,
+    cand_nC: np.ndarray,
+    L: int = 10,
+    decay: float = 0.8,
+    chunk: int = 1000,
+) -> np.ndarray:
     """TF-IDF cosine of each candidate's title to the history, item j steps ago weighing decay^j:
     float32 (n, C).
     """
@@ -55,7 +64,15 @@ def title_similarity(data, samples, cand_nC, L=10, decay=0.8, chunk=1000) -> np.
     return score_nC
 
 
-def cooccurrence(data, samples, cand_nC, L=10, decay=0.8, span=5, chunk=1000) -> np.ndarray:
+def cooccurrence(
+    data: Data,
+    samples: np.ndarray,
+    cand_nC: np.ndarray,
+    L: int = 10,
+    decay: float = 0.8,
+    span: int = 5,
+    chunk: int = 1000,
+) -> np.ndarray:
     """How often each candidate stood within `span` of the history's items in the training part,
     over the root of both counts; item j steps ago weighs decay^j: float32 (n, C).
     """
@@ -82,7 +99,7 @@ def cooccurrence(data, samples, cand_nC, L=10, decay=0.8, span=5, chunk=1000) ->
     return score_nC
 
 
-def standard(x_nC) -> np.ndarray:
+def standard(x_nC: np.ndarray) -> np.ndarray:
     """Each row to mean 0 and deviation 1, so that scores of different kinds can be added."""
     return (x_nC - x_nC.mean(1, keepdims=True)) / np.maximum(x_nC.std(1, keepdims=True), 1e-9)
 
@@ -90,12 +107,17 @@ def standard(x_nC) -> np.ndarray:
 WEIGHTS = tuple(np.linspace(0, 1, 21))  # that fusion tries
 
 
-def fused(a_nC, b_nC, w) -> np.ndarray:
+def fused(a_nC: np.ndarray, b_nC: np.ndarray, w: float) -> np.ndarray:
     """(1-w) a + w b of two rows' scores, each standardised."""
     return (1 - w) * standard(a_nC) + w * standard(b_nC)
 
 
-def best_weight(a_nC, b_nC, is_target_nC, weights=WEIGHTS) -> float:
+def best_weight(
+    a_nC: np.ndarray,
+    b_nC: np.ndarray,
+    is_target_nC: np.ndarray,
+    weights: tuple[float, ...] = WEIGHTS,
+) -> float:
     """The weight of b with which two rows' fused scores are best (NDCG@10); on validation."""
 
     def quality(w):

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from delrec.data.prepared import users
+from delrec.data.prepared import Data, users
 from delrec.evaluation.floors import popularity
-from delrec.evaluation.stats import interval
+from delrec.evaluation.stats import RowMetrics, interval
 
 
-def groups_of(data, samples, split) -> dict:
+def groups_of(data: Data, samples: np.ndarray, split: str) -> dict[str, dict[str, np.ndarray]]:
     """{kind: {group: mask (n,)}}: by the length of the history, by how often the target occurs in
     training, by time (of a temporal split). Groups without a sample are left out.
     """
@@ -41,7 +41,7 @@ def groups_of(data, samples, split) -> dict:
     }
 
 
-def by_group(value, data, samples) -> dict:
+def by_group(value: RowMetrics, data: Data, samples: np.ndarray) -> dict:
     """HR@1 and NDCG@10 of every row in every group, and HR@1's interval: {kind: {group: {n, rows:
     {row: {hr@1, ndcg@10, low, high}}}}}. value: {row: metrics per sample}.
     """
@@ -52,7 +52,7 @@ def by_group(value, data, samples) -> dict:
     }
 
 
-def in_group(value, mask, user) -> dict:
+def in_group(value: RowMetrics, mask: np.ndarray, user: np.ndarray) -> dict:
     """{n, rows: {row: {hr@1, ndcg@10, low, high}}} of the samples in a group."""
     hits = np.stack([v["hr@1"][mask] for v in value.values()], 1)
     ends = interval(hits, user[mask], draws=500).T

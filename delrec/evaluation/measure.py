@@ -6,25 +6,35 @@ intervals, p against the reference, paper}}, seeds, tests, full, full_tests, ful
 over the whole catalogue), groups, sweeps.
 """
 
+from pathlib import Path
+
 import numpy as np
 
-from delrec.data.prepared import users
+from delrec.data.prepared import Data, users
 from delrec.evaluation.floors import full_ranking_of, popularity
 from delrec.evaluation.groups import by_group
 from delrec.evaluation.paper import paper_method, printed_numbers, sweeps_of
-from delrec.evaluation.rows import names_of, runs_of
-from delrec.evaluation.stats import difference, interval, over_seeds
+from delrec.evaluation.rows import Row, names_of, runs_of
+from delrec.evaluation.scores import Part
+from delrec.evaluation.stats import Intervals, RowMetrics, difference, interval, over_seeds
 from delrec.evaluation.tables import FULL, SHOWN
 from delrec.metrics import chance, compare, metrics
 from delrec.runtime import read_npy
 
 
-def metrics_of(rows, test) -> dict:
+def metrics_of(rows: dict[str, Row], test: Part) -> RowMetrics:
     """{row: {metric: its value for each sample (n,)}} among the candidates."""
     return {name: metrics(*compare(row.test_nC, test.is_target_nC)) for name, row in rows.items()}
 
 
-def measured(rows, value, data, test, reference, max_history=0) -> dict:
+def measured(
+    rows: dict[str, Row],
+    value: RowMetrics,
+    data: Data,
+    test: Part,
+    reference: str,
+    max_history: int = 0,
+) -> dict:
     """What can be said of the rows on the test part. value: what metrics_of returns; reference: the
     row that the others are tested against; max_history: how the samples were chosen.
     """
@@ -50,7 +60,7 @@ def measured(rows, value, data, test, reference, max_history=0) -> dict:
     }
 
 
-def protocol_of(data, user, C, max_history) -> str:
+def protocol_of(data: Data, user: np.ndarray, C: int, max_history: int) -> str:
     """The protocol in words. user: whose each sample is."""
     cold = f", those with at most {max_history} earlier items" if max_history else ""
     return (
@@ -61,7 +71,7 @@ def protocol_of(data, user, C, max_history) -> str:
     )
 
 
-def intervals_of(value, user) -> dict:
+def intervals_of(value: RowMetrics, user: np.ndarray) -> Intervals:
     """{row: {hr@1, ndcg@10: (low, high)}}."""
     ends = {
         m: interval(np.stack([v[m] for v in value.values()], 1), user).T
@@ -70,7 +80,14 @@ def intervals_of(value, user) -> dict:
     return {name: {m: ends[m][i] for m in ends} for i, name in enumerate(value)}
 
 
-def shown_rows(rows, value, low_high, user, reference, dataset) -> dict:
+def shown_rows(
+    rows: dict[str, Row],
+    value: RowMetrics,
+    low_high: Intervals,
+    user: np.ndarray,
+    reference: str,
+    dataset: str,
+) -> dict:
     """The rows as metrics.json holds them: note, means, intervals, the p of the difference from the
     reference, and what the paper prints for a run like it.
     """
@@ -89,7 +106,9 @@ def shown_rows(rows, value, low_high, user, reference, dataset) -> dict:
     return shown
 
 
-def paired_tests(value, names, user, hr=1, ndcg=10) -> dict:
+def paired_tests(
+    value: RowMetrics, names: list[str], user: np.ndarray, hr: int = 1, ndcg: int = 10
+) -> dict[str, dict]:
     """{"b - a": test of the difference} of every two rows, a before b."""
     return {
         f"{b} - {a}": difference(value[b], value[a], user, hr, ndcg)
@@ -98,7 +117,9 @@ def paired_tests(value, names, user, hr=1, ndcg=10) -> dict:
     }
 
 
-def over_all_items(names, data, which, user, reference) -> dict:
+def over_all_items(
+    names: dict[Path, str], data: Data, which: np.ndarray, user: np.ndarray, reference: str
+) -> dict:
     """full, full_tests, full_seeds: metrics over the whole catalogue, for runs that ranked it
     (full_test.npy: greater, equal, -1: not asked) behind chance and popularity; the paired tests
     between them; and means over seeds. names: {run folder: row}.

@@ -11,7 +11,11 @@ import json
 import shlex
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
+import click
+
+from delrec.evaluation.cases import Case
 from delrec.evaluation.tables import (
     ABOUT_SEEDS,
     FULL,
@@ -24,10 +28,20 @@ from delrec.evaluation.tables import (
     short,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def write_page(path, result, drawn, cases, configs, command) -> None:
+def write_page(
+    path: Path,
+    result: dict,
+    drawn: dict[str, "Figure"],
+    cases: list[Case],
+    configs: dict[str, dict],
+    command: str,
+) -> None:
     """Writes the page of a result, whole or not at all.
 
     drawn: {name: figure}; cases: what cases_of returns; configs: {row: a run's configuration};
@@ -53,7 +67,7 @@ def write_page(path, result, drawn, cases, configs, command) -> None:
 # ---------------------------------------------------------------- sections
 
 
-def heading(result, command) -> str:
+def heading(result: dict, command: str) -> str:
     """What the page is about: how many rows and samples, the protocol, the command."""
     dataset, protocol = html.escape(result["dataset"]), html.escape(result["protocol"])
     chance = result["chance"]
@@ -66,7 +80,7 @@ def heading(result, command) -> str:
     )
 
 
-def tables_of(result) -> list:
+def tables_of(result: dict) -> list[str]:
     """The tables: among candidates, over seeds, over all items, by groups; those there are."""
     sections = ["<h2>Among candidates</h2>" + html_table(*main_table(result, str))]
     if result["seeds"]:
@@ -94,7 +108,7 @@ def tables_of(result) -> list:
     return sections
 
 
-def figures_of(drawn) -> str:
+def figures_of(drawn: dict[str, "Figure"]) -> str:
     """All figures, inside the page."""
     shown = [
         f'<figure><img alt="{html.escape(name)}" src="{inline(figure)}">'
@@ -104,7 +118,7 @@ def figures_of(drawn) -> str:
     return "<h2>Figures</h2>" + "".join(shown)
 
 
-def paired_tests(tests) -> str:
+def paired_tests(tests: dict[str, dict]) -> str:
     """The paired tests as a table; nothing where there are none."""
     if not tests:
         return ""
@@ -123,7 +137,7 @@ def paired_tests(tests) -> str:
     return "<h2>Paired tests</h2>" + html_table(head, body)
 
 
-def case_study(cases) -> str:
+def case_study(cases: list[Case]) -> str:
     """Histories with every run's answers, and the box that searches them."""
     return (
         '<h2>Histories and answers</h2><p class="note">The stored candidates as each run ranks '
@@ -135,7 +149,7 @@ def case_study(cases) -> str:
     )
 
 
-def configurations(configs) -> str:
+def configurations(configs: dict[str, dict]) -> str:
     """Every run's configuration, folded."""
     shown = []
     for name, config in configs.items():
@@ -147,7 +161,7 @@ def configurations(configs) -> str:
 # ---------------------------------------------------------------- pieces
 
 
-def html_table(head, body) -> str:
+def html_table(head: list[str], body: list[list]) -> str:
     """A table of cells, which may be anything with a text."""
 
     def line(tag, cells):
@@ -160,7 +174,7 @@ def html_table(head, body) -> str:
     )
 
 
-def case_html(case) -> str:
+def case_html(case: Case) -> str:
     """One history with every run's answers side by side."""
     places = ", ".join(f"{html.escape(run)} {place:g}." for run, place in case.place.items())
     lists = "".join(answers_html(run, best) for run, best in case.answers.items())
@@ -172,7 +186,7 @@ def case_html(case) -> str:
     )
 
 
-def answers_html(run, best) -> str:
+def answers_html(run: str, best: list[tuple[str, bool]]) -> str:
     """One run's best titles, the true one marked."""
     items = "".join(
         f"<li{' class=true' if is_truth else ''}>{html.escape(title)}</li>"
@@ -181,14 +195,14 @@ def answers_html(run, best) -> str:
     return f"<div><h3>{html.escape(run)}</h3><ol>{items}</ol></div>"
 
 
-def inline(figure) -> str:
+def inline(figure: "Figure") -> str:
     """A figure as the src of an <img>: nothing to fetch."""
     file = io.StringIO()
     figure.savefig(file, format="svg")
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue().encode()).decode()
 
 
-def command_line(context) -> str:
+def command_line(context: click.Context) -> str:
     """What was typed, as one line: what makes this table again. context: click's."""
 
     def is_typed(parameter):

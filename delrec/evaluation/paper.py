@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from delrec.evaluation.stats import unseeded
+from delrec.evaluation.stats import Intervals, RowMetrics, unseeded
 from delrec.evaluation.tables import SHOWN
-from delrec.runtime import NAMES, ROOT, read_json
+from delrec.runtime import NAMES, ROOT, Run, read_json
 
 DATASETS = {
     "ml-100k": "MovieLens-100K",
@@ -30,7 +30,7 @@ WITHOUT_STAGE_1 = {"none": "w/o SP", "words": "w MCP", "random": "w USP"}
 OF_ONE_TASK = {"rps": "w/o TA", "ta": "w/o RPS"}
 
 
-def printed_numbers(dataset, method) -> dict | None:
+def printed_numbers(dataset: str, method: str | None) -> dict | None:
     """The numbers DELRec prints for a method (data/paper.csv); None where it prints none.
 
     Its protocol is another one: see the README.
@@ -43,7 +43,7 @@ def printed_numbers(dataset, method) -> dict | None:
     return None
 
 
-def stage_1(run) -> dict:
+def stage_1(run: Run) -> dict:
     """The configuration of the distillation a fine-tuned run took its soft prompt from; {} if there
     was none.
     """
@@ -51,7 +51,7 @@ def stage_1(run) -> dict:
     return read_json(prompt) if prompt.exists() else {}
 
 
-def paper_method(run) -> str | None:
+def paper_method(run: Run) -> str | None:
     """What DELRec's tables call a run like this one, by what it is; None if they have none."""
     if run.stage == "train_backbone":
         return NAMES.get(run.model)
@@ -62,7 +62,7 @@ def paper_method(run) -> str | None:
     return variant(run)
 
 
-def variant(run) -> str | None:
+def variant(run: Run) -> str | None:
     """What DELRec's tables call a fine-tuned run: DELRec, one of its variants, or another method
     that fine-tunes.
     """
@@ -82,7 +82,7 @@ def variant(run) -> str | None:
     return "w UDPSM" if distilled.get("lr_lm") else f"DELRec ({run.settings['backbone']})"
 
 
-def sweeps_of(runs, value, low_high) -> dict:
+def sweeps_of(runs: dict[str, Run], value: RowMetrics, low_high: Intervals) -> dict:
     """Points of Figure 8: runs whose soft prompts differ in k or in h only, {"k": {"80": {hr@1,
     low, high}}}; only where there are three points or more.
 

@@ -4,16 +4,20 @@ weight is chosen on validation.
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from delrec.data.prepared import candidates, subset
-from delrec.lm.ranker import calibrate, neutral_scores, score_samples
-from delrec.runtime import is_run, load_run, read_json, read_npy, settle, stop, when
+from delrec.data.prepared import Data, candidates, subset
+from delrec.evaluation.scores import Scorer
+from delrec.lm.model import LM
+from delrec.lm.ranker import Ranker, calibrate, neutral_scores, score_samples
+from delrec.processes import Ranks
+from delrec.runtime import Run, is_run, load_run, read_json, read_npy, settle, stop, when
 
 
-def made_of(cfg, lm, data) -> dict:
+def made_of(cfg: SimpleNamespace, lm: LM, data: Data) -> dict:
     """What the run is made of, as its config.json says it: two of the same give the same scores."""
     return {
         "llm": cfg.llm,
@@ -36,7 +40,7 @@ def made_of(cfg, lm, data) -> dict:
     }
 
 
-def made_the_same_way(folder, made, overwrite, ranks) -> bool:
+def made_the_same_way(folder: Path, made: dict, overwrite: bool, ranks: Ranks) -> bool:
     """True, and a line, if `folder` holds the plain LM's run of these settings; one of others is
     refused. With --overwrite neither counts."""
     settle(folder, "config.json")
@@ -67,7 +71,9 @@ class Calibrated:
     weight: float  # of the neutral score, which is subtracted
 
 
-def calibrated(ranker, val_samples, with_calibration, scorer) -> Calibrated:
+def calibrated(
+    ranker: Ranker, val_samples: int, with_calibration: bool, scorer: Scorer
+) -> Calibrated:
     """Scores some validation samples and chooses the weight on them; 0 without calibration."""
     data, ranks, C = scorer.data, scorer.ranks, scorer.C
     neutral_I = np.zeros(data.n_items + 1, np.float32)
@@ -86,7 +92,7 @@ def calibrated(ranker, val_samples, with_calibration, scorer) -> Calibrated:
     return Calibrated(neutral_I, score_nC, weight)
 
 
-def open_plain(folder, ranker, scorer) -> SimpleNamespace:
+def open_plain(folder: Path, ranker: Ranker, scorer: Scorer) -> Run:
     """The finished run of the plain LM, which stays in memory for the scorer."""
     run = load_run(folder, scorer.data)
     penalty_I = np.zeros(scorer.data.n_items + 1, np.float32)

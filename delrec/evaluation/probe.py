@@ -10,22 +10,25 @@ the same first).
 
 import json
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from delrec.data.prepared import candidates, histories, subset, users
+from delrec.data.prepared import Data, candidates, histories, subset, users
 from delrec.evaluation.figures import BLUE, GREY, ORANGE, subplots
 from delrec.evaluation.stats import interval, paired_t
 from delrec.evaluation.tables import p_text
-from delrec.lm.ranker import listing, make_ranker, open_run, score_samples
+from delrec.lm.model import LM
+from delrec.lm.ranker import Ranker, listing, make_ranker, open_run, score_samples
 from delrec.lm.text import MASK, SLOT, embed, random_soft_prompt, token_scale
-from delrec.runtime import load_run, read_npy, stop, write_json
+from delrec.processes import Ranks
+from delrec.runtime import Run, load_run, read_npy, stop, write_json
 from delrec.training.log import Log
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN = 24  # prompts whose attention is looked at
@@ -35,7 +38,7 @@ PARTS = ("instruction", "soft prompt", "history", "the rest")  # of a prompt
 # ---------------------------------------------------------------- how near two rankings are
 
 
-def kendall(a_nC, b_nC) -> np.ndarray:
+def kendall(a_nC: np.ndarray, b_nC: np.ndarray) -> np.ndarray:
     """Kendall's tau-b of each row of two scores (n, C): 1 the same order, 0 no relation, -1 the
     reverse; pairs tied in one count for half its weight.
     """
@@ -44,7 +47,7 @@ def kendall(a_nC, b_nC) -> np.ndarray:
     return (x * y).sum(1) / np.maximum(np.sqrt((x != 0).sum(1) * (y != 0).sum(1)), 1)
 
 
-def agreement(a_nC, b_nC) -> np.ndarray:
+def agreement(a_nC: np.ndarray, b_nC: np.ndarray) -> np.ndarray:
     """Share of the first place that two scores name alike: 1 if the same one candidate, less where
     first places are tied.
     """
@@ -59,7 +62,7 @@ def agreement(a_nC, b_nC) -> np.ndarray:
 # ---------------------------------------------------------------- the vectors
 
 
-def nearest_tokens(lm, P_kD, n=5) -> list:
+def nearest_tokens(lm: LM, P_kD: torch.Tensor, n: int = 5) -> list[list[tuple[str, float]]]:
     """[[(token, cosine)]] of each vector: its nearest rows of the embedding matrix, as the
     tokenizer writes them.
     """
@@ -73,7 +76,7 @@ def nearest_tokens(lm, P_kD, n=5) -> list:
     ]
 
 
-def geometry(P_kD) -> dict:
+def geometry(P_kD: torch.Tensor) -> dict[str, float]:
     """Norms and mutual cosines of the k vectors."""
     unit = P_kD / P_kD.norm(dim=1, keepdim=True).clamp(min=1e-9)
     cos = (unit @ unit.T)[~torch.eye(len(P_kD), dtype=bool, device=P_kD.device)]
@@ -91,7 +94,9 @@ def geometry(P_kD) -> dict:
 
 
 @torch.no_grad()
-def attention_shares(r, samples, cand_nC, ranks) -> dict:
+def attention_shares(
+    r: Ranker, samples: np.ndarray, cand_nC: np.ndarray, ranks: Ranks
+) -> dict[str, tuple[float, float]]:
     """{part: (share of the attention, share of the tokens)} that the place where the LM is read
     pays to the instruction, the soft prompt, the history, the rest (candidates, words before the
     mask): means over layers, heads and samples. A decoder-only or an encoder LM, an
@@ -124,7 +129,7 @@ class LabelledPrompt:
     read_at: int  # the token whose state is read
 
 
-def labelled_prompt(r, old, cand_C) -> LabelledPrompt:
+def labelled_prompt(r: Ranker, old: np.ndarray, cand_C: np.ndarray) -> LabelledPrompt:
     """The prompt of one history, as the LM is given it."""
     tail, at = r.prompts.history(old, cand_C)
     prefix = r.prompts.prefix
@@ -142,7 +147,7 @@ def labelled_prompt(r, old, cand_C) -> LabelledPrompt:
     return LabelledPrompt(ids, np.concatenate([part, end]), mask)
 
 
-def attention_from(r, prompt) -> np.ndarray:
+def attention_from(r: Ranker, prompt: LabelledPrompt) -> np.ndarray:
     """The attention (Q,) that the place where the LM is read pays to each token: the mean over
     heads, then over layers."""
     lm = r.lm
@@ -165,7 +170,14 @@ class Nearness:
     same_n: np.ndarray  # share of the first place that both name alike
 
 
-def causal_test(run, ranker, prompts, val, teacher_nC, ranks) -> dict:
+def causal_test(
+    run: Run,
+    ranker: Ranker,
+    prompts: dict[str, torch.Tensor | None],
+    val: np.ndarray,
+    teacher_nC: np.ndarray,
+    ranks: Ranks,
+) -> dict[str, Nearness]:
     """{name: Nearness} of the same LM with other soft prompts, {name: P_kD or None}, on samples of
     validation: the test part is not for looking around.
     """
@@ -178,7 +190,7 @@ def causal_test(run, ranker, prompts, val, teacher_nC, ranks) -> dict:
     return near
 
 
-def means_of(near, user) -> dict:
+def means_of(near: dict[str, Nearness], user: np.ndarray) -> dict:
     """Mean nearness with each prompt, with intervals, as probe.json holds it."""
     return {
         name: {
@@ -191,7 +203,7 @@ def means_of(near, user) -> dict:
     }
 
 
-def differences_of(near, user) -> dict:
+def differences_of(near: dict[str, Nearness], user: np.ndarray) -> dict:
     """What the trained prompt moves more than the others, with tests, as probe.json holds it."""
     trained = near["trained"]
     return {
@@ -208,7 +220,7 @@ def differences_of(near, user) -> dict:
 # ---------------------------------------------------------------- the whole
 
 
-def probe(run, data, n, C, ranks, out) -> None:
+def probe(run: Run, data: Data, n: int, C: int, ranks: Ranks, out: Path) -> None:
     """Prints and writes probe.json and probe.png: what the soft prompt of a run learnt. n: samples
     of validation, 0 = all; out: the folder.
     """
@@ -252,7 +264,7 @@ def probe(run, data, n, C, ranks, out) -> None:
     print(last_line(result, out))
 
 
-def backbone_to_compare(run, data, C) -> SimpleNamespace:
+def backbone_to_compare(run: Run, data: Data, C: int) -> Run:
     """The backbone whose ranking the LM's is compared with; a run that cannot be probed is
     refused.
     """
@@ -270,14 +282,14 @@ def backbone_to_compare(run, data, C) -> SimpleNamespace:
     return backbone
 
 
-def seed_of_prompt(run) -> int:
+def seed_of_prompt(run: Run) -> int:
     """The seed from which a run's soft prompt began: its own, or that of the distillation."""
     if run.stage == "distill" or run.soft_prompt == "random":
         return run.seed
     return load_run(run.soft_prompt).seed
 
 
-def shown_candidates(run, ranker, val, C) -> np.ndarray:
+def shown_candidates(run: Run, ranker: Ranker, val: np.ndarray, C: int) -> np.ndarray:
     """The candidates in the prompts whose attention is looked at, in their order there; none where
     the prompt lists none, or the LM reads a title at a time.
     """
@@ -290,7 +302,7 @@ def shown_candidates(run, ranker, val, C) -> np.ndarray:
 # ---------------------------------------------------------------- written down
 
 
-def probe_lines(result) -> list:
+def probe_lines(result: dict) -> list[str]:
     """What is printed of a probe, as lines."""
     lines = [f"{'soft prompt':<12}{'tau with the backbone':>34}{'same first':>30}"]
     for name, m in result["towards_the_backbone"].items():
@@ -327,7 +339,7 @@ def probe_lines(result) -> list:
     return lines
 
 
-def last_line(result, out) -> str:
+def last_line(result: dict, out: Path) -> str:
     """The outcome as one JSON object."""
     moved = result["towards_the_backbone"]
     said = {"stage": "probe", "out": str(out), "n": result["n"]}
@@ -336,7 +348,7 @@ def last_line(result, out) -> str:
     return json.dumps(said)
 
 
-def picture(result) -> "Figure":
+def picture(result: dict) -> "Figure":
     """A figure: nearness to the backbone with each prompt, and where the attention goes."""
     fig, (left, right) = subplots(9, 3.4, columns=2)
     draw_nearness(left, result)
@@ -344,7 +356,7 @@ def picture(result) -> "Figure":
     return fig
 
 
-def draw_nearness(ax, result) -> None:
+def draw_nearness(ax: "Axes", result: dict) -> None:
     """Nearness to the backbone with each prompt, with intervals."""
     near = result["towards_the_backbone"]
     for shift, key, colour, label in (
@@ -369,7 +381,7 @@ def draw_nearness(ax, result) -> None:
     ax.grid(axis="y", alpha=0.3)
 
 
-def draw_attention(ax, shares) -> None:
+def draw_attention(ax: "Axes", shares: dict[str, dict]) -> None:
     """Each part's share of the attention beside its share of the tokens."""
     for shift, key, colour in ((-0.2, "attention", BLUE), (0.2, "tokens", GREY)):
         ax.bar(

@@ -6,11 +6,10 @@ two others. rows is {name: Row}, in this order.
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
-from delrec.data.prepared import load_data, load_data_of
+from delrec.data.prepared import Data, load_data, load_data_of
 from delrec.evaluation.floors import (
     best_weight,
     cooccurrence,
@@ -18,9 +17,10 @@ from delrec.evaluation.floors import (
     popularity,
     title_similarity,
 )
-from delrec.evaluation.scores import scores_of
+from delrec.evaluation.scores import Part, Scorer, scores_of
 from delrec.lm import listed
-from delrec.runtime import folder_of, load_run, settle, stop
+from delrec.processes import Ranks
+from delrec.runtime import Run, folder_of, load_run, settle, stop
 
 STAGES = ["lm", "train_backbone", "distill", "finetune"]  # the order of the rows
 
@@ -32,11 +32,11 @@ class Row:
     val_nC: np.ndarray  # its scores on validation, by which what is chosen is chosen
     test_nC: np.ndarray  # its scores on the test part
     note: str  # what it is, and what it chose
-    run: SimpleNamespace | None = None  # the run whose scores they are
+    run: Run | None = None  # the run whose scores they are
     compared: bool = True  # does it stand in the paired tests?
 
 
-def open_runs(names, dataset, ranks) -> tuple:
+def open_runs(names: list[str], dataset: str | None, ranks: Ranks) -> tuple[list[Run], Data]:
     """(the runs of some folders, the data they were trained on). Without `dataset` it is the
     first run's own.
     """
@@ -57,12 +57,12 @@ def open_runs(names, dataset, ranks) -> tuple:
     return runs, data
 
 
-def runs_of(rows) -> dict:
+def runs_of(rows: dict[str, Row]) -> dict[str, Run]:
     """{name: run} of the rows that are runs."""
     return {name: row.run for name, row in rows.items() if row.run}
 
 
-def names_of(rows) -> dict:
+def names_of(rows: dict[str, Row]) -> dict[Path, str]:
     """{run folder: name} of the rows that are runs."""
     return {run.folder: name for name, run in runs_of(rows).items()}
 
@@ -70,7 +70,7 @@ def names_of(rows) -> dict:
 # ---------------------------------------------------------------- floors
 
 
-def floor_rows(data, val, test) -> dict:
+def floor_rows(data: Data, val: Part, test: Part) -> dict[str, Row]:
     """The rows that need no training."""
     # what they count is counted once for both parts
     samples = np.concatenate([val.samples, test.samples])
@@ -96,7 +96,14 @@ def floor_rows(data, val, test) -> dict:
 # ---------------------------------------------------------------- runs
 
 
-def add_run(rows, run, scorer, val, test, with_shuffled=False) -> None:
+def add_run(
+    rows: dict[str, Row],
+    run: Run,
+    scorer: Scorer,
+    val: Part,
+    test: Part,
+    with_shuffled: bool = False,
+) -> None:
     """Adds the row of a run; with_shuffled also that of the run when it sees its histories in a
     random order.
     """
@@ -113,7 +120,7 @@ def add_run(rows, run, scorer, val, test, with_shuffled=False) -> None:
     rows[f"{name}, shuffled"] = Row(val_nC, test_nC, "its history in a random order")
 
 
-def note_of(run) -> str:
+def note_of(run: Run) -> str:
     """What a run chose, where it differs from the paper."""
     if run.stage == "train_backbone":
         note = f"{getattr(run, 'loss', 'unknown')} loss"
@@ -128,7 +135,7 @@ def note_of(run) -> str:
     return ", ".join(parts)
 
 
-def prompt_notes(settings) -> list:
+def prompt_notes(settings: dict) -> list[str]:
     """What an LM's prompt holds, and how its answer is read."""
     length = f"L={settings['history']}"
     if settings.get("input") == "ids":
@@ -139,7 +146,7 @@ def prompt_notes(settings) -> list:
     return ["titles and vectors", *notes] if settings.get("input") == "hybrid" else notes
 
 
-def tuning_notes(run) -> list:
+def tuning_notes(run: Run) -> list[str]:
     """How an LM was fine-tuned."""
     notes = []
     if getattr(run, "layers", None):
@@ -155,7 +162,7 @@ def tuning_notes(run) -> list:
     ]
 
 
-def find_backbone(runs, data, ranks) -> SimpleNamespace | None:
+def find_backbone(runs: list[Run], data: Data, ranks: Ranks) -> Run | None:
     """The backbone that a table is about: the first one given, else one that a run was trained
     with, else runs/<dataset>/sasrec; None if there is none of this preparation.
     """
@@ -182,7 +189,9 @@ def find_backbone(runs, data, ranks) -> SimpleNamespace | None:
 # ---------------------------------------------------------------- fused rows
 
 
-def pairs_with_backbone(rows, runs, backbone) -> list:
+def pairs_with_backbone(
+    rows: dict[str, Row], runs: list[Run], backbone: Run
+) -> list[tuple[str, str]]:
     """The pairs of rows that every table fuses: the backbone with what counts pairs, and with what
     knows the titles (the floors an LM's row, alone or fused, has to beat); each LM with its own
     backbone.
@@ -198,7 +207,7 @@ def pairs_with_backbone(rows, runs, backbone) -> list:
     return pairs
 
 
-def add_fused(rows, pairs, is_target_nC) -> None:
+def add_fused(rows: dict[str, Row], pairs: list[tuple[str, str]], is_target_nC: np.ndarray) -> None:
     """Adds a row for each pair of rows (a, b): a + b, the weight chosen on validation, whose
     targets are given. A fused row may be fused again.
     """
@@ -214,7 +223,7 @@ def add_fused(rows, pairs, is_target_nC) -> None:
         )
 
 
-def reference_of(rows, backbone, asked=None) -> str:
+def reference_of(rows: dict[str, Row], backbone: Run | None, asked: str | None = None) -> str:
     """The row that the others are tested against: the one asked for, else the backbone, else the
     first run.
     """

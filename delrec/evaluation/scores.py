@@ -6,16 +6,18 @@ runs are compared without loading a model.
 
 import time
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from delrec.backbone.ranking import history_scorer
-from delrec.data.prepared import candidates, histories, shuffled, subset, users
+from delrec.data.prepared import Data, candidates, histories, shuffled, subset, users
+from delrec.evaluation.stats import RowMetrics
 from delrec.lm import listed
-from delrec.lm.ranker import open_run, reads_all, score_and_rank, score_samples
-from delrec.runtime import read_npy, stop, stop_if_replaced, write_npy
+from delrec.lm.ranker import Ranker, open_run, reads_all, score_and_rank, score_samples
+from delrec.processes import Ranks
+from delrec.runtime import Run, read_npy, stop, stop_if_replaced, write_npy
 
 
 @dataclass
@@ -29,14 +31,14 @@ class Part:
     is_target_nC: np.ndarray  # bool, one candidate a row is the target
 
 
-def part_of(data, split, which, C) -> Part:
+def part_of(data: Data, split: str, which: np.ndarray, C: int) -> Part:
     """The part of a split that holds its samples `which`."""
     samples = np.asarray(getattr(data, split))[which]
     cand_nC = candidates(data, split, C, which)
     return Part(split, which, samples, cand_nC, cand_nC == data.items[samples][:, None])
 
 
-def places_in_test(data, limit, max_history) -> np.ndarray:
+def places_in_test(data: Data, limit: int, max_history: int) -> np.ndarray:
     """Places in the test split: of those with at most `max_history` earlier items (0: all), at most
     `limit` (0: all), the same ones for every run.
     """
@@ -56,16 +58,17 @@ def places_in_test(data, limit, max_history) -> np.ndarray:
 class Scorer:
     """What runs are scored with: one LM is in memory at a time."""
 
-    data: SimpleNamespace  # the prepared folder
+    data: Data  # the prepared folder
     C: int  # stored candidates of a sample
-    ranks: SimpleNamespace  # the processes
+    ranks: Ranks  # the processes
     shard: bool = False  # are an LM's layers divided among them?
-    opened: dict = field(default_factory=dict)  # run folder -> (ranker, penalty) in memory
+    # run folder -> (ranker, penalty float32 [I+1]) in memory
+    opened: dict[Path, tuple[Ranker, np.ndarray]] = field(default_factory=dict)
     prompts: int = 0  # how many LMs have scored
     seconds: float = 0.0  # how long that took
 
 
-def opened(scorer, run) -> tuple:
+def opened(scorer: Scorer, run: Run) -> tuple[Ranker, np.ndarray]:
     """(ranker, penalty float32 [I+1]) of an LM run; the one before leaves the memory."""
     if run.folder not in scorer.opened:
         scorer.opened.clear()
@@ -73,7 +76,7 @@ def opened(scorer, run) -> tuple:
     return scorer.opened[run.folder]
 
 
-def scores_of(scorer, run, part, shuffled=False) -> np.ndarray:
+def scores_of(scorer: Scorer, run: Run, part: Part, shuffled: bool = False) -> np.ndarray:
     """The run's scores (n, C) of a part, its calibration subtracted; what is not in its folder yet
     is computed and stored there. shuffled: as if each history had another order.
     """
@@ -105,14 +108,14 @@ def scores_of(scorer, run, part, shuffled=False) -> np.ndarray:
     return score_nC[part.which] - penalty_of(run, scorer.data, part.cand_nC)
 
 
-def stored(path, empty) -> np.ndarray:
+def stored(path: Path, empty: np.ndarray) -> np.ndarray:
     """What an earlier evaluation wrote, or `empty` where there was none; the shape must be that of
     empty.
     """
     return np.array(read_npy(path, empty.shape)) if path.exists() else empty
 
 
-def is_of_another_backbone(run, name) -> bool:
+def is_of_another_backbone(run: Run, name: str) -> bool:
     """True if the run lists its candidates by a backbone, and its scores `name` were made with
     another one than the one there now.
     """
@@ -120,7 +123,7 @@ def is_of_another_backbone(run, name) -> bool:
     return bool(now) and listed.noted(run).get(name, now) != now
 
 
-def penalty_of(run, data, cand_nC) -> np.ndarray | float:
+def penalty_of(run: Run, data: Data, cand_nC: np.ndarray) -> np.ndarray | float:
     """What a calibrated run subtracts from the scores of candidates, (n, C); 0 for other runs."""
     if not getattr(run, "calibration", 0):
         return 0.0
@@ -133,7 +136,7 @@ def penalty_of(run, data, cand_nC) -> np.ndarray | float:
     return run.calibration * neutral_I[cand_nC]
 
 
-def store_ranks(runs, value, test, n) -> None:
+def store_ranks(runs: dict[str, Run], value: RowMetrics, test: Part, n: int) -> None:
     """Stores in each run's folder the rank of the target for every sample of the table, among the
     n of the test part; NaN where nobody asked. runs: {row: run}; value: {row: metrics per sample}.
     """
@@ -148,7 +151,9 @@ def store_ranks(runs, value, test, n) -> None:
 # ---------------------------------------------------------------- an LM
 
 
-def scored_by_lm(scorer, run, split, which, shuffled) -> np.ndarray:
+def scored_by_lm(
+    scorer: Scorer, run: Run, split: str, which: np.ndarray, shuffled: bool
+) -> np.ndarray:
     """Scores (n, C) by the run's LM. One that reads the whole catalogue at once also ranks it: that
     is stored beside (full_test.npy).
     """
@@ -168,7 +173,7 @@ def scored_by_lm(scorer, run, split, which, shuffled) -> np.ndarray:
     return score_nC
 
 
-def store(path, score_nC, run, ranks) -> None:
+def store(path: Path, score_nC: np.ndarray, run: Run, ranks: Ranks) -> None:
     """Stores scores in the folder of the run that gave them, and which backbone listed."""
     if ranks.main:
         stop_if_replaced(run)
@@ -177,7 +182,7 @@ def store(path, score_nC, run, ranks) -> None:
             listed.note(run, path.stem, now)
 
 
-def store_full(path, n, which, full) -> None:
+def store_full(path: Path, n: int, which: np.ndarray, full: np.ndarray) -> None:
     """Stores ranks over the catalogue (greater, equal) beside those there already; -1 where nobody
     asked.
     """
@@ -189,7 +194,9 @@ def store_full(path, n, which, full) -> None:
 # ---------------------------------------------------------------- a backbone, histories shuffled
 
 
-def shuffled_backbone(scorer, run, split, which, batch=256) -> np.ndarray:
+def shuffled_backbone(
+    scorer: Scorer, run: Run, split: str, which: np.ndarray, batch: int = 256
+) -> np.ndarray:
     """Scores (n, C) of a backbone that sees its histories in a random order: what it stored is of
     the real order, and it is quick to ask again.
     """
@@ -206,7 +213,7 @@ def shuffled_backbone(scorer, run, split, which, batch=256) -> np.ndarray:
     return score_nC
 
 
-def store_shuffled(path, score_nC, ranks) -> None:
+def store_shuffled(path: Path, score_nC: np.ndarray, ranks: Ranks) -> None:
     """Stores a backbone's scores; LMs that list by it read them next."""
     if ranks.main:
         write_npy(path, score_nC)

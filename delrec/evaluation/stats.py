@@ -7,8 +7,13 @@ import re
 
 import numpy as np
 
+RowMetrics = dict[str, dict[str, np.ndarray]]  # {row: {metric: its value for each sample (n,)}}
+Intervals = dict[str, dict[str, np.ndarray]]  # {row: {metric: the ends of its interval (2,)}}
 
-def interval(value_nR, user_n, draws=2000, seed=0) -> np.ndarray:
+
+def interval(
+    value_nR: np.ndarray, user_n: np.ndarray, draws: int = 2000, seed: int = 0
+) -> np.ndarray:
     """95 % bootstrap interval (2,) of the mean, resampling users (a user's samples are not
     independent); of several columns (n, R) at once: (2, R).
     """
@@ -24,7 +29,7 @@ def interval(value_nR, user_n, draws=2000, seed=0) -> np.ndarray:
     return low_high if np.ndim(value_nR) > 1 else low_high[:, 0]
 
 
-def paired_t(a_n, b_n, user_n) -> float:
+def paired_t(a_n: np.ndarray, b_n: np.ndarray, user_n: np.ndarray) -> float:
     """p of the paired t-test of mean(a) = mean(b), users as clusters (with one sample a user, the
     ordinary test).
     """
@@ -45,7 +50,7 @@ def paired_t(a_n, b_n, user_n) -> float:
     return float(max(0.0, 1 - within / np.trapezoid(np.cos(y) ** (df - 1), y)))
 
 
-def mcnemar(hit_a, hit_b) -> float:
+def mcnemar(hit_a: np.ndarray, hit_b: np.ndarray) -> float:
     """p of the exact McNemar test of two 0/1 columns: the binomial test of the samples on which
     only one of them is right.
     """
@@ -60,7 +65,13 @@ def mcnemar(hit_a, hit_b) -> float:
     return min(1.0, 2 * sum(map(math.exp, log_p)))
 
 
-def difference(a, b, user, hr=1, ndcg=10) -> dict:
+def difference(
+    a: dict[str, np.ndarray],
+    b: dict[str, np.ndarray],
+    user: np.ndarray,
+    hr: int = 1,
+    ndcg: int = 10,
+) -> dict[str, float]:
     """Metrics of row a minus row b's: HR tested by McNemar, which takes samples of one user as
     independent and knows no ties (they are left out), and by the paired t; NDCG by the paired t.
     """
@@ -75,12 +86,14 @@ def difference(a, b, user, hr=1, ndcg=10) -> dict:
     }
 
 
-def unseeded(name) -> str:
+def unseeded(name: str) -> str:
     """A row's name without its seeds: delrec-s1 -> delrec, sasrec-s0+delrec-s1 -> sasrec+delrec."""
     return re.sub(r"-s\d+(?=$|\+|,)", "", name)
 
 
-def over_seeds(value, user, reference, keys=("hr@1", "ndcg@10")) -> dict:
+def over_seeds(
+    value: RowMetrics, user: np.ndarray, reference: str, keys: tuple[str, ...] = ("hr@1", "ndcg@10")
+) -> dict[str, dict]:
     """Rows of which there are several seeds: mean and deviation, the interval of the samples' means
     over seeds, and tests of those against the reference's.
     """

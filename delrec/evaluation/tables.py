@@ -4,7 +4,10 @@ Everything is made from one dict (metrics.json, see measure.py); nothing here me
 """
 
 import csv
+from collections.abc import Callable
+from pathlib import Path
 
+Table = tuple[list[str], list[list]]  # (head, rows of cells)
 SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 # over all items
 FULL = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")
@@ -21,20 +24,20 @@ ABOUT_SEEDS = (
 # ---------------------------------------------------------------- numbers as text
 
 
-def mark(p) -> str:
+def mark(p: float | None) -> str:
     """The stars of a p: ** below .01, * below .05; none where there is no test (None)."""
     if p is None or not p < 0.05:
         return ""
     return "**" if p < 0.01 else "*"
 
 
-def p_text(p) -> str:
+def p_text(p: float) -> str:
     """A p with its stars."""
     # no finer: 1 - (1 - p) in fp64
     return (f"p={p:.3g}" if p >= 1e-15 else "p<1e-15") + mark(p)
 
 
-def short(x) -> str:
+def short(x: float | None) -> str:
     """A metric as .571; nothing for None."""
     if x is None:
         return ""
@@ -42,12 +45,12 @@ def short(x) -> str:
     return text.replace("0.", ".", 1) if abs(x) < 1 else text
 
 
-def interval_text(v) -> str:
+def interval_text(v: dict) -> str:
     """HR@1 of a row in a group, with its interval."""
     return f"{v['hr@1']:.3f} [{v['low']:.3f}, {v['high']:.3f}]"
 
 
-def seeds_text(v, metrics) -> str:
+def seeds_text(v: dict, metrics: tuple[str, ...]) -> str:
     """Mean and deviation over seeds, and what the reference differs by."""
     text = "  ".join(f"{m.upper()} {v[m][0]:.4f} +- {v[m][1]:.4f}" for m in metrics)
     if v["against"]:
@@ -56,7 +59,7 @@ def seeds_text(v, metrics) -> str:
     return text
 
 
-def about_marks(result) -> str:
+def about_marks(result: dict) -> str:
     """What the stars mean."""
     return (
         f"* p < .05, ** p < .01 against {result['reference']} (HR@1: the larger p of exact "
@@ -64,12 +67,12 @@ def about_marks(result) -> str:
     )
 
 
-def has_paper(result) -> bool:
+def has_paper(result: dict) -> bool:
     """True if the paper prints a number for any row."""
     return any(row["paper"] for row in result["rows"].values())
 
 
-def has_latency(result) -> bool:
+def has_latency(result: dict) -> bool:
     """True if any row was timed."""
     return any("ms" in row for row in result["rows"].values())
 
@@ -77,7 +80,7 @@ def has_latency(result) -> bool:
 # ---------------------------------------------------------------- text
 
 
-def table_lines(result) -> list:
+def table_lines(result: dict) -> list[str]:
     """The lines of table.txt, which evaluate.py also prints."""
     wide = max(28, *(len(name) + 2 for name in result["rows"]))
     return [
@@ -90,7 +93,7 @@ def table_lines(result) -> list:
     ]
 
 
-def rows_as_text(result, wide) -> list:
+def rows_as_text(result: dict, wide: int) -> list[str]:
     """Protocol, the main table, what its marks and columns mean."""
     paper, latency = has_paper(result), has_latency(result)
     head = (
@@ -117,7 +120,7 @@ def rows_as_text(result, wide) -> list:
     return lines
 
 
-def row_as_text(name, row, wide) -> str:
+def row_as_text(name: str, row: dict, wide: int) -> str:
     """The metrics of a row, with marks and intervals."""
     low, high = row["hr@1_interval"]
     low_10, high_10 = row["ndcg@10_interval"]
@@ -129,17 +132,17 @@ def row_as_text(name, row, wide) -> str:
     )
 
 
-def paper_as_text(printed) -> str:
+def paper_as_text(printed: dict | None) -> str:
     """The paper's two numbers, or the place where they would stand."""
     return f"{printed['hr@1']:>12.3f}{printed['ndcg@10']:>9.3f}" if printed else f"{'':>21}"
 
 
-def latency_as_text(row) -> str:
+def latency_as_text(row: dict) -> str:
     """Milliseconds and parameters, or the place where they would stand."""
     return f"{row['ms'][0]:>9.2f}{row['parameters']:>14,}" if "ms" in row else f"{'':>23}"
 
 
-def seeds_as_text(result, wide) -> list:
+def seeds_as_text(result: dict, wide: int) -> list[str]:
     """Means over seeds, among candidates and over all items."""
     if not result["seeds"]:
         return []
@@ -156,7 +159,7 @@ def seeds_as_text(result, wide) -> list:
     return lines
 
 
-def tests_as_text(tests) -> list:
+def tests_as_text(tests: dict[str, dict]) -> list[str]:
     """The paired tests among candidates."""
     if not tests:
         return []
@@ -174,7 +177,7 @@ def tests_as_text(tests) -> list:
     return lines
 
 
-def full_as_text(result, wide) -> list:
+def full_as_text(result: dict, wide: int) -> list[str]:
     """The metrics over the whole catalogue."""
     if not result["full"]:
         return []
@@ -188,7 +191,7 @@ def full_as_text(result, wide) -> list:
     return lines
 
 
-def full_tests_as_text(tests) -> list:
+def full_tests_as_text(tests: dict[str, dict]) -> list[str]:
     """The paired tests over the whole catalogue."""
     if not tests:
         return []
@@ -202,7 +205,7 @@ def full_tests_as_text(tests) -> list:
     return lines
 
 
-def groups_as_text(result, wide) -> list:
+def groups_as_text(result: dict, wide: int) -> list[str]:
     """HR@1 of every row in every group."""
     lines = []
     for kind, groups in result["groups"].items():
@@ -218,7 +221,7 @@ def groups_as_text(result, wide) -> list:
 # ---------------------------------------------------------------- tables for a reader
 
 
-def main_table(result, escape) -> tuple:
+def main_table(result: dict, escape: Callable[[str], str]) -> Table:
     """The rows for a reader, as (head, rows of cells): name, metrics with marks and intervals, what
     the paper has, what was chosen. escape(text) writes a name.
     """
@@ -244,13 +247,13 @@ def main_table(result, escape) -> tuple:
     return [*head, "chosen"], body
 
 
-def marked(row, metric) -> str:
+def marked(row: dict, metric: str) -> str:
     """A metric of a row with its marks and interval."""
     low, high = row[f"{metric}_interval"]
     return f"{short(row[metric])}{mark(row.get(f'p_{metric}'))} [{short(low)}, {short(high)}]"
 
 
-def seeds_table(result, escape) -> tuple:
+def seeds_table(result: dict, escape: Callable[[str], str]) -> Table:
     """The rows of which there are several seeds, for a reader, as (head, rows of cells): means with
     deviation and interval, and what they differ by from the reference's.
     """
@@ -270,19 +273,19 @@ def seeds_table(result, escape) -> tuple:
     return head, body
 
 
-def mean_text(v, metric) -> str:
+def mean_text(v: dict, metric: str) -> str:
     """A mean over seeds with deviation and interval."""
     mean, deviation = v[metric]
     low, high = v[f"{metric}_interval"]
     return f"{short(mean)} ± {short(deviation)} [{short(low)}, {short(high)}]"
 
 
-def gain_text(v, metric) -> str:
+def gain_text(v: dict, metric: str) -> str:
     """What a mean over seeds has more than the reference's; nothing where there is none."""
     return f"{v[f'{metric}_gain']:+.3f} ({p_text(v[f'p_{metric}'])})" if v["against"] else ""
 
 
-def markdown(result) -> str:
+def markdown(result: dict) -> str:
     """table.md."""
 
     def escape(s):
@@ -314,7 +317,7 @@ LATEX_SPECIAL = str.maketrans(
 )
 
 
-def latex(result) -> str:
+def latex(result: dict) -> str:
     """table.tex."""
 
     def escape(s):
@@ -341,7 +344,7 @@ def latex(result) -> str:
 # ---------------------------------------------------------------- CSV, files
 
 
-def csv_table(result) -> tuple:
+def csv_table(result: dict) -> Table:
     """The main table as (head, rows of cells) of numbers, which have no marks."""
     paper, latency = has_paper(result), has_latency(result)
     head = ["row", "HR@1", "HR@1 low", "HR@1 high", "HR@5", "HR@10", "NDCG@5"]
@@ -364,7 +367,7 @@ def csv_table(result) -> tuple:
     return [*head, "chosen"], body
 
 
-def write_tables(folder, result) -> None:
+def write_tables(folder: Path, result: dict) -> None:
     """Writes table.txt, .md, .tex, .csv to a folder."""
     (folder / "table.txt").write_text("\n".join(table_lines(result)) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown(result), encoding="utf-8")

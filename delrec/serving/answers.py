@@ -7,18 +7,24 @@ import difflib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from delrec.data.prepared import Data
+from delrec.processes import Ranks
 from delrec.runtime import stop
+from delrec.serving.ranking import ScoresAfter
 from delrec.training.log import Log
+
+Unknown = tuple[str, list[str]]  # a title that is not in the catalogue, and the nearest that are
 
 # ---------------------------------------------------------------- titles
 
 
-def known_titles(data) -> dict:
+def known_titles(data: Data) -> dict[str, int]:
     """Title in lower case -> item id, the first of equals."""
     by_title = {}
     for i, t in enumerate(data.titles[1:], 1):
@@ -26,7 +32,9 @@ def known_titles(data) -> dict:
     return by_title
 
 
-def find_titles(titles, data, by_title) -> tuple:
+def find_titles(
+    titles: list[str], data: Data, by_title: dict[str, int]
+) -> tuple[np.ndarray, list[Unknown]]:
     """Titles -> (item ids int64, [(unknown title, nearest titles)]). A beginning that only one
     title has is that title.
     """
@@ -44,7 +52,7 @@ def find_titles(titles, data, by_title) -> tuple:
     return np.array(found, np.int64), unknown
 
 
-def sentence_of(unknown) -> str:
+def sentence_of(unknown: list[Unknown]) -> str:
     """The titles that are not in the catalogue, each with the nearest that are."""
     return "; ".join(
         f"no title '{t}'" + (f", nearest: {' | '.join(near)}" if near else "")
@@ -52,7 +60,7 @@ def sentence_of(unknown) -> str:
     )
 
 
-def best_of(s_I, data, top) -> list:
+def best_of(s_I: np.ndarray, data: Data, top: int) -> list[dict]:
     """The `top` best items of one history's scores, as [{item, title, score}]."""
     return [
         {"item": int(i), "title": data.titles[i], "score": round(float(s_I[i]), 4)}
@@ -64,7 +72,9 @@ def best_of(s_I, data, top) -> list:
 # ---------------------------------------------------------------- one history
 
 
-def answer_history(text, data, top, open_ranking, ranks) -> None:
+def answer_history(
+    text: str, data: Data, top: int, open_ranking: Callable[[], ScoresAfter], ranks: Ranks
+) -> None:
     """Prints the `top` titles for one history 'title | title'; titles that are not in the catalogue
     are said and left out.
 
@@ -107,10 +117,17 @@ class Request:
 
     given: dict  # what the line holds; the answer repeats it
     old: np.ndarray  # the items of its history that are known, oldest first
-    unknown: list  # (title, nearest titles) of those that are not
+    unknown: list[Unknown]  # (title, nearest titles) of those that are not
 
 
-def answer_file(path, out, data, top, open_ranking, ranks) -> None:
+def answer_file(
+    path: Path | str,
+    out: Path | str | None,
+    data: Data,
+    top: int,
+    open_ranking: Callable[[], ScoresAfter],
+    ranks: Ranks,
+) -> None:
     """Answers a file of histories, one JSON object a line with "history" (a list of titles, or
     'title | title'; other keys are copied): the same lines with "top" and "unknown". Written to
     `out`, or beside the file, when all are done.
@@ -138,7 +155,7 @@ def answer_file(path, out, data, top, open_ranking, ranks) -> None:
     print(json.dumps(said | {"ms_per_history": round(1000 * seconds / len(requests), 3)}))
 
 
-def read_requests(path, data) -> list:
+def read_requests(path: Path | str, data: Data) -> list[Request]:
     """The requests of a file; one that cannot be read, or has no known title at all, is refused."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -171,7 +188,9 @@ def read_requests(path, data) -> list:
     return requests
 
 
-def answers_to(requests, data, top, rank, ranks, batch=64) -> list:
+def answers_to(
+    requests: list[Request], data: Data, top: int, rank: ScoresAfter, ranks: Ranks, batch: int = 64
+) -> list[dict]:
     """An answer for each request, in their order: what was given, "top" and "unknown"."""
     answers = []
     log = Log(None, len(requests), "serve", ranks, "history")

@@ -2,24 +2,23 @@
 
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from delrec.data.prepared import histories, subset
+from delrec.data.prepared import Data, histories, subset
 from delrec.lm.model import is_lm_run
-from delrec.runtime import CACHE, folder_of, load_run
-from delrec.serving.ranking import ranking
+from delrec.processes import Ranks
+from delrec.runtime import CACHE, Run, folder_of, load_run
+from delrec.serving.ranking import ScoresAfter, ranking
 
 OWN_WEIGHTS = ("items.safetensors", "soft_prompt.safetensors", "adapter/adapter_model.safetensors")
 
 
-def latencies(run, data) -> tuple:
+def latencies(run: Run, data: Data) -> tuple[float, float, float]:
     """(ms at batch 1 on one core, ms at batch 1, ms a request at batch 64)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    alone = SimpleNamespace(rank=0, world=1, device=device, main=True)
-    rank = ranking(run, data, alone)
+    rank = ranking(run, data, Ranks(0, 1, device))
     samples = np.asarray(data.test)[subset(len(data.test), 512, 0)]
     olds = [h[h > 0] for h in histories(data, samples, 50)]
     threads = torch.get_num_threads()
@@ -29,7 +28,9 @@ def latencies(run, data) -> tuple:
     return one_core, milliseconds(rank, olds, 1), milliseconds(rank, olds, 64)
 
 
-def milliseconds(rank, olds, batch, seconds=3) -> float:
+def milliseconds(
+    rank: ScoresAfter, olds: list[np.ndarray], batch: int, seconds: float = 3
+) -> float:
     """Median time a request takes when `batch` come at once."""
     spent, began, at = [], time.time(), 0
     rank(olds[:batch])
@@ -41,7 +42,7 @@ def milliseconds(rank, olds, batch, seconds=3) -> float:
     return 1000 * float(np.median(spent)) / batch
 
 
-def parameters(run) -> int:
+def parameters(run: Run) -> int:
     """Numbers a run needs to serve."""
     if run.stage == "train_backbone":
         return run.parameters
@@ -50,7 +51,7 @@ def parameters(run) -> int:
     return sum(map(numbers_in, files))
 
 
-def lm_folder(run) -> Path:
+def lm_folder(run: Run) -> Path:
     """The folder that holds the weights of a run's LM."""
     from transformers.utils import cached_file
 
@@ -61,7 +62,7 @@ def lm_folder(run) -> Path:
     return folder if folder.is_dir() else Path(cached_file(run.llm, "config.json")).parent
 
 
-def numbers_in(path) -> int:
+def numbers_in(path: Path | str) -> int:
     """How many numbers a safetensors file holds."""
     from safetensors import safe_open
 

@@ -8,18 +8,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from delrec.backbone.ranking import history_scorer
+from delrec.data.prepared import Data
 from delrec.lm.ranker import Ranker, open_run, reads_all, score_catalogue, score_tails
-from delrec.lm.reading import read_prefix
-from delrec.runtime import folder_of, load_run, stop
+from delrec.lm.reading import Start, read_prefix
+from delrec.processes import Ranks
+from delrec.runtime import Run, folder_of, load_run, stop
+
+# f(histories as item ids, oldest first) -> scores float32 (B, I+1) of the catalogue
+ScoresAfter = Callable[[list[np.ndarray]], np.ndarray]
+# f(histories) -> the items that are ranked after each
+Choose = Callable[[list[np.ndarray]], list[np.ndarray] | np.ndarray]
 
 
-def ranking(run, data, ranks, pool=100, shard=False) -> Callable:
+def ranking(
+    run: Run, data: Data, ranks: Ranks, pool: int = 100, shard: bool = False
+) -> ScoresAfter:
     """f(list of histories as item ids, oldest first) -> scores float32 (B, I+1); -inf: padding, the
     history, and what was not ranked.
 
@@ -37,7 +45,7 @@ def ranking(run, data, ranks, pool=100, shard=False) -> Callable:
     return rank
 
 
-def run_scorer(run, data, ranks, pool, shard) -> Callable:
+def run_scorer(run: Run, data: Data, ranks: Ranks, pool: int, shard: bool) -> ScoresAfter:
     """f(list of histories) -> scores float32 (B, I+1), of a run of any kind."""
     if run.stage == "train_backbone":
         return history_scorer(run)
@@ -53,7 +61,9 @@ def run_scorer(run, data, ranks, pool, shard) -> Callable:
     return partial(scores_of_pool, PoolRanker(ranker, penalty_I, choose, width, ranks))
 
 
-def scores_in_one_pass(ranker, start, penalty_I, olds) -> np.ndarray:
+def scores_in_one_pass(
+    ranker: Ranker, start: Start, penalty_I: np.ndarray, olds: list[np.ndarray]
+) -> np.ndarray:
     """Scores (B, I+1) by an LM that reads one state. start: its prefix, already read."""
     tails = [ranker.prompts.history(old[-ranker.history :])[0] for old in olds]
     return score_catalogue(ranker, start, tails) - penalty_I
@@ -65,12 +75,12 @@ class PoolRanker:
 
     ranker: Ranker
     penalty_I: np.ndarray  # what each item's score is lowered by
-    choose: Callable  # f(histories) -> the items that it ranks after each
+    choose: Choose  # f(histories) -> the items that it ranks after each
     width: int  # items of a block
-    ranks: SimpleNamespace  # the processes
+    ranks: Ranks  # the processes
 
 
-def scores_of_pool(pool, olds) -> np.ndarray:
+def scores_of_pool(pool: PoolRanker, olds: list[np.ndarray]) -> np.ndarray:
     """Scores (B, I+1) of the chosen items after each history; -inf for all others."""
     ranker, width = pool.ranker, pool.width
     tails, blocks, owner = [], [], []
@@ -87,7 +97,7 @@ def scores_of_pool(pool, olds) -> np.ndarray:
     return s_BI
 
 
-def pool_chooser(run, data, size) -> Callable:
+def pool_chooser(run: Run, data: Data, size: int) -> Choose:
     """f(histories) -> the items an LM ranks after each: the `size` best of its backbone, none of
     the history (0: the whole catalogue).
     """
