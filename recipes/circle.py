@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
-from delrec.data.prepared import load_data, subset, users
+from delrec.data.prepared import Data, load_data, subset, users
 from delrec.evaluation.stats import interval
 from delrec.kernels.bench import Row, report
 from delrec.runtime import described, load_run, read_json, read_npy
@@ -63,13 +64,14 @@ class Circle:
 
     @property
     def folder(self) -> Path:
+        """The folder of its runs."""
         return runtime.ROOT / "runs" / self.home
 
     def run(self, name: str) -> str:
         """The name of one of its runs."""
         return f"{self.home}/{name}"
 
-    def make(self, name: str, *command, procs: int = 1):
+    def make(self, name: str, *command: object, procs: int = 1) -> None:
         """Runs the stage that makes one of its runs."""
         stage(self.folder / name, *command, "--out", self.run(name), procs=procs)
 
@@ -87,13 +89,14 @@ class Measured:
 
     @property
     def minutes(self) -> float:
+        """How long the circle has taken so far."""
         return (time.time() - self.began) / 60
 
 
 # ---------------------------------------------------------------- the stages
 
 
-def run_stages(circle: Circle):
+def run_stages(circle: Circle) -> None:
     """Backbone, LM, small LM, backbones taught by the small LM; then the table of all of them."""
     train = ["train_backbone.py", "--dataset", circle.dataset]
     from_small = ["--teacher", circle.run("slmrec")]
@@ -108,7 +111,7 @@ def run_stages(circle: Circle):
     stage(None, *table, "--out", circle.folder, procs=circle.procs)
 
 
-def make_lms(circle: Circle):
+def make_lms(circle: Circle) -> None:
     """A soft prompt from the backbone, the LM, a small LM with and without a teacher, and what the
     taught one exports for the backbones.
     """
@@ -128,7 +131,7 @@ def make_lms(circle: Circle):
     stage(circle.folder / "slmrec" / "export", *export, procs=procs)
 
 
-def prepare(circle: Circle):
+def prepare(circle: Circle) -> None:
     """The embedded data set and the embedded LM, where they are asked for."""
     meta = runtime.ROOT / "data" / "ml-100k" / "meta.json"
     if circle.dataset == "ml-100k" and not meta.exists():
@@ -140,7 +143,7 @@ def prepare(circle: Circle):
 # ---------------------------------------------------------------- the table
 
 
-def measure(circle: Circle, data, began: float) -> Measured:
+def measure(circle: Circle, data: Data, began: float) -> Measured:
     """Times every row's requests, and compares the small LM with its teacher."""
     ms = {}
     for name in ROWS:
@@ -177,6 +180,7 @@ def table_lines(circle: Circle, measured: Measured) -> list[str]:
 
 
 def row_line(circle: Circle, measured: Measured, name: str) -> str:
+    """A run's line of the table."""
     run = load_run(circle.folder / name)
     row, full = measured.table["rows"][name], measured.table["full"][name]
     hr, ndcg = row["hr@1_interval"], row["ndcg@10_interval"]
@@ -262,7 +266,7 @@ def json_rows(circle: Circle, measured: Measured) -> list[Row]:
 @click.option(
     "--test-samples", default=0, type=click.IntRange(0), help="test samples of the table; 0 = all"
 )
-def main(**options):
+def main(**options: Any) -> None:
     """Backbone, LM, small LM, backbone again: every stage, then one table."""
     began = time.time()
     circle = Circle(**options)

@@ -48,7 +48,7 @@ STAGES = [  # (run that it writes, command)
 ]
 
 
-def say_what_is_replaced(name):
+def say_what_is_replaced(name: str) -> None:
     """A line if the demo ran before.
 
     Each stage is made anew: the minutes are those of all stages.
@@ -90,7 +90,7 @@ def peak_gb() -> float:
 
 
 @click.command(**described(__doc__))
-def main():
+def main() -> None:
     """Every stage of the README on ML-100K, small, and the table."""
     began, minutes = time.time(), []
     for name, command in STAGES:

@@ -58,7 +58,7 @@ class Runs:
     its folder's name under runs/.
     """
 
-    def __init__(self, plan: Plan, dataset: str, seed: int, job: int = 0):
+    def __init__(self, plan: Plan, dataset: str, seed: int, job: int = 0) -> None:
         self.plan, self.dataset = plan, dataset
         self.seed, self.job = seed, job  # job: its number among the seeds side by side
         self.name = Path(dataset).name
@@ -66,7 +66,8 @@ class Runs:
         own_prompt_budget = f"-{plan.prompt_budget}" if plan.prompt_budget else ""
         self.home = f"{self.name}/{llm}-{plan.input}-{plan.budget}{own_prompt_budget}"
 
-    def run(self, name: str, *args) -> str:
+    def run(self, name: str, *args: object) -> str:
+        """The name of a run, once its command has been run (or printed, by a dry run)."""
         args = [*args, "--seed", self.seed, "--out", name]
         if self.plan.dry_run:
             self.print_once(typed(args, self.plan.procs))
@@ -75,12 +76,14 @@ class Runs:
         stage(folder, *args, procs=self.plan.procs, jobs=self.plan.jobs, job=self.job)
         return name
 
-    def print_once(self, command: str):
+    def print_once(self, command: str) -> None:
+        """Prints a command unless this dry run printed it before."""
         if command not in self.plan.printed:
             print(command)
         self.plan.printed.add(command)
 
     def backbone(self, model: str = "sasrec") -> str:
+        """A conventional model."""
         options = ["--dataset", self.dataset, "--model", model, "--top-h", LONGEST_LIST]
         return self.run(f"{self.name}/{model}-s{self.seed}", "train_backbone.py", *options)
 
@@ -133,7 +136,9 @@ class Runs:
             return self.variant("delrec")
         return self.tuned(f"delrec-{model}", self.prompt(f"prompt-{model}", model))
 
-    def evaluate(self, recipe: str, runs: Sequence[str], *flags, val_samples: int = 500) -> Path:
+    def evaluate(
+        self, recipe: str, runs: Sequence[str], *flags: object, val_samples: int = 500
+    ) -> Path:
         """The folder of a recipe's table of these runs."""
         out = runtime.ROOT / "runs" / self.home / recipe
         args = ["evaluate.py", "--ckpt", *dict.fromkeys(runs)]

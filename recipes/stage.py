@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -38,7 +39,7 @@ SHAPING = (
 )
 
 
-def stage(folder: Path | None, *args, procs=1, jobs=1, job=0):
+def stage(folder: Path | None, *args: object, procs: int = 1, jobs: int = 1, job: int = 0) -> None:
     """Runs a command of the README, and ends this process where it fails.
 
     folder: the run that the command makes, None if it makes none. A finished one is used again, one
@@ -67,19 +68,19 @@ def stage(folder: Path | None, *args, procs=1, jobs=1, job=0):
         print(f"=== {folder} took {(time.time() - began) / 60:.1f} minutes", flush=True)
 
 
-def was_killed(folder) -> bool:
+def was_killed(folder: Path) -> bool:
     """Whether a killed run left checkpoints, in its own folder (earlier versions) or beside it."""
     kept = (beside(folder, "unfinished") / "checkpoints", folder / "checkpoints")
     return any(path.is_dir() for path in kept)
 
 
-def typed(args, procs=1) -> str:
+def typed(args: Sequence, procs: int = 1) -> str:
     """A command as a user types it."""
     program = f"torchrun --nproc_per_node={procs}" if procs > 1 else "python"
     return f"{program} {shlex.join(map(str, args))}"
 
 
-def launcher(procs, jobs) -> list:
+def launcher(procs: int, jobs: int) -> list[str]:
     """This Python, or torchrun in it; torchruns side by side have ports of their own."""
     if procs == 1:
         return [sys.executable, "-u"]
@@ -88,7 +89,7 @@ def launcher(procs, jobs) -> list:
     return [sys.executable, *torchrun]
 
 
-def environment(procs, jobs, job) -> dict:
+def environment(procs: int, jobs: int, job: int) -> dict[str, str]:
     """A stage's environment: its share of the cores, GPUs of its own where there are enough."""
     env = dict(os.environ)
     if procs > 1 or jobs > 1:  # torchrun's own choice is one thread
@@ -98,7 +99,7 @@ def environment(procs, jobs, job) -> dict:
     return env
 
 
-def exit_code(command, env, printed: str | None) -> int:
+def exit_code(command: list[str], env: dict[str, str], printed: str | None) -> int:
     """Runs a command; what it prints is appended to the file `printed`, if one is named."""
     if printed:
         Path(printed).parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,7 @@ def exit_code(command, env, printed: str | None) -> int:
     return done.returncode
 
 
-def reuse(folder, mark, args):
+def reuse(folder: Path, mark: str, args: Sequence) -> None:
     """Says that a finished run is used again, and what it was made of that is another by now.
 
     One that was made with other values of the flags that shape it is not the one asked for, and
@@ -130,7 +131,7 @@ def reuse(folder, mark, args):
         print(f"    {unfinished}, which would replace it, was killed; it is left alone", flush=True)
 
 
-def stop_if_made_otherwise(folder, made, args):
+def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
     """Ends the process if a flag that shapes a run has another value in its config."""
     for flag, value in zip(args, args[1:]):
         if flag not in SHAPING:
@@ -146,7 +147,7 @@ def stop_if_made_otherwise(folder, made, args):
             )
 
 
-def made_before(folder, made) -> list:
+def made_before(folder: Path, made: dict) -> list[str]:
     """What the run in `folder` was made of (backbone, soft prompt, teacher, maps, LM) and was
     finished after it began.
     """

@@ -30,9 +30,11 @@ stands in <its run folder>.out.
 """
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import click
 import numpy as np
@@ -61,7 +63,7 @@ PROMPT_LENGTHS = (20, 40, 60, 100, 120)
 LIST_LENGTHS = (5, 15, 20, 25)
 
 
-def each_seed(plan: Plan, rows, dataset="") -> list[str]:
+def each_seed(plan: Plan, rows: Callable[[Runs], list[str]], dataset: str = "") -> list[str]:
     """Names of the runs that rows(Runs) makes of every seed, seed by seed; plan.jobs seeds run side
     by side.
     """
@@ -84,7 +86,7 @@ def each_seed(plan: Plan, rows, dataset="") -> list[str]:
     return [name for of_seed in names for name in of_seed]
 
 
-def more_seeds(plan: Plan, models) -> list[str]:
+def more_seeds(plan: Plan, models: list[str]) -> list[str]:
     """Backbones cost minutes: three seeds of them at least, whatever --seeds says of the LMs."""
     names = []
     for seed in range(plan.seeds, 3):
@@ -93,7 +95,7 @@ def more_seeds(plan: Plan, models) -> list[str]:
     return names
 
 
-def of_decoders(plan: Plan, names, needing) -> list[str]:
+def of_decoders(plan: Plan, names: list[str], needing: list[str]) -> list[str]:
     """The rows that the plan's LM can have: those of `needing` need a decoder-only one."""
     kind, _ = kind_and_layers(plan.llm)
     if kind == "decoder":
@@ -105,7 +107,14 @@ def of_decoders(plan: Plan, names, needing) -> list[str]:
     return [name for name in names if name not in needing]
 
 
-def evaluate(plan: Plan, recipe, names, *flags, dataset="", val_samples=500) -> Path:
+def evaluate(
+    plan: Plan,
+    recipe: str,
+    names: list[str],
+    *flags: object,
+    dataset: str = "",
+    val_samples: int = 500,
+) -> Path:
     """The folder of a recipe's table."""
     runs = Runs(plan, dataset or plan.dataset, 0)
     return runs.evaluate(recipe, names, *flags, val_samples=val_samples)
@@ -114,7 +123,7 @@ def evaluate(plan: Plan, recipe, names, *flags, dataset="", val_samples=500) -> 
 # ---------------------------------------------------------------- the recipes
 
 
-def headline(plan):
+def headline(plan: Plan) -> Path:
     """Does DELRec beat its own backbone? Alone, and against the strongest that goes without an LM:
     backbones fused with each other and with counts of pairs.
     """
@@ -128,7 +137,7 @@ def headline(plan):
     return evaluate(plan, "headline", names, *flags, val_samples=1000)
 
 
-def fusions(seeds) -> list[str]:
+def fusions(seeds: int) -> list[str]:
     """The flags of evaluate.py that fuse headline's rows."""
     pairs = []
     for s in range(max(seeds, 3)):
@@ -144,7 +153,7 @@ def fusions(seeds) -> list[str]:
     return [flag for pair in pairs for flag in ("--fuse", *pair)]
 
 
-def table2(plan):
+def table2(plan: Plan) -> Path:
     """Backbones, the plain LM, other methods that are flags here, DELRec with each backbone and
     without stage 1 (of item vectors: E4SRec).
     """
@@ -165,7 +174,7 @@ def table2(plan):
     return evaluate(plan, "table2", names, *flags)
 
 
-def table3(plan):
+def table3(plan: Plan) -> Path:
     """What the soft prompt is worth: none, words instead, untrained vectors, distilled; of item
     vectors also the distilled maps without it.
     """
@@ -178,7 +187,7 @@ def table3(plan):
     return evaluate(plan, "table3", each_seed(plan, rows), "--reference", "delrec-s0")
 
 
-def table4(plan):
+def table4(plan: Plan) -> Path:
     """What each part is worth: without stage 1, without stage 2, without a task, with more that
     moves, with half of the LM.
     """
@@ -191,7 +200,7 @@ def table4(plan):
     return evaluate(plan, "table4", each_seed(plan, rows), "--reference", "delrec-s0")
 
 
-def fig8(plan):
+def fig8(plan: Plan) -> Path:
     """HR@1 against the soft prompt's length k and the list's length h."""
 
     def rows(runs):
@@ -205,7 +214,7 @@ def fig8(plan):
     return evaluate(plan, "fig8", each_seed(plan, rows))
 
 
-def table5(plan):
+def table5(plan: Plan) -> Path:
     """DELRec and its backbone on data sets of different density: --dataset, and those of --also."""
 
     def rows(runs):
@@ -225,7 +234,7 @@ def table5(plan):
     return out
 
 
-def density_line(dataset, table) -> str:
+def density_line(dataset: str, table: dict) -> str:
     """A data set's line of Table V."""
     data = load_data(dataset)
     density = len(data.items) / data.n_users / data.n_items
@@ -242,7 +251,7 @@ def density_line(dataset, table) -> str:
     )
 
 
-def coldstart(plan):
+def coldstart(plan: Plan) -> Path:
     """The same rows on cold users: test samples with at most two earlier items."""
 
     def rows(runs):
@@ -269,7 +278,7 @@ def seeds_side_by_side(plan: Plan) -> int:
     return min(plan.jobs or jobs, plan.seeds)
 
 
-def check(plan: Plan):
+def check(plan: Plan) -> None:
     """Ends the process if the plan's LM cannot read its input."""
     kind, _ = kind_and_layers(plan.llm)
     if plan.input == "ids" and kind != "decoder":
@@ -279,7 +288,7 @@ def check(plan: Plan):
         )
 
 
-def prepare(plan: Plan):
+def prepare(plan: Plan) -> None:
     """Data sets and the LM: the embedded ones are made, of others is said how."""
     for name in [plan.dataset, *plan.also]:
         if name == "ml-100k" and not (runtime.ROOT / "data" / name / "meta.json").exists():
@@ -336,7 +345,8 @@ def prepare(plan: Plan):
     "as many as the GPUs allow, 2 without",
 )
 @click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
-def main(recipe, **options):
+def main(recipe: str, **options: Any) -> None:
+    """Run every stage of a recipe, then make its table."""
     plan = Plan(**options)
     plan.jobs = seeds_side_by_side(plan)
     check(plan)

@@ -34,7 +34,7 @@ from delrec.lm.model import load_lm
 )
 @click.option("--threads", default=2, type=click.IntRange(1), help="threads on the CPU")
 @click.option("--worker", "core", default=None, type=int, hidden=True)
-def main(listing, quick, threads, core):
+def main(listing: bool, quick: bool, threads: int, core: int | None) -> None:
     """The LM's part of scoring and of both training stages against plain transformers."""
     if core is not None:
         work_on_one_core(core)

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from delrec.data.prepared import Data
 from delrec.kernels.bench import Row, times
 from delrec.lm import reading
 from delrec.lm.adalora import orthogonality
@@ -29,17 +31,19 @@ class Pair:
     """Ours and the rival's, and where rows of their comparison go."""
 
     lm: LM
-    data: SimpleNamespace  # a prepared folder, by load_data
+    data: Data  # a prepared folder, by load_data
     rival: Rival
     P: torch.Tensor  # the soft prompt of both
     rows: list[Row]
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
+        """Where both LMs compute."""
         return self.lm.device
 
     @property
     def where(self) -> str:
+        """cpu or gpu, as rows are named."""
         return place(self.lm.device)
 
 
@@ -52,7 +56,7 @@ class Training:
     truth_B: torch.Tensor
 
 
-def compare(rows, lm, data):
+def compare(rows: list[Row], lm: LM, data: Data) -> None:
     """Adds rows of scoring, of stage 1 and of stage 2."""
     P = random_soft_prompt(lm, K, 0)
     pair = Pair(lm, data, Rival(lm, data, P), P, rows)
@@ -67,7 +71,7 @@ def compare(rows, lm, data):
     compare_stage_2(pair, training)
 
 
-def memory_ratio(ours, theirs, device) -> float | None:
+def memory_ratio(ours: Callable, theirs: Callable, device: torch.device) -> float | None:
     """Our peak memory over the rival's; None where this system does not tell."""
     memory = [extra_bytes(f, device) for f in (ours, theirs)]
     return None if None in memory else memory[0] / memory[1]
@@ -77,7 +81,7 @@ def memory_ratio(ours, theirs, device) -> float | None:
 
 
 @torch.no_grad()
-def compare_scoring(pair: Pair, verbalizer: str, n: int, goal: float):
+def compare_scoring(pair: Pair, verbalizer: str, n: int, goal: float) -> None:
     """Rows of scoring n prompts."""
     r = our_ranker(pair.lm, pair.data, pair.P, verbalizer)
     prompts = prompts_of(r, pair.data, n)
@@ -104,7 +108,7 @@ def compare_scoring(pair: Pair, verbalizer: str, n: int, goal: float):
         rows.append(Row(f"matmul.{pair.where}.rate", rate / 1e9, "GFLOP/s"))
 
 
-def stop_unless_alike(verbalizer, ours_BC, theirs_BC):
+def stop_unless_alike(verbalizer: str, ours_BC: torch.Tensor, theirs_BC: torch.Tensor) -> None:
     """Ends the process if the scores of both do not go together."""
     pairs = zip(ours_BC.float().cpu().numpy(), theirs_BC.float().cpu().numpy())
     same = np.mean([np.corrcoef(ours, theirs)[0, 1] for ours, theirs in pairs])
@@ -118,7 +122,7 @@ def stop_unless_alike(verbalizer, ours_BC, theirs_BC):
 # ---------------------------------------------------------------- training
 
 
-def compare_stage_1(pair: Pair, training: Training):
+def compare_stage_1(pair: Pair, training: Training) -> None:
     """Rows of a step that trains the soft prompt."""
     lm, P, prompts = pair.lm, pair.P, training.prompts
     n = len(training.truth_B)
@@ -158,7 +162,7 @@ def compare_stage_1(pair: Pair, training: Training):
     rows.append(Row(f"{name}.memory_vs_rival", memory, "share", 0.6))
 
 
-def with_an_empty_body(lm):
+def with_an_empty_body(lm: LM) -> LM:
     """The LM with a body that does nothing, so that only what stands around it takes time."""
 
     def body(inputs_embeds, **_):
@@ -171,7 +175,7 @@ def with_an_empty_body(lm):
     return replace(lm, model=model, paths=[path for path in lm.paths if path != "fused"])
 
 
-def compare_stage_2(pair: Pair, training: Training):
+def compare_stage_2(pair: Pair, training: Training) -> None:
     """Rows of a step that trains AdaLoRA."""
     lm, prompts, truth_B = pair.lm, training.prompts, training.truth_B
     modules = adapt_modules(lm, "qv")

@@ -10,10 +10,10 @@ import time
 import numpy as np
 import torch
 
-from delrec.data.prepared import load_data
+from delrec.data.prepared import Data, load_data
 from delrec.kernels.bench import Row, times
-from delrec.lm.bench.work import K, our_ranker, place, prompts_of
-from delrec.lm.model import load_lm
+from delrec.lm.bench.work import K, Prompts, our_ranker, place, prompts_of
+from delrec.lm.model import LM, load_lm
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import random_soft_prompt
 
@@ -29,7 +29,7 @@ POINTS = {
 SECONDS = 40  # that each of two processes works
 
 
-def curves(rows, lm, data):
+def curves(rows: list[Row], lm: LM, data: Data) -> None:
     """Adds rows of every point: ms and tokens of a request."""
     P = random_soft_prompt(lm, K, 0)
     for verbalizer, points in POINTS.items():
@@ -44,7 +44,7 @@ def curves(rows, lm, data):
 
 
 @torch.no_grad()
-def seconds_of(lm, P_kD, prompts, verbalizer) -> float:
+def seconds_of(lm: LM, P_kD: torch.Tensor, prompts: Prompts, verbalizer: str) -> float:
     """Seconds of a batch; its prefix is computed before."""
     start = read_prefix(lm, prompts.prefix, P_kD)
 
@@ -54,7 +54,7 @@ def seconds_of(lm, P_kD, prompts, verbalizer) -> float:
     return times({"ours": ours}, lm.device, 4.0, 5)["ours"]
 
 
-def tokens_of(prompts, verbalizer) -> float:
+def tokens_of(prompts: Prompts, verbalizer: str) -> float:
     """Tokens of a request after the prefix, with its titles where each is read."""
     tokens = np.mean([len(tail) for tail in prompts.tails])
     if verbalizer == "likelihood":
@@ -63,7 +63,7 @@ def tokens_of(prompts, verbalizer) -> float:
     return tokens
 
 
-def two_processes(rows):
+def two_processes(rows: list[Row]) -> None:
     """Adds a row: two processes of one core each against one of one core, on the same work each."""
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         rows.append(Row("score.two_processes.cpu.speedup", None, "x", 1.8))
@@ -83,7 +83,7 @@ def requests_per_second(n: int) -> float:
 
 
 @torch.no_grad()
-def work_on_one_core(core: int):
+def work_on_one_core(core: int) -> None:
     """Prints the requests per second of this process on one core."""
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)

@@ -7,6 +7,7 @@ beside it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import random_soft_prompt
 from delrec.training.memory import extra_bytes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 GB = 2**30
 
@@ -33,12 +37,20 @@ class Held:
     tokens: int  # of the prompt
     rows: list[Row]
 
-    def row(self, what: str, size, unit: str):
+    def row(self, what: str, size: float | None, unit: str) -> None:
+        """Adds a row in GB of a size in bytes; None: not measured."""
         value = None if size is None else size / GB
         self.rows.append(Row(f"account.{self.name}.{what}", value, unit, LIMIT_GB))
 
 
-def account(rows, device, name, config, tokens=TOKENS, dtype=torch.bfloat16):
+def account(
+    rows: list[Row],
+    device: torch.device,
+    name: str,
+    config: "PretrainedConfig",
+    tokens: int = TOKENS,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
     """Prints and adds rows of what a pass over one prompt of so many tokens holds: scoring, both
     stages, and stage 2 with gradient checkpointing.
     """
@@ -74,7 +86,7 @@ def account(rows, device, name, config, tokens=TOKENS, dtype=torch.bfloat16):
     account_of(held, "stage2_gradient_checkpointing", adapter, 5 * trained, train)
 
 
-def account_of(held: Held, what: str, model, state: int, train: Callable):
+def account_of(held: Held, what: str, model: torch.nn.Module, state: int, train: Callable) -> None:
     """Prints what autograd keeps while `train` runs, and adds rows of all that is held.
 
     state: bytes of what is trained, of its gradient and of the optimiser.
@@ -95,7 +107,9 @@ def account_of(held: Held, what: str, model, state: int, train: Callable):
     held.row(f"{what}.measured_gb", None if peak is None else fixed + peak, unit)
 
 
-def saved_tensors(f: Callable, model) -> dict:
+def saved_tensors(
+    f: Callable, model: torch.nn.Module
+) -> dict[tuple[tuple[int, ...], torch.dtype], tuple[int, int]]:
     """{(shape, dtype): (how many, bytes)} of what autograd keeps for backward while f runs, the
     model's own parameters left out. A view keeps what it is a view of, so bytes are of whole
     storages, each once.

@@ -3,6 +3,7 @@ how much of it is used.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,13 +17,16 @@ from delrec.lm.reading import read_prefix
 from delrec.lm.text import MASK, SLOT, random_soft_prompt
 from delrec.lm.titles import Titles
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 FLAN = "flan-t5-xl"  # the paper's LM: the goals are its own
 LIMIT_GB = 24  # of the card that both stages shall fit into
 TOKENS = 600  # of a prompt
 PAPER_SECONDS = 0.182  # per request, DELRec's figure 9, ten RTX 3090 together
 
 
-def shapes() -> dict:
+def shapes() -> dict[str, "PretrainedConfig"]:
     """{name: config} of Flan-T5-XL and of an 8 B Llama."""
     from transformers import LlamaConfig, T5Config
 
@@ -49,7 +53,9 @@ def shapes() -> dict:
     return {FLAN: flan, "llama-8b": llama}
 
 
-def random_lm(name, config, device, dtype) -> LM:
+def random_lm(
+    name: str, config: "PretrainedConfig", device: torch.device, dtype: torch.dtype
+) -> LM:
     """An LM of this shape with random weights; it has no tokenizer, prompts are made of random
     tokens.
     """
@@ -87,7 +93,7 @@ def random_lm(name, config, device, dtype) -> LM:
     return lm
 
 
-def random_prompts(lm, n: int, tokens: int, title_tokens: int = 10, seed: int = 0) -> Prompts:
+def random_prompts(lm: LM, n: int, tokens: int, title_tokens: int = 10, seed: int = 0) -> Prompts:
     """n prompts of so many tokens and candidates of a catalogue of 1,000 items."""
     rng = np.random.default_rng(seed)
     n_words, items = lm.head_VD.shape[0] - 200, 1000
@@ -120,10 +126,17 @@ class Subject:
     rows: list[Row]
 
     def named(self, what: str, row: str) -> str:
+        """The whole name of a row: what was done, with which LM, where."""
         return f"{what}.{self.lm.name}.{place(self.lm.device)}.{row}"
 
 
-def big_shapes(rows, device, configs, tokens=TOKENS, dtype=torch.bfloat16):
+def big_shapes(
+    rows: list[Row],
+    device: torch.device,
+    configs: dict[str, "PretrainedConfig"],
+    tokens: int = TOKENS,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
     """Adds rows of every LM: ms per request in batch and alone, FLOP utilisation, and training
     within LIMIT_GB of the GPU's memory.
     """
@@ -137,7 +150,7 @@ def big_shapes(rows, device, configs, tokens=TOKENS, dtype=torch.bfloat16):
         del lm, subject  # before the next one comes
 
 
-def work_of(lm, prompts) -> float:
+def work_of(lm: LM, prompts: Prompts) -> float:
     """FLOP of a pass over the prompts; a decoder has read their prefix before."""
     tokens = sum(map(len, prompts.tails))
     if lm.kind == "decoder":
@@ -146,7 +159,8 @@ def work_of(lm, prompts) -> float:
 
 
 @torch.no_grad()
-def time_scoring(subject: Subject):
+def time_scoring(subject: Subject) -> None:
+    """Adds rows of scoring: ms per request in batch and alone, FLOP use, the paper's time."""
     lm, prompts, rows = subject.lm, subject.prompts, subject.rows
     start = read_prefix(lm, prompts.prefix, random_soft_prompt(lm, K, 0))
     one = prompts.part(0, 1)
@@ -161,8 +175,8 @@ def time_scoring(subject: Subject):
     rows.append(Row(subject.named("score", "vs_paper_request"), PAPER_SECONDS / request, "x"))
 
 
-def time_training(subject: Subject, n=8, micro=4):
-    """Stage 1's step of n samples."""
+def time_training(subject: Subject, n: int = 8, micro: int = 4) -> None:
+    """Adds rows of stage 1's step of n samples: how many a second, FLOP utilisation, memory."""
     lm, rows, prompts = subject.lm, subject.rows, subject.prompts.part(0, n)
     on_gpu = lm.device.type == "cuda"
     if on_gpu:
@@ -191,7 +205,7 @@ def time_training(subject: Subject, n=8, micro=4):
     rows.append(Row(peak, held_gb, "GB", LIMIT_GB if lm.name == FLAN else None))
 
 
-def rows_of_a_gpu() -> list:
+def rows_of_a_gpu() -> list[Row]:
     """The rows of big_shapes without values, for a machine without a GPU: never a guessed number,
     the same command on a GPU fills them.
     """

@@ -2,7 +2,11 @@
 padded, all positions through the head, gather.
 """
 
+import numpy as np
 import torch
+
+from delrec.data.prepared import Data
+from delrec.lm.model import LM
 
 
 class Rival:
@@ -10,7 +14,7 @@ class Rival:
     candidate), the soft prompt P spliced in at a placeholder token.
     """
 
-    def __init__(self, lm, data, P_kD):
+    def __init__(self, lm: LM, data: Data, P_kD: torch.Tensor) -> None:
         from transformers import AutoModelForCausalLM
 
         self.data, self.P = data, P_kD
@@ -23,7 +27,7 @@ class Rival:
         )
         self.model = model.to(lm.device).eval().requires_grad_(False)
 
-    def prompt(self, old, cand) -> str:
+    def prompt(self, old: np.ndarray, cand: np.ndarray) -> str:
         """The text of a history and its candidates."""
         words, titles = self.data.meta["words"], self.data.titles
         noun, verb = words["noun"], words["verb"]
@@ -36,11 +40,12 @@ class Rival:
             + f"The next {noun}:\n"
         )
 
-    def tokens(self, text) -> list:
+    def tokens(self, text: str) -> list[int]:
+        """The ids of a text's tokens, nothing added."""
         return self.tok(text, add_special_tokens=False).input_ids
 
-    def logits(self, texts) -> torch.Tensor:
-        """logits_BLV of all positions."""
+    def logits(self, texts: list[str]) -> torch.Tensor:
+        """logits_BLV of all positions of some prompts."""
         encoded = self.tok(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         encoded = encoded.to(self.model.device)
         x_BLD = self.model.get_input_embeddings()(encoded.input_ids)
@@ -50,12 +55,12 @@ class Rival:
         mask = encoded.attention_mask
         return self.model(inputs_embeds=x_BLD, attention_mask=mask, use_cache=False).logits
 
-    def scores(self, verbalizer: str, olds, cand_BC) -> torch.Tensor:
+    def scores(self, verbalizer: str, olds: list[np.ndarray], cand_BC: np.ndarray) -> torch.Tensor:
         """score_BC by a verbalizer."""
         by = self.mean if verbalizer == "mean" else self.likelihood
         return by(olds, cand_BC)
 
-    def mean(self, olds, cand_BC) -> torch.Tensor:
+    def mean(self, olds: list[np.ndarray], cand_BC: np.ndarray) -> torch.Tensor:
         """score_BC: the mean logit at the mask of a title's tokens."""
         logits_BLV = self.logits([self.prompt(old, cand) for old, cand in zip(olds, cand_BC)])
         rows = []
@@ -64,7 +69,7 @@ class Rival:
             rows.append(torch.stack([logits_BLV[b, -1, t].float().mean() for t in ids]))
         return torch.stack(rows)
 
-    def likelihood(self, olds, cand_BC) -> torch.Tensor:
+    def likelihood(self, olds: list[np.ndarray], cand_BC: np.ndarray) -> torch.Tensor:
         """score_BC: the mean log probability of a title's tokens behind the prompt."""
         rows = []
         for old, cand in zip(olds, cand_BC):
@@ -74,13 +79,13 @@ class Rival:
             rows.append(torch.stack([self.mean_of(logp, e) for logp, e in zip(logp_CLV, ends)]))
         return torch.stack(rows)
 
-    def mean_of(self, logp_LV, end) -> torch.Tensor:
+    def mean_of(self, logp_LV: torch.Tensor, end: str) -> torch.Tensor:
         """The mean log probability of the text `end`, which stands last."""
         ids = torch.tensor(self.tokens(end), device=logp_LV.device)
         return logp_LV[-len(ids) - 1 : -1].gather(1, ids[:, None]).mean()
 
 
-def add_adalora(model, modules) -> torch.nn.Module:
+def add_adalora(model: torch.nn.Module, modules: list[str]) -> torch.nn.Module:
     """The model with AdaLoRA on its modules, as stage 2 has it."""
     from peft import AdaLoraConfig, get_peft_model
 
@@ -99,8 +104,8 @@ def add_adalora(model, modules) -> torch.nn.Module:
     return get_peft_model(model, config)
 
 
-def plain_orthogonality(adapter) -> torch.Tensor:
-    """As peft computes it: one small product after the other."""
+def plain_orthogonality(adapter: torch.nn.Module) -> torch.Tensor:
+    """The orthogonality term as peft computes it: one small product after the other."""
     terms = []
     for name, p in adapter.named_parameters():
         if "lora_A" in name or "lora_B" in name:
