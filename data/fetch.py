@@ -2,7 +2,6 @@
 and the embedded language model.
 """
 
-import fcntl
 import http.client
 import importlib.util
 import io
@@ -16,6 +15,7 @@ import urllib.request
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import click
 import numpy as np
@@ -24,6 +24,11 @@ from tqdm import tqdm
 from delrec.data.log import Log, rows_of, sha256
 from delrec.data.titles import plain_title
 from delrec.runtime import CACHE, stop
+
+try:
+    import fcntl  # locks that die with their owner
+except ImportError:  # not on Windows: there nobody waits for another process
+    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -249,17 +254,26 @@ def fetch_llm() -> Path:
         )
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "smollm2-135m.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(
-                "another process is fetching the embedded language model; waiting for it ...",
-                flush=True,
-            )
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_for(lock)
         if not folder.exists():
             make_llm(folder)
     return folder
+
+
+def wait_for(lock: TextIO) -> None:
+    """Waits until the lock of an open file is this process's; returns at once where the system has
+    no such locks.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(
+            "another process is fetching the embedded language model; waiting for it ...",
+            flush=True,
+        )
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def make_llm(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import http.server
 import io
+import subprocess
+import sys
 import threading
 import urllib.error
 import zipfile
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import click
 import pytest
 from logs import contents, run
+from scripts import ROOT
 
 from delrec.data import fetch, sources
 from delrec.data.prepared import load_data
@@ -108,6 +111,29 @@ def test_a_changed_wheel_is_not_used(tmp_path, monkeypatch, name):
     result = run(name, "--out", tmp_path / "out")
     assert result.exit_code == 1 and "nothing of it was used" in result.output
     assert not list((tmp_path / "cache").rglob("*.whl")) and not (tmp_path / "out").exists()
+
+
+def test_a_system_without_locks_imports_it_and_makes_the_language_model(tmp_path, monkeypatch):
+    code = "import sys; sys.modules['fcntl'] = None; import delrec.data.fetch as f; print(f.fcntl)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "None\n", done.stderr
+    made = []
+    monkeypatch.setattr(fetch, "fcntl", None)
+    monkeypatch.setattr(fetch, "CACHE", tmp_path)
+    monkeypatch.setattr(fetch, "make_llm", lambda folder: made.append(folder) or folder.mkdir())
+    assert fetch.fetch_llm() == fetch.fetch_llm() == made[0] and len(made) == 1
+
+
+def test_who_comes_second_waits_for_the_language_model(tmp_path, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fetch, "CACHE", tmp_path)
+    folder = tmp_path / "smollm2-135m"
+    first = open(tmp_path / "smollm2-135m.lock", "w")  # noqa: SIM115 (its lock dies with it)
+    fcntl.flock(first, fcntl.LOCK_EX)
+    threading.Timer(0.5, lambda: (folder.mkdir(), first.close())).start()
+    monkeypatch.setattr(fetch, "make_llm", lambda _: pytest.fail("it is there already"))
+    assert fetch.fetch_llm() == folder
+    assert "waiting for it" in capsys.readouterr().out
 
 
 @pytest.mark.slow
