@@ -346,17 +346,20 @@ def read_recbole(folder: Path) -> Log:
 
 def atomic_table(path: Path) -> Iterator:
     """Yields the names in the header of an atomic file, then (line number, its cells)."""
-    with open(path, encoding="utf-8") as f:
-        header = [cell.split(":")[0] for cell in f.readline().rstrip("\n").split("\t")]
-        yield header
-        for n, line in enumerate(f, 2):
-            row = line.rstrip("\n").split("\t")
-            if len(row) != len(header):
-                stop(
-                    f"{path}, line {n}: {len(row)} cells where the header names {len(header)}; "
-                    "write the file again"
-                )
-            yield n, row
+    try:
+        with open(path, encoding="utf-8") as f:
+            header = [cell.split(":")[0] for cell in f.readline().rstrip("\n").split("\t")]
+            yield header
+            for n, line in enumerate(f, 2):
+                row = line.rstrip("\n").split("\t")
+                if len(row) != len(header):
+                    stop(
+                        f"{path}, line {n}: {len(row)} cells where the header names {len(header)}; "
+                        "write the file again"
+                    )
+                yield n, row
+    except UnicodeDecodeError:
+        stop_at_bad_byte(path)
 
 
 def place_of(header: list[str], path: Path, name: str) -> int:

@@ -22,7 +22,7 @@ import polars as pl
 from tqdm import tqdm
 
 from delrec.data.log import Log, Rows, digests, rows_of
-from delrec.data.own import read_titles
+from delrec.data.own import read_titles, stop_at_bad_byte
 from delrec.data.titles import one_line, plain_title
 from delrec.runtime import CACHE, stop
 
@@ -111,6 +111,8 @@ def delimited(path: Path, columns: dict, header: bool = False) -> pl.DataFrame:
             path, has_header=header, columns=list(columns.values()), infer_schema=False
         )
     except (OSError, pl.exceptions.PolarsError) as bad:
+        if "utf-8" in str(bad):
+            stop_at_bad_byte(path)
         stop(f"{path} cannot be read ({str(bad).splitlines()[0][:150]}); download it again")
     # the columns come in the file's order, whatever they are called
     if not header:
@@ -257,11 +259,9 @@ def read_kuairec(folder: Path, least: float) -> Log:
         pl.col("time").is_not_null() & (pl.col("time") != ""),
     )
     titles = dict.fromkeys(watched["item"].unique().to_list(), "")
-    csv.field_size_limit(2**24)
-    with open(captions, encoding="utf-8-sig", newline="") as f:
-        for r in csv.DictReader(f):
-            if str(r.get("video_id")) in titles:
-                titles[str(r["video_id"])] = caption_of(r)
+    for r in caption_rows(captions):
+        if str(r.get("video_id")) in titles:
+            titles[str(r["video_id"])] = caption_of(r)
     return Log(
         rows=rows_of(watched["user"], watched["item"], seconds(watched, matrix)),
         titles=titles,
@@ -272,6 +272,16 @@ def read_kuairec(folder: Path, least: float) -> Log:
             "the video's length, or have no time"
         ],
     )
+
+
+def caption_rows(path: Path) -> Iterator[dict]:
+    """The rows of a csv of captions, which may be long; one that is not UTF-8 is refused."""
+    csv.field_size_limit(2**24)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as f:
+            yield from csv.DictReader(f)
+    except UnicodeDecodeError:
+        stop_at_bad_byte(path)
 
 
 def caption_of(r: dict) -> str:
@@ -289,7 +299,11 @@ def read_lastfm(folder: Path, _: None) -> Log:
     """
     tags = find(folder, "user_taggedartists-timestamps.dat")
     artists = find(folder, "artists.dat")
-    cells = [line.split("\t") for line in tags.read_text(encoding="utf-8").splitlines()[1:]]
+    try:
+        lines = tags.read_text(encoding="utf-8").splitlines()[1:]
+    except UnicodeDecodeError:
+        stop_at_bad_byte(tags)
+    cells = [line.split("\t") for line in lines]
     # some are of 1956; Last.fm's tags begin in 2005
     real = [c for c in cells if int(c[3]) >= 1104537600000]
     notes = []

@@ -6,7 +6,7 @@ import gzip
 
 import polars as pl
 import pytest
-from logs import contents, prepared, random_log, run, toy, write
+from logs import contents, prepared, random_log, replace, run, toy, write
 
 from delrec.data import own
 from delrec.data.prepared import load_data
@@ -111,8 +111,9 @@ def test_parquet(tmp_path):
     assert "cannot be read as parquet" in run("toy", "--raw", raw, "--out", tmp_path / "bad").output
 
 
-def test_recbole_s_atomic_files(tmp_path):
-    raw, rows = tmp_path / "raw", random_log()
+def recbole(raw):
+    """The random log as RecBole's atomic files."""
+    rows = random_log()
     raw.mkdir()
     (raw / "toy.inter").write_text(
         "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
@@ -122,9 +123,27 @@ def test_recbole_s_atomic_files(tmp_path):
         "item_id:token\tmovie_title:token_seq\tclass:token_seq\n"
         + "".join(f"{i}\tTitle {i}\tx\n" for i in sorted({r[1] for r in rows}))
     )
+    return raw
+
+
+def test_recbole_s_atomic_files(tmp_path):
+    raw = recbole(tmp_path / "raw")
     same_as_csv(tmp_path, raw)
     (raw / "toy.item").unlink()
     assert "no .item file" in run("toy", "--raw", raw, "--out", tmp_path / "bad").output
+
+
+@pytest.mark.parametrize(
+    "name, old, line",
+    [("toy.inter", b"user_id", 1), ("toy.inter", b"\t4\t", 2), ("toy.item", b"Title 1\t", 3)],
+)
+def test_a_bad_byte_in_recbole_s_files_is_named(tmp_path, name, old, line):
+    raw = recbole(tmp_path / "raw")
+    replace(name, old, b"\xe9" + old)(raw)
+    result = run("toy", "--raw", raw, "--out", tmp_path / "bad")
+    said = f"Error: {raw / name}, line {line}: byte 0xe9 is not UTF-8; save the file as UTF-8\n"
+    assert (result.exit_code, result.output) == (1, said)
+    assert not (tmp_path / "bad").exists()
 
 
 @pytest.mark.parametrize(

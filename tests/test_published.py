@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from logs import packed, prepared, random_log, run
+from logs import packed, prepared, random_log, replace, run
 
 from delrec.data import published, synthetic
 from delrec.data.prepared import load_data
@@ -199,6 +199,24 @@ def test_a_missing_file_is_named_and_a_literal_is_parsed_never_run(tmp_path):
         "line 1: neither JSON nor a Python literal"
         in run("steam", "--raw", raw, "--out", tmp_path / "bad").output
     )
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    "name, publisher, file, old, line",
+    [
+        ("kuairec", kuairec, "small_matrix.csv", b",x,x,", 2),
+        ("kuairec", kuairec, "kuairec_caption_category.csv", b"UNKNOWN", 2),
+        ("lastfm", lastfm, "user_taggedartists-timestamps.dat", b"\t1\t", 2),
+        ("ml-latest-small", movielens_csv, "ratings.csv", b",4.5,", 2),
+    ],
+)
+def test_a_bad_byte_in_a_publisher_s_file_is_named(tmp_path, name, publisher, file, old, line):
+    raw = published_files(tmp_path / "raw", publisher)
+    replace(file, old, b"\xe9" + old)(raw)
+    result = run(name, "--raw", raw, "--out", tmp_path / "bad")
+    said = f"Error: {raw / file}, line {line}: byte 0xe9 is not UTF-8; save the file as UTF-8\n"
+    assert (result.exit_code, result.output) == (1, said)
     assert not (tmp_path / "bad").exists()
 
 
