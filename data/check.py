@@ -139,10 +139,12 @@ def check_candidates(stored: Stored, title_number: np.ndarray) -> Iterator[Findi
     name, n_items = stored.path.name, len(title_number) - 1
     split, C = stored.path.stem.split("_")[1:]
     cand_nC = read_npy(stored.path)
+    has_wrong_shape = cand_nC.shape != (len(stored.target), int(C))
     yield finding(
-        f"{name}: a row for every sample, of the right width",
-        np.array([cand_nC.shape != (len(stored.target), int(C))]),
+        f"{name}: a row for every sample, of the right width", np.array([has_wrong_shape])
     )
+    if has_wrong_shape:
+        return  # whose row each is, nobody knows
     cand_nC = np.asarray(cand_nC[:MOST_ROWS], np.int64)
     yield finding(f"{name}: its items are 1..I", (cand_nC < 1) | (cand_nC > n_items))
     cand_nC = np.clip(cand_nC, 1, n_items)

@@ -53,6 +53,27 @@ def test_checks_find_what_is_planted(tmp_path, part):
     ), result.output
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a[:, :-1],  # a column too few
+        lambda a: np.concatenate([a, a[:, :1]], 1),  # a column too many
+        lambda a: a[:-1],  # a row too few
+        lambda a: np.concatenate([a, a[:1]]),  # a row too many
+        lambda a: a.ravel(),  # no rows at all
+    ],
+)
+@pytest.mark.parametrize("part", ["candidates_val_15", "candidates_train_20"])
+def test_candidates_of_the_wrong_shape_are_a_bad_line(tmp_path, part, change):
+    data, _ = prepared(tmp_path, random_log())
+    path = data.folder / f"{part}.npy"
+    np.save(path, change(np.load(path)))
+    result = run("toy", "--out", tmp_path / "out", "--check")
+    bad = [line for line in result.output.splitlines() if line.startswith("BAD")]
+    assert bad == [f"BAD  {path.name}: a row for every sample, of the right width: 1 of 1"]
+    assert result.exit_code == 1 and "checks failed; prepare it again" in result.output
+
+
 def test_titles_like_the_target_s_are_counted(tmp_path):
     titles = {str(i): "the same" for i in range(1, 41)}
     prepared(tmp_path, toy(), titles=titles)
