@@ -31,11 +31,13 @@ def latencies(run: Run, data: Data) -> tuple[float, float, float]:
 def milliseconds(
     rank: ScoresAfter, olds: list[np.ndarray], batch: int, seconds: float = 3
 ) -> float:
-    """Median time a request takes when `batch` come at once."""
+    """Median ms a request takes when `batch` come at once (all of `olds`, where they are fewer)."""
+    batch = min(batch, len(olds))
+    places = max(len(olds) - batch, 1)  # where a batch may begin
     spent, began, at = [], time.time(), 0
     rank(olds[:batch])
     while len(spent) < 5 or (time.time() - began < seconds and len(spent) < 200):
-        at = (at + batch) % (len(olds) - batch)
+        at = (at + batch) % places
         start = time.time()
         rank(olds[at : at + batch])
         spent.append(time.time() - start)
