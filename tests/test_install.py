@@ -2,14 +2,19 @@
 common.
 """
 
+import ast
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
 from golden import copy_of_working_tree
+from scripts import ROOT
 from test_import_root import dummies
 
 PROBE = """
@@ -64,10 +69,54 @@ def sources_of(clone) -> set[str]:
     return {(p if p.parts[0] == "delrec" else "delrec" / p).as_posix() for p in kept}
 
 
+def required_by(wheel) -> set[str]:
+    """The names of the packages that a wheel installs with itself."""
+    with zipfile.ZipFile(wheel) as z:
+        (name,) = [name for name in z.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = message_from_bytes(z.read(name)).get_all("Requires-Dist")
+    return {re.match(r"[\w-]+", line)[0] for line in lines if "extra ==" not in line}
+
+
+def without_comments(text) -> list[str]:
+    """The requirements of a requirements.txt, one a line."""
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [line.replace('"', "'") for line in lines if line]
+
+
+def packages_imported() -> set[str]:
+    """The names that the library imports and that are neither ours nor Python's."""
+    files = [p for folder in ("delrec", "kernels", "data") for p in (ROOT / folder).rglob("*.py")]
+    names = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"delrec", "common", "recipes"}
+
+
+def test_make_installs_what_the_library_and_its_developers_need():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert without_comments((ROOT / "requirements.txt").read_text()) == wanted
+
+
+def test_the_library_requires_what_it_imports():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    # the benches' rival has a Python of its own; a bench that runs a script
+    imported = packages_imported() - {"recbole", "train_backbone"}
+    assert {name.replace("lion_pytorch", "lion-pytorch") for name in imported} <= required
+
+
 def test_a_wheel_holds_all_that_is_imported_and_is_imported(clone, tmp_path):
     pip("wheel", clone, "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path / "dist")
     (wheel,) = (tmp_path / "dist").iterdir()
     names = set(zipfile.ZipFile(wheel).namelist())
+    assert not {"pytest", "ruff", "hypothesis"} & required_by(wheel) and "torch" in required_by(
+        wheel
+    )
     wanted = sources_of(clone)
     assert "delrec/data/paper.csv" in wanted and any(name.endswith(".cpp") for name in wanted)
     assert wanted - names == set()
