@@ -63,7 +63,7 @@ def faults_of(path: Path):
         yield f"it has {lines} lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            most = PARAMETERS_OF_A_KERNEL if "kernels" in str(path) else PARAMETERS
+            most = PARAMETERS_OF_A_KERNEL if "kernel" in str(path) else PARAMETERS
             yield from faults_of_function(node, most)
         if isinstance(node, ast.Assign):
             yield from faults_of_assignment(node)
