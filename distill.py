@@ -18,6 +18,7 @@ vectors of the backbone (E4SRec), and the maps between them and the frozen LM ar
 (items.safetensors). RPS then asks for the whole list r_1..r_h after every item of a window.
 """
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import click
@@ -29,18 +30,19 @@ from lion_pytorch import Lion
 import common
 from common import ABOVE_0, FROM_0, WHOLE
 from delrec.data.prepared import with_lists
-from delrec.lm import items, listed, prompt_training
+from delrec.lm import items, prompt_training
+from delrec.lm.lists import Lists, read_lists
 from delrec.lm.model import located
 from delrec.lm.questions import Question, tasks_of
 from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.verbalizers import score
 from delrec.lm.windows import WindowPrompt, Windows, targets_of
-from delrec.processes import Ranks, finish, sum_gradients, sum_over_ranks
+from delrec.processes import finish, sum_gradients, sum_over_ranks
 from delrec.runtime import described, stop, write_json
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
-from delrec.training.memory import largest_micro
+from delrec.training.memory import micro_of
 
 # what --paper sets (section V); ours, chosen on ml-100k, are the defaults of the options
 PAPER = dict(history=10, verbalizer="mean", show=True, balance="gradnorm", lr=5e-3)
@@ -111,7 +113,7 @@ class Listed:
 class Lessons:
     """What each step asks: two batches, of TA and of RPS, from the same samples."""
 
-    def __init__(self, cfg: SimpleNamespace, r: Ranker, lists: listed.Lists, n: int):
+    def __init__(self, cfg: SimpleNamespace, r: Ranker, lists: Lists, n: int):
         self.cfg, self.r, self.lists = cfg, r, lists
         train, have_lists = r.data.train, with_lists(lists.folder, r.data)
         taught_n = np.random.default_rng([cfg.seed, 1]).permutation(have_lists)
@@ -142,25 +144,12 @@ class Lessons:
         ta, rps = (ta if cfg.tasks != "rps" else []), (rps if cfg.tasks != "ta" else [])
         return [(self.ta, ta), (self.rps, rps)]
 
-    def micro(self, ranks: Ranks) -> int:
-        """How many prompts a pass takes: --micro, or as many of the longest as memory holds."""
-        most = -(-self.cfg.batch // ranks.world)
-        if self.cfg.micro != "auto":
-            return min(self.cfg.micro, most)
-        trials = {}
+    def trials(self) -> Iterator[tuple]:
+        """Pairs (lesson's loss, prompts) that --micro auto tries; made when they are asked for."""
+        prompts = {}
         for lesson, batch in self.batches(np.arange(min(64, len(self.order))), self.cfg.seed):
-            trials.setdefault(lesson, []).extend(batch)
-        fits = [most]
-        for lesson, trial in trials.items():
-            trial.sort(key=lambda q: -len(q.tail))
-
-            def a_pass(m, lesson=lesson, trial=trial):
-                (lesson.loss(trial[:m]) / m).backward()
-
-            tails = [q.tail for q in trial]
-            if trial:
-                fits.append(largest_micro(a_pass, tails, most, ranks.device, ranks))
-        return min(fits)
+            prompts.setdefault(lesson, []).extend(batch)
+        yield from ((lesson.loss, batch) for lesson, batch in prompts.items() if batch)
 
 
 def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:
@@ -323,7 +312,7 @@ def main(ctx: click.Context, **config) -> None:
     settle(cfg, typed)
     ranks, data, folder = common.enter(cfg, "prompt-ids" if cfg.input == "ids" else "prompt")
     cfg.llm = located(cfg.llm)
-    lists = listed.read_lists(cfg.backbone, data, f"--dataset {cfg.dataset}")
+    lists = read_lists(cfg.backbone, data, f"--dataset {cfg.dataset}")
     r = prompt_training.open_frozen(cfg, data, ranks, lists)
     made = prompt_training.made_with(cfg, ranks, r, lists)
     moving = prompt_training.Moving(cfg, r)
@@ -338,7 +327,7 @@ def main(ctx: click.Context, **config) -> None:
     if quiz.before is None:
         quiz.before = quiz.ask(r, ranks, "before")
     lessons = Lessons(cfg, r, lists, n_steps * cfg.batch)
-    micro = record["micro"] = lessons.micro(ranks)
+    micro = record["micro"] = micro_of(cfg.micro, cfg.batch, lessons.trials(), ranks)
     balance = Balance(cfg)
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
     moved, best = Weights(params), Best(ranks.device)

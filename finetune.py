@@ -44,13 +44,13 @@ from delrec.processes import finish, sum_gradients
 from delrec.runtime import Run, described
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
-from delrec.training.memory import peak_gb
+from delrec.training.memory import micro_of, peak_gb
 
 PARTS = ("candidates", "titles", "cos", "norm", "ms")  # of the loss
 # what --paper sets (DELRec, section V); ours, chosen on ml-100k, are the defaults of the options
 PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates")
 PAPER |= dict(adapt="qv", lr=1e-4, calibrate=False)
-# what is set where nobody typed it: by the form of the input, and with a teacher or without
+# what is set where nobody typed it, by the form of the input, and with a teacher or without
 TITLES = dict(history=10, samples=1600, val_samples=200, micro=8)
 VECTORS = dict(history=20, samples=12288, val_samples=1000, micro=16, soft_prompt="none")
 TAUGHT = dict(lambda_cos=1.0, lambda_norm=1e-4, lambda_ms=0.1)
@@ -64,7 +64,7 @@ FIXED = dict(verbalizer="items", show=False, order="shuffled", loss="candidates"
 def settle(cfg: SimpleNamespace, typed: set[str], data: Data) -> tuple[Run | None, Run | None]:
     """The runs of the teacher and of the soft prompt, or None. Gives every flag its final value."""
     cfg.llm = located(cfg.llm)
-    teacher_run = slmrec.teacher_of(cfg, typed, data) if cfg.teacher else None
+    teacher_run = slmrec.settle_by_teacher(cfg, typed, data) if cfg.teacher else None
     fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
     fill(cfg, TAUGHT if cfg.teacher else ALONE)
     check(cfg, typed)
@@ -307,7 +307,8 @@ def main(ctx: click.Context, **config) -> None:
         losses = task.losses(examples)
         return losses | blocks.losses(task, examples, numbers) if blocks else losses
 
-    micro = record["micro"] = student.micro_of(cfg, r, seen, losses_of, ranks)
+    trials = student.trials(r, seen, losses_of)
+    micro = record["micro"] = micro_of(cfg.micro, cfg.batch, trials, ranks)
     loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
     loop.keep(adalora=adalora.Importances(adapter, ranks.device))
     parts = PARTS if cfg.loss == "both" or blocks else ()
@@ -350,7 +351,7 @@ def main(ctx: click.Context, **config) -> None:
     moving.must_hold()
     moved.load_state_dict(best.weights)
     score_nC = best.found["scores"]
-    neutral_I, w = student.calibration(cfg, r, valid, score_nC, ranks, out)
+    neutral_I, w = student.calibration(cfg, r, valid, score_nC, ranks)
     if ranks.main:
         student.write_parts(out, r, adapter, neutral_I, valid.among_all(score_nC))
         record |= {"settings": r.settings, "calibration": w, "best_step": best.step}
@@ -365,10 +366,9 @@ def close_run(
     folder: Path, record: dict, loop: Loop, cfg: SimpleNamespace, quality: tuple, n_val: int
 ) -> None:
     """Puts the run in its place and prints what came of it. quality: HR@1, NDCG@10, calibrated."""
-    settings, per_second = record["settings"], cfg.batch * loop.total / loop.spent["steps"]
+    per_second = cfg.batch * loop.total / loop.spent["steps"]
     record |= {
-        "backbone_run": settings["backbone_run"],
-        "backbone_digest": settings["backbone_digest"],
+        **{key: record["settings"][key] for key in ("backbone_run", "backbone_digest")},
         "lm_share": loop.lm_share(),
         "samples_per_second": round(per_second, 3),
         "train_seconds": round(loop.spent["steps"], 3),

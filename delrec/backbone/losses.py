@@ -115,8 +115,8 @@ def list_loss(
         return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], item_NK, w_NK)
     y_NK = (model.item(item_NK) * x_NE[:, None]).sum(-1) + model.bias[item_NK]
     y_N = (model.item(negative_N) * x_NE).sum(-1) + model.bias[negative_N]
-    unlisted_N = (item_NK != negative_N[:, None]).all(1)
-    return (w_NK * (F.softplus(-y_NK) + (F.softplus(y_N) * unlisted_N)[:, None])).sum()
+    is_unlisted_N = (item_NK != negative_N[:, None]).all(1)
+    return (w_NK * (F.softplus(-y_NK) + (F.softplus(y_N) * is_unlisted_N)[:, None])).sum()
 
 
 @torch.no_grad()

@@ -6,13 +6,9 @@ which earlier versions made, say nothing.
 """
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
-
-from delrec.data.prepared import Data, with_lists
+from delrec.data.prepared import Data
 from delrec.processes import Ranks
 from delrec.runtime import (
     NAMES,
@@ -20,67 +16,10 @@ from delrec.runtime import (
     folder_of,
     load_run,
     read_json,
-    read_npy,
     settle,
-    stop,
     when,
     write_json,
 )
-
-
-@dataclass
-class Lists:
-    """What a backbone would show next after every training and validation sample."""
-
-    folder: Path  # its run
-    backbone: str  # as prompts call it
-    train: np.ndarray  # items, best first, int32 (n, h); 0 where it wrote none
-    val: np.ndarray
-
-    def top(self, split: str, which: np.ndarray, h: int) -> np.ndarray:
-        """The first h of the lists of some samples of a split."""
-        return getattr(self, split)[which][:, :h]
-
-
-def read_lists(name: str | None, data: Data, train_it: str) -> Lists:
-    """The lists in a backbone's run folder; runs/<dataset>/sasrec if `name` is None. train_it: the
-    options that train_backbone.py needs to make the folder."""
-    folder = folder_of("runs", name or f"{data.folder_name}/sasrec")
-    settle(folder, "config.json")
-    if not (folder / "config.json").exists():
-        named = f" --out {name}" if name else ""
-        stop(f"no backbone in {folder}; train it with: python train_backbone.py {train_it}{named}")
-    run = load_run(folder, data, stages=["train_backbone"])
-    arrays = {}
-    for split in ("train", "val"):
-        path = folder / f"topk_{split}.npy"
-        if not path.exists():
-            stop(
-                f"{folder} lacks topk_{split}.npy, the backbone's lists; train it again with "
-                "train_backbone.py"
-            )
-        arrays[split] = read_npy(path, (len(getattr(data, split)), None))
-    model = getattr(run, "model", "the recommender")
-    return Lists(folder, NAMES.get(model, model), **arrays)
-
-
-def must_list(lists: Lists, cfg: SimpleNamespace, data: Data) -> None:
-    """Stops where a backbone's lists are too short or too few for stage 1, or the catalogue is."""
-    if lists.train.shape[1] < cfg.h:
-        stop(
-            f"{lists.folder} lists {lists.train.shape[1]} items per sample, --h is {cfg.h}; "
-            f"train it with --top-h {cfg.h} or more"
-        )
-    if cfg.input == "ids" and (n := len(with_lists(lists.folder, data))) < len(data.train):
-        stop(
-            f"--input ids asks for the backbone's list after every item; {lists.folder} lists {n} "
-            f"of {len(data.train)} training samples: train it again with --lists {len(data.train)}"
-        )
-    if data.n_items < cfg.C + cfg.h:
-        stop(
-            f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the "
-            f"catalogue has {data.n_items}; lower --candidates or --h"
-        )
 
 
 def backbone_of(name: str | None, data: Data, prompt_run: Run | None = None) -> tuple[str, Path]:
@@ -108,7 +47,7 @@ def backbone_digest(folder: Path | str) -> str | None:
     return None
 
 
-def lists(run: Run) -> bool:
+def lists_candidates(run: Run) -> bool:
     """True for a run whose prompts list the candidates in its backbone's order."""
     s = getattr(run, "settings", {})
     return s.get("order") == "backbone" and (s["show"] or s["verbalizer"] == "letter")
@@ -116,7 +55,7 @@ def lists(run: Run) -> bool:
 
 def digest_now(run: Run) -> str | None:
     """The digest of the backbone that a run's scores depend on; None if they depend on none."""
-    if not lists(run) or not getattr(run, "backbone_digest", None):
+    if not lists_candidates(run) or not getattr(run, "backbone_digest", None):
         return None
     return backbone_digest(run.settings["backbone_run"])
 
@@ -139,7 +78,7 @@ def say_if_another(run: Run, ranks: Ranks) -> None:
     if not ranks.main or not trained or run.stage not in ("distill", "finetune"):
         return
     now = backbone_digest(run.backbone_run)
-    stored = noted(run) if lists(run) else {}
+    stored = noted(run) if lists_candidates(run) else {}
     others = sorted(name for name, digest in stored.items() if digest != now)
     if now is None or (now == trained and not others):
         return
@@ -148,7 +87,7 @@ def say_if_another(run: Run, ranks: Ranks) -> None:
     backbone = Path(run.backbone_run)
     if (backbone / "config.json").exists():
         about += f" (it was trained {when(load_run(backbone))})"
-    if not lists(run):
+    if not lists_candidates(run):
         means = "what the run learned is of the earlier one; the scores it gives do not change"
     elif now == trained:
         means = f"{', '.join(others)} stand as they were made, new scores follow the one there now"

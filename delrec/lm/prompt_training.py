@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from delrec.data.prepared import Data, subset
 from delrec.lm import items
 from delrec.lm.layers import adapt_modules, checkpoint_layers
-from delrec.lm.listed import Lists, must_list
+from delrec.lm.lists import Lists, must_list
 from delrec.lm.model import load_lm
 from delrec.lm.questions import Question, tasks_of
 from delrec.lm.ranker import Ranker, make_ranker, score_tails, settings_of

@@ -172,7 +172,6 @@ def score_tails(
     cand_nC: np.ndarray,
     ranks: Ranks,
     name: str = "score",
-    out: Path | None = None,
     tokens: int | None = None,
 ) -> np.ndarray:
     """Scores float32 (n, C) of candidates for prompts, on every rank; the prefix computed once.
@@ -186,7 +185,7 @@ def score_tails(
     batches = batches_of(costs_of(r, tails, cand_nC), tokens or tokens_of(r.lm))
     batches = shares(batches, ranks, r.lm.sharded)
     mine = np.concatenate([np.zeros(0, int), *(j for j, own in batches if own)])
-    log, done = Log(out, len(mine), name, ranks, "prompt"), 0
+    log, done = Log(None, len(mine), name, ranks, "prompt"), 0
     rows = np.zeros((len(mine), cand_nC.shape[1]), np.float32)
     for j, own in batches:
         score_BC = score(r.lm, start, [tails[x] for x in j], cand_nC[j], r.titles, r.verbalizer)
@@ -221,7 +220,6 @@ def score_samples(
     which: np.ndarray,
     C: int,
     ranks: Ranks,
-    out: Path | None = None,
     name: str = "score",
 ) -> np.ndarray:
     """Scores (len(which), C) of the stored candidates of some samples of a split."""
@@ -230,7 +228,7 @@ def score_samples(
     old_nL = shown_histories(r, np.asarray(getattr(r.data, split))[which])
     tails = [r.prompts.history(h[h > 0], c)[0] for h, c in zip(old_nL, cand_nC)]
     rows = np.zeros((len(which), C), np.float32)
-    np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, ranks, name, out), 1)
+    np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, ranks, name), 1)
     return rows
 
 
@@ -320,7 +318,7 @@ def score_and_rank(
 # ---------------------------------------------------------------- calibration
 
 
-def neutral_scores(r: Ranker, ranks: Ranks, out: Path | None = None, chunk: int = 60) -> np.ndarray:
+def neutral_scores(r: Ranker, ranks: Ranks, chunk: int = 60) -> np.ndarray:
     """Each title's score under the same prompt with no history and no candidates: float32 (I+1,),
     which calibration subtracts."""
     if r.verbalizer == "letter":
@@ -331,7 +329,7 @@ def neutral_scores(r: Ranker, ranks: Ranks, out: Path | None = None, chunk: int 
     blocks = np.resize(items, (-(-len(items) // chunk), chunk))
     tails = [r.prompts.history([])[0]] * len(blocks)
     scores = np.zeros(r.data.n_items + 1, np.float32)
-    scores[blocks] = score_tails(r, tails, blocks, ranks, "neutral prompt", out)
+    scores[blocks] = score_tails(r, tails, blocks, ranks, "neutral prompt")
     return scores
 
 

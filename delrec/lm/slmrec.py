@@ -35,7 +35,7 @@ from delrec.training.log import Log
 PROMPT_FLAGS = ("input", "verbalizer", "show", "order", "history", "max_title", "max_tokens")
 
 
-def teacher_of(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
+def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
     """The teacher's run; its prompts are the student's, so flags that shape them take its values.
 
     A typed one that differs is refused.

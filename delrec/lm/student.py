@@ -2,7 +2,7 @@
 moves, what must hold at the end, and what is written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +20,6 @@ from delrec.lm.windows import Windows
 from delrec.processes import Ranks
 from delrec.runtime import Run, stop, write_npy
 from delrec.training import checkpoints
-from delrec.training.memory import largest_micro
 from delrec.training.steps import groups_of
 
 
@@ -72,25 +71,11 @@ def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, teacher_run: Run | 
     return made
 
 
-def micro_of(
-    cfg: SimpleNamespace,
-    r: Ranker,
-    seen: Windows | Histories,
-    losses_of: Callable[[list], dict[str, torch.Tensor]],
-    ranks: Ranks,
-) -> int:
-    """How many samples a pass takes: --micro, or as many of the longest as memory holds."""
-    most, micro = -(-cfg.batch // ranks.world), cfg.micro
-    if micro == "auto":
-        r.lm.model.train()
-        trial = seen.prompts(r, np.arange(len(seen.n_reads))[-64:])
-        trial.sort(key=lambda e: -len(e.tail))
-
-        def a_pass(m):
-            sum(losses_of(trial[:m]).values()).backward()
-
-        micro = largest_micro(a_pass, [e.tail for e in trial], most, ranks.device, ranks)
-    return min(micro, most)
+def trials(r: Ranker, seen: Windows | Histories, losses_of: Callable) -> Iterator[tuple]:
+    """The pair (loss, examples) that --micro auto tries; nothing is made before it is asked for."""
+    r.lm.model.train()
+    last = np.arange(len(seen.n_reads))[-64:]
+    yield lambda batch: sum(losses_of(batch).values()), seen.prompts(r, last)
 
 
 class Moving:
@@ -172,12 +157,11 @@ def calibration(
     valid: Validation,
     score_nC: np.ndarray,
     ranks: Ranks,
-    out: Path,
 ) -> tuple[np.ndarray, float]:
     """The scores that calibration subtracts from each item (I+1,), and their weight."""
     if not cfg.calibrate:
         return np.zeros(r.data.n_items + 1, np.float32), 0.0
-    neutral_I = neutral_scores(r, ranks, out)
+    neutral_I = neutral_scores(r, ranks)
     return neutral_I, calibrate(score_nC, valid.cand_nC, neutral_I, valid.target_n)
 
 

@@ -4,7 +4,7 @@ import ctypes
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,26 @@ def free_bytes(device: torch.device) -> int | None:
         return total_bytes(device)
     lines = meminfo.read_text().splitlines()
     return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+
+
+def micro_of(micro: int | str, batch: int, trials: Iterable[tuple], ranks: Ranks) -> int:
+    """How many samples a pass takes: `micro`, or with "auto" as many of the longest as memory
+    holds; at most this process' part of a batch.
+
+    trials: pairs (loss, samples) that are tried; loss(samples) is a tensor."""
+    most = -(-batch // ranks.world)
+    if micro != "auto":
+        return min(micro, most)
+    fits = [most]
+    for loss, samples in trials:
+        longest = sorted(samples, key=lambda sample: -len(sample.tail))
+
+        def a_pass(m, loss=loss, longest=longest):
+            loss(longest[:m]).backward()
+
+        tails = [sample.tail for sample in longest]
+        fits.append(largest_micro(a_pass, tails, most, ranks.device, ranks))
+    return min(fits)
 
 
 def largest_micro(

@@ -1,0 +1,65 @@
+"""A backbone's lists, what stage 1 learns from: what it would show next after every sample."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from delrec.data.prepared import Data, with_lists
+from delrec.runtime import NAMES, folder_of, load_run, read_npy, settle, stop
+
+
+@dataclass
+class Lists:
+    """What a backbone would show next after every training and validation sample."""
+
+    folder: Path  # its run
+    backbone: str  # as prompts call it
+    train: np.ndarray  # items, best first, int32 (n, h); 0 where it wrote none
+    val: np.ndarray
+
+    def top(self, split: str, which: np.ndarray, h: int) -> np.ndarray:
+        """The first h of the lists of some samples of a split."""
+        return getattr(self, split)[which][:, :h]
+
+
+def read_lists(name: str | None, data: Data, train_it: str) -> Lists:
+    """The lists in a backbone's run folder; runs/<dataset>/sasrec if `name` is None. train_it: the
+    options that train_backbone.py needs to make the folder."""
+    folder = folder_of("runs", name or f"{data.folder_name}/sasrec")
+    settle(folder, "config.json")
+    if not (folder / "config.json").exists():
+        named = f" --out {name}" if name else ""
+        stop(f"no backbone in {folder}; train it with: python train_backbone.py {train_it}{named}")
+    run = load_run(folder, data, stages=["train_backbone"])
+    arrays = {}
+    for split in ("train", "val"):
+        path = folder / f"topk_{split}.npy"
+        if not path.exists():
+            stop(
+                f"{folder} lacks topk_{split}.npy, the backbone's lists; train it again with "
+                "train_backbone.py"
+            )
+        arrays[split] = read_npy(path, (len(getattr(data, split)), None))
+    model = getattr(run, "model", "the recommender")
+    return Lists(folder, NAMES.get(model, model), **arrays)
+
+
+def must_list(lists: Lists, cfg: SimpleNamespace, data: Data) -> None:
+    """Stops where a backbone's lists are too short or too few for stage 1, or the catalogue is."""
+    if lists.train.shape[1] < cfg.h:
+        stop(
+            f"{lists.folder} lists {lists.train.shape[1]} items per sample, --h is {cfg.h}; "
+            f"train it with --top-h {cfg.h} or more"
+        )
+    if cfg.input == "ids" and (n := len(with_lists(lists.folder, data))) < len(data.train):
+        stop(
+            f"--input ids asks for the backbone's list after every item; {lists.folder} lists {n} "
+            f"of {len(data.train)} training samples: train it again with --lists {len(data.train)}"
+        )
+    if data.n_items < cfg.C + cfg.h:
+        stop(
+            f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the "
+            f"catalogue has {data.n_items}; lower --candidates or --h"
+        )
