@@ -182,7 +182,7 @@ def read_rows(path: Path, columns: Columns) -> Rows:
 
 def every_row_has_a_time(rows: list[Row], header: list[str], path: Path, columns: Columns) -> bool:
     """True if the timestamp orders the log. Where both columns exist it counts only if every row
-    has one: half a clock orders nothing.
+    has one: times with gaps give no order.
     """
     if columns.timestamp not in header:
         return False

@@ -74,7 +74,7 @@ def load_data(name: str) -> Data:
 
 
 def not_prepared(folder: Path) -> str:
-    """The sentence about a folder in which no prepared data set is: which there are, and how to
+    """The sentence about a folder that holds no prepared data set: which ones there are, and how to
     prepare this one.
     """
     here = runtime.ROOT / "data"

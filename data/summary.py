@@ -77,7 +77,7 @@ def digest_of(made: Preparation) -> str:
 
 
 def summary(meta: dict, out: Path) -> str:
-    """The table at the end."""
+    """The table that prepare.py prints at the end."""
     samples, cold, titles = meta["samples"], meta["cold"], meta["titles"]
     split = f"{meta['split']}, by {meta['order']}"
     if meta["cuts"]:

@@ -1,10 +1,11 @@
 // Attention of a decoder's packed rows, forward only.
 //
-// Rows stand one behind the other. Token i of row b (ptr[b] <= i < ptr[b + 1]) sees the prefix
-// (kept keys), its row's tokens of segment 0 up to itself if it is one of them (else all of them),
-// and its own segment up to itself; segments come in order. The H / G heads that share keys stand
-// side by side as if they were more queries. A job keeps MR queries' scores of all its keys, so the
-// softmax needs no running maximum.
+// Rows stand one behind the other. Token i of row b (ptr[b] <= i < ptr[b + 1]) sees
+//   the prefix (`kept` keys),
+//   its row's segment 0: up to itself if it belongs to it, else all of it,
+//   its own segment up to itself.
+// Segments come in order. The H / G heads that share keys stand side by side, like more queries. A
+// job keeps the scores of MR queries with all their keys, so the softmax needs no running maximum.
 #pragma once
 #include "product.h"
 
@@ -200,7 +201,7 @@ static void attend(RowOfHeads<T>& row, const Queries& of, T* out_MHd) {
     }
 }
 
-// part `part` of `parts` of the queries of each of the row's segments
+// the queries of part `part` of `parts` of each segment of the row
 template <class T>
 static void attend_row(RowOfHeads<T>& row, int64_t part, int64_t parts, T* out_MHd) {
     const PackedRows<T>& in = row.in;
@@ -228,7 +229,7 @@ template <class T>
 static void attention(const PackedRows<T>& in, T* out_MHd) {
     const int64_t jobs = in.rows * in.G, share = in.H / in.G;
     const int64_t wide_d = (in.d + V2 - 1) / V2 * V2, K = padded<factor<T>>(in.d);
-    // of a row's queries, where rows and groups alone are few
+    // of a row's queries: more than one only where rows and groups are few
     const int64_t wanted = 4 * omp_get_max_threads() / std::max<int64_t>(1, jobs);
     const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(8, wanted));
     int64_t longest = 0;

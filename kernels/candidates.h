@@ -6,8 +6,8 @@
 // elements of a row at a time: four rows of the head and x stay in the first-level cache
 const int64_t BLOCK = 512;
 
-// f(a0, a1, a2, a3) on four rows of m elements, as they are where the compiler widens while it
-// reads, else widened first
+// calls f(a0, a1, a2, a3) on four rows of m elements: as they are where the compiler can widen them
+// while it reads, else widened first
 template <class T, class F>
 static inline void four_rows(const T* const* r, float* room, int64_t m, F f) {
     if constexpr (std::is_same<T, fp16>::value)
@@ -74,7 +74,7 @@ static void pool(const T* head_VD, int64_t stride, const int32_t* tok_NT, const 
                 float* out = pooled_ND + i * D + d0;
                 std::fill(out, out + m, 0.f);
                 for (int32_t t = 0; t < n; t += 4) {
-                    // the last of a title's rows stands in for those beyond it, weighing nothing
+                    // behind the title's end its last row is read again, with weight 0
                     const T* r[4];
                     float w[4];
                     for (int j = 0; j < 4; j++) {

@@ -6,8 +6,8 @@
 const int LANES = 16;           // users side by side: one cache line of logits for a token
 const int TABLES = NR / LANES;  // tables of so many users that one pass over the head can fill
 
-// table[v, lane] = head[v] . x[lane] + bias[v] for each LANES users, one table of V x LANES behind
-// the other
+// table[v, lane] = head[v] . x[lane] + bias[v] for each LANES users; the tables, V x LANES each,
+// stand one behind the other
 template <int G, class T>
 static void logits(const T* x_BD, const T* head_VD, int64_t stride, const float* bias_V,
                    float* tables, int64_t users, int64_t V, int64_t D) {

@@ -1,9 +1,9 @@
 // The verbalizer's loops on a CPU, called through ctypes by cpu.py. Plain pointers; everything is
 // contiguous except that the head's rows stand `stride` elements apart. Shapes, dtypes and token
-// ranges were checked in verbalizer.py. Every output is summed by one thread in a fixed order: the
+// ranges were checked by checks.py. Every output is summed by one thread in a fixed order: the
 // same numbers whatever the number of threads.
 //
-// One translation unit: each topic is a header. Here stands what ctypes sees.
+// One translation unit; each topic has a header. This file holds what ctypes calls.
 #include "numbers.h"
 #include "product.h"
 #include "candidates.h"

@@ -107,8 +107,8 @@ def say_none(why: str) -> None:
 
 
 def call(name: str, *args: object) -> int | None:
-    """What the library's function says. Tensors go as pointers, integers as int64, None as a null
-    pointer.
+    """What a function of the library returns. Tensors go as pointers, integers as int64, None as a
+    null pointer.
 
     As many threads as torch has: its OpenMP need not be the library's.
     """
@@ -270,6 +270,6 @@ def attention(
     tokens = (q_MHd, k_MGd, v_MGd, cos_Md, sin_Md)
     prefix = (*(past or (None, None)), kept)
     sizes = (len(ptr) - 1, H, k_MGd.shape[1], d)
-    scale = ctypes.c_float(scale)
-    call("attention", dtype(q_MHd), *tokens, *prefix, seg_M, ptr, *sizes, scale, out_MHd)
+    as_float = ctypes.c_float(scale)
+    call("attention", dtype(q_MHd), *tokens, *prefix, seg_M, ptr, *sizes, as_float, out_MHd)
     return out_MHd

@@ -1,4 +1,4 @@
-// A decoder's layer, forward only: what of it is neither attention nor a matrix product of torch.
+// A decoder's layer, forward only: what is neither attention nor one of torch's products.
 #pragma once
 #include "product.h"
 

@@ -81,7 +81,7 @@ struct Grown {
     float top[NR], shrink[NR];
 };
 
-// takes n x NR logits into the sums s of NR rows of x, whose maxima were m; l becomes e^(l - top)
+// adds n x NR logits to the sums s of NR rows of x, whose maxima were m; l becomes e^(l - top)
 static inline Grown absorb(float* l, int64_t n, const float* m, float* s) {
     float top[NR], shrink[NR], sum[NR] = {};
     std::copy(m, m + NR, top);
@@ -103,7 +103,7 @@ static inline Grown absorb(float* l, int64_t n, const float* m, float* s) {
     return grown;
 }
 
-// takes a tile of n rows of the head, weighted by room.l, into the sums E of NR rows of x
+// adds a tile of n rows of the head, weighted by room.l, to the sums E of NR rows of x
 template <class T>
 static inline void absorb_rows(const Grown& grown, const float* m, int64_t n, int64_t D,
                                int64_t wide_D, LikelihoodRoom<T>& room, float* E) {
@@ -154,7 +154,7 @@ static void sum_part(const LogProbs<T>& in, int64_t part, int64_t n0, int64_t fi
     }
 }
 
-// row i of the results: the parts of the head together, in their order
+// writes row i of the results: joins the parts of the head, in their order
 template <class T>
 static void join_parts(const LogProbs<T>& in, int64_t i, int64_t parts, const Running& from,
                        float* logp_N, float* diff_ND) {
@@ -178,7 +178,7 @@ static void join_parts(const LogProbs<T>& in, int64_t i, int64_t parts, const Ru
 template <class T>
 static void likelihood(const LogProbs<T>& in, float* logp_N, float* diff_ND) {
     const int64_t N = in.N, V = in.V, chunks = (N + CHUNK - 1) / CHUNK;
-    // of the head, where the chunks alone are few
+    // of the head: more than one only where chunks are few
     const int64_t parts = std::max<int64_t>(1, std::min(16 / chunks, V / 1024));
     const int64_t K = padded<factor<T>>(in.D), wide_D = (in.D + NR - 1) / NR * NR;
     Running sums(parts, chunks * CHUNK, wide_D, in.gradient);

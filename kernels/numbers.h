@@ -1,4 +1,4 @@
-// Numbers of 16 bits, and what every loop needs of numbers.
+// 16-bit numbers, and what all loops need: widening, rounding, e^x.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -39,14 +39,14 @@ static inline float wide(fp16 v) {
 #endif
 }
 static inline void narrow(float v, float& out) { out = v; }
-// to the nearest, ties to even; only finite v come here
+// rounds to the nearest, ties to even; v is finite
 static inline void narrow(float v, bf16& out) {
     uint32_t u;
     std::memcpy(&u, &v, 4);
     out.bits = uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// a number where it is not wider than its place
+// stores a number in a place that is at least as wide
 static inline void put(float v, float& out) { out = v; }
 static inline void put(bf16 v, bf16& out) { out = v; }
 static inline void put(bf16 v, float& out) { out = wide(v); }

@@ -132,7 +132,7 @@ def make_lms(circle: Circle) -> None:
 
 
 def prepare(circle: Circle) -> None:
-    """The embedded data set and the embedded LM, where they are asked for."""
+    """Prepares the embedded data set and the embedded LM, where they are asked for."""
     meta = runtime.ROOT / "data" / "ml-100k" / "meta.json"
     if circle.dataset == "ml-100k" and not meta.exists():
         stage(None, "data/prepare.py", "ml-100k")
@@ -204,7 +204,7 @@ def backbone_line(measured: Measured, name: str) -> str:
 
 
 def json_rows(circle: Circle, measured: Measured) -> list[Row]:
-    """All that was measured."""
+    """The rows of the last line: all that was measured."""
     table, ms = measured.table, measured.ms
     teacher, student = (load_run(circle.folder / name) for name in ("e4srec", "slmrec"))
     speedup = student.samples_per_second / teacher.samples_per_second

@@ -49,7 +49,7 @@ STAGES = [  # (run that it writes, command)
 
 
 def say_what_is_replaced(name: str) -> None:
-    """A line if the demo ran before.
+    """Prints a line if the demo ran before.
 
     Each stage is made anew: the minutes are those of all stages.
     """
@@ -84,7 +84,7 @@ def last_line_of(command: str) -> str:
 
 
 def peak_gb() -> float:
-    """Most memory that a stage has held, GB."""
+    """The most memory that a stage has held, in GB."""
     unit = 2**20 if sys.platform != "darwin" else 2**30
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
 

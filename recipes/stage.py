@@ -109,7 +109,7 @@ def exit_code(command: list[str], env: dict[str, str], printed: str | None) -> i
 
 
 def reuse(folder: Path, mark: str, args: Sequence) -> None:
-    """Says that a finished run is used again, and what it was made of that is another by now.
+    """Says that a finished run is used again, and what it was made of that was trained again since.
 
     One that was made with other values of the flags that shape it is not the one asked for, and
     ends the process.
@@ -148,7 +148,7 @@ def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
 
 
 def made_before(folder: Path, made: dict) -> list[str]:
-    """What the run in `folder` was made of (backbone, soft prompt, teacher, maps, LM) and was
+    """Of what the run in `folder` was made of (backbone, soft prompt, teacher, maps, LM), what was
     finished after it began.
     """
     if "finished" not in made:  # of earlier versions

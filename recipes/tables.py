@@ -87,7 +87,9 @@ def each_seed(plan: Plan, rows: Callable[[Runs], list[str]], dataset: str = "") 
 
 
 def more_seeds(plan: Plan, models: list[str]) -> list[str]:
-    """Backbones cost minutes: three seeds of them at least, whatever --seeds says of the LMs."""
+    """Names of more runs of backbones, which cost minutes: three seeds of them at least, whatever
+    --seeds says of the LMs.
+    """
     names = []
     for seed in range(plan.seeds, 3):
         runs = Runs(plan, plan.dataset, seed)
@@ -289,7 +291,7 @@ def check(plan: Plan) -> None:
 
 
 def prepare(plan: Plan) -> None:
-    """Data sets and the LM: the embedded ones are made, of others is said how."""
+    """Makes the embedded data set and LM; for others it says how they are prepared."""
     for name in [plan.dataset, *plan.also]:
         if name == "ml-100k" and not (runtime.ROOT / "data" / name / "meta.json").exists():
             stage(None, "data/prepare.py", name)

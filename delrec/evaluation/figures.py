@@ -1,6 +1,6 @@
 """What evaluate.py measured as figures, each made from one dict (metrics.json, see measure.py).
 
-matplotlib is imported where something is drawn: what draws nothing starts without it.
+matplotlib is imported where something is drawn: a command that draws nothing does not load it.
 """
 
 import json

@@ -19,7 +19,7 @@ DATASETS = {
     "kuairec": "KuaiRec",
 }
 PLAIN_LMS = {"google/flan-t5-xl": "Flan-T5-XL", "google/flan-t5-large": "Flan-T5-Large"}
-# the same flags as a variant of DELRec's: told by the recipe's name
+# their flags are those of a variant of DELRec; the recipe's name tells them apart
 OTHER_METHODS = {
     "llara": "LLaRA",
     "llamarec": "LlamaRec",

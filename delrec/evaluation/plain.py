@@ -18,7 +18,7 @@ from delrec.runtime import Run, is_run, load_run, read_json, read_npy, settle, s
 
 
 def made_of(cfg: SimpleNamespace, lm: LM, data: Data) -> dict:
-    """What the run is made of, as its config.json says it: two of the same give the same scores."""
+    """What the run is made of, as its config.json says it: two of the same score alike."""
     return {
         "llm": cfg.llm,
         "llm_fingerprint": lm.identity,
@@ -41,8 +41,9 @@ def made_of(cfg: SimpleNamespace, lm: LM, data: Data) -> dict:
 
 
 def made_the_same_way(folder: Path, made: dict, overwrite: bool, ranks: Ranks) -> bool:
-    """True, and a line, if `folder` holds the plain LM's run of these settings; one of others is
-    refused. With --overwrite neither counts."""
+    """True (a line says so) if `folder` holds the plain LM's run of these settings; a run of other
+    settings is refused. With --overwrite always False.
+    """
     settle(folder, "config.json")
     if overwrite or not is_run(folder):
         return False

@@ -48,8 +48,8 @@ def kendall(a_nC: np.ndarray, b_nC: np.ndarray) -> np.ndarray:
 
 
 def agreement(a_nC: np.ndarray, b_nC: np.ndarray) -> np.ndarray:
-    """Share of the first place that two scores name alike: 1 if the same one candidate, less where
-    first places are tied.
+    """How far two scores agree on the first place (n,): 1 if both name the same one candidate, less
+    where first places are tied.
     """
 
     def first(score_nC):
@@ -167,7 +167,7 @@ class Nearness:
     """How near an LM's ranking is to the backbone's, for each sample."""
 
     tau_n: np.ndarray  # Kendall's tau
-    same_n: np.ndarray  # share of the first place that both name alike
+    same_n: np.ndarray  # agreement on the first place
 
 
 def causal_test(
@@ -204,7 +204,7 @@ def means_of(near: dict[str, Nearness], user: np.ndarray) -> dict:
 
 
 def differences_of(near: dict[str, Nearness], user: np.ndarray) -> dict:
-    """What the trained prompt moves more than the others, with tests, as probe.json holds it."""
+    """How much nearer the trained prompt is than the others, with tests, as probe.json holds it."""
     trained = near["trained"]
     return {
         name: {

@@ -27,7 +27,7 @@ STAGES = ["lm", "train_backbone", "distill", "finetune"]  # the order of the row
 
 @dataclass
 class Row:
-    """One that ranks the candidates."""
+    """What ranks the candidates: a run, a floor, or two rows fused."""
 
     val_nC: np.ndarray  # its scores on validation, by which what is chosen is chosen
     test_nC: np.ndarray  # its scores on the test part
@@ -104,7 +104,7 @@ def add_run(
     test: Part,
     with_shuffled: bool = False,
 ) -> None:
-    """Adds the row of a run; with_shuffled also that of the run when it sees its histories in a
+    """Adds the row of a run; with_shuffled: also one of the run when it sees its histories in a
     random order.
     """
     name = run.folder.name if run.folder.name not in rows else str(run.folder)

@@ -174,7 +174,7 @@ def scored_by_lm(
 
 
 def store(path: Path, score_nC: np.ndarray, run: Run, ranks: Ranks) -> None:
-    """Stores scores in the folder of the run that gave them, and which backbone listed."""
+    """Stores scores in the folder of their run, and notes which backbone listed the candidates."""
     if ranks.main:
         stop_if_replaced(run)
         write_npy(path, score_nC)
@@ -198,7 +198,7 @@ def shuffled_backbone(
     scorer: Scorer, run: Run, split: str, which: np.ndarray, batch: int = 256
 ) -> np.ndarray:
     """Scores (n, C) of a backbone that sees its histories in a random order: what it stored is of
-    the real order, and it is quick to ask again.
+    the real order, and scoring again is quick.
     """
     data = scorer.data
     scores_after = history_scorer(run)

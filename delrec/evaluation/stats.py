@@ -72,17 +72,18 @@ def difference(
     hr: int = 1,
     ndcg: int = 10,
 ) -> dict[str, float]:
-    """Metrics of row a minus row b's: HR tested by McNemar, which takes samples of one user as
-    independent and knows no ties (they are left out), and by the paired t; NDCG by the paired t.
+    """The metrics of row a minus those of row b, tested: HR by McNemar, which takes samples of one
+    user as independent and knows no ties (they are left out), and by the paired t; NDCG by the
+    paired t.
     """
-    hr, ndcg = f"hr@{hr}", f"ndcg@{ndcg}"
-    whole = np.isin(a[hr], (0, 1)) & np.isin(b[hr], (0, 1))
+    hit, gain = f"hr@{hr}", f"ndcg@{ndcg}"
+    whole = np.isin(a[hit], (0, 1)) & np.isin(b[hit], (0, 1))
     return {
-        hr: float((a[hr] - b[hr]).mean()),
-        f"p_mcnemar_{hr}": mcnemar(a[hr][whole] == 1, b[hr][whole] == 1),
-        f"p_t_{hr}": paired_t(a[hr], b[hr], user),
-        ndcg: float((a[ndcg] - b[ndcg]).mean()),
-        f"p_t_{ndcg}": paired_t(a[ndcg], b[ndcg], user),
+        hit: float((a[hit] - b[hit]).mean()),
+        f"p_mcnemar_{hit}": mcnemar(a[hit][whole] == 1, b[hit][whole] == 1),
+        f"p_t_{hit}": paired_t(a[hit], b[hit], user),
+        gain: float((a[gain] - b[gain]).mean()),
+        f"p_t_{gain}": paired_t(a[gain], b[gain], user),
     }
 
 

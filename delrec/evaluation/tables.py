@@ -33,7 +33,7 @@ def mark(p: float | None) -> str:
 
 def p_text(p: float) -> str:
     """A p with its stars."""
-    # no finer: 1 - (1 - p) in fp64
+    # 1 - (1 - p) in fp64 is no finer
     return (f"p={p:.3g}" if p >= 1e-15 else "p<1e-15") + mark(p)
 
 
@@ -51,7 +51,7 @@ def interval_text(v: dict) -> str:
 
 
 def seeds_text(v: dict, metrics: tuple[str, ...]) -> str:
-    """Mean and deviation over seeds, and what the reference differs by."""
+    """Mean and deviation over seeds, and the difference from the reference."""
     text = "  ".join(f"{m.upper()} {v[m][0]:.4f} +- {v[m][1]:.4f}" for m in metrics)
     if v["against"]:
         gains = [f"{v[m + '_gain']:+.4f} {p_text(v['p_' + m])}" for m in metrics]
@@ -255,7 +255,7 @@ def marked(row: dict, metric: str) -> str:
 
 def seeds_table(result: dict, escape: Callable[[str], str]) -> Table:
     """The rows of which there are several seeds, for a reader, as (head, rows of cells): means with
-    deviation and interval, and what they differ by from the reference's.
+    deviation and interval, and the difference from the reference's.
     """
     head = ["mean over seeds", "seeds", "HR@1", "NDCG@10", "against", "HR@1", "NDCG@10"]
     body = [
@@ -281,7 +281,7 @@ def mean_text(v: dict, metric: str) -> str:
 
 
 def gain_text(v: dict, metric: str) -> str:
-    """What a mean over seeds has more than the reference's; nothing where there is none."""
+    """By how much a mean over seeds is above the reference's; nothing where there is none."""
     return f"{v[f'{metric}_gain']:+.3f} ({p_text(v[f'p_{metric}'])})" if v["against"] else ""
 
 

@@ -25,7 +25,7 @@ Unknown = tuple[str, list[str]]  # a title that is not in the catalogue, and the
 
 
 def known_titles(data: Data) -> dict[str, int]:
-    """Title in lower case -> item id, the first of equals."""
+    """{title in lower case: item id}; of equal titles the first."""
     by_title = {}
     for i, t in enumerate(data.titles[1:], 1):
         by_title.setdefault(t.lower(), i)
@@ -35,8 +35,8 @@ def known_titles(data: Data) -> dict[str, int]:
 def find_titles(
     titles: list[str], data: Data, by_title: dict[str, int]
 ) -> tuple[np.ndarray, list[Unknown]]:
-    """Titles -> (item ids int64, [(unknown title, nearest titles)]). A beginning that only one
-    title has is that title.
+    """(item ids int64 (n,), [(unknown title, nearest titles)]) of some titles. A beginning that
+    only one title has is that title.
     """
     found, unknown = [], []
     for t in titles:
@@ -76,7 +76,7 @@ def answer_history(
     text: str, data: Data, top: int, open_ranking: Callable[[], ScoresAfter], ranks: Ranks
 ) -> None:
     """Prints the `top` titles for one history 'title | title'; titles that are not in the catalogue
-    are said and left out.
+    are named and left out.
 
     open_ranking() returns the run's function of histories; it is called once a title is known.
     """
