@@ -17,6 +17,8 @@ pytest_plugins = [
     "toys",
     "tiny_lms",
     "chain",
+    "commands",
+    "cycle",
     "recipe_runs",
     "run_folders",
     "stopped_runs",

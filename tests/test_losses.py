@@ -1,0 +1,136 @@
+"""losses.py: what conventional models learn by, against torch and against plain loops."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train_backbone
+from delrec.backbone import models
+from delrec.backbone.losses import CrossEntropy, list_loss
+
+N_ITEMS = 30
+
+
+def small(model, **more):
+    """A model of width 8 with a window of 5."""
+    options = {"history": 5, "width": 8, "dropout": 0} | more
+    return models.build(model, N_ITEMS, SimpleNamespace(**options))
+
+
+def same_gradients(loss, other, params, others):
+    """Both losses and their gradients are the same."""
+    (loss / 7).backward()
+    (other / 7).backward()
+    torch.testing.assert_close(loss, other)
+    for p, q in zip(params, others):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-4)
+
+
+def with_gradients(*tensors) -> list:
+    return [t.clone().requires_grad_() for t in tensors]
+
+
+def test_cross_entropy_equals_torch():
+    torch.manual_seed(0)
+    # rows for several parts
+    x, item, bias = torch.randn(2500, 6), torch.randn(4000, 6), torch.randn(4000)
+    target = torch.randint(0, 4000, (2500,))
+    one, two = with_gradients(x, item, bias), with_gradients(x, item, bias)
+    ours = CrossEntropy.apply(*one, target[:, None])
+    torch_s = F.cross_entropy(two[0] @ two[1].T + two[2], target, reduction="sum")
+    same_gradients(ours, torch_s, one, two)
+
+
+def test_weighted_cross_entropy_equals_torch():
+    torch.manual_seed(0)
+    x, item, bias = torch.randn(500, 6), torch.randn(40, 6), torch.randn(40)
+    weight, target = torch.rand(500, 3), torch.randint(0, 40, (500, 3))
+    one, two = with_gradients(x, item, bias), with_gradients(x, item, bias)
+    ours = CrossEntropy.apply(*one, target, weight)
+    log_p = (two[0] @ two[1].T + two[2]).log_softmax(1)
+    same_gradients(ours, -(log_p.gather(1, target) * weight).sum(), one, two)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+@pytest.mark.parametrize("model", list(train_backbone.DEFAULTS))
+def test_the_losses_of_two_shares_sum_to_that_of_the_batch(model, loss):
+    torch.manual_seed(0)
+    net = small(model)
+    seq, target, negative = torch.randint(1, 31, (3, 7, 5))
+    # windows that own a different number of targets
+    target[:3, :4] = 0
+    rows = [seq, target, negative][: 3 if loss == "bce" else 2]
+    shares = [train_backbone.loss_of(net, *[r[i::2] for r in rows]) for i in (0, 1)]
+    torch.testing.assert_close(sum(shares), train_backbone.loss_of(net, *rows))
+
+
+# ---------------------------------------------------------------- the sampled softmax
+
+
+@pytest.fixture
+def asked():
+    """(a SASRec of 100 items, windows (4, 8), a target at the end of each)."""
+    torch.manual_seed(0)
+    options = SimpleNamespace(history=8, width=16, dropout=0.0)
+    model = models.build("sasrec", 100, options).eval()
+    model.bias.data.normal_(0, 0.3)
+    seq = torch.from_numpy(np.random.default_rng(0).integers(1, 101, (4, 8)))
+    target = torch.zeros(4, 8, dtype=torch.long)
+    target[:, -1] = torch.tensor([3, 14, 15, 92])
+    return model, seq, target
+
+
+def test_the_sampled_softmax_is_the_full_one_where_it_draws_everything(asked):
+    full = train_backbone.loss_of(*asked)
+    every = train_backbone.loss_of(*asked, torch.arange(1, 101))
+    # I items stand for I - 1
+    torch.testing.assert_close(every, full, rtol=0, atol=4 * 0.012)
+
+
+def test_the_sampled_softmax_is_right_on_average(asked):
+    # the sum below the fraction, not its logarithm, is right on average: compare e^(loss) for one
+    # position
+    model, seq, target = asked
+    rng = np.random.default_rng(1)
+    drawn = [torch.from_numpy(rng.integers(1, 101, 20)) for _ in range(3000)]
+    losses = [train_backbone.loss_of(model, seq[:1], target[:1], items) for items in drawn]
+    found = torch.stack(losses).exp()
+    want = train_backbone.loss_of(model, seq[:1], target[:1]).exp()
+    assert abs(found.mean() - want) < 4 * found.std() / 3000**0.5 + 0.01 * want
+
+
+# ---------------------------------------------------------------- the loss on a teacher's list
+
+
+@pytest.mark.parametrize("w_o", [0, 0.4])
+@pytest.mark.parametrize("how", ["sigmoid", "softmax"])
+def test_the_list_loss_is_as_written(how, w_o):
+    torch.manual_seed(0)
+    net = small("sasrec")
+    x, item, w = torch.randn(4, 8), torch.randint(1, 31, (4, 3)), torch.rand(4, 3)
+    w[2, 2] = 0  # a list of two
+    # the last is listed: it counts for nothing
+    negative = torch.tensor([1, 2, 3, int(item[3, 0])])
+    y = x @ net.item.weight.T + net.bias
+    own = y[:, 1:].topk(3).values[:, -1]
+
+    def weight(s, r):
+        agrees = w_o if y[s, item[s, r]] >= own[s] else 0
+        return w[s, r] + agrees if w[s, r] > 0 else 0.0
+
+    def term(s, r):
+        if how == "softmax":
+            return -y[s, 1:].log_softmax(0)[item[s, r] - 1]
+        unlisted = -torch.log(1 - torch.sigmoid(y[s, negative[s]]))
+        return -F.logsigmoid(y[s, item[s, r]]) + unlisted * (s != 3)
+
+    want = 0.0
+    for s in range(4):
+        weights = [weight(s, r) for r in range(3)]
+        want += sum(weights[r] / sum(weights) * term(s, r) for r in range(3))
+    cfg = SimpleNamespace(list_loss=how, w_consistency=w_o)
+    found = list_loss(net, x, item, w, negative, cfg)
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)

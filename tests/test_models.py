@@ -1,0 +1,24 @@
+"""models.py: the conventional networks."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from delrec.backbone import models
+from train_backbone import DEFAULTS
+
+
+@pytest.mark.parametrize("model", list(DEFAULTS))
+def test_padding_changes_no_score(model):
+    torch.manual_seed(0)
+    net = models.build(model, 30, SimpleNamespace(history=5, width=8, dropout=0.5)).eval()
+    for p in net.parameters():
+        # large enough that a difference shows
+        p.data.mul_(5 if p.dim() > 1 else 1)
+    with torch.no_grad():
+        alone = models.score(net, [[3, 7]])
+        batch = models.score(net, [[0, 0, 0, 3, 7], [1, 2, 3, 4, 5], [0, 0, 0, 0, 0]])
+    assert torch.isfinite(batch[:, 1:]).all()
+    assert (batch[:, 0] == -torch.inf).all()
+    torch.testing.assert_close(alone[0], batch[0])
