@@ -19,6 +19,7 @@ pytest_plugins = [
     "chain",
     "commands",
     "cycle",
+    "vector_runs",
     "recipe_runs",
     "run_folders",
     "stopped_runs",

@@ -1,0 +1,215 @@
+"""dllm2rec.py: a conventional model learns from an LM's export (DLLM2Rec)."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from commands import edit_config
+from safetensors.torch import load_file
+
+import train_backbone
+from delrec.backbone import dllm2rec, models
+from delrec.data.prepared import candidates, histories, tfidf
+
+SHORT = "--epochs 2 --width 16"
+
+
+@pytest.fixture
+def train(toy, run, on_cpu, tmp_path):
+    """train(name, options) -> the folder of a short training on the toy data."""
+
+    def short(name, options=""):
+        out = tmp_path / name
+        run(train_backbone.main, f"--dataset {toy.folder} --out {out} {SHORT} {options}")
+        return out
+
+    return short
+
+
+def weights_of(folder) -> dict:
+    return load_file(folder / "model.safetensors")
+
+
+# ---------------------------------------------------------------- what the student becomes
+
+
+@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "caser"])
+def test_without_lists_and_titles_the_student_is_the_plain_backbone_bit_for_bit(
+    model, student, train
+):
+    plain = train("plain", f"--model {model}")
+    taught = train("taught", f"--student {model} --teacher {student} --lam 0 --eta 0")
+    really = train("really", f"--student {model} --teacher {student}")
+    a, b, c = (weights_of(folder) for folder in (plain, taught, really))
+    assert a.keys() == b.keys() == c.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["item.weight"], c["item.weight"])
+    scores = [np.load(folder / "scores_test_15.npy") for folder in (plain, taught)]
+    assert np.array_equal(*scores)
+
+
+def test_the_titles_are_folded_into_plain_item_vectors(toy, student, train):
+    out = train("run", f"--teacher {student} --eta 0.5 --lam 0")
+    model = models.load(out)
+    assert not model.item.weight[0].any()
+    plain = models.build("sasrec", 60, SimpleNamespace(history=20, width=16, dropout=0))
+    assert weights_of(out).keys() == plain.state_dict().keys()
+    with torch.no_grad():
+        s = models.score(model, torch.as_tensor(histories(toy, toy.test, 20)))
+    got = s.gather(1, torch.as_tensor(candidates(toy, "test", 15)))
+    np.testing.assert_allclose(got, np.load(out / "scores_test_15.npy"), rtol=1e-4, atol=1e-4)
+
+
+def test_without_the_offset_an_item_vector_is_a_linear_map_of_its_title_s(student, train):
+    out = train("bare", f"--teacher {student} --eta 0.5 --no-offset")
+    Z = np.load(student / "export" / "titles.npy")[1:]
+    e = weights_of(out)["item.weight"][1:].numpy()
+    A = np.c_[Z, np.ones(len(Z))]
+    # of rank at most that of W
+    rest = A @ np.linalg.lstsq(A, e, rcond=None)[0] - e
+    assert np.abs(rest).max() < 1e-3 * np.abs(e).max() + 1e-4
+
+
+def test_bags_of_words_are_a_teacher_without_an_lm(toy, train, refused):
+    Z = dllm2rec.tfidf_vectors(toy)
+    id_IT, weight_IT, V = tfidf(toy.titles)
+    dense = np.zeros((61, V), np.float32)
+    np.add.at(dense, (np.arange(61)[:, None], id_IT), weight_IT)
+    # all directions are kept here: the cosines are those of the words
+    np.testing.assert_allclose(Z @ Z.T, dense @ dense.T, atol=1e-4)
+    taught = weights_of(train("words", "--teacher tfidf"))["item.weight"]
+    plain = weights_of(train("plain"))["item.weight"]
+    assert taught.shape == plain.shape
+    assert (taught - plain).abs().max() > 0.01
+    assert not taught[0].any()
+    says = refused(train_backbone.main, f"--dataset {toy.folder} --teacher tfidf --lam 0.5")
+    assert "has titles' vectors but no lists" in says
+
+
+def test_two_processes_learn_from_a_teacher_as_one(toy, student, train, two_processes, tmp_path):
+    options = f"--dropout 0 --teacher {student} --lam 0.5"
+    one = train("one", options)
+    two = f"--dataset {toy.folder} --out {tmp_path}/two {SHORT} {options}"
+    two_processes([("train_backbone", two.split())])
+    a, b = weights_of(one), weights_of(tmp_path / "two")
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], rtol=1e-3, atol=1e-4)
+
+
+# ---------------------------------------------------------------- what the lists weigh
+
+
+@pytest.fixture
+def export_with(student, toy):
+    """export_with(options..) -> the student's export, weighted so."""
+
+    def read(**options):
+        usual = {"confidence": "truth", "w_position": 0.3, "w_confidence": 0.5}
+        return dllm2rec.read_export(student, toy, SimpleNamespace(**usual | options))
+
+    return read
+
+
+def test_weights_follow_place(export_with):
+    place = export_with(w_confidence=0).weight
+    falling = np.exp(-np.arange(1, 6))
+    assert np.allclose(place, 0.3 * falling / falling.sum(), rtol=1e-5)
+
+
+def test_weights_follow_confidence(export_with, student):
+    sure = export_with(w_position=0).weight
+    truth = np.load(student / "export" / "truth.npy")
+    # one number a sample, higher where the teacher is right
+    assert (np.diff(sure[np.argsort(truth), 0]) >= -1e-7).all()
+    assert np.ptp(sure, axis=1).max() < 1e-6
+    listed = export_with(w_position=0, confidence="listed").weight
+    assert (np.diff(listed, axis=1) <= 1e-7).all()
+    assert np.ptp(listed, axis=1).max() > 0
+
+
+def test_the_titles_vectors_are_centred_and_of_norm_1(export_with):
+    Z = export_with().titles
+    assert abs(Z[1:].mean(0)).max() < 1e-5
+    assert not Z[0].any()
+    assert Z[1:].norm(dim=1).mean() == pytest.approx(1, rel=1e-4)
+
+
+# ---------------------------------------------------------------- planted knowledge
+
+
+def noisy_walks(rng) -> list:
+    """Rows of 90 users whose next item is 7 i mod 61 three times in ten and anything else
+    otherwise."""
+    rows = []
+    for u in range(90):
+        i = int(rng.integers(1, 61))
+        for t in range(14):
+            rows.append((u, i, 20 * t + u % 20))
+            i = 7 * i % 61 if rng.random() < 0.3 else int(rng.integers(1, 61))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def noisy(make_data, student, tmp_path_factory):
+    """(data of noisy walks, a run folder whose export always lists 7 i mod 61 first): what the
+    teacher knows stands in its lists only.
+    """
+    rng, folder = np.random.default_rng(5), tmp_path_factory.mktemp("noisy")
+    titles = {i: f"film {i}" for i in range(1, 61)}
+    data = make_data(folder, noisy_walks(rng), titles, "noisy")
+    wise = shutil.copytree(student, folder / "wise")
+    made_of = {"data_folder": str(data.folder), "data_hash": data.meta["hash"]}
+    edit_config(wise, dataset="noisy", **made_of)
+    # item -> its number in the rule, and back
+    ids = np.array([int(t.split()[1]) for t in data.titles[1:]])
+    item_of = {n: i for i, n in enumerate(ids, 1)}
+    last = histories(data, data.train, 1)[:, 0]
+    knows = np.array([item_of[7 * ids[i - 1] % 61] for i in last])
+    topk = np.stack([knows, *(rng.integers(1, 61, (4, len(knows))))], 1)
+    np.save(wise / "export" / "topk.npy", topk.astype(np.int32))
+    np.save(wise / "export" / "truth.npy", rng.random(len(knows)).astype(np.float32))
+    listed = np.tile(np.float32([0.8, 0.05, 0.05, 0.05, 0.05]), (len(knows), 1))
+    np.save(wise / "export" / "listed.npy", listed)
+    return data, wise
+
+
+@pytest.mark.parametrize(
+    "loss, list_options",
+    [
+        ("", ""),
+        ("", "--confidence listed --w-consistency 0"),
+        ("", "--list-loss sigmoid"),
+        ("--loss bce", ""),
+        ("--loss sampled --negatives 20", ""),
+    ],
+)
+def test_a_teacher_who_knows_more_than_the_targets_makes_a_better_student(
+    loss, list_options, noisy, run, on_cpu, tmp_path
+):
+    data, wise = noisy
+    train = "--width 32 --epochs 12 --dropout 0.1 --lr 3e-3 --batch 16"
+    base = f"--dataset {data.folder} {train} {loss}"
+    plain = run(train_backbone.main, f"{base} --out {tmp_path}/plain").json
+    lists = f"--teacher {wise} --lam 1 --eta 0 {list_options}"
+    taught = run(train_backbone.main, f"{base} --out {tmp_path}/taught {lists}").json
+    assert taught["val_full_ndcg@10"] > 1.04 * plain["val_full_ndcg@10"]
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_teachers_that_do_not_fit_are_sentences(
+    toy, teacher, student, make_data, refused, on_cpu, tmp_path
+):
+    def says(options):
+        return refused(train_backbone.main, f"--dataset {toy.folder} {options}")
+
+    rows = [(u, 1 + (u + i) % 60, u * 20 + i) for u in range(60) for i in range(12)]
+    other = make_data(tmp_path, rows, {i: f"film {i}" for i in range(1, 61)}, "other")
+    assert "another preparation" in says(f"--dataset {other.folder} --teacher {student}")
+    assert "no export" in says(f"--teacher {teacher}")
+    assert "--no-offset" in says("--no-offset")
+    late = edit_config(shutil.copytree(student, tmp_path / "late"), seconds=-1)
+    assert "earlier training" in says(f"--teacher {late}")

@@ -1,0 +1,117 @@
+"""export.py: what a teacher says of every training sample, for a conventional student."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from commands import edit_config
+
+import evaluate
+import train_backbone
+from delrec.data.prepared import histories, subset
+from delrec.lm import export
+from delrec.lm.model import load_lm
+from delrec.lm.ranker import open_run, score_catalogue
+from delrec.lm.reading import read_prefix
+from delrec.lm.text import encode
+from delrec.runtime import load_run
+
+CPU = torch.device("cpu")
+
+
+def export_of(folder) -> dict:
+    """The arrays of a run's export by the names of their files."""
+    return {f.stem: np.load(f) for f in (folder / "export").glob("*.npy")}
+
+
+def test_an_export_holds_the_best_items_and_what_the_teacher_thinks_of_the_truth(
+    student, toy, on_cpu
+):
+    written = export_of(student)
+    topk, truth, listed = (written[name] for name in ("topk", "truth", "listed"))
+    assert topk.shape == listed.shape == (len(toy.train), 5)
+    assert truth.shape == (len(toy.train),)
+    trained = load_run(student, toy)
+    assert trained.folder == student
+    r, _ = open_run(trained, toy, CPU)
+    start = read_prefix(r.lm, r.prompts.prefix, None)
+    for n in (0, 17, len(toy.train) - 1):
+        old = histories(toy, toy.train[[n]], 50)[0]
+        old = old[old > 0]
+        s = score_catalogue(r, start, [r.prompts.history(old[-6:])[0]])[0]
+        p = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
+        assert truth[n] == pytest.approx(p[toy.items[toy.train[n]]], rel=1e-3)
+        s[old] = -np.inf
+        assert topk[n].tolist() == np.argsort(-s, kind="stable")[:5].tolist()
+        assert listed[n] == pytest.approx(p[topk[n]], rel=1e-3)
+
+
+def test_an_export_holds_the_mean_state_of_each_title(student, toy, on_cpu):
+    Z = export_of(student)["titles"]
+    lm = load_lm(load_run(student, toy).llm, CPU, torch.float32)
+    ids = torch.tensor([lm.start + encode(lm, toy.titles[7])])
+    with torch.no_grad():
+        want = lm.model.base_model(input_ids=ids).last_hidden_state[0, len(lm.start) :].mean(0)
+    np.testing.assert_allclose(Z[7], want, rtol=1e-3, atol=1e-3)
+    assert not Z[0].any()
+
+
+@pytest.fixture
+def unexported(student, tmp_path):
+    """A copy of the student without its export."""
+    copy = shutil.copytree(student, tmp_path / "student")
+    shutil.rmtree(copy / "export")
+    return copy
+
+
+def same_export(a, b):
+    """Two exports hold the same numbers."""
+    one, two = export_of(a), export_of(b)
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_killed_export_goes_on(student, unexported, toy, alone, refused, on_cpu, monkeypatch):
+    trained = load_run(unexported, toy)
+    monkeypatch.setattr(export, "CHUNK", 100)
+    write, written = export.write_json, []
+
+    def write_and_die(path, value):
+        write(path, value)
+        written.append(path)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_json", write_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            export.export(trained, toy, alone, 5)
+    assert not (unexported / "export").exists()
+    says = refused(train_backbone.main, f"--dataset {toy.folder} --teacher {unexported}")
+    assert "no complete export" in says
+    assert "--export" in says
+    export.export(trained, toy, alone, 5)
+    same_export(student, unexported)
+
+
+def test_two_processes_export_as_one(student, unexported, two_processes):
+    two_processes([("evaluate", f"--ckpt {unexported} --export --export-k 5".split())])
+    same_export(student, unexported)
+
+
+def test_an_lm_that_ranks_title_by_title_exports_its_backbone_s_list_in_its_own_order(
+    chain, toy, backbone, run, on_cpu, tmp_path
+):
+    copy = edit_config(shutil.copytree(chain.delrec, tmp_path / "delrec"), C=8)
+    run(evaluate.main, f"--ckpt {copy} --export --export-k 5 --limit 30")
+    topk, asked = export_of(copy)["topk"], subset(len(toy.train), 30, 0)
+    assert (np.flatnonzero(topk[:, 0]) == asked).all()
+    lists = np.load(backbone / "topk_train.npy")[:, :7]
+    assert all(set(topk[n]) <= set(lists[n]) for n in asked)
+    assert any(topk[n].tolist() != lists[n][:5].tolist() for n in asked)
+
+
+def test_a_backbone_has_nothing_to_export(sasrec, refused, on_cpu):
+    assert "is a backbone" in refused(evaluate.main, f"--ckpt {sasrec} --export")

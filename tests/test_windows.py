@@ -1,0 +1,66 @@
+"""windows.py: windows of items, in which every training target is asked once an epoch."""
+
+from types import SimpleNamespace
+
+import numpy as np
+from vector_runs import training_targets
+
+from delrec.data.prepared import users
+from delrec.lm import windows
+from delrec.lm.text import ITEM, MASK
+
+
+def ranker_of(data):
+    """What window_prompts needs of a ranker: an item is one token, between a first and a mask."""
+
+    def history(items):
+        return np.r_[0, ITEM - items, MASK], np.arange(1, len(items) + 1)
+
+    return SimpleNamespace(data=data, history=6, prompts=SimpleNamespace(history=history))
+
+
+def epoch_of(data):
+    """(first, last, prompt) of the windows of one epoch."""
+    first, last = windows.draw_windows(data, 6, 500, 0)
+    prompts = windows.window_prompts(ranker_of(data), first, last, training_targets(data))
+    asked = 0
+    for window in zip(first, last, prompts):
+        yield window
+        asked += len(window[2].target)
+        if asked == len(data.train):
+            return
+
+
+def test_windows_meet_every_training_target_once_an_epoch(toy):
+    count, seen = 0, []
+    for first, last, e in epoch_of(toy):
+        count += len(e.target)
+        seen += range(first, last + 1)
+    assert sorted(set(seen) & set(toy.train.tolist())) == sorted(toy.train.tolist())
+    assert count == len(toy.train)
+
+
+def test_the_targets_of_a_window_are_its_items_the_last_one_first(toy):
+    for _, last, e in epoch_of(toy):
+        assert e.target[0] == toy.items[last]
+        assert len(e.target) == len(e.at) + 1
+        assert e.place[0] == last
+        assert (toy.items[e.place] == e.target).all()
+        assert (np.diff(e.place[1:]) > 0).all()
+
+
+def test_a_target_sees_only_what_came_before_it(toy):
+    for _, last, e in epoch_of(toy):
+        user = users(toy, np.array([last]))[0]
+        whole = toy.items[toy.ptr[user] : last + 1].tolist()
+        for place, target in zip(e.at, e.target[1:]):
+            # the state before the vector of the target predicts it
+            assert e.tail[place] == ITEM - target
+        assert (ITEM - e.tail[1:-1]).tolist() == whole[-len(e.tail) + 1 : -1]
+
+
+def test_windows_know_how_many_targets_each_has(toy):
+    drawn = windows.Windows(toy, 6, 100, 0)
+    prompts = drawn.prompts(ranker_of(toy), np.arange(100))
+    assert drawn.n_reads.tolist() == [len(e.target) for e in prompts]
+    assert drawn.places.tolist() == [e.place[0] for e in prompts]
