@@ -19,6 +19,8 @@ pytest_plugins = [
     "chain",
     "commands",
     "cycle",
+    "distilling",
+    "tuning",
     "vector_runs",
     "recipe_runs",
     "run_folders",

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from chain import evaluation, stages
+from commands import log_of, prompt_of, same_run
 from safetensors.torch import load_file
-from test_distill import log_of, prompt_of
-from test_finetune import same_run
 from toys import title_of
 
 import distill

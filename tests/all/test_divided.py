@@ -6,9 +6,8 @@ import time
 import pytest
 import torch
 from chain import stages
+from commands import prompt_of, same_run
 from stopped_runs import dying, kept_in
-from test_distill import prompt_of
-from test_finetune import same_run
 
 import distill
 import finetune

@@ -1,0 +1,81 @@
+"""adalora.py: the orthogonality of the adapter, and ranks that are reallocated to a budget."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from commands import adapter_of
+from tuning import BY_MEAN
+
+import finetune
+from delrec.lm.adalora import orthogonality
+from delrec.lm.layers import adapt_modules
+from delrec.runtime import load_run
+
+
+def fake(**params):
+    return SimpleNamespace(named_parameters=lambda: params.items())
+
+
+def test_orthogonality_by_hand():
+    eye = torch.eye(4)
+    assert orthogonality(fake(lora_A=eye[:3], lora_B=eye[:, :3])) == 0
+    # 2I: A A^T - I = 3I of size 3, Frobenius norm 3 sqrt(3); the other matrix adds 0; E is not
+    # counted
+    doubled = fake(x_lora_A=2 * eye[:3], x_lora_B=eye[:, :3], lora_E=eye)
+    assert orthogonality(doubled).item() == pytest.approx(3 * 3**0.5 / 2)
+    mixed = fake(
+        a_lora_A=2 * eye[:3],
+        b_lora_A=eye[:2],
+        a_lora_B=eye[:, :3],
+        b_lora_B=3 * torch.eye(5)[:, :2],
+    )
+    assert orthogonality(mixed).item() == pytest.approx((3 * 3**0.5 + 8 * 2**0.5) / 4)
+
+
+@pytest.mark.parametrize(
+    "kind, qv, linear",
+    [("decoder", 4, 14), ("encoder_decoder", 12, 38), ("flan", 12, 38), ("encoder", 4, 13)],
+)
+def test_adapted_layers(load, kind, qv, linear):
+    # two layers each; T5: q and v of the encoder, of the decoder and of the decoder's look at the
+    # encoder
+    m = load(kind)
+    names = adapt_modules(m, "qv")
+    assert len(names) == qv
+    queries_and_values = {"q_proj", "v_proj", "q", "v", "query", "value"}
+    assert {n.split(".")[-1] for n in names} <= queries_and_values
+    every = adapt_modules(m, "linear")
+    head = m.model.get_output_embeddings()
+    assert set(names) < set(every)
+    assert all(m.model.get_submodule(n) is not head for n in every)
+    assert len(every) == sum(isinstance(x, torch.nn.Linear) for x in m.model.modules()) - 1
+
+
+def test_ranks_are_reallocated_to_the_budget(chain):
+    # q and v of two layers, 6 each; 3 each on average
+    assert load_run(chain.delrec).rank == [4 * 6, 4 * 3]
+    values = {n: w for n, w in adapter_of(chain.delrec).items() if "lora_E" in n}
+    kept = {n: w.shape[0] for n, w in values.items()}
+    assert sum(kept.values()) == 12
+    # some layers got more than others
+    assert len(set(kept.values())) > 1
+    assert all(w.any() for w in values.values())
+
+
+class ZeroingLion(finetune.Lion):
+    """Its steps leave a 0 where the largest singular value was: Lion moves by multiples of the
+    learning rate, so a kept value returns to exactly 0 now and then.
+    """
+
+    def step(self):
+        super().step()
+        params = [p for group in self.param_groups for p in group["params"]]
+        value = max((p for p in params if p.shape[1] == 1), key=lambda p: p.abs().max())
+        value.data[value.abs().argmax()] = 0
+
+
+def test_a_kept_singular_value_may_be_zero(to_tune, run, on_cpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "Lion", ZeroingLion)
+    run(finetune.main, f"{to_tune} {BY_MEAN} --soft-prompt none --out {tmp_path}/run")
+    assert load_run(tmp_path / "run").rank == [16, 8]

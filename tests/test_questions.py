@@ -1,0 +1,71 @@
+"""questions.py: what Temporal Analysis and Recommendation Pattern Simulating ask."""
+
+import numpy as np
+import pytest
+
+from delrec.data.prepared import users
+from delrec.lm.questions import tasks_of
+from delrec.lm.ranker import make_ranker
+from delrec.lm.text import random_soft_prompt
+
+
+@pytest.fixture(scope="module")
+def ranker(load, toy):
+    """The tiny decoder with a history of 8 titles and 4 vectors of soft prompt."""
+    m = load("decoder")
+    texts = {"history": 8, "max_title": 32, "max_tokens": 1024, "order": "shuffled"}
+    scores = {"verbalizer": "mean", "show": False, "backbone": "SASRec", "backbone_run": ""}
+    return make_ranker(m, toy, texts | scores, random_soft_prompt(m, 4, 0))
+
+
+@pytest.fixture
+def lists(backbone):
+    """The backbone's first six items for each training sample."""
+    return np.load(backbone / "topk_train.npy")[:, :6]
+
+
+def test_samples_are_the_same_whoever_makes_them(ranker, toy, lists):
+    which, ranked = toy.train[5:25], lists[5:25]
+    ta, rps = tasks_of(ranker, which, ranked, 4, 9, 0)
+    lengths = np.minimum(which - toy.ptr[users(toy, which)], 8)
+    assert len(rps) == 20
+    assert len(ta) == (lengths >= 6).sum() < 20
+    again_ta, again_rps = tasks_of(ranker, which, ranked, 4, 9, 0)
+    for a, b in zip(ta + rps, again_ta + again_rps):
+        assert np.array_equal(a.tail, b.tail)
+        assert np.array_equal(a.cand, b.cand)
+        assert a.label == b.label
+    # no matter with whom
+    alone = tasks_of(ranker, which[7:8], ranked[7:8], 4, 9, 0)[1][0]
+    assert np.array_equal(alone.cand, rps[7].cand)
+    other = tasks_of(ranker, which, ranked, 4, 9, 1)[1]
+    assert any(not np.array_equal(a.cand, b.cand) for a, b in zip(rps, other))
+
+
+def test_pattern_simulating_asks_for_the_backbone_s_first_choice(ranker, toy, lists):
+    which, ranked = toy.train[:60], lists[:60]
+    _, rps = tasks_of(ranker, which, ranked, 4, 9, 0)
+    for (_, cand, label), top in zip(rps, ranked):
+        assert cand[label] == top[0]
+        assert len(set(cand)) == 9
+        assert set(cand) & set(top) == {top[0]}
+        assert min(cand) >= 1
+        assert max(cand) <= toy.n_items
+    assert len({q.label for q in rps}) > 5  # the answer stands anywhere
+    # the truth has no special place: it is an option as often as any item that is neither told nor
+    # asked
+    truths = toy.items[which]
+    told = [(truth in q.cand) for truth, q, top in zip(truths, rps, ranked) if truth not in top]
+    assert np.mean(told) < 0.4  # by chance 8 of 54
+
+
+def test_temporal_analysis_asks_for_the_item_before_the_last(ranker, toy, lists):
+    which = toy.train[:60]
+    ta, _ = tasks_of(ranker, which, lists[:60], 4, 9, 0)
+    starts = toy.ptr[users(toy, which)]
+    windows = [toy.items[max(s - 8, start) : s] for s, start in zip(which, starts)]
+    for (_, cand, label), window in zip(ta, [w for w in windows if len(w) >= 6]):
+        assert cand[label] == window[-2]
+        assert len(set(cand)) == 9
+        assert (cand == window[-2]).sum() == 1
+    assert len({q.label for q in ta}) > 5

@@ -1,0 +1,66 @@
+"""soft_prompt.py: where stage 2 takes its soft prompt from, and what does not fit it."""
+
+import shutil
+
+import numpy as np
+import torch
+from commands import prompt_of
+from tuning import BY_MEAN
+
+import finetune
+from delrec import runtime
+from delrec.lm.soft_prompt import save_soft_prompt
+from delrec.lm.text import random_soft_prompt
+from delrec.runtime import load_run
+
+
+def test_the_soft_prompt_is_bit_for_bit_the_distilled_one(chain):
+    assert torch.equal(prompt_of(chain.delrec), prompt_of(chain.prompt))
+
+
+def test_where_the_soft_prompt_comes_from(chain, to_tune, run, on_cpu, load, tmp_path):
+    def tune(name, options):
+        out = tmp_path / name
+        run(finetune.main, f"{to_tune} {BY_MEAN} --soft-prompt {options} --out {out}")
+        return out
+
+    random = tune("random", "random --k 5")
+    assert torch.equal(prompt_of(random), random_soft_prompt(load("decoder"), 5, 0))
+    distilled = tune("distilled", f"{chain.prompt} --k 5")
+    assert torch.equal(prompt_of(distilled), prompt_of(chain.prompt))
+    none = tune("none", "none")
+    assert not (none / "soft_prompt.safetensors").exists()
+    runs = [load_run(folder) for folder in (random, distilled, none)]
+    assert [r.soft_prompt for r in runs] == ["random", str(chain.prompt), "none"]
+    assert runs[1].backbone_run == load_run(chain.prompt).backbone_run
+    scores = [np.load(folder / "scores_val_15.npy") for folder in (random, distilled, none)]
+    assert not np.allclose(scores[0], scores[1], equal_nan=True)
+    assert not np.allclose(scores[1], scores[2], equal_nan=True)
+
+
+def test_a_missing_soft_prompt_says_how_to_make_it(toy, refused, tmp_path, monkeypatch):
+    nothing = tmp_path / "nothing"
+    says = refused(finetune.main, f"--dataset {toy.folder} --soft-prompt {nothing}")
+    assert f"no soft prompt in {nothing}" in says
+    assert f"python distill.py --dataset {toy.folder}" in says
+    assert "--soft-prompt none" in says
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    usual = tmp_path / "runs" / "toy" / "prompt"
+    assert f"no soft prompt in {usual}" in refused(finetune.main, f"--dataset {toy.folder}")
+
+
+def test_a_run_of_another_stage_is_no_soft_prompt(toy, backbone, refused):
+    says = refused(finetune.main, f"--dataset {toy.folder} --soft-prompt {backbone}")
+    assert "holds a train_backbone run, expected one of: distill" in says
+
+
+def test_a_soft_prompt_of_another_lm_is_refused(
+    chain, toy, decoder, encoder, refused, on_cpu, tmp_path
+):
+    where = f"--dataset {toy.folder} --out {tmp_path}/x"
+    says = refused(finetune.main, f"{where} --soft-prompt {chain.prompt} --llm {encoder}")
+    assert f"was distilled for {decoder}, --llm is {encoder}" in says
+    wide = shutil.copytree(chain.prompt, tmp_path / "wide")
+    save_soft_prompt(wide, torch.zeros(3, 64))
+    says = refused(finetune.main, f"{where} --soft-prompt {wide} --llm {decoder}")
+    assert "of width 64" in says
