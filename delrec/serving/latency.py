@@ -69,4 +69,5 @@ def numbers_in(path: Path | str) -> int:
     from safetensors import safe_open
 
     with safe_open(path, "np") as f:
-        return sum(int(np.prod(f.get_slice(k).get_shape())) for k in f.keys())  # noqa: SIM118 (no dict)
+        names = f.keys()
+        return sum(int(np.prod(f.get_slice(name).get_shape())) for name in names)

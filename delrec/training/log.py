@@ -43,7 +43,9 @@ class Log:
         self.main, self.name = ranks.main, name
         self.total, self.first = total, done
         self.start = self.said = time.time()
-        self.file = open(out / "log.jsonl", "a", encoding="utf-8") if self.main and out else None  # noqa: SIM115
+        self.file = None
+        if self.main and out:  # held open as long as the log is
+            self.file = open(out / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self.bar = tqdm(
             total=total,
             initial=done,
