@@ -57,7 +57,7 @@ def cases_of(
     chosen = rng.permutation(differ)[: n // 2]
     rest = np.setdiff1d(np.arange(len(test.samples)), chosen)
     others = rng.permutation(rest)[: n - len(chosen)]
-    return [case_of(data, test, i, scores, value) for i in [*chosen, *others]]
+    return [case_of(data, test, int(i), scores, value) for i in [*chosen, *others]]
 
 
 def case_of(
