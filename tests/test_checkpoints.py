@@ -169,6 +169,15 @@ def test_another_lm_data_set_or_number_of_processes_cannot_go_on(jobs, tmp_path,
         )
 
 
+def test_a_checkpoint_of_an_earlier_version_is_a_sentence(jobs, tmp_path, monkeypatch):
+    main, args = jobs["distill"]
+    path = stopped(jobs, "distill", tmp_path / "run", monkeypatch)[-1][1] / "meta.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in meta.items() if k != "form"}))
+    said = run(main, args(tmp_path / "run", "--resume"), 1)
+    assert "was written by an earlier version" in said and "--overwrite" in said
+
+
 def test_flags_that_do_not_shape_it_may_change(jobs, whole, tmp_path, monkeypatch):
     main, args = jobs["distill"]
     stopped(jobs, "distill", tmp_path / "run", monkeypatch)

@@ -28,6 +28,7 @@ from delrec.runtime import Prepared, stop
 # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again
 # later"
 STOPPED = 75
+FORM = 2  # of what a checkpoint holds: one of another form is not continued
 # flags that do not change the answer
 MAY_CHANGE = {
     "out",
@@ -137,8 +138,9 @@ class Saver:
                 with open(tmp / name, "rb") as f:
                     files[name] = hashlib.file_digest(f, "sha256").hexdigest()
                     os.fsync(f.fileno())
+            meta = {"step": step, "form": FORM, "files": files, "made_with": self.made}
             with open(tmp / "meta.json", "w") as f:
-                f.write(json.dumps({"step": step, "files": files, "made_with": self.made}))
+                f.write(json.dumps(meta))
                 f.flush()
                 os.fsync(f.fileno())
         except BaseException:
@@ -170,14 +172,7 @@ class Saver:
                 if self.ranks.main:
                     print(f"{folder} is damaged ({bad}); trying the one before it", flush=True)
                 continue
-            for key, was in meta["made_with"].items():
-                if self.made.get(key) != was:
-                    stop(
-                        f"cannot resume {self.folder.parent}: {key.replace('_', '-')} was {was}, "
-                        f"now it is {self.made.get(key)}; run it as it was, or with "
-                        "--overwrite "
-                        "instead of --resume from the beginning"
-                    )
+            self.must_continue(meta)
             torch.set_rng_state(tensors.pop(f"rng.{self.ranks.rank}"))
             if self.ranks.main:
                 print(f"continuing from step {step} ({folder})", flush=True)
@@ -185,6 +180,23 @@ class Saver:
         if self.ranks.main:
             print(f"no checkpoint in {self.folder}; beginning at the beginning", flush=True)
         return None
+
+    def must_continue(self, meta: dict) -> None:
+        """Stops if a checkpoint was made with something else than this run, or by a version that
+        stored other things."""
+        if meta.get("form") != FORM:
+            stop(
+                f"cannot resume {self.folder.parent}: its checkpoint was written by an earlier "
+                "version; finish it with that version, or begin anew with --overwrite instead of "
+                "--resume"
+            )
+        for key, was in meta["made_with"].items():
+            if self.made.get(key) != was:
+                stop(
+                    f"cannot resume {self.folder.parent}: {key.replace('_', '-')} was {was}, now it "
+                    f"is {self.made.get(key)}; run it as it was, or with --overwrite instead of "
+                    "--resume from the beginning"
+                )
 
     def end(self, step: int) -> NoReturn:
         """Ends the process of a run that was asked to stop, and says how to go on."""
