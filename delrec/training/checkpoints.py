@@ -192,10 +192,10 @@ class Saver:
             )
         for key, was in meta["made_with"].items():
             if self.made.get(key) != was:
+                flag, now = key.replace("_", "-"), self.made.get(key)
                 stop(
-                    f"cannot resume {self.folder.parent}: {key.replace('_', '-')} was {was}, now it "
-                    f"is {self.made.get(key)}; run it as it was, or with --overwrite instead of "
-                    "--resume from the beginning"
+                    f"cannot resume {self.folder.parent}: {flag} was {was}, now it is {now}; "
+                    "run it as it was, or with --overwrite instead of --resume from the beginning"
                 )
 
     def end(self, step: int) -> NoReturn:
