@@ -12,9 +12,9 @@ import numpy as np
 from delrec.data.prepared import Data, candidates, subset
 from delrec.evaluation.scores import Scorer
 from delrec.lm.model import LM
-from delrec.lm.ranker import Ranker, calibrate, neutral_scores, score_samples
+from delrec.lm.ranker import Ranker, calibrate, neutral_scores, penalty_of, score_samples
 from delrec.processes import Ranks
-from delrec.runtime import Run, is_run, load_run, read_json, read_npy, settle, stop, when
+from delrec.runtime import Run, is_run, load_run, read_json, settle, stop, when
 
 
 def made_of(cfg: SimpleNamespace, lm: LM, data: Data) -> dict:
@@ -96,9 +96,5 @@ def calibrated(
 def open_plain(folder: Path, ranker: Ranker, scorer: Scorer) -> Run:
     """The finished run of the plain LM, which stays in memory for the scorer."""
     run = load_run(folder, scorer.data)
-    penalty_I = np.zeros(scorer.data.n_items + 1, np.float32)
-    if run.calibration:
-        neutral_I = read_npy(folder / "neutral.npy", (scorer.data.n_items + 1,))
-        penalty_I = run.calibration * neutral_I
-    scorer.opened[run.folder] = ranker, penalty_I
+    scorer.opened[run.folder] = ranker, penalty_of(run, scorer.data)
     return run

@@ -15,7 +15,14 @@ from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data, candidates, histories, shuffled, subset, users
 from delrec.evaluation.stats import RowMetrics
 from delrec.lm import listed
-from delrec.lm.ranker import Ranker, open_run, reads_all, score_and_rank, score_samples
+from delrec.lm.ranker import (
+    Ranker,
+    open_run,
+    penalty_of,
+    reads_all,
+    score_and_rank,
+    score_samples,
+)
 from delrec.processes import Ranks
 from delrec.runtime import Run, read_npy, stop, stop_if_replaced, write_npy
 
@@ -105,7 +112,7 @@ def scores_of(scorer: Scorer, run: Run, part: Part, shuffled: bool = False) -> n
     elif len(missing):
         score_nC[missing] = scored_by_lm(scorer, run, part.split, missing, shuffled)
         store(path, score_nC, run, scorer.ranks)
-    return score_nC[part.which] - penalty_of(run, scorer.data, part.cand_nC)
+    return score_nC[part.which] - penalty_of(run, scorer.data)[part.cand_nC]
 
 
 def stored(path: Path, empty: np.ndarray) -> np.ndarray:
@@ -121,19 +128,6 @@ def is_of_another_backbone(run: Run, name: str) -> bool:
     """
     now = listed.digest_now(run)
     return bool(now) and listed.noted(run).get(name, now) != now
-
-
-def penalty_of(run: Run, data: Data, cand_nC: np.ndarray) -> np.ndarray | float:
-    """What a calibrated run subtracts from the scores of candidates, (n, C); 0 for other runs."""
-    if not getattr(run, "calibration", 0):
-        return 0.0
-    if not (run.folder / "neutral.npy").exists():
-        stop(
-            f"{run.folder} lacks neutral.npy, which its config.json says it was calibrated "
-            "with; train it again"
-        )
-    neutral_I = read_npy(run.folder / "neutral.npy", (data.n_items + 1,))
-    return run.calibration * neutral_I[cand_nC]
 
 
 def store_ranks(runs: dict[str, Run], value: RowMetrics, test: Part, n: int) -> None:

@@ -106,7 +106,6 @@ def open_run(
         (has_adapter, "adapter/adapter_model.safetensors"),
         (shown != "titles", "items.safetensors"),
         (has_prompt, "soft_prompt.safetensors"),
-        (run.calibration, "neutral.npy"),
     ):
         if needed and not (run.folder / part).exists():
             stop(
@@ -118,10 +117,21 @@ def open_run(
         lm.set_adapter(adapted(lm, run))  # wraps the layers of lm.model in place
     if shown != "titles":
         items.open_items(lm, run.folder, data.n_items)
+    return make_ranker(lm, data, run.settings, P_kD), penalty_of(run, data)
+
+
+def penalty_of(run: Run, data: Data) -> np.ndarray:
+    """What a run's calibration subtracts from each item's score, float32 (I+1,); zeros where it
+    was not calibrated."""
     penalty_I = np.zeros(data.n_items + 1, np.float32)
-    if run.calibration:
-        penalty_I = run.calibration * read_npy(run.folder / "neutral.npy", (data.n_items + 1,))
-    return make_ranker(lm, data, run.settings, P_kD), penalty_I
+    if not getattr(run, "calibration", 0):
+        return penalty_I
+    if not (run.folder / "neutral.npy").exists():
+        stop(
+            f"{run.folder} lacks neutral.npy, which its config.json says it was calibrated "
+            "with; train it again"
+        )
+    return run.calibration * read_npy(run.folder / "neutral.npy", penalty_I.shape)
 
 
 # ---------------------------------------------------------------- prompts in batches

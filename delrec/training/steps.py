@@ -51,8 +51,9 @@ class Totals:
 
     def add(self, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
         """Adds what one pass gave."""
-        values = {name: value.item() for name, value in {**parts, "loss": loss}.items()}
-        self.sums += torch.tensor([values.get(name, 0.0) for name in self.names])
+        given = {**parts, "loss": loss}
+        # item() waits for the GPU: only what is named is read
+        self.sums += torch.tensor([float(given.get(name, 0.0)) for name in self.names])
 
     def over(self, ranks: Ranks) -> dict[str, float]:
         """The sums over all processes by name; parts that are 0 are left out."""
