@@ -31,7 +31,7 @@ import common
 from common import ABOVE_0, FROM_0, WHOLE
 from delrec.data.prepared import with_lists
 from delrec.lm import items, prompt_training
-from delrec.lm.lists import Lists, read_lists
+from delrec.lm.lists import Lists, read_lists, said_of_folds
 from delrec.lm.model import located
 from delrec.lm.questions import Question, tasks_of
 from delrec.lm.ranker import Ranker
@@ -106,7 +106,8 @@ class Listed:
         x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), windows)
         ranked_Nh = self.ranked_nh[self.row_of[targets_of(windows, "place")]].astype(np.int64)
         ranked_Nh = torch.as_tensor(ranked_Nh, device=r.lm.device)
-        s_NI = items.item_space(r.lm, x_ND) @ r.lm.items.E[1:].T
+        e_NE = items.item_space(r.lm, x_ND)
+        s_NI = items.scores_in_tables(r.lm, e_NE, targets_of(windows, "table"))
         return listwise(s_NI, ranked_Nh).sum()
 
 
@@ -313,6 +314,7 @@ def main(ctx: click.Context, **config) -> None:
     ranks, data, folder = common.enter(cfg, "prompt-ids" if cfg.input == "ids" else "prompt")
     cfg.llm = located(cfg.llm)
     lists = read_lists(cfg.backbone, data, f"--dataset {cfg.dataset}")
+    common.say(ranks, said_of_folds(lists.folder, lists.folds))
     r = prompt_training.open_frozen(cfg, data, ranks, lists)
     made = prompt_training.made_with(cfg, ranks, r, lists)
     moving = prompt_training.Moving(cfg, r)

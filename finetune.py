@@ -189,7 +189,8 @@ class ByVectors:
     def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
         """L_ce = - log softmax over all items of E W_out x. e_NE: W_out x."""
         target_N = torch.as_tensor(targets_of(batch), device=e_NE.device)
-        return F.cross_entropy(e_NE @ self.r.lm.items.E[1:].T, target_N - 1, reduction="sum")
+        s_NI = items.scores_in_tables(self.r.lm, e_NE, targets_of(batch, "table"))
+        return F.cross_entropy(s_NI, target_N - 1, reduction="sum")
 
 
 # ---------------------------------------------------------------- the script

@@ -31,6 +31,7 @@ positions, C candidates, h list length.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import click
@@ -40,7 +41,7 @@ from torch.nn.utils import parametrize
 
 import common
 from common import WHOLE
-from delrec.backbone import dllm2rec, results
+from delrec.backbone import dllm2rec, folds, results
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import MODELS, build
 from delrec.backbone.ranking import rank_all
@@ -238,6 +239,18 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
             "and --eta above 0",
         ),
     ]
+    faults += [
+        (
+            cfg.folds == 1 or cfg.folds > data.n_users,
+            f"--folds {cfg.folds} leaves nobody to train on, or a fold without a user; choose 2 to "
+            f"{data.n_users} (5 is usual)",
+        ),
+        (
+            cfg.folds and cfg.teacher,
+            "--folds trains without a fold's users, but what --teacher says was learnt from all of "
+            "them; leave one of the two out",
+        ),
+    ]
     common.refuse(faults)
 
 
@@ -297,6 +310,14 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
     type=WHOLE,
     help="training samples that get a list and scores, drawn once; the next stages train on those",
 )
+@click.option(
+    "--folds",
+    default=0,
+    type=click.IntRange(0),
+    help="out of fold: divide the users into so many folds, train a model without each, and write "
+    "what it says of the training samples of those users; takes so many times as long again; 0: "
+    "what the model itself says of samples it was trained on",
+)
 # going on
 @common.going_on
 def main(**config) -> None:
@@ -308,6 +329,53 @@ def main(**config) -> None:
     export = dllm2rec.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
     out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)
 
+    protocol = results.Protocol(cfg, data)
+    full = fit(cfg, data, ranks, out, export, protocol)
+    # the lists and scores of every sample, with the best weights; the only look at the test part
+    got = protocol.rank_splits(full.model, ranks, cfg.top_h, states=cfg.folds > 0)
+    if cfg.folds:
+        record["out_of_fold"] = answer_out_of_fold(cfg, ranks, out, protocol, full, got)
+    if ranks.main:
+        found = results.write_results(out, full.model, protocol, got)
+        record["started"] -= full.loop.earlier  # what it took before it was killed counts too
+        record |= {
+            "out": str(folder),
+            "n_items": data.n_items,
+            "parameters": sum(p.numel() for p in full.model.parameters()),
+            "optimiser": "Adam",
+            "epochs_run": full.epochs,
+            "best_epoch": full.best_epoch,
+            "samples_per_second": round(
+                full.epochs * len(data.train) / max(full.loop.spent["steps"], 1e-9), 1
+            ),
+        }
+        results.print_results(common.finish_run(folder, record), protocol, found)
+    finish(ranks)
+
+
+@dataclass
+class Fitted:
+    """A trained model."""
+
+    model: torch.nn.Module
+    epochs: int  # that it was trained for
+    best_epoch: int  # whose weights these are
+    loop: Loop
+
+
+def fit(
+    cfg: SimpleNamespace,
+    data: Data,
+    ranks: Ranks,
+    out: Path,
+    export: dllm2rec.Export | None = None,
+    protocol: results.Protocol | None = None,
+    epochs: int | None = None,
+) -> Fitted:
+    """A model trained on data.train: the best epoch's by validation; with `epochs` the last's of so
+    many, without a validation."""
+    if epochs:
+        torch.manual_seed(cfg.seed)  # a fold begins with the full model's weights
     model = build(cfg.model, data.n_items, cfg).to(ranks.device)
     results.begin_at_popularity(model, data)
     if cfg.teacher and cfg.eta:
@@ -317,24 +385,27 @@ def main(**config) -> None:
     steps.zero_gradients(params)  # a process with no row in a small last batch adds zeros
     torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)  # weights alike on all ranks, dropout not
 
-    protocol, targets = results.Protocol(cfg, data), Targets(cfg, data)
+    targets, most = Targets(cfg, data), epochs or cfg.epochs
     teacher = dllm2rec.Teacher(cfg, data, export) if cfg.teacher and cfg.lam else None
     best, mean = Best(ranks.device), EpochLoss(ranks)
     made = checkpoints.made_with(cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
-    loop = Loop(saver, NAMES[cfg.model], cfg.epochs, cfg.resume, unit="epoch")
+    loop = Loop(saver, NAMES[cfg.model], most, cfg.resume, unit="epoch")
     loop.keep(model=model, opt=OptimiserState(optimiser), best=best, loss=mean)
 
     while True:
         epoch = loop.epoch  # 0 is the untrained model
         if loop.step == 0:
-            with parametrize.cached():
-                found = protocol.validation(
-                    rank_all(model, data, data.val, ranks, cand=protocol.shown)
-                )
-            best.offer((found["val_ndcg@10"],), epoch, model.state_dict())
+            found, quality = {}, (epoch,)
+            if protocol:
+                with parametrize.cached():
+                    found = protocol.validation(
+                        rank_all(model, data, data.val, ranks, cand=protocol.shown)
+                    )
+                quality = (found["val_ndcg@10"],)
+            best.offer(quality, epoch, model.state_dict())
             loop.log(epoch, **mean.fields(), **found)
-        if epoch == cfg.epochs or epoch - best.step >= cfg.patience:
+        if epoch == most or epoch - best.step >= cfg.patience:
             break
         model.train()
         for step, (first, last) in loop.over(targets.epoch(epoch)):
@@ -359,24 +430,37 @@ def main(**config) -> None:
     model.load_state_dict(best.weights)
     if cfg.teacher and cfg.eta:
         dllm2rec.fold_titles(model)  # from here on plain item vectors
-    # the lists and scores of every sample, with the best weights; the only look at the test part
-    got = protocol.rank_splits(model, ranks, cfg.top_h)
+    return Fitted(model, epoch, best.step, loop)
+
+
+def answer_out_of_fold(
+    cfg: SimpleNamespace,
+    ranks: Ranks,
+    out: Path,
+    protocol: results.Protocol,
+    full: Fitted,
+    got: dict[str, dict],
+) -> dict:
+    """How far the training samples' rates come towards validation's. Replaces what the full model
+    says of them in got["train"], and writes states and the folds' item vectors."""
+    data = protocol.data
+    inside = {key: rows.copy() for key, rows in got["train"].items()}
+    fold_U = folds.folds_of_users(data.n_users, cfg.folds, cfg.seed)
+    answers = folds.Answers(data, protocol, fold_U, full.model, got["train"])
+    for fold in range(cfg.folds):
+        common.say(ranks, f"fold {fold + 1} of {cfg.folds}: a model without its users")
+        place = out / "checkpoints" / f"fold-{fold}"
+        place.mkdir(parents=True, exist_ok=True)
+        epochs = max(full.best_epoch, 1)
+        part = fit(cfg, folds.without(data, fold_U, fold), ranks, place, epochs=epochs)
+        answers.add(fold, part.model, ranks, cfg.top_h)
+    table = folds.gap(protocol, cfg.history, inside, got["train"], got["val"])
+    cosine = float(np.mean(answers.cosines))
     if ranks.main:
-        found = results.write_results(out, model, protocol, got)
-        record["started"] -= loop.earlier  # what it took before it was killed counts too
-        record |= {
-            "out": str(folder),
-            "n_items": data.n_items,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "optimiser": type(optimiser).__name__,
-            "epochs_run": epoch,
-            "best_epoch": best.step,
-            "samples_per_second": round(
-                epoch * len(data.train) / max(loop.spent["steps"], 1e-9), 1
-            ),
-        }
-        results.print_results(common.finish_run(folder, record), protocol, found)
-    finish(ranks)
+        answers.write(out)
+        folds.write_states(out, got)
+        folds.print_gap(table, cfg.folds, cosine)
+    return {"folds": cfg.folds, "cosine": round(cosine, 4), "rates": table}
 
 
 if __name__ == "__main__":

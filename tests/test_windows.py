@@ -16,7 +16,8 @@ def ranker_of(data):
     def history(items):
         return np.r_[0, ITEM - items, MASK], np.arange(1, len(items) + 1)
 
-    return SimpleNamespace(data=data, history=6, prompts=SimpleNamespace(history=history))
+    prompts, lm = SimpleNamespace(history=history), SimpleNamespace(items=None)
+    return SimpleNamespace(data=data, history=6, prompts=prompts, lm=lm)
 
 
 def epoch_of(data):

@@ -184,10 +184,19 @@ def score(model: nn.Module, seq_BL: torch.Tensor | np.ndarray | list) -> torch.T
     """The next item's scores (B, I+1) after histories of any length, item ids padded on the left
     with 0; column 0 (padding) is -inf.
     """
+    return score_from(model, state(model, seq_BL))
+
+
+def state(model: nn.Module, seq_BL: torch.Tensor | np.ndarray | list) -> torch.Tensor:
+    """The states x_BE after such histories, which an item's vector is multiplied with."""
     seq_BL = torch.as_tensor(seq_BL, device=model.bias.device)[:, -model.history :]
     # columns of nothing but padding are cut off
     L = max(1, int((seq_BL != 0).any(0).sum()))
-    x_BE = model(seq_BL[:, -L:], last=True)[:, -1]
+    return model(seq_BL[:, -L:], last=True)[:, -1]
+
+
+def score_from(model: nn.Module, x_BE: torch.Tensor) -> torch.Tensor:
+    """The scores (B, I+1) that states give."""
     score_BI = torch.addmm(model.bias, x_BE, model.item.weight.T)
     score_BI[:, 0] = -torch.inf
     return score_BI

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from delrec.backbone.models import load, score
+from delrec.backbone.models import load, score, score_from, state
 from delrec.data.prepared import Data, histories, users
 from delrec.processes import Ranks, gather_rows
 from delrec.runtime import Run, stop
@@ -19,14 +19,15 @@ def rank_all(
     ranks: Ranks,
     h: int = 0,
     cand: dict[int, np.ndarray] | None = None,
+    states: bool = False,
 ) -> dict:
     """What the model says of some samples, by scoring the catalogue once for each:
 
     full (n, 2) = (greater, equal), how many items score above and equal to the target; list (n, h),
-    its best items; and for each C of cand {C: (n, C)} the scores (n, C) of those candidates. All
-    earlier items of the user are masked in list and full; in full the target is not, even where the
-    user had it before. Samples are taken by length of history (no padding beyond the batch's own)
-    and shared out over the ranks.
+    its best items; for each C of cand {C: (n, C)} the scores (n, C) of those candidates; and with
+    states the state (n, E) that the scores were made of. All earlier items of the user are masked
+    in list and full; in full the target is not, even where the user had it before. Samples are
+    taken by length of history (no padding beyond the batch's own) and shared out over the ranks.
     """
     model.eval()
     samples = np.asarray(samples)
@@ -34,14 +35,17 @@ def rank_all(
     order = np.argsort(np.minimum(before, model.history), kind="stable")
     mine = order[ranks.rank :: ranks.world] if ranks.rank < len(order) else order[:1]
     rows = max(1, min(512, 2**24 // data.n_items))
-    parts = {"full": [], "list": [], **{C: [] for C in cand or ()}}
+    parts = {"full": [], "list": [], "state": [], **{C: [] for C in cand or ()}}
 
     def put(x):
         return torch.from_numpy(np.asarray(x, np.int64)).to(ranks.device)
 
     for i in range(0, len(mine), rows):
         at = mine[i : i + rows]
-        score_BI = score(model, put(histories(data, samples[at], model.history)))
+        x_BE = state(model, put(histories(data, samples[at], model.history)))
+        if states:
+            parts["state"].append(x_BE.cpu())
+        score_BI = score_from(model, x_BE)
         target_B1 = put(data.items[samples[at]])[:, None]
         own_B1 = score_BI.gather(1, target_B1)
         if not torch.isfinite(own_B1).all():

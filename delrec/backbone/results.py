@@ -74,14 +74,16 @@ class Protocol:
         among = {f"val_hr@1_of_{C}": found[f"candidates{C}"]["hr@1"] for C in self.shown}
         return among | {"val_ndcg@10": found["full"]["ndcg@10"]}
 
-    def rank_splits(self, model: torch.nn.Module, ranks: Ranks, top_h: int) -> dict[str, dict]:
-        """Lists, scores and ranks of all samples of all splits. A training sample without a list
-        has zeros, and NaN for scores."""
+    def rank_splits(
+        self, model: torch.nn.Module, ranks: Ranks, top_h: int, states: bool = False
+    ) -> dict[str, dict]:
+        """Lists, scores and ranks of all samples of all splits, and with `states` the states. A
+        training sample without a list has zeros, and NaN for scores."""
         data, got = self.data, {}
         for split in ("train", "val", "test"):
             samples = getattr(data, split)
             samples = samples[self.listed] if split == "train" else samples
-            got[split] = rank_all(model, data, samples, ranks, top_h, self.cand[split])
+            got[split] = rank_all(model, data, samples, ranks, top_h, self.cand[split], states)
         for key, rows in got["train"].items():
             empty = np.nan if key in self.sizes else 0
             whole = np.full((len(data.train), *rows.shape[1:]), empty, rows.dtype)

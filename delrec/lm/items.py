@@ -11,12 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 from delrec.data.prepared import Data
 from delrec.lm.model import LM
-from delrec.lm.text import token_scale, tokens_width
+from delrec.lm.text import ITEM, digest, token_scale, tokens_width
 from delrec.runtime import Run, load_run, read_tensors, stop
+
+
+@dataclass
+class Folds:
+    """Item vectors of the models that a backbone's run trained without a part of the users
+    (train_backbone.py --folds). Table 0 holds E, table f + 1 the vectors of fold f."""
+
+    tables: torch.Tensor  # fp32 ((K+1) (I+1), de)
+    fold_U: np.ndarray  # the fold of each user
 
 
 @dataclass
@@ -25,6 +35,7 @@ class Items:
 
     E: torch.Tensor  # fp32 (I+1, de), frozen; the padding item's row is 0
     maps: torch.nn.ModuleDict  # "in": de -> width of a token, "out": D -> de, "block1", ..: D -> de
+    folds: Folds | None = None  # of a backbone that answered out of fold; for training samples
 
 
 def load_items(lm: LM, backbone_run: Path | str, n_items: int, taught: int = 0) -> None:
@@ -32,7 +43,10 @@ def load_items(lm: LM, backbone_run: Path | str, n_items: int, taught: int = 0) 
     maps.in (de -> D), maps.out (D -> de), and for each of `taught` inner blocks maps.block1, ..
     (E4SRec, SLMRec: arXiv 2405.17890, sections 3 and 4).
     """
-    E = item_vectors(backbone_run, n_items)
+    E, folds = item_vectors(backbone_run, n_items), None
+    if (Path(backbone_run) / "folds.safetensors").exists():
+        folds = folds_of(backbone_run, E)
+        folds.tables = folds.tables.to(lm.device)
     de, D = E.shape[1], lm.head_VD.shape[1]
     maps = {"in": torch.nn.Linear(de, tokens_width(lm)), "out": torch.nn.Linear(D, de)}
     maps |= {f"block{j}": torch.nn.Linear(D, de) for j in range(1, taught + 1)}
@@ -41,7 +55,7 @@ def load_items(lm: LM, backbone_run: Path | str, n_items: int, taught: int = 0) 
     with torch.no_grad():
         maps["in"].weight.normal_(std=long)
         maps["in"].bias.zero_()
-    lm.set_items(Items(E.to(lm.device), torch.nn.ModuleDict(maps).to(lm.device)))
+    lm.set_items(Items(E.to(lm.device), torch.nn.ModuleDict(maps).to(lm.device), folds))
 
 
 def item_vectors(backbone_run: Path | str, n_items: int) -> torch.Tensor:
@@ -63,11 +77,61 @@ def item_vectors(backbone_run: Path | str, n_items: int) -> torch.Tensor:
             f"{path} lacks item.weight and bias of {n_items + 1} rows; expected a run of "
             "train_backbone.py on this data set"
         )
-    e = e.float() / e[1:].float().norm(dim=1).mean()
-    b = (b.float() - b[1:].float().mean()) / b[1:].float().std().clamp(min=1e-6)
-    E = torch.cat([e, b[:, None]], 1)
+    return joined(e.float(), b.float())
+
+
+def joined(e_IE: torch.Tensor, b_I: torch.Tensor) -> torch.Tensor:
+    """(e, b) of every item, each part scaled to a norm of about 1: (I+1, E+1)."""
+    e_IE = e_IE / e_IE[1:].norm(dim=1).mean()
+    b_I = (b_I - b_I[1:].mean()) / b_I[1:].std().clamp(min=1e-6)
+    E = torch.cat([e_IE, b_I[:, None]], 1)
     E[0] = 0
     return E
+
+
+# ---------------------------------------------------------------- out of fold
+
+
+def folds_of(backbone_run: Path | str, E: torch.Tensor) -> Folds:
+    """The folds' item vectors of a backbone's run folder, behind the full model's, E."""
+    path = Path(backbone_run) / "folds.safetensors"
+    t = read_tensors(path)
+    if not {"fold", "item.weight", "bias"} <= set(t) or t["bias"].shape[1:] != E.shape[:1]:
+        stop(f"{path} does not hold the folds of {len(E) - 1} items; train the backbone again")
+    tables = [E, *(joined(e.float(), b.float()) for e, b in zip(t["item.weight"], t["bias"]))]
+    return Folds(torch.cat(tables), t["fold"].numpy())
+
+
+def vectors_digest(lm: LM) -> str:
+    """16 hex digits that tell the item vectors of training apart from others."""
+    return digest(lm.items.E if lm.items.folds is None else lm.items.folds.tables)
+
+
+def table_of(lm: LM, user_B: np.ndarray) -> np.ndarray:
+    """The table of item vectors that training samples of these users read (B,); 0 where there are
+    no folds."""
+    folds = lm.items.folds if lm.items else None
+    return np.zeros(len(user_B), np.int64) if folds is None else folds.fold_U[user_B] + 1
+
+
+def in_table(lm: LM, tail: np.ndarray, table: int) -> np.ndarray:
+    """A prompt's tokens with the items' vectors of a table."""
+    return np.where(tail <= ITEM, tail - table * len(lm.items.E), tail) if table else tail
+
+
+def scores_in_tables(lm: LM, e_NE: torch.Tensor, table_N: np.ndarray) -> torch.Tensor:
+    """s = E e of the items 1..I, (N, I), each row with the item vectors of its table."""
+    if lm.items.folds is None:
+        return e_NE @ lm.items.E[1:].T
+    tables = lm.items.folds.tables.view(-1, *lm.items.E.shape)
+    s_NI = e_NE.new_empty(len(e_NE), len(lm.items.E) - 1)
+    for table in np.unique(table_N):
+        own = torch.as_tensor(np.flatnonzero(table_N == table), device=e_NE.device)
+        s_NI = s_NI.index_copy(0, own, e_NE[own] @ tables[table, 1:].T)
+    return s_NI
+
+
+# ---------------------------------------------------------------- run folders
 
 
 def save_items(lm: LM, folder: Path) -> None:
@@ -151,7 +215,8 @@ def share_maps(lm: LM, teacher: LM) -> None:
     """Sets the maps to the teacher's (ours), whose states the student `lm` is to meet."""
     maps = lm.items.maps
     maps.load_state_dict({**maps.state_dict(), **teacher.items.maps.state_dict()})
-    lm.set_items(Items(teacher.items.E, maps))
+    lm.set_items(Items(teacher.items.E, maps, lm.items.folds))
+    teacher.items.folds = lm.items.folds  # both read the same prompts
 
 
 def item_space(lm: LM, x_ND: torch.Tensor) -> torch.Tensor:

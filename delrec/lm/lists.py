@@ -18,6 +18,7 @@ class Lists:
     backbone: str  # as prompts call it
     train: np.ndarray  # items, best first, int32 (n, h); 0 where it wrote none
     val: np.ndarray
+    folds: int = 0  # train is what so many models say that had not seen the sample's user
 
     def top(self, split: str, which: np.ndarray, h: int) -> np.ndarray:
         """The first h of the lists of some samples of a split."""
@@ -43,7 +44,20 @@ def read_lists(name: str | None, data: Data, train_it: str) -> Lists:
             )
         arrays[split] = read_npy(path, (len(getattr(data, split)), None))
     model = getattr(run, "model", "the recommender")
-    return Lists(folder, NAMES.get(model, model), **arrays)
+    return Lists(folder, NAMES.get(model, model), **arrays, folds=getattr(run, "folds", 0))
+
+
+def said_of_folds(folder: Path | str, folds: int) -> str:
+    """Whether what a backbone says of training samples is out of fold, as a line."""
+    if folds:
+        return (
+            f"{folder}: training samples are answered out of fold, by models that had not seen "
+            f"their user ({folds} folds)"
+        )
+    return (
+        f"{folder}: training samples are answered by the model that was trained on them, so its "
+        "lists hold the truth too often; train_backbone.py --folds 5 answers them out of fold"
+    )
 
 
 def must_list(lists: Lists, cfg: SimpleNamespace, data: Data) -> None:

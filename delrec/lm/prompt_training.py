@@ -46,7 +46,7 @@ def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, lists: Lists) -> di
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
     made["backbone_lists"] = digest(torch.tensor(lists.train))
     if r.lm.items is not None:
-        made["item_vectors"] = digest(r.lm.items.E)
+        made["item_vectors"] = items.vectors_digest(r.lm)
     return made
 
 

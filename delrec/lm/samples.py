@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from delrec.data.prepared import Data, candidates, histories, subset, with_lists
+from delrec.data.prepared import Data, candidates, histories, subset, users, with_lists
+from delrec.lm.items import in_table, table_of
 from delrec.lm.ranker import Ranker, listing
 from delrec.lm.windows import WindowPrompt, Windows
 from delrec.metrics import compare, metrics
@@ -22,6 +23,7 @@ class Example:
     truth: int  # the target's place among them
     n_truth: int  # tokens of its title
     target: np.ndarray  # the item itself, (1,)
+    table: np.ndarray  # the table of item vectors it is looked up in (items.Folds), (1,)
 
 
 class Histories:
@@ -52,14 +54,16 @@ def examples(r: Ranker, cfg: SimpleNamespace, which: np.ndarray, done: np.ndarra
     listed_nC = np.take_along_axis(cand_nC, listing(r, "train", cfg.C, which), 1)
     asked_nC = target[:, None] if cfg.loss == "titles" else listed_nC
     n_truth = r.titles.ptr[target + 1] - r.titles.ptr[target] + (r.lm.kind == "decoder")
+    table_n = table_of(r.lm, users(r.data, places))
     batch = []
     for i, history in enumerate(histories(r.data, places, cfg.history)):
         titles_alone = cfg.input == "hybrid" and drawn(cfg.seed, which[i]) >= done[i]
         prompts = r.plain if titles_alone else r.prompts
         tail, at = prompts.history(history[history > 0], listed_nC[i])
         truth = int((asked_nC[i] == target[i]).argmax())
-        own = target[i : i + 1]
-        batch.append(Example(tail, at, asked_nC[i], truth, int(n_truth[i]), own))
+        tail, own = in_table(r.lm, tail, table_n[i]), slice(i, i + 1)
+        asked, n = asked_nC[i], int(n_truth[i])
+        batch.append(Example(tail, at, asked, truth, n, target[own], table_n[own]))
     return batch
 
 

@@ -12,13 +12,14 @@ import torch
 from delrec.data.prepared import Data
 from delrec.lm import adalora, items, layers, slmrec, soft_prompt
 from delrec.lm.listed import backbone_of, say_if_another
+from delrec.lm.lists import said_of_folds
 from delrec.lm.model import LM, load_lm
 from delrec.lm.ranker import Ranker, calibrate, make_ranker, neutral_scores, settings_of
 from delrec.lm.samples import Histories, Validation
 from delrec.lm.text import digest, fingerprint
 from delrec.lm.windows import Windows
 from delrec.processes import Ranks
-from delrec.runtime import Run, stop, write_npy
+from delrec.runtime import Run, load_run, stop, write_npy
 from delrec.training import checkpoints
 from delrec.training.steps import groups_of
 
@@ -33,6 +34,7 @@ def open_student(
     settings = settings_of(cfg, backbone, backbone_run)
     for run in filter(None, (prompt_run, teacher_run)):
         say_if_another(run, ranks)
+    say_folds(cfg, backbone_run, ranks)
     if cfg.layers:
         layers.prune(lm, cfg.layers)
     teacher = slmrec.open_teacher(teacher_run, lm, cfg, data, ranks) if teacher_run else None
@@ -47,6 +49,14 @@ def open_student(
     if cfg.lambda_ms and not on_vectors:  # titles are scored by the head, which reads states
         maps = torch.nn.ModuleDict({**maps, **slmrec.identity_maps(lm, b)})
     return make_ranker(lm, data, settings, P, cfg.cache_prefix), teacher, maps
+
+
+def say_folds(cfg: SimpleNamespace, backbone_run: Path, ranks: Ranks) -> None:
+    """Prints whether what training samples read of the backbone is out of fold."""
+    reads = cfg.input != "titles" or cfg.order == "backbone"
+    if ranks.main and reads and (backbone_run / "config.json").exists():
+        folds = getattr(load_run(backbone_run), "folds", 0)
+        print(said_of_folds(backbone_run, folds), flush=True)
 
 
 def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
@@ -67,7 +77,7 @@ def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, teacher_run: Run | 
     if teacher_run:
         made["teacher"] = slmrec.adapter_digest(teacher_run)
     if r.lm.items is not None:  # of a backbone, which may have been trained again meanwhile
-        made["item_vectors"] = digest(r.lm.items.E)
+        made["item_vectors"] = items.vectors_digest(r.lm)
     return made
 
 

@@ -120,6 +120,7 @@ def embed(lm: LM, ids_BQ: torch.Tensor, P_kD: torch.Tensor | None) -> torch.Tens
         e_BQD = torch.where(slot_BQ[..., None], spliced, e_BQD)
     item_BQ = ids_BQ <= ITEM
     if lm.items is not None and item_BQ.any():
-        vectors_ND = lm.items.maps["in"](lm.items.E[ITEM - ids_BQ[item_BQ]])
+        table = lm.items.E if lm.items.folds is None else lm.items.folds.tables
+        vectors_ND = lm.items.maps["in"](table[ITEM - ids_BQ[item_BQ]])
         e_BQD = e_BQD.masked_scatter(item_BQ[..., None], vectors_ND.to(lm.dtype))
     return e_BQD

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from delrec.data.prepared import Data, batch_of, runs_of_targets
+from delrec.data.prepared import Data, batch_of, runs_of_targets, users
+from delrec.lm.items import in_table, table_of
 from delrec.lm.ranker import Ranker
 from delrec.runtime import stop
 
@@ -19,6 +20,7 @@ class WindowPrompt:
     at: np.ndarray  # places in it of the vectors whose predecessors are read besides the mask
     place: np.ndarray  # of each read's target in data.items
     target: np.ndarray  # its item
+    table: np.ndarray  # and the table of item vectors it is looked up in (items.Folds)
 
 
 class Windows:
@@ -62,7 +64,9 @@ def window_prompts(
 ) -> list[WindowPrompt]:
     """Windows as prompts. is_target: which places of data.items may be one, (M,)."""
     batch = []
-    for end, seq, target in zip(last, *batch_of(r.data, first, last, r.history, is_target)):
+    table_B = table_of(r.lm, users(r.data, last))
+    windows = zip(last, table_B, *batch_of(r.data, first, last, r.history, is_target))
+    for end, table, seq, target in windows:
         target = target[seq > 0]
         tail, at = r.prompts.history(seq[seq > 0])
         if len(at) < len(target):
@@ -74,12 +78,13 @@ def window_prompts(
         inner = np.flatnonzero(target[:-1])
         place = end + 1 - len(target) + np.append(len(target) - 1, inner)
         item = r.data.items[place].astype(np.int64)
-        batch.append(WindowPrompt(tail, at[inner + 1], place, item))
+        tail = in_table(r.lm, tail, table)
+        batch.append(WindowPrompt(tail, at[inner + 1], place, item, np.full(len(item), table)))
     return batch
 
 
 def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
-    """The targets (or places) of some windows in the order of read_examples: masks first."""
+    """The targets (or places, tables) of windows in the order of read_examples: masks first."""
     at_masks = [getattr(e, key)[0] for e in batch]
     others = [getattr(e, key)[1:] for e in batch]
     return np.concatenate([at_masks, *others]).astype(np.int64)

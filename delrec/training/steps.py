@@ -53,7 +53,8 @@ class Totals:
         """Adds what one pass gave."""
         given = {**parts, "loss": loss}
         # item() waits for the GPU: only what is named is read
-        self.sums += torch.tensor([float(given.get(name, 0.0)) for name in self.names])
+        named = [given.get(name, 0.0) for name in self.names]
+        self.sums += torch.tensor([float(torch.as_tensor(x).detach()) for x in named])
 
     def over(self, ranks: Ranks) -> dict[str, float]:
         """The sums over all processes by name; parts that are 0 are left out."""

@@ -1,0 +1,157 @@
+"""Out-of-fold answers: what the next stages read of a training sample comes from a model that has
+not seen its user.
+
+A model knows the targets it was trained on: its first choice for a training sample is the truth far
+more often than it will be on new ones. Whoever learns from such lists, or from item vectors fitted
+to the same targets, learns to trust them too much. So the users are divided into K folds, each
+answered by a model that was trained on the others (cross-fitting: Dao et al., arXiv 2104.09732).
+
+A model's scores x . e + b do not change if x and e are rotated together. So the item vectors of
+each fold, and its states, are rotated as near to the full model's as can be: one LM reads them all.
+
+Names: K folds, U users, I items, E width.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from delrec.backbone.ranking import rank_all
+from delrec.backbone.results import Protocol
+from delrec.data.prepared import Data, users
+from delrec.metrics import compare, metrics
+from delrec.processes import Ranks
+from delrec.runtime import write_npy
+
+
+def folds_of_users(n_users: int, K: int, seed: int) -> np.ndarray:
+    """The fold 0..K-1 of each user, int64 (U,): drawn, as even as can be."""
+    return np.random.default_rng([seed, 5]).permutation(n_users) % K
+
+
+def without(data: Data, fold_U: np.ndarray, fold: int) -> Data:
+    """The data without the training samples of a fold's users."""
+    return replace(data, train=data.train[fold_U[users(data, data.train)] != fold])
+
+
+def rotation(of_IE: torch.Tensor, onto_IE: torch.Tensor, weight_I: torch.Tensor) -> torch.Tensor:
+    """The orthogonal Q (E, E) with the least sum_i w_i |of_i Q - onto_i|^2 (Procrustes)."""
+    u_EE, _, vt_EE = torch.linalg.svd(of_IE.T @ (weight_I[:, None] * onto_IE))
+    return u_EE @ vt_EE
+
+
+@dataclass
+class Answers:
+    """What the K models say, gathered one after the other."""
+
+    data: Data
+    protocol: Protocol
+    fold_U: np.ndarray
+    full: torch.nn.Module  # the model that was trained on all users
+    got: dict  # of the training samples: Protocol.rank_splits, replaced fold by fold
+
+    def __post_init__(self):
+        count_I = np.bincount(self.data.items[self.data.train], minlength=self.data.n_items + 1)
+        self.weight_I = torch.from_numpy(count_I).float()
+        self.vectors, self.biases, self.cosines = [], [], []
+
+    def add(self, fold: int, model: torch.nn.Module, ranks: Ranks, top_h: int) -> None:
+        """Takes the answers of a fold's model to the samples it has not seen."""
+        listed = self.protocol.listed
+        own = fold_of_samples(self.data, self.fold_U)[listed] == fold
+        cand = {C: cand_nC[own] for C, cand_nC in self.protocol.cand["train"].items()}
+        found = rank_all(
+            model, self.data, self.data.train[listed[own]], ranks, top_h, cand, states=True
+        )
+        of_IE, onto_IE = (m.item.weight.detach().cpu().float() for m in (model, self.full))
+        Q_EE = rotation(of_IE, onto_IE, self.weight_I)
+        found["state"] = (torch.from_numpy(found["state"]).float() @ Q_EE).numpy()
+        for key, rows in found.items():
+            self.got[key][listed[own]] = rows
+        turned_IE = of_IE @ Q_EE
+        cosine_I = torch.cosine_similarity(turned_IE, onto_IE)
+        self.cosines.append(float((cosine_I * self.weight_I).sum() / self.weight_I.sum()))
+        self.vectors.append(turned_IE)
+        self.biases.append(model.bias.detach().cpu().float())
+
+    def write(self, out: Path) -> None:
+        """Writes folds.safetensors: fold (U,), item.weight (K, I+1, E), bias (K, I+1)."""
+        tensors = {
+            "fold": torch.from_numpy(self.fold_U),
+            "item.weight": torch.stack(self.vectors),
+            "bias": torch.stack(self.biases),
+        }
+        save_file(tensors, out / "folds.safetensors")
+
+
+def fold_of_samples(data: Data, fold_U: np.ndarray) -> np.ndarray:
+    """The fold of each training sample's user, (n,)."""
+    return fold_U[users(data, data.train)]
+
+
+def write_states(out: Path, got: dict[str, dict]) -> None:
+    """Writes the states of the samples of every split, fp16 (n, E); a sample without a list has
+    zeros."""
+    for split, found in got.items():
+        write_npy(out / f"states_{split}.npy", found["state"].astype(np.float16))
+
+
+# ---------------------------------------------------------------- did it help?
+
+
+def rates(protocol: Protocol, split: str, got: dict) -> dict[str, np.ndarray]:
+    """Each metric of the samples that got a list, {name: (n,)}."""
+    data = protocol.data
+    which = protocol.listed if split == "train" else np.arange(len(getattr(data, split)))
+    target_n = data.items[getattr(data, split)[which]]
+    m = metrics(*got["full"][which].T)
+    found = {"hr@1": m["hr@1"], "ndcg@10": m["ndcg@10"]}
+    for C in protocol.cand[split]:
+        right_nC = protocol.cand[split][C] == target_n[:, None]
+        found[f"hr@1_of_{C}"] = metrics(*compare(got[C][which], right_nC))["hr@1"]
+    return found
+
+
+def gap(protocol: Protocol, L: int, inside: dict, outside: dict, val: dict) -> dict[str, dict]:
+    """What the model says of its own training samples (`inside`), what is said of them out of
+    fold (`outside`), and of validation: {metric: {in_sample, out_of_fold, val, closed}}.
+
+    Training histories are shorter than validation's, so the training rates are means over lengths
+    of history (up to L), weighted as validation has them. closed: the share of the distance to
+    validation that is gone.
+    """
+    data = protocol.data
+
+    def lengths(samples):
+        return np.minimum(samples - data.ptr[users(data, samples)], L)
+
+    train_n, val_n = lengths(data.train[protocol.listed]), lengths(data.val)
+    size_L = np.bincount(train_n, minlength=L + 1)
+    share_L = np.bincount(val_n, minlength=L + 1) * (size_L > 0)
+    weight_n = (share_L / np.maximum(size_L, 1) / share_L.sum())[train_n]
+    known_n = size_L[val_n] > 0
+    table = {}
+    of_val = rates(protocol, "val", val)
+    parts = rates(protocol, "train", inside), rates(protocol, "train", outside)
+    for name in parts[0]:
+        seen, unseen = (float((part[name] * weight_n).sum()) for part in parts)
+        new = float(of_val[name][known_n].mean())
+        closed = 1 - abs(unseen - new) / max(abs(seen - new), 1e-9)
+        row = {"in_sample": seen, "out_of_fold": unseen, "val": new, "closed": closed}
+        table[name] = {key: round(x, 4) for key, x in row.items()}
+    return table
+
+
+def print_gap(table: dict[str, dict], K: int, cosine: float) -> None:
+    """Prints what gap found, for people."""
+    print(
+        f"\n{K} folds: training samples answered by a model that has not seen their user "
+        f"(histories weighted as long as validation's; rotated item vectors: cosine {cosine:.2f})"
+    )
+    print(f"{'':22}{'in sample':>12}{'out of fold':>13}{'validation':>12}{'gap closed':>12}")
+    for name, row in table.items():
+        shown = f"{row['in_sample']:12.4f}{row['out_of_fold']:13.4f}{row['val']:12.4f}"
+        print(f"{name:22}{shown}{row['closed']:11.0%}")
