@@ -31,6 +31,7 @@ import common
 from common import ABOVE_0, FROM_0, WHOLE
 from delrec.data.prepared import with_lists
 from delrec.lm import items, prompt_training
+from delrec.lm.balance import Balance
 from delrec.lm.lists import Lists, read_lists, said_of_folds
 from delrec.lm.model import located
 from delrec.lm.questions import Question, tasks_of
@@ -164,55 +165,6 @@ def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:
     # log sum over r_m..r_h and all that are not listed
     left_Nh = torch.logaddexp(rest_N[:, None], s_Nh.flip(1).logcumsumexp(1).flip(1))
     return (left_Nh - s_Nh).mean(1)
-
-
-def weights(
-    how: str, g_TA: torch.Tensor, g_RPS: torch.Tensor, log_var: torch.Tensor
-) -> torch.Tensor:
-    """lam_TA and lam_RPS (2,).
-
-    gradnorm (ours, after GradNorm's idea of even gradients): lam proportional to ||g||^-1/2, their
-    sum 1. uncertainty: exp(-s) of learnt log-variances s. fixed: 1/2 each.
-    """
-    if how == "gradnorm":
-        norm = torch.stack([g_TA.norm(), g_RPS.norm()])
-        # a task without a sample in this batch has no say
-        w = norm.clamp(min=1e-12) ** -0.5 * (norm > 0)
-        return w / w.sum().clamp(min=1e-12)
-    return torch.exp(-log_var.detach()) if how == "uncertainty" else torch.tensor([0.5, 0.5])
-
-
-class Balance:
-    """The weights of the two losses, and what is learnt of them; a part of a checkpoint."""
-
-    def __init__(self, cfg: SimpleNamespace):
-        self.how = cfg.balance if cfg.tasks == "both" else "alone"
-        self.log_var = torch.zeros(2, requires_grad=True)
-        self.optimiser = torch.optim.Adam([self.log_var], lr=1e-2)
-        self.learnt = OptimiserState(self.optimiser)
-
-    def weights(self, g_TA: torch.Tensor, g_RPS: torch.Tensor) -> torch.Tensor:
-        """lam_TA and lam_RPS, from the two gradients of the soft prompt."""
-        if self.how == "alone":
-            return torch.tensor([1.0, 1.0])
-        return weights(self.how, g_TA, g_RPS, self.log_var)
-
-    def learn(self, losses: list[float], asked: list[bool]) -> None:
-        """One step of s, which follows L = exp(-s) loss + s. asked: had each task a sample?"""
-        if self.how != "uncertainty":
-            return
-        rate = torch.exp(-self.log_var.detach())
-        self.log_var.grad = (1 - rate * torch.tensor(losses)) * torch.tensor(asked)
-        self.optimiser.step()
-
-    def state_dict(self) -> dict:
-        """What is learnt, and what its optimiser knows."""
-        return {"log_var": self.log_var, **self.learnt.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Goes on with what was learnt."""
-        self.log_var.data.copy_(state.pop("log_var"))
-        self.learnt.load_state_dict(state)
 
 
 # ---------------------------------------------------------------- the script

@@ -20,7 +20,6 @@ runs/<dataset>/delrec then scores the test part.
 (arXiv 2405.17890, section 4): L = L_ce + l1 D_cos + l2 D_norm + l3 L_ms, see delrec/lm/slmrec.py.
 """
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,12 +38,11 @@ from delrec.lm.ranker import Ranker, score_samples
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.verbalizers import score, verbalise
 from delrec.lm.windows import WindowPrompt, targets_of
-from delrec.metrics import chance
 from delrec.processes import finish, sum_gradients
 from delrec.runtime import Run, described
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
-from delrec.training.memory import micro_of, peak_gb
+from delrec.training.memory import micro_of
 
 PARTS = ("candidates", "titles", "cos", "norm", "ms")  # of the loss
 # what --paper sets (DELRec, section V); ours, chosen on ml-100k, are the defaults of the options
@@ -359,42 +357,21 @@ def main(ctx: click.Context, **config) -> None:
         record["rank"] = [moving.lora_ranks[0], adalora.active_rank(adapter)]
         record["soft_prompt"] = str(prompt_run.folder) if prompt_run else cfg.soft_prompt
         quality = valid.quality(score_nC - w * neutral_I[valid.cand_nC])
-        close_run(folder, record, loop, cfg, quality, len(valid.which))
+        close_run(folder, record, loop, quality, len(valid.which))
     finish(ranks)
 
 
-def close_run(
-    folder: Path, record: dict, loop: Loop, cfg: SimpleNamespace, quality: tuple, n_val: int
-) -> None:
+def close_run(folder: Path, record: dict, loop: Loop, quality: tuple, n_val: int) -> None:
     """Puts the run in its place and prints what came of it. quality: HR@1, NDCG@10, calibrated."""
-    per_second = cfg.batch * loop.total / loop.spent["steps"]
     record |= {
         **{key: record["settings"][key] for key in ("backbone_run", "backbone_digest")},
         "lm_share": loop.lm_share(),
-        "samples_per_second": round(per_second, 3),
+        "samples_per_second": round(record["batch"] * loop.total / loop.spent["steps"], 3),
         "train_seconds": round(loop.spent["steps"], 3),
     }
     record["started"] -= loop.earlier  # what it took before it was killed counts too
     common.finish_run(folder, record)
-    first, last = record["rank"]
-    print(
-        f"best step {record['best_step']}; ranks reallocated {first} -> {last}; calibration weight "
-        f"{record['calibration']}; {per_second:.2f} samples/s in training, "
-        f"{100 * record['lm_share']:.0f} % of the time in the LM"
-    )
-    result = {
-        "stage": "finetune",
-        "out": str(folder),
-        "val_hr@1": round(quality[0], 4),
-        "val_ndcg@10": round(quality[1], 4),
-        "chance_hr@1": round(chance(cfg.C)["hr@1"], 4),
-        "n_val": n_val,
-        "samples_per_second": round(per_second, 2),
-        "lm_share": record["lm_share"],
-        "seconds": record["seconds"],
-        "peak_gb": round(peak_gb(), 2),
-    }
-    print(json.dumps(result))
+    student.print_result(folder, record, quality, n_val)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tiny_lms import KINDS
 
 import distill
 from delrec.lm import model, prompt_training
+from delrec.lm.balance import weights
 from delrec.lm.text import random_soft_prompt
 from delrec.runtime import load_run
 
@@ -87,15 +88,15 @@ def test_weights_of_the_two_losses():
     # norms 5 and 20: 5^-1/2 : 20^-1/2 = 2 : 1
     g_TA, g_RPS = torch.tensor([[3.0, 0], [0, 4]]), torch.tensor([[0.0, 12], [16, 0]])
     zero, no_sample = torch.zeros(2, requires_grad=True), torch.zeros(2, 2)
-    assert distill.weights("gradnorm", g_TA, g_RPS, zero).tolist() == pytest.approx([2 / 3, 1 / 3])
-    assert distill.weights("gradnorm", g_TA, g_TA, zero).tolist() == pytest.approx([0.5, 0.5])
-    assert distill.weights("fixed", g_TA, g_RPS, zero).tolist() == [0.5, 0.5]
+    assert weights("gradnorm", g_TA, g_RPS, zero).tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert weights("gradnorm", g_TA, g_TA, zero).tolist() == pytest.approx([0.5, 0.5])
+    assert weights("fixed", g_TA, g_RPS, zero).tolist() == [0.5, 0.5]
     s = torch.tensor([np.log(2.0), np.log(0.5)], dtype=torch.float32, requires_grad=True)
-    assert distill.weights("uncertainty", g_TA, g_RPS, s).tolist() == pytest.approx([0.5, 2])
-    assert not distill.weights("uncertainty", g_TA, g_RPS, s).requires_grad
+    assert weights("uncertainty", g_TA, g_RPS, s).tolist() == pytest.approx([0.5, 2])
+    assert not weights("uncertainty", g_TA, g_RPS, s).requires_grad
     # a batch without a TA sample leaves RPS its say
-    assert distill.weights("gradnorm", no_sample, g_RPS, zero).tolist() == [0, 1]
-    assert distill.weights("gradnorm", no_sample, no_sample, zero).tolist() == [0, 0]
+    assert weights("gradnorm", no_sample, g_RPS, zero).tolist() == [0, 1]
+    assert weights("gradnorm", no_sample, no_sample, zero).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

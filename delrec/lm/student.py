@@ -2,6 +2,7 @@
 moves, what must hold at the end, and what is written.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from delrec.lm.ranker import Ranker, calibrate, make_ranker, neutral_scores, set
 from delrec.lm.samples import Histories, Validation
 from delrec.lm.text import digest, fingerprint
 from delrec.lm.windows import Windows
+from delrec.metrics import chance
 from delrec.processes import Ranks
 from delrec.runtime import Run, load_run, stop, write_npy
 from delrec.training import checkpoints
@@ -188,3 +190,27 @@ def write_parts(
     (out / "teacher_states.npy").unlink(missing_ok=True)
     write_npy(out / "neutral.npy", neutral_I)
     write_npy(out / f"scores_val_{score_nC.shape[1]}.npy", score_nC)
+
+
+def print_result(folder: Path, record: dict, quality: tuple, n_val: int) -> None:
+    """Prints what came of stage 2. quality: HR@1 and NDCG@10 of n_val validation samples."""
+    first, last = record["rank"]
+    share = record["lm_share"]
+    print(
+        f"best step {record['best_step']}; ranks reallocated {first} -> {last}; calibration weight "
+        f"{record['calibration']}; {record['samples_per_second']:.2f} samples/s in training, "
+        f"{100 * share:.0f} % of the time in the LM"
+    )
+    result = {
+        "stage": "finetune",
+        "out": str(folder),
+        "val_hr@1": round(quality[0], 4),
+        "val_ndcg@10": round(quality[1], 4),
+        "chance_hr@1": round(chance(record["C"])["hr@1"], 4),
+        "n_val": n_val,
+        "samples_per_second": round(record["samples_per_second"], 2),
+        "lm_share": share,
+        "seconds": record["seconds"],
+        "peak_gb": record["peak_gb"],
+    }
+    print(json.dumps(result))
