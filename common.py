@@ -159,6 +159,13 @@ adalora_options = options(
         help="dropout in front of the adapters",
     ),
     click.option("--orthogonal", default=0.5, help="weight of AdaLoRA's orthogonality term"),
+    click.option(
+        "--prune-end",
+        default=0.2,
+        type=click.FloatRange(0, 1, min_open=True),
+        help="share of the steps after which ranks stay as they are (cut from a fifth of that on); "
+        "no earlier step can be the best",
+    ),
 )
 # a killed run
 going_on = options(

@@ -49,8 +49,8 @@ PARTS = ("candidates", "titles", "cos", "norm", "ms")  # of the loss
 PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates")
 PAPER |= dict(adapt="qv", lr=1e-4, calibrate=False)
 # what is set where nobody typed it, by the form of the input, and with a teacher or without
-TITLES = dict(history=10, samples=1600, val_samples=200, micro=8)
-VECTORS = dict(history=20, samples=12288, val_samples=1000, micro=16, soft_prompt="none")
+TITLES = dict(history=10, samples=1600, val_samples=200, evals=4, micro=8)
+VECTORS = dict(history=20, samples=12288, val_samples=1000, evals=8, micro=16, soft_prompt="none")
 TAUGHT = dict(lambda_cos=1.0, lambda_norm=1e-4, lambda_ms=0.1)
 ALONE = dict(lambda_cos=0.0, lambda_norm=0.0, lambda_ms=0.0)
 # with --input ids every item is scored from one state, in the space of the vectors
@@ -263,7 +263,12 @@ class ByVectors:
     type=click.IntRange(0),
     help="validation samples that choose the step and the calibration; 200, ids 1000; 0: all",
 )
-@click.option("--evals", default=3, type=WHOLE, help="validations, the last after the last step")
+@click.option(
+    "--evals",
+    type=WHOLE,
+    help="validations, evenly from --prune-end (an early peak shall be found) to the last step; 4, "
+    "with --input ids, where they cost little, 8",
+)
 @click.option(
     "--calibrate/--no-calibrate",
     default=True,
@@ -296,7 +301,8 @@ def main(ctx: click.Context, **config) -> None:
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
     moved, best = Weights(params), Best(ranks.device)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
-    loop = Loop(saver, "finetune", n_steps, cfg.resume, validations=cfg.evals)
+    loop = Loop(saver, "finetune", n_steps, cfg.resume)
+    loop.validations = steps.evenly(cfg.evals, adalora.pruning_steps(adapter)[1], n_steps)
     loop.validation_cost = len(valid.which) / cfg.batch / 3  # a forward pass is a third of a step
     common.say(ranks, moving.said())
 

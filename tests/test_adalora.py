@@ -2,13 +2,15 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from commands import adapter_of
-from tuning import BY_MEAN
+from commands import adapter_of, log_of
+from tuning import BY_MEAN, stored_scores
 
 import finetune
-from delrec.lm.adalora import orthogonality
+from delrec.data.prepared import candidates
+from delrec.lm.adalora import add_adalora, orthogonality, pruning_steps
 from delrec.lm.layers import adapt_modules
 from delrec.runtime import load_run
 
@@ -60,7 +62,53 @@ def test_ranks_are_reallocated_to_the_budget(chain):
     assert sum(kept.values()) == 12
     # some layers got more than others
     assert len(set(kept.values())) > 1
-    assert all(w.any() for w in values.values())
+    assert all(w.any() for w in values.values() if len(w))
+
+
+@pytest.mark.parametrize(
+    "share, steps, want", [(0.2, 100, (4, 20)), (0.5, 100, (10, 50)), (0.2, 5, (1, 2))]
+)
+def test_ranks_are_cut_for_the_last_time_where_prune_end_says(share, steps, want, load):
+    cfg = SimpleNamespace(init_r=4, target_r=2, alpha=8, dropout=0.0, prune_end=share)
+    lm = load("decoder")
+    adapter = add_adalora(lm, adapt_modules(lm, "qv"), cfg, steps)
+    try:
+        assert pruning_steps(adapter) == (*want, steps)
+    finally:
+        adapter.unload()
+
+
+def best_at(number, toy):
+    """score_samples whose validation number `number` is perfect, while the others know nothing."""
+    made = []
+
+    def planted(r, split, which, C, *_, **__):
+        made.append(which)
+        truth_nC = candidates(toy, split, C, which) == toy.items[toy.val[which]][:, None]
+        known = truth_nC if len(made) == number else np.zeros(truth_nC.shape)
+        return known.astype(np.float32)
+
+    return planted
+
+
+def test_an_early_peak_behind_the_last_cut_is_found(
+    to_tune, toy, run, on_cpu, tmp_path, monkeypatch
+):
+    found = {}
+    for number in (1, 4):
+        out = tmp_path / str(number)
+        monkeypatch.setattr(finetune, "score_samples", best_at(number, toy))
+        more = "--soft-prompt none --samples 160 --evals 4 --prune-end 0.2"
+        said = run(finetune.main, f"{to_tune} {BY_MEAN} {more} --out {out}").output
+        assert "ranks 16 -> 8 between step 1 and 4 of 20" in said
+        assert [line["step"] for line in log_of(out) if "val_hr@1" in line] == [4, 9, 15, 20]
+        found[number] = load_run(out)
+        assert found[number].rank == [16, 8]
+        scores = stored_scores(out)[1]
+        assert (scores.sum(1) == 1).all() and (scores.max(1) == 1).all()
+    assert (found[1].best_step, found[4].best_step) == (4, 20)
+    early, late = (adapter_of(tmp_path / str(number)) for number in (1, 4))
+    assert any(not torch.equal(early[name], late[name]) for name in early if "lora_A" in name)
 
 
 class ZeroingLion(finetune.Lion):

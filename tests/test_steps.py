@@ -25,6 +25,20 @@ def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_the_end():
     assert min(shares) > 0  # no step is wasted, the first and the last neither
 
 
+@pytest.mark.parametrize(
+    "n, first, total, want",
+    [
+        (4, 20, 100, {19, 46, 72, 99}),
+        (3, 2, 5, {1, 3, 4}),
+        (1, 20, 100, {99}),
+        (2, 100, 100, {99}),
+        (9, 2, 5, {1, 2, 3, 4}),
+    ],
+)
+def test_steps_are_picked_evenly_from_the_first_that_counts_to_the_last(n, first, total, want):
+    assert steps.evenly(n, first, total) == want
+
+
 @pytest.mark.parametrize("steps_and_warmup", [(20, 0.0), (1, 0.5), (4, 0.05)])
 def test_without_a_whole_step_of_warm_up_the_rate_begins_at_its_peak(steps_and_warmup):
     assert warm_then_fall(0, *steps_and_warmup) == 1

@@ -2,7 +2,7 @@
 
 An adapted weight is W + B E A with E diagonal. All ranks begin at init_r; between the steps tinit
 and total - tfinal the least important values of E are cut until target_r a layer are left on
-average; then training goes on at the ranks that were found.
+average; then training goes on at the ranks that were found. Only then can a step be the best one.
 """
 
 from types import SimpleNamespace
@@ -15,9 +15,10 @@ from delrec.lm.model import LM
 def add_adalora(lm: LM, modules: list[str], cfg: SimpleNamespace, steps: int) -> torch.nn.Module:
     """The LM's model with adapters on `modules`; they are all that trains.
 
-    cfg: init_r, target_r, alpha, dropout."""
+    cfg: init_r, target_r, alpha, dropout, prune_end."""
     from peft import AdaLoraConfig, get_peft_model
 
+    end = end_of_pruning(cfg.prune_end, steps)
     config = AdaLoraConfig(
         target_modules=modules,
         init_r=cfg.init_r,
@@ -25,12 +26,18 @@ def add_adalora(lm: LM, modules: list[str], cfg: SimpleNamespace, steps: int) ->
         lora_alpha=cfg.alpha,
         lora_dropout=cfg.dropout,
         total_step=steps,
-        tinit=max(steps // 10, 1),
-        tfinal=max(steps // 3, 1),
+        tinit=max(end // 5, 1),
+        tfinal=steps - end,
         deltaT=1,
         orth_reg_weight=0.0,  # orthogonality() is the term
     )
     return get_peft_model(lm.model, config)
+
+
+def end_of_pruning(share: float, steps: int) -> int:
+    """The step at which ranks are cut for the last time, that share of all steps; 2 at least, as
+    the first cut comes before."""
+    return max(round(share * steps), 2)
 
 
 def orthogonality(adapter: torch.nn.Module) -> torch.Tensor:

@@ -13,6 +13,13 @@ def warm_then_fall(step: int, steps: int, warmup: float) -> float:
     return min((step + 1) / max(warmup * steps, 1), (steps - step) / steps)
 
 
+def evenly(n: int, first: int, steps: int) -> set[int]:
+    """n of the steps (0 is the first), evenly from step number `first` to the last; one is the
+    last."""
+    gap = (steps - first) / max(n - 1, 1)
+    return {round(steps - gap * i) - 1 for i in range(n)}
+
+
 def set_learning_rates(optimiser: torch.optim.Optimizer, share: float) -> None:
     """Gives each group of parameters its "peak" times `share`."""
     for group in optimiser.param_groups:
