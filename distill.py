@@ -34,7 +34,7 @@ from delrec.lm import items, prompt_training
 from delrec.lm.balance import Balance
 from delrec.lm.lists import Lists, read_lists, said_of_folds
 from delrec.lm.model import located
-from delrec.lm.questions import Question, tasks_of
+from delrec.lm.questions import TASKS, Question, tasks_of
 from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.verbalizers import score
@@ -128,6 +128,9 @@ class Lessons:
             self.rps = Listed(r, lists.train[:, : cfg.h], row_of)
         else:
             self.windows, self.order, self.rps = None, taught_n, self.ta
+        # the tasks that are asked in titles' prompts; windows ask RPS in their own
+        tasks = TASKS if cfg.tasks == "both" else (cfg.tasks,)
+        self.asked = tuple(task for task in tasks if task == "ta" or not self.windows)
 
     def samples(self, at: np.ndarray) -> np.ndarray:
         """Places in data.train of the samples number `at`."""
@@ -137,13 +140,12 @@ class Lessons:
         """[(lesson, batch)] of TA, then of RPS, for the samples number `at`."""
         cfg, r, which = self.cfg, self.r, self.samples(at)
         top_nh = self.lists.top("train", which, cfg.h)
-        ta, rps = tasks_of(r, r.data.train[which], top_nh, cfg.a, cfg.C, seed)
+        ta, rps = tasks_of(r, r.data.train[which], top_nh, cfg, seed, self.asked)
         if not r.lm.packs:  # rows of one pass are padded to the longest: like lengths together
             ta.sort(key=lambda q: -len(q.tail))
             rps.sort(key=lambda q: -len(q.tail))
-        if self.windows:
+        if self.windows and cfg.tasks != "ta":
             rps = self.windows.prompts(r, at)
-        ta, rps = (ta if cfg.tasks != "rps" else []), (rps if cfg.tasks != "ta" else [])
         return [(self.ta, ta), (self.rps, rps)]
 
     def trials(self) -> Iterator[tuple]:

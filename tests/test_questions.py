@@ -1,5 +1,7 @@
 """questions.py: what Temporal Analysis and Recommendation Pattern Simulating ask."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ from delrec.data.prepared import users
 from delrec.lm.questions import tasks_of
 from delrec.lm.ranker import make_ranker
 from delrec.lm.text import random_soft_prompt
+
+CFG = SimpleNamespace(a=4, C=9)
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +30,25 @@ def lists(backbone):
 
 def test_samples_are_the_same_whoever_makes_them(ranker, toy, lists):
     which, ranked = toy.train[5:25], lists[5:25]
-    ta, rps = tasks_of(ranker, which, ranked, 4, 9, 0)
+    ta, rps = tasks_of(ranker, which, ranked, CFG, 0)
     lengths = np.minimum(which - toy.ptr[users(toy, which)], 8)
     assert len(rps) == 20
     assert len(ta) == (lengths >= 6).sum() < 20
-    again_ta, again_rps = tasks_of(ranker, which, ranked, 4, 9, 0)
+    again_ta, again_rps = tasks_of(ranker, which, ranked, CFG, 0)
     for a, b in zip(ta + rps, again_ta + again_rps):
         assert np.array_equal(a.tail, b.tail)
         assert np.array_equal(a.cand, b.cand)
         assert a.label == b.label
     # no matter with whom
-    alone = tasks_of(ranker, which[7:8], ranked[7:8], 4, 9, 0)[1][0]
+    alone = tasks_of(ranker, which[7:8], ranked[7:8], CFG, 0)[1][0]
     assert np.array_equal(alone.cand, rps[7].cand)
-    other = tasks_of(ranker, which, ranked, 4, 9, 1)[1]
+    other = tasks_of(ranker, which, ranked, CFG, 1)[1]
     assert any(not np.array_equal(a.cand, b.cand) for a, b in zip(rps, other))
 
 
 def test_pattern_simulating_asks_for_the_backbone_s_first_choice(ranker, toy, lists):
     which, ranked = toy.train[:60], lists[:60]
-    _, rps = tasks_of(ranker, which, ranked, 4, 9, 0)
+    _, rps = tasks_of(ranker, which, ranked, CFG, 0)
     for (_, cand, label), top in zip(rps, ranked):
         assert cand[label] == top[0]
         assert len(set(cand)) == 9
@@ -61,7 +65,7 @@ def test_pattern_simulating_asks_for_the_backbone_s_first_choice(ranker, toy, li
 
 def test_temporal_analysis_asks_for_the_item_before_the_last(ranker, toy, lists):
     which = toy.train[:60]
-    ta, _ = tasks_of(ranker, which, lists[:60], 4, 9, 0)
+    ta, _ = tasks_of(ranker, which, lists[:60], CFG, 0)
     starts = toy.ptr[users(toy, which)]
     windows = [toy.items[max(s - 8, start) : s] for s, start in zip(which, starts)]
     for (_, cand, label), window in zip(ta, [w for w in windows if len(w) >= 6]):
@@ -69,3 +73,13 @@ def test_temporal_analysis_asks_for_the_item_before_the_last(ranker, toy, lists)
         assert len(set(cand)) == 9
         assert (cand == window[-2]).sum() == 1
     assert len({q.label for q in ta}) > 5
+
+
+@pytest.mark.parametrize("task", ["ta", "rps"])
+def test_only_what_is_asked_is_made_and_its_numbers_stay(task, ranker, toy, lists):
+    both = dict(zip(("ta", "rps"), tasks_of(ranker, toy.train[:40], lists[:40], CFG, 0)))
+    one = dict(zip(("ta", "rps"), tasks_of(ranker, toy.train[:40], lists[:40], CFG, 0, (task,))))
+    (other,) = {"ta", "rps"} - {task}
+    assert both[other] and one[other] == []
+    for a, b in zip(both[task], one[task], strict=True):
+        assert np.array_equal(a.tail, b.tail) and np.array_equal(a.cand, b.cand)

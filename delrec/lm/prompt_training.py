@@ -119,7 +119,7 @@ def quiz_of(cfg: SimpleNamespace, r: Ranker, lists: Lists) -> Quiz:
     """The validation prompts of both tasks, always the same ones, as a Quiz."""
     which = subset(len(r.data.val), cfg.val_samples, cfg.seed)
     top_nh = lists.top("val", which, cfg.h)
-    ta, rps = tasks_of(r, r.data.val[which], top_nh, cfg.a, cfg.C, cfg.seed)
+    ta, rps = tasks_of(r, r.data.val[which], top_nh, cfg, cfg.seed)
     if not ta and cfg.tasks != "rps":
         stop(
             f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a "

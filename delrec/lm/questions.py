@@ -2,12 +2,15 @@
 Recommendation Pattern Simulating (RPS), as prompts with candidates.
 """
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
 from delrec.data.prepared import histories
 from delrec.lm.ranker import Ranker
+
+TASKS = ("ta", "rps")
 
 
 class Question(NamedTuple):
@@ -18,24 +21,23 @@ class Question(NamedTuple):
     label: int  # the place of the right one among them
 
 
-def ta_sample(r: Ranker, window: np.ndarray, a: int, C: int, rng: np.random.Generator) -> Question:
-    """A question of Temporal Analysis: which item is i_{n-1}? window: i_1..i_n, n >= a + 2."""
+def ta_options(r: Ranker, window: np.ndarray, C: int, rng: np.random.Generator) -> np.ndarray:
+    """The candidates (C,) of Temporal Analysis: the label i_{n-1} and random others. window:
+    i_1..i_n."""
     label = window[-2]
-    cand = draw(r, C - 1, {label}, rng)
-    cand = rng.permutation(np.append(cand, label))
-    tail, _ = r.prompts.temporal_analysis(window, a, cand)
-    return Question(tail, cand, int((cand == label).argmax()))
+    return rng.permutation(np.append(draw(r, C - 1, {label}, rng), label))
 
 
-def rps_sample(
-    r: Ranker, window: np.ndarray, ranked: np.ndarray, C: int, rng: np.random.Generator
-) -> Question:
-    """A question of Recommendation Pattern Simulating: which item is r_1? ranked: the backbone's
-    r_1..r_h after this window."""
-    cand = draw(r, C - 1, set(ranked.tolist()), rng)
-    cand = rng.permutation(np.append(cand, ranked[0]))
-    tail, _ = r.prompts.pattern(window, ranked, cand)
-    return Question(tail, cand, int((cand == ranked[0]).argmax()))
+def rps_options(r: Ranker, ranked: np.ndarray, C: int, rng: np.random.Generator) -> np.ndarray:
+    """The candidates (C,) of Recommendation Pattern Simulating: the label r_1 and random others
+    that are not among r_1..r_h. ranked: r_1..r_h."""
+    others = draw(r, C - 1, set(ranked.tolist()), rng)
+    return rng.permutation(np.append(others, ranked[0]))
+
+
+def question(cand_C: np.ndarray, label: int, prompt: tuple[np.ndarray, np.ndarray]) -> Question:
+    """A prompt (tokens, at) with its candidates, of which `label` is right."""
+    return Question(prompt[0], cand_C, int((cand_C == label).argmax()))
 
 
 def draw(r: Ranker, n: int, taken: set, rng: np.random.Generator) -> np.ndarray:
@@ -50,10 +52,16 @@ def draw(r: Ranker, n: int, taken: set, rng: np.random.Generator) -> np.ndarray:
 
 
 def tasks_of(
-    r: Ranker, samples: np.ndarray, ranked: np.ndarray, a: int, C: int, seed: int
+    r: Ranker,
+    samples: np.ndarray,
+    ranked: np.ndarray,
+    cfg: SimpleNamespace,
+    seed: int,
+    asked: tuple[str, ...] = TASKS,
 ) -> tuple[list[Question], list[Question]]:
     """The TA and the RPS questions of samples (indices into data.items), two lists; the same for
-    the same seed, whoever computes them.
+    the same seed, whoever computes them. asked: the tasks whose prompts are made, the list of the
+    other is empty. cfg: a, C.
 
     The window i_1..i_n ends with the item before the sample's target: TA learns from the history
     alone, RPS from what the backbone answered to it. Windows shorter than a + 2 ask no TA.
@@ -61,7 +69,12 @@ def tasks_of(
     ta, rps = [], []
     for sample, old, top in zip(samples, histories(r.data, samples, r.history), ranked):
         window, rng = old[old > 0], np.random.default_rng([seed, int(sample)])
-        if len(window) >= a + 2:
-            ta.append(ta_sample(r, window, a, C, rng))
-        rps.append(rps_sample(r, window, top, C, rng))
+        if len(window) >= cfg.a + 2:
+            cand_C = ta_options(r, window, cfg.C, rng)  # drawn first, asked or not
+            if "ta" in asked:
+                prompt = r.prompts.temporal_analysis(window, cfg.a, cand_C)
+                ta.append(question(cand_C, window[-2], prompt))
+        if "rps" in asked:
+            cand_C = rps_options(r, top, cfg.C, rng)
+            rps.append(question(cand_C, top[0], r.prompts.pattern(window, top, cand_C)))
     return ta, rps
