@@ -58,8 +58,8 @@ def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
 
 
 def must_fit(run: Run, cfg: SimpleNamespace) -> None:
-    """Stops if a soft prompt was distilled for other inputs, from another backbone or for another
-    LM than --input, --backbone and --llm say."""
+    """Stops if a soft prompt was distilled for other inputs or from another backbone than --input
+    and --backbone say."""
     if cfg.input == "titles" and run.settings.get("input") == "ids":
         stop(
             f"{run.folder} was distilled on item vectors, --input is titles; name one that was "
@@ -71,18 +71,20 @@ def must_fit(run: Run, cfg: SimpleNamespace) -> None:
             f"{run.folder} was distilled from {run.backbone_run}, --backbone is {cfg.backbone}; "
             "leave --backbone out, or distil from it"
         )
-    if run.stage == "distill" and cfg.llm not in (located(run.llm), str(run.folder.resolve())):
-        stop(
-            f"{run.folder} was distilled for {run.llm}, --llm is {cfg.llm}; distil it again with "
-            "this LM"
-        )
 
 
 def lm_of(cfg: SimpleNamespace, run: Run | None) -> str:
     """The LM to load: --llm, or the one that stage 1 moved together with its soft prompt (DELRec's
-    variant w UDPSM)."""
-    moved = run and run.stage == "distill" and getattr(run, "lr_lm", 0)
-    return str(run.folder) if moved and cfg.llm == located(run.llm) else cfg.llm
+    variant w UDPSM). Stops if the soft prompt was distilled for another one."""
+    if not run or run.stage != "distill":
+        return cfg.llm
+    own = located(run.llm)
+    if cfg.llm not in (own, str(run.folder.resolve())):
+        stop(
+            f"{run.folder} was distilled for {run.llm}, --llm is {cfg.llm}; distil it again with "
+            "this LM"
+        )
+    return str(run.folder) if getattr(run, "lr_lm", 0) and cfg.llm == own else cfg.llm
 
 
 def first_soft_prompt(cfg: SimpleNamespace, run: Run | None, lm: LM) -> torch.Tensor | None:
