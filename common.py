@@ -201,6 +201,11 @@ prompt_options = options(
         "--history", type=WHOLE, help="items of history in a prompt, L; 10, with --input ids 20"
     ),
     click.option(
+        "--instruct/--no-instruct",
+        default=False,
+        help="begin each task's prompts with an instruction of its own (the paper does)",
+    ),
+    click.option(
         "--max-title", default=32, type=WHOLE, help="tokens of a title, longer ones are cut"
     ),
     click.option(

@@ -35,7 +35,7 @@ from delrec.lm.balance import Balance
 from delrec.lm.lists import Lists, read_lists, said_of_folds
 from delrec.lm.model import located
 from delrec.lm.questions import TASKS, Question, tasks_of
-from delrec.lm.ranker import Ranker
+from delrec.lm.ranker import Ranker, asking
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.verbalizers import score
 from delrec.lm.windows import WindowPrompt, Windows, targets_of
@@ -72,10 +72,10 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
 
 
 class Asked:
-    """TA and RPS on titles: one item among C candidates (section IV-B)."""
+    """TA or RPS on titles: one item among C candidates (section IV-B)."""
 
-    def __init__(self, r: Ranker):
-        self.r = r
+    def __init__(self, r: Ranker, task: str):
+        self.r = asking(r, task)
 
     def reads(self, questions: list[Question]) -> int:
         """The number that the sum of the losses is divided by."""
@@ -95,7 +95,7 @@ class Listed:
     """RPS on vectors (ours): the backbone's whole list after every item of a window."""
 
     def __init__(self, r: Ranker, ranked_nh: np.ndarray, row_of: np.ndarray):
-        self.r, self.ranked_nh, self.row_of = r, ranked_nh, row_of
+        self.r, self.ranked_nh, self.row_of = asking(r, "rps"), ranked_nh, row_of
 
     def reads(self, windows: list[WindowPrompt]) -> int:
         """The number that the sum of the losses is divided by."""
@@ -119,7 +119,7 @@ class Lessons:
         self.cfg, self.r, self.lists = cfg, r, lists
         train, have_lists = r.data.train, with_lists(lists.folder, r.data)
         taught_n = np.random.default_rng([cfg.seed, 1]).permutation(have_lists)
-        self.ta = Asked(r)
+        self.ta = Asked(r, "ta")
         if cfg.input == "ids":  # windows of items, each known by its last target
             row_of = np.zeros(len(r.data.items), int)
             row_of[train[taught_n]] = taught_n
@@ -127,7 +127,7 @@ class Lessons:
             self.order = row_of[self.windows.places]
             self.rps = Listed(r, lists.train[:, : cfg.h], row_of)
         else:
-            self.windows, self.order, self.rps = None, taught_n, self.ta
+            self.windows, self.order, self.rps = None, taught_n, Asked(r, "rps")
         # the tasks that are asked in titles' prompts; windows ask RPS in their own
         tasks = TASKS if cfg.tasks == "both" else (cfg.tasks,)
         self.asked = tuple(task for task in tasks if task == "ta" or not self.windows)
@@ -150,10 +150,8 @@ class Lessons:
 
     def trials(self) -> Iterator[tuple]:
         """Pairs (lesson's loss, prompts) that --micro auto tries; made when they are asked for."""
-        prompts = {}
-        for lesson, batch in self.batches(np.arange(min(64, len(self.order))), self.cfg.seed):
-            prompts.setdefault(lesson, []).extend(batch)
-        yield from ((lesson.loss, batch) for lesson, batch in prompts.items() if batch)
+        batches = self.batches(np.arange(min(64, len(self.order))), self.cfg.seed)
+        yield from ((lesson.loss, batch) for lesson, batch in batches if batch)
 
 
 def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import pytest
 from lm_cases import ALL, lines, rank_with, sentence, windows
 
 from delrec.lm.prompts import LETTERS
+from delrec.lm.ranker import asking
 from delrec.lm.text import MASK, SLOT, encode
 from delrec.lm.verbalizers import letter_ids
 
@@ -33,6 +34,25 @@ def test_a_prompt_has_one_mask_k_slots_the_history_in_order_and_the_candidates_i
         assert tail[at].tolist() == told.tolist()
         words = r.lm.tok.decode([t for t in prompt if t >= 0]).lower()
         assert ("sasrec" in words) == (k > 0) and "watched" in words
+
+
+@ALL
+def test_each_task_begins_with_an_instruction_of_its_own_where_it_is_asked_for(load, kind, toy):
+    plain, r = (rank_with(load, kind, toy, k=3, instruct=asked) for asked in (False, True))
+    asked = [asking(r, task) for task in ("history", "ta", "rps")]
+    assert len({tuple(each.prompts.prefix) for each in asked}) == 3
+    assert np.array_equal(asked[0].prompts.prefix, r.prompts.prefix)
+    for each in asked:
+        prefix = each.prompts.prefix
+        assert (prefix == SLOT).sum() == 3
+        # the instruction stands before all else, what follows it stays
+        rest = plain.prompts.prefix[len(r.lm.start) :]
+        assert np.array_equal(prefix[-len(rest) :], rest)
+        assert np.array_equal(prefix[: len(r.lm.start)], r.lm.start)
+        (h, *_), (c, *_) = windows(toy)
+        assert np.array_equal(each.prompts.history(h, c)[0], plain.prompts.history(h, c)[0])
+    for task in ("ta", "rps"):
+        assert np.array_equal(asking(plain, task).prompts.prefix, plain.prompts.prefix)
 
 
 @ALL

@@ -4,22 +4,29 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from lm_cases import naive
 
 from delrec.data.prepared import users
 from delrec.lm.questions import tasks_of
-from delrec.lm.ranker import make_ranker
+from delrec.lm.ranker import asking, make_ranker
 from delrec.lm.text import random_soft_prompt
+from distill import Asked
 
+pytest_plugins = ["lm_fixtures"]
 CFG = SimpleNamespace(a=4, C=9)
 
 
 @pytest.fixture(scope="module")
 def ranker(load, toy):
-    """The tiny decoder with a history of 8 titles and 4 vectors of soft prompt."""
+    """The tiny decoder with a history of 8 titles and 4 vectors of soft prompt; each task has an
+    instruction of its own."""
     m = load("decoder")
     texts = {"history": 8, "max_title": 32, "max_tokens": 1024, "order": "shuffled"}
     scores = {"verbalizer": "mean", "show": False, "backbone": "SASRec", "backbone_run": ""}
-    return make_ranker(m, toy, texts | scores, random_soft_prompt(m, 4, 0))
+    settings = texts | scores | {"instruct": True}
+    return make_ranker(m, toy, settings, random_soft_prompt(m, 4, 0))
 
 
 @pytest.fixture
@@ -83,3 +90,18 @@ def test_only_what_is_asked_is_made_and_its_numbers_stay(task, ranker, toy, list
     assert both[other] and one[other] == []
     for a, b in zip(both[task], one[task], strict=True):
         assert np.array_equal(a.tail, b.tail) and np.array_equal(a.cand, b.cand)
+
+
+@pytest.mark.parametrize("task", ["ta", "rps"])
+def test_a_task_s_loss_is_that_of_the_plain_lm_behind_its_own_instruction(
+    task, ranker, plain, toy, lists
+):
+    questions = dict(zip(("ta", "rps"), tasks_of(ranker, toy.train[30:40], lists[30:40], CFG, 0)))
+    asked = questions[task][:3]
+    want, own = 0.0, asking(ranker, task)
+    for q in asked:
+        with torch.no_grad():
+            scores = naive(plain("decoder"), own, q.tail, q.cand, own.P)
+        want += F.cross_entropy(scores[None], torch.tensor([q.label])).item()
+    got = Asked(ranker, task).loss(asked).item()
+    assert got == pytest.approx(want, rel=1e-4)

@@ -14,7 +14,7 @@ from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.lists import Lists, must_list
 from delrec.lm.model import load_lm
 from delrec.lm.questions import Question, tasks_of
-from delrec.lm.ranker import Ranker, make_ranker, score_tails, settings_of
+from delrec.lm.ranker import Ranker, asking, make_ranker, score_tails, settings_of
 from delrec.lm.soft_prompt import save_soft_prompt
 from delrec.lm.text import digest, random_soft_prompt
 from delrec.processes import Ranks
@@ -99,7 +99,7 @@ class Quiz:
         """Accuracy and loss of each task, which are also printed."""
         found = {}
         for task, prompts in self.prompts.items():
-            accuracy, loss = accuracy_of(r, prompts, ranks, f"{name} {task.upper()}")
+            accuracy, loss = accuracy_of(asking(r, task), prompts, ranks, f"{name} {task.upper()}")
             found |= {task: accuracy, f"{task}_loss": loss}
         said = [
             f"{task.upper()} accuracy {found[task]:.3f} loss {found[f'{task}_loss']:.3f} "

@@ -1,9 +1,12 @@
 """The prompts as token arrays: prefix + tail.
 
-The prefix (instruction + soft prompt) is the same for all samples, so a decoder-only LM computes
-its keys and values once (reading.py). A tail holds what a sample shows and asks. Slots of the soft
-prompt, the mask and items' vectors are negative numbers (text.py): no title can spell them.
+The prefix (instruction + soft prompt) is the same for all samples of a task, so a decoder-only LM
+computes its keys and values once (reading.py). A tail holds what a sample shows and asks. Slots of
+the soft prompt, the mask and items' vectors are negative numbers (text.py): no title can spell
+them.
 """
+
+import copy
 
 import numpy as np
 
@@ -24,10 +27,16 @@ PATTERN = {
     "Caser": "{b} looks for patterns among the last few {n}s, pairs and triples that follow one "
     "another, and adds the user's general taste.",
 }
+# One instruction a task (section IV-A), in our words: stage 2, and stage 1's two tasks.
+INSTRUCTIONS = {
+    "history": "Say which {n} the user will choose next; the way {b} recommends is a reference.",
+    "ta": "Follow the order of time as {b} does: say which {n} came last before the next one.",
+    "rps": "Recommend as {b} does: say which {n} it puts first after these.",
+}
 
 
 class Prompts:
-    """The prefix, and the tails of the three prompts.
+    """The prefix of a task, and the tails of the three prompts.
 
     Each tail comes as (tokens, at): `at` are the places of the tokens of history titles. Where a
     prompt is too long, the oldest history goes first.
@@ -49,15 +58,23 @@ class Prompts:
         # room for the title that a forced pass appends, or for its masks
         self.longest = int(np.diff(titles.ptr).max()) + len(self.sep)
         self.budget = min(settings["max_tokens"] or lm.max_tokens, lm.max_tokens)
-        prefix = [
-            np.asarray(lm.start, np.int64),
-            *self.pattern_told(k, settings.get("words", False)),
-            self.text(f"{self.noun.capitalize()}s the user {verb}, oldest first:"),
-        ]
+        pattern = self.pattern_told(k, settings.get("words", False))
+        about = self.text(f"{self.noun.capitalize()}s the user {verb}, oldest first:")
+        self.prefixes = {}
+        for task, words in INSTRUCTIONS.items():
+            words = words.format(b=self.backbone, n=self.noun)
+            asked = [self.text(words)] if settings.get("instruct", False) else []
+            parts = [np.asarray(lm.start, np.int64), *asked, *pattern, about]
+            self.prefixes[task] = np.concatenate(parts)
         # the last token of the prefix begins every tail, so that the first title's first token has
         # a state that predicts it
-        prefix = np.concatenate(prefix)
-        self.prefix, self.begins = prefix[:-1], prefix[-1:]
+        self.prefix, self.begins = self.prefixes["history"][:-1], about[-1:]
+
+    def asking(self, task: str) -> "Prompts":
+        """The same prompts behind the instruction of a task: history, ta or rps."""
+        other = copy.copy(self)
+        other.prefix = self.prefixes[task][:-1]
+        return other
 
     def history(
         self, items: np.ndarray | list[int], cand: np.ndarray | None = None

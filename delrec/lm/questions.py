@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from delrec.data.prepared import histories
-from delrec.lm.ranker import Ranker
+from delrec.lm.ranker import Ranker, asking
 
 TASKS = ("ta", "rps")
 
@@ -67,14 +67,15 @@ def tasks_of(
     alone, RPS from what the backbone answered to it. Windows shorter than a + 2 ask no TA.
     """
     ta, rps = [], []
+    prompts = {task: asking(r, task).prompts for task in TASKS}
     for sample, old, top in zip(samples, histories(r.data, samples, r.history), ranked):
         window, rng = old[old > 0], np.random.default_rng([seed, int(sample)])
         if len(window) >= cfg.a + 2:
             cand_C = ta_options(r, window, cfg.C, rng)  # drawn first, asked or not
             if "ta" in asked:
-                prompt = r.prompts.temporal_analysis(window, cfg.a, cand_C)
+                prompt = prompts["ta"].temporal_analysis(window, cfg.a, cand_C)
                 ta.append(question(cand_C, window[-2], prompt))
         if "rps" in asked:
             cand_C = rps_options(r, top, cfg.C, rng)
-            rps.append(question(cand_C, top[0], r.prompts.pattern(window, top, cand_C)))
+            rps.append(question(cand_C, top[0], prompts["rps"].pattern(window, top, cand_C)))
     return ta, rps

@@ -1,7 +1,7 @@
 """An LM with all that fixes how it ranks, and its scores of whole splits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +52,7 @@ def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -
     return {
         "verbalizer": cfg.verbalizer,
         "show": cfg.show,
+        "instruct": cfg.instruct,
         "order": getattr(cfg, "order", "shuffled"),
         "history": cfg.history,
         "max_title": cfg.max_title,
@@ -90,6 +91,11 @@ def make_ranker(
         cache=cache,
         settings=settings,
     )
+
+
+def asking(r: Ranker, task: str) -> Ranker:
+    """The same ranker with the prompts of a task: history (stage 2), ta or rps (stage 1)."""
+    return replace(r, prompts=r.prompts.asking(task))
 
 
 def open_run(

@@ -32,7 +32,8 @@ from delrec.runtime import Run, load_run, read_npy, stop
 from delrec.training.log import Log
 
 # what both must read alike
-PROMPT_FLAGS = ("input", "verbalizer", "show", "order", "history", "max_title", "max_tokens")
+PROMPT_FLAGS = ("input", "verbalizer", "show", "order", "instruct", "history", "max_title")
+PROMPT_FLAGS += ("max_tokens",)
 
 
 def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
@@ -43,7 +44,7 @@ def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
     if cfg.maps:
         stop("--maps and --teacher both say what the maps begin as; leave one of them out")
     run = load_run(cfg.teacher, data, stages=["finetune"])
-    values = {**run.settings, "input": run.settings.get("input", "titles")}
+    values = {"input": "titles", "instruct": False, **run.settings}
     for key in PROMPT_FLAGS:
         if key in typed and getattr(cfg, key) != values[key]:
             stop(
