@@ -66,6 +66,11 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
         cfg.verbalizer, cfg.show = "items", False
     if cfg.tasks != "rps" and (cfg.a < 3 or cfg.a + 2 > cfg.history):
         stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
+    if cfg.rps_candidates == "release" and cfg.h > cfg.C:
+        stop(
+            f"--rps-candidates release puts the backbone's {cfg.h} items (--h) among --candidates "
+            f"{cfg.C}; raise it"
+        )
 
 
 # ---------------------------------------------------------------- what a sample asks
@@ -214,6 +219,14 @@ def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:
     "ids all are asked)",
 )
 @common.candidates_option
+@click.option(
+    "--rps-candidates",
+    default="random",
+    type=click.Choice(["random", "release"]),
+    help="beside r_1 in RPS: items outside of the backbone's list (the paper's text), or r_2..r_h "
+    "and as many of those as are left (its release; as r_2..r_h are told, r_1 is then what is "
+    "listed and not told)",
+)
 @click.option(
     "--balance",
     default="gradnorm",

@@ -15,7 +15,7 @@ from delrec.lm.text import random_soft_prompt
 from distill import Asked
 
 pytest_plugins = ["lm_fixtures"]
-CFG = SimpleNamespace(a=4, C=9)
+CFG = SimpleNamespace(a=4, C=9, rps_candidates="random")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,15 @@ def test_only_what_is_asked_is_made_and_its_numbers_stay(task, ranker, toy, list
     assert both[other] and one[other] == []
     for a, b in zip(both[task], one[task], strict=True):
         assert np.array_equal(a.tail, b.tail) and np.array_equal(a.cand, b.cand)
+
+
+def test_the_release_lists_all_that_the_backbone_chose(ranker, toy, lists):
+    which, ranked = toy.train[:60], lists[:60]
+    release = SimpleNamespace(**vars(CFG) | {"rps_candidates": "release"})
+    for (_, cand, label), top in zip(tasks_of(ranker, which, ranked, release, 0)[1], ranked):
+        assert cand[label] == top[0]
+        assert len(set(cand)) == 9
+        assert set(top) < set(cand)
 
 
 @pytest.mark.parametrize("task", ["ta", "rps"])

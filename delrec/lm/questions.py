@@ -28,11 +28,15 @@ def ta_options(r: Ranker, window: np.ndarray, C: int, rng: np.random.Generator) 
     return rng.permutation(np.append(draw(r, C - 1, {label}, rng), label))
 
 
-def rps_options(r: Ranker, ranked: np.ndarray, C: int, rng: np.random.Generator) -> np.ndarray:
+def rps_options(
+    r: Ranker, ranked: np.ndarray, cfg: SimpleNamespace, rng: np.random.Generator
+) -> np.ndarray:
     """The candidates (C,) of Recommendation Pattern Simulating: the label r_1 and random others
-    that are not among r_1..r_h. ranked: r_1..r_h."""
-    others = draw(r, C - 1, set(ranked.tolist()), rng)
-    return rng.permutation(np.append(others, ranked[0]))
+    that are not among r_1..r_h; as the authors' release draws them r_1..r_h and C - h others.
+    ranked: r_1..r_h; cfg: C, rps_candidates."""
+    kept = ranked if cfg.rps_candidates == "release" else ranked[:1]
+    others = draw(r, cfg.C - len(kept), set(ranked.tolist()), rng)
+    return rng.permutation(np.append(others, kept))
 
 
 def question(cand_C: np.ndarray, label: int, prompt: tuple[np.ndarray, np.ndarray]) -> Question:
@@ -61,7 +65,7 @@ def tasks_of(
 ) -> tuple[list[Question], list[Question]]:
     """The TA and the RPS questions of samples (indices into data.items), two lists; the same for
     the same seed, whoever computes them. asked: the tasks whose prompts are made, the list of the
-    other is empty. cfg: a, C.
+    other is empty. cfg: a, C, rps_candidates.
 
     The window i_1..i_n ends with the item before the sample's target: TA learns from the history
     alone, RPS from what the backbone answered to it. Windows shorter than a + 2 ask no TA.
@@ -76,6 +80,6 @@ def tasks_of(
                 prompt = prompts["ta"].temporal_analysis(window, cfg.a, cand_C)
                 ta.append(question(cand_C, window[-2], prompt))
         if "rps" in asked:
-            cand_C = rps_options(r, top, cfg.C, rng)
+            cand_C = rps_options(r, top, cfg, rng)
             rps.append(question(cand_C, top[0], prompts["rps"].pattern(window, top, cand_C)))
     return ta, rps
