@@ -36,8 +36,8 @@ from delrec.lm.lists import Lists, read_lists, said_of_folds
 from delrec.lm.model import located
 from delrec.lm.questions import TASKS, Question, tasks_of
 from delrec.lm.ranker import Ranker, asking
-from delrec.lm.reading import read_examples, read_prefix
-from delrec.lm.verbalizers import score
+from delrec.lm.reading import read, read_examples, read_prefix
+from delrec.lm.verbalizers import SCORES_ALL, loss_over_all, score
 from delrec.lm.windows import WindowPrompt, Windows, targets_of
 from delrec.processes import finish, sum_gradients, sum_over_ranks
 from delrec.runtime import described, stop, write_json
@@ -66,6 +66,11 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
         cfg.verbalizer, cfg.show = "items", False
     if cfg.tasks != "rps" and (cfg.a < 3 or cfg.a + 2 > cfg.history):
         stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
+    if cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL:
+        stop(
+            f"--loss catalogue scores all items from one state, --verbalizer {cfg.verbalizer} "
+            "cannot; use mean or first, or --loss candidates"
+        )
     if cfg.rps_candidates == "release" and cfg.h > cfg.C:
         stop(
             f"--rps-candidates release puts the backbone's {cfg.h} items (--h) among --candidates "
@@ -77,22 +82,26 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
 
 
 class Asked:
-    """TA or RPS on titles: one item among C candidates (section IV-B)."""
+    """TA or RPS on titles: one item among C candidates, or among all (section IV-B)."""
 
-    def __init__(self, r: Ranker, task: str):
-        self.r = asking(r, task)
+    def __init__(self, r: Ranker, task: str, over: str):
+        self.r, self.over = asking(r, task), over  # over: --loss
 
     def reads(self, questions: list[Question]) -> int:
         """The number that the sum of the losses is divided by."""
         return len(questions)
 
     def loss(self, questions: list[Question]) -> torch.Tensor:
-        """L_TA or L_RPS as a sum: - log softmax over the candidates' scores, of the label's."""
-        r = self.r
+        """L_TA or L_RPS as a sum: - log softmax over the scores of the candidates (or with --loss
+        catalogue of all items), of the label's."""
+        r, tails = self.r, [q.tail for q in questions]
         start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
+        if self.over == "catalogue":
+            item_B = torch.tensor([int(q.cand[q.label]) for q in questions], device=r.lm.device)
+            return loss_over_all(r.lm, read(r.lm, start, tails), item_B, r.titles, r.verbalizer)
         cand_BC = np.stack([q.cand for q in questions])
         label_B = torch.tensor([q.label for q in questions], device=r.lm.device)
-        score_BC = score(r.lm, start, [q.tail for q in questions], cand_BC, r.titles, r.verbalizer)
+        score_BC = score(r.lm, start, tails, cand_BC, r.titles, r.verbalizer)
         return F.cross_entropy(score_BC, label_B, reduction="sum")
 
 
@@ -124,7 +133,7 @@ class Lessons:
         self.cfg, self.r, self.lists = cfg, r, lists
         train, have_lists = r.data.train, with_lists(lists.folder, r.data)
         taught_n = np.random.default_rng([cfg.seed, 1]).permutation(have_lists)
-        self.ta = Asked(r, "ta")
+        self.ta = Asked(r, "ta", cfg.loss)
         if cfg.input == "ids":  # windows of items, each known by its last target
             row_of = np.zeros(len(r.data.items), int)
             row_of[train[taught_n]] = taught_n
@@ -132,7 +141,8 @@ class Lessons:
             self.order = row_of[self.windows.places]
             self.rps = Listed(r, lists.train[:, : cfg.h], row_of)
         else:
-            self.windows, self.order, self.rps = None, taught_n, Asked(r, "rps")
+            self.windows, self.order = None, taught_n
+            self.rps = Asked(r, "rps", cfg.loss)
         # the tasks that are asked in titles' prompts; windows ask RPS in their own
         tasks = TASKS if cfg.tasks == "both" else (cfg.tasks,)
         self.asked = tuple(task for task in tasks if task == "ta" or not self.windows)
@@ -226,6 +236,13 @@ def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:
     help="beside r_1 in RPS: items outside of the backbone's list (the paper's text), or r_2..r_h "
     "and as many of those as are left (its release; as r_2..r_h are told, r_1 is then what is "
     "listed and not told)",
+)
+@click.option(
+    "--loss",
+    default="candidates",
+    type=click.Choice(["candidates", "catalogue"]),
+    help="cross-entropy over the candidates, or over all items (the paper; --verbalizer mean or "
+    "first)",
 )
 @click.option(
     "--balance",

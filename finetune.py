@@ -35,8 +35,8 @@ from delrec.data.prepared import Data
 from delrec.lm import adalora, items, layers, samples, slmrec, soft_prompt, student
 from delrec.lm.model import located
 from delrec.lm.ranker import Ranker, score_samples
-from delrec.lm.reading import read_examples, read_prefix
-from delrec.lm.verbalizers import score, verbalise
+from delrec.lm.reading import read, read_examples, read_prefix
+from delrec.lm.verbalizers import SCORES_ALL, loss_over_all, score, verbalise
 from delrec.lm.windows import WindowPrompt, targets_of
 from delrec.processes import finish, sum_gradients
 from delrec.runtime import Run, described
@@ -102,9 +102,14 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             "vectors; leave one of them out",
         ),
         (
-            titles and cfg.loss != "candidates" and (cfg.input == "hybrid" or taught),
+            titles and cfg.loss in ("titles", "both") and (cfg.input == "hybrid" or taught),
             f"--loss {cfg.loss} reads every title token of the history; --input hybrid, --teacher "
-            "and --lambda-ms need --loss candidates",
+            "and --lambda-ms need --loss candidates or catalogue",
+        ),
+        (
+            titles and cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL,
+            f"--loss catalogue scores all items from one state, --verbalizer {cfg.verbalizer} "
+            "cannot; use mean or first, or --loss candidates",
         ),
         (
             titles and cfg.verbalizer == "likelihood" and taught,
@@ -129,7 +134,7 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
 
 
 class ByTitles:
-    """The truth among C candidates, each scored by its title."""
+    """The truth among C candidates, or among all items, each scored by its title."""
 
     def __init__(self, r: Ranker, cfg: SimpleNamespace):
         self.r, self.loss = r, cfg.loss
@@ -139,6 +144,8 @@ class ByTitles:
         r, losses = self.r, {}
         start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
         tails, at = [e.tail for e in batch], [e.at for e in batch]
+        if self.loss == "catalogue":
+            return {"candidates": self.loss_from(read(r.lm, start, tails), batch)}
         cand_BC, truth_B = self.asked(batch)
         if self.loss == "candidates":
             score_BC = score(r.lm, start, tails, cand_BC, r.titles, r.verbalizer)
@@ -152,9 +159,14 @@ class ByTitles:
         return losses
 
     def loss_from(self, x_BD: torch.Tensor, batch: list[samples.Example]) -> torch.Tensor:
-        """L from other states than the last ones: those of an inner block."""
-        r, (cand_BC, truth_B) = self.r, self.asked(batch)
-        score_BC = verbalise(r.lm, x_BD.to(r.lm.dtype), cand_BC, r.titles, r.verbalizer)
+        """L from states at the mask: those of an inner block too."""
+        r, x_BD = self.r, x_BD.to(self.r.lm.dtype)
+        if self.loss == "catalogue":
+            # L = - log softmax over the scores of all items: the paper's
+            item_B = torch.as_tensor(targets_of(batch), device=r.lm.device)
+            return loss_over_all(r.lm, x_BD, item_B, r.titles, r.verbalizer)
+        cand_BC, truth_B = self.asked(batch)
+        score_BC = verbalise(r.lm, x_BD, cand_BC, r.titles, r.verbalizer)
         return F.cross_entropy(score_BC, truth_B, reduction="sum")
 
     def log_likelihood(
@@ -238,9 +250,10 @@ class ByVectors:
 @click.option(
     "--loss",
     default="candidates",
-    type=click.Choice(["titles", "candidates", "both"]),
-    help="candidates: cross-entropy over C scores (the paper); titles: next-title language "
-    "modelling on every title in the prompt",
+    type=click.Choice(["titles", "candidates", "both", "catalogue"]),
+    help="candidates: cross-entropy over C scores; catalogue: over all items' (the paper; by mean "
+    "or first); titles: next-title language modelling on every title in the prompt; both: "
+    "candidates and titles",
 )
 @click.option("--samples", type=WHOLE, help="training samples to see; 1600, ids (windows) 12288")
 @common.candidates_option

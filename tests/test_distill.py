@@ -134,6 +134,7 @@ def test_only_the_soft_prompt_moves(
         "--verbalizer letter",
         "--verbalizer first --show",
         "--verbalizer likelihood --show --val-samples 0",
+        "--loss catalogue --show --instruct --rps-candidates release",
     ],
 )
 def test_every_choice_runs(choice, to_distil, run, tmp_path):

@@ -28,11 +28,11 @@ def always_choosing(folder, data, make_backbone, first):
 
 @pytest.fixture(scope="module")
 def learn(toy, decoder, make_backbone, run, fp32, tmp_path_factory):
-    """learn(first, lr) -> metrics.json and the last P: distil a backbone that always chooses
+    """learn(first, lr, more) -> metrics.json and the last P: distil a backbone that always chooses
     first(n), with P of 16 vectors.
     """
 
-    def distil(first, lr):
+    def distil(first, lr, more=""):
         folder = tmp_path_factory.mktemp("learn")
         teacher = always_choosing(folder / "teacher", toy, make_backbone, first)
         where = f"--dataset {toy.folder} --backbone {teacher} --llm {decoder}"
@@ -40,7 +40,7 @@ def learn(toy, decoder, make_backbone, run, fp32, tmp_path_factory):
         samples = 560 if lr > NONE else 40
         out = folder / "prompt"
         with fp32():
-            run(distill.main, f"{where} --out {out} {task} --samples {samples} --lr {lr}")
+            run(distill.main, f"{where} --out {out} {task} --samples {samples} --lr {lr} {more}")
         return metrics_of(out), prompt_of(out)
 
     return distil
@@ -53,9 +53,10 @@ def one_of_three(toy):
     return lambda n: np.random.default_rng(1).choice(kind, n)
 
 
-def test_the_soft_prompt_learns_what_only_the_backbone_knows(learn, one_of_three):
+@pytest.mark.parametrize("over", ["candidates", "catalogue"])
+def test_the_soft_prompt_learns_what_only_the_backbone_knows(over, learn, one_of_three):
     # nothing in the prompt says what it chooses, the LM is frozen: only P can carry it
-    result, _ = learn(one_of_three, 0.1)
+    result, _ = learn(one_of_three, 0.1, f"--loss {over}")
     before, after = result["before"], result["after"]
     # chance .1, and the other two are often among the options
     assert before["rps"] < 0.2

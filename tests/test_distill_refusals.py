@@ -43,6 +43,7 @@ def test_lists_that_are_too_short_are_refused(toy, backbone, refused):
         ("--a 2", "--a 2 must be at least 3"),
         ("--input ids --verbalizer mean", "--verbalizer is about titles"),
         ("--input ids --paper", "--paper is about titles"),
+        ("--loss catalogue", "from one state, --verbalizer likelihood cannot; use mean or first"),
         (
             "--rps-candidates release --candidates 8 --h 10",
             "puts the backbone's 10 items (--h) among --candidates 8; raise it",

@@ -101,6 +101,7 @@ def test_an_opened_run_gives_the_stored_scores(chain, toy, alone, on_cpu, load):
     [
         ("candidates", "mean"),
         ("candidates", "letter"),
+        ("catalogue", "first"),
         ("titles", "likelihood"),
         ("titles", "mean"),
         ("both", "first"),

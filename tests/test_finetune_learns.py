@@ -26,7 +26,8 @@ def markov(tmp_path_factory, make_data):
 
 
 @pytest.mark.parametrize(
-    "loss, verbalizer, history", [("candidates", "mean", 1), ("titles", "likelihood", 2)]
+    "loss, verbalizer, history",
+    [("candidates", "mean", 1), ("titles", "likelihood", 2), ("catalogue", "mean", 1)],
 )
 def test_the_lm_learns_which_title_follows_which(
     loss, verbalizer, history, markov, decoder, run, on_cpu, alone, tmp_path

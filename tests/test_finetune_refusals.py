@@ -13,6 +13,7 @@ import finetune
         ("--init-r 4 --target-r 9", "--target-r 9 must be below"),
         ("--samples 32 --batch 8", "is 4 steps; AdaLoRA needs at least 5"),
         ("--dataset nowhere", "no prepared data set"),
+        ("--loss catalogue --verbalizer letter", "from one state, --verbalizer letter cannot"),
         ("--candidates 17", "holds no 17 candidates for val, it holds [15, 20]"),
         (
             "--order backbone --show --backbone /nowhere",

@@ -5,14 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lm_cases import ALL, naive, rank_with, sentence, windows
 
+from delrec.lm import verbalizers
 from delrec.lm.ranker import (
     score_catalogue,
     score_tails,
 )
 from delrec.lm.reading import read_prefix
-from delrec.lm.verbalizers import letter_ids
+from delrec.lm.verbalizers import letter_ids, loss_over_all, verbalise
 
 pytest_plugins = ["lm_fixtures"]
 
@@ -30,6 +32,28 @@ def test_one_pass_scores_the_catalogue_as_its_candidates(load, kind, toy, alone,
         score_tails(r, [tail, other], np.tile(np.arange(1, 61), (2, 1)), alone),
         rtol=1e-5,
         atol=1e-5,
+    )
+
+
+@ALL
+@pytest.mark.parametrize("verbalizer", ["mean", "first"])
+@pytest.mark.parametrize("cells", [2**24, 1])  # all rows at once, one at a time
+def test_the_loss_over_all_items_is_the_cross_entropy_of_every_item_s_score(
+    load, kind, toy, verbalizer, cells, monkeypatch
+):
+    monkeypatch.setattr(verbalizers, "CELLS", cells)
+    r = rank_with(load, kind, toy, verbalizer=verbalizer)
+    torch.manual_seed(0)
+    x = torch.randn(5, r.lm.head_VD.shape[1], requires_grad=True)
+    target = torch.tensor([1, 7, toy.n_items, 7, 33])
+    every = np.tile(np.arange(1, toy.n_items + 1), (5, 1))
+    want = F.cross_entropy(
+        verbalise(r.lm, x, every, r.titles, verbalizer), target - 1, reduction="sum"
+    )
+    got = loss_over_all(r.lm, x, target, r.titles, verbalizer)
+    assert got.item() == pytest.approx(want.item(), rel=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, x), torch.autograd.grad(want, x), rtol=1e-4, atol=1e-5
     )
 
 

@@ -101,16 +101,19 @@ def test_the_release_lists_all_that_the_backbone_chose(ranker, toy, lists):
         assert set(top) < set(cand)
 
 
+@pytest.mark.parametrize("over", ["candidates", "catalogue"])
 @pytest.mark.parametrize("task", ["ta", "rps"])
 def test_a_task_s_loss_is_that_of_the_plain_lm_behind_its_own_instruction(
-    task, ranker, plain, toy, lists
+    task, over, ranker, plain, toy, lists
 ):
     questions = dict(zip(("ta", "rps"), tasks_of(ranker, toy.train[30:40], lists[30:40], CFG, 0)))
     asked = questions[task][:3]
     want, own = 0.0, asking(ranker, task)
     for q in asked:
+        items = q.cand if over == "candidates" else np.arange(1, toy.n_items + 1)
         with torch.no_grad():
-            scores = naive(plain("decoder"), own, q.tail, q.cand, own.P)
-        want += F.cross_entropy(scores[None], torch.tensor([q.label])).item()
-    got = Asked(ranker, task).loss(asked).item()
+            scores = naive(plain("decoder"), own, q.tail, items, own.P)
+        label = items.tolist().index(q.cand[q.label])
+        want += F.cross_entropy(scores[None], torch.tensor([label])).item()
+    got = Asked(ranker, task, over).loss(asked).item()
     assert got == pytest.approx(want, rel=1e-4)

@@ -17,7 +17,7 @@ from delrec.lm.prompts import Prompts
 from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.soft_prompt import load_soft_prompt
 from delrec.lm.titles import Titles, tokenise_titles
-from delrec.lm.verbalizers import score, verbalise_all
+from delrec.lm.verbalizers import SCORES_ALL, score, verbalise_all
 from delrec.metrics import compare, metrics
 from delrec.processes import Ranks, gather_rows, shares
 from delrec.runtime import Run, load_run, read_npy, stop
@@ -254,7 +254,7 @@ def score_samples(
 def reads_all(r: Ranker | SimpleNamespace) -> bool:
     """True where one state says what every title of the catalogue scores. r: a ranker, or what has
     its verbalizer and show."""
-    return r.verbalizer in ("mean", "first", "items") and not r.show
+    return r.verbalizer in SCORES_ALL and not r.show
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def batch_of(
         long = np.argsort([-len(e.tail) for e in batch], kind="stable")
         batch, at = [batch[i] for i in long], at[long]
     tokens = 0
-    if cfg.loss != "candidates":
+    if cfg.loss in ("titles", "both"):
         own = cfg.verbalizer == "likelihood"
         tokens = sum(len(e.at) + e.n_truth * own for e in batch)
     return Batch(batch, at, int(samples.n_reads[at].sum()), tokens)

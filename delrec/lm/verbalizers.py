@@ -14,6 +14,8 @@ The first three are the mean logit of some tokens, and so one function with thre
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from delrec.kernels import verbalizer as kernels
 from delrec.lm import items, own_head
@@ -23,6 +25,9 @@ from delrec.lm.reading import Start, States, read
 from delrec.lm.text import encode
 from delrec.lm.titles import Titles
 from delrec.runtime import stop
+
+SCORES_ALL = ("mean", "first", "items")  # from one state the whole catalogue
+CELLS = 2**24  # logits and scores that exist at once in a loss over the catalogue: 64 MB
 
 
 def score(
@@ -113,13 +118,54 @@ def verbalise_all(lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str) -
     """Scores (B, I + 1) of the whole catalogue from one state a prompt: mean, first or items."""
     if verbalizer == "items":
         return items.item_space(lm, x_BD) @ lm.items.E.T
-    ptr, tok = titles.ptr, titles.tok
-    if verbalizer == "first":
-        tok, ptr = tok[ptr[1:-1]], np.concatenate([[0], np.arange(len(ptr) - 1)])
-    ptr, tok = (torch.as_tensor(a).to(lm.device) for a in (ptr, tok))
+    ptr, tok = tokens_of_all(lm, titles, verbalizer)
     if lm.own_head:
         return own_head.catalogue_scores(lm, x_BD, ptr, tok)
     return kernels.catalogue_scores(scaled(lm, x_BD), lm.head_VD, ptr, tok, lm.bias_V)
+
+
+def tokens_of_all(lm: LM, titles: Titles, verbalizer: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ptr, tok): the tokens that item i is scored by are tok[ptr[i] : ptr[i + 1]]."""
+    ptr, tok = titles.ptr, titles.tok
+    if verbalizer == "first":
+        tok, ptr = tok[ptr[1:-1]], np.concatenate([[0], np.arange(len(ptr) - 1)])
+    return torch.as_tensor(ptr).to(lm.device), torch.as_tensor(tok).to(lm.device)
+
+
+def loss_over_all(
+    lm: LM, x_BD: torch.Tensor, target_B: torch.Tensor, titles: Titles, verbalizer: str
+) -> torch.Tensor:
+    """The sum over b of - log softmax(s_b1 .. s_bI)[target_b]: the cross-entropy over the whole
+    catalogue (the paper's), by mean, first or items. Some rows at a time, made again in backward,
+    so that at most CELLS logits and scores exist at once."""
+    rows = max(CELLS // (len(titles.vocab) + len(titles.ptr)), 1)
+    parts = zip(x_BD.split(rows), target_B.split(rows))
+    more = (titles, verbalizer)
+    losses = [checkpoint(loss_of_rows, lm, x, t, *more, use_reentrant=False) for x, t in parts]
+    return torch.stack(losses).sum()
+
+
+def loss_of_rows(
+    lm: LM, x_BD: torch.Tensor, target_B: torch.Tensor, titles: Titles, verbalizer: str
+) -> torch.Tensor:
+    """The same, with all its scores at once."""
+    return F.cross_entropy(
+        scores_of_all(lm, x_BD, titles, verbalizer), target_B - 1, reduction="sum"
+    )
+
+
+def scores_of_all(lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str) -> torch.Tensor:
+    """What verbalise_all says of the items 1..I, fp32 (B, I), with a gradient of x: s = T z, with z
+    the logits of the tokens that occur in titles, and T the share of each in an item's."""
+    if verbalizer == "items":
+        return items.item_space(lm, x_BD) @ lm.items.E[1:].T
+    ptr, tok = tokens_of_all(lm, titles, verbalizer)
+    if lm.own_head:
+        return own_head.catalogue_scores(lm, x_BD, ptr, tok)[:, 1:]
+    z_WB = titles.head.float() @ scaled(lm, x_BD).float().T
+    z_WB = z_WB if titles.bias is None else z_WB + titles.bias.float()[:, None]
+    word_M = torch.as_tensor(titles.index, device=lm.device)[tok]
+    return F.embedding_bag(word_M, z_WB.contiguous(), ptr[1:-1], mode="mean").T
 
 
 def scaled(lm: LM, x_ND: torch.Tensor) -> torch.Tensor:
