@@ -255,6 +255,13 @@ def paper_option(values: dict[str, Any]) -> Callable:
     return click.option("--paper", is_flag=True, help=f"the paper's choices: {named}")
 
 
+def say_paper(cfg: SimpleNamespace, differences: tuple[str, ...], ranks: Ranks) -> None:
+    """With --paper, prints what is different from the paper all the same."""
+    if cfg.paper:
+        lines = "".join(f"\n  - {line}" for line in differences)
+        say(ranks, f"--paper: this stays different from the paper (docs/differences.md):{lines}")
+
+
 def micro_option(default: str) -> Callable:
     """The option --micro. default: as its help says it."""
     return click.option(

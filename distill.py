@@ -30,7 +30,7 @@ from lion_pytorch import Lion
 import common
 from common import ABOVE_0, FROM_0, WHOLE
 from delrec.data.prepared import with_lists
-from delrec.lm import items, prompt_training
+from delrec.lm import differences, items, prompt_training
 from delrec.lm.balance import Balance
 from delrec.lm.lists import Lists, read_lists, said_of_folds
 from delrec.lm.model import located
@@ -46,16 +46,21 @@ from delrec.training.loop import Best, Loop, OptimiserState, Weights
 from delrec.training.memory import micro_of
 
 # what --paper sets (section V); ours, chosen on ml-100k, are the defaults of the options
-PAPER = dict(history=10, verbalizer="mean", show=True, balance="gradnorm", lr=5e-3)
+PAPER = dict(history=10, verbalizer="mean", show=True, instruct=True, loss="catalogue")
+PAPER |= dict(balance="gradnorm", lr=5e-3)
+PAPER |= dict(samples=16000, batch=20)  # told by its release alone: 800 steps of 20
+# --a of the paper, by the data set's name; elsewhere 4
+PAPER_A = {"ml-100k": 4, "beauty": 4, "steam": 6, "home-kitchen": 6}
 # what is set where nobody typed it, by the form of the input
 TITLES = dict(history=10, samples=640, batch=8, micro=4, lr=2e-2)
 VECTORS = dict(history=20, samples=2048, batch=16, micro=16, lr=5e-4)
 
 
-def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
-    """Gives every flag its final value; stops at what cannot be meant."""
+def settle(cfg: SimpleNamespace, typed: set[str], dataset: str) -> None:
+    """Gives every flag its final value; stops at what cannot be meant. dataset: its name."""
     about_titles = sorted(typed & {"verbalizer", "show", "paper"})
     common.fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
+    common.fill(cfg, {"a": PAPER_A.get(dataset, 4) if cfg.paper else 4})
     if cfg.input == "ids":
         if about_titles:
             stop(
@@ -217,9 +222,8 @@ def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:
 )
 @click.option(
     "--a",
-    default=4,
-    help="length of TA's example inside the prompt (paper: 4 for ml-100k and beauty, 6 for "
-    "steam and home-kitchen)",
+    type=WHOLE,
+    help="length of TA's example inside the prompt; 4 (--paper: 6 for steam and home-kitchen)",
 )
 @click.option(
     "--h",
@@ -292,8 +296,9 @@ def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:
 def main(ctx: click.Context, **config) -> None:
     """Stage 1: learn the soft prompt from the backbone's lists (RPS) and the sequences (TA)."""
     cfg, typed = common.settled(ctx, config, PAPER)
-    settle(cfg, typed)
     ranks, data, folder = common.enter(cfg, "prompt-ids" if cfg.input == "ids" else "prompt")
+    settle(cfg, typed, data.name)
+    common.say_paper(cfg, differences.STAGE_1, ranks)
     cfg.llm = located(cfg.llm)
     lists = read_lists(cfg.backbone, data, f"--dataset {cfg.dataset}")
     common.say(ranks, said_of_folds(lists.folder, lists.folds))

@@ -32,7 +32,7 @@ from lion_pytorch import Lion
 import common
 from common import ABOVE_0, FROM_0, WHOLE, fill, refuse
 from delrec.data.prepared import Data
-from delrec.lm import adalora, items, layers, samples, slmrec, soft_prompt, student
+from delrec.lm import adalora, differences, items, layers, samples, slmrec, soft_prompt, student
 from delrec.lm.model import located
 from delrec.lm.ranker import Ranker, score_samples
 from delrec.lm.reading import read, read_examples, read_prefix
@@ -46,8 +46,9 @@ from delrec.training.memory import micro_of
 
 PARTS = ("candidates", "titles", "cos", "norm", "ms")  # of the loss
 # what --paper sets (DELRec, section V); ours, chosen on ml-100k, are the defaults of the options
-PAPER = dict(history=10, verbalizer="mean", show=True, order="shuffled", loss="candidates")
-PAPER |= dict(adapt="qv", lr=1e-4, calibrate=False)
+PAPER = dict(history=10, verbalizer="mean", show=True, instruct=True, order="shuffled")
+PAPER |= dict(loss="catalogue", adapt="qv", lr=1e-4, calibrate=False)
+PAPER |= dict(samples=28000, batch=20)  # told by its release alone: 1,400 steps of 20
 # what is set where nobody typed it, by the form of the input, and with a teacher or without
 TITLES = dict(history=10, samples=1600, val_samples=200, evals=4, micro=8)
 VECTORS = dict(history=20, samples=12288, val_samples=1000, evals=8, micro=16, soft_prompt="none")
@@ -295,6 +296,7 @@ def main(ctx: click.Context, **config) -> None:
     cfg, typed = common.settled(ctx, config, PAPER)
     ranks, data, folder = common.enter(cfg, "delrec")
     teacher_run, prompt_run = settle(cfg, typed, data)
+    common.say_paper(cfg, differences.STAGE_2, ranks)
     n_steps = cfg.samples // cfg.batch
     r, teacher, maps = student.open_student(cfg, data, ranks, prompt_run, teacher_run)
     task = ByVectors(r) if cfg.input == "ids" else ByTitles(r, cfg)

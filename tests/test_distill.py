@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from scripts import ROOT, TWO
 from tiny_lms import KINDS
 
 import distill
-from delrec.lm import model, prompt_training
+from delrec.lm import differences, model, prompt_training
 from delrec.lm.balance import weights
 from delrec.lm.text import random_soft_prompt
 from delrec.runtime import load_run
@@ -150,15 +151,29 @@ def test_paper_sets_the_paper_s_choices_unless_typed(toy, backbone, decoder, run
     where = f"--dataset {toy.folder} --backbone {backbone} --llm {decoder}"
     few = "--k 3 --a 3 --h 3 --candidates 8 --samples 8 --batch 8 --val-samples 8 --evals 1"
     paper = f"{where} {few} --paper"
-    run(distill.main, f"{paper} --out {tmp_path}/a")
+    said = run(distill.main, f"{paper} --out {tmp_path}/a").output
     a = load_run(tmp_path / "a")
-    assert {k: getattr(a, k) for k in distill.PAPER} == distill.PAPER
+    assert {k: getattr(a, k) for k in distill.PAPER} == distill.PAPER | {"samples": 8, "batch": 8}
+    # what stays different is said, once
+    assert all(said.count(f"  - {line}\n") == 1 for line in differences.STAGE_1)
     assert a.settings["verbalizer"] == distill.PAPER["verbalizer"] == "mean"
     assert a.settings["show"] is True
     run(distill.main, f"{paper} --out {tmp_path}/b --verbalizer first --lr 0.5 --no-show")
     b = load_run(tmp_path / "b")
     assert (b.verbalizer, b.lr, b.show) == ("first", 0.5, False)
     assert (b.history, b.balance) == (10, "gradnorm")
+
+
+@pytest.mark.parametrize(
+    "dataset, more, a",
+    [("ml-100k", {}, 4), ("steam", {}, 6), ("steam", {"paper": False}, 4), ("steam", {"a": 3}, 3)],
+)
+def test_the_paper_s_example_is_longer_on_steam_and_home_kitchen(dataset, more, a):
+    cfg = {"paper": True, "a": None, "input": "titles", "tasks": "both", "rps_candidates": "random"}
+    flags = {"C": 15, "h": 10, "micro": 4} | distill.PAPER
+    cfg = SimpleNamespace(**cfg | flags | more)
+    distill.settle(cfg, set(), dataset)
+    assert cfg.a == a
 
 
 # ---------------------------------------------------------------- what a run promises

@@ -15,7 +15,7 @@ from tuning import BY_MEAN, SMALL, scores_again, stored_scores
 import distill
 import finetune
 from delrec.data.prepared import candidates, subset
-from delrec.lm import model, student
+from delrec.lm import differences, model, student
 from delrec.lm.ranker import make_ranker, score_samples
 from delrec.metrics import compare, metrics
 from delrec.runtime import load_run
@@ -226,11 +226,14 @@ def test_paper_sets_the_paper_s_choices_unless_typed(toy, decoder, run, on_cpu, 
         "--candidates 15 --soft-prompt none"
     )
     paper = f"--dataset {toy.folder} --llm {decoder} {few} --paper"
-    run(finetune.main, f"{paper} --out {tmp_path}/a")
+    said = run(finetune.main, f"{paper} --out {tmp_path}/a").output
     a = load_run(tmp_path / "a")
-    assert {k: getattr(a, k) for k in finetune.PAPER} == finetune.PAPER
-    assert (a.loss, a.adapt, a.calibration) == ("candidates", "qv", 0)
+    typed = {"samples": 40, "batch": 8}
+    assert {k: getattr(a, k) for k in finetune.PAPER} == finetune.PAPER | typed
+    assert (a.loss, a.adapt, a.calibration) == ("catalogue", "qv", 0)
     assert (a.settings["verbalizer"], a.settings["show"]) == ("mean", True)
+    # what stays different is said, once
+    assert all(said.count(f"  - {line}\n") == 1 for line in differences.STAGE_2)
     run(finetune.main, f"{paper} --out {tmp_path}/b --loss titles --lr 0.5 --no-show")
     b = load_run(tmp_path / "b")
     assert (b.loss, b.lr, b.show) == ("titles", 0.5, False)
