@@ -221,16 +221,16 @@ class ByVectors:
 )
 @click.option("--k", default=80, type=WHOLE, help="vectors of --soft-prompt random")
 @click.option(
-    "--verbalizer", default="letter", type=common.verbalizers, help="how a title gets its score"
+    "--verbalizer", default="likelihood", type=common.verbalizers, help="how a title gets its score"
 )
 @click.option(
     "--show/--no-show", default=False, help="list the candidates in the prompt (letter always does)"
 )
 @click.option(
     "--order",
-    default="backbone",
+    default="shuffled",
     type=click.Choice(["shuffled", "backbone"]),
-    help="order of the listed candidates: as stored, or the backbone's best first",
+    help="order of listed candidates: as stored, or the backbone's best first (easily copied)",
 )
 @click.option(
     "--input",

@@ -66,6 +66,7 @@ def table(name, more):
 
 SHUFFLED = "--order shuffled"
 LISTED = f"{SHUFFLED} --loss candidates"
+LETTERS = "--verbalizer letter --order backbone"
 SIGMOID = "--list-loss sigmoid"
 COMMANDS = [
     ("prepare", "data/prepare.py toy --raw {I}/raw --out {D} --core 1 --noun movie --verb watched"),
@@ -87,7 +88,7 @@ COMMANDS = [
     distil("prompt-paper", "--paper"),
     # stage 2
     tune("delrec", f"{TINY} --soft-prompt {{R}}/prompt --loss both --order shuffled"),
-    tune("letters", "--soft-prompt {R}/prompt --history 6"),
+    tune("letters", f"{LETTERS} --soft-prompt {{R}}/prompt --history 6"),
     tune("t5-run", f"{TINY} --soft-prompt {{R}}/prompt-t5 {LISTED} --adapt linear", "t5"),
     tune("bert-run", f"--verbalizer mean --soft-prompt {{R}}/prompt-bert {LISTED}", "bert"),
     tune("paper", "--paper --soft-prompt {R}/prompt-paper"),

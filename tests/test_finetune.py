@@ -238,3 +238,16 @@ def test_paper_sets_the_paper_s_choices_unless_typed(toy, decoder, run, on_cpu, 
     b = load_run(tmp_path / "b")
     assert (b.loss, b.lr, b.show) == ("titles", 0.5, False)
     assert (b.verbalizer, b.adapt) == ("mean", "qv")
+
+
+def test_both_stages_read_the_same_prompts_unless_told_otherwise():
+    shape = ("verbalizer", "show", "instruct", "history", "max_title", "input")
+    stages = [
+        {option.name: option.default for option in main.params if option.name in shape}
+        for main in (distill.main, finetune.main)
+    ]
+    assert stages[0] == stages[1] and len(stages[0]) == len(shape)
+    order = next(option for option in finetune.main.params if option.name == "order")
+    assert order.default == "shuffled"
+    assert distill.TITLES["history"] == finetune.TITLES["history"]
+    assert distill.VECTORS["history"] == finetune.VECTORS["history"]

@@ -64,3 +64,26 @@ def test_a_soft_prompt_of_another_lm_is_refused(
     save_soft_prompt(wide, torch.zeros(3, 64))
     says = refused(finetune.main, f"{where} --soft-prompt {wide} --llm {decoder}")
     assert "of width 64" in says
+
+
+def test_a_prompt_of_another_format_is_used_and_its_differences_are_said(
+    chain, to_tune, run, on_cpu, tmp_path
+):
+    # the chain's prompt was distilled by likelihood from six items, in prompts without candidates
+    one = run(
+        finetune.main,
+        f"{to_tune} {BY_MEAN} --show --soft-prompt {chain.prompt} --out {tmp_path}/other",
+    )
+    notes = [line for line in one.output.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        f"note: {chain.prompt} was distilled in prompts of another format: --verbalizer was "
+        "likelihood, is mean, --show was False, is True, --history was 6, is 4"
+    ]
+    like = f"{to_tune} --loss candidates --verbalizer likelihood --history 6 --no-calibrate"
+    same = run(finetune.main, f"{like} --soft-prompt {chain.prompt} --out {tmp_path}/same")
+    assert "another format" not in same.output
+    # an order that no prompt shows is no difference
+    order = f"--order backbone --soft-prompt {chain.prompt} --out {tmp_path}/order"
+    assert "another format" not in run(finetune.main, f"{like} {order}").output
+    listed = f"--order backbone --show --soft-prompt {chain.prompt} --out {tmp_path}/listed"
+    assert "--order was shuffled, is backbone" in run(finetune.main, f"{like} {listed}").output

@@ -10,9 +10,12 @@ import torch
 from delrec.data.prepared import Data
 from delrec.lm.model import LM, located
 from delrec.lm.text import random_soft_prompt, tokens_width
+from delrec.processes import Ranks
 from delrec.runtime import Run, folder_of, load_run, read_tensors, settle, stop
 
 WITHOUT_A_RUN = ("none", "random", "words")
+# the format of a prompt, which both stages should share; a run's settings hold it
+FORMAT = ("input", "verbalizer", "show", "order", "instruct", "history", "max_title")
 
 
 def save_soft_prompt(folder: Path, P_kD: torch.Tensor) -> None:
@@ -85,6 +88,27 @@ def lm_of(cfg: SimpleNamespace, run: Run | None) -> str:
             "this LM"
         )
     return str(run.folder) if getattr(run, "lr_lm", 0) and cfg.llm == own else cfg.llm
+
+
+def say_if_of_another_format(run: Run, cfg: SimpleNamespace, ranks: Ranks) -> None:
+    """Prints one line if a soft prompt was distilled in prompts of another format than stage 2's:
+    it may be used all the same, but was not made for them."""
+    # what earlier versions did not store
+    made = {"input": "titles", "instruct": False, **run.settings}
+    listed = shows_candidates(made) or shows_candidates(vars(cfg))
+    others = [
+        f"--{key.replace('_', '-')} was {made[key]}, is {getattr(cfg, key)}"
+        for key in FORMAT
+        if made[key] != getattr(cfg, key) and (listed or key != "order")
+    ]
+    if others and ranks.main:
+        about = f"note: {run.folder} was distilled in prompts of another format"
+        print(f"{about}: {', '.join(others)}", flush=True)
+
+
+def shows_candidates(settings: dict) -> bool:
+    """Whether prompts of these settings list the candidates."""
+    return settings["show"] or settings["verbalizer"] == "letter"
 
 
 def first_soft_prompt(cfg: SimpleNamespace, run: Run | None, lm: LM) -> torch.Tensor | None:

@@ -37,6 +37,8 @@ def open_student(
     for run in filter(None, (prompt_run, teacher_run)):
         say_if_another(run, ranks)
     say_folds(cfg, backbone_run, ranks)
+    if prompt_run:
+        soft_prompt.say_if_of_another_format(prompt_run, cfg, ranks)
     if cfg.layers:
         layers.prune(lm, cfg.layers)
     teacher = slmrec.open_teacher(teacher_run, lm, cfg, data, ranks) if teacher_run else None
