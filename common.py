@@ -114,7 +114,11 @@ dllm2rec_options = options(
     ),
     click.option("--w-position", default=0.3, type=FROM_0, help="weight of a listed item's place"),
     click.option(
-        "--w-confidence", default=0.5, type=FROM_0, help="weight of the teacher's confidence"
+        "--w-confidence",
+        default=0.5,
+        type=FROM_0,
+        help="weight of the teacher's confidence, g: a list counts 1 + g (c / mean c - 1), at most "
+        "1; with --confidence listed the weight of an item within its list",
     ),
     click.option(
         "--w-consistency",
@@ -125,10 +129,12 @@ dllm2rec_options = options(
     click.option(
         "--confidence",
         default="truth",
-        type=click.Choice(["truth", "listed"]),
-        help="the teacher's probability of the true item (paper's text), or of the listed one (its "
-        "code)",
+        type=click.Choice(["truth", "permuted", "listed"]),
+        help="c = exp(-(1 - p) / T), p the teacher's probability of the true item: how much its "
+        "list counts (paper's text); permuted: that of another sample (the control); of the listed "
+        "item: within its list only (its code)",
     ),
+    click.option("--temperature", default=0.3, type=ABOVE_0, help="of the confidence, T"),
     click.option(
         "--eta",
         default=1.0,

@@ -229,9 +229,9 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
             f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it",
         ),
         (
-            cfg.teacher and not (cfg.w_position + cfg.w_confidence > 0),
-            "--w-position and --w-confidence are both 0, so no listed item has a weight; give one "
-            "of them a number above 0",
+            cfg.teacher and cfg.confidence != "listed" and cfg.w_confidence > 1,
+            f"--w-confidence {cfg.w_confidence} would let a list count less than nothing; it is a "
+            "share, at most 1, unless --confidence is listed",
         ),
         (
             not cfg.offset and not (cfg.teacher and cfg.eta),

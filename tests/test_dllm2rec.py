@@ -1,6 +1,7 @@
 """dllm2rec.py: a conventional model learns from an LM's export (DLLM2Rec)."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -106,8 +107,8 @@ def export_with(student, toy):
     """export_with(options..) -> the student's export, weighted so."""
 
     def read(**options):
-        usual = {"confidence": "truth", "w_position": 0.3, "w_confidence": 0.5}
-        return dllm2rec.read_export(student, toy, SimpleNamespace(**usual | options))
+        usual = {"confidence": "truth", "w_position": 0.3, "w_confidence": 0.5, "temperature": 1.0}
+        return dllm2rec.read_export(student, toy, SimpleNamespace(**usual | {"seed": 0} | options))
 
     return read
 
@@ -118,15 +119,46 @@ def test_weights_follow_place(export_with):
     assert np.allclose(place, 0.3 * falling / falling.sum(), rtol=1e-5)
 
 
-def test_weights_follow_confidence(export_with, student):
-    sure = export_with(w_position=0).weight
+def test_a_list_counts_as_much_as_its_teacher_knows_the_truth(export_with, student):
+    found = export_with()
     truth = np.load(student / "export" / "truth.npy")
-    # one number a sample, higher where the teacher is right
-    assert (np.diff(sure[np.argsort(truth), 0]) >= -1e-7).all()
-    assert np.ptp(sure, axis=1).max() < 1e-6
-    listed = export_with(w_position=0, confidence="listed").weight
-    assert (np.diff(listed, axis=1) <= 1e-7).all()
-    assert np.ptp(listed, axis=1).max() > 0
+    # one number a sample, higher where the teacher is right, 1 on average
+    assert (np.diff(found.trust[np.argsort(truth)]) >= -1e-7).all()
+    assert np.ptp(found.trust) > 0
+    assert found.trust.mean() == pytest.approx(1, abs=1e-5)
+    # within a list it says nothing
+    assert np.allclose(found.weight, export_with(w_confidence=0).weight)
+    assert np.allclose(export_with(w_confidence=0).trust, 1)
+    # the control has the same numbers at other samples
+    other = export_with(confidence="permuted").trust
+    assert np.allclose(np.sort(other), np.sort(found.trust))
+    assert not np.allclose(other, found.trust)
+
+
+def test_trust_by_hand():
+    truth, asked = np.array([1.0, 0.0, 0.7]), np.array([True, True, False])
+    cfg = SimpleNamespace(confidence="truth", w_confidence=0.5, temperature=1.0, seed=0)
+    # c = 1 and e^-1, their mean .6839: m = 1 + .5 (1 / .6839 - 1), 1 + .5 (.3679 / .6839 - 1)
+    found = dllm2rec.trust_in(truth, asked, cfg)[:2]
+    assert found == pytest.approx([1.2311, 0.7689], abs=1e-4)
+    # nearer to 0, the more a mistake costs: c = 1 and e^(-1 / .3) = .0357
+    cfg.temperature = 0.3
+    found = dllm2rec.trust_in(truth, asked, cfg)[:2]
+    assert found == pytest.approx([1.4656, 0.5344], abs=1e-4)
+
+
+def test_confidence_in_the_listed_items_is_the_released_code_s(student, toy, tmp_path):
+    copy = shutil.copytree(student, tmp_path / "copy")
+    n = len(toy.train)
+    np.save(copy / "export" / "listed.npy", np.tile(np.float32([0.8, 0.2, 0.2, 0.2, 0.2]), (n, 1)))
+    cfg = SimpleNamespace(confidence="listed", w_position=0.3, w_confidence=0.5, temperature=1.0)
+    found = dllm2rec.read_export(str(copy), toy, cfg)
+    # w_p = e^-r over its sum; w_c = e^-.2, e^-.8, .. over theirs: .3130 and .1717 four times
+    place = np.exp(-np.arange(1, 6)) / np.exp(-np.arange(1, 6)).sum()
+    want = 0.3 * place + 0.5 * np.array([0.3130, 0.1717, 0.1717, 0.1717, 0.1717])
+    assert np.allclose(found.weight, want, atol=1e-4)
+    # every list counts the same
+    assert np.allclose(found.trust, 1)
 
 
 def test_the_titles_vectors_are_centred_and_of_norm_1(export_with):
@@ -137,6 +169,19 @@ def test_the_titles_vectors_are_centred_and_of_norm_1(export_with):
 
 
 # ---------------------------------------------------------------- planted knowledge
+
+
+def item_numbers(data) -> np.ndarray:
+    """The number of each item in its title (I,), from item 1 on."""
+    return np.array([int(t.split()[1]) for t in data.titles[1:]])
+
+
+def steps_from(data, factor) -> np.ndarray:
+    """The item `factor` times the last one, mod 61, of every training sample (n,)."""
+    number = item_numbers(data)
+    item_of = {n: i for i, n in enumerate(number, 1)}
+    last = histories(data, data.train, 1)[:, 0]
+    return np.array([item_of[factor * number[i - 1] % 61] for i in last])
 
 
 def noisy_walks(rng) -> list:
@@ -162,11 +207,7 @@ def noisy(make_data, student, tmp_path_factory):
     wise = shutil.copytree(student, folder / "wise")
     made_of = {"data_folder": str(data.folder), "data_hash": data.meta["hash"]}
     edit_config(wise, dataset="noisy", **made_of)
-    # item -> its number in the rule, and back
-    ids = np.array([int(t.split()[1]) for t in data.titles[1:]])
-    item_of = {n: i for i, n in enumerate(ids, 1)}
-    last = histories(data, data.train, 1)[:, 0]
-    knows = np.array([item_of[7 * ids[i - 1] % 61] for i in last])
+    knows = steps_from(data, 7)
     topk = np.stack([knows, *(rng.integers(1, 61, (4, len(knows))))], 1)
     np.save(wise / "export" / "topk.npy", topk.astype(np.int32))
     np.save(wise / "export" / "truth.npy", rng.random(len(knows)).astype(np.float32))
@@ -197,6 +238,52 @@ def test_a_teacher_who_knows_more_than_the_targets_makes_a_better_student(
     assert taught["val_full_ndcg@10"] > 1.04 * plain["val_full_ndcg@10"]
 
 
+def is_lied_to(data) -> np.ndarray:
+    """True for the training samples whose last item has an even number (n,)."""
+    return item_numbers(data)[histories(data, data.train, 1)[:, 0] - 1] % 2 == 0
+
+
+@pytest.fixture(scope="module")
+def half_wrong(noisy, tmp_path_factory):
+    """(data, a copy of the wise teacher that is wrong after every second item, where it lists
+    another rule's, and does not think much of the truth).
+    """
+    data, wise = noisy
+    liar = shutil.copytree(wise, tmp_path_factory.mktemp("liar") / "liar")
+    wrong = is_lied_to(data)
+    topk = np.load(wise / "export" / "topk.npy")
+    topk[wrong, 0] = steps_from(data, 11)[wrong]
+    np.save(liar / "export" / "topk.npy", topk)
+    np.save(liar / "export" / "truth.npy", np.where(wrong, 0.02, 0.8).astype(np.float32))
+    return data, liar
+
+
+def test_a_teacher_that_is_wrong_half_of_the_time_hurts_less_with_confidence(
+    half_wrong, run, on_cpu, tmp_path
+):
+    data, liar = half_wrong
+    train = "--width 32 --epochs 16 --dropout 0.1 --lr 3e-3 --batch 16"
+    base = f"--dataset {data.folder} {train} --teacher {liar} --lam 0.7 --eta 0"
+    after_test = replace(data, train=data.test)
+    right, wrong = (steps_from(after_test, factor) for factor in (7, 11))
+    lied_to = is_lied_to(after_test)
+
+    def misled(name, options):
+        """How often the teacher's mistake stands above what the sequences say."""
+        run(train_backbone.main, f"{base} --out {tmp_path}/{name} {options}")
+        first = np.load(tmp_path / name / "topk_test.npy")[:, 0]
+        assert (first == right)[~lied_to].mean() > 0.7
+        return float((first == wrong)[lied_to].mean())
+
+    without = misled("without", "--w-confidence 0")
+    assert without > 0.5
+    assert misled("with", "") < without - 0.15
+    assert misled("all", "--w-confidence 1") < without - 0.4
+    # confidence that belongs to other samples, or stays within the list, does not help
+    assert misled("permuted", "--confidence permuted") > without - 0.1
+    assert misled("listed", "--confidence listed") > without - 0.1
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -211,5 +298,6 @@ def test_teachers_that_do_not_fit_are_sentences(
     assert "another preparation" in says(f"--dataset {other.folder} --teacher {student}")
     assert "no export" in says(f"--teacher {teacher}")
     assert "--no-offset" in says("--no-offset")
+    assert "at most 1" in says(f"--teacher {student} --lam 1 --w-confidence 1.5")
     late = edit_config(shutil.copytree(student, tmp_path / "late"), seconds=-1)
     assert "earlier training" in says(f"--teacher {late}")

@@ -111,7 +111,8 @@ def test_the_list_loss_is_as_written(how, w_o):
     torch.manual_seed(0)
     net = small("sasrec")
     x, item, w = torch.randn(4, 8), torch.randint(1, 31, (4, 3)), torch.rand(4, 3)
-    w[2, 2] = 0  # a list of two
+    item[2, 2] = 0  # a list of two
+    trust = torch.tensor([0.5, 1.5, 0.0, 2.0])
     # the last is listed: it counts for nothing
     negative = torch.tensor([1, 2, 3, int(item[3, 0])])
     y = x @ net.item.weight.T + net.bias
@@ -119,7 +120,7 @@ def test_the_list_loss_is_as_written(how, w_o):
 
     def weight(s, r):
         agrees = w_o if y[s, item[s, r]] >= own[s] else 0
-        return w[s, r] + agrees if w[s, r] > 0 else 0.0
+        return w[s, r] + agrees if item[s, r] > 0 else 0.0
 
     def term(s, r):
         if how == "softmax":
@@ -130,7 +131,17 @@ def test_the_list_loss_is_as_written(how, w_o):
     want = 0.0
     for s in range(4):
         weights = [weight(s, r) for r in range(3)]
-        want += sum(weights[r] / sum(weights) * term(s, r) for r in range(3))
+        want += trust[s] * sum(weights[r] / sum(weights) * term(s, r) for r in range(3))
     cfg = SimpleNamespace(list_loss=how, w_consistency=w_o)
-    found = list_loss(net, x, item, w, negative, cfg)
+    found = list_loss(net, x, item, w, trust, negative, cfg)
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_list_without_weights_counts_its_items_alike():
+    torch.manual_seed(0)
+    net, x = small("sasrec"), torch.randn(1, 8)
+    item, none, one = torch.tensor([[4, 9, 0]]), torch.zeros(1, 3), torch.ones(1)
+    cfg = SimpleNamespace(list_loss="softmax", w_consistency=0)
+    found = list_loss(net, x, item, none, one, torch.ones(1, dtype=torch.long), cfg)
+    log_p = (x @ net.item.weight.T + net.bias)[0, 1:].log_softmax(0)
+    torch.testing.assert_close(found, -(log_p[3] + log_p[8]) / 2)

@@ -26,7 +26,8 @@ class Export:
 
     titles: torch.Tensor  # Z fp32 (I+1, D), centred, of norm about 1
     topk: np.ndarray | None = None  # its list of every training sample, int32 (n, K)
-    weight: np.ndarray | None = None  # w_p (K,) + w_c (n, K), the fixed part of the weights (4.1)
+    weight: np.ndarray | None = None  # fp32 (n, K): the fixed part of an item's weight in its list
+    trust: np.ndarray | None = None  # m fp32 (n,): how much each list counts
 
 
 def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Export:
@@ -41,23 +42,44 @@ def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Export:
         return Export(centred(tfidf_vectors(data)))
     run = load_run(name, data)
     folder = export_folder(run, name)
-    n, K = len(data.train), read_json(folder / "meta.json")["K"]
+    meta = read_json(folder / "meta.json")
+    n, K = len(data.train), meta["K"]
     topk = read_npy(folder / "topk.npy", (n, K))
     truth = read_npy(folder / "truth.npy", (n,))
     listed = read_npy(folder / "listed.npy", (n, K))
     asked = topk[:, 0] > 0
     if not asked.any() or topk.max() > data.n_items:
         stop(f"{folder}/topk.npy lists no item of this catalogue; make the export again")
-    # position: exp(-r / beta), beta 1
+    # position: w_p(r) = exp(-r) / sum_r' exp(-r')
     w_p = np.exp(-np.arange(1, K + 1.0))
-    # confidence: exp(-d), d as far as the teacher is from the truth, or from the item
-    probability = truth[:, None] if cfg.confidence == "truth" else listed
-    d = 1 - np.asarray(probability, np.float64)
-    d = (d - d[asked].mean()) / max(d[asked].std(), 1e-9)
-    weight = cfg.w_position * w_p / w_p.sum() + cfg.w_confidence * np.exp(-d)
-    weight = np.broadcast_to(weight, (n, K)).astype(np.float32) * (np.asarray(topk) > 0)
+    weight = np.broadcast_to(cfg.w_position * w_p / w_p.sum(), (n, K))
+    trust = np.ones(n)
+    if cfg.confidence == "listed":
+        # w_c(r) = exp(-d_r) / sum_r' exp(-d_r'), d_r = (1 - p(item r)) / T
+        c = np.exp(-(1 - np.asarray(listed, np.float64)) / cfg.temperature)
+        weight = weight + cfg.w_confidence * c / c.sum(1, keepdims=True)
+    else:
+        trust = trust_in(np.asarray(truth, np.float64), asked, cfg)
     Z = np.array(read_npy(folder / "titles.npy", (data.n_items + 1, None)), np.float32)
-    return Export(centred(Z), np.asarray(topk), weight)
+    return Export(
+        titles=centred(Z),
+        topk=np.asarray(topk),
+        weight=weight.astype(np.float32),
+        trust=trust.astype(np.float32),
+    )
+
+
+def trust_in(truth: np.ndarray, asked: np.ndarray, cfg: SimpleNamespace) -> np.ndarray:
+    """How much each list counts (n,), 1 on average over those `asked`: an unreliable teacher counts
+    less.
+
+    m_s = 1 + g (c_s / mean c - 1), c_s = exp(-(1 - p(truth)) / T). Within a list one
+    number for all would cancel (ours; the released code takes each listed item's probability).
+    """
+    c = np.exp(-(1 - truth) / cfg.temperature)
+    if cfg.confidence == "permuted":
+        c[asked] = np.random.default_rng([cfg.seed, 6]).permutation(c[asked])
+    return 1 + cfg.w_confidence * (c / c[asked].mean() - 1)
 
 
 def export_folder(run: Run, name: str) -> Path:
@@ -106,12 +128,12 @@ class Teacher:
             if not have.any():
                 return 0.0
             item_NK = self.export.topk[row_N[have]].astype(np.int64)
-            weight_NK = self.export.weight[row_N[have]]
-            arrays = (item_NK, weight_NK, unlisted_N[have], have)
-            item_NK, weight_NK, unlisted_N, have = (
-                torch.from_numpy(np.ascontiguousarray(a)).to(ranks.device) for a in arrays
+            weight_NK, trust_N = (a[row_N[have]] for a in (self.export.weight, self.export.trust))
+            have, *asked = (
+                torch.from_numpy(np.ascontiguousarray(a)).to(ranks.device)
+                for a in (have, item_NK, weight_NK, trust_N, unlisted_N[have])
             )
-            return scale * list_loss(model, x_NE[have], item_NK, weight_NK, unlisted_N, cfg)
+            return scale * list_loss(model, x_NE[have], *asked, cfg)
 
         return taught
 

@@ -96,20 +96,26 @@ def list_loss(
     x_NE: torch.Tensor,
     item_NK: torch.Tensor,
     weight_NK: torch.Tensor,
+    trust_N: torch.Tensor,
     negative_N: torch.Tensor,
     cfg: SimpleNamespace,
 ) -> torch.Tensor:
     """L_d (arXiv 2405.00338, section 4): the listed items against one unlisted negative (sigmoid,
     the paper) or against the catalogue (softmax).
 
-    weight_NK: the fixed part of the weights, 0 where nothing is listed. The weight of consistency
-    comes here.
+    item_NK: 0 where nothing is listed; weight_NK: the fixed part of the weights; trust_N: m, what a
+    list counts. The weight of consistency comes here.
     """
-    listed = weight_NK > 0
+    listed_NK = item_NK > 0
+    weight_NK = weight_NK * listed_NK
     if cfg.w_consistency:
         consistent_NK = in_own_best(model, x_NE, item_NK)
-        weight_NK = weight_NK + cfg.w_consistency * consistent_NK * listed
-    w_NK = weight_NK / weight_NK.sum(1, keepdim=True).clamp(min=1e-9)
+        weight_NK = weight_NK + cfg.w_consistency * consistent_NK * listed_NK
+    # w(r) = m w(r) / sum_r w(r), even where all w(r) are 0
+    even_NK = listed_NK / listed_NK.sum(1, keepdim=True).clamp(min=1)
+    sum_N1 = weight_NK.sum(1, keepdim=True)
+    w_NK = torch.where(sum_N1 > 0, weight_NK / sum_N1.clamp(min=1e-9), even_NK)
+    w_NK = trust_N[:, None] * w_NK
     if cfg.list_loss == "softmax":
         item_NK = (item_NK - 1).clamp(min=0)
         return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], item_NK, w_NK)
