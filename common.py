@@ -83,7 +83,21 @@ slmrec_options = options(
     click.option(
         "--lambda-norm",
         type=FROM_0,
-        help="weight l2 of the states' squared distance; 1e-4 with a teacher (paper: .1)",
+        help="weight l2 of the states' distance; with a teacher .1 (the paper's), of its square "
+        "1e-4",
+    ),
+    click.option(
+        "--norm",
+        default="l2",
+        type=click.Choice(["l2", "squared"]),
+        help="the states' distance: as the paper's code takes it, or squared as it prints it",
+    ),
+    click.option(
+        "--lambda-logits",
+        default=0.0,
+        type=FROM_0,
+        help="weight of KL(teacher || student) of the asked items' scores (the control: plain "
+        "distillation, which the paper does not do)",
     ),
     click.option(
         "--lambda-ms",
@@ -150,8 +164,9 @@ adalora_options = options(
     click.option(
         "--adapt",
         default="qv",
-        type=click.Choice(["qv", "linear"]),
-        help="adapt the attention's q and v (the paper), or every linear layer",
+        type=click.Choice(["qv", "mlp", "linear"]),
+        help="adapt the attention's q and v (DELRec), the MLP (SLMRec's code), or every linear "
+        "layer",
     ),
     click.option(
         "--init-r", default=12, type=click.IntRange(2), help="rank each layer starts with"

@@ -44,7 +44,7 @@ from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
 from delrec.training.memory import micro_of
 
-PARTS = ("candidates", "titles", "cos", "norm", "ms")  # of the loss
+PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms")  # of the loss
 # what --paper sets (DELRec, section V); ours, chosen on ml-100k, are the defaults of the options
 PAPER = dict(history=10, verbalizer="mean", show=True, instruct=True, order="shuffled")
 PAPER |= dict(loss="catalogue", adapt="qv", lr=1e-4, calibrate=False)
@@ -52,8 +52,6 @@ PAPER |= dict(samples=28000, batch=20)  # told by its release alone: 1,400 steps
 # what is set where nobody typed it, by the form of the input, and with a teacher or without
 TITLES = dict(history=10, samples=1600, val_samples=200, evals=4, micro=8)
 VECTORS = dict(history=20, samples=12288, val_samples=1000, evals=8, micro=16, soft_prompt="none")
-TAUGHT = dict(lambda_cos=1.0, lambda_norm=1e-4, lambda_ms=0.1)
-ALONE = dict(lambda_cos=0.0, lambda_norm=0.0, lambda_ms=0.0)
 # with --input ids every item is scored from one state, in the space of the vectors
 FIXED = dict(verbalizer="items", show=False, order="shuffled", loss="candidates", calibrate=False)
 
@@ -65,7 +63,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data) -> tuple[Run | Non
     cfg.llm = located(cfg.llm)
     teacher_run = slmrec.settle_by_teacher(cfg, typed, data) if cfg.teacher else None
     fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
-    fill(cfg, TAUGHT if cfg.teacher else ALONE)
+    fill(cfg, slmrec.TAUGHT[cfg.norm] if cfg.teacher else slmrec.ALONE)
     check(cfg, typed)
     if cfg.input == "ids":
         vars(cfg).update(FIXED)
@@ -78,7 +76,6 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data) -> tuple[Run | Non
 def check(cfg: SimpleNamespace, typed: set[str]) -> None:
     """Stops at what cannot be meant."""
     n_steps = max(cfg.samples // cfg.batch, 1)
-    taught = cfg.teacher or cfg.lambda_ms
     titles = cfg.input != "ids"
     about_titles = sorted(typed & {"paper", *FIXED})
     faults = [
@@ -93,29 +90,14 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             "at least 5 to reallocate its ranks",
         ),
         (
-            (cfg.lambda_cos or cfg.lambda_norm) and not cfg.teacher,
-            "--lambda-cos and --lambda-norm compare with a teacher, but there is no --teacher; "
-            "name one or leave them out",
-        ),
-        (
             not titles and about_titles,
             f"--{(about_titles or [''])[0]} is about titles, --input ids scores all items by their "
             "vectors; leave one of them out",
         ),
         (
-            titles and cfg.loss in ("titles", "both") and (cfg.input == "hybrid" or taught),
-            f"--loss {cfg.loss} reads every title token of the history; --input hybrid, --teacher "
-            "and --lambda-ms need --loss candidates or catalogue",
-        ),
-        (
             titles and cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL,
             f"--loss catalogue scores all items from one state, --verbalizer {cfg.verbalizer} "
             "cannot; use mean or first, or --loss candidates",
-        ),
-        (
-            titles and cfg.verbalizer == "likelihood" and taught,
-            "--verbalizer likelihood reads a state per title token, teacher and student are "
-            "compared at one: use --verbalizer mean, first or letter",
         ),
         (
             cfg.maps and cfg.input == "titles",
@@ -128,7 +110,7 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             f"{cfg.soft_prompt}; name one, or leave --lr-prompt out",
         ),
     ]
-    refuse(faults)
+    refuse(faults + slmrec.faults(cfg))
 
 
 # ---------------------------------------------------------------- what a sample asks
@@ -161,14 +143,17 @@ class ByTitles:
 
     def loss_from(self, x_BD: torch.Tensor, batch: list[samples.Example]) -> torch.Tensor:
         """L from states at the mask: those of an inner block too."""
-        r, x_BD = self.r, x_BD.to(self.r.lm.dtype)
         if self.loss == "catalogue":
             # L = - log softmax over the scores of all items: the paper's
-            item_B = torch.as_tensor(targets_of(batch), device=r.lm.device)
-            return loss_over_all(r.lm, x_BD, item_B, r.titles, r.verbalizer)
-        cand_BC, truth_B = self.asked(batch)
-        score_BC = verbalise(r.lm, x_BD, cand_BC, r.titles, r.verbalizer)
-        return F.cross_entropy(score_BC, truth_B, reduction="sum")
+            r, item_B = self.r, torch.as_tensor(targets_of(batch), device=x_BD.device)
+            return loss_over_all(r.lm, x_BD.to(r.lm.dtype), item_B, r.titles, r.verbalizer)
+        truth_B = self.asked(batch)[1]
+        return F.cross_entropy(self.scores_from(x_BD, batch), truth_B, reduction="sum")
+
+    def scores_from(self, x_BD: torch.Tensor, batch: list[samples.Example]) -> torch.Tensor:
+        """The candidates' scores (B, C) from states."""
+        r, (cand_BC, _) = self.r, self.asked(batch)
+        return verbalise(r.lm, x_BD.to(r.lm.dtype), cand_BC, r.titles, r.verbalizer)
 
     def log_likelihood(
         self, score_BC: torch.Tensor, truth_B: torch.Tensor, batch: list[samples.Example]
@@ -200,8 +185,11 @@ class ByVectors:
     def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
         """L_ce = - log softmax over all items of E W_out x. e_NE: W_out x."""
         target_N = torch.as_tensor(targets_of(batch), device=e_NE.device)
-        s_NI = items.scores_in_tables(self.r.lm, e_NE, targets_of(batch, "table"))
-        return F.cross_entropy(s_NI, target_N - 1, reduction="sum")
+        return F.cross_entropy(self.scores_from(e_NE, batch), target_N - 1, reduction="sum")
+
+    def scores_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
+        """E W_out x, the scores of all items (N, I). e_NE: W_out x."""
+        return items.scores_in_tables(self.r.lm, e_NE, targets_of(batch, "table"))
 
 
 # ---------------------------------------------------------------- the script

@@ -36,10 +36,15 @@ def test_orthogonality_by_hand():
 
 
 @pytest.mark.parametrize(
-    "kind, qv, linear",
-    [("decoder", 4, 14), ("encoder_decoder", 12, 38), ("flan", 12, 38), ("encoder", 4, 13)],
+    "kind, qv, mlp, linear",
+    [
+        ("decoder", 4, 6, 14),
+        ("encoder_decoder", 12, 12, 38),
+        ("flan", 12, 12, 38),
+        ("encoder", 4, 4, 13),
+    ],
 )
-def test_adapted_layers(load, kind, qv, linear):
+def test_adapted_layers(load, kind, qv, mlp, linear):
     # two layers each; T5: q and v of the encoder, of the decoder and of the decoder's look at the
     # encoder
     m = load(kind)
@@ -47,7 +52,11 @@ def test_adapted_layers(load, kind, qv, linear):
     assert len(names) == qv
     queries_and_values = {"q_proj", "v_proj", "q", "v", "query", "value"}
     assert {n.split(".")[-1] for n in names} <= queries_and_values
+    of_mlp = adapt_modules(m, "mlp")
+    assert len(of_mlp) == mlp
+    assert not any("attention" in n.lower() or "attn" in n for n in of_mlp)
     every = adapt_modules(m, "linear")
+    assert set(of_mlp) < set(every)
     head = m.model.get_output_embeddings()
     assert set(names) < set(every)
     assert all(m.model.get_submodule(n) is not head for n in every)

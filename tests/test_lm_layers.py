@@ -16,9 +16,12 @@ from delrec.training import memory
 from delrec.training.memory import CPU_TOKENS, extra_bytes, largest_micro
 
 
-@pytest.mark.parametrize("adapt", ["qv", "linear"])
+@pytest.mark.parametrize(
+    "adapt, adapted",
+    [("qv", {"c_attn"}), ("mlp", {"c_proj", "c_fc"}), ("linear", {"c_attn", "c_proj", "c_fc"})],
+)
 def test_gpt2_is_adapted_though_its_layers_are_no_linear_ones(
-    adapt, toy, backbone, script, on_cpu, tmp_path
+    adapt, adapted, toy, backbone, script, on_cpu, tmp_path
 ):
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -26,9 +29,8 @@ def test_gpt2_is_adapted_though_its_layers_are_no_linear_ones(
     config = GPT2Config(vocab_size=len(tok), n_embd=32, n_layer=2, n_head=4, n_positions=512)
     folder = save(tmp_path / "gpt2", randomise(GPT2LMHeadModel(config), 4), tok)
     names = layers.adapt_modules(opened(folder), adapt)
-    assert {n.split(".")[-1] for n in names} == (
-        {"c_attn"} if adapt == "qv" else {"c_attn", "c_proj", "c_fc"}
-    )
+    assert {n.split(".")[-1] for n in names} == adapted
+    assert adapt != "mlp" or all(".mlp." in n for n in names)
     flags = ["--dataset", toy.folder, "--backbone", backbone, "--llm", folder, "--adapt", adapt]
     flags += ["--soft-prompt", "none", "--samples", 48, "--batch", 8, "--val-samples", 8]
     flags += ["--evals", 1, "--init-r", 4, "--target-r", 2, "--out", tmp_path / "run"]

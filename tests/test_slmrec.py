@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from vector_runs import SMALL
 
 import finetune
 from delrec.lm import slmrec, windows
+from delrec.lm.items import item_space
 from delrec.lm.layers import decoder_layers, tap
 from delrec.lm.ranker import open_run
 from delrec.lm.reading import read_examples, read_prefix
@@ -100,15 +102,17 @@ def test_the_teacher_s_states_are_those_of_its_body(tapped, seen, states):
             torch.testing.assert_close(got, hidden[0, places], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("how, power", [("l2", 1), ("squared", 2)])
 def test_the_distillation_terms_are_as_written(
-    states, seen, toy, deep, teacher, run, on_cpu, tmp_path
+    how, power, states, seen, toy, deep, teacher, run, on_cpu, tmp_path
 ):
     # the first step's terms, before anything moved: a student with all the layers and the teacher's
     # own start differs by the adapter only
     run(
         finetune.main,
         f"--dataset {toy.folder} --llm {deep} --teacher {teacher} --blocks 2 --out {tmp_path}/run "
-        f"{SMALL} --lr 1e-9 --lr-maps 1e-9 --lambda-cos 2 --lambda-norm 0.5 --lambda-ms 0",
+        f"{SMALL} --lr 1e-9 --lr-maps 1e-9 --lambda-cos 2 --lambda-norm 0.5 --norm {how} "
+        "--lambda-logits 3 --lambda-ms 0",
     )
     line = log_of(tmp_path / "run")[0]
     s, _ = open_run(load_run(tmp_path / "run"), toy, CPU)
@@ -120,11 +124,59 @@ def test_the_distillation_terms_are_as_written(
     rows = np.concatenate(slmrec.places(states.ptr, np.arange(8)))
     t = torch.from_numpy(np.array(states.bits[rows])).view(torch.bfloat16).float()
     cos = 2 * (1 - F.cosine_similarity(x, t, dim=2)).mean().item()
-    norm = 0.5 * (x - t).pow(2).sum(2).mean().item()
+    norm = 0.5 * (x - t).norm(dim=2).pow(power).mean().item()
+    # both read their last states by the teacher's map
+    with torch.no_grad():
+        p_t, p_s = ((item_space(s.lm, z[:, -1]) @ s.lm.items.E[1:].T).softmax(1) for z in (t, x))
+    logits = 3 * (p_t * (p_t / p_s).log()).sum(1).mean().item()
     assert line["cos"] == pytest.approx(cos, rel=2e-2)
     assert line["norm"] == pytest.approx(norm, rel=2e-2)
-    assert line["loss"] == pytest.approx(line["candidates"] + line["cos"] + line["norm"], rel=1e-4)
+    assert line["logits"] == pytest.approx(logits, rel=5e-2)
+    parts = [line[name] for name in ("candidates", "cos", "norm", "logits")]
+    assert line["loss"] == pytest.approx(sum(parts), rel=1e-4)
     assert "ms" not in line
+
+
+def terms_of(x_s, x_t, **cfg):
+    """The terms of one read after one block, and the gradient of D_norm."""
+    x_s = torch.tensor([x_s], requires_grad=True)
+    lm = SimpleNamespace(taps=(), tapped=[x_s])
+    usual = {"input": "titles", "lambda_cos": 1, "lambda_norm": 1, "lambda_ms": 0, "norm": "l2"}
+    cfg = SimpleNamespace(**usual | {"lambda_logits": 0} | cfg)
+    told = SimpleNamespace(of=lambda samples: torch.tensor([[x_t]]))
+    task = SimpleNamespace(scores_from=lambda x, batch: x)
+    blocks = slmrec.BlockLosses(lm, torch.nn.ModuleDict(), cfg, told)
+    found = blocks.losses(task, [None], np.array([0]))
+    found["norm"].backward(retain_graph=True)
+    return {name: term.item() for name, term in found.items()}, x_s.grad
+
+
+def test_the_terms_by_hand():
+    # a distance of 5 in the direction (.6, .8), at cos 24 / 25
+    found, grad = terms_of([6.0, 8.0], [3.0, 4.0])
+    assert found == pytest.approx({"cos": 0, "norm": 5}, abs=1e-6)
+    torch.testing.assert_close(grad, torch.tensor([[0.6, 0.8]]))
+    found, grad = terms_of([6.0, 8.0], [3.0, 4.0], norm="squared")
+    assert found["norm"] == pytest.approx(25)
+    torch.testing.assert_close(grad, torch.tensor([[6.0, 8.0]]))
+    assert terms_of([4.0, 3.0], [3.0, 4.0])[0]["cos"] == pytest.approx(1 - 24 / 25)
+    # p_t = (.25, .75), p_s = (.5, .5): .25 log .5 + .75 log 1.5
+    found, _ = terms_of([0.0, 0.0], [0.0, float(np.log(3))], lambda_logits=2)
+    assert found["logits"] == pytest.approx(2 * 0.130812, rel=1e-4)
+
+
+def test_a_student_that_is_where_its_teacher_is_stays_there():
+    found, grad = terms_of([3.0, 4.0], [3.0, 4.0])
+    assert found["norm"] == 0
+    assert not grad.any()  # not NaN, as the square root's slope at 0 would make it
+
+
+def test_a_student_s_scores_come_nearer_to_its_teacher_s(to_student, run, on_cpu, tmp_path):
+    alone = "--lambda-cos 0 --lambda-norm 0 --lambda-ms 0 --samples 800 --lr 0.03 --adapt mlp"
+    run(finetune.main, f"{to_student} {alone} --lambda-logits 3 --out {tmp_path}/run")
+    terms = [line["logits"] for line in log_of(tmp_path / "run")]
+    assert np.mean(terms[-5:]) < 0.9 * np.mean(terms[:5])
+    assert not any(name in log_of(tmp_path / "run")[0] for name in ("cos", "norm", "ms"))
 
 
 # ---------------------------------------------------------------- controls and other teachers

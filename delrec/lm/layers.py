@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 QV = ("q_proj", "v_proj", "q", "v", "query", "value", "q_lin", "v_lin", "query_proj", "value_proj")
 # where one layer makes q, k and v together: GPT-2; NeoX, Bloom, Falcon; Phi-3; MPT, ModernBERT
 QKV = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj_qkv")
+# what holds a layer's MLP, or is a part of it: most; T5; MPT; OPT; BERT
+MLP = {"mlp", "DenseReluDense", "ffn", "feed_forward", "fc1", "fc2", "intermediate", "output"}
 
 
 def decoder_layers(lm: LM) -> tuple[torch.nn.Module, str, torch.nn.ModuleList]:
@@ -30,8 +32,8 @@ def decoder_layers(lm: LM) -> tuple[torch.nn.Module, str, torch.nn.ModuleList]:
 
 
 def adapt_modules(lm: LM, adapt: str = "qv") -> list[str]:
-    """Names of the layers an adapter is put on: the attention's q and v (DELRec), or all of the
-    body."""
+    """Names of the layers an adapter is put on: the attention's q and v (DELRec), the MLP's
+    (SLMRec's release: gate, up and down), or all of the body."""
     from transformers.pytorch_utils import Conv1D
 
     head = lm.model.get_output_embeddings()
@@ -42,6 +44,9 @@ def adapt_modules(lm: LM, adapt: str = "qv") -> list[str]:
     ]
     if adapt == "linear":
         return names
+    if adapt == "mlp":
+        found = [n for n in names if MLP & set(n.split(".")) and "attention" not in n]
+        return found or stop(f"{lm.name} has no MLP whose name is known; use --adapt linear")
     for parts in (QV, QKV):
         found = [n for n in names if n.split(".")[-1] in parts]
         if found:

@@ -4,8 +4,12 @@ Student and teacher are cut into b blocks each. x_t^j and x_s^j are their states
 the LM is read. The student's loss is
 
     L = L_ce + l1 D_cos + l2 D_norm + l3 L_ms.
+
+--lambda-logits adds what the paper leaves out, as a control: the KL divergence of the teacher's and
+the student's scores.
 """
 
+import copy
 import hashlib
 import os
 import time
@@ -31,9 +35,37 @@ from delrec.processes import Ranks, gather_rows
 from delrec.runtime import Run, load_run, read_npy, stop
 from delrec.training.log import Log
 
+# weights of the terms where nobody set them: with a teacher, by --norm; and alone
+TAUGHT = {
+    norm: dict(lambda_cos=1.0, lambda_norm=w, lambda_ms=0.1)
+    for norm, w in (("l2", 0.1), ("squared", 1e-4))
+}
+ALONE = dict(lambda_cos=0.0, lambda_norm=0.0, lambda_ms=0.0)
 # what both must read alike
 PROMPT_FLAGS = ("input", "verbalizer", "show", "order", "instruct", "history", "max_title")
 PROMPT_FLAGS += ("max_tokens",)
+
+
+def faults(cfg: SimpleNamespace) -> list[tuple]:
+    """What cannot be meant with or without a teacher: [(is it so?, sentence)]."""
+    titles, taught = cfg.input != "ids", cfg.teacher or cfg.lambda_ms
+    return [
+        (
+            (cfg.lambda_cos or cfg.lambda_norm or cfg.lambda_logits) and not cfg.teacher,
+            "--lambda-cos, --lambda-norm and --lambda-logits compare with a teacher, but there is "
+            "no --teacher; name one or leave them out",
+        ),
+        (
+            titles and cfg.loss in ("titles", "both") and (cfg.input == "hybrid" or taught),
+            f"--loss {cfg.loss} reads every title token of the history; --input hybrid, --teacher "
+            "and --lambda-ms need --loss candidates or catalogue",
+        ),
+        (
+            titles and cfg.verbalizer == "likelihood" and taught,
+            "--verbalizer likelihood reads a state per title token, teacher and student are "
+            "compared at one: use --verbalizer mean, first or letter",
+        ),
+    ]
 
 
 def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
@@ -118,10 +150,14 @@ def identity_maps(lm: LM, b: int) -> torch.nn.ModuleDict:
 
 
 class Task(Protocol):
-    """What a batch asks: ByTitles or ByVectors of finetune.py."""
+    """What a batch asks: ByTitles or ByVectors of finetune.py. States x are the LM's own, or with
+    --input ids W x."""
 
     def loss_from(self, x_ND: torch.Tensor, batch: list, /) -> torch.Tensor:
         """The loss as a sum, from states x."""
+
+    def scores_from(self, x_ND: torch.Tensor, batch: list, /) -> torch.Tensor:
+        """The scores of the items that each read is asked for, from states x."""
 
 
 @dataclass
@@ -130,8 +166,14 @@ class BlockLosses:
 
     lm: LM  # the student, whose blocks are tapped
     maps: torch.nn.ModuleDict  # W_j as "block1", ..
-    cfg: SimpleNamespace  # lambda_cos, lambda_norm, lambda_ms
+    cfg: SimpleNamespace  # lambda_cos, lambda_norm, norm, lambda_logits, lambda_ms, input
     states: "TeacherStates | None" = None  # the teacher's; None without a teacher
+
+    def __post_init__(self):
+        # of vectors W_out reads the last states; the student's begins as its teacher's
+        on_vectors = self.cfg.input == "ids"
+        self.read_s = self.lm.items.maps["out"] if on_vectors else torch.nn.Identity()
+        self.read_t = copy.deepcopy(self.read_s).requires_grad_(False)
 
     @property
     def b(self) -> int:
@@ -150,10 +192,15 @@ class BlockLosses:
             t_bND = self.states.of(samples).to(x_bND.device).float().transpose(0, 1)
             # D_cos = 1 - mean_j cos(x_t^j, x_s^j)
             D_cos = 1 - F.cosine_similarity(x_bND, t_bND, dim=2).mean(0)
-            # D_norm = mean_j ||x_t^j - x_s^j||^2
-            D_norm = (x_bND - t_bND).pow(2).sum(2).mean(0)
+            # D_norm = mean_j ||x_t^j - x_s^j|| (the paper's code), or of its square (the paper)
+            distance_bN = torch.linalg.vector_norm(x_bND - t_bND, dim=2)
+            D_norm = distance_bN.pow(2 if cfg.norm == "squared" else 1).mean(0)
             losses["cos"] = cfg.lambda_cos * D_cos.sum()
             losses["norm"] = cfg.lambda_norm * D_norm.sum()
+            if cfg.lambda_logits:
+                score_s = task.scores_from(self.read_s(x_bND[-1]), batch)
+                score_t = task.scores_from(self.read_t(t_bND[-1]), batch)
+                losses["logits"] = cfg.lambda_logits * kl(score_t, score_s)
         if cfg.lambda_ms and self.b > 1:
             # L_ms = mean_{j<b} of the loss from W_j x_s^j; on vectors CE(y, softmax(E W_j x_s^j))
             mapped = [W_j(x.float()) for W_j, x in zip(self.inner_maps(), self.lm.tapped)]
@@ -164,6 +211,13 @@ class BlockLosses:
     def inner_maps(self) -> list[torch.nn.Module]:
         """W_1 .. W_{b-1}."""
         return [self.maps[f"block{j}"] for j in range(1, self.b)]
+
+
+def kl(score_t: torch.Tensor, score_s: torch.Tensor) -> torch.Tensor:
+    """KL(p_t || p_s) = sum_i p_t(i) log(p_t(i) / p_s(i)), p the softmax of a row of scores, summed
+    over the rows (N, asked)."""
+    log_p_t, log_p_s = score_t.float().log_softmax(1), score_s.float().log_softmax(1)
+    return F.kl_div(log_p_s, log_p_t, reduction="sum", log_target=True)
 
 
 # ---------------------------------------------------------------- the teacher's states
