@@ -208,6 +208,15 @@ going_on = options(
         help="steps between checkpoints; 0: as often as costs under 5 % of the time",
     ),
 )
+fold_option = click.option(
+    "--without-fold",
+    multiple=True,
+    type=click.IntRange(0),
+    callback=lambda ctx, param, value: list(value) or None,
+    metavar="F",
+    help="leave out the training samples of a fold's users; may be repeated; needs a backbone of "
+    "train_backbone.py --folds. Validation stays",
+)
 verbalizers = click.Choice(["likelihood", "mean", "first", "letter"])
 candidates_option = click.option(
     "--candidates",

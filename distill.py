@@ -19,6 +19,7 @@ vectors of the backbone (E4SRec), and the maps between them and the frozen LM ar
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import click
@@ -30,7 +31,7 @@ from lion_pytorch import Lion
 import common
 from common import ABOVE_0, FROM_0, WHOLE
 from delrec.data.prepared import with_lists
-from delrec.lm import differences, items, prompt_training
+from delrec.lm import crossfit, differences, items, prompt_training
 from delrec.lm.balance import Balance
 from delrec.lm.lists import Lists, read_lists, said_of_folds
 from delrec.lm.model import located
@@ -137,12 +138,14 @@ class Lessons:
     def __init__(self, cfg: SimpleNamespace, r: Ranker, lists: Lists, n: int):
         self.cfg, self.r, self.lists = cfg, r, lists
         train, have_lists = r.data.train, with_lists(lists.folder, r.data)
+        have_lists = np.intersect1d(have_lists, crossfit.seen_by(cfg, r.data, lists.folder))
         taught_n = np.random.default_rng([cfg.seed, 1]).permutation(have_lists)
         self.ta = Asked(r, "ta", cfg.loss)
         if cfg.input == "ids":  # windows of items, each known by its last target
             row_of = np.zeros(len(r.data.items), int)
             row_of[train[taught_n]] = taught_n
-            self.windows = Windows(r.data, cfg.history, n, cfg.seed, only=train[taught_n])
+            taught = replace(r.data, train=train[have_lists])
+            self.windows = Windows(taught, cfg.history, n, cfg.seed)
             self.order = row_of[self.windows.places]
             self.rps = Listed(r, lists.train[:, : cfg.h], row_of)
         else:
@@ -261,6 +264,7 @@ def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:
     help="training samples to see; 640, each an RPS prompt, and a TA prompt where its history "
     "is long enough; with --input ids (windows of items) 2048",
 )
+@common.fold_option
 @click.option(
     "--batch", type=WHOLE, help="samples of a step, over all processes; 8, with --input ids 16"
 )
@@ -302,6 +306,7 @@ def main(ctx: click.Context, **config) -> None:
     cfg.llm = located(cfg.llm)
     lists = read_lists(cfg.backbone, data, f"--dataset {cfg.dataset}")
     common.say(ranks, said_of_folds(lists.folder, lists.folds))
+    crossfit.settle_folds(cfg, data)
     r = prompt_training.open_frozen(cfg, data, ranks, lists)
     made = prompt_training.made_with(cfg, ranks, r, lists)
     moving = prompt_training.Moving(cfg, r)

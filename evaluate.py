@@ -10,6 +10,7 @@
                                                                      ranked titles for a history
     python evaluate.py --ckpt ml-100k/delrec --serve histories.jsonl for a file of them
     python evaluate.py --ckpt ml-100k/slmrec --export                for train_backbone.py --teacher
+    python evaluate.py --ckpt RUN --export --folds RUN-a RUN-b       the same, out of fold
     python evaluate.py --ckpt ml-100k/prompt --probe                 what the soft prompt learnt
 
 The table has intervals, paired tests, and floors that need no training. An LM run is scored once
@@ -98,6 +99,15 @@ def plain_lm(cfg: SimpleNamespace, data: Data, scorer: Scorer) -> Run:
     return plain.open_plain(folder, ranker, scorer)
 
 
+def names_given(cfg: SimpleNamespace) -> list[str]:
+    """The runs to evaluate; behind --folds, the names that follow the options are of those."""
+    if cfg.folds and not cfg.export:
+        stop("--folds says which runs answer in an export; add --export, or leave it out")
+    if cfg.folds:
+        cfg.folds, cfg.more = (*cfg.folds, *cfg.more), ()
+    return [*cfg.ckpt, *cfg.more]
+
+
 def asks_one_run(cfg: SimpleNamespace) -> str | None:
     """The flag that asks one run for something else than a table; None for a table."""
     flags = {
@@ -129,7 +139,7 @@ def answer_as_one_run(
     elif flag == "--serve":
         answer_file(cfg.file, cfg.out, data, cfg.top, open_ranking, ranks)
     elif flag == "--export":
-        export.export(run, data, ranks, cfg.export_k, cfg.limit, cfg.shard, overwrite=cfg.overwrite)
+        export.export(run, data, ranks, cfg)
     else:
         probe(run, data, cfg.val_samples, cfg.C, ranks, Path(cfg.out) if cfg.out else run.folder)
 
@@ -304,13 +314,19 @@ def last_line(value: RowMetrics) -> str:
     type=click.IntRange(1),
     help="with --export: items listed for a sample, K",
 )
+@click.option(
+    "--folds",
+    multiple=True,
+    help="with --export: a run of finetune.py --without-fold, which answers for the users it has "
+    "not seen; more may follow it",
+)
 def main(**config: Any) -> None:
     """Metrics with intervals, paired tests and floors for any runs; or ranked titles for one
     history.
     """
     cfg = SimpleNamespace(**config)
     cfg.llm = cfg.llm and located(cfg.llm)
-    names = [*cfg.ckpt, *cfg.more]
+    names = names_given(cfg)
     if not names and not cfg.llm:
         stop("nothing to evaluate; give --ckpt RUN (a run folder) or --llm NAME --dataset NAME")
     ranks = setup(0)

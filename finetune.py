@@ -32,7 +32,17 @@ from lion_pytorch import Lion
 import common
 from common import ABOVE_0, FROM_0, WHOLE, fill, refuse
 from delrec.data.prepared import Data
-from delrec.lm import adalora, differences, items, layers, samples, slmrec, soft_prompt, student
+from delrec.lm import (
+    adalora,
+    crossfit,
+    differences,
+    items,
+    layers,
+    samples,
+    slmrec,
+    soft_prompt,
+    student,
+)
 from delrec.lm.model import located
 from delrec.lm.ranker import Ranker, score_samples
 from delrec.lm.reading import read, read_examples, read_prefix
@@ -70,6 +80,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data) -> tuple[Run | Non
     prompt_run = soft_prompt.prompt_run_of(cfg, data)
     cfg.llm = soft_prompt.lm_of(cfg, prompt_run)
     cfg.maps = items.maps_folder(cfg, data, prompt_run)
+    crossfit.settle_folds(cfg, data, prompt_run, teacher_run)
     return teacher_run, prompt_run
 
 
@@ -245,6 +256,7 @@ class ByVectors:
     "candidates and titles",
 )
 @click.option("--samples", type=WHOLE, help="training samples to see; 1600, ids (windows) 12288")
+@common.fold_option
 @common.candidates_option
 @click.option("--batch", default=16, type=WHOLE, help="samples of a step, over all processes")
 @common.micro_option("8, with --input ids 16")

@@ -328,6 +328,9 @@ def main(**config) -> None:
     check(cfg, data)
     export = dllm2rec.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
     out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)
+    if cfg.lam and export:
+        common.say(ranks, export.said())
+        record["teacher_out_of_fold"] = export.out_of_fold
 
     protocol = results.Protocol(cfg, data)
     full = fit(cfg, data, ranks, out, export, protocol)

@@ -1,6 +1,7 @@
 """export.py: what a teacher says of every training sample, for a conventional student."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from delrec.lm.text import encode
 from delrec.runtime import load_run
 
 CPU = torch.device("cpu")
+# options of evaluate.py --export
+FIVE = SimpleNamespace(export_k=5, limit=0, shard=False, overwrite=False, folds=())
 
 
 def export_of(folder) -> dict:
@@ -87,12 +90,12 @@ def test_a_killed_export_goes_on(student, unexported, toy, alone, refused, on_cp
     with monkeypatch.context() as patch:
         patch.setattr(export, "write_json", write_and_die)
         with pytest.raises(KeyboardInterrupt):
-            export.export(trained, toy, alone, 5)
+            export.export(trained, toy, alone, FIVE)
     assert not (unexported / "export").exists()
     says = refused(train_backbone.main, f"--dataset {toy.folder} --teacher {unexported}")
     assert "no complete export" in says
     assert "--export" in says
-    export.export(trained, toy, alone, 5)
+    export.export(trained, toy, alone, FIVE)
     same_export(student, unexported)
 
 

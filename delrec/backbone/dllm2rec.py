@@ -28,6 +28,16 @@ class Export:
     topk: np.ndarray | None = None  # its list of every training sample, int32 (n, K)
     weight: np.ndarray | None = None  # fp32 (n, K): the fixed part of an item's weight in its list
     trust: np.ndarray | None = None  # m fp32 (n,): how much each list counts
+    out_of_fold: bool = False  # was each list made by an LM that has not seen the sample's user?
+
+    def said(self) -> str:
+        """What kind of lists the student reads, in a line."""
+        if self.out_of_fold:
+            return "the teacher's lists are out of fold: no LM answers for users it was trained on"
+        return (
+            "the teacher's lists are in sample: it was trained on the samples that it answers, so "
+            "they are better than it will ever be again (see finetune.py --without-fold)"
+        )
 
 
 def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Export:
@@ -66,6 +76,7 @@ def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Export:
         topk=np.asarray(topk),
         weight=weight.astype(np.float32),
         trust=trust.astype(np.float32),
+        out_of_fold=bool(meta.get("out_of_fold")),
     )
 
 

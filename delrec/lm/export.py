@@ -5,6 +5,7 @@ vectors. train_backbone.py --teacher reads it.
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,9 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data, histories, subset
+from delrec.lm import crossfit
+from delrec.lm.crossfit import Part
+from delrec.lm.items import show_fold
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM
 from delrec.lm.ranker import Ranker, open_run, over_catalogue, reads_all, score_tails
@@ -96,16 +100,21 @@ def made_of(run: Run, data: Data, K: int, n: int) -> dict:
         "K": K,
         "samples": n,
     }
-    s = run.settings
-    if reads_all(SimpleNamespace(verbalizer=s["verbalizer"], show=s["show"])):
+    if ranks_all(run):
         return made
     # it ranks that one's lists
     return made | {"backbone_digest": backbone_digest(run.backbone_run)}
 
 
+def ranks_all(run: Run) -> bool:
+    """True for a run that ranks the whole catalogue; another ranks its backbone's lists."""
+    s = run.settings
+    return reads_all(SimpleNamespace(verbalizer=s["verbalizer"], show=s["show"]))
+
+
 def must_be_made_so(folder: Path, made: dict) -> None:
     """Stops where the complete export in `folder` was made of something else."""
-    have = read_json(folder / "meta.json")
+    have = {"out_of_fold": {}} | read_json(folder / "meta.json")
     for key in made:
         if have.get(key, made[key]) != made[key]:
             stop(
@@ -169,15 +178,7 @@ def open_files(tmp: Path, n: int, K: int, new: bool) -> Files:
 
 
 @torch.no_grad()
-def export(
-    run: Run,
-    data: Data,
-    ranks: Ranks,
-    K: int = 10,
-    limit: int = 0,
-    shard: bool = False,
-    overwrite: bool = False,
-) -> None:
+def export(run: Run, data: Data, ranks: Ranks, cfg: SimpleNamespace) -> None:
     """Writes RUN/export/, what train_backbone.py --teacher reads: for every training sample (or
     `limit` of them)
     topk.npy int32 (n, K), the run's best items over the whole catalogue, none of the history (0:
@@ -185,36 +186,39 @@ def export(
     true item and the listed ones; titles.npy float32 (I+1, D), the LM's title vectors. An LM that
     scores title by title ranks its backbone's list. Killed, the same command goes on. A complete
     export that was made another way is replaced only with `overwrite`, and only by a complete one.
+
+    cfg: export_k (K), limit, overwrite, shard, folds (runs --without-fold, which answer in the
+    run's place).
     """
-    folder = run.folder / "export"
-    which = subset(len(data.train), limit, 0)
+    folder, K = run.folder / "export", cfg.export_k
+    which = subset(len(data.train), cfg.limit, 0)
     made = made_of(run, data, K, len(which))
+    parts = crossfit.parts_of(run, cfg.folds, data, which)
+    made |= crossfit.told(parts)
     settle(folder, "meta.json")
-    if (folder / "meta.json").exists() and not overwrite:
+    if (folder / "meta.json").exists() and not cfg.overwrite:
         must_be_made_so(folder, made)
         if ranks.main:
             print(f"{folder} is complete")
         return
-    r, penalty_I = open_run(run, data, ranks.device, shard)
-    lists = None if reads_all(r) else backbone_lists(run, data, K)
+    lists = None if ranks_all(run) else backbone_lists(run, data, K)
     if lists is not None:
         which = np.intersect1d(which, np.flatnonzero(lists[:, 0]))
+        parts = crossfit.parts_of(run, cfg.folds, data, which)
     tmp = beside(folder, "unfinished")
     first = samples_done(tmp, made, len(which), ranks)
     files = open_files(tmp, len(data.train), K, new=not first) if ranks.main else None
     log = Log(None, len(which), "export", ranks, "sample", first)
-    began = time.time()
-    for i in range(first, len(which), CHUNK):
-        part = which[i : i + CHUNK]
-        listed = None if lists is None else lists[part]
-        rows = rows_of_samples(r, penalty_I, part, listed, K, ranks)
+    lms, done, began = Opened(data, ranks, cfg.shard), first, time.time()
+    for samples, rows in answers(lms, parts, lists, K, first):
+        done += len(samples)
         if ranks.main:
-            files.store(part, rows)
-            write_json(tmp / "progress.json", {"done": i + len(part), "made": made})
-        log.step(i + len(part))
+            files.store(samples, rows)
+            write_json(tmp / "progress.json", {"done": done, "made": made})
+        log.step(done)
     log.close()
     rate = (len(which) - first) / max(time.time() - began, 1e-9)
-    Z = title_vectors(r, ranks)
+    Z = title_vectors(lms.of(run)[0], ranks)
     if ranks.main:
         write_npy(tmp / "titles.npy", Z)
         told = {
@@ -229,6 +233,43 @@ def export(
         put_in_place(folder)
         unlock(tmp)
         report(folder, files, data, which, rate)
+
+
+@dataclass
+class Opened:
+    """The run that answers now, as a ranker; one at a time, as an LM fills the memory."""
+
+    data: Data
+    ranks: Ranks
+    shard: bool
+    folder: Path | None = None  # the run's
+    found: tuple[Ranker, np.ndarray] | None = None  # the ranker, and what it subtracts per item
+
+    def of(self, run: Run, fold: int | None = None) -> tuple[Ranker, np.ndarray]:
+        """A run as a ranker that is shown the item vectors of a fold, and its penalty (I+1,)."""
+        if self.folder != run.folder:
+            self.found = None
+            self.found = open_run(run, self.data, self.ranks.device, self.shard)
+            self.folder = run.folder
+        lm = self.found[0].lm
+        if fold is not None and lm.items is not None:
+            show_fold(lm, run.backbone_run, fold)
+        return self.found
+
+
+def answers(
+    lms: Opened, parts: list[Part], lists: np.ndarray | None, K: int, first: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(samples, their rows (B, 2K+1): see rows_of) of all parts one after the other, without the
+    first so many samples, which are done."""
+    for part in parts:
+        todo = part.samples[first:]
+        first = max(first - len(part.samples), 0)
+        for i in range(0, len(todo), CHUNK):
+            samples = todo[i : i + CHUNK]
+            r, penalty_I = lms.of(part.run, part.fold)
+            listed = None if lists is None else lists[samples]
+            yield samples, rows_of_samples(r, penalty_I, samples, listed, K, lms.ranks)
 
 
 def report(folder: Path, files: Files, data: Data, which: np.ndarray, rate: float) -> None:

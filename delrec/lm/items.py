@@ -114,6 +114,14 @@ def table_of(lm: LM, user_B: np.ndarray) -> np.ndarray:
     return np.zeros(len(user_B), np.int64) if folds is None else folds.fold_U[user_B] + 1
 
 
+def show_fold(lm: LM, backbone_run: Path | str, fold: int) -> None:
+    """From now on the LM is shown the item vectors of a fold, and scores by them. lm: of a run that
+    is only read."""
+    E = item_vectors(backbone_run, len(lm.items.E) - 1)
+    tables = folds_of(backbone_run, E).tables.view(-1, *E.shape)
+    lm.set_items(Items(tables[fold + 1].to(lm.device), lm.items.maps))
+
+
 def in_table(lm: LM, tail: np.ndarray, table: int) -> np.ndarray:
     """A prompt's tokens with the items' vectors of a table."""
     return np.where(tail <= ITEM, tail - table * len(lm.items.E), tail) if table else tail

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec.data.prepared import Data, candidates, histories, subset, users, with_lists
+from delrec.lm.crossfit import seen_by
 from delrec.lm.items import in_table, table_of
 from delrec.lm.ranker import Ranker, listing
 from delrec.lm.windows import WindowPrompt, Windows
@@ -27,12 +28,15 @@ class Example:
 
 
 class Histories:
-    """n training samples, one history each, in the order they are seen. cfg: order, seed, C, loss,
-    input, history."""
+    """n training samples, one history each, in the order they are seen: of those that have a list
+    where candidates stand in the backbone's order. cfg: order, seed, C, loss, input, history,
+    without_fold."""
 
     def __init__(self, cfg: SimpleNamespace, data: Data, backbone_run: Path | str, n: int):
-        listed = with_lists(backbone_run, data) if cfg.order == "backbone" else len(data.train)
-        order = np.random.default_rng([cfg.seed, 1]).permutation(listed)
+        known = seen_by(cfg, data, backbone_run)
+        if cfg.order == "backbone":
+            known = np.intersect1d(known, with_lists(backbone_run, data))
+        order = np.random.default_rng([cfg.seed, 1]).permutation(known)
         self.cfg, self.which = cfg, np.resize(order, n)  # places in data.train
         self.places = data.train[self.which]  # in data.items
         self.n_reads = np.ones(n, int)

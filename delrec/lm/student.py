@@ -4,6 +4,7 @@ moves, what must hold at the end, and what is written.
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data
-from delrec.lm import adalora, items, layers, slmrec, soft_prompt
+from delrec.lm import adalora, crossfit, items, layers, slmrec, soft_prompt
 from delrec.lm.listed import backbone_of, say_if_another
 from delrec.lm.lists import said_of_folds
 from delrec.lm.model import LM, load_lm
@@ -65,9 +66,10 @@ def say_folds(cfg: SimpleNamespace, backbone_run: Path, ranks: Ranks) -> None:
 
 def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
     """n training samples: windows of items, each of which is predicted, where the LM reads vectors
-    and says something after each; else histories."""
+    and says something after each; else histories. None of a user that --without-fold leaves out."""
     if cfg.input == "ids" and r.lm.kind == "decoder":
-        return Windows(r.data, cfg.history, n, cfg.seed)
+        train = r.data.train[crossfit.seen_by(cfg, r.data, r.backbone_run)]
+        return Windows(replace(r.data, train=train), cfg.history, n, cfg.seed)
     return Histories(cfg, r.data, r.backbone_run, n)
 
 

@@ -25,12 +25,12 @@ class WindowPrompt:
 
 class Windows:
     """n windows of at most L items: every training target once an epoch, the windows cut anew in
-    each. only: the places in data.items that may be targets; all training targets if None."""
+    each."""
 
-    def __init__(self, data: Data, L: int, n: int, seed: int, only: np.ndarray | None = None):
+    def __init__(self, data: Data, L: int, n: int, seed: int):
         self.first_n, self.last_n = draw_windows(data, L, n, seed)
         self.is_target = np.zeros(len(data.items), bool)
-        self.is_target[data.train if only is None else only] = True
+        self.is_target[data.train] = True
         self.places = self.last_n  # that a window is known by
         self.n_reads = self.count_targets(data, L)
 
