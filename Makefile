@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo lint test test-all soak circle headline table2 table3 table4 fig8 table5 coldstart bench bench-kernels bench-llm bench-data clean
+.PHONY: demo lint test test-all soak circle headline table2 table3 table4 fig8 table5 coldstart layers parts bench bench-kernels bench-llm bench-data clean
 
 demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (about 15 minutes on 2 cores)
 	$(PY) recipes/demo.py
@@ -36,6 +36,12 @@ headline: $(VENV)/ready      ## does DELRec beat its own backbone? two seeds of 
 
 table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= JOBS= TEST= ALSO=
 	$(PY) recipes/tables.py $@ $(RECIPE)
+
+layers: $(VENV)/ready        ## SLMRec's Figure 2: small LMs of each depth, with and without a teacher: BUDGET= SEEDS= ..
+	$(PY) recipes/tables.py layers --budget 4096 --test-samples 0 $(RECIPE)
+
+parts: $(VENV)/ready         ## DLLM2Rec's parts on SASRec and Caser, out of fold: ALSO=beauty BUDGET= SEEDS= ..
+	$(PY) recipes/tables.py parts --budget 8192 --test-samples 0 $(RECIPE)
 
 bench: bench-kernels bench-llm bench-data  ## all benchmarks (each program's last line is one JSON object)
 

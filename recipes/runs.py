@@ -1,8 +1,10 @@
 """The runs that the paper's tables are made of: backbones, soft prompts, fine-tuned LMs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
@@ -82,10 +84,27 @@ class Runs:
             print(command)
         self.plan.printed.add(command)
 
-    def backbone(self, model: str = "sasrec") -> str:
-        """A conventional model."""
+    def backbone(self, model: str = "sasrec", folds: int = 0) -> str:
+        """A conventional model; with `folds` it answers out of fold."""
         options = ["--dataset", self.dataset, "--model", model, "--top-h", LONGEST_LIST]
-        return self.run(f"{self.name}/{model}-s{self.seed}", "train_backbone.py", *options)
+        name = f"{model}-folds{folds}" if folds else model
+        options += ["--folds", folds] if folds else []
+        return self.run(f"{self.name}/{name}-s{self.seed}", "train_backbone.py", *options)
+
+    def taught(self, name: str, model: str, teacher: str, flags: Sequence) -> str:
+        """A conventional model that learns from an LM's export."""
+        options = ["--dataset", self.dataset, "--model", model, "--teacher", teacher, *flags]
+        return self.run(f"{self.home}/{name}-s{self.seed}", "train_backbone.py", *options)
+
+    def export(self, name: str, folds: Sequence[str] = ()) -> None:
+        """The export of an LM's run; `folds`: the runs that answer, each for its fold."""
+        args = ["evaluate.py", "--ckpt", name, "--export"]
+        args += [x for run in folds for x in ("--folds", run)]
+        if self.plan.dry_run:
+            self.print_once(typed(args, self.plan.procs))
+            return
+        folder = runtime.ROOT / "runs" / name / "export"
+        stage(folder, *args, procs=self.plan.procs, jobs=self.plan.jobs, job=self.job)
 
     def prompt(self, name: str = "prompt", model: str = "sasrec", flags: Sequence = ()) -> str:
         """Stage 1, from the backbone `model`, with more flags."""
@@ -97,10 +116,17 @@ class Runs:
         options += ["--samples", budget, "--evals", 2, *flags]
         return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", *options)
 
-    def tuned(self, name: str, soft_prompt: str, flags: Sequence = (), reads: str = "") -> str:
+    def tuned(
+        self,
+        name: str,
+        soft_prompt: str,
+        flags: Sequence = (),
+        reads: str = "",
+        backbone: str = "",
+    ) -> str:
         """Stage 2 on items as `reads` says (default: the plan's input).
 
-        With a distilled soft prompt it takes its backbone from that, else SASRec.
+        With a distilled soft prompt it takes its backbone from that, else `backbone` or SASRec.
         """
         reads = reads or self.plan.input
         samples = self.plan.budget
@@ -109,7 +135,7 @@ class Runs:
         options = ["--dataset", self.dataset, "--llm", self.plan.llm]
         options += ["--input", reads, "--soft-prompt", soft_prompt]
         if soft_prompt in ("none", "random", "words"):
-            options += ["--backbone", self.backbone()]
+            options += ["--backbone", backbone or self.backbone()]
         options += ["--samples", samples]
         options += ["--val-samples", min(samples, 1000 if reads == "ids" else 200)]
         options += ["--evals", max(2, min(self.plan.budget // 2000, 6)), *flags]
@@ -165,3 +191,53 @@ def kind_and_layers(llm: str) -> tuple[str, int]:
 
     config = config_of(llm)
     return kind_of(config), text_config(config).num_hidden_layers
+
+
+# ---------------------------------------------------------------- all seeds
+
+
+def each_seed(plan: Plan, rows: Callable[[Runs], list[str]], dataset: str = "") -> list[str]:
+    """Names of the runs that rows(Runs) makes of every seed, seed by seed; plan.jobs seeds run side
+    by side.
+    """
+    places = SimpleQueue()  # each with its share of the cores or GPUs
+    for job in range(plan.jobs):
+        places.put(job)
+
+    def one(seed):
+        job = places.get()
+        try:
+            return rows(Runs(plan, dataset or plan.dataset, seed, job))
+        finally:
+            places.put(job)
+
+    if plan.jobs == 1:
+        names = [one(seed) for seed in range(plan.seeds)]
+    else:
+        with ThreadPoolExecutor(plan.jobs) as pool:
+            names = list(pool.map(one, range(plan.seeds)))
+    return [name for of_seed in names for name in of_seed]
+
+
+def more_seeds(plan: Plan, models: list[str]) -> list[str]:
+    """Names of more runs of backbones, which cost minutes: three seeds of them at least, whatever
+    --seeds says of the LMs.
+    """
+    names = []
+    for seed in range(plan.seeds, 3):
+        runs = Runs(plan, plan.dataset, seed)
+        names += [runs.backbone(model) for model in models]
+    return names
+
+
+def evaluate(
+    plan: Plan,
+    recipe: str,
+    names: list[str],
+    *flags: object,
+    dataset: str = "",
+    val_samples: int = 500,
+) -> Path:
+    """The folder of a recipe's table."""
+    runs = Runs(plan, dataset or plan.dataset, 0)
+    return runs.evaluate(recipe, names, *flags, val_samples=val_samples)

@@ -1,6 +1,6 @@
 """The paper's tables and figures, each by one command.
 
-make headline, table2, table3, table4, fig8, table5 and coldstart run it:
+make headline, table2, table3, table4, fig8, table5, coldstart, layers and parts run it:
 
     python recipes/tables.py headline --budget 12288 --prompt-budget 1024 --test-samples 0
                                     does it beat its backbone? some ninety minutes on 2 cores
@@ -12,6 +12,10 @@ make headline, table2, table3, table4, fig8, table5 and coldstart run it:
     python recipes/tables.py table2 --dataset beauty --llm google/flan-t5-xl --input titles \\
         --budget 50000 --seeds 3 --procs 10 --test-samples 0
                                     ten GPUs
+    python recipes/tables.py layers --budget 4096 --test-samples 0
+                                    a small LM of each depth, with and without a teacher (SLMRec)
+    python recipes/tables.py parts --also beauty --budget 8192 --test-samples 0
+                                    each part of what an LM teaches SASRec and Caser (DLLM2Rec)
     python recipes/tables.py fig8 --dry-run
                                     only print the commands
 
@@ -30,10 +34,7 @@ stands in <its run folder>.out.
 """
 
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import click
@@ -47,8 +48,9 @@ from delrec import runtime
 from delrec.data.prepared import load_data
 from delrec.evaluation import stats
 from delrec.runtime import described, read_json
-from recipes.runs import Plan, Runs, kind_and_layers
+from recipes.runs import Plan, each_seed, evaluate, kind_and_layers, more_seeds
 from recipes.stage import stage
+from recipes.students import layers, parts
 
 BACKBONES = ["sasrec", "gru4rec", "caser"]
 # other methods of Table II that are flags here: name -> (--input, flags)
@@ -63,40 +65,6 @@ PROMPT_LENGTHS = (20, 40, 60, 100, 120)
 LIST_LENGTHS = (5, 15, 20, 25)
 
 
-def each_seed(plan: Plan, rows: Callable[[Runs], list[str]], dataset: str = "") -> list[str]:
-    """Names of the runs that rows(Runs) makes of every seed, seed by seed; plan.jobs seeds run side
-    by side.
-    """
-    places = SimpleQueue()  # each with its share of the cores or GPUs
-    for job in range(plan.jobs):
-        places.put(job)
-
-    def one(seed):
-        job = places.get()
-        try:
-            return rows(Runs(plan, dataset or plan.dataset, seed, job))
-        finally:
-            places.put(job)
-
-    if plan.jobs == 1:
-        names = [one(seed) for seed in range(plan.seeds)]
-    else:
-        with ThreadPoolExecutor(plan.jobs) as pool:
-            names = list(pool.map(one, range(plan.seeds)))
-    return [name for of_seed in names for name in of_seed]
-
-
-def more_seeds(plan: Plan, models: list[str]) -> list[str]:
-    """Names of more runs of backbones, which cost minutes: three seeds of them at least, whatever
-    --seeds says of the LMs.
-    """
-    names = []
-    for seed in range(plan.seeds, 3):
-        runs = Runs(plan, plan.dataset, seed)
-        names += [runs.backbone(model) for model in models]
-    return names
-
-
 def of_decoders(plan: Plan, names: list[str], needing: list[str]) -> list[str]:
     """The rows that the plan's LM can have: those of `needing` need a decoder-only one."""
     kind, _ = kind_and_layers(plan.llm)
@@ -107,19 +75,6 @@ def of_decoders(plan: Plan, names: list[str], needing: list[str]) -> list[str]:
         flush=True,
     )
     return [name for name in names if name not in needing]
-
-
-def evaluate(
-    plan: Plan,
-    recipe: str,
-    names: list[str],
-    *flags: object,
-    dataset: str = "",
-    val_samples: int = 500,
-) -> Path:
-    """The folder of a recipe's table."""
-    runs = Runs(plan, dataset or plan.dataset, 0)
-    return runs.evaluate(recipe, names, *flags, val_samples=val_samples)
 
 
 # ---------------------------------------------------------------- the recipes
@@ -264,7 +219,8 @@ def coldstart(plan: Plan) -> Path:
     return evaluate(plan, "coldstart", each_seed(plan, rows), *flags)
 
 
-RECIPES = {f.__name__: f for f in (headline, table2, table3, table4, fig8, table5, coldstart)}
+OF_DELREC = (headline, table2, table3, table4, fig8, table5, coldstart)
+RECIPES = {f.__name__: f for f in (*OF_DELREC, layers, parts)}
 
 
 # ---------------------------------------------------------------- the command
@@ -307,7 +263,7 @@ def prepare(plan: Plan) -> None:
 @click.option(
     "--dataset", default="ml-100k", help="name under data/; ml-100k is prepared here, others before"
 )
-@click.option("--also", multiple=True, help="table5: another data set; may be repeated")
+@click.option("--also", multiple=True, help="table5, parts: another data set; may be repeated")
 @click.option("--llm", default="smollm2-135m", help="the LM; Hugging Face id or folder")
 @click.option(
     "--seeds", default=2, type=click.IntRange(1), help="runs of everything, seeds 0, 1, .."

@@ -3,13 +3,14 @@
 import json
 
 import pytest
+from pictures import drawing
 from recipe_runs import refused_recipe, run_recipe, script_mains
 
 from delrec import runtime
 from delrec.evaluation.paper import paper_method
 from delrec.runtime import load_run
 from recipes import runs as table_runs
-from recipes import tables
+from recipes import students, tables
 
 SMALL = ["--input", "titles", "--budget", "80", "--test-samples", "20", "--jobs", "1"]
 VARIANTS = ("no-prompt", "words", "untrained", "delrec")
@@ -24,7 +25,7 @@ def on_decoder(toy, decoder):
 @pytest.fixture
 def small_shape(monkeypatch):
     """Any LM is a decoder of four layers."""
-    for module in (tables, table_runs):
+    for module in (tables, table_runs, students):
         monkeypatch.setattr(module, "kind_and_layers", lambda llm: ("decoder", 4))
 
 
@@ -83,6 +84,36 @@ def test_table5_speaks_of_all_seeds(here, on_decoder):
     assert float(said["p"]) == pytest.approx(found["delrec"]["p_hr@1"], rel=0.01)
 
 
+def test_layers_is_a_table_and_a_figure_of_each_depth(here, on_decoder):
+    args = ["--seeds", 1, "--budget", "80", "--test-samples", "20", "--jobs", "1"]
+    with drawing():
+        out = run_recipe("layers", *on_decoder, *args)
+    folder = here.root / "toy" / "tiny-llama-ids-80" / "layers"
+    rows = json.loads((folder / "metrics.json").read_text())["rows"]
+    line = next(x for x in out.splitlines() if x.startswith("2  "))
+    alone, taught = rows["alone-2-s0"]["hr@1"], rows["taught-2-s0"]["hr@1"]
+    assert line.split()[1:3] == [f"{alone:.4f}", f"{taught:.4f}{taught - alone:+.4f}"]
+    assert (folder / "layers.txt").read_text().strip() in out
+    assert (folder / "layers.png").stat().st_size > 5000
+
+
+def test_parts_teaches_both_students_out_of_fold(here, toy, on_decoder, monkeypatch):
+    kept = {row: students.PARTS[row] for row in ("lists", "permuted", "both")}
+    monkeypatch.setattr(students, "PARTS", kept)
+    monkeypatch.setattr(students, "FOLDS", 2)
+    args = ["--seeds", 1, "--budget", "80", "--test-samples", "20", "--jobs", "1"]
+    run_recipe("parts", *on_decoder, *args)
+    home = here.root / "toy" / "tiny-llama-ids-80"
+    for student in ("sasrec", "caser"):
+        rows = json.loads((home / f"parts-{student}" / "metrics.json").read_text())["rows"]
+        plain = "sasrec-folds2" if student == "sasrec" else student
+        wanted = [plain, *(f"{student}-{row}" for row in (*kept, "in-sample"))]
+        assert {f"{name}-s0" for name in wanted} <= set(rows)
+        assert load_run(home / f"{student}-lists-s0", toy).teacher_out_of_fold
+        assert not load_run(home / f"{student}-in-sample-s0", toy).teacher_out_of_fold
+    assert [load_run(home / f"small-f{f}-s0").without_fold for f in (0, 1)] == [[0], [1]]
+
+
 # ---------------------------------------------------------------- commands only
 
 
@@ -94,7 +125,7 @@ def test_every_recipe_names_flags_that_exist(on_decoder, small_shape):
         assert lines and all(x[:2] == ["torchrun", "--nproc_per_node=10"] for x in lines)
         assert len({" ".join(x) for x in lines}) == len(lines)
         for _, _, program, *args in lines:
-            known = {o for p in mains[program].params for o in getattr(p, "opts", [])}
+            known = {o for p in mains[program].params for o in [*p.opts, *p.secondary_opts]}
             assert {a for a in args if a.startswith("--")} <= known, (name, program)
             # values too are of the right kind
             with mains[program].make_context(program, args) as context:
@@ -168,6 +199,17 @@ def test_fig8_moves_one_number_at_a_time(on_decoder):
     assert len(prompts) == 1 + 5 + 4
     assert values("--k") == [20, 40, 60, 100, 120]
     assert values("--h") == [5, 15, 20, 25]
+
+
+def test_layers_teaches_each_depth_by_the_whole_lm(on_decoder, small_shape):
+    out = run_recipe("layers", *on_decoder, "--seeds", 1, "--dry-run").splitlines()
+    made = {x.split("--out ")[1].split("/")[-1]: x for x in out if "finetune.py" in x}
+    assert list(made) == ["alone-4-s0", "alone-2-s0", "taught-2-s0", "taught-4-s0"]
+    assert "--layers" not in made["alone-4-s0"]
+    for n in (2, 4):
+        flags = made[f"taught-{n}-s0"]
+        assert f"--layers {n} --teacher" in flags and "alone-4-s0 --blocks 2" in flags
+    assert "--teacher" not in made["alone-2-s0"]
 
 
 def test_a_data_set_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):

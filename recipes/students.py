@@ -1,0 +1,160 @@
+"""What teaching is worth: small LMs of every depth with and without a teacher (SLMRec), and each
+part of what a conventional model learns from an LM (DLLM2Rec).
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from delrec.evaluation.figures import BLUE, GREY, ORANGE, subplots
+from delrec.runtime import read_json
+from recipes.runs import Plan, Runs, each_seed, evaluate, kind_and_layers
+
+# SLMRec's Figure 2; the whole LM is added
+DEPTHS = (2, 4, 6, 10, 20, 30)
+FOLDS = 5  # of users, for lists that are out of fold
+SMALL = 6  # layers of the LM that teaches conventional models
+# DLLM2Rec's parts: row -> flags of train_backbone.py
+LISTS = ["--lam", 0.1, "--eta", 0]
+TITLES = ["--lam", 0, "--eta", 0.3]
+PARTS = {
+    "lists": LISTS,
+    "no-position": [*LISTS, "--w-position", 0],
+    "no-confidence": [*LISTS, "--w-confidence", 0],
+    "all-confidence": [*LISTS, "--w-confidence", 1],
+    "permuted": [*LISTS, "--confidence", "permuted"],
+    "warm": [*LISTS, "--temperature", 1],
+    "listed": [*LISTS, "--confidence", "listed"],
+    "no-consistency": [*LISTS, "--w-consistency", 0],
+    "one-negative": [*LISTS, "--list-loss", "sigmoid"],
+    "eta-0.1": ["--lam", 0, "--eta", 0.1],
+    "eta-0.3": TITLES,
+    "eta-1": ["--lam", 0, "--eta", 1],
+    "no-offset": [*TITLES, "--no-offset"],
+    "both": ["--lam", 0.1, "--eta", 0.3],
+}
+
+
+# ---------------------------------------------------------------- SLMRec: the curve of layers
+
+
+def layers(plan: Plan) -> Path:
+    """SLMRec's Figure 2: the LM's first 2, 4, 6, 10, 20 and all layers on item vectors, without a
+    teacher and taught by the whole LM (b = 2), all on --budget windows. Also writes layers.txt and
+    layers.png.
+    """
+    whole = kind_and_layers(plan.llm)[1]
+    depths = [*(n for n in DEPTHS if n < whole), whole]
+
+    def rows(runs):
+        teacher = runs.tuned(f"alone-{whole}", "none", reads="ids")
+        names = [runs.backbone()]
+        for n in depths:
+            cut = ["--layers", n]
+            taught = [*cut, "--teacher", teacher, "--blocks", 2]
+            names.append(runs.tuned(f"alone-{n}", "none", cut, "ids") if n < whole else teacher)
+            names.append(runs.tuned(f"taught-{n}", "none", taught, "ids"))
+        return names
+
+    names = each_seed(plan, rows)
+    out = evaluate(plan, "layers", names, "--reference", f"alone-{whole}-s0", val_samples=1000)
+    if not plan.dry_run:
+        table = read_json(out / "metrics.json")
+        text = "\n".join(lines_of(table, depths, plan.seeds)) + "\n"
+        (out / "layers.txt").write_text(text, encoding="utf-8")
+        print(f"\n{text}")
+        draw(table, depths, plan.seeds, out / "layers.png")
+    return out
+
+
+def mean_of(table: dict, name: str, seeds: int, metric: str, space: str = "rows") -> float:
+    """The mean of a metric over the seeds of a row. space: rows (among candidates), full."""
+    return float(np.mean([table[space][f"{name}-s{s}"][metric] for s in range(seeds)]))
+
+
+def lines_of(table: dict, depths: list[int], seeds: int) -> list[str]:
+    """The curve as a table: each depth without a teacher, with one, and the difference."""
+    shown = [("rows", "hr@1"), ("rows", "ndcg@10"), ("full", "hr@20"), ("full", "ndcg@20")]
+    head = "".join(f"{space + ' ' + metric:>24}" for space, metric in shown)
+    lines = [
+        f"{table['dataset']}, n = {table['n']}, rows: among {table['candidates']}, full: among all "
+        f"{table['items']} items; means over {seeds} seeds: alone, taught, difference",
+        f"{'layers':10}{head}",
+    ]
+    for n in depths:
+        line = f"{n:<10}"
+        for space, metric in shown:
+            alone, taught = (
+                mean_of(table, f"{how}-{n}", seeds, metric, space) for how in ("alone", "taught")
+            )
+            line += f"{alone:10.4f}{taught:7.4f}{taught - alone:+7.4f}"
+        lines.append(line)
+    return lines
+
+
+def draw(table: dict, depths: list[int], seeds: int, path: Path) -> None:
+    """Writes the curve as a figure: NDCG@10 against layers, a mark for each seed."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = subplots(5.5, 3.6)
+    for how, colour in (("alone", GREY), ("taught", BLUE)):
+        mean = [mean_of(table, f"{how}-{n}", seeds, "ndcg@10") for n in depths]
+        ax.plot(depths, mean, "o-", color=colour, label=how)
+        for s in range(seeds):
+            each = [table["rows"][f"{how}-{n}-s{s}"]["ndcg@10"] for n in depths]
+            ax.plot(depths, each, "_", color=colour)
+    backbone = mean_of(table, "sasrec", seeds, "ndcg@10")
+    ax.axhline(backbone, color=ORANGE, linewidth=0.8, label="sasrec")
+    ax.set_xlabel("layers of the LM")
+    ax.set_ylabel(f"NDCG@10 among {table['candidates']}")
+    ax.grid(alpha=0.3)
+    fig.legend(loc="outside upper right", ncols=3)
+    fig.savefig(path, dpi=130)
+    plt.close(fig)
+
+
+# ---------------------------------------------------------------- DLLM2Rec: its parts
+
+
+def parts(plan: Plan) -> Path:
+    """DLLM2Rec's parts (place, confidence, agreement, titles) on SASRec and Caser, for --dataset
+    and those of --also: two tables a data set. The teacher is a small LM on item vectors, of
+    --budget windows; its lists are out of fold (five folds of users, an LM without each), but for
+    the row in-sample. Rows: lists with everything; without place, confidence, agreement; with all
+    of the confidence, with another sample's, at temperature 1, in the listed item; with one
+    negative; titles alone at each eta, without an own vector of each item; both.
+    """
+
+    def rows(runs):
+        inside, outside = teachers(runs)
+        names = [runs.backbone(folds=FOLDS), runs.backbone("caser")]
+        for student in ("sasrec", "caser"):
+            for row, flags in PARTS.items():
+                names.append(runs.taught(f"{student}-{row}", student, outside, flags))
+            names.append(runs.taught(f"{student}-in-sample", student, inside, LISTS))
+        return names
+
+    for dataset in [plan.dataset, *plan.also]:
+        names = each_seed(plan, rows, dataset)
+        for student in ("sasrec", "caser"):
+            own = [name for name in names if Path(name).name.startswith(f"{student}-")]
+            plain = f"sasrec-folds{FOLDS}-s0" if student == "sasrec" else "caser-s0"
+            flags = ["--reference", plain]
+            out = evaluate(plan, f"parts-{student}", own, *flags, dataset=dataset)
+    return out
+
+
+def teachers(runs: Runs) -> tuple[str, str]:
+    """Two runs with an export: in sample, of an LM that was trained on all users; and out of fold,
+    of an LM for each fold, trained without it.
+    """
+    on = runs.backbone(folds=FOLDS)
+    cut = ["--layers", min(SMALL, kind_and_layers(runs.plan.llm)[1])]
+    inside = runs.tuned("small", "none", cut, "ids", on)
+    without = [
+        runs.tuned(f"small-f{fold}", "none", [*cut, "--without-fold", fold], "ids", on)
+        for fold in range(FOLDS)
+    ]
+    runs.export(inside)
+    runs.export(without[0], without)
+    return inside, without[0]
