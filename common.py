@@ -58,7 +58,8 @@ seed_option = click.option(
 llm_option = click.option(
     "--llm",
     default="smollm2-135m",
-    help="Hugging Face id or folder; smollm2-135m is fetched by itself",
+    help="Hugging Face id or folder; smollm2-135m is fetched by itself; random:NAME (with seed 3 "
+    "random-3:NAME) is the LM NAME with random weights of the same scale, a control",
 )
 # a small LM (SLMRec)
 slmrec_options = options(

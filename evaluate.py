@@ -233,7 +233,9 @@ def last_line(value: RowMetrics) -> str:
     "attention, how far it moves the LM towards the backbone)",
 )
 # the plain LM
-@click.option("--llm", help="adds the row of this LM without any training")
+@click.option(
+    "--llm", help="adds the row of this LM without any training; random:NAME: with random weights"
+)
 @click.option(
     "--llm-out",
     help="run folder of the plain LM, used again if it was made the same way; runs/<dataset>/lm",

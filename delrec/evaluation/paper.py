@@ -9,6 +9,7 @@ import numpy as np
 
 from delrec.evaluation.stats import Intervals, RowMetrics, unseeded
 from delrec.evaluation.tables import SHOWN
+from delrec.lm.pretrained import seed_and_name
 from delrec.runtime import NAMES, ROOT, Run, read_json
 
 DATASETS = {
@@ -55,11 +56,18 @@ def paper_method(run: Run) -> str | None:
     """What DELRec's tables call a run like this one, by what it is; None if they have none."""
     if run.stage == "train_backbone":
         return NAMES.get(run.model)
+    if is_control(run):
+        return None
     if run.stage == "lm":
         return PLAIN_LMS.get(run.llm, "Bert-Large" if "bert-large" in run.llm.lower() else None)
     if run.stage == "distill":
         return "w/o LSR"
     return variant(run)
+
+
+def is_control(run: Run) -> bool:
+    """True for an LM with random weights, or one that was trained whole: no method of DELRec's."""
+    return seed_and_name(run.llm)[0] is not None or getattr(run, "adapt", None) == "all"
 
 
 def variant(run: Run) -> str | None:

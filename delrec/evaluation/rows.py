@@ -19,6 +19,7 @@ from delrec.evaluation.floors import (
 )
 from delrec.evaluation.scores import Part, Scorer, scores_of
 from delrec.lm import listed
+from delrec.lm.pretrained import seed_and_name
 from delrec.processes import Ranks
 from delrec.runtime import Run, folder_of, load_run, settle, stop
 
@@ -149,6 +150,8 @@ def prompt_notes(settings: dict) -> list[str]:
 def tuning_notes(run: Run) -> list[str]:
     """How an LM was fine-tuned."""
     notes = []
+    if seed_and_name(getattr(run, "llm_from", run.llm))[0] is not None:
+        notes.append("random weights")
     if getattr(run, "layers", None):
         teacher = f"taught by {Path(run.teacher).name}" if run.teacher else "no teacher"
         notes.append(f"{run.layers} layers, {teacher}")

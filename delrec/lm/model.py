@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from delrec.lm import check, layers
-from delrec.lm.pretrained import EMBEDDED, config_and_tokenizer, kind_of, text_config, weights
+from delrec.lm.pretrained import (
+    EMBEDDED,
+    config_and_tokenizer,
+    kind_of,
+    randomise,
+    seed_and_name,
+    text_config,
+    weights,
+)
 from delrec.lm.probes import HalfFails
 from delrec.lm.reading import reader_of
 from delrec.lm.text import encode, fingerprint
@@ -141,7 +149,8 @@ def load_lm(
     shard: bool = False,
     checked: bool = True,
 ) -> LM:
-    """A frozen LM by Hugging Face id, folder, 'smollm2-135m' (embedded), or run of finetune.py.
+    """A frozen LM by Hugging Face id, folder, 'smollm2-135m' (embedded), or run of finetune.py;
+    random:NAME is the LM NAME with random weights (pretrained.randomise).
 
     shard: each process keeps a part of the layers. checked: how it is read is chosen by comparing
     scores with the untouched model (check.py); False takes the fastest way on trust.
@@ -161,10 +170,13 @@ def load_lm(
 
 def load_unread(name: Path | str, device: torch.device, dtype: torch.dtype, shard: bool) -> LM:
     """A frozen LM; how it is read right is not known yet."""
-    folder = embedded() if name == EMBEDDED else name
+    seed, plain = seed_and_name(name)
+    folder = embedded() if plain == EMBEDDED else plain
     config, tok = config_and_tokenizer(name, folder)
     kind = kind_of(config)
     model = weights(name, folder, kind, config, dtype)
+    if seed is not None:
+        randomise(name, model, seed)
     model = (layers.shard_layers(model, device) if shard else model).to(device)
     head = model.get_output_embeddings()
     if getattr(head, "weight", None) is None:
@@ -212,7 +224,9 @@ def specials_around(tok: Any) -> tuple[list[int], list[int]]:
 def located(name: Path | str) -> str:
     """The name under which an LM is stored in a run: a folder's is its whole path, so that it means
     the same from everywhere."""
-    return str(Path(name).resolve()) if is_folder(name) else name
+    seed, plain = seed_and_name(name)
+    place = str(Path(plain).resolve()) if is_folder(plain) else plain
+    return place if seed is None else f"random{f'-{seed}' if seed else ''}:{place}"
 
 
 def is_lm_run(name: Path | str) -> bool:

@@ -6,9 +6,11 @@ Nothing that a folder brings is ever run: a model whose own code it would take i
 """
 
 import re
+import zlib
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
 from delrec.lm import check
@@ -17,6 +19,7 @@ from delrec.runtime import first_line, is_folder, stop
 EMBEDDED = "smollm2-135m"
 LFS = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
 BUFFERS = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
+RANDOM = re.compile(r"random(?:-(\d+))?:(.+)")  # random:NAME (seed 0), random-3:NAME
 
 
 # ---------------------------------------------------------------- configuration and tokenizer
@@ -99,7 +102,8 @@ def unknown(name: Path | str, config: Any, bad: Exception, where: str = "") -> N
         )
     stop(
         f"no language model '{name}': expected {EMBEDDED}, a folder with a Hugging Face model and "
-        "its tokenizer, a run of finetune.py, or an id that can be downloaded "
+        "its tokenizer, a run of finetune.py, or an id that can be downloaded; random: in front of "
+        "any but a run draws its weights anew "
         f"({where}{first_line(bad)})"
     )
 
@@ -217,3 +221,34 @@ def of_a_layer(model: torch.nn.Module, key: str) -> bool:
     lists = {n for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
     prefix = model.base_model_prefix
     return bool({found[1], f"{prefix}.{found[1]}", found[1].removeprefix(f"{prefix}.")} & lists)
+
+
+# ---------------------------------------------------------------- random weights (a control)
+
+
+def seed_and_name(name: Path | str) -> tuple[int | None, Path | str]:
+    """(seed, NAME) of random:NAME and random-SEED:NAME, the LM NAME with random weights; (None,
+    name) of every other name."""
+    found = RANDOM.fullmatch(str(name))
+    return (int(found[1] or 0), found[2]) if found else (None, name)
+
+
+@torch.no_grad()
+def randomise(name: Path | str, model: torch.nn.Module, seed: int) -> None:
+    """Draws all weights anew but those of norms: normal numbers with the mean and the standard
+    deviation that each tensor has now, so that the states keep a sane scale.
+
+    Each tensor has a generator of its own, by its name, and its deviation is that of its values in
+    bf16, summed in fp64: the same LM in every dtype and on every machine.
+    """
+    if getattr(model.config, "quantization_config", None):
+        stop(f"'{name}' is quantised, so its weights cannot be drawn; take one that is not")
+    norms = [m for m in model.modules() if "norm" in type(m).__name__.lower()]
+    kept = {id(p) for norm in norms for p in norm.parameters(recurse=False)}
+    for key, p in model.named_parameters():
+        if id(p) in kept:
+            continue
+        std, mean = torch.std_mean(p.bfloat16().double(), correction=0)
+        rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+        drawn = torch.from_numpy(rng.standard_normal(p.numel(), np.float32)).view(p.shape)
+        p.copy_(drawn * std.float() + mean.float())

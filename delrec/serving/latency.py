@@ -8,6 +8,7 @@ import torch
 
 from delrec.data.prepared import Data, histories, subset
 from delrec.lm.model import is_lm_run
+from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.processes import Ranks
 from delrec.runtime import CACHE, Run, folder_of, load_run
 from delrec.serving.ranking import ScoresAfter, ranking
@@ -60,8 +61,9 @@ def lm_folder(run: Run) -> Path:
     # a run as LM: its adapter is merged into its own LM's weights
     while is_lm_run(run.llm):
         run = load_run(run.llm)
-    folder = CACHE / run.llm if run.llm == "smollm2-135m" else folder_of("runs", run.llm)
-    return folder if folder.is_dir() else Path(cached_file(run.llm, "config.json")).parent
+    _, llm = seed_and_name(run.llm)  # random weights are as many
+    folder = CACHE / llm if llm == EMBEDDED else folder_of("runs", llm)
+    return folder if folder.is_dir() else Path(cached_file(llm, "config.json")).parent
 
 
 def numbers_in(path: Path | str) -> int:
