@@ -165,9 +165,10 @@ adalora_options = options(
     click.option(
         "--adapt",
         default="qv",
-        type=click.Choice(["qv", "mlp", "linear"]),
+        type=click.Choice(["qv", "mlp", "linear", "all"]),
         help="adapt the attention's q and v (DELRec), the MLP (SLMRec's code), or every linear "
-        "layer",
+        "layer; all: no adapters, the weights of the LM's layers themselves train (a control), "
+        "which are written to lm/",
     ),
     click.option(
         "--init-r", default=12, type=click.IntRange(2), help="rank each layer starts with"

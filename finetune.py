@@ -13,8 +13,8 @@ Paper: arXiv 2406.11156, section IV-C.
 
 Reads data/<dataset>/ and runs/<dataset>/prompt/. Writes runs/<dataset>/delrec/: adapter/,
 soft_prompt.safetensors, scores_val_15.npy, neutral.npy, log.jsonl, config.json; with --input ids or
-hybrid items.safetensors; with --layers lm/, what is left of the LM. evaluate.py --ckpt
-runs/<dataset>/delrec then scores the test part.
+hybrid items.safetensors; lm/: with --layers what is left of the LM, with --adapt all what it is.
+evaluate.py --ckpt runs/<dataset>/delrec then scores the test part.
 
 --input ids is E4SRec (arXiv 2312.02443), hybrid LLaRA (arXiv 2312.02445). --teacher is SLMRec
 (arXiv 2405.17890, section 4): L = L_ce + l1 D_cos + l2 D_norm + l3 L_ms, see delrec/lm/slmrec.py.
@@ -74,6 +74,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data) -> tuple[Run | Non
     teacher_run = slmrec.settle_by_teacher(cfg, typed, data) if cfg.teacher else None
     fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
     fill(cfg, slmrec.TAUGHT[cfg.norm] if cfg.teacher else slmrec.ALONE)
+    fill(cfg, dict(lr=3e-4 if cfg.adapt == "all" else 3e-3))
     check(cfg, typed)
     if cfg.input == "ids":
         vars(cfg).update(FIXED)
@@ -261,7 +262,7 @@ class ByVectors:
 @click.option("--batch", default=16, type=WHOLE, help="samples of a step, over all processes")
 @common.micro_option("8, with --input ids 16")
 @common.memory_options
-@click.option("--lr", default=3e-3, type=ABOVE_0, help="peak learning rate of Lion")
+@click.option("--lr", type=ABOVE_0, help="peak learning rate of Lion; 3e-3, --adapt all 3e-4")
 @click.option(
     "--lr-maps", default=1e-3, type=ABOVE_0, help="that of item vectors' and blocks' maps"
 )
@@ -305,7 +306,7 @@ def main(ctx: click.Context, **config) -> None:
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun
     made = student.made_with(cfg, ranks, r, teacher_run)
     out, record = common.start_run(folder, "finetune", cfg, data, ranks)
-    record |= student.write_pruned(cfg, r.lm, folder, out, ranks)
+    record |= student.write_pruned(cfg, r.lm, out, ranks)
     if teacher:
         blocks.states, record["states_seconds"] = slmrec.learn_from(teacher, seen, cfg, out, ranks)
         del teacher
@@ -322,8 +323,7 @@ def main(ctx: click.Context, **config) -> None:
     common.say(ranks, moving.said())
 
     def losses_of(examples, numbers=None):
-        """The parts of the loss, each a sum over the reads of some examples; their numbers among
-        the samples are for the teacher."""
+        """The parts of the loss as sums over the reads; numbers: the examples', for the teacher."""
         losses = task.losses(examples)
         return losses | blocks.losses(task, examples, numbers) if blocks else losses
 
@@ -331,7 +331,6 @@ def main(ctx: click.Context, **config) -> None:
     micro = record["micro"] = micro_of(cfg.micro, cfg.batch, trials, ranks)
     loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
     loop.keep(adalora=adalora.Importances(adapter, ranks.device))
-    parts = PARTS if cfg.loss == "both" or blocks else ()
 
     for step, at in loop.over(np.arange(n_steps * cfg.batch).reshape(n_steps, -1)):
         with loop.elsewhere_than_steps():
@@ -340,7 +339,7 @@ def main(ctx: click.Context, **config) -> None:
         steps.set_learning_rates(optimiser, share)
         adapter.train()
         steps.zero_gradients(params)
-        totals = steps.Totals(parts)
+        totals = steps.Totals(PARTS if cfg.loss == "both" or blocks else ())
         for rows, weight in steps.micro_batches(cfg.batch, micro, ranks, cfg.shard):
             steps.seed_dropout(cfg.seed, step, rows.start)
             losses = losses_of(batch.examples[rows], batch.at[rows])
@@ -348,7 +347,7 @@ def main(ctx: click.Context, **config) -> None:
             loss = sum(means.values())
             loss.backward()
             totals.add(loss, means)
-        if cfg.orthogonal:
+        if cfg.orthogonal and moving.layers:
             (cfg.orthogonal * adalora.orthogonality(adapter) / ranks.world).backward()
         sum_gradients(params, ranks)
         fields = totals.over(ranks)
@@ -373,7 +372,7 @@ def main(ctx: click.Context, **config) -> None:
     score_nC = best.found["scores"]
     neutral_I, w = student.calibration(cfg, r, valid, score_nC, ranks)
     if ranks.main:
-        student.write_parts(out, r, adapter, neutral_I, valid.among_all(score_nC))
+        record |= student.write_parts(out, r, adapter, neutral_I, valid.among_all(score_nC))
         record |= {"settings": r.settings, "calibration": w, "best_step": best.step}
         record["rank"] = [moving.lora_ranks[0], adalora.active_rank(adapter)]
         record["soft_prompt"] = str(prompt_run.folder) if prompt_run else cfg.soft_prompt

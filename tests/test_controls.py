@@ -6,12 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+import stopped_runs
 import torch
-from commands import edit_config, metrics_of
+from commands import edit_config, log_of, metrics_of
 from lm_cases import sentence
 from safetensors.torch import load_file
+from stopped_runs import same, stop_and_resume
 from tuning import opens_as_stored
-from vector_runs import TUNE
+from vector_runs import SMALL, TUNE
 
 import distill
 import evaluate
@@ -142,3 +144,77 @@ def test_both_stages_and_the_plain_lm_take_random_weights(
     run(evaluate.main, f"{where} {plain}")
     again = run(evaluate.main, f"{where} {plain}").output
     assert "was made the same way" in again and load_run(tmp_path / "lm").llm == llm
+
+
+# ---------------------------------------------------------------- trained whole
+
+
+@pytest.fixture
+def whole(toy, deep, sasrec):
+    """finetune.py's options that train two layers whole, from random weights."""
+    where = f"--dataset {toy.folder} --backbone {sasrec} --llm random-2:{deep}"
+    return f"{where} {TUNE} --layers 2 --adapt all --samples 160"
+
+
+def test_an_lm_that_is_trained_whole_is_kept_whole(whole, deep, toy, alone, run, on_cpu, tmp_path):
+    out = tmp_path / "whole"
+    said = run(finetune.main, f"{whole} --out {out}").output
+    assert "no adapters, the weights of its layers themselves" in said
+    trained = load_run(out, toy)
+    assert (trained.llm, trained.llm_from) == (str(out / "lm"), f"random-2:{deep}")
+    assert trained.lr == 3e-4 and not (out / "adapter").exists()
+    first, last = weights_of(f"random-2:{deep}"), load_file(out / "lm" / "model.safetensors")
+    assert not any(".layers.2." in name for name in last)
+    tokens = "model.embed_tokens.weight"
+    assert torch.equal(first[tokens], last[tokens])
+    moved = [name for name in last if name not in (tokens, "lm_head.weight")]
+    assert len(moved) > 15
+    assert all(not torch.equal(first[name], last[name]) for name in moved)
+    opens_as_stored(out, toy, alone, 1e-4, 1e-4)
+    run(evaluate.main, f"--ckpt {out} --limit 20 --val-samples 20")
+    note = metrics_of(out / "evaluation")["rows"]["whole"]["note"]
+    assert note.startswith("items as vectors") and "random weights, 2 layers, no teacher" in note
+    assert "all weights trained, lr 0.0003" in note and paper_method(trained) is None
+
+
+def test_training_whole_learns_what_little_moves_do_not(whole, run, on_cpu, tmp_path):
+    """The maps hold still: what is learnt, the layers learn."""
+    still, losses = "--lr-maps 1e-9 --samples 480", {}
+    for rate in (1e-9, 3e-3):
+        run(finetune.main, f"{whole} {still} --lr {rate} --out {tmp_path}/{rate}")
+        losses[rate] = np.mean([line["loss"] for line in log_of(tmp_path / f"{rate}")[-10:]])
+    assert losses[3e-3] < losses[1e-9] - 0.05, losses
+
+
+def test_a_run_that_trains_whole_goes_on_where_it_was_stopped(whole, tmp_path, monkeypatch, on_cpu):
+    def args(out, *more):
+        options = f"{whole} --samples 48 --out {out} --checkpoint-every 1"
+        return [*options.split(), *map(str, more)]
+
+    jobs = {"whole": (finetune.main, args)}
+    stopped_runs.run(finetune.main, args(tmp_path / "undisturbed"))
+    cut = stop_and_resume(jobs, "whole", tmp_path, monkeypatch, after=3)
+    assert same(tmp_path / "undisturbed", cut)
+
+
+def test_titles_are_read_by_an_lm_trained_whole_too(
+    toy, encoder, backbone, run, alone, on_cpu, tmp_path
+):
+    where = f"--dataset {toy.folder} --backbone {backbone} --llm {encoder} --soft-prompt none"
+    how = "--verbalizer mean --order shuffled --no-calibrate --adapt all --samples 40 --batch 8"
+    run(finetune.main, f"{where} {how} --val-samples 10 --evals 1 --out {tmp_path}/run")
+    opens_as_stored(tmp_path / "run", toy, alone, 1e-3, 1e-3)
+
+
+def test_one_that_was_trained_whole_teaches(whole, toy, run, on_cpu, tmp_path):
+    run(finetune.main, f"{whole} --out {tmp_path}/teacher")
+    llm = load_run(tmp_path / "teacher").llm
+    student = f"--dataset {toy.folder} --llm {llm} --teacher {tmp_path}/teacher --layers 1"
+    run(finetune.main, f"{student} {SMALL} --out {tmp_path}/student")
+    assert {"cos", "norm"} <= set(log_of(tmp_path / "student")[0])
+
+
+def test_weights_that_are_divided_are_not_trained_whole(whole, refused, tmp_path):
+    says = refused(finetune.main, f"{whole} --shard --out {tmp_path}/x")
+    assert "--adapt all trains weights that --shard divides" in says
+    assert not (tmp_path / "x").exists()

@@ -159,7 +159,7 @@ def tuning_notes(run: Run) -> list[str]:
     return [
         *notes,
         f"loss {run.loss}",
-        f"AdaLoRA on {run.adapt}",
+        f"AdaLoRA on {run.adapt}" if run.adapt != "all" else f"all weights trained, lr {run.lr}",
         f"{run.samples} samples",
         f"soft prompt {prompt}",
     ]

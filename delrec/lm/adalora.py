@@ -40,6 +40,13 @@ def end_of_pruning(share: float, steps: int) -> int:
     return max(round(share * steps), 2)
 
 
+def has_adapters(model: torch.nn.Module) -> bool:
+    """False for an LM whose own weights train (--adapt all): it has no ranks to move."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
 def orthogonality(adapter: torch.nn.Module) -> torch.Tensor:
     """AdaLoRA's penalty R: the mean over all A and B of ||A A^T - I||_F and ||B^T B - I||_F.
 
@@ -61,7 +68,8 @@ def orthogonality(adapter: torch.nn.Module) -> torch.Tensor:
 
 def reallocate(adapter: torch.nn.Module, step: int) -> None:
     """Moves the ranks after step number `step`, by the importances that its gradients give."""
-    adapter.base_model.update_and_allocate(step)
+    if has_adapters(adapter):
+        adapter.base_model.update_and_allocate(step)
 
 
 def adapted_layers(adapter: torch.nn.Module) -> int:
@@ -75,7 +83,7 @@ def active_rank(adapter: torch.nn.Module) -> int:
     Not those that differ from zero: Lion moves by multiples of the learning rate, so a kept one
     stands at exactly 0 now and then.
     """
-    if kept := adapter.peft_config["default"].rank_pattern:
+    if has_adapters(adapter) and (kept := adapter.peft_config["default"].rank_pattern):
         return sum(map(sum, kept.values()))
     return sum(len(p) for name, p in adapter.named_parameters() if "lora_E" in name)
 
@@ -88,7 +96,7 @@ def pruning_steps(adapter: torch.nn.Module) -> tuple[int, int, int]:
 
 def ranks_are_final(adapter: torch.nn.Module, step: int) -> bool:
     """True once the step number `step` is behind the last at which ranks are cut."""
-    return step >= pruning_steps(adapter)[1]
+    return not has_adapters(adapter) or step >= pruning_steps(adapter)[1]
 
 
 class Importances:
@@ -97,12 +105,16 @@ class Importances:
     AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 
     def __init__(self, adapter: torch.nn.Module, device: torch.device):
-        self.config = adapter.peft_config["default"]
-        self.allocator = adapter.base_model.rankallocator
-        self.device = device
+        self.device, self.allocator = device, None
+        if has_adapters(adapter):
+            self.config = adapter.peft_config["default"]
+            self.allocator = adapter.base_model.rankallocator
 
     def state_dict(self) -> dict:
-        """The averages of each weight's importance, and the pattern of ranks."""
+        """The averages of each weight's importance, and the pattern of ranks; nothing where there
+        are no adapters."""
+        if self.allocator is None:
+            return {}
         averages = {
             f"{name}/{k}": t
             for name in self.AVERAGES
@@ -112,6 +124,8 @@ class Importances:
 
     def load_state_dict(self, state: dict) -> None:
         """Gives the allocator what state_dict said."""
+        if self.allocator is None:
+            return
         for name in self.AVERAGES:
             own = {k: t for k, t in state.items() if k.startswith(f"{name}/")}
             average = {k.split("/", 1)[1]: t.to(self.device) for k, t in own.items()}

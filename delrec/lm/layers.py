@@ -33,9 +33,12 @@ def decoder_layers(lm: LM) -> tuple[torch.nn.Module, str, torch.nn.ModuleList]:
 
 def adapt_modules(lm: LM, adapt: str = "qv") -> list[str]:
     """Names of the layers an adapter is put on: the attention's q and v (DELRec), the MLP's
-    (SLMRec's release: gate, up and down), or all of the body."""
+    (SLMRec's release: gate, up and down), or all linear ones of the body; none where the weights
+    themselves train ("all")."""
     from transformers.pytorch_utils import Conv1D
 
+    if adapt == "all":
+        return []
     head = lm.model.get_output_embeddings()
     names = [
         n
@@ -52,6 +55,16 @@ def adapt_modules(lm: LM, adapt: str = "qv") -> list[str]:
         if found:
             return found
     stop(f"{lm.name} has no attention projections named {', '.join(QV + QKV)}; use --adapt linear")
+
+
+def train_whole(lm: LM) -> list[torch.nn.Parameter]:
+    """All weights of the LM's body but the vectors of its tokens; from now on they train."""
+    ends = (lm.model.get_input_embeddings(), lm.model.get_output_embeddings())
+    kept = {id(p) for end in ends for p in end.parameters()}
+    params = [p for p in lm.body.parameters() if id(p) not in kept]
+    for p in params:
+        p.requires_grad_(True)
+    return params
 
 
 def reads_text(lm: LM, name: str) -> bool:

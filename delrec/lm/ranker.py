@@ -106,7 +106,8 @@ def open_run(
     lm = load_lm(run.llm, device, shard=shard, checked=getattr(run, "check_llm", True))
     must_be_of(lm, run)
     shown = run.settings.get("input", "titles")
-    has_adapter = run.stage == "finetune" or getattr(run, "lr_lm", 0)
+    whole = getattr(run, "adapt", "qv") == "all"  # the LM's own weights were trained
+    has_adapter = run.stage == "finetune" and not whole or getattr(run, "lr_lm", 0)
     has_prompt = run.soft_prompt not in ("none", "words")
     for needed, part in (
         (has_adapter, "adapter/adapter_model.safetensors"),

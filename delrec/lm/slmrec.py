@@ -103,7 +103,9 @@ def open_teacher(run: Run, lm: LM, cfg: SimpleNamespace, data: Data, ranks: Rank
 
 
 def adapter_digest(run: Run) -> str:
-    """16 hex digits of a run's adapter."""
+    """16 hex digits of a run's adapter; of its LM where that was trained without one."""
+    if run.adapt == "all":
+        return run.llm_fingerprint
     weights = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
     return hashlib.sha256(weights).hexdigest()[:16]
 

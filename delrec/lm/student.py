@@ -15,7 +15,7 @@ from delrec.data.prepared import Data
 from delrec.lm import adalora, crossfit, items, layers, slmrec, soft_prompt
 from delrec.lm.listed import backbone_of, say_if_another
 from delrec.lm.lists import said_of_folds
-from delrec.lm.model import LM, load_lm
+from delrec.lm.model import LM, load_lm, located
 from delrec.lm.ranker import Ranker, calibrate, make_ranker, neutral_scores, settings_of
 from delrec.lm.samples import Histories, Validation
 from delrec.lm.text import digest, fingerprint
@@ -31,7 +31,12 @@ def open_student(
     cfg: SimpleNamespace, data: Data, ranks: Ranks, prompt_run: Run | None, teacher_run: Run | None
 ) -> tuple[Ranker, Ranker | None, torch.nn.ModuleDict]:
     """The LM to train as a ranker, its teacher (a ranker, or None), and the maps beside it."""
-    lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard and not cfg.layers, checked=cfg.check_llm)
+    whole = cfg.adapt == "all"
+    if whole and cfg.shard:
+        stop("--adapt all trains weights that --shard divides; leave one of them out")
+    dtype = torch.float32 if whole else None  # bf16 would round most steps away
+    shard = cfg.shard and not cfg.layers
+    lm = load_lm(cfg.llm, ranks.device, dtype, shard, cfg.check_llm)
     P = soft_prompt.first_soft_prompt(cfg, prompt_run, lm)
     backbone, backbone_run = backbone_of(cfg.backbone, data, prompt_run)
     settings = settings_of(cfg, backbone, backbone_run)
@@ -95,7 +100,8 @@ def trials(r: Ranker, seen: Windows | Histories, losses_of: Callable) -> Iterato
 
 
 class Moving:
-    """What stage 2 moves: adapters, maps, and with --lr-prompt the soft prompt."""
+    """What stage 2 moves: adapters (with --adapt all the LM's own weights), maps, and with
+    --lr-prompt the soft prompt."""
 
     def __init__(
         self,
@@ -106,10 +112,13 @@ class Moving:
         n_steps: int,
     ):
         self.cfg, self.r, self.maps = cfg, r, maps
-        self.adapter = adalora.add_adalora(r.lm, modules, cfg, n_steps)
+        if cfg.adapt == "all":
+            self.adapter, self.adapted = r.lm.model, layers.train_whole(r.lm)
+        else:
+            self.adapter = adalora.add_adalora(r.lm, modules, cfg, n_steps)
+            self.adapted = [p for p in self.adapter.parameters() if p.requires_grad]
         if cfg.gradient_checkpointing:
             layers.checkpoint_layers(r.lm.model)
-        self.adapted = [p for p in self.adapter.parameters() if p.requires_grad]
         self.first_values = [p.detach().clone() for p in self.adapted]
         self.first_P = None if r.P is None else r.P.clone()
         prompt = [r.P.requires_grad_()] if cfg.lr_prompt else []
@@ -125,23 +134,26 @@ class Moving:
         """What trains, in a line."""
         cfg, lm = self.cfg, self.r.lm
         whole = sum(p.numel() for p in [*lm.model.parameters(), *self.maps.parameters()])
+        moved = sum(p.numel() for p in self.params)
+        said = f"LM {cfg.llm} ({lm.kind}, {lm.dtype}): {moved:,} of {whole:,} parameters train; "
+        if cfg.adapt == "all":
+            return said + "no adapters, the weights of its layers themselves"
         first, last, n_steps = adalora.pruning_steps(self.adapter)
         whole_rank, budget = self.lora_ranks
         return (
-            f"LM {cfg.llm} ({lm.kind}, {lm.dtype}): {sum(p.numel() for p in self.params):,} of "
-            f"{whole:,} parameters train; {self.layers} layers adapted; ranks {whole_rank} -> "
-            f"{budget} between step {first} and {last} of {n_steps}"
+            f"{said}{self.layers} layers adapted; ranks {whole_rank} -> {budget} between step "
+            f"{first} and {last} of {n_steps}"
         )
 
     def must_hold(self) -> None:
-        """Stops unless the adapter moved, its ranks came down to the budget, and the soft prompt
-        stayed."""
+        """Stops unless what was adapted moved, its ranks came down to the budget, and the soft
+        prompt stayed."""
         rank, P = adalora.active_rank(self.adapter), self.r.P
         budget = self.lora_ranks[1]
         if all(torch.equal(p, q) for p, q in zip(self.adapted, self.first_values)):
             stop(
-                "the adapter did not move from where it began; nothing is saved; raise --lr or "
-                "--samples"
+                f"the {'LM' if self.cfg.adapt == 'all' else 'adapter'} did not move from where it "
+                "began; nothing is saved; raise --lr or --samples"
             )
         if rank != budget:
             stop(
@@ -157,14 +169,21 @@ class Moving:
 # ---------------------------------------------------------------- what is written
 
 
-def write_pruned(cfg: SimpleNamespace, lm: LM, folder: Path, out: Path, ranks: Ranks) -> dict:
+def write_pruned(cfg: SimpleNamespace, lm: LM, out: Path, ranks: Ranks) -> dict:
     """What config.json says of the LM. With --layers, what is left of it is written to lm/."""
-    if not cfg.layers:
+    if not cfg.layers or cfg.adapt == "all":  # which is written once it is trained
         return {"llm_fingerprint": lm.identity}
-    if ranks.main:
-        lm.model.save_pretrained(out / "lm")
-        lm.tok.save_pretrained(out / "lm")
-    return {"llm": str(folder / "lm"), "llm_fingerprint": fingerprint(lm)}
+    return write_lm(lm, out) if ranks.main else {}
+
+
+def write_lm(lm: LM, out: Path) -> dict:
+    """What config.json says of an LM that was cut or trained whole, which is written to lm/.
+    llm_from: the LM that it was."""
+    lm.model.save_pretrained(out / "lm")
+    lm.tok.save_pretrained(out / "lm")
+    place = str(out).removesuffix(".unfinished")
+    known = {"llm_from": located(lm.name), "llm_fingerprint": fingerprint(lm)}
+    return {"llm": str(Path(place) / "lm"), **known}
 
 
 def calibration(
@@ -183,10 +202,14 @@ def calibration(
 
 def write_parts(
     out: Path, r: Ranker, adapter: torch.nn.Module, neutral_I: np.ndarray, score_nC: np.ndarray
-) -> None:
-    """Writes what a run folder holds of a trained LM, config.json excepted. score_nC: of all
-    validation samples, as the LM said them."""
-    adapter.save_pretrained(out / "adapter")
+) -> dict:
+    """Writes what a run folder holds of a trained LM; what config.json says of it anew. score_nC:
+    of all validation samples, as the LM said them."""
+    about_lm = {}
+    if adalora.has_adapters(adapter):
+        adapter.save_pretrained(out / "adapter")
+    else:
+        about_lm = write_lm(r.lm, out)
     if r.P is not None:
         soft_prompt.save_soft_prompt(out, r.P)
     if r.lm.items is not None:
@@ -194,16 +217,18 @@ def write_parts(
     (out / "teacher_states.npy").unlink(missing_ok=True)
     write_npy(out / "neutral.npy", neutral_I)
     write_npy(out / f"scores_val_{score_nC.shape[1]}.npy", score_nC)
+    return about_lm
 
 
 def print_result(folder: Path, record: dict, quality: tuple, n_val: int) -> None:
     """Prints what came of stage 2. quality: HR@1 and NDCG@10 of n_val validation samples."""
     first, last = record["rank"]
     share = record["lm_share"]
+    moved = f"ranks reallocated {first} -> {last}" if first else "no adapters"
     print(
-        f"best step {record['best_step']}; ranks reallocated {first} -> {last}; calibration weight "
-        f"{record['calibration']}; {record['samples_per_second']:.2f} samples/s in training, "
-        f"{100 * share:.0f} % of the time in the LM"
+        f"best step {record['best_step']}; {moved}; calibration weight {record['calibration']}; "
+        f"{record['samples_per_second']:.2f} samples/s in training, {share:.0%} of the time in "
+        "the LM"
     )
     result = {
         "stage": "finetune",
