@@ -2,6 +2,7 @@
 state.
 """
 
+import json
 import shutil
 
 import numpy as np
@@ -18,10 +19,13 @@ from vector_runs import SMALL, TUNE
 import distill
 import evaluate
 import finetune
+import train_backbone
+from delrec.backbone import models, results
 from delrec.evaluation.paper import paper_method
 from delrec.lm.model import load_lm, load_unread, located
 from delrec.runtime import load_run
 from delrec.serving.latency import parameters
+from recipes import mlp
 
 pytest_plugins = ["lm_fixtures"]
 CPU = torch.device("cpu")
@@ -217,4 +221,79 @@ def test_one_that_was_trained_whole_teaches(whole, toy, run, on_cpu, tmp_path):
 def test_weights_that_are_divided_are_not_trained_whole(whole, refused, tmp_path):
     says = refused(finetune.main, f"{whole} --shard --out {tmp_path}/x")
     assert "--adapt all trains weights that --shard divides" in says
+    assert not (tmp_path / "x").exists()
+
+
+# ---------------------------------------------------------------- two layers on the state
+
+
+@pytest.fixture(scope="module")
+def young(cycle, run, fp32, tmp_path_factory):
+    """A SASRec of one epoch that answers out of fold: its states know the last item, but hardly yet
+    what follows it.
+    """
+    out = tmp_path_factory.mktemp("young") / "sasrec"
+    few = "--epochs 1 --width 32 --batch 16 --history 8 --lr 1e-5 --dropout 0 --folds 2"
+    with fp32():
+        run(train_backbone.main, f"--dataset {cycle.folder} --out {out} {few}")
+    return out
+
+
+@pytest.fixture(scope="module")
+def on_state(young, cycle, run, fp32, tmp_path_factory):
+    """The run of recipes/mlp.py on it."""
+    out = tmp_path_factory.mktemp("mlp") / "mlp"
+    where = f"--dataset {cycle.folder} --backbone {young} --out {out}"
+    with fp32():
+        run(mlp.main, f"{where} --hidden 256 --dropout 0 --epochs 8 --batch 64")
+    return out
+
+
+def test_two_layers_find_what_follows_in_a_state_that_scores_badly(on_state, young):
+    before, after = (metrics_of(folder)["test"]["full"]["ndcg@10"] for folder in (young, on_state))
+    assert after > before + 0.2, (before, after)
+    assert load_run(on_state).best_epoch > 0
+
+
+def test_evaluate_takes_the_two_layers_as_a_backbone(on_state, young, cycle, run, on_cpu, tmp_path):
+    run(evaluate.main, f"--ckpt {young} {on_state} --limit 50 --out {tmp_path}")
+    table = metrics_of(tmp_path)
+    assert table["reference"] == "sasrec"
+    assert table["rows"]["mlp"]["note"] == "ce loss, an MLP on the state of sasrec"
+    assert table["full"]["mlp"]["ndcg@10"] > table["full"]["sasrec"]["ndcg@10"]
+    assert "mlp - sasrec" in table["tests"] and "mlp - sasrec" in table["full_tests"]
+    assert not any(row["paper"] for row in table["rows"].values())
+
+
+def test_untrained_they_are_the_backbone(young, cycle, alone):
+    backbone = load_run(young, cycle)
+    protocol = results.Protocol(backbone, cycle)
+    model = mlp.OnState(models.load(young), 16, 0.5).eval()
+    x_BL = torch.tensor([[3, 6, 12], [0, 0, 7]])
+    torch.testing.assert_close(model(x_BL, last=True), models.load(young)(x_BL, last=True))
+    # the loss of an epoch in which nothing moves: each sample by its own fold's vectors
+    seen = mlp.samples_of(backbone, protocol, CPU)
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    found = mlp.learn(model, still, seen, 64, np.random.default_rng(0))
+    want = []
+    for x_E, y, f in zip(seen.x_nE, seen.target_n, seen.fold_n):
+        s_I = seen.E_KIE[f] @ x_E + seen.b_KI[f]
+        want.append(s_I[1:].logsumexp(0) - s_I[y])
+    assert found == pytest.approx(float(torch.stack(want).mean()), rel=1e-4)
+    assert len(want) == len(cycle.train) and set(seen.fold_n) == {0, 1}
+
+
+def test_two_layers_are_the_same_from_the_same_seed(on_state, young, cycle, run, on_cpu, tmp_path):
+    where = f"--dataset {cycle.folder} --backbone {young} --out {tmp_path}/again"
+    last = run(mlp.main, f"{where} --hidden 256 --dropout 0 --epochs 8 --batch 64").json
+    assert last["lr"] == load_run(on_state).lr
+    assert (
+        np.load(tmp_path / "again" / "full_val.npy") == np.load(on_state / "full_val.npy")
+    ).all()
+    assert json.dumps(metrics_of(tmp_path / "again")) == json.dumps(metrics_of(on_state))
+
+
+def test_a_backbone_without_folds_is_one_sentence(sasrec, toy, refused, on_cpu, tmp_path):
+    says = refused(mlp.main, f"--dataset {toy.folder} --backbone {sasrec} --out {tmp_path}/x")
+    assert "lacks states_train.npy" in says and "train_backbone.py --folds 5" in says
     assert not (tmp_path / "x").exists()

@@ -99,6 +99,12 @@ def write_results(
     the metrics into a run folder."""
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, out / "model.safetensors")
+    return write_answers(out, protocol, got)
+
+
+def write_answers(out: Path, protocol: Protocol, got: dict[str, dict]) -> dict[str, dict]:
+    """The mean metrics of the validation and test part. Writes what Protocol.rank_splits found of
+    some splits, and the metrics, into a run folder."""
     for split, found in got.items():
         write_npy(out / f"topk_{split}.npy", found["list"])
         if split != "train":

@@ -127,6 +127,8 @@ def note_of(run: Run) -> str:
         note = f"{getattr(run, 'loss', 'unknown')} loss"
         if getattr(run, "teacher", None):
             note += f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})"
+        if getattr(run, "backbone_run", None):  # recipes/mlp.py
+            note += f", an MLP on the state of {Path(run.backbone_run).name}"
         return note
     parts = prompt_notes(run.settings)
     if run.stage == "finetune":
