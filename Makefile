@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo lint test test-all soak circle headline table2 table3 table4 fig8 table5 coldstart layers parts bench bench-kernels bench-llm bench-data clean
+.PHONY: demo lint test test-all soak circle headline control table2 table3 table4 fig8 table5 coldstart layers parts bench bench-kernels bench-llm bench-data clean
 
 demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (about 15 minutes on 2 cores)
 	$(PY) recipes/demo.py
@@ -33,6 +33,9 @@ circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the meth
 RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(TEST),--test-samples $(TEST)) $(foreach x,$(ALSO),--also $(x))
 headline: $(VENV)/ready      ## does DELRec beat its own backbone? two seeds of everything, items as vectors (some ninety minutes on 2 cores)
 	$(PY) recipes/tables.py headline --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
+
+control: $(VENV)/ready       ## is it the language model? the headline's LM against random weights, small transformers trained whole, an MLP (not measured)
+	$(PY) recipes/tables.py control --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
 
 table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= JOBS= TEST= ALSO=
 	$(PY) recipes/tables.py $@ $(RECIPE)

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 
 from delrec import runtime
+from delrec.lm.pretrained import EMBEDDED, config_of, kind_of, seed_and_name, text_config
 from recipes.stage import stage, typed
 
 LONGEST_LIST = 25  # of a backbone's run: what Figure 8 needs
@@ -64,7 +67,8 @@ class Runs:
         self.plan, self.dataset = plan, dataset
         self.seed, self.job = seed, job  # job: its number among the seeds side by side
         self.name = Path(dataset).name
-        llm = plan.llm.rstrip("/").split("/")[-1]
+        random, llm = seed_and_name(plan.llm)
+        llm = llm.rstrip("/").split("/")[-1] + ("" if random is None else f"-random{random}")
         own_prompt_budget = f"-{plan.prompt_budget}" if plan.prompt_budget else ""
         self.home = f"{self.name}/{llm}-{plan.input}-{plan.budget}{own_prompt_budget}"
 
@@ -122,9 +126,10 @@ class Runs:
         soft_prompt: str,
         flags: Sequence = (),
         reads: str = "",
+        llm: str = "",
         backbone: str = "",
     ) -> str:
-        """Stage 2 on items as `reads` says (default: the plan's input).
+        """Stage 2 on items as `reads` says, of the LM `llm` (default: the plan's).
 
         With a distilled soft prompt it takes its backbone from that, else `backbone` or SASRec.
         """
@@ -132,7 +137,7 @@ class Runs:
         samples = self.plan.budget
         if self.plan.input == "ids" and reads != "ids":  # a title costs more than a vector
             samples = max(samples // 4, 80)
-        options = ["--dataset", self.dataset, "--llm", self.plan.llm]
+        options = ["--dataset", self.dataset, "--llm", llm or self.plan.llm]
         options += ["--input", reads, "--soft-prompt", soft_prompt]
         if soft_prompt in ("none", "random", "words"):
             options += ["--backbone", backbone or self.backbone()]
@@ -184,39 +189,46 @@ class Runs:
 
 def kind_and_layers(llm: str) -> tuple[str, int]:
     """An LM's kind (decoder, encoder-decoder, encoder) and how many layers it has."""
-    if llm == "smollm2-135m":
+    _, llm = seed_and_name(llm)
+    if llm == EMBEDDED:
         # the embedded one may not be here yet (--dry-run)
         return "decoder", 30
-    from delrec.lm.pretrained import config_of, kind_of, text_config
-
     config = config_of(llm)
     return kind_of(config), text_config(config).num_hidden_layers
 
 
-# ---------------------------------------------------------------- all seeds
+# ---------------------------------------------------------------- side by side
 
 
-def each_seed(plan: Plan, rows: Callable[[Runs], list[str]], dataset: str = "") -> list[str]:
-    """Names of the runs that rows(Runs) makes of every seed, seed by seed; plan.jobs seeds run side
-    by side.
+def side_by_side(plan: Plan, makes: Sequence[Callable[[int], Any]]) -> list:
+    """What make(job) returns for each of `makes`, plan.jobs of them at a time; job: which of them
+    it is, with its share of the cores or GPUs.
     """
-    places = SimpleQueue()  # each with its share of the cores or GPUs
+    places = SimpleQueue()
     for job in range(plan.jobs):
         places.put(job)
 
-    def one(seed):
+    def one(make):
         job = places.get()
         try:
-            return rows(Runs(plan, dataset or plan.dataset, seed, job))
+            return make(job)
         finally:
             places.put(job)
 
     if plan.jobs == 1:
-        names = [one(seed) for seed in range(plan.seeds)]
-    else:
-        with ThreadPoolExecutor(plan.jobs) as pool:
-            names = list(pool.map(one, range(plan.seeds)))
-    return [name for of_seed in names for name in of_seed]
+        return [one(make) for make in makes]
+    with ThreadPoolExecutor(plan.jobs) as pool:
+        return list(pool.map(one, makes))
+
+
+def each_seed(plan: Plan, rows: Callable[[Runs], list[str]], dataset: str = "") -> list[str]:
+    """Names of the runs that rows(Runs) makes of every seed, seed by seed."""
+
+    def make(seed, job):
+        return rows(Runs(plan, dataset or plan.dataset, seed, job))
+
+    made = side_by_side(plan, [partial(make, seed) for seed in range(plan.seeds)])
+    return [name for of_seed in made for name in of_seed]
 
 
 def more_seeds(plan: Plan, models: list[str]) -> list[str]:

@@ -28,6 +28,7 @@ SHAPING = (
     "--lr-lm",
     "--lr-prompt",
     "--layers",
+    "--adapt",
     "--backbone",
     "--soft-prompt",
     "--maps",

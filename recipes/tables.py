@@ -1,9 +1,11 @@
 """The paper's tables and figures, each by one command.
 
-make headline, table2, table3, table4, fig8, table5, coldstart, layers and parts run it:
+make headline, control, table2, table3, table4, fig8, table5, coldstart, layers and parts run it:
 
     python recipes/tables.py headline --budget 12288 --prompt-budget 1024 --test-samples 0
                                     does it beat its backbone? some ninety minutes on 2 cores
+    python recipes/tables.py control --budget 12288 --prompt-budget 1024 --test-samples 0
+                                    is it the language model? (hours, not measured)
     python recipes/tables.py table3
                                     ml-100k, the embedded LM, two seeds, items as vectors, a budget
                                     for 2 cores: half an hour
@@ -47,7 +49,9 @@ if __name__ == "__main__":
 from delrec import runtime
 from delrec.data.prepared import load_data
 from delrec.evaluation import stats
+from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.runtime import described, read_json
+from recipes.controls import control
 from recipes.runs import Plan, each_seed, evaluate, kind_and_layers, more_seeds
 from recipes.stage import stage
 from recipes.students import layers, parts
@@ -219,7 +223,7 @@ def coldstart(plan: Plan) -> Path:
     return evaluate(plan, "coldstart", each_seed(plan, rows), *flags)
 
 
-OF_DELREC = (headline, table2, table3, table4, fig8, table5, coldstart)
+OF_DELREC = (headline, control, table2, table3, table4, fig8, table5, coldstart)
 RECIPES = {f.__name__: f for f in (*OF_DELREC, layers, parts)}
 
 
@@ -252,8 +256,8 @@ def prepare(plan: Plan) -> None:
         if name == "ml-100k" and not (runtime.ROOT / "data" / name / "meta.json").exists():
             stage(None, "data/prepare.py", name)
         load_data(name)  # says how to prepare it
-    if plan.llm == "smollm2-135m":
-        stage(None, "data/prepare.py", plan.llm)
+    if seed_and_name(plan.llm)[1] == EMBEDDED:
+        stage(None, "data/prepare.py", EMBEDDED)
 
 
 @click.command(

@@ -13,6 +13,7 @@ SMALL = {  # script -> what is added to its command line unless it is said there
     "distill.py": ["--k", 4, "--val-samples", 10, "--history", 8, "--verbalizer", "mean"],
     "finetune.py": ["--val-samples", 10, "--init-r", 4, "--target-r", 2],
     "evaluate.py": [],
+    "recipes/mlp.py": ["--epochs", 1, "--hidden", 8],
 }
 
 
@@ -22,9 +23,10 @@ def script_mains():
     import evaluate
     import finetune
     import train_backbone
+    from recipes import mlp
 
-    scripts = (train_backbone, distill, finetune, evaluate)
-    return {f"{script.__name__}.py": script.main for script in scripts}
+    scripts = (train_backbone, distill, finetune, evaluate, mlp)
+    return {f"{script.__name__.replace('.', '/')}.py": script.main for script in scripts}
 
 
 @dataclass

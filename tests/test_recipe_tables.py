@@ -8,6 +8,7 @@ from recipe_runs import refused_recipe, run_recipe, script_mains
 
 from delrec import runtime
 from delrec.evaluation.paper import paper_method
+from delrec.lm.pretrained import seed_and_name
 from delrec.runtime import load_run
 from recipes import runs as table_runs
 from recipes import students, tables
@@ -112,6 +113,45 @@ def test_parts_teaches_both_students_out_of_fold(here, toy, on_decoder, monkeypa
         assert load_run(home / f"{student}-lists-s0", toy).teacher_out_of_fold
         assert not load_run(home / f"{student}-in-sample-s0", toy).teacher_out_of_fold
     assert [load_run(home / f"small-f{f}-s0").without_fold for f in (0, 1)] == [[0], [1]]
+
+
+def test_the_control_s_table_compares_what_stands_in_for_the_lm_with_it(here, on_decoder):
+    small = ["--budget", "80", "--test-samples", "20", "--jobs", "1", "--seeds", "2"]
+    out = run_recipe("control", *on_decoder, *small)
+    home = here.root / "toy" / "tiny-llama-ids-80"
+    # a backbone, an MLP, the LM a seed; two controls at three rates; their second seeds; the table
+    assert len(here.ran) == 2 * 3 + 2 * 3 + 2 + 1
+    table = json.loads((home / "control" / "metrics.json").read_text())
+    assert table["reference"] == "lm-s0"
+    chosen = {}
+    for name in ("random", "two-layers"):
+        said = next(x for x in out.splitlines() if x.startswith(f"=== {name}: learning rate"))
+        chosen[name] = f"{name}-lr{said.split()[4]}"
+        runs = [load_run(home / f"{chosen[name]}-s{s}") for s in (0, 1)]
+        assert [seed_and_name(r.llm_from if name != "random" else r.llm)[0] for r in runs] == [0, 1]
+        assert {r.lr for r in runs} == {float(said.split()[4])}
+        tried = dict(x.rstrip(",").split(": ") for x in said.split("(")[1][:-1].split(", "))
+        assert tried[said.split()[4]] == max(tried.values())
+    rows = {"sasrec-folds5", "mlp", "lm", *chosen.values()}
+    assert {name for name in table["rows"] if "+" not in name} >= {
+        f"{name}-s{s}" for name in rows for s in (0, 1)
+    }
+    others = rows - {"lm"}
+    assert all(table["seeds"][name]["against"] == "lm" for name in others)
+    assert all(0 <= table["seeds"][name]["p_ndcg@10"] <= 1 for name in others)
+    run_recipe("control", *on_decoder, *small)
+    assert here.ran[-1][0] == "evaluate.py" and len(here.ran) == 2 * 3 + 2 * 3 + 2 + 2
+
+
+def test_the_control_is_about_vectors(on_decoder):
+    assert "leave --input out" in refused_recipe("control", *on_decoder, "--input", "titles")
+
+
+def test_random_weights_have_a_home_of_their_own(toy, decoder):
+    args = ["table3", "--dataset", toy.folder, "--llm", f"random-4:{decoder}", "--seeds", 1]
+    out = run_recipe(*args, "--dry-run")
+    assert "toy/tiny-llama-random4-ids-512/delrec-s0" in out
+    assert f"--llm random-4:{decoder} " in out
 
 
 # ---------------------------------------------------------------- commands only
