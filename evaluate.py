@@ -16,8 +16,9 @@
 The table has intervals, paired tests, and floors that need no training. An LM run is scored once
 and its scores are stored in its folder (scores_test_15.npy, NaN where not asked); backbones bring
 theirs. So runs are compared without loading a model. Everything chosen (steps, weights of fusion
-and calibration) is chosen on validation. Runs named X-s0, X-s1, .. are the seeds of X: the table
-also holds their mean and deviation, and tests of the means.
+and calibration) is chosen on validation: runs on one half of it, weights of fusion on the other.
+Runs named X-s0, X-s1, .. are the seeds of X: the table also holds their mean and deviation, and
+tests of the means.
 """
 
 import json
@@ -31,7 +32,7 @@ import click
 import torch
 
 from common import claim, finish_run, start_run, verbalizers
-from delrec.data.prepared import Data, subset
+from delrec.data.prepared import Data
 from delrec.evaluation import plain
 from delrec.evaluation.cases import cases_of, told_apart
 from delrec.evaluation.figures import figures_of, write_figures
@@ -50,7 +51,13 @@ from delrec.evaluation.rows import (
     reference_of,
     runs_of,
 )
-from delrec.evaluation.scores import Scorer, part_of, places_in_test, store_ranks
+from delrec.evaluation.scores import (
+    Scorer,
+    part_of,
+    places_for_fusion,
+    places_in_test,
+    store_ranks,
+)
 from delrec.evaluation.stats import RowMetrics
 from delrec.evaluation.tables import table_lines, write_tables
 from delrec.lm import export
@@ -279,8 +286,9 @@ def last_line(value: RowMetrics) -> str:
     "--val-samples",
     default=200,
     type=click.IntRange(0),
-    help="validation samples for the weights of the plain LM and of fusion, and of --probe; 0 = "
-    "all",
+    help="validation samples for the weights of fusion (of the half that no run was chosen on, "
+    "which is scored where it is not yet), for the plain LM's weight (of the other half), and for "
+    "--probe; 0 = all",
 )
 # one history
 @click.option(
@@ -342,7 +350,7 @@ def main(**config: Any) -> None:
     # which samples, and the rows: floors, runs, what is fused of them
     began = time.time()
     which = places_in_test(data, cfg.limit, cfg.max_history)
-    val = part_of(data, "val", subset(len(data.val), cfg.val_samples, 0), cfg.C)
+    val = part_of(data, "val", places_for_fusion(data, cfg.val_samples), cfg.C)
     test = part_of(data, "test", which, cfg.C)
     scorer = Scorer(data, cfg.C, ranks, cfg.shard)
     rows = floor_rows(data, val, test)

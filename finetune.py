@@ -44,7 +44,7 @@ from delrec.lm import (
     student,
 )
 from delrec.lm.model import located
-from delrec.lm.ranker import Ranker, score_samples
+from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read, read_examples, read_prefix
 from delrec.lm.verbalizers import SCORES_ALL, loss_over_all, score, verbalise
 from delrec.lm.windows import WindowPrompt, targets_of
@@ -276,7 +276,7 @@ class ByVectors:
 @click.option(
     "--val-samples",
     type=click.IntRange(0),
-    help="validation samples that choose the step and the calibration; 200, ids 1000; 0: all",
+    help="validation samples (of its first half) for step and calibration; 200, ids 1000; 0: all",
 )
 @click.option(
     "--evals",
@@ -357,13 +357,12 @@ def main(ctx: click.Context, **config) -> None:
 
         if step in loop.validations:
             with loop.elsewhere_than_steps("validation"):
-                score_nC = score_samples(r, "val", valid.which, cfg.C, ranks, name="validate")
-            quality = valid.quality(score_nC)
-            fields |= {"val_hr@1": quality[0], "val_ndcg@10": quality[1]}
+                score_nC, found = valid.ask(r, ranks)
+            fields |= found
             rank = adalora.active_rank(adapter)
-            common.say(ranks, f"step {step + 1}: {valid.said(quality)}; rank {rank}")
+            common.say(ranks, f"step {step + 1}: {valid.said(found)}; rank {rank}")
             if adalora.ranks_are_final(adapter, step + 1):
-                best.offer(quality, step + 1, moved.state_dict(), scores=score_nC)
+                best.offer(samples.criterion(found), step + 1, moved.state_dict(), scores=score_nC)
         loop.log(step + 1, **fields, lr=cfg.lr * share)
     loop.close()
 

@@ -403,7 +403,7 @@ def fit(
             if protocol:
                 with parametrize.cached():
                     found = protocol.validation(
-                        rank_all(model, data, data.val, ranks, cand=protocol.shown)
+                        rank_all(model, data, protocol.choosing, ranks, cand=protocol.shown)
                     )
                 quality = (found["val_ndcg@10"],)
             best.offer(quality, epoch, model.state_dict())

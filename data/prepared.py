@@ -213,6 +213,26 @@ def batch_of(
     return histories(data, last, L), target_BL
 
 
+def halves_of_validation(data: Data, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The places in data.val of its two halves, which share no user and are the same for every run.
+
+    On the first a run chooses its step and its calibration; on the second, which no run has chosen
+    anything on, the weights of fused rows are chosen.
+    """
+    user_n = users(data, np.asarray(data.val))
+    user_G, count_G = np.unique(user_n, return_counts=True)
+    if len(user_G) < 2:
+        stop(
+            f"{data.folder}: its {len(user_n)} validation samples are of {len(user_G)} user, but "
+            "runs and fusions choose on different users'; prepare it with more users"
+        )
+    order = np.random.default_rng(seed).permutation(len(user_G))
+    so_far = np.cumsum(count_G[order])
+    cut = 1 + int(np.abs(so_far[:-1] - so_far[-1] / 2).argmin())  # users in the first half
+    is_first_n = np.isin(user_n, user_G[order[:cut]])
+    return np.flatnonzero(is_first_n), np.flatnonzero(~is_first_n)
+
+
 def candidates(
     data: Data, split: str, C: int, which: np.ndarray | slice = slice(None)
 ) -> np.ndarray:

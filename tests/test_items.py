@@ -136,7 +136,7 @@ def test_an_lm_on_item_vectors_is_stored_opened_and_scored_alike(teacher, toy, a
     trained = load_run(teacher, toy)
     r, penalty = open_run(trained, toy, CPU)
     stored = np.load(teacher / "scores_val_15.npy")
-    which = subset(len(toy.val), 20, 0)
+    which = np.flatnonzero(np.isfinite(stored).all(1))[:20]
     again = score_samples(r, "val", which, 15, alone)
     np.testing.assert_allclose(again, stored[which], rtol=1e-4, atol=1e-4)
     assert trained.settings["input"] == "ids"
@@ -150,6 +150,26 @@ def test_an_lm_on_item_vectors_is_stored_opened_and_scored_alike(teacher, toy, a
         np.testing.assert_allclose(row[c[free]], own[free], rtol=1e-4, atol=1e-4)
         assert (row[old] == -np.inf).all()
         assert np.isfinite(row).sum() == 60 - len(old)
+
+
+def test_a_step_is_chosen_by_the_whole_catalogue_where_the_lm_ranks_it(teacher, toy, alone, on_cpu):
+    r, _ = open_run(load_run(teacher, toy), toy, CPU)
+    valid = samples.Validation(SimpleNamespace(C=15, val_samples=12, seed=0), toy)
+    scores, found = valid.ask(r, alone)
+    np.testing.assert_allclose(scores, score_samples(r, "val", valid.which, 15, alone), atol=1e-4)
+    gains, start = [], read_prefix(r.lm, r.prompts.prefix, None)
+    for sample in toy.val[valid.which]:
+        old = toy.items[toy.ptr[users(toy, np.array([sample]))[0]] : sample]
+        s = score_catalogue(r, start, [r.prompts.history(old[-6:])[0]])[0]
+        own = s[toy.items[sample]]
+        s[old] = -np.inf
+        place = 1 + (s > own).sum()
+        gains.append(1 / np.log2(place + 1) if place <= 10 else 0)
+    assert found["val_full_ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-6)
+    assert samples.criterion(found) == (found["val_full_ndcg@10"],)
+    # one that ranks candidates only is chosen by NDCG@10 among them, not by HR@1
+    assert samples.criterion({"val_hr@1": 0.9, "val_ndcg@10": 0.5}) == (0.5,)
+    assert "NDCG@10 over all items" in valid.said(found)
 
 
 def test_the_table_ranks_the_whole_catalogue_by_an_lm_that_reads_it_at_once(

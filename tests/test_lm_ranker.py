@@ -12,6 +12,7 @@ from delrec.lm import ranker as ranking
 from delrec.lm.ranker import (
     batches_of,
     calibrate,
+    calibrate_among,
     make_ranker,
     neutral_scores,
     score_samples,
@@ -87,10 +88,26 @@ def test_calibration_removes_a_planted_bias_and_only_that():
     target = cand[:, 4]
     signal = rng.normal(size=cand.shape) + 2.5 * (cand == target[:, None])
     bias = 5 * rng.normal(size=61)
-    assert calibrate(signal + bias[cand], cand, bias, target) == 1
-    assert calibrate(signal + 0.5 * bias[cand], cand, bias, target) == 0.5
+    assert calibrate_among(signal + bias[cand], cand, bias, target) == 1
+    assert calibrate_among(signal + 0.5 * bias[cand], cand, bias, target) == 0.5
     # a neutral score that only disturbs
-    assert calibrate(signal, cand, bias, target) == 0
+    assert calibrate_among(signal, cand, bias, target) == 0
+
+
+@pytest.mark.parametrize("verbalizer, weight", [("mean", 1), ("likelihood", 0)])
+def test_calibration_looks_at_all_items_where_the_lm_reads_them_all(
+    verbalizer, weight, load, toy, alone, monkeypatch
+):
+    # over all items a bias hides how often each comes; among the candidates there is none
+    often, bias = np.bincount(toy.items, minlength=61), 500 * np.random.default_rng(0).random(61)
+    said = np.where(np.arange(61), often + bias, -np.inf)
+    monkeypatch.setattr(
+        ranking, "score_catalogue", lambda r, start, tails: np.stack([said] * len(tails))
+    )
+    r, which = rank_with(load, "decoder", toy, verbalizer=verbalizer), np.arange(20)
+    cand = candidates(toy, "val", 15)[which]
+    score = 1.0 * (cand == toy.items[toy.val[which]][:, None])
+    assert calibrate(r, which, score, bias, alone) == weight
 
 
 @ALL

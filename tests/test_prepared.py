@@ -7,7 +7,14 @@ import numpy as np
 from scripts import sentence
 
 from delrec import runtime
-from delrec.data.prepared import candidates, histories, load_data, subset, users
+from delrec.data.prepared import (
+    candidates,
+    halves_of_validation,
+    histories,
+    load_data,
+    subset,
+    users,
+)
 
 
 def two_users():
@@ -44,6 +51,28 @@ def test_a_subset_is_sorted_stable_and_grows_by_adding():
     assert np.array_equal(a, subset(1000, 50, 0)) and not np.array_equal(a, subset(1000, 50, 1))
     for limit in (0, None, 7, 8):
         assert subset(7, limit, 0).tolist() == list(range(7))
+
+
+def test_validation_has_two_halves_of_different_users(toy):
+    first, second = halves_of_validation(toy)
+    assert sorted([*first, *second]) == list(range(len(toy.val)))
+    one, other = (set(users(toy, np.asarray(toy.val)[half])) for half in (first, second))
+    assert one and other and not one & other
+    assert abs(len(first) - len(second)) < 0.3 * len(toy.val)
+    again = halves_of_validation(toy)
+    assert np.array_equal(first, again[0]) and np.array_equal(second, again[1])
+    # users are drawn: the first half is not the first users
+    assert min(other) < max(one)
+
+
+def test_halves_are_near_in_samples_where_users_are_uneven():
+    ptr = np.cumsum([0, 40, 5, 6, 30, 7, 12])
+    data = SimpleNamespace(val=np.arange(100), ptr=ptr, folder="shop")
+    for seed in range(20):
+        first, second = halves_of_validation(data, seed)
+        assert 25 <= len(first) <= 75 and len(first) + len(second) == 100
+    lone = SimpleNamespace(val=np.arange(3), ptr=np.array([0, 5]), folder="shop")
+    assert "3 validation samples are of 1 user" in sentence(halves_of_validation, lone)
 
 
 def test_unknown_data_set_says_what_to_type(tmp_path, monkeypatch, toy):

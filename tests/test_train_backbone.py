@@ -14,7 +14,15 @@ from commands import log_of, metrics_of
 from cycle import N_ITEMS, QUICK
 
 import train_backbone
-from delrec.data.prepared import batch_of, candidates, load_data, runs_of_targets, users
+from delrec.data.prepared import (
+    batch_of,
+    candidates,
+    halves_of_validation,
+    load_data,
+    runs_of_targets,
+    users,
+)
+from delrec.metrics import metrics
 from delrec.runtime import ROOT, load_run
 
 WIDE = "--width 32 --batch 32"
@@ -95,6 +103,17 @@ def with_other_later_items(data, folder):
             others = next_item[candidates(data, s, C)].astype(np.int32)
             np.save(folder / f"candidates_{s}_{C}.npy", others)
     return load_data(str(folder))
+
+
+def test_the_epoch_is_chosen_on_the_first_half_of_validation(cycle, run, tmp_path):
+    out = tmp_path / "run"
+    run(train_backbone.main, f"--dataset {cycle.folder} --out {out} {QUICK}")
+    first, second = halves_of_validation(cycle)
+    full = np.load(out / "full_val.npy")
+    gain = [metrics(*full[half].T)["ndcg@10"].mean() for half in (first, second)]
+    best = max(line["val_ndcg@10"] for line in log_of(out))
+    assert best == pytest.approx(gain[0], abs=2e-5)
+    assert best != pytest.approx(gain[1], abs=2e-5)
 
 
 def test_later_items_do_not_touch_training(cycle, run, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from delrec.backbone.ranking import rank_all
-from delrec.data.prepared import Data, candidates, subset
+from delrec.data.prepared import Data, candidates, halves_of_validation, subset
 from delrec.metrics import chance, compare, metrics
 from delrec.processes import Ranks
 from delrec.runtime import NAMES, write_json, write_npy
@@ -41,12 +41,14 @@ class Protocol:
         # the training samples that get a list
         self.listed = subset(len(data.train), cfg.lists, cfg.seed)
         self.cand = {split: self.candidates_of(split) for split in ("train", "val", "test")}
-        self.shown = {C: self.cand["val"][C] for C in self.sizes[:1]}  # in the log
+        first, _ = halves_of_validation(data)
+        self.choosing = data.val[first]  # the samples that choose the epoch
+        self.shown = {C: self.cand["val"][C][first] for C in self.sizes[:1]}  # in the log
         self.text = (
             f"{data.meta.get('split', 'given')} split; candidatesC: the target among C-1 stored "
             f"items the user never had; full: all {data.n_items} items, the user's earlier ones "
-            "masked; ties count as every order they could fall in; weights chosen by val full "
-            "ndcg@10"
+            "masked; ties count as every order they could fall in; weights chosen by full ndcg@10 "
+            "on the first half of val"
         )
 
     def stored(self, split: str, C: int) -> bool:
@@ -69,10 +71,12 @@ class Protocol:
         return among | {"full": means(*got["full"].T)}
 
     def validation(self, got: dict) -> dict[str, float]:
-        """What of a validation stands in the log."""
-        found = self.summary("val", got)
-        among = {f"val_hr@1_of_{C}": found[f"candidates{C}"]["hr@1"] for C in self.shown}
-        return among | {"val_ndcg@10": found["full"]["ndcg@10"]}
+        """What of a validation stands in the log. got: what rank_all found of `choosing`."""
+        target_n, among = self.data.items[self.choosing], {}
+        for C, cand_nC in self.shown.items():
+            right_nC = cand_nC == target_n[:, None]
+            among[f"val_hr@1_of_{C}"] = means(*compare(got[C], right_nC))["hr@1"]
+        return among | {"val_ndcg@10": means(*got["full"].T)["ndcg@10"]}
 
     def rank_splits(
         self, model: torch.nn.Module, ranks: Ranks, top_h: int, states: bool = False

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from delrec.data.prepared import Data, candidates, subset
+from delrec.data.prepared import Data, halves_of_validation, subset
 from delrec.evaluation.scores import Scorer
 from delrec.lm.model import LM
 from delrec.lm.ranker import Ranker, calibrate, neutral_scores, penalty_of, score_samples
@@ -75,21 +75,22 @@ class Calibrated:
 def calibrated(
     ranker: Ranker, val_samples: int, with_calibration: bool, scorer: Scorer
 ) -> Calibrated:
-    """Scores some validation samples and chooses the weight on them; 0 without calibration."""
+    """Scores some validation samples of the first half and chooses the weight on them; without
+    calibration it is 0, and nothing is scored.
+    """
     data, ranks, C = scorer.data, scorer.ranks, scorer.C
     neutral_I = np.zeros(data.n_items + 1, np.float32)
-    if with_calibration:
-        neutral_I = neutral_scores(ranker, ranks)
-    val, cand_nC = subset(len(data.val), val_samples, 0), candidates(data, "val", C)
-    score_nC = np.full(cand_nC.shape, np.nan, np.float32)
+    score_nC = np.full((len(data.val), C), np.nan, np.float32)
+    if not with_calibration:
+        return Calibrated(neutral_I, score_nC, 0.0)
+    neutral_I = neutral_scores(ranker, ranks)
+    first, _ = halves_of_validation(data)
+    val = first[subset(len(first), val_samples, 0)]
     began = time.time()
     score_nC[val] = score_samples(ranker, "val", val, C, ranks, name="lm val")
     scorer.prompts += len(val)
     scorer.seconds += time.time() - began
-    weight = 0.0
-    if with_calibration:
-        target_n = data.items[data.val[val]]
-        weight = calibrate(score_nC[val], cand_nC[val], neutral_I, target_n)
+    weight = calibrate(ranker, val, score_nC[val], neutral_I, ranks)
     return Calibrated(neutral_I, score_nC, weight)
 
 

@@ -12,7 +12,15 @@ import numpy as np
 import torch
 
 from delrec.backbone.ranking import history_scorer
-from delrec.data.prepared import Data, candidates, histories, shuffled, subset, users
+from delrec.data.prepared import (
+    Data,
+    candidates,
+    halves_of_validation,
+    histories,
+    shuffled,
+    subset,
+    users,
+)
 from delrec.evaluation.stats import RowMetrics
 from delrec.lm import listed
 from delrec.lm.ranker import (
@@ -59,6 +67,14 @@ def places_in_test(data: Data, limit: int, max_history: int) -> np.ndarray:
                 "(--max-history); raise it or leave it out"
             )
     return which[subset(len(which), limit, 0)]
+
+
+def places_for_fusion(data: Data, limit: int) -> np.ndarray:
+    """Places in the validation split on which weights of fusion are chosen: of its second half, at
+    most `limit` (0: all), the same ones for every run.
+    """
+    _, second = halves_of_validation(data)
+    return second[subset(len(second), limit, 0)]
 
 
 @dataclass
@@ -156,10 +172,10 @@ def scored_by_lm(
     C, ranks = scorer.C, scorer.ranks
     began, name = time.time(), f"{run.folder.name} {split}"
     if split == "test" and reads_all(ranker) and not shuffled:
-        score_nC, full = score_and_rank(ranker, split, which, C, ranks, penalty_I, name)
+        score_nC, full = score_and_rank(ranker, split, which, C, ranks, penalty_I[None], name)
         if ranks.main:
             stop_if_replaced(run)
-            store_full(run.folder / "full_test.npy", len(scorer.data.test), which, full)
+            store_full(run.folder / "full_test.npy", len(scorer.data.test), which, full[0])
     else:
         score_nC = score_samples(ranker, split, which, C, ranks, name=name)
     scorer.prompts += len(which)

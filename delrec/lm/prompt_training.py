@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from delrec.data.prepared import Data, subset
+from delrec.data.prepared import Data, halves_of_validation, subset
 from delrec.lm import items
 from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.lists import Lists, must_list
@@ -116,8 +116,9 @@ class Quiz:
 
 
 def quiz_of(cfg: SimpleNamespace, r: Ranker, lists: Lists) -> Quiz:
-    """The validation prompts of both tasks, always the same ones, as a Quiz."""
-    which = subset(len(r.data.val), cfg.val_samples, cfg.seed)
+    """The validation prompts of both tasks, always the same ones of the first half, as a Quiz."""
+    first, _ = halves_of_validation(r.data)
+    which = first[subset(len(first), cfg.val_samples, cfg.seed)]
     top_nh = lists.top("val", which, cfg.h)
     ta, rps = tasks_of(r, r.data.val[which], top_nh, cfg, cfg.seed)
     if not ta and cfg.tasks != "rps":

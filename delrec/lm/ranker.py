@@ -306,12 +306,12 @@ def score_and_rank(
     which: np.ndarray,
     C: int,
     ranks: Ranks,
-    penalty_I: np.ndarray,
+    penalty_WI: np.ndarray,
     name: str = "rank",
 ) -> tuple[np.ndarray, np.ndarray]:
     """For an LM that reads the catalogue from one state: the scores (n, C) that score_samples
-    gives, and full (n, 2), how many items score above and equal to the target once penalty_I is
-    subtracted, the user's earlier items masked."""
+    gives, and full (W, n, 2), how many items score above and equal to the target once each of the
+    penalties is subtracted, the user's earlier items masked."""
     samples = np.asarray(getattr(r.data, split))[which]
     cand_nC = candidates(r.data, split, C, which)
     begins = r.data.ptr[users(r.data, samples)]
@@ -319,20 +319,24 @@ def score_and_rank(
     tails = [r.prompts.history(h[h > 0])[0] for h in shown_histories(r, samples)]
 
     def near_and_ranks(j, s_BI):
-        near = np.take_along_axis(s_BI, cand_nC[j], 1)
-        s_BI = s_BI - penalty_I
-        own = np.take_along_axis(s_BI, target[j][:, None], 1)
-        for s_I, n in zip(s_BI, j):
-            s_I[r.data.items[begins[n] : samples[n]]] = -np.inf
-        np.put_along_axis(s_BI, target[j][:, None], own, 1)
-        above, equal = (s_BI > own).sum(1, keepdims=True), (s_BI == own).sum(1, keepdims=True)
-        return np.concatenate([near, above, equal - 1], 1)
+        columns = [np.take_along_axis(s_BI, cand_nC[j], 1)]
+        for penalty_I in penalty_WI:
+            left_BI = s_BI - penalty_I
+            own = np.take_along_axis(left_BI, target[j][:, None], 1)
+            for s_I, n in zip(left_BI, j):
+                s_I[r.data.items[begins[n] : samples[n]]] = -np.inf
+            np.put_along_axis(left_BI, target[j][:, None], own, 1)
+            columns.append((left_BI > own).sum(1, keepdims=True))
+            columns.append((left_BI == own).sum(1, keepdims=True) - 1)
+        return np.concatenate(columns, 1)
 
-    rows = over_catalogue(r, tails, C + 2, near_and_ranks, ranks, name)
-    return rows[:, :C], rows[:, C:]
+    rows = over_catalogue(r, tails, C + 2 * len(penalty_WI), near_and_ranks, ranks, name)
+    return rows[:, :C], rows[:, C:].reshape(len(rows), -1, 2).swapaxes(0, 1)
 
 
 # ---------------------------------------------------------------- calibration
+
+CALIBRATIONS = (0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1)  # weights that are tried
 
 
 def neutral_scores(r: Ranker, ranks: Ranks, chunk: int = 60) -> np.ndarray:
@@ -351,17 +355,31 @@ def neutral_scores(r: Ranker, ranks: Ranks, chunk: int = 60) -> np.ndarray:
 
 
 def calibrate(
-    score_nC: np.ndarray,
-    cand_nC: np.ndarray,
-    neutral_I: np.ndarray,
-    target_n: np.ndarray,
-    weights: tuple[float, ...] = (0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1),
+    r: Ranker, which: np.ndarray, score_nC: np.ndarray, neutral_I: np.ndarray, ranks: Ranks
 ) -> float:
-    """The weight w of the neutral score that is best on validation (HR@1, then NDCG@10): score - w
-    * neutral."""
+    """The weight w of the neutral score with which score - w * neutral is best on validation
+    samples `which`: by NDCG@10 over all items where the LM reads them all at once, else among the
+    candidates, whose scores are given."""
+    C = score_nC.shape[1]
+    if not reads_all(r):
+        target_n = r.data.items[r.data.val[which]]
+        return calibrate_among(score_nC, candidates(r.data, "val", C, which), neutral_I, target_n)
+    penalty_WI = np.outer(CALIBRATIONS, neutral_I).astype(np.float32)
+    _, full_Wn2 = score_and_rank(r, "val", which, C, ranks, penalty_WI, "calibrate")
+    return best_calibration([full_n2.T for full_n2 in full_Wn2])
 
-    def quality(w):
-        m = metrics(*compare(score_nC - w * neutral_I[cand_nC], cand_nC == target_n[:, None]))
-        return m["hr@1"].mean(), m["ndcg@10"].mean()
 
-    return float(max(weights, key=quality))
+def calibrate_among(
+    score_nC: np.ndarray, cand_nC: np.ndarray, neutral_I: np.ndarray, target_n: np.ndarray
+) -> float:
+    """The weight w with which score - w * neutral is best among candidates."""
+    is_target_nC = cand_nC == target_n[:, None]
+    left = [score_nC - w * neutral_I[cand_nC] for w in CALIBRATIONS]
+    return best_calibration([compare(left_nC, is_target_nC) for left_nC in left])
+
+
+def best_calibration(places: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The weight with the best NDCG@10, the smaller of equal ones. places: (greater, equal) of the
+    targets with each of CALIBRATIONS."""
+    gains = [metrics(*greater_and_equal)["ndcg@10"].mean() for greater_and_equal in places]
+    return float(CALIBRATIONS[int(np.argmax(gains))])

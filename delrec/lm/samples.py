@@ -6,12 +6,21 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from delrec.data.prepared import Data, candidates, histories, subset, users, with_lists
+from delrec.data.prepared import (
+    Data,
+    candidates,
+    halves_of_validation,
+    histories,
+    subset,
+    users,
+    with_lists,
+)
 from delrec.lm.crossfit import seen_by
 from delrec.lm.items import in_table, table_of
-from delrec.lm.ranker import Ranker, listing
+from delrec.lm.ranker import Ranker, listing, reads_all, score_and_rank, score_samples
 from delrec.lm.windows import WindowPrompt, Windows
 from delrec.metrics import compare, metrics
+from delrec.processes import Ranks
 
 
 @dataclass
@@ -106,25 +115,44 @@ def batch_of(
 
 
 class Validation:
-    """The validation samples that choose the best step and the calibration. cfg: C, val_samples,
-    seed."""
+    """The validation samples that choose the best step and the calibration, from the first half.
+    cfg: C, val_samples, seed."""
 
     def __init__(self, cfg: SimpleNamespace, data: Data):
         self.C, self.n_all = cfg.C, len(data.val)
-        self.which = subset(len(data.val), cfg.val_samples, cfg.seed)
+        first, _ = halves_of_validation(data)
+        self.which = first[subset(len(first), cfg.val_samples, cfg.seed)]
         self.cand_nC = candidates(data, "val", cfg.C, self.which)
         self.target_n = data.items[data.val[self.which]]
+
+    def ask(self, r: Ranker, ranks: Ranks) -> tuple[np.ndarray, dict[str, float]]:
+        """(scores (n, C) of the candidates, what is logged of them): also the NDCG@10 over all
+        items, where the LM ranks them all at once."""
+        name = "validate"
+        if not reads_all(r):
+            score_nC = score_samples(r, "val", self.which, self.C, ranks, name=name)
+            hit, gain = self.quality(score_nC)
+            return score_nC, {"val_hr@1": hit, "val_ndcg@10": gain}
+        no_penalty_1I = np.zeros((1, r.data.n_items + 1), np.float32)
+        score_nC, full_1n2 = score_and_rank(
+            r, "val", self.which, self.C, ranks, no_penalty_1I, name
+        )
+        hit, gain = self.quality(score_nC)
+        over_all = float(metrics(*full_1n2[0].T)["ndcg@10"].mean())
+        return score_nC, {"val_hr@1": hit, "val_ndcg@10": gain, "val_full_ndcg@10": over_all}
 
     def quality(self, score_nC: np.ndarray) -> tuple[float, float]:
         """Mean HR@1 and NDCG@10 of scores."""
         m = metrics(*compare(score_nC, self.cand_nC == self.target_n[:, None]))
         return float(m["hr@1"].mean()), float(m["ndcg@10"].mean())
 
-    def said(self, quality: tuple[float, float]) -> str:
-        """A quality with its protocol, as it is printed."""
+    def said(self, found: dict[str, float]) -> str:
+        """What `ask` found with its protocol, as it is printed."""
+        over_all = found.get("val_full_ndcg@10")
         return (
-            f"validation HR@1 {quality[0]:.3f} NDCG@10 {quality[1]:.3f} (n={len(self.which)}, "
-            f"{self.C} candidates, chance {1 / self.C:.3f})"
+            f"validation HR@1 {found['val_hr@1']:.3f} NDCG@10 {found['val_ndcg@10']:.3f} "
+            f"(n={len(self.which)}, {self.C} candidates, chance {1 / self.C:.3f})"
+            + (f", NDCG@10 over all items {over_all:.4f}" if over_all is not None else "")
         )
 
     def among_all(self, score_nC: np.ndarray) -> np.ndarray:
@@ -132,3 +160,9 @@ class Validation:
         full_nC = np.full((self.n_all, self.C), np.nan, np.float32)
         full_nC[self.which] = score_nC
         return full_nC
+
+
+def criterion(found: dict[str, float]) -> tuple[float]:
+    """What a step is chosen by: NDCG@10 over all items where the LM ranks them all, else among the
+    candidates. found: what Validation.ask logs."""
+    return (found.get("val_full_ndcg@10", found["val_ndcg@10"]),)

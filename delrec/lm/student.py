@@ -197,7 +197,7 @@ def calibration(
     if not cfg.calibrate:
         return np.zeros(r.data.n_items + 1, np.float32), 0.0
     neutral_I = neutral_scores(r, ranks)
-    return neutral_I, calibrate(score_nC, valid.cand_nC, neutral_I, valid.target_n)
+    return neutral_I, calibrate(r, valid.which, score_nC, neutral_I, ranks)
 
 
 def write_parts(
