@@ -21,7 +21,6 @@ Runs named X-s0, X-s1, .. are the seeds of X: the table also holds their mean an
 tests of the means.
 """
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,9 @@ from common import claim, finish_run, start_run, verbalizers
 from delrec.data.prepared import Data
 from delrec.evaluation import plain
 from delrec.evaluation.cases import cases_of, told_apart
+from delrec.evaluation.comparisons import Planned
 from delrec.evaluation.figures import figures_of, write_figures
+from delrec.evaluation.lines import last_line, table_lines
 from delrec.evaluation.measure import measured, metrics_of
 from delrec.evaluation.page import command_line, write_page
 from delrec.evaluation.probe import probe
@@ -58,21 +59,17 @@ from delrec.evaluation.scores import (
     places_in_test,
     store_ranks,
 )
-from delrec.evaluation.stats import RowMetrics
-from delrec.evaluation.tables import table_lines, write_tables
+from delrec.evaluation.tables import write_tables
 from delrec.lm import export
 from delrec.lm.model import load_lm, located
 from delrec.lm.ranker import make_ranker
 from delrec.processes import Ranks, finish, setup
 from delrec.runtime import (
     Run,
-    commit,
     described,
     folder_of,
-    machine,
     read_json,
     stop,
-    versions,
     write_json,
     write_npy,
 )
@@ -159,17 +156,6 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data) -> None:
         row["ms"], row["parameters"] = latencies(run, data), parameters(run)
 
 
-def last_line(value: RowMetrics) -> str:
-    """The metrics as one JSON object, with what they were made on."""
-    rows = [
-        {"name": f"{m}.{name}", "value": round(float(v[m].mean()), 4), "unit": "", "goal": None}
-        for name, v in value.items()
-        for m in ("hr@1", "ndcg@10")
-    ]
-    made_on = {"machine": machine(), "versions": versions(), "commit": commit()}
-    return json.dumps(made_on | {"rows": rows})
-
-
 # ---------------------------------------------------------------- the command
 
 
@@ -206,7 +192,29 @@ def last_line(value: RowMetrics) -> str:
 # more rows, more to see
 @click.option(
     "--reference",
-    help="row that the others are tested against (* and **); the first backbone if not given",
+    help="row that the others are tested against (*, ** and =); the first backbone if not given",
+)
+@click.option(
+    "--compare",
+    nargs=2,
+    multiple=True,
+    metavar="A B",
+    help="also test A minus B: two rows, or two means over seeds (rows without their -s0, -s1, "
+    "..); say it before you have seen the table",
+)
+@click.option(
+    "--margin",
+    nargs=2,
+    type=float,
+    default=(0.01, 0.003),
+    metavar="NEAR ALL",
+    help="rows that differ by less count as equal: in HR@1 and NDCG@10 among candidates, in HR@20 "
+    "and NDCG@20 over all items",
+)
+@click.option(
+    "--exploratory",
+    is_flag=True,
+    help="a sweep, or a table that was not planned: no row is marked",
 )
 @click.option(
     "--fuse",
@@ -349,9 +357,8 @@ def main(**config: Any) -> None:
 
     # which samples, and the rows: floors, runs, what is fused of them
     began = time.time()
-    which = places_in_test(data, cfg.limit, cfg.max_history)
     val = part_of(data, "val", places_for_fusion(data, cfg.val_samples), cfg.C)
-    test = part_of(data, "test", which, cfg.C)
+    test = part_of(data, "test", places_in_test(data, cfg.limit, cfg.max_history), cfg.C)
     scorer = Scorer(data, cfg.C, ranks, cfg.shard)
     rows = floor_rows(data, val, test)
     if cfg.llm:
@@ -370,7 +377,8 @@ def main(**config: Any) -> None:
     value = metrics_of(rows, test)
     if not ranks.main:
         return finish(ranks)
-    result = measured(rows, value, data, test, reference, cfg.max_history)
+    planned = Planned(reference, cfg.compare, *cfg.margin, cfg.exploratory)
+    result = measured(rows, value, data, test, planned, cfg.max_history)
     if cfg.latency:
         add_latency(result, runs_of(rows), data)
 

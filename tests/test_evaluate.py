@@ -16,7 +16,7 @@ import evaluate
 from delrec.data.prepared import candidates, subset, users
 from delrec.evaluation import floors, stats
 from delrec.evaluation import scores as scores_of_runs
-from delrec.evaluation.tables import FULL, SHOWN
+from delrec.evaluation.wording import FULL, SHOWN, mark
 from delrec.lm import ranker as ranking
 from delrec.metrics import chance, compare, metrics
 from delrec.runtime import load_run
@@ -206,11 +206,14 @@ def test_two_processes_give_the_metrics_of_one(table, twins):
     )
     for name in one["rows"]:
         for key, value in one["rows"][name].items():
+            if key == "test":
+                continue
             assert two["rows"][name][key] == (
                 value if isinstance(value, str) else pytest.approx(value, abs=1e-9)
             ), (name, key)
     for name in one["tests"]:
-        assert two["tests"][name] == pytest.approx(one["tests"][name], abs=1e-9)
+        for m, test in one["tests"][name].items():
+            assert two["tests"][name][m] == pytest.approx(test, abs=1e-9)
     np.testing.assert_allclose(
         np.load(twins.evaluated / "scores_test_15.npy"),
         np.load(table.folder / "scores_test_15.npy"),
@@ -247,15 +250,57 @@ def test_runs_are_compared_pairwise_with_backbones_first(
         and "soft - sasrec" in found["tests"]
     )
     rows, test = found["rows"], found["tests"]["evaluated - sasrec"]
-    assert test["hr@1"] == pytest.approx(rows["evaluated"]["hr@1"] - rows["sasrec"]["hr@1"])
-    assert test["ndcg@10"] == pytest.approx(
-        rows["evaluated"]["ndcg@10"] - rows["sasrec"]["ndcg@10"]
-    )
     ranks = [np.load(folder / "ranks_test_15.npy") for folder in (table.folder, backbone)]
     asked = np.isfinite(ranks[0])
-    hit = [r[asked] == 1 for r in ranks]
-    assert test["p_mcnemar_hr@1"] == pytest.approx(stats.mcnemar(*hit))
-    assert "evaluated - sasrec" in result.output and (tmp_path / "out" / "table.txt").exists()
+    hit = [(r[asked] == 1).astype(float) for r in ranks]
+    of_samples = stats.difference(*hit, users(toy, toy.test[asked]))
+    assert test["hr@1"]["p"] == of_samples["p"] and test["hr@1"]["p_t"] == of_samples["p_t"]
+    for m in ("hr@1", "ndcg@10"):
+        gain = rows["evaluated"][m] - rows["sasrec"][m]
+        assert test[m]["difference"] == pytest.approx(gain)
+        assert test[m]["p_adjusted"] is None
+        # the same comparison stands in the row, adjusted for all rows
+        assert rows["evaluated"]["test"][m] | {"p_adjusted": None} == test[m]
+        assert rows["evaluated"]["test"][m]["p_adjusted"] >= test[m]["p"]
+    assert rows["sasrec"]["test"] is None and rows["chance"]["test"] is None
+    # printed: rows against the reference, the other pairs
+    assert "paired tests, row minus sasrec" in result.output
+    lines = result.output.splitlines()
+    assert any(x.startswith("evaluated - soft ") for x in lines)
+    assert not any(x.startswith("evaluated - sasrec ") for x in lines)
+    assert (tmp_path / "out" / "table.txt").exists()
+
+
+def test_what_is_compared_is_said_before_and_marked_so(
+    chain, table, backbone, script, on_cpu, tmp_path
+):
+    ask = ["--ckpt", table.folder, backbone, "--limit", 40, "--val-samples", 30]
+    planned = ["--compare", "evaluated", "popularity", "--margin", 0.9, 0.9]
+    output = script(evaluate.main, *ask, *planned, "--out", tmp_path / "planned").output
+    found = metrics_of(tmp_path / "planned")
+    assert list(found["planned"]) == ["evaluated - popularity"]
+    assert "planned pairs" in output and "which nobody planned" not in output
+    # with a margin of .9 whatever is not the same is equal
+    assert found["margin"] == found["margin_full"] == 0.9
+    marks = {mark(row["test"]["hr@1"]) for row in found["rows"].values() if row["test"]}
+    assert marks <= {"=", "*=", "**="}
+    assert f"as much as {found['users_worth']:.3g} users" in found["protocol"]
+    assert f"of {found['users']} users" in found["protocol"]
+    script(evaluate.main, *ask, "--exploratory", "--out", tmp_path / "swept")
+    swept = metrics_of(tmp_path / "swept")
+    assert {mark(r["test"]["hr@1"]) for r in swept["rows"].values() if r["test"]} == {""}
+    assert "a sweep" in (tmp_path / "swept" / "table.txt").read_text()
+    says = script(evaluate.main, *ask, "--compare", "evaluated", "nothing", code=1).error
+    assert "it names evaluated and nothing" in says
+
+
+def test_fusion_chooses_on_users_that_no_run_has_chosen_on(table, chain, toy):
+    chosen_on = np.isfinite(np.load(chain.delrec / "scores_val_15.npy")).all(1)
+    now = np.isfinite(np.load(table.folder / "scores_val_15.npy")).all(1)
+    for_fusion = np.flatnonzero(now & ~chosen_on)
+    assert chosen_on.sum() == len(for_fusion) == 30
+    users_of = [set(users(toy, toy.val[w])) for w in (np.flatnonzero(chosen_on), for_fusion)]
+    assert not set.intersection(*users_of)
 
 
 def test_two_runs_whose_folders_have_one_name_are_two_rows(

@@ -1,4 +1,4 @@
-"""Statistics worked by hand: intervals, paired tests, means over seeds."""
+"""Statistics worked by hand: intervals, and tests of differences over users."""
 
 import math
 
@@ -91,97 +91,186 @@ def test_paired_t_at_its_edges():
     assert 0.02 < rejected < 0.09  # of true nulls
 
 
-def hits(only_a, only_b, both=5, none=7):
-    a = [1] * only_a + [0] * only_b + [1] * both + [0] * none
-    b = [0] * only_a + [1] * only_b + [1] * both + [0] * none
-    return np.array(a, bool), np.array(b, bool)
+@pytest.mark.parametrize("t", [0.0, 0.3, 2.0, 12.706, 1e3, 1e9])
+def test_student_s_tail_has_its_closed_forms(t):
+    one, two = 0.5 - math.atan(t) / math.pi, (1 - t / math.sqrt(2 + t * t)) / 2
+    assert stats.t_tail(t, 1) == pytest.approx(one, rel=1e-6, abs=1e-15)
+    assert stats.t_tail(t, 2) == pytest.approx(two, rel=1e-6, abs=1e-15)
 
 
-@pytest.mark.parametrize(
-    "only_a, only_b, p",
-    [
-        (1, 8, 2 * (1 + 9) / 2**9),
-        (8, 1, 2 * (1 + 9) / 2**9),
-        (0, 6, 2 / 2**6),
-        (5, 5, 1),
-        (0, 0, 1),
-        (2, 3, 1),
-        (3, 12, 2 * (1 + 15 + 105 + 455) / 2**15),
-        (0, 2000, 0),
-    ],
-)
-def test_mcnemar_by_hand(only_a, only_b, p):
-    assert stats.mcnemar(*hits(only_a, only_b)) == pytest.approx(p, rel=1e-6, abs=1e-12)
-    assert stats.mcnemar(*hits(only_a, only_b, both=300, none=900)) == stats.mcnemar(
-        *hits(only_a, only_b)
-    )
+def test_student_s_tail_with_less_than_one_and_with_many_degrees_of_freedom():
+    # T = Z / sqrt(chi2 / df); few uneven users are worth less than two
+    rng, df = np.random.default_rng(0), 0.5
+    drawn = rng.normal(size=10**6) / np.sqrt(rng.gamma(df / 2, 2, 10**6) / df)
+    for t in (0.5, 5, 100):
+        assert stats.t_tail(t, df) == pytest.approx((drawn > t).mean(), abs=0.002)
+    assert stats.t_tail(1.959964, 1e7) == pytest.approx(0.025, abs=1e-6)
+    assert stats.t_tail(10, 1e6) == pytest.approx(7.62e-24, rel=0.01)
 
 
-def test_mcnemar_leaves_ties_out():
-    # a row of ties is right half the time, as the other
-    half, right = np.full(200, 0.5), np.tile([0.0, 1.0], 100)
+# ---------------------------------------------------------------- users as clusters
 
-    def row(hr):
-        return {"hr@1": hr, "ndcg@10": hr}
 
-    assert stats.difference(row(right), row(half), np.arange(200))["p_mcnemar_hr@1"] == 1
-    a, b = (x.astype(float) for x in hits(1, 8))
-    with_ties = stats.difference(
-        row(np.append(a, half)), row(np.append(b, np.ones(200))), np.arange(len(a) + 200)
-    )
-    assert with_ties["p_mcnemar_hr@1"] == pytest.approx(stats.mcnemar(*hits(1, 8)))
+def test_kish_worked_by_hand():
+    assert stats.kish(np.array([40, 5, 5])) == pytest.approx(2500 / 1650)
+    assert stats.kish(np.full(166, 7)) == pytest.approx(166)
+    user = np.repeat([3, 1, 2], [40, 5, 5])
+    assert stats.clusters_of(user).worth == pytest.approx(2500 / 1650)
+
+
+def test_uneven_users_have_fewer_degrees_of_freedom():
+    # the standard error by hand; 20 users of 2 samples, one of 60
+    rng, user = np.random.default_rng(0), np.repeat(np.arange(21), [2] * 20 + [60])
+    d = rng.normal(size=100)
+    sums = np.array([(d[user == g] - d.mean()).sum() for g in range(21)])
+    se = math.sqrt(21 / 20 * (sums**2).sum()) / 100
+    df = 100**2 / (20 * 2**2 + 60**2) - 1
+    found = stats.difference(d, np.zeros(100), user)
+    assert found["se"] == pytest.approx(se)
+    assert found["least"] == pytest.approx(2.8 * se)
+    assert found["p_t"] == pytest.approx(2 * stats.t_tail(abs(d.mean()) / se, df))
+    assert found["p_t"] == stats.paired_t(d, np.zeros(100), user)
+    assert df < 2
+
+
+def flip_p(sums):
+    """p of the sign-flip test of the users' sums."""
+    sums = np.array(sums, float)
+    return stats.share_as_large(stats.sign_flips(sums[:, None])[:, 0], sums.sum())
+
+
+def test_the_sign_flip_test_worked_by_hand():
+    # 6 of 32 patterns reach 9
+    assert flip_p([3, 1, 2, -1, 4]) == 6 / 32
+    # five users are never significant at .05
+    assert flip_p([1, 1, 1, 1, 1]) == 2 / 32
+    assert flip_p([0, 0, 0]) == flip_p([7]) == flip_p([2, -2]) == 1
+    # .1 + .2 and .3 are one number
+    assert flip_p([0.1, 0.2, -0.3]) == 1
+    # a user with nothing to say changes nothing
+    assert flip_p([3, 1, 2, -1, 4, 0, 0]) == 6 / 32
+
+
+def test_drawn_signs_come_near_all_signs_and_never_to_nought():
+    few = np.random.default_rng(1).normal(0.4, 1, stats.ALL_PATTERNS)
+    more = np.append(few, [0.0, 0.0])  # as good as nothing, but now patterns are drawn
+    assert len(stats.sign_flips(more[:, None])) == stats.DRAWS
+    assert flip_p(more) == pytest.approx(flip_p(few), abs=0.015)
+    assert flip_p(np.ones(40)) == 1 / (1 + stats.DRAWS)
+    assert flip_p(more) == flip_p(more)
+
+
+def test_all_pairs_at_once_are_each_pair_alone():
+    rng, user = np.random.default_rng(0), np.repeat(np.arange(30), rng_sizes(30))
+    value = {name: {"hr@1": rng.integers(0, 2, len(user)) / 1} for name in "abcd"}
+    together = stats.Differences(value, "hr@1", stats.clusters_of(user), 0.01)
+    for a, b in ("ab", "ca", "dc"):
+        alone = stats.difference(value[a]["hr@1"], value[b]["hr@1"], user)
+        assert together.between(a, b) == pytest.approx(alone)
+    means = together.between(["a", "b"], ["c", "d"])
+    half = [(value[x]["hr@1"] + value[y]["hr@1"]) / 2 for x, y in ("ab", "cd")]
+    assert means == pytest.approx(stats.difference(*half, user))
+
+
+def rng_sizes(G):
+    """Uneven numbers of samples of G users."""
+    return np.random.default_rng(5).integers(1, 12, G)
+
+
+UNEVEN = (120, 60, 40, 20, 15, 12, 10, 8, 6, 4, 3, 2)
+
+
+def null_difference(rng):
+    """Differences of samples of uneven users where no row is better: each user leans to one row,
+    a fifth of the samples are won by one of the two.
+    """
+    user = np.repeat(np.arange(len(UNEVEN)), UNEVEN)
+    lean = rng.normal(0, 0.3, len(UNEVEN))[user]
+    won = np.where(rng.random(len(user)) < 0.5 + lean, 1.0, -1.0)
+    return np.where(rng.random(len(user)) < 0.2, won, 0.0), user
+
+
+def test_the_printed_p_alarms_as_often_as_it_says_on_uneven_users():
+    rng, trials = np.random.default_rng(0), 600
+    printed, naive = [], []
+    for _ in range(trials):
+        d, user = null_difference(rng)
+        printed.append(stats.difference(d, np.zeros(len(d)), user)["p"] < 0.05)
+        naive.append(stats.paired_t(d, np.zeros(len(d)), np.arange(len(d))) < 0.05)
+    assert 0.02 < np.mean(printed) < 0.075
+    # samples counted as users: several times too many
+    assert np.mean(naive) > 0.15
+    # and what is there is found
+    found = [
+        stats.difference(d + (rng.random(len(d)) < 0.4), np.zeros(len(d)), user)["p"] < 0.05
+        for d, user in (null_difference(rng) for _ in range(50))
+    ]
+    assert np.mean(found) > 0.9
 
 
 def test_fifty_samples_of_a_user_are_not_fifty_users():
     user = np.repeat(np.arange(10), 50)
     # six users' samples are all won, four users' all lost
     won = np.where(user < 6, 1.0, 0.0)
-    rows = [{m: x for m in ("hr@1", "ndcg@10")} for x in (won, 1 - won)]
-    d = stats.difference(*rows, user)
-    assert d["p_mcnemar_hr@1"] < 1e-4 and d["p_t_hr@1"] > 0.4 and d["hr@1"] == pytest.approx(0.2)
+    found = stats.difference(won, 1 - won, user)
+    assert found["p"] > 0.4 and found["p_t"] > 0.4
+    assert found["difference"] == pytest.approx(0.2)
 
 
-# ---------------------------------------------------------------- seeds
+def test_every_user_counted_alike_is_a_second_number():
+    # one user's hundred samples are lost, twenty users' only ones won
+    user = np.r_[np.zeros(100), np.arange(1, 21)]
+    found = stats.difference(np.where(user == 0, 0.0, 1.0), np.where(user == 0, 1.0, 0.0), user)
+    assert found["difference"] == pytest.approx(-80 / 120)
+    assert found["of_users"] == pytest.approx(19 / 21)
+    assert found["p"] > 0.5 and found["p_of_users"] < 0.01
+    even = stats.difference(np.ones(6), np.zeros(6), np.repeat([0, 1, 2], 2))
+    assert even["of_users"] is None and even["p_of_users"] is None
 
 
-def test_seeds_are_averaged_and_tested_together():
-    rng = np.random.default_rng(0)
-    user, base = np.arange(600) // 2, rng.random(600)
+# ---------------------------------------------------------------- equality, many tests
 
-    def row(gain):
-        return {
-            "hr@1": (base + gain + 0.3 * rng.normal(size=600) > 0.5).astype(float),
-            "ndcg@10": base + gain + 0.1 * rng.normal(size=600),
-        }
 
-    value = {
-        "base-s0": row(0),
-        "base-s1": row(0),
-        "better-s0": row(0.1),
-        "better-s1": row(0.1),
-        "alone": row(0),
-    }
-    found = stats.over_seeds(value, user, "base-s0")
-    assert (
-        set(found) == {"base", "better"}
-        and found["base"]["against"] is None
-        and found["better"]["against"] == "base"
-    )
-    both = [value[f"better-s{s}"]["hr@1"].mean() for s in (0, 1)]
-    assert found["better"]["hr@1"] == pytest.approx(
-        [np.mean(both), abs(both[0] - both[1]) / np.sqrt(2)]
-    )
-    low, high = found["better"]["hr@1_interval"]
-    assert low < found["better"]["hr@1"][0] < high and (low, high) == pytest.approx(
-        stats.interval(np.mean([value[f"better-s{s}"]["hr@1"] for s in (0, 1)], 0), user)
-    )
-    assert found["better"]["hr@1_each"] == pytest.approx(both)
-    assert (
-        found["better"]["ndcg@10_gain"] == pytest.approx(0.1, abs=0.02)
-        and found["better"]["p_ndcg@10"] < 1e-6
-    )
-    assert stats.over_seeds({"a": row(0), "b-s0": row(0)}, user, "a") == {}
-    assert [
-        stats.unseeded(x)
-        for x in ("sasrec-s0+delrec-s12", "my-shop", "delrec-s1, shuffled", "small-s")
-    ] == ["sasrec+delrec", "my-shop", "delrec, shuffled", "small-s"]
+def test_equality_worked_by_hand():
+    # (.01 - .004) / .003 = 2.00 and / .006 = 1.00, 55 degrees of freedom
+    assert stats.equality_test(0.004, 0.003, 55, 0.01) == pytest.approx(0.025, abs=5e-4)
+    assert stats.equality_test(-0.004, 0.006, 55, 0.01) == pytest.approx(0.16, abs=2e-3)
+    # outside of the margin nothing is equal
+    assert stats.equality_test(0.012, 0.003, 55, 0.01) > 0.5
+    assert stats.equality_test(0.0, 0.0, 55, 0.01) == 0
+    assert stats.equality_test(0.02, 0.0, 55, 0.01) == 1
+
+
+def test_one_user_shows_neither_a_difference_nor_equality():
+    found = stats.difference(np.ones(30), np.zeros(30), np.zeros(30))
+    assert found["p"] == found["p_t"] == found["p_equal"] == 1
+    assert found["se"] is None and found["least"] is None
+
+
+def test_holm_worked_by_hand():
+    assert stats.holm([0.001, 0.012, 0.020, 0.20]) == pytest.approx([0.004, 0.036, 0.040, 0.20])
+    # in any order; none above 1, none below the one before
+    assert stats.holm([0.20, 0.001, 0.020, 0.012]) == pytest.approx([0.20, 0.004, 0.040, 0.036])
+    assert stats.holm([0.03, 0.02]) == pytest.approx([0.04, 0.04])
+    assert stats.holm([0.6, 0.9]) == [1, 1] and stats.holm([]) == []
+
+
+def test_seeds_enter_the_standard_error_as_worked_by_hand():
+    # SE over users .0037; deviations .004 of 3 seeds and .001 of 2
+    n = 400
+    z = sample_with_t(0, n)
+    value = {"a": {"hr@1": 0.017 + z * 0.0037 * math.sqrt(n)}, "b": {"hr@1": np.zeros(n)}}
+    differences = stats.Differences(value, "hr@1", stats.clusters_of(np.arange(n)), 0.01)
+    alone = differences.between("a", "b")
+    both = differences.between("a", "b", 0.004**2 / 3 + 0.001**2 / 2)
+    assert alone["se"] == pytest.approx(0.0037)
+    assert both["se"] == pytest.approx(0.0044, abs=5e-5)
+    assert both["difference"] / both["se"] == pytest.approx(3.9, abs=0.06)
+    assert both["p_t"] > alone["p_t"] and both["p"] == alone["p"]
+    assert both["least"] == pytest.approx(2.8 * both["se"])
+
+
+def test_a_row_s_name_without_its_seeds():
+    names = ("sasrec-s0+delrec-s12", "my-shop", "delrec-s1, shuffled", "small-s")
+    want = ["sasrec+delrec", "my-shop", "delrec, shuffled", "small-s"]
+    assert [stats.unseeded(name) for name in names] == want

@@ -15,7 +15,7 @@ import pytest
 from pictures import drawing
 
 import evaluate
-from delrec.evaluation import tables
+from delrec.evaluation.wording import least, mark, p_text, short
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,6 +55,9 @@ def written(toy, sasrec, backbone, script, fp32, tmp_path_factory):
             folder / "out",
             "--report",
             folder / "out.html",
+            "--margin",
+            0.35,
+            0.35,
         )
     return SimpleNamespace(
         folder=folder / "out",
@@ -70,17 +73,15 @@ def test_csv_holds_the_numbers_of_the_table(written):
     rows = written.found["rows"]
     assert [x["row"] for x in lines] == list(rows)
     for line in lines:
-        for column, key in (
-            ("HR@1", "hr@1"),
-            ("NDCG@10", "ndcg@10"),
-            ("MRR", "mrr"),
-            ("p HR@1", "p_hr@1"),
-        ):
-            assert (float(line[column]) if line[column] else None) == (
-                pytest.approx(rows[line["row"]][key], abs=1e-6)
-                if key in rows[line["row"]]
-                else None
-            )
+        row = rows[line["row"]]
+        for column, key in (("HR@1", "hr@1"), ("NDCG@10", "ndcg@10"), ("MRR", "mrr")):
+            assert float(line[column]) == pytest.approx(row[key], abs=1e-6)
+        for key in ("p", "p_adjusted", "p_t", "least", "p_equal"):
+            said = line[f"{key.replace('_', ' ')} HR@1"]
+            if row["test"] is None:
+                assert said == ""
+            else:
+                assert float(said) == pytest.approx(row["test"]["hr@1"][key], abs=1e-6)
 
 
 def test_markdown_and_latex_have_whole_rows(written):
@@ -98,31 +99,56 @@ def test_markdown_and_latex_have_whole_rows(written):
     )
     assert "a\\_b\\&c\\%" in tex and "a_b&c%" not in tex.replace("% ", "")
     best = written.found["rows"]["a_b&c%"]
-    assert (
-        tables.short(best["hr@1"]) in tex
-        and tables.short(0.5714) == ".571"
-        and tables.short(1.0) == "1.000"
-        and tables.short(0) == ".000"
-    )
-
-
-def test_marks_say_what_the_tests_say(written):
-    for name, row in written.found["rows"].items():
-        line = next(
-            x
-            for x in (written.folder / "table.txt").read_text().splitlines()
-            if x.startswith(f"{name} ")
-        )
-        stars = re.search(r"\d\.\d{3}(\**)", line).group(1)
-        assert stars == tables.mark(row.get("p_hr@1")), line
-    assert [tables.mark(p) for p in (None, 0.2, 0.05, 0.04, 0.01, 0.009)] == [
-        "",
-        "",
-        "",
-        "*",
-        "*",
-        "**",
+    assert short(best["hr@1"]) in tex
+    assert [short(x) for x in (0.5714, 1.0, 0)] == [".571", "1.000", ".000"]
+    assert [p_text(p) for p in (0.034, 1, 1e-4, 2e-5, 1e-20)] == [
+        "p=.034",
+        "p=1",
+        "p=.0001",
+        "p=2e-05",
+        "p<1e-15",
     ]
+
+
+def test_marks_say_what_the_adjusted_tests_say(written):
+    lines = (written.folder / "table.txt").read_text().splitlines()
+    seen = set()
+    for name, row in written.found["rows"].items():
+        line = next(x for x in lines if x.startswith(f"{name} "))
+        test = row["test"] and row["test"]["hr@1"]
+        marks = re.search(r"\d\.\d{3}([*=]*)", line).group(1)
+        assert marks == mark(test), line
+        if test:
+            p = test["p_adjusted"]
+            assert marks.rstrip("=") == ("**" if p < 0.01 else "*" if p < 0.05 else "")
+            assert ("=" in marks) == (test["p_equal"] < 0.05)
+            assert f" {least(test)} " in line
+        seen.add(marks)
+    assert {"", "="} <= seen
+
+
+def test_the_marks_of_a_test():
+    def marked(p, p_equal=1.0):
+        return mark({"p_adjusted": p, "p_equal": p_equal})
+
+    assert [marked(p) for p in (0.2, 0.05, 0.04, 0.01, 0.009)] == ["", "", "*", "*", "**"]
+    assert [marked(0.2, p) for p in (0.05, 0.04)] == ["", "="]
+    assert marked(0.001, 0.001) == "**=" and mark(None) == marked(None) == ""
+
+
+def test_a_reader_finds_what_the_marks_and_the_least_difference_mean(written):
+    for text in (
+        (written.folder / "table.txt").read_text(),
+        (written.folder / "table.md").read_text(),
+        html.unescape(written.page.read_text(encoding="utf-8")),
+    ):
+        assert "shown to differ from" in text and "= shown to be equal to it within .350" in text
+        assert "least: the smallest true difference" in text
+        assert "users with equally many samples (G_eff)" in text
+    head = next(
+        x for x in (written.folder / "table.md").read_text().splitlines() if x.startswith("| row")
+    )
+    assert head.count("| least |") == 2
 
 
 def test_figures_are_pictures(written):

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import click
 
 from delrec.evaluation.cases import Case
-from delrec.evaluation.tables import (
+from delrec.evaluation.comparisons import AMONG_CANDIDATES, OVER_ALL_ITEMS, Comparison
+from delrec.evaluation.tables import main_table, seeds_table, tests_table
+from delrec.evaluation.wording import (
     ABOUT_SEEDS,
     FULL,
     about_marks,
+    about_tests,
     interval_text,
-    main_table,
-    p_text,
-    seeds_table,
+    said_by_users,
     seeds_text,
     short,
 )
@@ -51,7 +52,7 @@ def write_page(
         heading(result, command),
         *tables_of(result),
         figures_of(drawn),
-        paired_tests(result["tests"]),
+        paired_tests(result),
         case_study(cases),
         configurations(configs),
     ]
@@ -85,12 +86,11 @@ def tables_of(result: dict) -> list[str]:
     sections = ["<h2>Among candidates</h2>" + html_table(*main_table(result, str))]
     if result["seeds"]:
         table = html_table(*seeds_table(result, str))
-        note = f'<p class="note">{html.escape(ABOUT_SEEDS)}</p>'
-        sections.append(f"<h2>Over seeds</h2>{table}{note}")
+        sections.append(f"<h2>Over seeds</h2>{table}{note(ABOUT_SEEDS)}")
     if result["full_seeds"]:
         head = ["over all items", "seeds", "mean ± deviation, against the reference"]
         body = [
-            [name, v["seeds"], seeds_text(v, ("hr@20", "ndcg@20"))]
+            [name, v["seeds"], seeds_text(v, OVER_ALL_ITEMS)]
             for name, v in result["full_seeds"].items()
         ]
         sections.append(html_table(head, body))
@@ -118,23 +118,31 @@ def figures_of(drawn: dict[str, "Figure"]) -> str:
     return "<h2>Figures</h2>" + "".join(shown)
 
 
-def paired_tests(tests: dict[str, dict]) -> str:
-    """The paired tests as a table; nothing where there are none."""
-    if not tests:
-        return ""
-    head = ["first - second", "HR@1", "McNemar", "paired t", "NDCG@10", "paired t"]
-    body = [
-        [
-            name,
-            f"{t['hr@1']:+.3f}",
-            p_text(t["p_mcnemar_hr@1"]),
-            p_text(t["p_t_hr@1"]),
-            f"{t['ndcg@10']:+.3f}",
-            p_text(t["p_t_ndcg@10"]),
-        ]
-        for name, t in tests.items()
+def paired_tests(result: dict) -> str:
+    """The comparisons with the reference and the planned ones, among candidates and over all items;
+    every other pair stands in metrics.json.
+    """
+    reference = result["reference"]
+    rows = {name: row["test"] for name, row in result["rows"].items() if row["test"]}
+    sections = [
+        "<h2>Paired tests</h2>",
+        note(about_tests(result)),
+        compared(f"row minus {reference}", rows, AMONG_CANDIDATES),
+        compared("planned pairs", result["planned"], AMONG_CANDIDATES),
+        compared(f"row minus {reference}, all items", result["full_against"], OVER_ALL_ITEMS),
+        compared("planned pairs, all items", result["full_planned"], OVER_ALL_ITEMS),
     ]
-    return "<h2>Paired tests</h2>" + html_table(head, body)
+    return "\n".join(filter(None, sections))
+
+
+def compared(name: str, comparisons: dict[str, Comparison], metrics: tuple[str, str]) -> str:
+    """Comparisons as a table, and what looks otherwise when every user counts alike; nothing where
+    there are none. name: the head over their names.
+    """
+    if not comparisons:
+        return ""
+    said = said_by_users(comparisons)
+    return html_table(*tests_table(name, comparisons, metrics)) + (note(said) if said else "")
 
 
 def case_study(cases: list[Case]) -> str:
@@ -159,6 +167,11 @@ def configurations(configs: dict[str, dict]) -> str:
 
 
 # ---------------------------------------------------------------- pieces
+
+
+def note(text: str) -> str:
+    """A paragraph of small print."""
+    return f'<p class="note">{html.escape(text)}</p>'
 
 
 def html_table(head: list[str], body: list[list]) -> str:

@@ -18,8 +18,8 @@ import torch
 
 from delrec.data.prepared import Data, candidates, histories, subset, users
 from delrec.evaluation.figures import BLUE, GREY, ORANGE, subplots
-from delrec.evaluation.stats import interval, paired_t
-from delrec.evaluation.tables import p_text
+from delrec.evaluation.stats import difference, interval
+from delrec.evaluation.wording import p_text
 from delrec.lm.model import LM
 from delrec.lm.ranker import Ranker, listing, make_ranker, open_run, score_samples
 from delrec.lm.text import MASK, SLOT, embed, random_soft_prompt, token_scale
@@ -205,16 +205,13 @@ def means_of(near: dict[str, Nearness], user: np.ndarray) -> dict:
 
 def differences_of(near: dict[str, Nearness], user: np.ndarray) -> dict:
     """How much nearer the trained prompt is than the others, with tests, as probe.json holds it."""
-    trained = near["trained"]
-    return {
-        name: {
-            "kendall": float((trained.tau_n - near[name].tau_n).mean()),
-            "p_kendall": paired_t(trained.tau_n, near[name].tau_n, user),
-            "same_first": float((trained.same_n - near[name].same_n).mean()),
-            "p_same_first": paired_t(trained.same_n, near[name].same_n, user),
-        }
-        for name in ("untrained", "none")
-    }
+    trained, found = near["trained"], {}
+    for name in ("untrained", "none"):
+        tau = difference(trained.tau_n, near[name].tau_n, user)
+        same = difference(trained.same_n, near[name].same_n, user)
+        found[name] = {"kendall": tau["difference"], "p_kendall": tau["p"]}
+        found[name] |= {"same_first": same["difference"], "p_same_first": same["p"]}
+    return found
 
 
 # ---------------------------------------------------------------- the whole
@@ -314,7 +311,7 @@ def probe_lines(result: dict) -> list[str]:
         )
     lines += [
         f"trained - {other}: tau {t['kendall']:+.3f} {p_text(t['p_kendall'])}, same first "
-        f"{t['same_first']:+.3f} {p_text(t['p_same_first'])} (paired t, users as clusters)"
+        f"{t['same_first']:+.3f} {p_text(t['p_same_first'])} (signs of users flipped)"
         for other, t in result["tests"].items()
     ]
     trained, untrained = result["geometry"]["trained"], result["geometry"]["untrained"]

@@ -1,14 +1,30 @@
-"""What may be said of a difference: bootstrap intervals over users, paired tests, means over
-seeds.
+"""What may be said of a difference between rows of a table: intervals and tests over users.
+
+A user's samples are not independent of each other, so users are what is drawn and tested. Notation:
+d is a metric of row A minus row B on one sample; S_g the sum of d over the n_g samples of user g;
+n all samples, G all users; the difference of the rows is the mean of d, sum_g S_g / n.
 """
 
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 RowMetrics = dict[str, dict[str, np.ndarray]]  # {row: {metric: its value for each sample (n,)}}
 Intervals = dict[str, dict[str, np.ndarray]]  # {row: {metric: the ends of its interval (2,)}}
+Test = dict[str, float | None]  # what Differences.between returns
+
+ALL_PATTERNS = 14  # with so many users or fewer all 2^G patterns of signs are tried
+DRAWS = 9999  # patterns that are drawn where there are more
+POWER = 2.8  # standard errors that a difference needs to be found four times in five
+ROUNDING = 1e-7  # two sums of metrics that differ by less are the same
+
+
+def unseeded(name: str) -> str:
+    """A row's name without its seeds: delrec-s1 -> delrec, sasrec-s0+delrec-s1 -> sasrec+delrec."""
+    return re.sub(r"-s\d+(?=$|\+|,)", "", name)
 
 
 def interval(
@@ -29,97 +45,212 @@ def interval(
     return low_high if np.ndim(value_nR) > 1 else low_high[:, 0]
 
 
-def paired_t(a_n: np.ndarray, b_n: np.ndarray, user_n: np.ndarray) -> float:
-    """p of the paired t-test of mean(a) = mean(b), users as clusters (with one sample a user, the
-    ordinary test).
+# ---------------------------------------------------------------- users
+
+
+@dataclass
+class Clusters:
+    """The users whose samples a table is about."""
+
+    row_n: np.ndarray  # the number (0..G-1) of each sample's user
+    count_G: np.ndarray  # n_g, the samples of each user
+
+    @property
+    def worth(self) -> float:
+        """How many users with equally many samples they are worth (Kish)."""
+        return kish(self.count_G)
+
+    @property
+    def even(self) -> bool:
+        """True if all users have equally many samples."""
+        return bool((self.count_G == self.count_G[0]).all())
+
+    def sums(self, value_nR: np.ndarray) -> np.ndarray:
+        """The sums over each user's samples of some columns, (G, R)."""
+        columns = np.asarray(value_nR, float).T
+        return np.stack([np.bincount(self.row_n, c, len(self.count_G)) for c in columns], 1)
+
+
+def clusters_of(user_n: np.ndarray) -> Clusters:
+    """The clusters of samples. user_n: whose each sample is."""
+    _, row_n, count_G = np.unique(user_n, return_inverse=True, return_counts=True)
+    return Clusters(row_n, count_G)
+
+
+def kish(count_G: np.ndarray) -> float:
+    """G_eff = (sum n_g)^2 / sum n_g^2: G users of these sizes tell as much as G_eff of one size."""
+    return float(count_G.sum() ** 2 / (count_G.astype(float) ** 2).sum())
+
+
+# ---------------------------------------------------------------- the sign-flip test
+
+
+def sign_flips(sum_GR: np.ndarray, seed: int = 0) -> np.ndarray:
+    """sum_g e_g S_g of each column for patterns of signs e_g = +-1, float64 (patterns, R): all 2^G
+    patterns of few users, else DRAWS drawn ones.
+
+    The columns see the same patterns, so what holds of a difference of columns is the difference of
+    what holds of them: one pass serves every pair of rows.
     """
-    d = np.asarray(a_n - b_n, float)
-    _, row = np.unique(user_n, return_inverse=True)
-    per_user = np.bincount(row, d - d.mean())
-    G = len(per_user)
-    se = math.sqrt((per_user**2).sum() * G / max(G - 1, 1)) / len(d)
-    if G < 2:  # one user tells nothing of others
-        return 1.0
+    G, total_R = len(sum_GR), sum_GR.sum(0)
+    if G <= ALL_PATTERNS:
+        is_plus_PG = (np.arange(2**G)[:, None] >> np.arange(G)) & 1
+        return 2 * (is_plus_PG @ sum_GR) - total_R
+    rng, at_once, flipped = np.random.default_rng(seed), max(4_000_000 // G, 1), []
+    for first in range(0, DRAWS, at_once):
+        bytes_DB = rng.integers(0, 256, (min(at_once, DRAWS - first), -(-G // 8)), np.uint8)
+        is_plus_DG = np.unpackbits(bytes_DB, axis=1)[:, :G].astype(float)
+        flipped.append(2 * (is_plus_DG @ sum_GR) - total_R)
+    return np.concatenate(flipped)
+
+
+def share_as_large(flipped_P: np.ndarray, total: float) -> float:
+    """p of the sign-flip test: the share of patterns whose |sum_g e_g S_g| reaches |sum_g S_g|; of
+    drawn patterns (1 + those that reach it) / (1 + DRAWS).
+    """
+    reach = int((np.abs(flipped_P) >= abs(total) - ROUNDING).sum())
+    drawn = len(flipped_P) == DRAWS
+    return (reach + drawn) / (len(flipped_P) + drawn)
+
+
+# ---------------------------------------------------------------- Student's t
+
+
+def t_tail(t: float, df: float) -> float:
+    """P(T > t) of Student's t for t >= 0: I_x(df/2, 1/2) / 2 with x = df / (df + t^2)."""
+    x, rest = df / (df + t * t), t * t / (df + t * t)
+    if x < (df / 2 + 1) / (df / 2 + 2.5):
+        return incomplete_beta(df / 2, 0.5, x, rest) / 2
+    return (1 - incomplete_beta(0.5, df / 2, rest, x)) / 2  # where its fraction converges
+
+
+def incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
+    """I_x(a, b), the regularised incomplete beta function, by its continued fraction from the last
+    term to the first. rest: 1 - x.
+    """
+    if x <= 0:
+        return 0.0
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    log_front += a * math.log(x) + b * math.log(rest)
+    value = 1.0
+    for m in range(40 + 4 * math.isqrt(int(max(a, b))), 0, -1):
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        value = 1 + even / (1 + odd / value)
+    return math.exp(log_front) / a / (1 - (a + b) * x / (a + 1) / value)
+
+
+def standard_error(sum_G: np.ndarray, count_G: np.ndarray) -> float:
+    """SE of the mean of d: SE^2 = G/(G-1) sum_g (S_g - n_g mean)^2 / n^2; infinite for one user,
+    who tells nothing of others.
+    """
+    G, n = len(sum_G), count_G.sum()
+    if G < 2:
+        return math.inf
+    off_G = sum_G - count_G * (sum_G.sum() / n)
+    return math.sqrt(G / (G - 1) * (off_G**2).sum()) / n
+
+
+def t_test(mean: float, se: float, df: float) -> float:
+    """p of mean = 0, two-sided."""
     if se == 0:
-        return 1.0 if d.mean() == 0 else 0.0
-    t, df = abs(d.mean()) / se, G - 1
-    # with x = tan(angle) sqrt(df) the density of t is cos(angle)^(df-1)
-    x = np.linspace(0, math.atan(t / math.sqrt(df)), 4001)
-    y = np.linspace(0, math.pi / 2, 4001)
-    within = np.trapezoid(np.cos(x) ** (df - 1), x)
-    return float(max(0.0, 1 - within / np.trapezoid(np.cos(y) ** (df - 1), y)))
+        return 1.0 if mean == 0 else 0.0
+    return 2 * t_tail(abs(mean) / se, df) if math.isfinite(se) else 1.0
 
 
-def mcnemar(hit_a: np.ndarray, hit_b: np.ndarray) -> float:
-    """p of the exact McNemar test of two 0/1 columns: the binomial test of the samples on which
-    only one of them is right.
+def equality_test(mean: float, se: float, df: float, margin: float) -> float:
+    """p of TOST, two one-sided tests of |difference| >= margin: small where the rows are equal
+    within the margin. t = (margin - |mean|) / SE is the smaller of both.
     """
-    only_a, only_b = int((hit_a & ~hit_b).sum()), int((~hit_a & hit_b).sum())
-    n, k = only_a + only_b, min(only_a, only_b)
-    if n == 0:
+    inside = margin - abs(mean)
+    if se == 0:
+        return 0.0 if inside > 0 else 1.0
+    if not math.isfinite(se):
         return 1.0
-    log_p = [
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2)
-        for i in range(k + 1)
-    ]
-    return min(1.0, 2 * sum(map(math.exp, log_p)))
+    tail = t_tail(abs(inside) / se, df)
+    return tail if inside > 0 else 1 - tail
 
 
-def difference(
-    a: dict[str, np.ndarray],
-    b: dict[str, np.ndarray],
-    user: np.ndarray,
-    hr: int = 1,
-    ndcg: int = 10,
-) -> dict[str, float]:
-    """The metrics of row a minus those of row b, tested: HR by McNemar, which takes samples of one
-    user as independent and knows no ties (they are left out), and by the paired t; NDCG by the
-    paired t.
+def paired_t(a_n: np.ndarray, b_n: np.ndarray, user_n: np.ndarray) -> float:
+    """p of the paired t-test of mean(a) = mean(b), users as clusters, with G_eff - 1 degrees of
+    freedom (with one sample a user, the ordinary test).
     """
-    hit, gain = f"hr@{hr}", f"ndcg@{ndcg}"
-    whole = np.isin(a[hit], (0, 1)) & np.isin(b[hit], (0, 1))
-    return {
-        hit: float((a[hit] - b[hit]).mean()),
-        f"p_mcnemar_{hit}": mcnemar(a[hit][whole] == 1, b[hit][whole] == 1),
-        f"p_t_{hit}": paired_t(a[hit], b[hit], user),
-        gain: float((a[gain] - b[gain]).mean()),
-        f"p_t_{gain}": paired_t(a[gain], b[gain], user),
-    }
+    clusters = clusters_of(user_n)
+    sum_G = clusters.sums(np.asarray(a_n - b_n, float)[:, None])[:, 0]
+    se = standard_error(sum_G, clusters.count_G)
+    return t_test(sum_G.sum() / len(user_n), se, clusters.worth - 1)
 
 
-def unseeded(name: str) -> str:
-    """A row's name without its seeds: delrec-s1 -> delrec, sasrec-s0+delrec-s1 -> sasrec+delrec."""
-    return re.sub(r"-s\d+(?=$|\+|,)", "", name)
-
-
-def over_seeds(
-    value: RowMetrics, user: np.ndarray, reference: str, keys: tuple[str, ...] = ("hr@1", "ndcg@10")
-) -> dict[str, dict]:
-    """Rows of which there are several seeds: mean and deviation, the interval of the samples' means
-    over seeds, and tests of those against the reference's.
+def holm(p: Sequence[float]) -> list[float]:
+    """p values of several tests, each adjusted for all of them (Holm): sorted, the k-th of m is
+    max over j <= k of min(1, (m - j + 1) p_j).
     """
-    groups = {}
-    for name in value:
-        groups.setdefault(unseeded(name), []).append(name)
-    if not any(len(names) > 1 for names in groups.values()):
-        return {}
-    mean = {
-        g: {m: np.mean([value[n][m] for n in names], 0) for m in keys}
-        for g, names in groups.items()
-    }
-    base, found = unseeded(reference), {}
-    for g, names in groups.items():
-        if len(names) == 1:
-            continue
-        each = {m: [value[n][m].mean() for n in names] for m in keys}
-        found[g] = {
-            "seeds": len(names),
-            **{m: [float(np.mean(x)), float(np.std(x, ddof=1))] for m, x in each.items()},
-            "against": base if base in groups and base != g else None,
-            **{f"{m}_interval": list(map(float, interval(mean[g][m], user))) for m in keys},
-            **{f"{m}_each": list(map(float, x)) for m, x in each.items()},
+    p = np.asarray(p, float)
+    order, m = np.argsort(p, kind="stable"), len(p)
+    adjusted = np.empty(m)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate((m - np.arange(m)) * p[order]))
+    return adjusted.tolist()
+
+
+# ---------------------------------------------------------------- rows compared
+
+
+class Differences:
+    """The differences between the rows of a table in one metric, tested."""
+
+    def __init__(self, value: RowMetrics, metric: str, clusters: Clusters, margin: float):
+        self.place = {name: i for i, name in enumerate(value)}
+        self.clusters, self.margin = clusters, margin
+        self.sum_GR = clusters.sums(np.stack([row[metric] for row in value.values()], 1))
+        self.flipped_PR = sign_flips(self.sum_GR)
+        # the mean over users of each user's mean, where it is another number
+        self.mean_GR, self.flipped_means_PR = None, None
+        if not clusters.even:
+            self.mean_GR = self.sum_GR / clusters.count_G[:, None]
+            self.flipped_means_PR = sign_flips(self.mean_GR)
+
+    def between(self, a: Sequence[str], b: Sequence[str], of_seeds: float = 0.0) -> Test:
+        """The mean of rows `a` minus the mean of rows `b`. of_seeds: what training again with other
+        seeds adds to the squared standard error, s_A^2 / R_A + s_B^2 / R_B.
+
+        difference, se; p of the sign-flip test, p_t of the paired t; least: the smallest true
+        difference that is found with power .8; margin, and p_equal of being equal within it;
+        of_users, p_of_users: the same with every user counted alike, None where that is no other
+        number. p_adjusted: None, Holm's once it is known.
+        """
+        w_R = np.zeros(len(self.place))
+        for rows, sign in ((a, 1), (b, -1)):
+            for name in rows:
+                w_R[self.place[name]] += sign / len(rows)
+        sum_G, count_G = self.sum_GR @ w_R, self.clusters.count_G
+        mean = rounded(sum_G.sum() / count_G.sum())
+        se = rounded(math.hypot(standard_error(sum_G, count_G), math.sqrt(of_seeds)))
+        df, known = self.clusters.worth - 1, math.isfinite(se)
+        found = {
+            "difference": mean,
+            "se": se if known else None,
+            "p": share_as_large(self.flipped_PR @ w_R, sum_G.sum()),
+            "p_t": t_test(mean, se, df),
+            "p_adjusted": None,
+            "least": POWER * se if known else None,
+            "margin": self.margin,
+            "p_equal": equality_test(mean, se, df, self.margin),
+            "of_users": None,
+            "p_of_users": None,
         }
-        if found[g]["against"]:
-            found[g] |= {f"{m}_gain": float((mean[g][m] - mean[base][m]).mean()) for m in keys}
-            found[g] |= {f"p_{m}": paired_t(mean[g][m], mean[base][m], user) for m in keys}
-    return found
+        if self.mean_GR is not None:
+            mean_G = self.mean_GR @ w_R
+            found["of_users"] = rounded(mean_G.mean())
+            found["p_of_users"] = share_as_large(self.flipped_means_PR @ w_R, mean_G.sum())
+        return found
+
+
+def rounded(x: float) -> float:
+    """The number; 0 for what only rounding leaves of equal rows."""
+    return 0.0 if abs(x) < 1e-12 else float(x)
+
+
+def difference(a_n: np.ndarray, b_n: np.ndarray, user_n: np.ndarray, margin: float = 0.01) -> Test:
+    """The mean of a minus that of b, two values of every sample, tested (Differences.between)."""
+    value = {"a": {"value": np.asarray(a_n, float)}, "b": {"value": np.asarray(b_n, float)}}
+    return Differences(value, "value", clusters_of(user_n), margin).between("a", "b")

@@ -1,0 +1,175 @@
+"""The comparisons of a table: every row with the reference, means over seeds, pairs planned before.
+
+A comparison is {metric: Test} (stats.py). What a table asks at once is adjusted at once (Holm): its
+rows against the reference, its means over seeds against theirs, its planned pairs; each metric by
+itself. Pairs that nobody planned are not adjusted, and get no star.
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from delrec.evaluation.stats import (
+    Differences,
+    RowMetrics,
+    Test,
+    clusters_of,
+    holm,
+    interval,
+    unseeded,
+)
+from delrec.runtime import stop
+
+Comparison = dict[str, Test]  # {metric: test}
+AMONG_CANDIDATES = ("hr@1", "ndcg@10")  # the metrics that are compared
+OVER_ALL_ITEMS = ("hr@20", "ndcg@20")
+
+
+@dataclass
+class Planned:
+    """What a table compares, fixed before its test part is scored."""
+
+    reference: str  # the row that the others are compared with
+    pairs: Sequence[tuple[str, str]] = ()  # more: rows, or means over seeds (rows unseeded)
+    margin: float = 0.01  # differences below it count as equal, among candidates
+    margin_full: float = 0.003  # the same over all items
+    exploratory: bool = False  # a sweep: nothing was asked before, so nothing is marked
+
+
+class Compared:
+    """The rows of a table, compared over the same samples.
+
+    value: {row: metrics per sample}; user_n: whose each sample is; floors: rows that no seed can
+    change.
+    """
+
+    def __init__(
+        self,
+        value: RowMetrics,
+        user_n: np.ndarray,
+        margin: float,
+        metrics: tuple[str, str] = AMONG_CANDIDATES,
+        floors: Collection[str] = (),
+    ):
+        self.value, self.user_n, self.metrics, self.floors = value, user_n, metrics, floors
+        clusters = clusters_of(user_n)
+        self.differences = {m: Differences(value, m, clusters, margin) for m in metrics}
+        self.seeds = {}  # {row without its seeds: its rows}
+        for name in value:
+            self.seeds.setdefault(unseeded(name), []).append(name)
+        self.deviation = {m: self.pooled_deviation(m) for m in metrics}
+
+    def pooled_deviation(self, metric: str) -> float:
+        """s, the deviation of a metric over seeds, from all rows with several of them: s^2 is the
+        mean of the s_r^2 of R_r seeds, each weighing R_r - 1.
+        """
+        several = [names for names in self.seeds.values() if len(names) > 1]
+        each = [[self.value[name][metric].mean() for name in names] for names in several]
+        off = sum((len(x) - 1) * np.var(x, ddof=1) for x in each)
+        return math.sqrt(off / max(sum(len(x) - 1 for x in each), 1))
+
+    def knows(self, a: str, b: str) -> bool:
+        """True if a and b are two rows, or two rows without their seeds."""
+        return {a, b} <= set(self.value) or {a, b} <= set(self.seeds)
+
+    def rows(self, a: str, b: str) -> Comparison:
+        """Row a minus row b: what is said holds of these two trained models."""
+        return {m: self.differences[m].between([a], [b]) for m in self.metrics}
+
+    def means(self, a: str, b: str) -> Comparison:
+        """The mean over the seeds of a minus that of b (rows without their seeds); the standard
+        error holds for other seeds too: SE^2 = SE_users^2 + s^2 / R_a + s^2 / R_b.
+        """
+        found = {}
+        for m in self.metrics:
+            trained = [self.seeds[x] for x in (a, b) if x not in self.floors]
+            of_seeds = sum(self.deviation[m] ** 2 / len(names) for names in trained)
+            found[m] = self.differences[m].between(self.seeds[a], self.seeds[b], of_seeds)
+        return found
+
+
+def printed_p(test: Test) -> float:
+    """The p that a comparison of two rows is judged by: the sign-flip test's."""
+    return test["p"]
+
+
+def larger_p(test: Test) -> float:
+    """The p that means over seeds are judged by: the larger of sign-flip test, which knows users,
+    and t, which knows users and seeds.
+    """
+    return max(test["p"], test["p_t"])
+
+
+def adjust(
+    comparisons: dict[str, Comparison],
+    planned: Planned,
+    p_of: Callable[[Test], float] = printed_p,
+) -> dict[str, Comparison]:
+    """The comparisons with p_adjusted, Holm's over all of them; an exploratory table's stay
+    without, and claim no equality.
+    """
+    for m in next(iter(comparisons.values()), {}):
+        tests = [comparison[m] for comparison in comparisons.values()]
+        adjusted = holm([p_of(test) for test in tests])
+        for test, p in zip(tests, adjusted):
+            test["p_adjusted"] = None if planned.exploratory else p
+            test["p_equal"] = None if planned.exploratory else test["p_equal"]
+    return comparisons
+
+
+# ---------------------------------------------------------------- what a table compares
+
+
+def against_reference(compared: Compared, planned: Planned) -> dict[str, Comparison]:
+    """{row: row minus reference}; {} where the reference is not among the rows."""
+    reference = planned.reference
+    if reference not in compared.value:
+        return {}
+    names = [name for name in compared.value if name not in (reference, "chance")]
+    return adjust({name: compared.rows(name, reference) for name in names}, planned)
+
+
+def every_pair(compared: Compared, names: Sequence[str]) -> dict[str, Comparison]:
+    """{"b - a": b minus a} of every two of some rows, a before b; nothing is adjusted."""
+    return {f"{b} - {a}": compared.rows(b, a) for i, a in enumerate(names) for b in names[i + 1 :]}
+
+
+def planned_pairs(compared: Compared, planned: Planned) -> dict[str, Comparison]:
+    """{"a - b": a minus b} of the planned pairs: of two rows, or of two means over seeds."""
+    found = {}
+    for a, b in planned.pairs:
+        if not compared.knows(a, b):
+            means = [name for name in compared.seeds if name not in compared.value]
+            stop(
+                f"--compare takes two rows or two means over seeds, it names {a} and {b}; the rows "
+                f"are {', '.join(compared.value)}; the means are {', '.join(means) or 'none'}"
+            )
+        of_rows = {a, b} <= set(compared.value)
+        found[f"{a} - {b}"] = compared.rows(a, b) if of_rows else compared.means(a, b)
+    return adjust(found, planned, larger_p)
+
+
+def over_seeds(compared: Compared, planned: Planned) -> dict[str, dict]:
+    """Rows of which there are several seeds, {row: {seeds, its mean and deviation in each metric,
+    <metric>_interval of the samples' means over seeds, <metric>_each, against, test}}; test is the
+    mean minus that of `against`, the reference's.
+    """
+    base = unseeded(planned.reference)
+    several = {row: names for row, names in compared.seeds.items() if len(names) > 1}
+    found = {row: {"seeds": len(names)} for row, names in several.items()}
+    for m in compared.metrics if several else ():
+        of_seeds = {row: [compared.value[name][m] for name in several[row]] for row in several}
+        mean_nR = np.stack([np.mean(values, 0) for values in of_seeds.values()], 1)
+        low_high = interval(mean_nR, compared.user_n).T
+        for own, values, ends in zip(found.values(), of_seeds.values(), low_high):
+            each = [float(value.mean()) for value in values]
+            own[m] = [float(np.mean(each)), float(np.std(each, ddof=1))]
+            own |= {f"{m}_interval": list(map(float, ends)), f"{m}_each": each}
+    for row, own in found.items():
+        own["against"] = base if base in compared.seeds and base != row else None
+    tested = {row: compared.means(row, base) for row, own in found.items() if own["against"]}
+    for row, test in adjust(tested, planned, larger_p).items():
+        found[row]["test"] = test
+    return found

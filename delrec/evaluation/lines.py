@@ -1,0 +1,205 @@
+"""What evaluate.py measured as text: the lines of table.txt, and the last line that it prints."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from delrec.evaluation.comparisons import AMONG_CANDIDATES, OVER_ALL_ITEMS, Comparison
+from delrec.evaluation.stats import RowMetrics
+from delrec.evaluation.wording import (
+    ABOUT_PAPER,
+    ABOUT_SEEDS,
+    FULL,
+    about_marks,
+    about_tests,
+    cells_of,
+    has_latency,
+    has_paper,
+    heads_of,
+    interval_text,
+    least,
+    mark,
+    of_metric,
+    said_by_users,
+    seeds_text,
+)
+from delrec.runtime import commit, machine, versions
+
+UNPLANNED = "of every two rows, which nobody planned: not adjusted, no marks"
+
+
+def table_lines(result: dict) -> list[str]:
+    """The lines of table.txt."""
+    wide = max(28, *(len(name) + 2 for name in result["rows"]))
+    return [
+        *rows_as_text(result, wide),
+        *seeds_as_text(result, wide),
+        *tests_as_text(result),
+        *full_as_text(result, wide),
+        *groups_as_text(result, wide),
+    ]
+
+
+def rows_as_text(result: dict, wide: int) -> list[str]:
+    """Protocol, the main table, what its marks and columns mean."""
+    paper, latency = has_paper(result), has_latency(result)
+    head = (
+        f"{'row':<{wide}}{'HR@1':>7}   {'':<16}{'least':>5}{'HR@5':>7}{'HR@10':>7}{'NDCG@5':>8}"
+        f"{'NDCG@10':>9}   {'':<16}{'least':>5}{'MRR':>7}"
+    )
+    if paper:
+        head += f"{'paper HR@1':>12}{'NDCG@10':>9}"
+    if latency:
+        head += f"{'ms':>9}{'parameters':>14}"
+    lines = [result["protocol"], "", f"{head}  chosen"]
+    for name, row in result["rows"].items():
+        line = row_as_text(name, row, wide)
+        if paper:
+            line += paper_as_text(row["paper"])
+        if latency:
+            line += latency_as_text(row)
+        lines.append(f"{line}  {row['note']}")
+    lines += ["", about_marks(result)]
+    if latency:
+        lines.append("ms: one request alone on one core, its history to the ranked titles (median)")
+    if paper:
+        lines.append(ABOUT_PAPER)
+    return lines
+
+
+def row_as_text(name: str, row: dict, wide: int) -> str:
+    """The metrics of a row, with marks, intervals, and the least difference seen."""
+    near, good = of_metric(row, "hr@1"), of_metric(row, "ndcg@10")
+    low, high = row["hr@1_interval"]
+    low_10, high_10 = row["ndcg@10_interval"]
+    return (
+        f"{name:<{wide}}{row['hr@1']:>7.3f}{mark(near):<3}[{low:.3f}, {high:.3f}] "
+        f"{least(near):>5}{row['hr@5']:>7.3f}{row['hr@10']:>7.3f}{row['ndcg@5']:>8.3f}"
+        f"{row['ndcg@10']:>9.3f}{mark(good):<3}[{low_10:.3f}, {high_10:.3f}] {least(good):>5}"
+        f"{row['mrr']:>7.3f}"
+    )
+
+
+def paper_as_text(printed: dict | None) -> str:
+    """The paper's two numbers, or the place where they would stand."""
+    return f"{printed['hr@1']:>12.3f}{printed['ndcg@10']:>9.3f}" if printed else f"{'':>21}"
+
+
+def latency_as_text(row: dict) -> str:
+    """Milliseconds and parameters, or the place where they would stand."""
+    return f"{row['ms'][0]:>9.2f}{row['parameters']:>14,}" if "ms" in row else f"{'':>23}"
+
+
+def last_line(value: RowMetrics) -> str:
+    """The metrics as one JSON object, with what they were made on. value: {row: metrics per
+    sample}.
+    """
+    rows = [
+        {"name": f"{m}.{name}", "value": round(float(v[m].mean()), 4), "unit": "", "goal": None}
+        for name, v in value.items()
+        for m in AMONG_CANDIDATES
+    ]
+    made_on = {"machine": machine(), "versions": versions(), "commit": commit()}
+    return json.dumps(made_on | {"rows": rows})
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def seeds_as_text(result: dict, wide: int) -> list[str]:
+    """Means over seeds, among candidates and over all items."""
+    if not result["seeds"]:
+        return []
+    lines = ["", f"over seeds: {ABOUT_SEEDS}"]
+    for name, v in result["seeds"].items():
+        said = seeds_text(v, AMONG_CANDIDATES)
+        lines.append(f"{name:<{wide}}{v['seeds']} seeds  {said}")
+    for name, v in result["full_seeds"].items():
+        lines.append(f"{name:<{wide}}all items  {seeds_text(v, OVER_ALL_ITEMS)}")
+    tested = {name: v["test"] for name, v in result["seeds"].items() if v["against"]}
+    return lines + users_as_text(tested)
+
+
+def tests_as_text(result: dict) -> list[str]:
+    """The comparisons among candidates: with the reference, and the planned pairs; where none was
+    planned, every other pair.
+    """
+    reference = result["reference"]
+    rows = {name: row["test"] for name, row in result["rows"].items() if row["test"]}
+    lines = ["", f"paired tests, row minus {reference}. {about_tests(result)}"]
+    lines += [*grid(rows, AMONG_CANDIDATES), *users_as_text(rows)]
+    return lines + pairs_as_text(result["planned"], result["tests"], reference, AMONG_CANDIDATES)
+
+
+def pairs_as_text(
+    planned: dict[str, Comparison],
+    every: dict[str, Comparison],
+    reference: str,
+    metrics: Sequence[str],
+) -> list[str]:
+    """The planned pairs; where none was planned, every pair without the reference."""
+    if planned:
+        title = "planned pairs, rows or means over seeds (of means, t holds for other seeds too)"
+        return ["", title, *grid(planned, metrics), *users_as_text(planned)]
+    others = {name: t for name, t in every.items() if reference not in name.split(" - ")}
+    return ["", UNPLANNED, *grid(others, metrics)] if others else []
+
+
+def grid(comparisons: dict[str, Comparison], metrics: Sequence[str]) -> list[str]:
+    """Comparisons as aligned lines under a head."""
+    digits = 4 if metrics == OVER_ALL_ITEMS else 3
+    wide = max(48, *(len(name) + 1 for name in comparisons)) if comparisons else 48
+    tests = [[comparison[m] for m in metrics] for comparison in comparisons.values()]
+    adjusted = any(t["p_adjusted"] is not None for row in tests for t in row)
+    lines = [f"{'':<{wide}}" + aligned(heads_of(metrics, adjusted))]
+    for name, row in zip(comparisons, tests):
+        cells = [cell for t in row for cell in cells_of(t, digits)]
+        lines.append(f"{name:<{wide}}" + aligned(cells))
+    return lines
+
+
+def aligned(cells: Iterable[str]) -> str:
+    """The cells of comparisons, each in its column."""
+    widths = (12, 9, 9, 9, 8)
+    return "".join(f"{cell:>{widths[i % 5]}}" for i, cell in enumerate(cells))
+
+
+def users_as_text(comparisons: dict[str, Comparison]) -> list[str]:
+    """The line that names what looks otherwise when every user counts alike, if anything does."""
+    said = said_by_users(comparisons)
+    return [said] if said else []
+
+
+# ---------------------------------------------------------------- over all items, groups
+
+
+def full_as_text(result: dict, wide: int) -> list[str]:
+    """The metrics over the whole catalogue, and their comparisons."""
+    if not result["full"]:
+        return []
+    lines = [
+        "",
+        f"all {result['items']} items, history masked, the same samples (chance HR@10 "
+        f"{result['full']['chance']['hr@10']:.4f}):",
+    ]
+    for name, v in result["full"].items():
+        lines.append(f"{name:<{wide}}" + "  ".join(f"{m.upper()} {v[m]:.4f}" for m in FULL))
+    reference, against = result["reference"], result["full_against"]
+    if against:
+        margin = f"= is equal within {result['margin_full']:g}"
+        lines += ["", f"paired tests over all items, row minus {reference}; {margin}:"]
+        lines += [*grid(against, OVER_ALL_ITEMS), *users_as_text(against)]
+    every = result["full_tests"]
+    return lines + pairs_as_text(result["full_planned"], every, reference, OVER_ALL_ITEMS)
+
+
+def groups_as_text(result: dict, wide: int) -> list[str]:
+    """HR@1 of every row in every group."""
+    lines = []
+    for kind, groups in result["groups"].items():
+        lines += ["", f"HR@1 by {kind}; [95 % interval]"]
+        heads = [f"{group} ({v['n']})" for group, v in groups.items()]
+        lines.append(f"{'':<{wide}}" + "".join(f"{head:>24}" for head in heads))
+        for name in result["rows"]:
+            cells = [interval_text(v["rows"][name]) for v in groups.values()]
+            lines.append(f"{name:<{wide}}" + "".join(f"{cell:>24}" for cell in cells))
+    return lines
