@@ -24,11 +24,13 @@ class Plan:
     dataset: str
     also: Sequence[str]  # table5: more data sets
     llm: str
-    seeds: int  # runs of everything
+    seeds: int  # runs of everything that has an LM
+    backbone_seeds: int  # of backbones, where they are what is to be beaten
     input: str  # what DELRec's rows read: titles, ids or hybrid
     budget: int  # training windows (or samples) of stage 2
     prompt_budget: int  # of stage 1; 0: a quarter of the budget
     test_samples: int  # 0: all
+    val_samples: int  # that choose a run's step, and a fusion's weight
     procs: int  # processes of each stage
     jobs: int  # seeds side by side
     dry_run: bool  # print the commands, run nothing
@@ -50,11 +52,11 @@ VARIANTS = {
     "words": Variant(soft_prompt="words"),  # w MCP
     "untrained": Variant(soft_prompt="random"),  # w USP
     "maps": Variant(soft_prompt="none"),  # the maps of stage 1 without its soft prompt; ours
+    "untrained-maps": Variant(soft_prompt="random"),  # these maps with untrained vectors; ours
     "no-ta": Variant(distill=["--tasks", "rps"]),  # w/o TA
     "no-rps": Variant(distill=["--tasks", "ta"]),  # w/o RPS
     "moved-lm": Variant(distill=["--lr-lm", 1e-4]),  # w UDPSM
     "moved-prompt": Variant(finetune=["--lr-prompt", 5e-3]),  # w ULSR
-    "half-lm": Variant(),
 }
 
 
@@ -110,14 +112,26 @@ class Runs:
         folder = runtime.ROOT / "runs" / name / "export"
         stage(folder, *args, procs=self.plan.procs, jobs=self.plan.jobs, job=self.job)
 
-    def prompt(self, name: str = "prompt", model: str = "sasrec", flags: Sequence = ()) -> str:
-        """Stage 1, from the backbone `model`, with more flags."""
-        budget = self.plan.prompt_budget or min(max(self.plan.budget // 4, 32), 20000)
+    def prompt(
+        self,
+        name: str = "prompt",
+        model: str = "sasrec",
+        flags: Sequence = (),
+        reads: str = "",
+        llm: str = "",
+    ) -> str:
+        """Stage 1, from the backbone `model`, with more flags, on items as `reads` says and for
+        another LM than the plan's, if one is named.
+        """
+        reads, plan = reads or self.plan.input, self.plan
+        budget = plan.prompt_budget or min(max(plan.budget // 4, 32), 20000)
+        if plan.input == "ids" and reads != "ids":  # a title costs more than a vector
+            budget = max(budget // 4, 32)
         # distill.py's default rate, said so that a finished prompt of another rate is not taken
-        vectors = ["--input", "ids", "--lr", 5e-4] if self.plan.input == "ids" else []
-        options = ["--dataset", self.dataset, "--llm", self.plan.llm]
+        vectors = ["--input", "ids", "--lr", 5e-4] if reads == "ids" else []
+        options = ["--dataset", self.dataset, "--llm", llm or plan.llm]
         options += ["--backbone", self.backbone(model), *vectors]
-        options += ["--samples", budget, "--evals", 2, *flags]
+        options += ["--samples", budget, "--val-samples", plan.val_samples, "--evals", 2, *flags]
         return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", *options)
 
     def tuned(
@@ -133,17 +147,16 @@ class Runs:
 
         With a distilled soft prompt it takes its backbone from that, else `backbone` or SASRec.
         """
-        reads = reads or self.plan.input
-        samples = self.plan.budget
-        if self.plan.input == "ids" and reads != "ids":  # a title costs more than a vector
+        reads, plan = reads or self.plan.input, self.plan
+        samples = plan.budget
+        if plan.input == "ids" and reads != "ids":  # a title costs more than a vector
             samples = max(samples // 4, 80)
-        options = ["--dataset", self.dataset, "--llm", llm or self.plan.llm]
+        options = ["--dataset", self.dataset, "--llm", llm or plan.llm]
         options += ["--input", reads, "--soft-prompt", soft_prompt]
         if soft_prompt in ("none", "random", "words"):
             options += ["--backbone", backbone or self.backbone()]
-        options += ["--samples", samples]
-        options += ["--val-samples", min(samples, 1000 if reads == "ids" else 200)]
-        options += ["--evals", max(2, min(self.plan.budget // 2000, 6)), *flags]
+        options += ["--samples", samples, "--val-samples", plan.val_samples]
+        options += ["--evals", max(2, min(plan.budget // 2000, 6)), *flags]
         return self.run(f"{self.home}/{name}-s{self.seed}", "finetune.py", *options)
 
     def variant(self, name: str) -> str:
@@ -155,11 +168,26 @@ class Runs:
         elif soft_prompt == "distilled":
             soft_prompt = self.prompt()
         flags = variant.finetune
-        if name == "half-lm":
-            flags = ["--layers", kind_and_layers(self.plan.llm)[1] // 2]
-        if name == "maps":
+        if name in ("maps", "untrained-maps"):
             flags = ["--maps", self.prompt()]
         return self.tuned(name, soft_prompt, flags)
+
+    def halves(self) -> list[str]:
+        """DELRec on the first half of the LM's layers: without stage 1, and with a soft prompt that
+        was distilled for that half.
+        """
+        layers = kind_and_layers(self.plan.llm)[1] // 2
+        without = self.tuned("half-no-prompt", "none", ["--layers", layers])
+        half = str(runtime.ROOT / "runs" / without / "lm")  # what that run left of the LM
+        return [without, self.tuned("half-lm", self.prompt("prompt-half-lm", llm=half), llm=half)]
+
+    def listed(self, h: int) -> str:
+        """DELRec whose stage 1 is told a list of h items, on titles: there a longer list is a
+        longer prompt; of vectors it is only asked for.
+        """
+        reads = "titles" if self.plan.input == "ids" else self.plan.input
+        soft_prompt = self.prompt(f"prompt-{reads}-h{h}", flags=["--h", h], reads=reads)
+        return self.tuned(f"{reads}-h{h}", soft_prompt, reads=reads)
 
     def delrec(self, model: str = "sasrec") -> str:
         """DELRec distilled from a backbone."""
@@ -167,13 +195,11 @@ class Runs:
             return self.variant("delrec")
         return self.tuned(f"delrec-{model}", self.prompt(f"prompt-{model}", model))
 
-    def evaluate(
-        self, recipe: str, runs: Sequence[str], *flags: object, val_samples: int = 500
-    ) -> Path:
+    def evaluate(self, recipe: str, runs: Sequence[str], *flags: object) -> Path:
         """The folder of a recipe's table of these runs."""
         out = runtime.ROOT / "runs" / self.home / recipe
         args = ["evaluate.py", "--ckpt", *dict.fromkeys(runs)]
-        args += ["--limit", self.plan.test_samples, "--val-samples", val_samples]
+        args += ["--limit", self.plan.test_samples, "--val-samples", self.plan.val_samples]
         args += ["--out", out, "--report", out / f"{recipe}.html", *flags]
         if "--llm" in flags:
             args += ["--llm-out", f"{self.home}/lm"]
@@ -232,11 +258,11 @@ def each_seed(plan: Plan, rows: Callable[[Runs], list[str]], dataset: str = "") 
 
 
 def more_seeds(plan: Plan, models: list[str]) -> list[str]:
-    """Names of more runs of backbones, which cost minutes: three seeds of them at least, whatever
+    """Names of more runs of backbones, which cost minutes: --backbone-seeds of them, whatever
     --seeds says of the LMs.
     """
     names = []
-    for seed in range(plan.seeds, 3):
+    for seed in range(plan.seeds, plan.backbone_seeds):
         runs = Runs(plan, plan.dataset, seed)
         names += [runs.backbone(model) for model in models]
     return names
@@ -248,8 +274,6 @@ def evaluate(
     names: list[str],
     *flags: object,
     dataset: str = "",
-    val_samples: int = 500,
 ) -> Path:
     """The folder of a recipe's table."""
-    runs = Runs(plan, dataset or plan.dataset, 0)
-    return runs.evaluate(recipe, names, *flags, val_samples=val_samples)
+    return Runs(plan, dataset or plan.dataset, 0).evaluate(recipe, names, *flags)

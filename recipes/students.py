@@ -57,7 +57,7 @@ def layers(plan: Plan) -> Path:
         return names
 
     names = each_seed(plan, rows)
-    out = evaluate(plan, "layers", names, "--reference", f"alone-{whole}-s0", val_samples=1000)
+    out = evaluate(plan, "layers", names, "--reference", f"alone-{whole}-s0")
     if not plan.dry_run:
         table = read_json(out / "metrics.json")
         text = "\n".join(lines_of(table, depths, plan.seeds)) + "\n"

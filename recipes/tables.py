@@ -3,7 +3,9 @@
 make headline, control, table2, table3, table4, fig8, table5, coldstart, layers and parts run it:
 
     python recipes/tables.py headline --budget 12288 --prompt-budget 1024 --test-samples 0
-                                    does it beat its backbone? some ninety minutes on 2 cores
+                                    does it beat its backbone? five seeds of backbones, three of LMs
+    python recipes/tables.py headline --seeds 1 --backbone-seeds 1
+                                    the same, quick and small: to see it run
     python recipes/tables.py control --budget 12288 --prompt-budget 1024 --test-samples 0
                                     is it the language model? (hours, not measured)
     python recipes/tables.py table3
@@ -28,7 +30,8 @@ A recipe ends in the folder .../<recipe>/: table.txt .md .tex .csv, figures, a p
 
 The budget is the windows of histories (with --input titles the samples) that stage 2 sees. Stage 1
 sees --prompt-budget, or a quarter as many, at most 20,000; table2's methods that read titles see a
-quarter of the windows.
+quarter of the windows. Every run chooses its step, and every fusion its weight, on 1,000 validation
+samples (--val-samples), each on another half of the users.
 
 Two seeds run side by side, each on its share of the cores or GPUs: on 2 cores more is done than by
 one after the other, as a process with two threads keeps 1.2 cores busy. What a stage prints then
@@ -52,6 +55,7 @@ from delrec.evaluation import stats
 from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.runtime import described, read_json
 from recipes.controls import control
+from recipes.ensembles import controls, fusions
 from recipes.runs import Plan, each_seed, evaluate, kind_and_layers, more_seeds
 from recipes.stage import stage
 from recipes.students import layers, parts
@@ -64,9 +68,11 @@ OTHERS = {
     "llmseqprompt": ("titles", "--loss titles --verbalizer likelihood --order shuffled"),
     "e4srec": ("ids", ""),
 }
-# Figure 8 beside DELRec's own k = 80 and h = 10
+# Figure 8; k beside DELRec's own 80
 PROMPT_LENGTHS = (20, 40, 60, 100, 120)
-LIST_LENGTHS = (5, 15, 20, 25)
+LIST_LENGTHS = (5, 10, 15, 20, 25)
+# recipe -> seeds of what has an LM, and of backbones, where nobody typed them
+SEEDS, BACKBONE_SEEDS = {"headline": 3}, {"headline": 5, "table2": 3}
 
 
 def of_decoders(plan: Plan, names: list[str], needing: list[str]) -> list[str]:
@@ -85,7 +91,7 @@ def of_decoders(plan: Plan, names: list[str], needing: list[str]) -> list[str]:
 
 
 def headline(plan: Plan) -> Path:
-    """Does DELRec beat its own backbone? Alone, and against the strongest that goes without an LM:
+    """Does DELRec beat its own backbone? Alone; and fused, against as many members without an LM:
     backbones fused with each other and with counts of pairs.
     """
 
@@ -94,24 +100,8 @@ def headline(plan: Plan) -> Path:
         return [*backbones, runs.delrec(), runs.variant("no-prompt")]
 
     names = each_seed(plan, rows) + more_seeds(plan, ["sasrec", "gru4rec"])
-    flags = [*fusions(plan.seeds), "--reference", "sasrec-s0"]
-    return evaluate(plan, "headline", names, *flags, val_samples=1000)
-
-
-def fusions(seeds: int) -> list[str]:
-    """The flags of evaluate.py that fuse headline's rows."""
-    pairs = []
-    for s in range(max(seeds, 3)):
-        pairs.append((f"sasrec-s{s}", f"gru4rec-s{s}"))
-        pairs.append((f"sasrec-s{s}+gru4rec-s{s}", "co-occurrence"))
-    for s in range(seeds):
-        pairs.append((f"delrec-s{s}", "co-occurrence"))
-        pairs.append((f"no-prompt-s{s}", "co-occurrence"))
-    if seeds > 1:
-        pairs.append(("delrec-s0", "delrec-s1"))
-        pairs.append(("delrec-s0+delrec-s1", "co-occurrence"))
-        pairs.append(("delrec-s0+delrec-s1+co-occurrence", "gru4rec-s0"))
-    return [flag for pair in pairs for flag in ("--fuse", *pair)]
+    flags = [*fusions(plan), *controls(plan), "--reference", "sasrec-s0"]
+    return evaluate(plan, "headline", names, *flags)
 
 
 def table2(plan: Plan) -> Path:
@@ -137,9 +127,9 @@ def table2(plan: Plan) -> Path:
 
 def table3(plan: Plan) -> Path:
     """What the soft prompt is worth: none, words instead, untrained vectors, distilled; of item
-    vectors also the distilled maps without it.
+    vectors also the distilled maps without it, and with untrained vectors.
     """
-    maps = ["maps"] if plan.input == "ids" else []
+    maps = ["maps", "untrained-maps"] if plan.input == "ids" else []
     variants = ["no-prompt", "words", "untrained", *maps, "delrec"]
 
     def rows(runs):
@@ -150,29 +140,30 @@ def table3(plan: Plan) -> Path:
 
 def table4(plan: Plan) -> Path:
     """What each part is worth: without stage 1, without stage 2, without a task, with more that
-    moves, with half of the LM.
+    moves; and half of the LM, without stage 1 and with it.
     """
-    variants = ["no-prompt", "no-ta", "no-rps", "moved-lm", "moved-prompt", "half-lm", "delrec"]
-    variants = of_decoders(plan, variants, ["half-lm"])
+    variants = ["no-prompt", "no-ta", "no-rps", "moved-lm", "moved-prompt", "delrec"]
+    with_halves = of_decoders(plan, ["half-lm"], ["half-lm"])
 
     def rows(runs):  # the distilled prompt alone is the paper's w/o LSR
-        return [runs.backbone(), runs.prompt(), *map(runs.variant, variants)]
+        names = [runs.backbone(), runs.prompt(), *map(runs.variant, variants)]
+        return names + (runs.halves() if with_halves else [])
 
     return evaluate(plan, "table4", each_seed(plan, rows), "--reference", "delrec-s0")
 
 
 def fig8(plan: Plan) -> Path:
-    """HR@1 against the soft prompt's length k and the list's length h."""
+    """HR@1 against the soft prompt's length k, and on titles against the list's length h. A sweep:
+    its rows are not marked.
+    """
 
     def rows(runs):
         names = [runs.backbone(), runs.delrec()]
         for k in PROMPT_LENGTHS:
             names.append(runs.tuned(f"k{k}", runs.prompt(f"prompt-k{k}", flags=["--k", k])))
-        for h in LIST_LENGTHS:
-            names.append(runs.tuned(f"h{h}", runs.prompt(f"prompt-h{h}", flags=["--h", h])))
-        return names
+        return names + [runs.listed(h) for h in LIST_LENGTHS]
 
-    return evaluate(plan, "fig8", each_seed(plan, rows))
+    return evaluate(plan, "fig8", each_seed(plan, rows), "--exploratory")
 
 
 def table5(plan: Plan) -> Path:
@@ -270,7 +261,16 @@ def prepare(plan: Plan) -> None:
 @click.option("--also", multiple=True, help="table5, parts: another data set; may be repeated")
 @click.option("--llm", default="smollm2-135m", help="the LM; Hugging Face id or folder")
 @click.option(
-    "--seeds", default=2, type=click.IntRange(1), help="runs of everything, seeds 0, 1, .."
+    "--seeds",
+    default=0,
+    type=click.IntRange(0),
+    help="runs of everything that has an LM, seeds 0, 1, ..; 0: 2, headline 3",
+)
+@click.option(
+    "--backbone-seeds",
+    default=0,
+    type=click.IntRange(0),
+    help="runs of the backbones in headline and table2, never fewer than --seeds; 0: 5 and 3",
 )
 @click.option(
     "--input",
@@ -297,6 +297,13 @@ def prepare(plan: Plan) -> None:
     help="test samples of the table, the same for all rows; 0 = all",
 )
 @click.option(
+    "--val-samples",
+    default=1000,
+    type=click.IntRange(1),
+    help="validation samples that choose the step of each run, and the weight of each fusion; "
+    "fewer only to see it run",
+)
+@click.option(
     "--procs", default=1, type=click.IntRange(1), help="processes (GPUs) of each stage, by torchrun"
 )
 @click.option(
@@ -310,6 +317,8 @@ def prepare(plan: Plan) -> None:
 def main(recipe: str, **options: Any) -> None:
     """Run every stage of a recipe, then make its table."""
     plan = Plan(**options)
+    plan.seeds = plan.seeds or SEEDS.get(recipe, 2)
+    plan.backbone_seeds = max(plan.backbone_seeds or BACKBONE_SEEDS.get(recipe, 0), plan.seeds)
     plan.jobs = seeds_side_by_side(plan)
     check(plan)
     if not plan.dry_run:

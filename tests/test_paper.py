@@ -33,6 +33,13 @@ def test_a_sweep_is_a_curve(tmp_path, chain):
     found = sweeps_of(runs, value, low_high)
     assert set(found["k"]) == {"20", "40", "80"} and set(found["h"]) == {"5", "10", "20"}
     assert found["k"]["40"]["hr@1"] == pytest.approx(0.25)
+    # vectors and titles are no points of one curve
+    of_vectors = tmp_path / "vectors"
+    of_vectors.mkdir()
+    (of_vectors / "config.json").write_text(json.dumps({"k": 80, "h": 10, "input": "ids"}))
+    runs["vectors"] = SimpleNamespace(stage="finetune", soft_prompt=str(of_vectors))
+    value["vectors"], low_high["vectors"] = {"hr@1": np.array([0.9, 0.9])}, {"hr@1": (0, 1)}
+    assert sweeps_of(runs, value, low_high) == found
     fig = sweep_figure(
         {
             "sweeps": found,

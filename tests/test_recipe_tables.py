@@ -1,6 +1,7 @@
 """recipes/tables.py: the commands it gives, run on a tiny LM in this process."""
 
 import json
+from pathlib import Path
 
 import pytest
 from pictures import drawing
@@ -8,12 +9,14 @@ from recipe_runs import refused_recipe, run_recipe, script_mains
 
 from delrec import runtime
 from delrec.evaluation.paper import paper_method
+from delrec.evaluation.stats import unseeded
 from delrec.lm.pretrained import seed_and_name
-from delrec.runtime import load_run
+from delrec.runtime import load_run, read_json
 from recipes import runs as table_runs
 from recipes import students, tables
 
 SMALL = ["--input", "titles", "--budget", "80", "--test-samples", "20", "--jobs", "1"]
+SMALL += ["--val-samples", "10"]
 VARIANTS = ("no-prompt", "words", "untrained", "delrec")
 
 
@@ -66,13 +69,14 @@ def means_stand_in_the_table(folder, words):
     lines = (folder / "table.md").read_text().splitlines()
     line = next(x for x in lines if x.startswith("| words |"))
     assert f"{words['hr@1'][0]:.3f}"[1:] in line and "| 2 |" in line
-    assert f"{words['hr@1_gain']:+.3f}" in line and "| delrec |" in line
+    assert f"{words['test']['hr@1']['difference']:+.3f}" in line and "| delrec |" in line
     assert "$\\pm$" in (folder / "table.tex").read_text()
     assert "±" in (folder / "table3.html").read_text()
 
 
 def test_table5_speaks_of_all_seeds(here, on_decoder):
     small = ["--seeds", "2", "--budget", "80", "--test-samples", "20", "--jobs", "1"]
+    small += ["--val-samples", "10"]
     out = run_recipe("table5", *on_decoder, *small)
     folder = here.root / "toy" / "tiny-llama-ids-80" / "table5"
     found = json.loads((folder / "metrics.json").read_text())["seeds"]
@@ -81,8 +85,9 @@ def test_table5_speaks_of_all_seeds(here, on_decoder):
     said = dict(zip(columns, line.split(), strict=True))
     assert float(said["sasrec"]) == pytest.approx(found["sasrec"]["hr@1"][0], abs=6e-4)
     assert float(said["delrec"]) == pytest.approx(found["delrec"]["hr@1"][0], abs=6e-4)
-    assert float(said["gain"]) == pytest.approx(found["delrec"]["hr@1_gain"], abs=6e-4)
-    assert float(said["p"]) == pytest.approx(found["delrec"]["p_hr@1"], rel=0.01)
+    test = found["delrec"]["test"]["hr@1"]
+    assert float(said["gain"]) == pytest.approx(test["difference"], abs=6e-4)
+    assert float(said["p"]) == pytest.approx(test["p"], rel=0.01)
 
 
 def test_layers_is_a_table_and_a_figure_of_each_depth(here, on_decoder):
@@ -178,9 +183,11 @@ def test_item_vectors_are_distilled_in_the_form_they_are_read_in(name, on_decode
     asked = ["--seeds", "1", "--dry-run", "--budget", "800"]
     out = run_recipe(name, *on_decoder, *asked).splitlines()
     assert all("--input ids" in x for x in out if "distill.py" in x)
-    assert sum("no-prompt-s0" in x and "finetune.py" in x for x in out) == 1
-    with_maps = "--maps toy/tiny-llama-ids-800/prompt-s0 " in " ".join(out)
-    assert with_maps == (name == "table3")
+    assert sum("/no-prompt-s0" in x and "finetune.py" in x for x in out) == 1
+    from_maps = [x for x in out if "--maps toy/tiny-llama-ids-800/prompt-s0 " in x]
+    # the distilled maps alone, and with vectors that nothing trained
+    prompts = [x.split("--soft-prompt ")[1].split()[0] for x in from_maps]
+    assert prompts == (["none", "random"] if name == "table3" else [])
 
 
 def test_what_reads_titles_sees_a_quarter_of_the_windows(on_decoder, small_shape):
@@ -203,18 +210,65 @@ def test_what_reads_titles_sees_a_quarter_of_the_windows(on_decoder, small_shape
     }
 
 
+def value_of(line, flag):
+    """What a command gives to a flag."""
+    return line.split(f"{flag} ")[1].split()[0]
+
+
 @pytest.mark.parametrize(
-    "name, models",
-    [("headline", ["sasrec", "gru4rec"]), ("table2", ["sasrec", "gru4rec", "caser"])],
+    "name, models, seeds",
+    [("headline", ["sasrec", "gru4rec"], 5), ("table2", ["sasrec", "gru4rec", "caser"], 3)],
 )
-def test_backbones_get_three_seeds_where_they_are_what_is_beaten(name, models, on_decoder):
+def test_backbones_get_more_seeds_where_they_are_what_is_beaten(name, models, seeds, on_decoder):
     out = run_recipe(name, *on_decoder, "--seeds", 1, "--dry-run").splitlines()
-    trained = [x.split("--out ")[1].split("/")[1] for x in out if "train_backbone.py" in x]
-    assert sorted(trained) == sorted(f"{m}-s{s}" for m in models for s in range(3))
-    assert all(f"toy/{m}-s{s} " in out[-1] for m in models for s in range(3))
+    trained = [value_of(x, "--out").split("/")[1] for x in out if "train_backbone.py" in x]
+    assert sorted(trained) == sorted(f"{m}-s{s}" for m in models for s in range(seeds))
+    assert all(f"toy/{m}-s{s} " in out[-1] for m in models for s in range(seeds))
     assert "delrec-s1" not in " ".join(out)
     if name == "headline":
-        assert all(f"--fuse sasrec-s{s}+gru4rec-s{s} co-occurrence" in out[-1] for s in range(3))
+        fused = [f"--fuse sasrec-s{s}+gru4rec-s{s} co-occurrence" for s in range(seeds)]
+        assert all(x in out[-1] for x in fused)
+
+
+def test_the_headline_has_five_seeds_of_backbones_and_three_of_lms_unless_asked(on_decoder):
+    def made(*args):
+        out = run_recipe("headline", *on_decoder, "--dry-run", *args).splitlines()
+        names = [value_of(x, "--out").split("/")[-1] for x in out[:-1]]
+        return [sum(name.startswith(f"{m}-s") for name in names) for m in ("sasrec", "delrec")]
+
+    assert made() == [5, 3]
+    assert made("--seeds", 1, "--backbone-seeds", 1) == [1, 1]
+    assert made("--backbone-seeds", 1) == [3, 3]  # each LM has a backbone of its seed
+
+
+def pairs_after(line, flag):
+    """The pairs that a command gives to a flag."""
+    words = line.split()
+    return [tuple(words[i + 1 : i + 3]) for i, word in enumerate(words) if word == flag]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_every_ensemble_with_an_lm_is_compared_with_as_many_members_without(seeds, on_decoder):
+    line = run_recipe("headline", *on_decoder, "--seeds", seeds, "--dry-run").splitlines()[-1]
+    rows = {f"{a}+{b}" for a, b in pairs_after(line, "--fuse")}
+    rows |= {
+        f"{m}-s{s}" for m in ("sasrec", "gru4rec", "delrec", "no-prompt") for s in range(seeds)
+    }
+    rows |= {f"sasrec-s{s}+delrec-s{s}" for s in range(seeds)}  # in every table
+    means = {unseeded(row) for row in rows}
+    compared = pairs_after(line, "--compare")
+    for a, b in compared:
+        assert a.count("+") == b.count("+") and {a, b} <= means
+        assert "delrec" in a and "delrec" not in b
+    ensembles = {row for row in means if "delrec" in row and "+" in row}
+    assert ensembles == {a for a, _ in compared if "+" in a}
+
+
+def test_rows_are_chosen_on_a_thousand_validation_samples(on_decoder, small_shape):
+    for name in tables.RECIPES:
+        out = run_recipe(name, *on_decoder, "--seeds", 1, "--dry-run").splitlines()
+        choosing = [x for x in out if "train_backbone.py" not in x]  # which looks at all
+        assert {value_of(x, "--val-samples") for x in choosing} == {"1000"}
 
 
 @pytest.mark.parametrize("name, without", [("table2", "llmseqprompt"), ("table4", "half-lm")])
@@ -225,20 +279,53 @@ def test_an_lm_that_is_no_decoder_gets_the_rows_that_it_can_have(
     said, *lines = run_recipe(name, *args, "--input", "titles").splitlines()
     assert f"without {without}: " in said and "encoder-decoder" in said
     assert "delrec-s0" in lines[-1] and not any(f"{without}-s0" in x for x in lines)
+    assert not any("half" in x for x in lines)
     assert not any("--loss titles" in x or "--layers" in x for x in lines)
     assert "(--input ids) reads a state after every item" in refused_recipe("table3", *args)
 
 
+def test_half_of_the_lm_has_a_prompt_that_was_distilled_for_it(on_decoder, small_shape):
+    out = run_recipe("table4", *on_decoder, "--seeds", 1, "--dry-run").splitlines()
+    made = {value_of(x, "--out").split("/")[-1]: x for x in out[:-1]}
+    without, prompt, half = (
+        made[f"{x}-s0"] for x in ("half-no-prompt", "prompt-half-lm", "half-lm")
+    )
+    assert value_of(without, "--layers") == "2" and value_of(without, "--soft-prompt") == "none"
+    # stage 1 and stage 2 read what the row without stage 1 left of the LM
+    left = str(Path("runs") / value_of(without, "--out") / "lm")
+    assert value_of(prompt, "--llm") == value_of(half, "--llm")
+    assert value_of(half, "--llm").endswith(left)
+    assert value_of(half, "--soft-prompt") == value_of(prompt, "--out")
+    assert "--layers" not in half and all(
+        f"/{x}-s0 " in out[-1] for x in ("half-lm", "half-no-prompt")
+    )
+
+
+def test_half_of_an_lm_runs(here, toy, deep):
+    asked = dict(dataset=str(toy.folder), also=(), llm=deep, input="ids", dry_run=False)
+    budgets = dict(budget=80, prompt_budget=0, test_samples=10, val_samples=10)
+    plan = table_runs.Plan(**asked, **budgets, seeds=1, backbone_seeds=1, procs=1, jobs=1)
+    without, half = table_runs.Runs(plan, plan.dataset, 0).halves()
+    run = load_run(half, toy)
+    assert run.llm == str(here.root / without / "lm") and paper_method(run) is None
+    assert read_json(Path(run.llm) / "config.json")["num_hidden_layers"] == 2
+    assert run.soft_prompt.endswith("prompt-half-lm-s0")
+
+
 def test_fig8_moves_one_number_at_a_time(on_decoder):
-    out = run_recipe("fig8", *on_decoder, "--seeds", 1, "--dry-run")
-    prompts = [x for x in out.splitlines() if "distill.py" in x]
-
-    def values(flag):
-        return sorted(int(x.split(f"{flag} ")[1].split()[0]) for x in prompts if f"{flag} " in x)
-
-    assert len(prompts) == 1 + 5 + 4
-    assert values("--k") == [20, 40, 60, 100, 120]
-    assert values("--h") == [5, 15, 20, 25]
+    out = run_recipe("fig8", *on_decoder, "--seeds", 1, "--dry-run").splitlines()
+    prompts = [x for x in out if "distill.py" in x]
+    of_k = [x for x in prompts if "--input ids" in x]
+    # on titles a longer list is a longer prompt
+    of_h = [x for x in prompts if "--input ids" not in x]
+    assert sorted(int(value_of(x, "--k")) for x in of_k if "--k " in x) == [20, 40, 60, 100, 120]
+    assert not any("--h " in x for x in of_k) and not any("--k " in x for x in of_h)
+    assert sorted(int(value_of(x, "--h")) for x in of_h) == [5, 10, 15, 20, 25]
+    tuned = [x for x in out if "finetune.py" in x]
+    assert sum("--input titles" in x for x in tuned) == 5
+    assert sum("--input ids" in x for x in tuned) == 6
+    # a sweep has no stars
+    assert "--exploratory" in out[-1]
 
 
 def test_layers_teaches_each_depth_by_the_whole_lm(on_decoder, small_shape):

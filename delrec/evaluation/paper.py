@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from delrec.evaluation.stats import Intervals, RowMetrics, unseeded
-from delrec.evaluation.tables import SHOWN
+from delrec.evaluation.wording import SHOWN
 from delrec.lm.pretrained import seed_and_name
 from delrec.runtime import NAMES, ROOT, Run, read_json
 
@@ -26,6 +26,7 @@ OTHER_METHODS = {
     "llamarec": "LlamaRec",
     "llmseqprompt": "LLMSEQPROMPT",
     "e4srec": None,
+    "half-lm": None,
 }
 WITHOUT_STAGE_1 = {"none": "w/o SP", "words": "w MCP", "random": "w USP"}
 OF_ONE_TASK = {"rps": "w/o TA", "ta": "w/o RPS"}
@@ -74,7 +75,8 @@ def variant(run: Run) -> str | None:
     """What DELRec's tables call a fine-tuned run: DELRec, one of its variants, or another method
     that fine-tunes.
     """
-    maps_alone = run.soft_prompt == "none" and getattr(run, "maps", None)
+    # the maps of stage 1 without its soft prompt
+    maps_alone = run.soft_prompt in ("none", "random") and getattr(run, "maps", None)
     if run.teacher or run.layers or maps_alone:
         return None
     name = unseeded(run.folder.name)
@@ -92,24 +94,25 @@ def variant(run: Run) -> str | None:
 
 def sweeps_of(runs: dict[str, Run], value: RowMetrics, low_high: Intervals) -> dict:
     """Points of Figure 8: runs whose soft prompts differ in k or in h only, {"k": {"80": {hr@1,
-    low, high}}}; only where there are three points or more.
+    low, high}}}; only where there are three points or more, of titles or of vectors.
 
     runs: {row: run}; value: {row: metrics per sample}; low_high: {row: {metric: interval}}.
     """
-    k_and_h = {}
+    points_of = {}
     for name, run in runs.items():
         config = stage_1(run) if run.stage == "finetune" else {}
         if "k" in config and "h" in config:
-            k_and_h[name] = config["k"], config["h"]
+            points_of[name] = {"input": "titles", **config}
     sweeps = {}
-    for swept, place, other in (("k", 0, 1), ("h", 1, 0)):
-        levels = [both[other] for both in k_and_h.values()]
-        # the other one stays at its usual value
-        usual = max(set(levels), key=levels.count) if levels else None
+    for swept, other in (("k", "h"), ("h", "k")):
+        levels = {name: (of[other], of["input"]) for name, of in points_of.items()}
+        # the other one stays at its usual value, and items are shown in the usual form
+        known = list(levels.values())
+        usual = max(set(known), key=known.count) if known else None
         points = {}
-        for name, both in k_and_h.items():
-            if both[other] == usual:
-                points.setdefault(str(both[place]), []).append(name)
+        for name, level in levels.items():
+            if level == usual:
+                points.setdefault(str(points_of[name][swept]), []).append(name)
         if len(points) > 2:
             sweeps[swept] = {
                 level: {
