@@ -53,7 +53,8 @@ class Compared:
         metrics: tuple[str, str] = AMONG_CANDIDATES,
         floors: Collection[str] = (),
     ):
-        self.value, self.user_n, self.metrics, self.floors = value, user_n, metrics, floors
+        self.value, self.user_n = value, user_n
+        self.metrics, self.floors = metrics, floors
         clusters = clusters_of(user_n)
         self.differences = {m: Differences(value, m, clusters, margin) for m in metrics}
         self.seeds = {}  # {row without its seeds: its rows}
