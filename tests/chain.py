@@ -7,15 +7,16 @@ import pytest
 
 # every option that matters is said, so that no other default moves what the tests expect
 COMMON = (
-    "--verbalizer likelihood --no-show --history 6 --max-title 32 --max-tokens 1024 "
+    "--verbalizer likelihood --no-show --no-instruct --history 6 --max-title 32 --max-tokens 1024 "
     "--batch 8 --micro 4 --seed 0 --evals 2"
 )
 STAGE_1 = (
     "--k 6 --tasks both --a 3 --h 5 --candidates 8 --balance gradnorm --samples 48 --lr 0.05 "
-    "--weight-decay 1e-5 --warmup 0.1 --val-samples 20"
+    "--weight-decay 1e-5 --warmup 0.1 --val-samples 20 --rps-candidates random --loss candidates"
 )
 STAGE_2 = (
     "--order shuffled --adapt qv --init-r 6 --target-r 3 --alpha 32 --dropout 0 --orthogonal 0.1 "
+    "--prune-end 0.7 "
     "--loss both --candidates 15 --samples 80 --lr 0.03 --weight-decay 1e-6 --warmup 0.1 "
     "--val-samples 30 --calibrate"
 )
