@@ -117,7 +117,7 @@ def make_lms(circle: Circle) -> None:
     """
     on_lm = ["--dataset", circle.dataset, "--llm", circle.llm]
     distill = ["distill.py", *on_lm, "--backbone", circle.run("sasrec")]
-    distill += ["--samples", 64, "--val-samples", 48, "--evals", 1]
+    distill += ["--input", "ids", "--samples", 128, "--val-samples", 48, "--evals", 1]
     tune = ["finetune.py", *on_lm, "--val-samples", circle.val_samples, "--evals", 4]
     ids = ["--input", "ids", "--soft-prompt", circle.run("prompt")]
     small = ["--samples", circle.small_windows, "--layers", circle.layers]
