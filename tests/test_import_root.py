@@ -12,7 +12,7 @@ from scripts import ROOT
 # bottom up: a part imports itself and what stands on the floors under it, never its neighbours
 FLOORS = [
     ["runtime"],
-    ["metrics", "processes"],
+    ["metrics", "processes", "significance"],
     ["training"],
     ["kernels"],  # beside training, but for its bench, which measures memory
     ["data"],
