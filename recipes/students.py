@@ -150,9 +150,9 @@ def teachers(runs: Runs) -> tuple[str, str]:
     """
     on = runs.backbone(folds=FOLDS)
     cut = ["--layers", min(SMALL, kind_and_layers(runs.plan.llm)[1])]
-    inside = runs.tuned("small", "none", cut, "ids", on)
+    inside = runs.tuned("small", "none", cut, "ids", backbone=on)
     without = [
-        runs.tuned(f"small-f{fold}", "none", [*cut, "--without-fold", fold], "ids", on)
+        runs.tuned(f"small-f{fold}", "none", [*cut, "--without-fold", fold], "ids", backbone=on)
         for fold in range(FOLDS)
     ]
     runs.export(inside)

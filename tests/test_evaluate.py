@@ -13,8 +13,8 @@ from chain import evaluation
 from pictures import drawing
 
 import evaluate
+from delrec.data import counts
 from delrec.data.prepared import candidates, subset, users
-from delrec.evaluation import floors, stats
 from delrec.evaluation import scores as scores_of_runs
 from delrec.evaluation.wording import FULL, SHOWN, mark
 from delrec.lm import ranker as ranking
@@ -99,7 +99,7 @@ def test_the_rows_are_the_metrics_of_their_scores(table, toy, backbone, alone, o
     for name, score in (
         ("evaluated", scores - penalty[cand]),
         ("sasrec", np.load(backbone / "scores_test_15.npy")[which]),
-        ("popularity", floors.popularity(toy)[cand]),
+        ("popularity", counts.popularity(toy)[cand]),
     ):
         m = metrics(*compare(score, target))
         assert {k: rows[name][k] for k in SHOWN} == pytest.approx(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from delrec.data import counts
 from delrec.data.prepared import candidates, users
 from delrec.evaluation import floors
 from delrec.evaluation.groups import groups_of
@@ -56,18 +57,18 @@ def test_title_similarity_goes_in_chunks(toy):
 
 
 def test_popularity_counts_training_only(toy):
-    counts = floors.popularity(toy)
+    found = counts.popularity(toy)
     # targets stand in order: the last one of each user remains
     last = {u: s for u, s in zip(users(toy, toy.train), toy.train)}
     # a user's first item is no target, but training all the same
     read = [toy.items[s] for u in last for s in range(toy.ptr[u], last[u] + 1)]
-    assert counts[0] == 0 and counts.sum() == len(read) > len(toy.train)
-    assert all(counts[i] == read.count(i) for i in (1, 7, 30, 60))
+    assert found[0] == 0 and found.sum() == len(read) > len(toy.train)
+    assert all(found[i] == read.count(i) for i in (1, 7, 30, 60))
 
 
 def test_popularity_over_the_catalogue_masks_the_history_once(toy):
     count = np.bincount(toy.items[toy.train], minlength=toy.n_items + 1)
-    greater, equal = floors.full_ranking_of(count, toy, np.asarray(toy.test))
+    greater, equal = counts.full_ranking_of(count, toy, np.asarray(toy.test))
     for n, sample in enumerate(toy.test):
         target = toy.items[sample]
         others = (
@@ -90,7 +91,7 @@ def test_cooccurrence_worked_by_hand():
         n_users=2,
     )
     cand = np.array([[1, 2, 3, 4, 9, 8]] * 2)
-    s = floors.cooccurrence(data, np.array([3, 7]), cand, decay=0.5)
+    s = counts.cooccurrence(data, np.array([3, 7]), cand, decay=0.5)
 
     def pair(n, a, b):
         return n / np.sqrt(a * b)
@@ -123,7 +124,7 @@ def test_cooccurrence_finds_planted_pairs(make_data, tmp_path):
     )
     samples, cand = np.asarray(data.test), candidates(data, "test", 15)
     m = metrics(
-        *compare(floors.cooccurrence(data, samples, cand), cand == data.items[samples][:, None])
+        *compare(counts.cooccurrence(data, samples, cand), cand == data.items[samples][:, None])
     )
     assert m["hr@1"].mean() > 0.9  # the last item is the second of a pair
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from delrec.data.counts import popularity
 from delrec.data.prepared import Data, users
-from delrec.evaluation.floors import popularity
 from delrec.evaluation.stats import RowMetrics, interval
 
 

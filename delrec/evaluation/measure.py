@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from delrec.data.counts import full_ranking_of, popularity
 from delrec.data.prepared import Data, users
 from delrec.evaluation.comparisons import (
     AMONG_CANDIDATES,
@@ -24,7 +25,6 @@ from delrec.evaluation.comparisons import (
     over_seeds,
     planned_pairs,
 )
-from delrec.evaluation.floors import full_ranking_of, popularity
 from delrec.evaluation.groups import by_group
 from delrec.evaluation.paper import paper_method, printed_numbers, sweeps_of
 from delrec.evaluation.rows import Row, names_of, runs_of

@@ -9,14 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from delrec.data.counts import cooccurrence, popularity
 from delrec.data.prepared import Data, load_data, load_data_of
-from delrec.evaluation.floors import (
-    best_weight,
-    cooccurrence,
-    fused,
-    popularity,
-    title_similarity,
-)
+from delrec.evaluation.floors import best_weight, fused, title_similarity
 from delrec.evaluation.scores import Part, Scorer, scores_of
 from delrec.lm import listed
 from delrec.lm.pretrained import seed_and_name
