@@ -1,6 +1,7 @@
-"""One page of histograms of a prepared folder."""
+"""One page of histograms of a prepared folder, and the page of its audit."""
 
 import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,4 +92,73 @@ def draw_times(axes: "Axes", data: Data) -> None:
         + (" (red: where validation and test begin)" if cuts else ""),
         xlabel="time",
         ylabel="interactions",
+    )
+
+
+# ---------------------------------------------------------------- the audit's page
+
+
+def draw_audit(found: dict, data: Data, path: Path) -> None:
+    """Writes the page of an audit. found: what audit.py found (audit.json)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8))
+    ties = found["ties"]
+    draw_bars(axes[0, 0], '"the next id" is right, by the order of ties', ties["next_id"])
+    axes[0, 0].axhline(ties["chance"], color=RED)
+    axes[0, 0].set_xlabel(f"{ties['share']:.1%} of the interactions in a tie (red: chance)")
+    rules = found["rules"]
+    bars = {f"{n} items": v["rules"] for n, v in rules.items()}
+    bars |= {f"{n}, shuffled": v["shuffled"] for n, v in rules.items()}
+    draw_bars(axes[0, 1], "rules of what comes next", bars)
+    variants = found["shuffling"]["variants"]
+    first = next(iter(variants.values()))["ndcg@10"]["before"]
+    bars = {"as it is": first} | {name: v["ndcg@10"]["after"] for name, v in variants.items()}
+    draw_bars(axes[0, 2], "co-occurrence's NDCG@10, histories shuffled", bars)
+    draw_gaps(axes[1, 0], data)
+    bars = {f"{part} {kind}": v for part, of in found["cold"].items() for kind, v in of.items()}
+    bars |= {"repeats in test": found["repeats"]["test"]}
+    if found["future"]:
+        bars |= {"future that leave-one-out shows": found["future"]["share"]}
+    draw_bars(axes[1, 1], "never seen in training, repeats, leave-one-out", bars)
+    popularity = found["popularity"]
+    bars = {"top 1 %": popularity["top_1"], "top 10 %": popularity["top_10"]}
+    bars |= dict(zip(("thirds 1-2", "thirds 2-3", "thirds 1-3"), popularity["thirds"] or ()))
+    bars |= {k: popularity[k] for k in ("overall", "recent") if k in popularity}
+    draw_bars(axes[1, 2], "popularity: targets, correlations, HR@10", bars)
+    figure.suptitle(
+        f"{found['name']}, {found['split']} split, {found['test']:,} test targets: the audit"
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_bars(axes: "Axes", title: str, bars: dict[str, float]) -> None:
+    """A bar for each value, which stands above it."""
+    drawn = axes.bar(range(len(bars)), list(bars.values()), color=BLUE)
+    axes.bar_label(drawn, [f"{value:.3g}" for value in bars.values()], fontsize="small")
+    labels = [textwrap.fill(label, 11) for label in bars]
+    axes.set_xticks(range(len(bars)), labels, fontsize="small")
+    axes.set_title(title)
+
+
+def draw_gaps(axes: "Axes", data: Data) -> None:
+    """The times between a user's interaction and the one before."""
+    if data.times is None:
+        axes.axis("off")
+        axes.text(0.5, 0.5, "no times, only an order", ha="center")
+        return
+    owner = np.repeat(np.arange(data.n_users), np.diff(data.ptr))
+    gap = np.diff(data.times)[np.diff(owner) == 0]
+    edges = np.unique(np.geomspace(1, gap.max() + 2, 40).astype(np.int64))
+    axes.hist(gap + 1, edges, color=BLUE)
+    axes.set(
+        title="time between a user's interactions",
+        xscale="log",
+        ylabel="interactions",
+        xlabel="units of the log, plus 1",
     )

@@ -5,6 +5,7 @@
                                                     answers, else --raw FOLDER
     python data/prepare.py my-shop --raw FOLDER --noun product --verb bought
     python data/prepare.py my-shop --check          is it what it says, and free of leaks?
+    python data/prepare.py ml-100k --audit          what may be said of models on this log?
     python data/prepare.py smollm2-135m             the embedded LM, converted once into the cache
 
 NAME is a data set known by name (ml-100k, ml-1m, ml-latest-small, steam, beauty, toys, games,
@@ -28,6 +29,7 @@ import click
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
+from delrec.data.audit import audit_folder
 from delrec.data.check import check_folder
 from delrec.data.fetch import fetch_llm, fetch_ml100k
 from delrec.data.log import Log
@@ -118,7 +120,8 @@ def place_of_earlier(out: Path, meta: dict, differences: list[str], overwrite: b
     """Where the preparation in `out` is kept when the new one takes its place: None if no run uses
     it, or if it is kept there already. Without `overwrite` it is not replaced.
     """
-    old = read_json(out / "meta.json")["hash"]
+    earlier = read_json(out / "meta.json")
+    old = earlier["hash"]
     runs = runs_on(old) if "hash" in differences else []
     keep = kept_as(out, old) if runs else None
     if not overwrite:
@@ -128,9 +131,11 @@ def place_of_earlier(out: Path, meta: dict, differences: list[str], overwrite: b
         keeps = ""
         if keep:
             keeps = f" and keeps the earlier one as {keep} for the {len(runs)} runs that use it"
+        other = "--out names another folder"
+        if earlier.get("split") != meta["split"]:
+            other = f"--out {out}-{meta['split']} puts this {meta['split']} split beside it"
         stop(
-            f"{out} holds another preparation ({differs}); --overwrite replaces it{keeps}"
-            ", --out names another folder"
+            f"{out} holds another preparation ({differs}); --overwrite replaces it{keeps}, {other}"
         )
     return None if keep is None or keep.exists() else keep
 
@@ -197,6 +202,12 @@ def write_prepared(out: Path, made: Preparation, meta: dict, keep: Path | None) 
     "1 if there are any",
 )
 @click.option(
+    "--audit",
+    "auditing",
+    is_flag=True,
+    help="also print and draw one page about the log: ties, order, gaps, leaks, popularity",
+)
+@click.option(
     "--core",
     default=5,
     type=click.IntRange(min=1),
@@ -210,9 +221,9 @@ def write_prepared(out: Path, made: Preparation, meta: dict, keep: Path | None) 
 @click.option(
     "--ties",
     default="shuffled",
-    type=click.Choice(["shuffled", "item"]),
-    help="order of a user's interactions of equal time: drawn once, or by item id (which tells "
-    "a model of ids the answer)",
+    type=click.Choice(["shuffled", "item", "file"]),
+    help="order of a user's interactions of equal time: drawn once, by item id (which tells "
+    "a model of ids the answer), or as the rows of the file stand",
 )
 @click.option("--seed", default=0, type=click.IntRange(min=0), help="of the candidates")
 @click.option(
@@ -245,6 +256,7 @@ def main(
     out: Path | None,
     overwrite: bool,
     checking: bool,
+    auditing: bool,
     core: int,
     split: str | None,
     ties: str,
@@ -279,14 +291,18 @@ def main(
         "noun": one_line(noun or usual["noun"]) or usual["noun"],
         "verb": one_line(verb or usual["verb"]) or usual["verb"],
     }
-    meta = prepare(log, name, out, Rules(split, core, ties, seed, max_eval), words, overwrite)
+    rules = Rules(split, core, ties, seed, max_eval)
+    meta = prepare(log, name, out, rules, words, overwrite)
     print(summary(meta, out))
     if source and not own and core == 5:
         log.notes += notes_on_counts(meta, source)
     for note in log.notes:
         print(f"note: {note}")
-    draw_pictures(load_data(str(out)), out / "pictures.png")
+    data = load_data(str(out))
+    draw_pictures(data, out / "pictures.png")
     print(f"prepared in {time.time() - start:.1f} s; pictures in {out / 'pictures.png'}")
+    if auditing:
+        audit_folder(log, replace(rules, split=meta["split"]), data)
 
 
 def stop_unless_a_name(name: str, checking: bool) -> None:

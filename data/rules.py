@@ -25,7 +25,8 @@ class Rules:
 
     split: str | None = None  # "temporal" or "leave-one-out"; None: temporal where times exist
     core: int = 5  # interactions that every user and item keeps at least
-    ties: str = "shuffled"  # order of equal times: "shuffled", or "item" for that of the item ids
+    # order of equal times: "shuffled", "item" for that of the item ids, "file" for that of the rows
+    ties: str = "shuffled"
     seed: int = 0  # of the candidates
     max_eval: int | None = None  # at most so many validation and test samples each
 
@@ -110,8 +111,10 @@ def interactions_of(rows: Rows, core: int, ties: str) -> Interactions:
     first[1:] = (np.diff(user) != 0) | (np.diff(item) != 0) | (np.diff(when) != 0)
     user, item, when = user[first], item[first], when[first]
     # by item id, a model of ids could read the target off the id of the item before it
-    if ties == "shuffled":
-        order = np.lexsort((np.random.default_rng(0).random(len(user)), when, user))
+    if ties != "item":
+        row = order[first]
+        key = row if ties == "file" else np.random.default_rng(0).random(len(user))
+        order = np.lexsort((key, when, user))
         item, when = item[order], when[order]
     keep = k_core(user, item, core)
     if not keep.any():
@@ -268,8 +271,6 @@ def candidates_of(left: Interactions, samples: Samples, seed: int) -> dict[str, 
     n_items = left.n_items
     free = n_items - np.bincount(left.pairs // (n_items + 1))  # items that a user never touched
     fewest = min(int(free[left.user[index]].min()) for index in samples.of.values())
-    # training negatives must not tell what a user will touch later
-    known = np.unique(left.pair_of()[samples.part == 0])
     drawn = {}
     for C in CANDIDATES:
         if fewest < C - 1:
@@ -281,9 +282,18 @@ def candidates_of(left: Interactions, samples: Samples, seed: int) -> dict[str, 
                 stop(f"{line}; give a log with more items")
             print(f"{line}; candidates_*_{C}.npy are not written")
             continue
-        for n, s in enumerate(("val", "test") if C > 20 else ("val", "test", "train")):
-            target, user = left.item[samples.of[s]], left.user[samples.of[s]]
-            pairs = known if s == "train" else left.pairs
-            rng = np.random.default_rng([seed, n, C])
-            drawn[f"candidates_{s}_{C}"] = draw_candidates(target, user, pairs, n_items, C, rng)
+        for s in ("val", "test") if C > 20 else ("val", "test", "train"):
+            drawn[f"candidates_{s}_{C}"] = candidates_of_part(left, samples, s, C, seed)
     return drawn
+
+
+def candidates_of_part(
+    left: Interactions, samples: Samples, s: str, C: int, seed: int
+) -> np.ndarray:
+    """The candidates of train, val or test: int32 (n, C)."""
+    pairs = left.pairs
+    if s == "train":  # its negatives must not tell what a user will touch later
+        pairs = np.unique(left.pair_of()[samples.part == 0])
+    target, user = left.item[samples.of[s]], left.user[samples.of[s]]
+    rng = np.random.default_rng([seed, ("val", "test", "train").index(s), C])
+    return draw_candidates(target, user, pairs, left.n_items, C, rng)
