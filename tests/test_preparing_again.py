@@ -72,6 +72,29 @@ def test_a_new_preparation_keeps_the_old_one_while_runs_use_it(shop, script, on_
     assert CliRunner().invoke(prepare.main, [f"shop@{old}", "--check"]).exit_code == 0
 
 
+def test_both_splits_stand_beside_each_other_with_their_own_runs(shop, script, on_cpu, tmp_path):
+    assert shop().exit_code == 0
+    script(train_backbone.main, "--dataset", "shop", *QUICK)
+    before = contents(tmp_path / "data" / "shop"), contents(tmp_path / "runs" / "shop")
+    other = tmp_path / "data" / "shop-leave-one-out"
+    refused = shop("--split", "leave-one-out")
+    assert refused.exit_code == 1
+    assert f"--out {other} puts this leave-one-out split beside it" in refused.output
+    assert shop("--split", "leave-one-out", "--out", other).exit_code == 0
+    script(train_backbone.main, "--dataset", "shop-leave-one-out", *QUICK)
+    for name, split in (("shop", "temporal"), ("shop-leave-one-out", "leave-one-out")):
+        data, trained = load_data(name), load_run(f"{name}/sasrec")
+        assert data.meta["split"] == split and data.name == "shop"
+        assert trained.data_hash == data.meta["hash"]
+        script(evaluate.main, "--ckpt", f"{name}/sasrec", "--out", tmp_path / name)
+        assert f"{split} split" in (tmp_path / name / "table.txt").read_text()
+    assert names(tmp_path / "data") == names(tmp_path / "runs") == ["shop", "shop-leave-one-out"]
+    after = contents(tmp_path / "data" / "shop"), contents(tmp_path / "runs" / "shop")
+    assert after[0] == before[0] and before[1].items() <= after[1].items()  # and ranks_test_15.npy
+    mixed = script(evaluate.main, "--ckpt", "shop/sasrec", "shop-leave-one-out/sasrec", code=1)
+    assert "was trained on another preparation of shop" in mixed.error
+
+
 def test_a_killed_run_keeps_its_preparation_too(shop, script, on_cpu, interrupted, tmp_path):
     assert shop().exit_code == 0
     old = load_data("shop").meta["hash"]
