@@ -6,7 +6,9 @@ G users, R differences tested at once.
 
 import numpy as np
 
-EXACT = 14  # so many users at most: all 2^G signs are tried
+EXACT = 14  # with so many users or fewer all 2^G patterns of signs are tried
+DRAWS = 9999  # patterns that are drawn where there are more
+ROUNDING = 1e-7  # two sums of metrics that differ by less are the same
 
 
 def user_sums(difference_nR: np.ndarray, user_n: np.ndarray) -> np.ndarray:
@@ -16,24 +18,37 @@ def user_sums(difference_nR: np.ndarray, user_n: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(row_n, column) for column in columns], 1)
 
 
-def sign_flip(total_GR: np.ndarray, draws: int = 9999, seed: int = 0) -> np.ndarray:
-    """p of the sign-flip test over users, float64 (R,): without a difference each user's sum S_g
-    could as well have had the other sign.
+def sign_flips(sum_GR: np.ndarray, seed: int = 0) -> np.ndarray:
+    """sum_g e_g S_g of each column for patterns of signs e_g = +-1, float64 (patterns, R): all 2^G
+    patterns of few users, else DRAWS drawn ones.
 
-    T = |sum_g S_g| against |sum_g e_g S_g| with signs e_g = +-1. For G <= 14 all 2^G patterns:
-    p = #{>= T} / 2^G. Else `draws` random ones: p = (1 + #{>= T}) / (draws + 1).
+    The columns see the same patterns, so what holds of a difference of columns is the difference of
+    what holds of them: one pass serves every pair of rows.
     """
-    total_GR = np.asarray(total_GR, float)
-    G = len(total_GR)
-    # sums of the same numbers in another order differ in the last bits
-    least_R = np.abs(total_GR.sum(0)) - 1e-9 * np.abs(total_GR).sum(0)
+    G, total_R = len(sum_GR), sum_GR.sum(0)
     if G <= EXACT:
-        bit_PG = np.arange(2**G)[:, None] >> np.arange(G) & 1
-        return (np.abs((2 * bit_PG - 1) @ total_GR) >= least_R).mean(0)
-    rng, reached_R = np.random.default_rng(seed), np.ones(total_GR.shape[1])
-    # 200 draws at a time: draws x users would not fit for large data
-    for begin in range(0, draws, 200):
-        bit_PG = rng.integers(0, 2, (min(200, draws - begin), G), dtype=np.int8)
-        flipped_PR = 2 * (bit_PG.astype(np.float32) @ total_GR) - total_GR.sum(0)
-        reached_R += (np.abs(flipped_PR) >= least_R).sum(0)
-    return reached_R / (draws + 1)
+        is_plus_PG = (np.arange(2**G)[:, None] >> np.arange(G)) & 1
+        return 2 * (is_plus_PG @ sum_GR) - total_R
+    rng, at_once, flipped = np.random.default_rng(seed), max(4_000_000 // G, 1), []
+    for first in range(0, DRAWS, at_once):
+        bytes_DB = rng.integers(0, 256, (min(at_once, DRAWS - first), -(-G // 8)), np.uint8)
+        is_plus_DG = np.unpackbits(bytes_DB, axis=1)[:, :G].astype(float)
+        flipped.append(2 * (is_plus_DG @ sum_GR) - total_R)
+    return np.concatenate(flipped)
+
+
+def share_as_large(flipped_P: np.ndarray, total: float) -> float:
+    """p of the sign-flip test: the share of patterns whose |sum_g e_g S_g| reaches |sum_g S_g|; of
+    drawn patterns (1 + those that reach it) / (1 + DRAWS).
+    """
+    reach = int((np.abs(flipped_P) >= abs(total) - ROUNDING).sum())
+    drawn = len(flipped_P) == DRAWS
+    return (reach + drawn) / (len(flipped_P) + drawn)
+
+
+def sign_flip(sum_GR: np.ndarray, seed: int = 0) -> np.ndarray:
+    """p of the sign-flip test of each column, float64 (R,): without a difference each user's sum
+    S_g could as well have had the other sign."""
+    sum_GR = np.asarray(sum_GR, float)
+    flipped_PR = sign_flips(sum_GR, seed)
+    return np.array([share_as_large(f, s) for f, s in zip(flipped_PR.T, sum_GR.sum(0))])

@@ -16,6 +16,7 @@ import evaluate
 from delrec.data import counts
 from delrec.data.prepared import candidates, subset, users
 from delrec.evaluation import scores as scores_of_runs
+from delrec.evaluation import stats
 from delrec.evaluation.wording import FULL, SHOWN, mark
 from delrec.lm import ranker as ranking
 from delrec.metrics import chance, compare, metrics

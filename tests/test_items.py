@@ -188,6 +188,8 @@ def test_the_table_ranks_the_whole_catalogue_by_an_lm_that_reads_it_at_once(
         s = score_catalogue(r, start, [r.prompts.history(old[-6:])[0]])[0]
         own = s[toy.items[sample]]
         s[old] = -np.inf
+        lists = np.load(copy / "topk_test.npy")[n]
+        assert (np.sort(s[lists]) == np.sort(s)[-10:]).all()
         assert full[n, 0] == (s > own).sum()
     stored = np.load(copy / "scores_test_15.npy")[which]
     again = score_samples(r, "test", which, 15, alone)
@@ -197,6 +199,8 @@ def test_the_table_ranks_the_whole_catalogue_by_an_lm_that_reads_it_at_once(
     hits = metrics(*full[which].T, (20,))["hr@20"].mean()
     assert table["full"]["e4srec"]["hr@20"] == pytest.approx(hits)
     assert len(table["full_tests"]) == 1
+    shown = np.unique(np.load(copy / "topk_test.npy")[which])
+    assert table["beyond"]["rows"]["e4srec"]["coverage"] == pytest.approx(len(shown) / 60)
     assert list(table["full_against"]) == ["e4srec"]
     text = (tmp_path / "out" / "table.txt").read_text()
     assert "paired tests over all items, row minus sasrec" in text

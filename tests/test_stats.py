@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from delrec import significance
 from delrec.evaluation import stats
 
 # ---------------------------------------------------------------- intervals and tests
@@ -136,7 +137,7 @@ def test_uneven_users_have_fewer_degrees_of_freedom():
 def flip_p(sums):
     """p of the sign-flip test of the users' sums."""
     sums = np.array(sums, float)
-    return stats.share_as_large(stats.sign_flips(sums[:, None])[:, 0], sums.sum())
+    return significance.share_as_large(significance.sign_flips(sums[:, None])[:, 0], sums.sum())
 
 
 def test_the_sign_flip_test_worked_by_hand():
@@ -152,11 +153,11 @@ def test_the_sign_flip_test_worked_by_hand():
 
 
 def test_drawn_signs_come_near_all_signs_and_never_to_nought():
-    few = np.random.default_rng(1).normal(0.4, 1, stats.ALL_PATTERNS)
+    few = np.random.default_rng(1).normal(0.4, 1, significance.EXACT)
     more = np.append(few, [0.0, 0.0])  # as good as nothing, but now patterns are drawn
-    assert len(stats.sign_flips(more[:, None])) == stats.DRAWS
+    assert len(significance.sign_flips(more[:, None])) == significance.DRAWS
     assert flip_p(more) == pytest.approx(flip_p(few), abs=0.015)
-    assert flip_p(np.ones(40)) == 1 / (1 + stats.DRAWS)
+    assert flip_p(np.ones(40)) == 1 / (1 + significance.DRAWS)
     assert flip_p(more) == flip_p(more)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 
+from delrec.evaluation.beyond import beyond_as_text
 from delrec.evaluation.comparisons import AMONG_CANDIDATES, OVER_ALL_ITEMS, Comparison
 from delrec.evaluation.stats import RowMetrics
 from delrec.evaluation.wording import (
@@ -35,6 +36,7 @@ def table_lines(result: dict) -> list[str]:
         *seeds_as_text(result, wide),
         *tests_as_text(result),
         *full_as_text(result, wide),
+        *beyond_as_text(result, wide),
         *groups_as_text(result, wide),
     ]
 

@@ -4,7 +4,8 @@ their intervals, and tests of what differs.
 Keys: protocol, dataset, n, users, users_worth (G_eff), items, candidates, hash, chance; reference,
 margin, margin_full, exploratory (see comparisons.Planned); rows {name: {note, metrics, intervals,
 test against the reference, paper}}, seeds, planned, tests (every pair); full, full_against,
-full_planned, full_tests, full_seeds (the same over the whole catalogue); groups, sweeps.
+full_planned, full_tests, full_seeds (the same over the whole catalogue); beyond (see beyond.py),
+groups, sweeps.
 """
 
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 
 from delrec.data.counts import full_ranking_of, popularity
 from delrec.data.prepared import Data, users
+from delrec.evaluation.beyond import beyond
 from delrec.evaluation.comparisons import (
     AMONG_CANDIDATES,
     OVER_ALL_ITEMS,
@@ -76,6 +78,7 @@ def measured(
         "planned": planned_pairs(compared, planned),
         "tests": every_pair(compared, of_interest),
         **over_all_items(names_of(rows), data, test.which, user, planned),
+        "beyond": beyond(names_of(rows), value, data, test.which),
         "groups": by_group(value, data, test.samples),
         "sweeps": sweeps_of(runs_of(rows), value, low_high),
     }

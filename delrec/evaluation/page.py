@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from delrec.evaluation.beyond import about_beyond, beyond_table
 from delrec.evaluation.cases import Case
 from delrec.evaluation.comparisons import AMONG_CANDIDATES, OVER_ALL_ITEMS, Comparison
 from delrec.evaluation.tables import main_table, seeds_table, tests_table
@@ -98,6 +99,8 @@ def tables_of(result: dict) -> list[str]:
         head = ["row", *(m.upper() for m in FULL)]
         body = [[name, *(f"{v[m]:.4f}" for m in FULL)] for name, v in result["full"].items()]
         sections.append(f"<h2>Over all {result['items']} items</h2>" + html_table(head, body))
+    table = html_table(*beyond_table(result))
+    sections.append(f"<h2>Beside accuracy</h2>{table}{note(about_beyond(result))}")
     for kind, groups in result["groups"].items():
         head = ["row", *(f"{group} ({v['n']})" for group, v in groups.items())]
         body = [

@@ -165,17 +165,21 @@ def scored_by_lm(
     scorer: Scorer, run: Run, split: str, which: np.ndarray, shuffled: bool
 ) -> np.ndarray:
     """Scores (n, C) by the run's LM. One that reads the whole catalogue at once also ranks it: that
-    is stored beside (full_test.npy).
+    is stored beside (full_test.npy, and the best items in topk_test.npy).
     """
     ranker, penalty_I = opened(scorer, run)
     ranker = replace(ranker, shuffled=shuffled)
     C, ranks = scorer.C, scorer.ranks
     began, name = time.time(), f"{run.folder.name} {split}"
     if split == "test" and reads_all(ranker) and not shuffled:
-        score_nC, full = score_and_rank(ranker, split, which, C, ranks, penalty_I[None], name)
+        score_nC, full, list_nK = score_and_rank(
+            ranker, split, which, C, ranks, penalty_I[None], name
+        )
         if ranks.main:
             stop_if_replaced(run)
-            store_full(run.folder / "full_test.npy", len(scorer.data.test), which, full[0])
+            n = len(scorer.data.test)
+            store_rows(run.folder / "full_test.npy", n, which, full[0], empty=-1)
+            store_rows(run.folder / "topk_test.npy", n, which, list_nK, empty=0)
     else:
         score_nC = score_samples(ranker, split, which, C, ranks, name=name)
     scorer.prompts += len(which)
@@ -192,12 +196,12 @@ def store(path: Path, score_nC: np.ndarray, run: Run, ranks: Ranks) -> None:
             listed.note(run, path.stem, now)
 
 
-def store_full(path: Path, n: int, which: np.ndarray, full: np.ndarray) -> None:
-    """Stores ranks over the catalogue (greater, equal) beside those there already; -1 where nobody
-    asked.
+def store_rows(path: Path, n: int, which: np.ndarray, rows: np.ndarray, empty: int) -> None:
+    """Stores rows of whole numbers for some of n samples beside those there already; `empty` where
+    nobody asked.
     """
-    whole = stored(path, np.full((n, 2), -1, np.int32))
-    whole[which] = full
+    whole = stored(path, np.full((n, rows.shape[1]), empty, np.int32))
+    whole[which] = rows
     write_npy(path, whole)
 
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from delrec.significance import share_as_large, sign_flips
+
 RowMetrics = dict[str, dict[str, np.ndarray]]  # {row: {metric: its value for each sample (n,)}}
 Intervals = dict[str, dict[str, np.ndarray]]  # {row: {metric: the ends of its interval (2,)}}
 Test = dict[str, float | None]  # what Differences.between returns
 
-ALL_PATTERNS = 14  # with so many users or fewer all 2^G patterns of signs are tried
-DRAWS = 9999  # patterns that are drawn where there are more
 POWER = 2.8  # standard errors that a difference needs to be found four times in five
-ROUNDING = 1e-7  # two sums of metrics that differ by less are the same
 
 
 def unseeded(name: str) -> str:
@@ -80,37 +79,6 @@ def clusters_of(user_n: np.ndarray) -> Clusters:
 def kish(count_G: np.ndarray) -> float:
     """G_eff = (sum n_g)^2 / sum n_g^2: G users of these sizes tell as much as G_eff of one size."""
     return float(count_G.sum() ** 2 / (count_G.astype(float) ** 2).sum())
-
-
-# ---------------------------------------------------------------- the sign-flip test
-
-
-def sign_flips(sum_GR: np.ndarray, seed: int = 0) -> np.ndarray:
-    """sum_g e_g S_g of each column for patterns of signs e_g = +-1, float64 (patterns, R): all 2^G
-    patterns of few users, else DRAWS drawn ones.
-
-    The columns see the same patterns, so what holds of a difference of columns is the difference of
-    what holds of them: one pass serves every pair of rows.
-    """
-    G, total_R = len(sum_GR), sum_GR.sum(0)
-    if G <= ALL_PATTERNS:
-        is_plus_PG = (np.arange(2**G)[:, None] >> np.arange(G)) & 1
-        return 2 * (is_plus_PG @ sum_GR) - total_R
-    rng, at_once, flipped = np.random.default_rng(seed), max(4_000_000 // G, 1), []
-    for first in range(0, DRAWS, at_once):
-        bytes_DB = rng.integers(0, 256, (min(at_once, DRAWS - first), -(-G // 8)), np.uint8)
-        is_plus_DG = np.unpackbits(bytes_DB, axis=1)[:, :G].astype(float)
-        flipped.append(2 * (is_plus_DG @ sum_GR) - total_R)
-    return np.concatenate(flipped)
-
-
-def share_as_large(flipped_P: np.ndarray, total: float) -> float:
-    """p of the sign-flip test: the share of patterns whose |sum_g e_g S_g| reaches |sum_g S_g|; of
-    drawn patterns (1 + those that reach it) / (1 + DRAWS).
-    """
-    reach = int((np.abs(flipped_P) >= abs(total) - ROUNDING).sum())
-    drawn = len(flipped_P) == DRAWS
-    return (reach + drawn) / (len(flipped_P) + drawn)
 
 
 # ---------------------------------------------------------------- Student's t

@@ -24,6 +24,8 @@ from delrec.runtime import Run, load_run, read_npy, stop
 from delrec.training.log import Log
 from delrec.training.memory import CPU_TOKENS
 
+LISTED = 10  # items of a list that is stored beside the ranks over the catalogue
+
 
 @dataclass
 class Ranker:
@@ -308,10 +310,11 @@ def score_and_rank(
     ranks: Ranks,
     penalty_WI: np.ndarray,
     name: str = "rank",
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For an LM that reads the catalogue from one state: the scores (n, C) that score_samples
-    gives, and full (W, n, 2), how many items score above and equal to the target once each of the
-    penalties is subtracted, the user's earlier items masked."""
+    gives; full (W, n, 2), how many items score above and equal to the target once each of the
+    penalties is subtracted, the user's earlier items masked; and by the first penalty the best
+    items (n, LISTED), 0 where fewer are left."""
     samples = np.asarray(getattr(r.data, split))[which]
     cand_nC = candidates(r.data, split, C, which)
     begins = r.data.ptr[users(r.data, samples)]
@@ -319,19 +322,34 @@ def score_and_rank(
     tails = [r.prompts.history(h[h > 0])[0] for h in shown_histories(r, samples)]
 
     def near_and_ranks(j, s_BI):
-        columns = [np.take_along_axis(s_BI, cand_nC[j], 1)]
+        columns, best = [np.take_along_axis(s_BI, cand_nC[j], 1)], None
         for penalty_I in penalty_WI:
             left_BI = s_BI - penalty_I
             own = np.take_along_axis(left_BI, target[j][:, None], 1)
             for s_I, n in zip(left_BI, j):
                 s_I[r.data.items[begins[n] : samples[n]]] = -np.inf
+            best = best_items(left_BI) if best is None else best
             np.put_along_axis(left_BI, target[j][:, None], own, 1)
             columns.append((left_BI > own).sum(1, keepdims=True))
             columns.append((left_BI == own).sum(1, keepdims=True) - 1)
-        return np.concatenate(columns, 1)
+        return np.concatenate([*columns, best], 1)  # fp32 holds ids up to 2^24
 
-    rows = over_catalogue(r, tails, C + 2 * len(penalty_WI), near_and_ranks, ranks, name)
-    return rows[:, :C], rows[:, C:].reshape(len(rows), -1, 2).swapaxes(0, 1)
+    end = C + 2 * len(penalty_WI)
+    rows = over_catalogue(r, tails, end + LISTED, near_and_ranks, ranks, name)
+    full_Wn2 = rows[:, C:end].reshape(len(rows), -1, 2).swapaxes(0, 1)
+    return rows[:, :C], full_Wn2, rows[:, end:]
+
+
+def best_items(score_BI: np.ndarray) -> np.ndarray:
+    """The LISTED best items of each row, the best first, ties by the smaller id, 0 where a row has
+    no more: int64 (B, LISTED)."""
+    some = min(LISTED, score_BI.shape[1])
+    top_BK = np.sort(np.argpartition(-score_BI, some - 1, axis=1)[:, :some], 1)
+    own_BK = np.take_along_axis(score_BI, top_BK, 1)
+    order_BK = np.argsort(-own_BK, axis=1, kind="stable")
+    best_BK = np.zeros((len(score_BI), LISTED), np.int64)
+    best_BK[:, :some] = np.take_along_axis(np.where(own_BK > -np.inf, top_BK, 0), order_BK, 1)
+    return best_BK
 
 
 # ---------------------------------------------------------------- calibration
@@ -365,7 +383,7 @@ def calibrate(
         target_n = r.data.items[r.data.val[which]]
         return calibrate_among(score_nC, candidates(r.data, "val", C, which), neutral_I, target_n)
     penalty_WI = np.outer(CALIBRATIONS, neutral_I).astype(np.float32)
-    _, full_Wn2 = score_and_rank(r, "val", which, C, ranks, penalty_WI, "calibrate")
+    _, full_Wn2, _ = score_and_rank(r, "val", which, C, ranks, penalty_WI, "calibrate")
     return best_calibration([full_n2.T for full_n2 in full_Wn2])
 
 

@@ -134,7 +134,7 @@ class Validation:
             hit, gain = self.quality(score_nC)
             return score_nC, {"val_hr@1": hit, "val_ndcg@10": gain}
         no_penalty_1I = np.zeros((1, r.data.n_items + 1), np.float32)
-        score_nC, full_1n2 = score_and_rank(
+        score_nC, full_1n2, _ = score_and_rank(
             r, "val", self.which, self.C, ranks, no_penalty_1I, name
         )
         hit, gain = self.quality(score_nC)
