@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from delrec.evaluation.comparisons import OVER_ALL_ITEMS, Comparison
-from delrec.evaluation.stats import DRAWS, Test
+from delrec.evaluation.stats import Test
+from delrec.significance import DRAWS
 
 SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 # over all items
