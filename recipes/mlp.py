@@ -186,11 +186,11 @@ def fit(
     "--backbone", help="run of train_backbone.py --folds; runs/<dataset>/sasrec if not given"
 )
 @click.option("--out", help="run folder to write; runs/<dataset>/mlp if not given")
-@click.option("--hidden", default=1024, type=WHOLE, help="width between the two layers")
+@click.option("--hidden", default=512, type=WHOLE, help="width between the two layers")
 @click.option("--dropout", default=0.5, type=click.FloatRange(0, 0.95), help="between them too")
 @click.option("--batch", default=256, type=WHOLE, help="samples of a step")
 @click.option("--epochs", default=40, type=WHOLE, help="most epochs at each learning rate")
-@click.option("--patience", default=3, type=WHOLE, help="epochs without a better validation")
+@click.option("--patience", default=5, type=WHOLE, help="epochs without a better validation")
 @common.seed_option
 @click.option("--overwrite", is_flag=True, help="replace the finished run in --out")
 def main(**config) -> None:
