@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from chain import stages
 from safetensors.torch import load_file
+from tuning import stored_scores
 
 import distill
 import finetune
-from delrec.data.prepared import subset
 from delrec.evaluation.paper import paper_method
 from delrec.lm.model import load_lm
 from delrec.lm.prompts import PATTERN
@@ -41,8 +41,8 @@ def opened_again(folder, toy, alone):
     """A run and its ranker, which scores the validation part as it did when it was trained."""
     run = load_run(folder, toy)
     ranker, _ = open_run(run, toy, torch.device("cpu"))
-    val = subset(len(toy.val), 30, 0)
-    stored = np.load(folder / "scores_val_15.npy")[val]
+    val, stored = stored_scores(folder)
+    assert len(val) == 30
     again = score_samples(ranker, "val", val, 15, alone)
     np.testing.assert_allclose(again, stored, atol=1e-4)
     return run, ranker
