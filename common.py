@@ -1,7 +1,5 @@
 """What the four scripts share: options, and how a run begins and ends."""
 
-import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,25 +9,11 @@ import click
 
 from delrec.data.prepared import Data, load_data
 from delrec.processes import Ranks, restarted, setup
-from delrec.runtime import (
-    HELD,
-    beside,
-    commit,
-    empty,
-    folder_of,
-    is_run,
-    lock,
-    machine,
-    put_in_place,
-    stop,
-    unlock,
-    versions,
-    whole_or_auto,
-    write_json,
-)
-from delrec.training.checkpoints import complete
+from delrec.runtime import folder_of, stop, whole_or_auto
 from delrec.training.claims import claim
-from delrec.training.memory import peak_gb
+from delrec.training.run_folders import finish_run, start_run
+
+__all__ = ["claim", "finish_run", "start_run"]  # a script calls them by this module's name
 
 WHOLE = click.IntRange(1)  # 1, 2, 3, ..
 FROM_0 = click.FloatRange(0)
@@ -345,67 +329,3 @@ def enter(cfg: SimpleNamespace, name: str) -> tuple[Ranks, Data, Path]:
     folder = folder_of("runs", cfg.out or f"{data.folder_name}/{name}")
     claim(folder, cfg, ranks)
     return ranks, data, folder
-
-
-def start_run(
-    folder: Path, stage: str, cfg: SimpleNamespace, data: Data, ranks: Ranks
-) -> tuple[Path, dict[str, Any]]:
-    """(where to build the run, the record that finish_run writes to config.json).
-
-    The run is built in <folder>.unfinished; what is stored in it names the final `folder`. With
-    cfg.resume, log and checkpoints of a killed run stay there.
-    """
-    new = beside(folder, "unfinished")
-    record = {
-        "stage": stage,
-        **vars(cfg),
-        "dataset": data.name,
-        "data_folder": str(data.folder),
-        "data_hash": data.meta["hash"],
-        "world": ranks.world,
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine(),
-        "started": time.time(),
-    }
-    if ranks.main:
-        lock(new)
-        if not getattr(cfg, "resume", False):
-            empty(new)
-        write_json(new / "started.json", record)
-        if context := click.get_current_context(silent=True):
-            context.call_on_close(lambda: leave(new))
-        print(
-            f"{stage}: " + " ".join(f"{k}={v}" for k, v in vars(cfg).items() if v is not None),
-            flush=True,
-        )
-        if is_run(folder):
-            print(f"{folder} stays as it is until this run replaces it", flush=True)
-    return new, record
-
-
-def leave(new: Path) -> None:
-    """At the end of a command: what it did not finish stays only if --resume can use it."""
-    if new in HELD:
-        kept = complete(new / "checkpoints") or (new / "config.json").exists()
-        if not kept and not (new / "teacher_states.npy").exists():
-            shutil.rmtree(new, ignore_errors=True)
-        unlock(new)
-
-
-def finish_run(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """The record as it is stored. config.json is written last, then the run is put in its place."""
-    new = beside(folder, "unfinished")
-    record["seconds"] = round(time.time() - record.pop("started"), 1)
-    record["finished"] = round(time.time(), 3)
-    record["peak_gb"] = round(peak_gb(), 2)
-    write_json(new / "config.json", record)
-    try:
-        put_in_place(folder)
-    except OSError as bad:
-        stop(
-            f"the run is finished and whole in {new}, but could not be put in its place ({bad}); "
-            "the same command with --resume does that"
-        )
-    unlock(new)
-    return record

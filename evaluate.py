@@ -28,9 +28,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
-import torch
 
-from common import claim, finish_run, start_run, verbalizers
+from common import verbalizers
 from delrec.data.prepared import Data
 from delrec.evaluation import plain
 from delrec.evaluation.cases import cases_of, told_apart
@@ -61,8 +60,7 @@ from delrec.evaluation.scores import (
 )
 from delrec.evaluation.tables import write_tables
 from delrec.lm import export
-from delrec.lm.model import load_lm, located
-from delrec.lm.ranker import make_ranker
+from delrec.lm.model import located
 from delrec.processes import Ranks, finish, setup
 from delrec.runtime import (
     Run,
@@ -71,36 +69,10 @@ from delrec.runtime import (
     read_json,
     stop,
     write_json,
-    write_npy,
 )
 from delrec.serving.answers import answer_file, answer_history
 from delrec.serving.latency import latencies, parameters
 from delrec.serving.ranking import ranking
-
-
-def plain_lm(cfg: SimpleNamespace, data: Data, scorer: Scorer) -> Run:
-    """--llm: the LM without any training, as a finished run; one that was made the same way is used
-    again, with what was scored by it.
-    """
-    ranks = scorer.ranks
-    folder = folder_of("runs", cfg.llm_out or f"{data.folder_name}/lm")
-    lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
-    made = plain.made_of(cfg, lm, data)
-    ranker = make_ranker(lm, data, made["settings"])
-    if not plain.made_the_same_way(folder, made, cfg.overwrite, ranks):
-        asked = {key: made[key] for key in ("llm", "C", "val_samples", "calibrate")}
-        asked = SimpleNamespace(**asked, resume=False, overwrite=cfg.overwrite)
-        claim(folder, asked, ranks)
-        new, record = start_run(folder, "lm", asked, data, ranks)
-        found = plain.calibrated(ranker, cfg.val_samples, cfg.calibrate, scorer)
-        if ranks.main:
-            write_npy(new / "neutral.npy", found.neutral_I)
-            write_npy(new / f"scores_val_{cfg.C}.npy", found.score_nC)
-            made |= {"calibration": found.weight, "soft_prompt": "none"}
-            finish_run(folder, record | made)
-        if ranks.world > 1:
-            torch.distributed.barrier()
-    return plain.open_plain(folder, ranker, scorer)
 
 
 def names_given(cfg: SimpleNamespace) -> list[str]:
@@ -362,7 +334,7 @@ def main(**config: Any) -> None:
     scorer = Scorer(data, cfg.C, ranks, cfg.shard)
     rows = floor_rows(data, val, test)
     if cfg.llm:
-        runs.insert(0, plain_lm(cfg, data, scorer))
+        runs.insert(0, plain.plain_lm(cfg, data, scorer))
     for run in sorted(runs, key=lambda run: STAGES.index(run.stage)):
         add_run(rows, run, scorer, val, test, cfg.shuffle_history)
     pairs, backbone = [], find_backbone(runs, data, ranks)

@@ -42,10 +42,11 @@ from torch.nn.utils import parametrize
 import common
 from common import WHOLE
 from delrec.backbone import dllm2rec, folds, results
+from delrec.backbone.batches import Targets
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
-from delrec.backbone.models import MODELS, build
+from delrec.backbone.models import build
 from delrec.backbone.ranking import rank_all
-from delrec.data.prepared import Data, batch_of, runs_of_targets, users
+from delrec.data.prepared import Data
 from delrec.processes import Ranks, finish, sum_gradients, sum_over_ranks
 from delrec.runtime import NAMES, described, stop
 from delrec.training import checkpoints, steps
@@ -59,25 +60,6 @@ DEFAULTS = {
     "gru4rec": dict(history=20, width=64, dropout=0.3, lr=1e-3, batch=50, epochs=40, patience=5),
     "caser": dict(history=5, width=100, dropout=0.4, lr=1e-3, batch=128, epochs=20, patience=3),
 }
-
-
-def negatives(
-    data: Data, first: np.ndarray, target_BL: np.ndarray, seen: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """One item per target (B, L), uniform over those the user has not in the training part.
-
-    `seen`: sorted user * (I+1) + item.
-    """
-    user_BL = np.broadcast_to(users(data, first)[:, None], target_BL.shape)
-    item_BL = rng.integers(1, data.n_items + 1, target_BL.shape)
-    # a user who has nearly everything keeps what the last draw gave
-    for _ in range(20):
-        key_BL = user_BL * (data.n_items + 1) + item_BL
-        bad_BL = seen[np.minimum(np.searchsorted(seen, key_BL), len(seen) - 1)] == key_BL
-        if not bad_BL.any():
-            break
-        item_BL[bad_BL] = rng.integers(1, data.n_items + 1, int(bad_BL.sum()))
-    return item_BL
 
 
 def loss_of(
@@ -105,76 +87,6 @@ def loss_of(
         loss = binary_loss(model, x_NE, target_N, negative_BL[:, -x_BLE.shape[1] :][at_N])
     # L = L_student + lam L_d
     return loss if taught is None else loss + taught(model, x_NE, at_N, x_BLE.shape[1])
-
-
-# ---------------------------------------------------------------- batches
-
-
-@dataclass
-class Batch:
-    """Windows of one step, of all processes."""
-
-    seq_BL: np.ndarray  # items, 0 pads on the left
-    target_BL: np.ndarray  # the item after each position, 0 where none is asked
-    negative: np.ndarray | None  # of --loss bce (B, L), of --loss sampled (n,)
-    last_B: np.ndarray  # the place of each window's last target in data.items
-
-    @property
-    def n_targets(self) -> int:
-        """How many targets there are."""
-        return int(np.count_nonzero(self.target_BL))
-
-    def of(self, ranks: Ranks) -> list[torch.Tensor]:
-        """This process' rows as tensors; columns of nothing but padding are cut off."""
-        L = (self.seq_BL != 0).any(0).sum()
-        arrays = [self.seq_BL, self.target_BL]
-        if self.negative is not None and self.negative.ndim == 2:
-            arrays.append(self.negative)
-        mine = [a[ranks.rank :: ranks.world, -L:] for a in arrays]
-        if self.negative is not None and self.negative.ndim == 1:
-            mine.append(self.negative)
-        return [torch.from_numpy(a).to(ranks.device) for a in mine]
-
-
-class Targets:
-    """Every training target once an epoch, in windows that are cut anew in each."""
-
-    def __init__(self, cfg: SimpleNamespace, data: Data):
-        self.cfg, self.data = cfg, data
-        self.is_target = np.zeros(len(data.items), bool)
-        self.is_target[data.train] = True
-        # with a user's first item, which is input only
-        have = np.union1d(data.train, np.asarray(data.ptr)[:-1])
-        self.seen = np.unique(users(data, have) * (data.n_items + 1) + data.items[have])
-        self.span = 1 if MODELS[cfg.model].one_state else cfg.history  # targets of a window
-
-    def epoch(self, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The batches of an epoch: pairs of the windows' first and last targets."""
-        rng = np.random.default_rng([self.cfg.seed, epoch])
-        first, last = runs_of_targets(self.data, self.span, rng)
-        order = rng.permutation(len(first))
-        starts = range(0, len(order), self.cfg.batch)
-        rows = [order[i : i + self.cfg.batch] for i in starts]
-        return [(first[at], last[at]) for at in rows]
-
-    def batch(self, first: np.ndarray, last: np.ndarray, epoch: int, step: int) -> Batch:
-        """The windows of a step."""
-        cfg, data, negative = self.cfg, self.data, None
-        seq_BL, target_BL = batch_of(data, first, last, cfg.history, self.is_target)
-        rng = np.random.default_rng([cfg.seed, epoch, step])
-        if cfg.loss == "bce":
-            negative = negatives(data, first, target_BL, self.seen, rng)
-        elif cfg.loss == "sampled":
-            negative = rng.integers(1, data.n_items + 1, cfg.negatives)
-        return Batch(seq_BL, target_BL, negative, last)
-
-    def taught_by(
-        self, teacher: dllm2rec.Teacher, batch: Batch, epoch: int, step: int, ranks: Ranks
-    ) -> Callable:
-        """What loss_of adds of a teacher, whose unlisted items are drawn like negatives."""
-        rng = np.random.default_rng([self.cfg.seed, epoch, step, 1])
-        unlisted_BL = negatives(self.data, batch.last_B, batch.target_BL, self.seen, rng)
-        return teacher.term(batch.last_B, batch.target_BL, unlisted_BL, ranks)
 
 
 class EpochLoss:
@@ -366,6 +278,18 @@ class Fitted:
     loop: Loop
 
 
+def begin(
+    cfg: SimpleNamespace, data: Data, ranks: Ranks, export: dllm2rec.Export | None
+) -> tuple[torch.nn.Module, list[torch.nn.Parameter], torch.optim.Optimizer]:
+    """(an untrained model, its parameters that train, their optimiser)."""
+    model = build(cfg.model, data.n_items, cfg).to(ranks.device)
+    results.begin_at_popularity(model, data)
+    if cfg.teacher and cfg.eta:
+        dllm2rec.add_titles(model, export.titles, cfg)
+    params = [p for p in model.parameters() if p.requires_grad]
+    return model, params, torch.optim.Adam(params, lr=cfg.lr, fused=True)
+
+
 def fit(
     cfg: SimpleNamespace,
     data: Data,
@@ -379,12 +303,7 @@ def fit(
     many, without a validation."""
     if epochs:
         torch.manual_seed(cfg.seed)  # a fold begins with the full model's weights
-    model = build(cfg.model, data.n_items, cfg).to(ranks.device)
-    results.begin_at_popularity(model, data)
-    if cfg.teacher and cfg.eta:
-        dllm2rec.add_titles(model, export.titles, cfg)
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(params, lr=cfg.lr, fused=True)
+    model, params, optimiser = begin(cfg, data, ranks, export)
     steps.zero_gradients(params)  # a process with no row in a small last batch adds zeros
     torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)  # weights alike on all ranks, dropout not
 

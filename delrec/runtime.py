@@ -34,6 +34,7 @@ class Prepared(Protocol):
     """What the floors under the data know of it; delrec.data.prepared.Data holds more."""
 
     name: str
+    folder: Path
     meta: dict[str, Any]  # meta.json
 
 

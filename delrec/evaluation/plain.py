@@ -11,10 +11,54 @@ import numpy as np
 
 from delrec.data.prepared import Data, halves_of_validation, subset
 from delrec.evaluation.scores import Scorer
-from delrec.lm.model import LM
-from delrec.lm.ranker import Ranker, calibrate, neutral_scores, penalty_of, score_samples
+from delrec.lm.model import LM, load_lm
+from delrec.lm.ranker import (
+    Ranker,
+    calibrate,
+    make_ranker,
+    neutral_scores,
+    penalty_of,
+    score_samples,
+)
 from delrec.processes import Ranks
-from delrec.runtime import Run, is_run, load_run, read_json, settle, stop, when
+from delrec.runtime import (
+    Run,
+    folder_of,
+    is_run,
+    load_run,
+    read_json,
+    settle,
+    stop,
+    when,
+    write_npy,
+)
+from delrec.training.claims import claim
+from delrec.training.run_folders import finish_run, start_run
+
+
+def plain_lm(cfg: SimpleNamespace, data: Data, scorer: Scorer) -> Run:
+    """--llm: the LM without any training, as a finished run; one that was made the same way is used
+    again, with what was scored by it.
+    """
+    ranks = scorer.ranks
+    folder = folder_of("runs", cfg.llm_out or f"{data.folder_name}/lm")
+    lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
+    made = made_of(cfg, lm, data)
+    ranker = make_ranker(lm, data, made["settings"])
+    if not made_the_same_way(folder, made, cfg.overwrite, ranks):
+        asked = {key: made[key] for key in ("llm", "C", "val_samples", "calibrate")}
+        asked = SimpleNamespace(**asked, resume=False, overwrite=cfg.overwrite)
+        claim(folder, asked, ranks)
+        new, record = start_run(folder, "lm", asked, data, ranks)
+        found = calibrated(ranker, cfg.val_samples, cfg.calibrate, scorer)
+        if ranks.main:
+            write_npy(new / "neutral.npy", found.neutral_I)
+            write_npy(new / f"scores_val_{cfg.C}.npy", found.score_nC)
+            made |= {"calibration": found.weight, "soft_prompt": "none"}
+            finish_run(folder, record | made)
+        if ranks.world > 1:
+            torch.distributed.barrier()
+    return open_plain(folder, ranker, scorer)
 
 
 def made_of(cfg: SimpleNamespace, lm: LM, data: Data) -> dict:

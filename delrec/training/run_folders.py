@@ -1,0 +1,92 @@
+"""A run's folder: begun beside its place, left, finished and put there."""
+
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from delrec.processes import Ranks
+from delrec.runtime import (
+    HELD,
+    Prepared,
+    beside,
+    commit,
+    empty,
+    is_run,
+    lock,
+    machine,
+    put_in_place,
+    stop,
+    unlock,
+    versions,
+    write_json,
+)
+from delrec.training.checkpoints import complete
+from delrec.training.memory import peak_gb
+
+
+def start_run(
+    folder: Path, stage: str, cfg: SimpleNamespace, data: Prepared, ranks: Ranks
+) -> tuple[Path, dict[str, Any]]:
+    """(where to build the run, the record that finish_run writes to config.json).
+
+    The run is built in <folder>.unfinished; what is stored in it names the final `folder`. With
+    cfg.resume, log and checkpoints of a killed run stay there.
+    """
+    new = beside(folder, "unfinished")
+    record = {
+        "stage": stage,
+        **vars(cfg),
+        "dataset": data.name,
+        "data_folder": str(data.folder),
+        "data_hash": data.meta["hash"],
+        "world": ranks.world,
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine(),
+        "started": time.time(),
+    }
+    if ranks.main:
+        lock(new)
+        if not getattr(cfg, "resume", False):
+            empty(new)
+        write_json(new / "started.json", record)
+        if context := click.get_current_context(silent=True):
+            context.call_on_close(lambda: leave(new))
+        print(
+            f"{stage}: " + " ".join(f"{k}={v}" for k, v in vars(cfg).items() if v is not None),
+            flush=True,
+        )
+        if is_run(folder):
+            print(f"{folder} stays as it is until this run replaces it", flush=True)
+    return new, record
+
+
+def leave(new: Path) -> None:
+    """At the end of a command: what it did not finish stays only if --resume can use it."""
+    if new in HELD:
+        kept = complete(new / "checkpoints") or (new / "config.json").exists()
+        if not kept and not (new / "teacher_states.npy").exists():
+            shutil.rmtree(new, ignore_errors=True)
+        unlock(new)
+
+
+def finish_run(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record as it is stored. config.json is written last, then the run is put in its place."""
+    new = beside(folder, "unfinished")
+    record["seconds"] = round(time.time() - record.pop("started"), 1)
+    record["finished"] = round(time.time(), 3)
+    record["peak_gb"] = round(peak_gb(), 2)
+    write_json(new / "config.json", record)
+    try:
+        put_in_place(folder)
+    except OSError as bad:
+        stop(
+            f"the run is finished and whole in {new}, but could not be put in its place ({bad}); "
+            "the same command with --resume does that"
+        )
+    unlock(new)
+    return record
