@@ -82,7 +82,7 @@ def test_negatives_are_not_the_users_own(cycle):
     seen = np.unique(users(cycle, have) * (N_ITEMS + 1) + cycle.items[have])
     first, _ = runs_of_targets(cycle, 8, np.random.default_rng(0))
     rng, asked = np.random.default_rng(0), np.ones((len(first), 8))
-    drawn = train_backbone.negatives(cycle, first, asked, seen, rng)
+    drawn = batches.negatives(cycle, first, asked, seen, rng)
     assert drawn.min() >= 1
     assert drawn.max() <= N_ITEMS
     assert not np.isin(users(cycle, first)[:, None] * (N_ITEMS + 1) + drawn, seen).any()

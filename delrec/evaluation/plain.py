@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from delrec.data.prepared import Data, halves_of_validation, subset
 from delrec.evaluation.scores import Scorer
