@@ -14,6 +14,7 @@ from commands import log_of, metrics_of
 from cycle import N_ITEMS, QUICK
 
 import train_backbone
+from delrec.backbone import batches
 from delrec.data.prepared import (
     batch_of,
     candidates,

@@ -12,15 +12,9 @@ import torch
 
 from delrec.data.prepared import Data, halves_of_validation, subset
 from delrec.evaluation.scores import Scorer
+from delrec.lm.calibration import calibrate, neutral_scores
 from delrec.lm.model import LM, load_lm
-from delrec.lm.ranker import (
-    Ranker,
-    calibrate,
-    make_ranker,
-    neutral_scores,
-    penalty_of,
-    score_samples,
-)
+from delrec.lm.ranker import Ranker, make_ranker, penalty_of, score_samples
 from delrec.processes import Ranks
 from delrec.runtime import (
     Run,

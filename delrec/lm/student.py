@@ -13,10 +13,11 @@ import torch
 
 from delrec.data.prepared import Data
 from delrec.lm import adalora, crossfit, items, layers, slmrec, soft_prompt
+from delrec.lm.calibration import calibrate, neutral_scores
 from delrec.lm.listed import backbone_of, say_if_another
 from delrec.lm.lists import said_of_folds
 from delrec.lm.model import LM, load_lm, located
-from delrec.lm.ranker import Ranker, calibrate, make_ranker, neutral_scores, settings_of
+from delrec.lm.ranker import Ranker, make_ranker, settings_of
 from delrec.lm.samples import Histories, Validation
 from delrec.lm.text import digest, fingerprint
 from delrec.lm.windows import Windows
