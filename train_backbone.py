@@ -301,8 +301,8 @@ def fit(
 ) -> Fitted:
     """A model trained on data.train: the best epoch's by validation; with `epochs` the last's of so
     many, without a validation."""
-    if epochs:
-        torch.manual_seed(cfg.seed)  # a fold begins with the full model's weights
+    if epochs:  # a fold begins with the full model's weights
+        torch.manual_seed(cfg.seed)
     model, params, optimiser = begin(cfg, data, ranks, export)
     steps.zero_gradients(params)  # a process with no row in a small last batch adds zeros
     torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)  # weights alike on all ranks, dropout not

@@ -39,7 +39,7 @@ def folded(noise, run, tmp_path_factory):
     """
     out, count = tmp_path_factory.mktemp("folded") / "sasrec", itertools.count()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results.Protocol, "validation", lambda *_: {"val_ndcg@10": next(count)})
+        patch.setattr(results.Protocol, "validate", lambda *_: {"val_ndcg@10": next(count)})
         run(train_backbone.main, f"--dataset {noise.folder} --out {out} {MEMORISE} --folds 4")
     return out
 
