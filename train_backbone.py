@@ -45,7 +45,6 @@ from delrec.backbone import dllm2rec, folds, results
 from delrec.backbone.batches import Targets
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import build
-from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import Data
 from delrec.processes import Ranks, finish, sum_gradients, sum_over_ranks
 from delrec.runtime import NAMES, described, stop
@@ -318,14 +317,11 @@ def fit(
     while True:
         epoch = loop.epoch  # 0 is the untrained model
         if loop.step == 0:
-            found, quality = {}, (epoch,)
+            found = {}
             if protocol:
                 with parametrize.cached():
-                    found = protocol.validation(
-                        rank_all(model, data, protocol.choosing, ranks, cand=protocol.shown)
-                    )
-                quality = (found["val_ndcg@10"],)
-            best.offer(quality, epoch, model.state_dict())
+                    found = protocol.validate(model, ranks)
+            best.offer((found.get("val_ndcg@10", epoch),), epoch, model.state_dict())
             loop.log(epoch, **mean.fields(), **found)
         if epoch == most or epoch - best.step >= cfg.patience:
             break

@@ -217,15 +217,12 @@ def halves_of_validation(data: Data, seed: int = 0) -> tuple[np.ndarray, np.ndar
     """The places in data.val of its two halves, which share no user and are the same for every run.
 
     On the first a run chooses its step and its calibration; on the second, which no run has chosen
-    anything on, the weights of fused rows are chosen.
+    anything on, the weights of fused rows are chosen. Of one user all samples are in the first.
     """
     user_n = users(data, np.asarray(data.val))
     user_G, count_G = np.unique(user_n, return_counts=True)
     if len(user_G) < 2:
-        stop(
-            f"{data.folder}: its {len(user_n)} validation samples are of {len(user_G)} user, but "
-            "runs and fusions choose on different users'; prepare it with more users"
-        )
+        return np.arange(len(user_n)), np.arange(0)
     order = np.random.default_rng(seed).permutation(len(user_G))
     so_far = np.cumsum(count_G[order])
     cut = 1 + int(np.abs(so_far[:-1] - so_far[-1] / 2).argmin())  # users in the first half

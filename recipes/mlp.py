@@ -166,7 +166,7 @@ def fit(
             if epoch:
                 rng = np.random.default_rng([cfg.seed, epoch])
                 more = {"loss": learn(model, optimiser, seen, cfg.batch, rng)}
-            found = protocol.validation(rank_all(model, data, data.val, ranks, cand=protocol.shown))
+            found = protocol.validate(model, ranks)
             best.offer((found["val_ndcg@10"],), epoch, model.added())
             chosen.offer((found["val_ndcg@10"],), epoch, model.added(), rate=rate)
             log.step(epoch, **more, **found)

@@ -15,6 +15,7 @@ from delrec.data.prepared import (
     subset,
     users,
 )
+from delrec.evaluation.scores import places_for_fusion
 
 
 def two_users():
@@ -72,7 +73,8 @@ def test_halves_are_near_in_samples_where_users_are_uneven():
         first, second = halves_of_validation(data, seed)
         assert 25 <= len(first) <= 75 and len(first) + len(second) == 100
     lone = SimpleNamespace(val=np.arange(3), ptr=np.array([0, 5]), folder="shop")
-    assert "3 validation samples are of 1 user" in sentence(halves_of_validation, lone)
+    assert [len(half) for half in halves_of_validation(lone)] == [3, 0]
+    assert "all 3 validation samples are one user's" in sentence(places_for_fusion, lone, 0)
 
 
 def test_unknown_data_set_says_what_to_type(tmp_path, monkeypatch, toy):

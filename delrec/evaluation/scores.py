@@ -74,6 +74,11 @@ def places_for_fusion(data: Data, limit: int) -> np.ndarray:
     most `limit` (0: all), the same ones for every run.
     """
     _, second = halves_of_validation(data)
+    if not len(second):
+        stop(
+            f"{data.folder}: all {len(data.val)} validation samples are one user's, but weights of "
+            "fusion are chosen on users that no run was chosen on; prepare it with more users"
+        )
     return second[subset(len(second), limit, 0)]
 
 
