@@ -153,7 +153,7 @@ def fit(
 ) -> tuple[OnState, Best]:
     """The model with the weights that are best on validation, and what was chosen: the epoch, and
     the learning rate as found["rate"]. Every process trains alike; they share the ranking."""
-    data, seen = protocol.data, samples_of(backbone, protocol, ranks.device)
+    seen = samples_of(backbone, protocol, ranks.device)
     chosen = Best(ranks.device)
     for rate in RATES:
         torch.manual_seed(cfg.seed)

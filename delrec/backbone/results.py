@@ -70,8 +70,9 @@ class Protocol:
             among[f"candidates{C}"] = means(*compare(got[C], right_nC))
         return among | {"full": means(*got["full"].T)}
 
-    def validation(self, got: dict) -> dict[str, float]:
-        """What of a validation stands in the log. got: what rank_all found of `choosing`."""
+    def validate(self, model: torch.nn.Module, ranks: Ranks) -> dict[str, float]:
+        """What of a validation stands in the log: of the samples that choose the epoch."""
+        got = rank_all(model, self.data, self.choosing, ranks, cand=self.shown)
         target_n, among = self.data.items[self.choosing], {}
         for C, cand_nC in self.shown.items():
             right_nC = cand_nC == target_n[:, None]
