@@ -31,6 +31,7 @@ from delrec.evaluation.stats import interval
 from delrec.kernels.bench import Row, report
 from delrec.runtime import described, load_run, read_json, read_npy
 from delrec.serving.latency import latencies, parameters
+from recipes.runs import FOLDS
 from recipes.stage import stage
 
 ROWS = {
@@ -101,7 +102,7 @@ def run_stages(circle: Circle) -> None:
     train = ["train_backbone.py", "--dataset", circle.dataset]
     from_small = ["--teacher", circle.run("slmrec")]
     lists_and_titles = ["--lam", 0.1, "--eta", 0.3]
-    circle.make("sasrec", *train)
+    circle.make("sasrec", *train, "--folds", FOLDS)  # what the LM learns from is out of fold
     make_lms(circle)
     circle.make("sasrec-taught", *train, *from_small)
     circle.make("caser", *train, "--model", "caser")

@@ -12,8 +12,6 @@ from delrec import runtime
 from delrec.runtime import load_run
 from recipes.runs import Plan, Runs, each_seed, kind_and_layers, side_by_side
 
-FOLDS = 5  # of the backbone's users: what is trained on it sees what it says of unseen ones
-
 
 @dataclass
 class Control:
@@ -57,7 +55,7 @@ def control(plan: Plan) -> Path:
 
 def of_the_lm(runs: Runs) -> list[str]:
     """The rows of a seed that need no choice: backbone, MLP, LM."""
-    backbone = runs.backbone(folds=FOLDS)
+    backbone = runs.backbone()
     options = ["--dataset", runs.dataset, "--backbone", backbone]
     mlp = runs.run(f"{runs.name}/mlp-s{runs.seed}", "recipes/mlp.py", *options)
     return [backbone, mlp, runs.tuned("lm", "none", backbone=backbone)]
@@ -66,7 +64,7 @@ def of_the_lm(runs: Runs) -> list[str]:
 def row(runs: Runs, name: str, rate: float) -> str:
     """The run of a control, with its seed's own random weights, at a learning rate."""
     flags = [*CONTROLS[name].flags, "--lr", rate]
-    llm, backbone = f"random-{runs.seed}:{runs.plan.llm}", runs.backbone(folds=FOLDS)
+    llm, backbone = f"random-{runs.seed}:{runs.plan.llm}", runs.backbone()
     return runs.tuned(f"{name}-lr{rate:g}", "none", flags, llm=llm, backbone=backbone)
 
 

@@ -15,6 +15,7 @@ from delrec.lm.pretrained import EMBEDDED, config_of, kind_of, seed_and_name, te
 from recipes.stage import stage, typed
 
 LONGEST_LIST = 25  # of a backbone's run: what Figure 8 needs
+FOLDS = 5  # of a backbone's users: what is trained on it reads what it says of unseen ones
 
 
 @dataclass
@@ -90,12 +91,13 @@ class Runs:
             print(command)
         self.plan.printed.add(command)
 
-    def backbone(self, model: str = "sasrec", folds: int = 0) -> str:
-        """A conventional model; with `folds` it answers out of fold."""
+    def backbone(self, model: str = "sasrec", folds: int | None = None) -> str:
+        """A conventional model, which answers its training samples out of fold; folds=0 where
+        nobody learns from it.
+        """
         options = ["--dataset", self.dataset, "--model", model, "--top-h", LONGEST_LIST]
-        name = f"{model}-folds{folds}" if folds else model
-        options += ["--folds", folds] if folds else []
-        return self.run(f"{self.name}/{name}-s{self.seed}", "train_backbone.py", *options)
+        options += ["--folds", FOLDS if folds is None else folds]
+        return self.run(f"{self.name}/{model}-s{self.seed}", "train_backbone.py", *options)
 
     def taught(self, name: str, model: str, teacher: str, flags: Sequence) -> str:
         """A conventional model that learns from an LM's export."""
@@ -264,7 +266,7 @@ def more_seeds(plan: Plan, models: list[str]) -> list[str]:
     names = []
     for seed in range(plan.seeds, plan.backbone_seeds):
         runs = Runs(plan, plan.dataset, seed)
-        names += [runs.backbone(model) for model in models]
+        names += [runs.backbone(model, folds=0) for model in models]
     return names
 
 

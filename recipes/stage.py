@@ -24,6 +24,7 @@ SHAPING = (
     "--h",
     "--tasks",
     "--model",
+    "--folds",
     "--lr",
     "--lr-lm",
     "--lr-prompt",

@@ -8,11 +8,10 @@ import numpy as np
 
 from delrec.evaluation.figures import BLUE, GREY, ORANGE, subplots
 from delrec.runtime import read_json
-from recipes.runs import Plan, Runs, each_seed, evaluate, kind_and_layers
+from recipes.runs import FOLDS, Plan, Runs, each_seed, evaluate, kind_and_layers
 
 # SLMRec's Figure 2; the whole LM is added
 DEPTHS = (2, 4, 6, 10, 20, 30)
-FOLDS = 5  # of users, for lists that are out of fold
 SMALL = 6  # layers of the LM that teaches conventional models
 # DLLM2Rec's parts: row -> flags of train_backbone.py
 LISTS = ["--lam", 0.1, "--eta", 0]
@@ -127,7 +126,7 @@ def parts(plan: Plan) -> Path:
 
     def rows(runs):
         inside, outside = teachers(runs)
-        names = [runs.backbone(folds=FOLDS), runs.backbone("caser")]
+        names = [runs.backbone(), runs.backbone("caser")]
         for student in ("sasrec", "caser"):
             for row, flags in PARTS.items():
                 names.append(runs.taught(f"{student}-{row}", student, outside, flags))
@@ -138,8 +137,7 @@ def parts(plan: Plan) -> Path:
         names = each_seed(plan, rows, dataset)
         for student in ("sasrec", "caser"):
             own = [name for name in names if Path(name).name.startswith(f"{student}-")]
-            plain = f"sasrec-folds{FOLDS}-s0" if student == "sasrec" else "caser-s0"
-            flags = ["--reference", plain]
+            flags = ["--reference", f"{student}-s0"]
             out = evaluate(plan, f"parts-{student}", own, *flags, dataset=dataset)
     return out
 
@@ -148,7 +146,7 @@ def teachers(runs: Runs) -> tuple[str, str]:
     """Two runs with an export: in sample, of an LM that was trained on all users; and out of fold,
     of an LM for each fold, trained without it.
     """
-    on = runs.backbone(folds=FOLDS)
+    on = runs.backbone()
     cut = ["--layers", min(SMALL, kind_and_layers(runs.plan.llm)[1])]
     inside = runs.tuned("small", "none", cut, "ids", backbone=on)
     without = [
