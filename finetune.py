@@ -318,7 +318,7 @@ def main(ctx: click.Context, **config) -> None:
     moved, best = Weights(params), Best(ranks.device)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
     loop = Loop(saver, "finetune", n_steps, cfg.resume)
-    loop.validations = steps.evenly(cfg.evals, adalora.pruning_steps(adapter)[1], n_steps)
+    loop.validations = steps.evenly(cfg.evals, adalora.last_cut(adapter), n_steps)
     loop.validation_cost = len(valid.which) / cfg.batch / 3  # a forward pass is a third of a step
     common.say(ranks, moving.said())
 

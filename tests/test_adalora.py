@@ -9,7 +9,7 @@ from commands import adapter_of, log_of
 from tuning import BY_MEAN, stored_scores
 
 import finetune
-from delrec.data.prepared import candidates
+from delrec.lm import samples
 from delrec.lm.adalora import add_adalora, orthogonality, pruning_steps
 from delrec.lm.layers import adapt_modules
 from delrec.runtime import load_run
@@ -87,26 +87,25 @@ def test_ranks_are_cut_for_the_last_time_where_prune_end_says(share, steps, want
         adapter.unload()
 
 
-def best_at(number, toy):
-    """score_samples whose validation number `number` is perfect, while the others know nothing."""
+def best_at(number):
+    """Validation.ask, of which call number `number` is perfect, while the others know nothing."""
     made = []
 
-    def planted(r, split, which, C, *_, **__):
-        made.append(which)
-        truth_nC = candidates(toy, split, C, which) == toy.items[toy.val[which]][:, None]
+    def planted(valid, r, ranks):
+        made.append(valid)
+        truth_nC = valid.cand_nC == valid.target_n[:, None]
         known = truth_nC if len(made) == number else np.zeros(truth_nC.shape)
-        return known.astype(np.float32)
+        hit, gain = valid.quality(known.astype(np.float32))
+        return known.astype(np.float32), {"val_hr@1": hit, "val_ndcg@10": gain}
 
     return planted
 
 
-def test_an_early_peak_behind_the_last_cut_is_found(
-    to_tune, toy, run, on_cpu, tmp_path, monkeypatch
-):
+def test_an_early_peak_behind_the_last_cut_is_found(to_tune, run, on_cpu, tmp_path, monkeypatch):
     found = {}
     for number in (1, 4):
         out = tmp_path / str(number)
-        monkeypatch.setattr(finetune, "score_samples", best_at(number, toy))
+        monkeypatch.setattr(samples.Validation, "ask", best_at(number))
         more = "--soft-prompt none --samples 160 --evals 4 --prune-end 0.2"
         said = run(finetune.main, f"{to_tune} {BY_MEAN} {more} --out {out}").output
         assert "ranks 16 -> 8 between step 1 and 4 of 20" in said

@@ -272,7 +272,7 @@ def test_a_teacher_that_is_wrong_half_of_the_time_hurts_less_with_confidence(
         """How often the teacher's mistake stands above what the sequences say."""
         run(train_backbone.main, f"{base} --out {tmp_path}/{name} {options}")
         first = np.load(tmp_path / name / "topk_test.npy")[:, 0]
-        assert (first == right)[~lied_to].mean() > 0.7
+        assert (first == right)[~lied_to].mean() > 0.6
         return float((first == wrong)[lied_to].mean())
 
     without = misled("without", "--w-confidence 0")

@@ -15,8 +15,8 @@ from pictures import drawing
 import evaluate
 from delrec.data import counts
 from delrec.data.prepared import candidates, subset, users
+from delrec.evaluation import plain, stats
 from delrec.evaluation import scores as scores_of_runs
-from delrec.evaluation import stats
 from delrec.evaluation.wording import FULL, SHOWN, mark
 from delrec.lm import ranker as ranking
 from delrec.metrics import chance, compare, metrics
@@ -45,7 +45,7 @@ def without_lm(monkeypatch):
         raise AssertionError("the LM was loaded")
 
     monkeypatch.setattr(ranking, "load_lm", refuse)
-    monkeypatch.setattr(evaluate, "load_lm", refuse)
+    monkeypatch.setattr(plain, "load_lm", refuse)
 
 
 def test_the_table_has_the_floors_the_run_and_its_backbone(table, toy):

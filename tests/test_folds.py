@@ -20,7 +20,7 @@ from delrec.data.prepared import histories, users
 from delrec.lm import items
 from delrec.runtime import load_run
 
-MEMORISE = "--width 48 --batch 16 --lr 1e-2 --epochs 20 --patience 30 --dropout 0 --history 8"
+MEMORISE = "--width 48 --batch 16 --lr 1e-2 --epochs 30 --patience 30 --dropout 0 --history 8"
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,12 @@ from run_folders import QUICK, Killed, contents, dying, names
 from scripts import ROOT, sentence
 from toys import popular, write_backbone
 
-import common
 import finetune
 import train_backbone
 from delrec import runtime
 from delrec.lm import layers
 from delrec.runtime import beside, load_run, lock, put_in_place, read_json, settle, write_json
-from delrec.training import checkpoints
+from delrec.training import checkpoints, run_folders
 
 # ------------------------------------------------ a finished run
 
@@ -190,7 +189,7 @@ def test_a_finished_run_that_found_no_place_is_put_there_by_resume(train, tmp_pa
         raise OSError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(common, "put_in_place", full)
+        patch.setattr(run_folders, "put_in_place", full)
         says = train("--seed", 1, "--overwrite", code=1).error
     assert "is finished and whole in" in says and "--resume" in says and contents(out) == before
     assert "was killed before it was put in its place" in train("--seed", 1, code=1).error

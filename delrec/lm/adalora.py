@@ -94,9 +94,14 @@ def pruning_steps(adapter: torch.nn.Module) -> tuple[int, int, int]:
     return config.tinit, config.total_step - config.tfinal, config.total_step
 
 
+def last_cut(adapter: torch.nn.Module) -> int:
+    """The step at which ranks are cut for the last time; 0 where there are no adapters."""
+    return pruning_steps(adapter)[1] if has_adapters(adapter) else 0
+
+
 def ranks_are_final(adapter: torch.nn.Module, step: int) -> bool:
     """True once the step number `step` is behind the last at which ranks are cut."""
-    return not has_adapters(adapter) or step >= pruning_steps(adapter)[1]
+    return step >= last_cut(adapter)
 
 
 class Importances:
