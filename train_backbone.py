@@ -372,13 +372,13 @@ def answer_out_of_fold(
         epochs = max(full.best_epoch, 1)
         part = fit(cfg, folds.without(data, fold_U, fold), ranks, place, epochs=epochs)
         answers.add(fold, part.model, ranks, cfg.top_h)
-    table = folds.gap(protocol, cfg.history, inside, got["train"], got["val"])
+    tables = folds.gaps(protocol, cfg.history, inside, got["train"], got["val"])
     cosine = float(np.mean(answers.cosines))
     if ranks.main:
         answers.write(out)
         folds.write_states(out, got)
-        folds.print_gap(table, cfg.folds, cosine)
-    return {"folds": cfg.folds, "cosine": round(cosine, 4), "rates": table}
+        folds.print_gaps(tables, cfg.folds, cosine)
+    return {"folds": cfg.folds, "cosine": round(cosine, 4), "rates": tables}
 
 
 if __name__ == "__main__":

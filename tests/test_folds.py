@@ -1,6 +1,7 @@
 """folds.py: what the next stages read of a training sample comes from a model without its user."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def first_is_truth(run_folder, data, split="train"):
 
 
 def test_what_a_model_memorised_is_not_said_out_of_fold(folded, noise):
-    rates = load_run(folded).out_of_fold["rates"]
+    rates = load_run(folded).out_of_fold["rates"]["length"]
     assert rates["hr@1"]["in_sample"] > 0.3, rates
     assert rates["hr@1"]["out_of_fold"] < 0.05, rates
     assert first_is_truth(folded, noise) < 0.05
@@ -105,19 +106,46 @@ def test_a_rotation_is_found_again():
     torch.testing.assert_close(found, Q, rtol=1e-4, atol=1e-4)
 
 
-def test_the_gap_is_measured_at_validation_s_lengths(toy):
-    """In sample a rate that depends on nothing but the length: no gap, though lengths differ."""
+class Listed:
+    """What gaps reads of a protocol."""
 
-    class Listed:
-        data, cand, listed = toy, {"train": {}, "val": {}}, np.arange(len(toy.train))
+    def __init__(self, data):
+        self.data, self.cand = data, {"train": {}, "val": {}}
+        self.listed = np.arange(len(data.train))
+
+
+def ranked(samples, is_hit):
+    """What rank_all would say if the target stood first where is_hit, else tenth."""
+    return {"full": np.stack([np.where(is_hit, 0, 9), np.zeros(len(samples), int)], 1)}
+
+
+def test_the_gap_is_measured_at_validation_s_lengths(toy):
+    """A rate that depends on nothing but the length is no gap, though lengths differ."""
 
     def got(split):
         samples = getattr(toy, split)
-        length = np.minimum(samples - toy.ptr[users(toy, samples)], 8)
-        return {"full": np.stack([np.where(length > 6, 0, 9), np.zeros(len(samples))], 1)}
+        return ranked(samples, samples - toy.ptr[users(toy, samples)] > 6)
 
-    row = folds.gap(Listed, 8, got("train"), got("train"), got("val"))["hr@1"]
+    train, val = got("train"), got("val")
+    row = folds.gaps(Listed(toy), 14, train, train, val)["length"]["hr@1"]
     assert row["in_sample"] == pytest.approx(row["val"], abs=1e-3)
+    assert (train["full"][:, 0] == 0).mean() < (val["full"][:, 0] == 0).mean() - 0.2
+
+
+def test_a_gap_that_is_of_the_targets_is_none_once_they_are_matched(toy):
+    count_I = np.bincount(toy.items[toy.train], minlength=toy.n_items + 1)
+    # in validation the rare ones come more often than in training
+    rare = replace(toy, val=toy.val[count_I[toy.items[toy.val]] < 30])
+
+    def got(split, own):
+        samples = getattr(rare, split)
+        return ranked(samples, count_I[toy.items[samples]] - own >= 10)
+
+    train = got("train", own=1)
+    tables = folds.gaps(Listed(rare), 14, train, train, got("val", own=0))
+    by_length, by_both = (tables[k]["hr@1"] for k in ("length", "length and target"))
+    assert by_both["in_sample"] == pytest.approx(by_both["val"], abs=1e-3)
+    assert abs(by_length["in_sample"] - by_length["val"]) > 0.01
 
 
 # ---------------------------------------------------------------- killed, refused

@@ -26,6 +26,8 @@ from delrec.metrics import compare, metrics
 from delrec.processes import Ranks
 from delrec.runtime import write_npy
 
+COUNTS = (1, 3, 10, 30, 100, 300)  # where groups of targets begin, by occurrences in training
+
 
 def folds_of_users(n_users: int, K: int, seed: int) -> np.ndarray:
     """The fold 0..K-1 of each user, int64 (U,): drawn, as even as can be."""
@@ -115,43 +117,76 @@ def rates(protocol: Protocol, split: str, got: dict) -> dict[str, np.ndarray]:
     return found
 
 
-def gap(protocol: Protocol, L: int, inside: dict, outside: dict, val: dict) -> dict[str, dict]:
-    """What the model says of its own training samples (`inside`), what is said of them out of
-    fold (`outside`), and of validation: {metric: {in_sample, out_of_fold, val, closed}}.
+def gap(
+    cell_n: np.ndarray, val_cell_n: np.ndarray, parts: tuple[dict, dict, dict]
+) -> dict[str, dict]:
+    """How far the training samples' rates are from validation's: {metric: {in_sample, out_of_fold,
+    val, closed}}. parts: rates of the model's own training samples, the same out of fold, and of
+    validation. closed: the share of the distance that is gone.
 
-    Training histories are shorter than validation's, so the training rates are means over lengths
-    of history (up to L), weighted as validation has them. closed: the share of the distance to
-    validation that is gone.
+    Training samples are other ones than validation's (shorter histories, for instance), so the
+    rates are means over cells, weighted as validation has them. cell_n, val_cell_n: each sample's.
     """
-    data = protocol.data
-
-    def lengths(samples):
-        return np.minimum(samples - data.ptr[users(data, samples)], L)
-
-    train_n, val_n = lengths(data.train[protocol.listed]), lengths(data.val)
-    size_L = np.bincount(train_n, minlength=L + 1)
-    share_L = np.bincount(val_n, minlength=L + 1) * (size_L > 0)
-    weight_n = (share_L / np.maximum(size_L, 1) / share_L.sum())[train_n]
-    known_n = size_L[val_n] > 0
+    cells = np.unique(np.concatenate([cell_n, val_cell_n]))
+    at_n, val_at_n = np.searchsorted(cells, cell_n), np.searchsorted(cells, val_cell_n)
+    size = np.bincount(at_n, minlength=len(cells))
+    share = np.bincount(val_at_n, minlength=len(cells)) * (size > 0)
+    weight_n = (share / np.maximum(size, 1) / share.sum())[at_n]
+    known_n = size[val_at_n] > 0
+    inside, outside, val = parts
     table = {}
-    of_val = rates(protocol, "val", val)
-    parts = rates(protocol, "train", inside), rates(protocol, "train", outside)
-    for name in parts[0]:
-        seen, unseen = (float((part[name] * weight_n).sum()) for part in parts)
-        new = float(of_val[name][known_n].mean())
+    for name in inside:
+        seen, unseen = (float((part[name] * weight_n).sum()) for part in (inside, outside))
+        new = float(val[name][known_n].mean())
         closed = 1 - abs(unseen - new) / max(abs(seen - new), 1e-9)
         row = {"in_sample": seen, "out_of_fold": unseen, "val": new, "closed": closed}
         table[name] = {key: round(x, 4) for key, x in row.items()}
     return table
 
 
-def print_gap(table: dict[str, dict], K: int, cosine: float) -> None:
-    """Prints what gap found, for people."""
-    print(
-        f"\n{K} folds: training samples answered by a model that has not seen their user "
-        f"(histories weighted as long as validation's; rotated item vectors: cosine {cosine:.2f})"
+def gaps(protocol: Protocol, L: int, inside: dict, outside: dict, val: dict) -> dict[str, dict]:
+    """The gap with samples matched in two ways: by the length of their history (up to L), and by
+    that and how often the target occurs among the other training targets: new items come and go,
+    so validation's targets are harder by themselves.
+
+    inside, outside, val: what rank_all found of training samples (Protocol.rank_splits) by the
+    model itself and out of fold, and of validation.
+    """
+    data = protocol.data
+    count_I = np.bincount(data.items[data.train], minlength=data.n_items + 1)
+
+    def lengths(samples):
+        return np.minimum(samples - data.ptr[users(data, samples)], L)
+
+    def counts(samples, own):
+        return np.digitize(count_I[data.items[samples]] - own, COUNTS)
+
+    train = data.train[protocol.listed]
+    length_n, val_length_n = lengths(train), lengths(data.val)
+    more = len(COUNTS) + 1
+    both_n = length_n * more + counts(train, own=1)
+    val_both_n = val_length_n * more + counts(data.val, own=0)
+    parts = (
+        rates(protocol, "train", inside),
+        rates(protocol, "train", outside),
+        rates(protocol, "val", val),
     )
-    print(f"{'':22}{'in sample':>12}{'out of fold':>13}{'validation':>12}{'gap closed':>12}")
-    for name, row in table.items():
-        shown = f"{row['in_sample']:12.4f}{row['out_of_fold']:13.4f}{row['val']:12.4f}"
-        print(f"{name:22}{shown}{row['closed']:11.0%}")
+    return {
+        "length": gap(length_n, val_length_n, parts),
+        "length and target": gap(both_n, val_both_n, parts),
+    }
+
+
+def print_gaps(tables: dict[str, dict], K: int, cosine: float) -> None:
+    """Prints what gaps found, for people."""
+    print(
+        f"\n{K} folds: training samples answered by a model that has not seen their user (rotated "
+        f"item vectors: cosine {cosine:.2f}). Matched to validation by the length of the history, "
+        "and by that and how often the target occurs in training:"
+    )
+    for matched, table in tables.items():
+        head = f"{'in sample':>12}{'out of fold':>13}{'validation':>12}{'gap closed':>12}"
+        print(f"by {matched:19}{head}")
+        for name, row in table.items():
+            shown = f"{row['in_sample']:12.4f}{row['out_of_fold']:13.4f}{row['val']:12.4f}"
+            print(f"{name:22}{shown}{row['closed']:11.0%}")
