@@ -34,9 +34,14 @@ def folds_of_users(n_users: int, K: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 5]).permutation(n_users) % K
 
 
+def fold_of_samples(data: Data, fold_U: np.ndarray) -> np.ndarray:
+    """The fold of each training sample's user, (n,)."""
+    return fold_U[users(data, data.train)]
+
+
 def without(data: Data, fold_U: np.ndarray, fold: int) -> Data:
     """The data without the training samples of a fold's users."""
-    return replace(data, train=data.train[fold_U[users(data, data.train)] != fold])
+    return replace(data, train=data.train[fold_of_samples(data, fold_U) != fold])
 
 
 def rotation(of_IE: torch.Tensor, onto_IE: torch.Tensor, weight_I: torch.Tensor) -> torch.Tensor:
@@ -87,11 +92,6 @@ class Answers:
             "bias": torch.stack(self.biases),
         }
         save_file(tensors, out / "folds.safetensors")
-
-
-def fold_of_samples(data: Data, fold_U: np.ndarray) -> np.ndarray:
-    """The fold of each training sample's user, (n,)."""
-    return fold_U[users(data, data.train)]
 
 
 def write_states(out: Path, got: dict[str, dict]) -> None:

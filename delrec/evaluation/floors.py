@@ -4,6 +4,7 @@
 
 import numpy as np
 
+from delrec.data.counts import weights_of
 from delrec.data.prepared import Data, histories, tfidf
 from delrec.metrics import compare, metrics
 
@@ -20,7 +21,7 @@ def title_similarity(
     float32 (n, C).
     """
     id_IT, weight_IT, V = tfidf(data.titles)
-    weight_L = decay ** np.arange(L - 1, -1, -1)
+    weight_L = weights_of(L, decay)
     score_nC = np.zeros(cand_nC.shape, np.float32)
     for i in range(0, len(samples), chunk):
         old_nL = histories(data, samples[i : i + chunk], L)
