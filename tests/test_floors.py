@@ -56,6 +56,20 @@ def test_title_similarity_goes_in_chunks(toy):
     assert whole.min() >= 0 and whole.max() <= 1 + 1e-6 and whole.std() > 0.05
 
 
+def test_how_often_a_target_came_right_after_the_last_item_by_hand():
+    # users 1 2 | 1 2 1 | 2 1 2; the second half of each is not training, but for the middle user
+    items = np.array([1, 2, 3, 1, 2, 1, 2, 1, 2], np.int32)
+    data = SimpleNamespace(
+        items=items,
+        ptr=np.array([0, 3, 6, 9]),
+        n_users=3,
+        n_items=3,
+        train=np.array([1, 4, 5]),
+    )
+    # training pairs: 1 2 (twice), 2 1; 2 3 is a test pair, and no pair joins two users
+    assert counts.times_next(data, np.array([1, 2, 5, 7, 8])).tolist() == [2, 0, 1, 1, 2]
+
+
 def test_popularity_counts_training_only(toy):
     found = counts.popularity(toy)
     # targets stand in order: the last one of each user remains
@@ -187,7 +201,7 @@ def test_fusion_finds_what_each_knows_alone_and_keeps_out_what_knows_nothing(alo
 def test_groups_cover_every_sample_once(toy):
     samples = np.asarray(toy.test)
     groups = groups_of(toy, samples, "temporal")
-    assert len(groups) == 3
+    assert len(groups) == 4
     for kind, masks in groups.items():
         assert (np.sum(list(masks.values()), 0) == 1).all(), kind
     cold = groups["items in the history"].get("1-2, cold", np.zeros(len(samples), bool))
@@ -195,4 +209,4 @@ def test_groups_cover_every_sample_once(toy):
     assert np.array_equal(cold, earlier < 3)
     first = toy.times[samples[groups["time within the test part"]["first third"]]]
     last = toy.times[samples[groups["time within the test part"]["last third"]]]
-    assert first.max() <= last.min() and len(groups_of(toy, samples, "leave-one-out")) == 2
+    assert first.max() <= last.min() and len(groups_of(toy, samples, "leave-one-out")) == 3

@@ -157,6 +157,7 @@ def test_figures_are_pictures(written):
         "table.png",
         "by-items.png",
         "by-interactions.png",
+        "by-pair.png",
         "by-time.png",
         "training.png",
     } <= names

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from delrec.data.counts import full_ranking_of, popularity
+from delrec.data.counts import popularity
 from delrec.data.prepared import Data, users
 from delrec.evaluation.stats import RowMetrics
-from delrec.metrics import metrics
 from delrec.runtime import read_npy
 
 K = 10
 MANY_TIES = 0.05  # a share of ties among the test targets from which on clean ones are told apart
 
 
-def beyond(names: dict[Path, str], value: RowMetrics, data: Data, which: np.ndarray) -> dict:
+def beyond(
+    names: dict[Path, str], value: RowMetrics, full: RowMetrics, data: Data, which: np.ndarray
+) -> dict:
     """{border, thinned, clean, rows: {row: the numbers that it has}}.
 
     border: of debiasing; thinned: share of the samples that weigh less than 1; clean: {n, share} of
@@ -27,20 +28,18 @@ def beyond(names: dict[Path, str], value: RowMetrics, data: Data, which: np.ndar
     the candidates; hr@10 and hr@10_debiased over all items for a run that ranked them; coverage,
     arp, gini of its lists.
 
-    names: {run folder: row}; value: {row: metrics per sample}; which: the samples' places in the
-    test part.
+    names: {run folder: row}; value, full: {row: metrics per sample} among the candidates and over
+    all items; which: the samples' places in the test part.
     """
     samples = np.asarray(data.test)[which]
     user = users(data, samples)
     weight, border = debiasing_weights(data.items[samples], user)
     clean = clean_targets(data, samples)
     rows = {name: accuracy(v["hr@1"], weight, clean) for name, v in value.items()}
-    ranks = full_ranking_of(popularity(data), data, samples)
-    rows["popularity"] |= over_all(metrics(*ranks, (K,))[f"hr@{K}"], weight)
+    for name in rows.keys() & full.keys():
+        rows[name] |= over_all(full[name][f"hr@{K}"], weight)
     rows["popularity"] |= of_lists(popular_lists(data, samples), data, user)
     for folder, name in names.items():
-        if (hit := hits_over_all(folder, data, which)) is not None:
-            rows[name] |= over_all(hit, weight)
         if (list_nK := lists_of(folder, data, which)) is not None:
             rows[name] |= of_lists(list_nK, data, user)
     return {
@@ -92,14 +91,6 @@ def over_all(hit: np.ndarray, weight: np.ndarray) -> dict[str, float]:
         "hr@10": float(hit.mean()),
         "hr@10_debiased": float((weight * hit).sum() / weight.sum()),
     }
-
-
-def hits_over_all(folder: Path, data: Data, which: np.ndarray) -> np.ndarray | None:
-    """HR@10 over all items of each sample (n,); None if the run did not rank them."""
-    if not (folder / "full_test.npy").exists():
-        return None
-    greater, equal = read_npy(folder / "full_test.npy", (len(data.test), 2))[which].T
-    return metrics(greater, equal, (K,))[f"hr@{K}"] if greater.min() >= 0 else None
 
 
 # ---------------------------------------------------------------- lists

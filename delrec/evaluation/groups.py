@@ -2,17 +2,19 @@
 
 import numpy as np
 
-from delrec.data.counts import popularity
+from delrec.data.counts import popularity, times_next
 from delrec.data.prepared import Data, users
 from delrec.evaluation.stats import RowMetrics, interval
 
 
 def groups_of(data: Data, samples: np.ndarray, split: str) -> dict[str, dict[str, np.ndarray]]:
     """{kind: {group: mask (n,)}}: by the length of the history, by how often the target occurs in
-    training, by time (of a temporal split). Groups without a sample are left out.
+    training, by how often it came right after the history's last item there, by time (of a temporal
+    split). Groups without a sample are left out.
     """
     earlier = samples - data.ptr[users(data, samples)]
     seen = popularity(data)[data.items[samples]]
+    next_to = times_next(data, samples)
     kinds = {
         "items in the history": {
             "1-2, cold": earlier < 3,
@@ -25,6 +27,11 @@ def groups_of(data: Data, samples: np.ndarray, split: str) -> dict[str, dict[str
             "1-9": (seen >= 1) & (seen < 10),
             "10-99": (seen >= 10) & (seen < 100),
             "100+": seen >= 100,
+        },
+        "pair of last item and target in training": {
+            "never": next_to < 1,
+            "1-4": (next_to >= 1) & (next_to < 5),
+            "5+": next_to >= 5,
         },
     }
     if data.times is not None and split == "temporal":
@@ -41,13 +48,22 @@ def groups_of(data: Data, samples: np.ndarray, split: str) -> dict[str, dict[str
     }
 
 
-def by_group(value: RowMetrics, data: Data, samples: np.ndarray) -> dict:
-    """HR@1 and NDCG@10 of every row in every group, and HR@1's interval: {kind: {group: {n, rows:
-    {row: {hr@1, ndcg@10, low, high}}}}}. value: {row: metrics per sample}.
+def by_group(
+    value: RowMetrics, full: RowMetrics, data: Data, samples: np.ndarray
+) -> dict[str, dict[str, dict]]:
+    """HR@1 and NDCG@10 of every row in every group, and HR@1's interval; HR@20 over all items of
+    the rows that rank them: {kind: {group: {n, rows: {row: {hr@1, ndcg@10, low, high}}, all_items:
+    {row: hr@20}}}}. value, full: {row: metrics per sample} among the candidates, over all items.
     """
     user = users(data, samples)
     return {
-        kind: {group: in_group(value, mask, user) for group, mask in groups.items()}
+        kind: {
+            group: {
+                **in_group(value, mask, user),
+                "all_items": {name: float(v["hr@20"][mask].mean()) for name, v in full.items()},
+            }
+            for group, mask in groups.items()
+        }
         for kind, groups in groups_of(data, samples, data.meta["split"]).items()
     }
 

@@ -195,7 +195,7 @@ def full_as_text(result: dict, wide: int) -> list[str]:
 
 
 def groups_as_text(result: dict, wide: int) -> list[str]:
-    """HR@1 of every row in every group."""
+    """HR@1 of every row in every group; HR@20 over all items of the rows that rank them."""
     lines = []
     for kind, groups in result["groups"].items():
         lines += ["", f"HR@1 by {kind}; [95 % interval]"]
@@ -204,4 +204,9 @@ def groups_as_text(result: dict, wide: int) -> list[str]:
         for name in result["rows"]:
             cells = [interval_text(v["rows"][name]) for v in groups.values()]
             lines.append(f"{name:<{wide}}" + "".join(f"{cell:>24}" for cell in cells))
+        if result["full"]:
+            lines.append(f"HR@20 over all items by {kind}")
+        for name in result["full"]:
+            cells = [v["all_items"][name] for v in groups.values()]
+            lines.append(f"{name:<{wide}}" + "".join(f"{hr:>24.3f}" for hr in cells))
     return lines

@@ -36,6 +36,8 @@ from delrec.evaluation.wording import FULL, SHOWN
 from delrec.metrics import chance, compare, metrics
 from delrec.runtime import read_npy
 
+FULL_KS = (1, 5, 10, 20)  # HR@k and NDCG@k over the whole catalogue
+
 
 def metrics_of(rows: dict[str, Row], test: Part) -> RowMetrics:
     """{row: {metric: its value for each sample (n,)}} among the candidates."""
@@ -56,6 +58,7 @@ def measured(
     user = users(data, test.samples)
     C, clusters = test.cand_nC.shape[1], clusters_of(user)
     low_high = intervals_of(value, user)
+    full = full_metrics(names_of(rows), data, test)
     floors = [name for name, row in rows.items() if not row.compared]
     compared = Compared(value, user, planned.margin, floors=floors)
     of_interest = [name for name in rows if name not in floors]
@@ -77,9 +80,9 @@ def measured(
         "seeds": over_seeds(compared, planned),
         "planned": planned_pairs(compared, planned),
         "tests": every_pair(compared, of_interest),
-        **over_all_items(names_of(rows), data, test.which, user, planned),
-        "beyond": beyond(names_of(rows), value, data, test.which),
-        "groups": by_group(value, data, test.samples),
+        **over_all_items(full, user, planned),
+        "beyond": beyond(names_of(rows), value, full, data, test.which),
+        "groups": by_group(value, full, data, test.samples),
         "sweeps": sweeps_of(runs_of(rows), value, low_high),
     }
 
@@ -127,30 +130,30 @@ def shown_rows(
     return shown
 
 
-def over_all_items(
-    names: dict[Path, str], data: Data, which: np.ndarray, user: np.ndarray, planned: Planned
-) -> dict:
-    """full, full_against, full_planned, full_tests, full_seeds: metrics over the whole catalogue,
-    for runs that ranked it (full_test.npy: greater, equal, -1: not asked) behind chance and
-    popularity; these runs against the reference, in pairs, and as means over seeds.
+def full_metrics(names: dict[Path, str], data: Data, test: Part) -> RowMetrics:
+    """{row: {metric: its value for each sample (n,)}} over the whole catalogue: of chance and
+    popularity, then of the runs that ranked it (full_test.npy: greater, equal, -1: not asked).
 
     names: {run folder: row}.
     """
-    ks, value = (1, 5, 10, 20), {}
+    found = {}
+    for name, score_I in (("chance", np.zeros(data.n_items + 1)), ("popularity", popularity(data))):
+        found[name] = metrics(*full_ranking_of(score_I, data, test.samples), FULL_KS)
     for folder, name in names.items():
         if (folder / "full_test.npy").exists():
-            greater, equal = read_npy(folder / "full_test.npy", (len(data.test), 2))[which].T
+            greater, equal = read_npy(folder / "full_test.npy", (len(data.test), 2))[test.which].T
             if greater.min() >= 0:
-                value[name] = metrics(greater, equal, ks)
+                found[name] = metrics(greater, equal, FULL_KS)
+    return found
+
+
+def over_all_items(full: RowMetrics, user: np.ndarray, planned: Planned) -> dict:
+    """full, full_against, full_planned, full_tests, full_seeds: the means over the whole catalogue;
+    the runs against the reference, in pairs, and as means over seeds. full: of full_metrics.
+    """
+    value = {name: v for name, v in full.items() if name not in ("chance", "popularity")}
     if not value:
         return {f"full{kind}": {} for kind in ("", "_against", "_planned", "_tests", "_seeds")}
-    samples = np.asarray(data.test)[which]
-    floors = {"chance": np.zeros(data.n_items + 1), "popularity": popularity(data)}
-    full = {
-        name: metrics(*full_ranking_of(score_I, data, samples), ks)
-        for name, score_I in floors.items()
-    }
-    full |= value
     compared = Compared(value, user, planned.margin_full, OVER_ALL_ITEMS)
     pairs = [pair for pair in planned.pairs if compared.knows(*pair)]
     return {

@@ -108,6 +108,12 @@ def tables_of(result: dict) -> list[str]:
             for name in result["rows"]
         ]
         sections.append(f"<h2>HR@1 by {html.escape(kind)}</h2>" + html_table(head, body))
+        body = [
+            [name, *(f"{v['all_items'][name]:.3f}" for v in groups.values())]
+            for name in result["full"]
+        ]
+        if body:
+            sections.append("<p>HR@20 over all items</p>" + html_table(head, body))
     return sections
 
 
