@@ -15,6 +15,7 @@ from delrec.lm.pretrained import EMBEDDED, config_of, kind_of, seed_and_name, te
 from recipes.stage import stage, typed
 
 LONGEST_LIST = 25  # of a backbone's run: what Figure 8 needs
+LEAST = 80  # windows of stage 2 that its AdaLoRA has steps enough for
 FOLDS = 5  # of a backbone's users: what is trained on it reads what it says of unseen ones
 
 
@@ -30,6 +31,7 @@ class Plan:
     input: str  # what DELRec's rows read: titles, ids or hybrid
     budget: int  # training windows (or samples) of stage 2
     prompt_budget: int  # of stage 1; 0: a quarter of the budget
+    batch: int  # windows of a step of both stages; 0: the scripts' own
     test_samples: int  # 0: all
     val_samples: int  # that choose a run's step, and a fusion's weight
     procs: int  # processes of each stage
@@ -74,6 +76,11 @@ class Runs:
         llm = llm.rstrip("/").split("/")[-1] + ("" if random is None else f"-random{random}")
         own_prompt_budget = f"-{plan.prompt_budget}" if plan.prompt_budget else ""
         self.home = f"{self.name}/{llm}-{plan.input}-{plan.budget}{own_prompt_budget}"
+
+    @property
+    def steps(self) -> list:
+        """The flags of how much a step sees."""
+        return ["--batch", self.plan.batch, "--micro", self.plan.batch] if self.plan.batch else []
 
     def run(self, name: str, *args: object) -> str:
         """The name of a run, once its command has been run (or printed, by a dry run)."""
@@ -133,7 +140,8 @@ class Runs:
         vectors = ["--input", "ids", "--lr", 5e-4] if reads == "ids" else []
         options = ["--dataset", self.dataset, "--llm", llm or plan.llm]
         options += ["--backbone", self.backbone(model), *vectors]
-        options += ["--samples", budget, "--val-samples", plan.val_samples, "--evals", 2, *flags]
+        options += ["--samples", budget, *self.steps]
+        options += ["--val-samples", plan.val_samples, "--evals", 2, *flags]
         return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", *options)
 
     def tuned(
@@ -152,12 +160,12 @@ class Runs:
         reads, plan = reads or self.plan.input, self.plan
         samples = plan.budget
         if plan.input == "ids" and reads != "ids":  # a title costs more than a vector
-            samples = max(samples // 4, 80)
+            samples = max(samples // 4, LEAST)
         options = ["--dataset", self.dataset, "--llm", llm or plan.llm]
         options += ["--input", reads, "--soft-prompt", soft_prompt]
         if soft_prompt in ("none", "random", "words"):
             options += ["--backbone", backbone or self.backbone()]
-        options += ["--samples", samples, "--val-samples", plan.val_samples]
+        options += ["--samples", samples, *self.steps, "--val-samples", plan.val_samples]
         options += ["--evals", max(2, min(plan.budget // 2000, 6)), *flags]
         return self.run(f"{self.home}/{name}-s{self.seed}", "finetune.py", *options)
 

@@ -18,6 +18,7 @@ from delrec.runtime import beside, folder_of, is_run, load_run, read_json, settl
 # flags that shape a run: a finished one of other values is not the one asked for
 SHAPING = (
     "--samples",
+    "--batch",
     "--seed",
     "--input",
     "--k",

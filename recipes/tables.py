@@ -7,7 +7,7 @@ make headline, control, table2, table3, table4, fig8, table5, coldstart, layers 
     python recipes/tables.py headline --seeds 1 --backbone-seeds 1
                                     the same, quick and small: to see it run
     python recipes/tables.py control --budget 12288 --prompt-budget 1024 --test-samples 0
-                                    is it the language model? (hours, not measured)
+                                    is it the language model? (hours)
     python recipes/tables.py table3
                                     ml-100k, the embedded LM, two seeds, items as vectors, a budget
                                     for 2 cores: half an hour
@@ -56,7 +56,7 @@ from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.runtime import described, read_json
 from recipes.controls import control
 from recipes.ensembles import controls, fusions
-from recipes.runs import Plan, each_seed, evaluate, kind_and_layers, more_seeds
+from recipes.runs import LEAST, Plan, each_seed, evaluate, kind_and_layers, more_seeds
 from recipes.stage import stage
 from recipes.students import layers, parts
 
@@ -281,7 +281,7 @@ def prepare(plan: Plan) -> None:
 @click.option(
     "--budget",
     default=512,
-    type=click.IntRange(80),
+    type=click.IntRange(LEAST),
     help="training windows of stage 2 (with --input titles and hybrid: samples)",
 )
 @click.option(
@@ -289,6 +289,13 @@ def prepare(plan: Plan) -> None:
     default=0,
     type=click.IntRange(0),
     help="training windows of stage 1; 0: a quarter of --budget, at most 20,000",
+)
+@click.option(
+    "--batch",
+    default=0,
+    type=click.IntRange(0),
+    help="windows of a step of both stages; 0: the scripts' own, 16. Short histories train faster "
+    "with 64",
 )
 @click.option(
     "--test-samples",

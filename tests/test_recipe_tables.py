@@ -121,13 +121,14 @@ def test_parts_teaches_both_students_out_of_fold(here, toy, on_decoder, monkeypa
 
 
 def test_the_control_s_table_compares_what_stands_in_for_the_lm_with_it(here, on_decoder):
-    small = ["--budget", "80", "--test-samples", "20", "--jobs", "1", "--seeds", "2"]
+    small = ["--budget", "320", "--test-samples", "20", "--jobs", "1", "--seeds", "2"]
     out = run_recipe("control", *on_decoder, *small)
-    home = here.root / "toy" / "tiny-llama-ids-80"
-    # a backbone, an MLP, the LM a seed; two controls at three rates; their second seeds; the table
-    assert len(here.ran) == 2 * 3 + 2 * 3 + 2 + 1
+    home = here.root / "toy" / "tiny-llama-ids-320"
+    # a backbone, an MLP, the LM a seed; two controls at three rates; their seeds; the table
+    made = 2 * 3 + 2 * 3 + 2 * 2
+    assert len(here.ran) == made + 1
     table = json.loads((home / "control" / "metrics.json").read_text())
-    assert table["reference"] == "lm-s0"
+    assert table["reference"] == "no-prompt-s0"
     chosen = {}
     for name in ("random", "two-layers"):
         said = next(x for x in out.splitlines() if x.startswith(f"=== {name}: learning rate"))
@@ -137,16 +138,16 @@ def test_the_control_s_table_compares_what_stands_in_for_the_lm_with_it(here, on
         assert {r.lr for r in runs} == {float(said.split()[4])}
         tried = dict(x.rstrip(",").split(": ") for x in said.split("(")[1][:-1].split(", "))
         assert tried[said.split()[4]] == max(tried.values())
-    rows = {"sasrec", "mlp", "lm", *chosen.values()}
+    rows = {"sasrec", "mlp", "no-prompt", *chosen.values()}
     assert {name for name in table["rows"] if "+" not in name} >= {
         f"{name}-s{s}" for name in rows for s in (0, 1)
     }
-    others = rows - {"lm"}
-    assert all(table["seeds"][name]["against"] == "lm" for name in others)
+    others = rows - {"no-prompt"}
+    assert all(table["seeds"][name]["against"] == "no-prompt" for name in others)
     tests = [table["seeds"][name]["test"]["ndcg@10"] for name in others]
     assert all(0 <= test["p"] <= 1 for test in tests)
     run_recipe("control", *on_decoder, *small)
-    assert here.ran[-1][0] == "evaluate.py" and len(here.ran) == 2 * 3 + 2 * 3 + 2 + 2
+    assert here.ran[-1][0] == "evaluate.py" and len(here.ran) == made + 2
 
 
 def test_the_control_is_about_vectors(on_decoder):
@@ -307,7 +308,7 @@ def test_half_of_the_lm_has_a_prompt_that_was_distilled_for_it(on_decoder, small
 def test_half_of_an_lm_runs(here, toy, deep):
     asked = dict(dataset=str(toy.folder), also=(), llm=deep, input="ids", dry_run=False)
     budgets = dict(budget=80, prompt_budget=0, test_samples=10, val_samples=10)
-    plan = table_runs.Plan(**asked, **budgets, seeds=1, backbone_seeds=1, procs=1, jobs=1)
+    plan = table_runs.Plan(**asked, **budgets, seeds=1, backbone_seeds=1, batch=0, procs=1, jobs=1)
     without, half = table_runs.Runs(plan, plan.dataset, 0).halves()
     run = load_run(half, toy)
     assert run.llm == str(here.root / without / "lm") and paper_method(run) is None

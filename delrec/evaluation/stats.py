@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from delrec.significance import share_as_large, sign_flips
+from delrec.significance import share_as_large, sign_flips, user_sums
 
 RowMetrics = dict[str, dict[str, np.ndarray]]  # {row: {metric: its value for each sample (n,)}}
 Intervals = dict[str, dict[str, np.ndarray]]  # {row: {metric: the ends of its interval (2,)}}
@@ -66,8 +66,7 @@ class Clusters:
 
     def sums(self, value_nR: np.ndarray) -> np.ndarray:
         """The sums over each user's samples of some columns, (G, R)."""
-        columns = np.asarray(value_nR, float).T
-        return np.stack([np.bincount(self.row_n, c, len(self.count_G)) for c in columns], 1)
+        return user_sums(value_nR, self.row_n)
 
 
 def clusters_of(user_n: np.ndarray) -> Clusters:
