@@ -100,13 +100,16 @@ def read_json(path: Path | str) -> Any:
         stop(f"{path} cannot be read as JSON ({str(bad).splitlines()[0][:120]}); make it again")
 
 
-def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file by name; one that cannot be read is refused."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_tensors(path: Path | str, *only: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name: all, or those of `only` that it has. One that
+    cannot be read is refused.
+    """
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name in only or not only]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as bad:
         stop(
             f"{path} cannot be read as safetensors ({str(bad).splitlines()[0][:120]}); train it "

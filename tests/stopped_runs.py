@@ -188,3 +188,20 @@ def dying(jobs, tmp_path, restarts):
     )
     done.said = done.stdout + done.stderr
     return done
+
+
+def killed_at(monkeypatch, module, n, work) -> list:
+    """Kills work() right after `module` has written its n-th JSON file; what it had written."""
+    write, written = module.write_json, []
+
+    def write_and_die(path, value):
+        write(path, value)
+        written.append(value)
+        if len(written) == n:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_json", write_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    return written

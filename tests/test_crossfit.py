@@ -1,6 +1,7 @@
 """crossfit.py: LMs that were trained without a part of the users, and the export they make."""
 
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from commands import edit_config
 from safetensors.torch import load_file, save_file
+from stopped_runs import killed_at
 from vector_runs import SMALL
 
 import distill
@@ -221,21 +223,11 @@ def test_a_killed_export_goes_on_in_the_middle_of_a_fold(
 ):
     trained = load_run(shutil.copytree(full, tmp_path / "full"), rings)
     monkeypatch.setattr(export, "CHUNK", 150)
-    write, written = export.write_json, []
-
-    def write_and_die(path, value):
-        write(path, value)
-        written.append(value)
-        if len(written) == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(export, "write_json", write_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            export.export(trained, rings, alone, of_export)
+    work = partial(export.export, trained, rings, alone, of_export)
+    written = killed_at(monkeypatch, export, 4, work)
     size = np.bincount(fold_of_users(rings)[users(rings, rings.train)])
     assert size[0] < written[-1]["done"] < size[:2].sum()
-    export.export(trained, rings, alone, of_export)
+    work()
     for name in ("topk", "truth", "listed", "titles"):
         one, two = (np.load(f / "export" / f"{name}.npy") for f in (crossed.folder, trained.folder))
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from commands import edit_config
+from stopped_runs import killed_at
 
 import evaluate
 import train_backbone
@@ -79,18 +80,7 @@ def same_export(a, b):
 def test_a_killed_export_goes_on(student, unexported, toy, alone, refused, on_cpu, monkeypatch):
     trained = load_run(unexported, toy)
     monkeypatch.setattr(export, "CHUNK", 100)
-    write, written = export.write_json, []
-
-    def write_and_die(path, value):
-        write(path, value)
-        written.append(path)
-        if len(written) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(export, "write_json", write_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            export.export(trained, toy, alone, FIVE)
+    killed_at(monkeypatch, export, 3, lambda: export.export(trained, toy, alone, FIVE))
     assert not (unexported / "export").exists()
     says = refused(train_backbone.main, f"--dataset {toy.folder} --teacher {unexported}")
     assert "no complete export" in says

@@ -164,6 +164,15 @@ def test_a_run_that_was_stopped_in_a_fold_goes_on(cycle, tmp_path, monkeypatch):
     assert same(tmp_path / "whole", cut)
 
 
+def test_a_fold_without_a_listed_sample_has_its_vectors_all_the_same(cycle, run, tmp_path):
+    out = tmp_path / "sasrec"
+    few = f"{QUICK} --folds 4 --lists 2"  # at least two folds of them have none
+    run(train_backbone.main, f"--dataset {cycle.folder} --out {out} {few}")
+    listed = np.load(out / "topk_train.npy")[:, 0] > 0
+    assert listed.sum() == 2 and len(load_file(out / "folds.safetensors")["bias"]) == 4
+    assert np.isfinite(list(load_run(out).out_of_fold["rates"]["length"]["hr@1"].values())).all()
+
+
 @pytest.mark.parametrize("options, said", [("--folds 1", "choose 2"), ("--folds 999", "choose 2")])
 def test_folds_that_cannot_be_are_refused(cycle, refused, tmp_path, options, said):
     text = refused(

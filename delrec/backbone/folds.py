@@ -66,23 +66,26 @@ class Answers:
         self.vectors, self.biases, self.cosines = [], [], []
 
     def add(self, fold: int, model: torch.nn.Module, ranks: Ranks, top_h: int) -> None:
-        """Takes the answers of a fold's model to the samples it has not seen."""
-        listed = self.protocol.listed
-        own = fold_of_samples(self.data, self.fold_U)[listed] == fold
-        cand = {C: cand_nC[own] for C, cand_nC in self.protocol.cand["train"].items()}
-        found = rank_all(
-            model, self.data, self.data.train[listed[own]], ranks, top_h, cand, states=True
-        )
+        """Takes the answers of a fold's model to the samples it has not seen, and its item vectors,
+        turned."""
         of_IE, onto_IE = (m.item.weight.detach().cpu().float() for m in (model, self.full))
         Q_EE = rotation(of_IE, onto_IE, self.weight_I)
-        found["state"] = (torch.from_numpy(found["state"]).float() @ Q_EE).numpy()
-        for key, rows in found.items():
-            self.got[key][listed[own]] = rows
         turned_IE = of_IE @ Q_EE
         cosine_I = torch.cosine_similarity(turned_IE, onto_IE)
         self.cosines.append(float((cosine_I * self.weight_I).sum() / self.weight_I.sum()))
         self.vectors.append(turned_IE)
         self.biases.append(model.bias.detach().cpu().float())
+        listed = self.protocol.listed
+        own = fold_of_samples(self.data, self.fold_U)[listed] == fold
+        if not own.any():  # few samples are listed, and none of this fold's
+            return
+        cand = {C: cand_nC[own] for C, cand_nC in self.protocol.cand["train"].items()}
+        found = rank_all(
+            model, self.data, self.data.train[listed[own]], ranks, top_h, cand, states=True
+        )
+        found["state"] = (torch.from_numpy(found["state"]).float() @ Q_EE).numpy()
+        for key, rows in found.items():
+            self.got[key][listed[own]] = rows
 
     def write(self, out: Path) -> None:
         """Writes folds.safetensors: fold (U,), item.weight (K, I+1, E), bias (K, I+1)."""

@@ -31,7 +31,7 @@ def user_folds(backbone_run: Path | str, data: Data) -> np.ndarray:
             f"{backbone_run} has no folds of users (no folds.safetensors); train the backbone with "
             "train_backbone.py --folds 5"
         )
-    fold = read_tensors(path).get("fold")
+    fold = read_tensors(path, "fold").get("fold")
     if fold is None or fold.shape != (data.n_users,):
         stop(
             f"{path} does not hold the folds of {data.n_users} users; train the backbone again "

@@ -55,8 +55,8 @@ def said_of_folds(folder: Path | str, folds: int) -> str:
             f"their user ({folds} folds)"
         )
     return (
-        f"{folder}: training samples are answered by the model that was trained on them, so its "
-        "lists hold the truth too often; train_backbone.py --folds 5 answers them out of fold"
+        f"{folder}: training samples are answered by the model that was trained on them, so "
+        "it knows the truth too often; train_backbone.py --folds 5 answers them out of fold"
     )
 
 
