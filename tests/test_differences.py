@@ -10,7 +10,7 @@ from delrec.lm import differences
 def bullets(heading):
     """The list under a heading of docs/differences.md."""
     text = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
-    part = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    part = text.split(f"## {heading}\n")[1].split("\n## ")[0].replace("\n  ", " ")
     return [line.removeprefix("- ") for line in part.splitlines() if line.startswith("- ")]
 
 
