@@ -25,11 +25,53 @@ from delrec.lm.model import load_lm  # noqa: E402
 
 TEXT = """# Which language models can be read
 
-`--llm` takes any model that transformers knows by itself. What no list can promise is measured:
-when an LM is loaded, a few short prompts are scored by our way and by the untouched model, and
-the fastest way that says the same is taken; where none does, the LM is refused with a sentence
-(`delrec/lm/check.py`; `--no-check-llm` takes it on trust). "The same" is twice what the model
-itself is off in its own dtype against fp32.
+`--llm` takes a Hugging Face id or a folder: decoder-only (Llama and its like), encoder-decoder
+(T5), encoder-only (BERT). The default, `smollm2-135m`, is fetched by itself. Both stages need the
+same LM. Words are explained in the [glossary](glossary.md).
+
+```
+python distill.py --dataset ml-100k --llm google/flan-t5-xl
+python finetune.py --dataset ml-100k --llm google/flan-t5-xl
+python evaluate.py --llm google/flan-t5-xl --dataset ml-100k      # the LM without any training
+```
+
+- **An LM is scored right or refused by name.** When it is loaded, a few short prompts are scored by
+  our way and by the untouched model. The fastest way that says the same is taken, and a line says
+  so where that is not the fastest there is. This takes seconds, once for each LM: what was found is
+  kept in `~/.cache/delrec`. `--no-check-llm` leaves it out.
+- **Also refused:** files that lack weights, and a tokenizer that does not know over a fifth of the
+  titles' tokens (`--allow-unknown` goes on). No code of an LM's folder is ever run.
+- **Decoder-only LMs alone** can do stage 1 on item vectors (`--input ids`), the loss on history
+  titles (`--loss titles`), and be cut in half for `make table4`.
+- **Numbers** are bf16 on GPUs and on CPUs that multiply bf16 in hardware, fp32 elsewhere. An LM
+  that fails in bf16 computes in fp32, and a line says so.
+- **Controls:** `--llm random:NAME` is the LM NAME with random weights (`random-3:NAME` with seed
+  3). `--llm` also takes a run of finetune.py.
+
+## Memory
+
+- `--micro N`: N samples are computed at once. Fewer need less memory and give the same gradient;
+  `auto` takes as many as fit.
+- `--gradient-checkpointing`: a third more time, far less memory.
+- `--shard`, under torchrun: the LM's layers are divided among the processes (FSDP2), for an LM that
+  does not fit one card. The same numbers, slower. Adapters, embeddings and head stay whole.
+- After three steps a script says how long the rest will take and what memory is used.
+
+One prompt of 600 tokens at a time, bf16, an LM of Flan-T5-XL's shape (2.85 billion parameters,
+random weights): 5.4 GB for scoring, 7.7 GB for stage 1, 13.0 GB for stage 2, 6.5 GB for stage 2
+with gradient checkpointing (`python -m delrec.lm.bench --account`). Measured on a CPU: it shows
+that one 24 GB card holds the tensors, not that a run on one was made. No LM above 135M was trained
+here.
+
+```
+torchrun --nproc_per_node=4 finetune.py --dataset beauty --llm google/flan-t5-xl --shard --micro 1
+```
+
+## How it is read
+
+Any model that transformers knows by itself can be given. Its scores count as "the same" where
+they are off by at most twice what the model itself is off, in its own number format, from fp32
+(`delrec/lm/check.py`). The ways to read a decoder-only LM:
 
 | way | what it is | rate |
 |---|---|---|
@@ -38,13 +80,14 @@ itself is off in its own dtype against fp32.
 | padded | rows padded to one length, titles share their prompt | |
 | rows | one row a title under the model's own mask and attention | slowest |
 
-Behind a window that its layers attend in (Mistral, Gemma 3, Qwen 2) a prompt is read as rows.
+The layers of some LMs (Mistral, Gemma 3, Qwen 2) attend only within a number of tokens, their
+window. A longer prompt is read as rows: "rows behind the window".
 Logits that a model scales or caps behind its head are scaled too, or asked of the model itself.
 
 Below: transformers {version}, tiny random models of every family it calls causal, seq2seq or
 masked, fp32 on a CPU. `make test-all` compares all their scores with plain transformers, on a CPU
-and padded as on a GPU; the families of the first table are in `make test` too. Real checkpoints
-of most families were never loaded here: the code that reads them is the same.
+and padded as on a GPU; the families of the first table are in `make test` too. Real checkpoints of
+most families were never loaded here: the code that reads them is the same.
 """
 
 
