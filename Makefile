@@ -8,16 +8,18 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo lint test test-all soak circle headline control table2 table3 table4 fig8 table5 coldstart layers parts bench bench-kernels bench-llm bench-data clean
+.PHONY: install demo lint test test-all soak circle headline control table2 table3 table4 fig8 table5 coldstart layers parts bench bench-kernels bench-llm bench-data clean
 
-demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (about 15 minutes on 2 cores)
+install: $(VENV)/ready       ## the environment in .venv, which all other targets make too (two minutes)
+
+demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (15 minutes on 2 cores with bf16, 25 to 40 without)
 	$(PY) recipes/demo.py
 
 lint: $(VENV)/ready          ## the code's form: ruff's rules (pyproject.toml) and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-test: lint                   ## the code's form, then all tests (under ten minutes on 2 cores)
+test: lint                   ## the code's form, then all tests (about ten minutes on 2 cores)
 	$(PY) -m pytest -q -n 2 --dist worksteal tests
 
 test-all: test               ## make test, then every LM family that transformers knows against plain transformers (half an hour on 2 cores)
