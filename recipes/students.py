@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from delrec.evaluation.figures import BLUE, GREY, ORANGE, subplots
+from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
 from delrec.runtime import read_json
 from recipes.runs import FOLDS, Plan, Runs, each_seed, evaluate, kind_and_layers
 

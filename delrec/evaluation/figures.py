@@ -1,22 +1,18 @@
-"""What evaluate.py measured as figures, each made from one dict (metrics.json, see measure.py).
-
-matplotlib is imported where something is drawn: a command that draws nothing does not load it.
+"""What evaluate.py measured as figures, each made from one dict (metrics.json, see measure.py); the
+training curves are made from the runs' logs (curves.py).
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from delrec.evaluation.curves import curves_figure, logs_of
+from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
 
-BLUE, ORANGE, GREY = "#1f5fa8", "#c8641e", "#777777"
-LOSSES = ("loss", "loss_rps")
-VALIDATIONS = ("val_hr@1", "val_hr@1_of_15", "val_rps")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def figures_of(result: dict, folders: Iterable[Path]) -> dict[str, "Figure"]:
@@ -45,16 +41,6 @@ def write_figures(folder: Path, drawn: dict[str, "Figure"]) -> None:
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=130)
         plt.close(figure)
-
-
-def subplots(width: float, height: float, columns: int = 1) -> tuple["Figure", Any]:
-    """(figure, its axes), width and height in inches."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(1, columns, figsize=(width, height), layout="constrained")
 
 
 # ---------------------------------------------------------------- rows
@@ -204,54 +190,3 @@ def latency_figure(result: dict) -> "Figure":
     ax.set_ylabel(f"HR@1 among {result['candidates']}, 95 % interval")
     ax.grid(alpha=0.3)
     return fig
-
-
-# ---------------------------------------------------------------- curves
-
-
-def logs_of(folders: Iterable[Path]) -> dict[str, list[dict]]:
-    """{run: its log's entries that name a step}; runs without one are left out."""
-    logs = {}
-    for folder in folders:
-        path = Path(folder) / "log.jsonl"
-        if path.exists():
-            entries = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()]
-            logs[Path(folder).name] = [e for e in entries if "step" in e]
-    return {name: entries for name, entries in logs.items() if entries}
-
-
-def curves_figure(logs: dict[str, list[dict]]) -> "Figure":
-    """Loss and validation of every run against its own steps."""
-    fig, (left, right) = subplots(9, 3.6, columns=2)
-    for i, (name, entries) in enumerate(logs.items()):
-        style = {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--"}
-        x, y = curve(entries, LOSSES)
-        if len(y) > 40:  # steps are noisy
-            x, y = moving_mean(x, y, len(y) // 20)
-        draw_curve(left, x, y, label=name, **style)
-        draw_curve(right, *curve(entries, VALIDATIONS), **style)
-    left.set_title("training loss", fontsize="medium")
-    right.set_title("validation HR@1 (distillation: RPS accuracy)", fontsize="medium")
-    for ax in (left, right):
-        ax.set_xlabel("share of the training")
-        ax.grid(alpha=0.3)
-    fig.legend(loc="outside right upper", fontsize="small")
-    return fig
-
-
-def curve(entries: list[dict], keys: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(share of the steps, value) of every entry of a log that has one of the keys, two arrays."""
-    last = max(entries[-1]["step"], 1)
-    points = [(e["step"] / last, e[key]) for e in entries for key in keys if key in e]
-    return np.array([x for x, _ in points]), np.array([y for _, y in points])
-
-
-def moving_mean(x: np.ndarray, y: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The curve's means over a window of `width` points."""
-    return x[width - 1 :], np.convolve(y, np.ones(width) / width, "valid")
-
-
-def draw_curve(ax: "Axes", x: np.ndarray, y: np.ndarray, **style: object) -> None:
-    """A line; few points are marked, none draw nothing."""
-    if len(y):
-        ax.plot(x, y, marker="o" if len(y) < 12 else None, **style)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data, candidates, histories, subset, users
-from delrec.evaluation.figures import BLUE, GREY, ORANGE, subplots
+from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
 from delrec.evaluation.stats import difference, interval
 from delrec.evaluation.wording import p_text
 from delrec.lm.model import LM
