@@ -144,11 +144,9 @@ def gini(count_I: np.ndarray) -> float:
 # ---------------------------------------------------------------- the table
 
 
-def beyond_table(result: dict) -> tuple[list[str], list[list[str]]]:
-    """The numbers beside accuracy as (head, rows of cells); a cell is empty where a row has no such
-    number.
-    """
-    C, found = result["candidates"], result["beyond"]
+def beyond_columns(result: dict) -> dict[str, tuple[str, int]]:
+    """{key of a number beside accuracy: (its head, its decimals)}, in the table's order."""
+    C = result["candidates"]
     columns = {
         "hr@10": ("HR@10 all", 3),
         "hr@10_debiased": ("debiased", 3),
@@ -157,12 +155,20 @@ def beyond_table(result: dict) -> tuple[list[str], list[list[str]]]:
         "gini": ("Gini@10", 3),
         "hr@1_debiased": (f"HR@1 of {C} debiased", 3),
     }
-    if found["clean"]:
+    if result["beyond"]["clean"]:
         columns["hr@1_clean"] = (f"HR@1 of {C} clean", 3)
+    return columns
+
+
+def beyond_table(result: dict) -> tuple[list[str], list[list[str]]]:
+    """The numbers beside accuracy as (head, rows of cells); a cell is empty where a row has no such
+    number.
+    """
+    columns = beyond_columns(result)
     head = ["row", *(name for name, _ in columns.values())]
     body = [
         [name, *(f"{v[key]:.{n}f}" if key in v else "" for key, (_, n) in columns.items())]
-        for name, v in found["rows"].items()
+        for name, v in result["beyond"]["rows"].items()
     ]
     return head, body
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from delrec.evaluation.beyond import beyond_as_text
 from delrec.evaluation.comparisons import AMONG_CANDIDATES, OVER_ALL_ITEMS, Comparison
 from delrec.evaluation.stats import RowMetrics
+from delrec.evaluation.verdict import ABOUT_VERDICT, verdict
 from delrec.evaluation.wording import (
     ABOUT_PAPER,
     ABOUT_SEEDS,
@@ -29,9 +30,12 @@ UNPLANNED = "of every two rows, which nobody planned: not adjusted, no marks"
 
 
 def table_lines(result: dict) -> list[str]:
-    """The lines of table.txt."""
+    """The lines of table.txt; what it comes to stands first."""
     wide = max(28, *(len(name) + 2 for name in result["rows"]))
     return [
+        *verdict(result),
+        f"({ABOUT_VERDICT}.)",
+        "",
         *rows_as_text(result, wide),
         *seeds_as_text(result, wide),
         *tests_as_text(result),

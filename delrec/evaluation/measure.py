@@ -2,10 +2,10 @@
 their intervals, and tests of what differs.
 
 Keys: protocol, dataset, n, users, users_worth (G_eff), items, candidates, hash, chance; reference,
-margin, margin_full, exploratory (see comparisons.Planned); rows {name: {note, metrics, intervals,
-test against the reference, paper}}, seeds, planned, tests (every pair); full, full_against,
-full_planned, full_tests, full_seeds (the same over the whole catalogue); beyond (see beyond.py),
-groups, sweeps.
+margin, margin_full, exploratory (see comparisons.Planned); floors (rows that need no training);
+rows {name: {note, metrics, intervals, test against the reference, paper}}, seeds, planned, tests
+(every pair); full, full_against, full_planned, full_tests, full_seeds (the same over the whole
+catalogue); beyond (see beyond.py), groups, sweeps.
 """
 
 from dataclasses import replace
@@ -76,6 +76,7 @@ def measured(
         "margin": planned.margin,
         "margin_full": planned.margin_full,
         "exploratory": planned.exploratory,
+        "floors": floors,
         "rows": shown_rows(rows, value, low_high, against_reference(compared, planned), data.name),
         "seeds": over_seeds(compared, planned),
         "planned": planned_pairs(compared, planned),

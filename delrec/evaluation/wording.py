@@ -117,9 +117,10 @@ def about_marks(result: dict) -> str:
     if result["exploratory"]:
         return f"a sweep: nothing was asked before it was made, so no row is marked; {found}"
     return (
-        f"* shown to differ from {reference} (adjusted p < .05), ** p < .01, = shown to be equal "
-        f"to it within {short(result['margin'])} (TOST, p < .05), no mark: neither is shown; "
-        f"{found}"
+        f"* shown to differ from {reference} (adjusted p < .05), ** p < .01; a star does not say "
+        "which way: the row is better where its number is the higher one, worse where it is the "
+        f"lower one; = shown to be equal to it within {short(result['margin'])} (TOST, p < .05), "
+        f"no mark: neither is shown; {found}"
     )
 
 
