@@ -15,6 +15,9 @@ import pytest
 from pictures import drawing
 
 import evaluate
+from delrec.evaluation.comparisons import AMONG_CANDIDATES
+from delrec.evaluation.page import compared, highest
+from delrec.evaluation.verdict import verdict
 from delrec.evaluation.wording import least, mark, p_text, short
 
 
@@ -151,6 +154,26 @@ def test_a_reader_finds_what_the_marks_and_the_least_difference_mean(written):
     assert head.count("| least |") == 2
 
 
+def test_text_and_page_open_with_the_verdict(written):
+    said = verdict(written.found)
+    text = (written.folder / "table.txt").read_text()
+    assert text.splitlines()[: len(said)] == said
+    assert written.result.stdout.find(said[0]) < written.result.stdout.find("\nrow ")
+    page = html.unescape(written.page.read_text(encoding="utf-8"))
+    places = [page.find(sentence) for sentence in said]
+    assert places[0] > 0 and places == sorted(places) and places[-1] < page.find("<h2>")
+    assert any("over all" in sentence for sentence in said)
+
+
+def test_a_reader_finds_which_way_a_star_points(written):
+    for text in (
+        (written.folder / "table.txt").read_text(),
+        (written.folder / "table.md").read_text(),
+        html.unescape(written.page.read_text(encoding="utf-8")),
+    ):
+        assert "the row is better where its number is the higher one" in text
+
+
 def test_figures_are_pictures(written):
     names = {p.name for p in written.folder.glob("*.png")}
     assert {
@@ -219,6 +242,77 @@ def test_the_page_needs_no_network_and_titles_stay_text(written):
     assert page.count('class="true"') + page.count("class=true") > 60
 
 
+def table_after(page, title):
+    """The first table behind a title: [(is the row best?, [(is the cell best?, its text)])]."""
+
+    def cells(row):
+        return [(bool(best), x) for best, x in re.findall(r"<td( class.*?)?>(.*?)<", row)]
+
+    body = re.search(r"<tbody>(.*?)</tbody>", page[page.index(title) :]).group(1)
+    return [
+        (bool(best), cells(row)) for best, row in re.findall(r"<tr( class.*?)?>(.*?)</tr>", body)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("title", "rows", "metric"),
+    [("Among candidates", "rows", "ndcg@10"), ("Over all 60 items", "full", "ndcg@20")],
+)
+def test_the_best_row_of_a_table_is_bold_and_that_is_said(written, title, rows, metric):
+    found = {name: v[metric] for name, v in written.found[rows].items()}
+    best = [name for name, v in found.items() if v == max(found.values())]
+    page = written.page.read_text(encoding="utf-8")
+    bold = [cells[0][1] for is_best, cells in table_after(page, f"<h2>{title}") if is_best]
+    assert list(map(html.unescape, bold)) == best and len(best) < len(found)
+    legend = f"Bold row: the highest {metric.upper()}"
+    assert page.find(legend, page.index(f"<h2>{title}")) > 0
+
+
+@pytest.mark.parametrize("near", [True, False], ids=["among candidates", "over all items"])
+def test_the_best_of_every_group_is_bold(written, near):
+    kind = "items in the history"
+    page = written.page.read_text(encoding="utf-8")
+    title = f"<h2>HR@1 by {kind}" if near else f"<h3>HR@20 over all items by {kind}"
+    table = [cells for _, cells in table_after(page, title)]
+    for i, group in enumerate(written.found["groups"][kind].values(), 1):
+        of_near = {name: v["hr@1"] for name, v in group["rows"].items()}
+        value = of_near if near else group["all_items"]
+        best = [name for name, v in value.items() if v == max(value.values())]
+        assert [html.unescape(cells[0][1]) for cells in table if cells[i][0]] == best
+    assert "Bold: the highest number of each group" in page
+
+
+def test_in_the_paired_tests_a_row_is_bold_only_above_the_reference():
+    def compared_by(*gains):
+        test = {"p": 1.0, "p_t": 1.0, "p_adjusted": 1.0, "p_equal": 1.0, "least": 0.1}
+        test |= {"of_users": None, "p_of_users": None}
+        found = {f"row{i}": {m: test | {"difference": x} for m in AMONG_CANDIDATES}
+                 for i, x in enumerate(gains)}  # fmt: skip
+        return compared("row minus sasrec", found, AMONG_CANDIDATES)
+
+    above, below = compared_by(-0.1, 0.2, 0.1), compared_by(-0.1, -0.2)
+    assert [is_best for is_best, _ in table_after(above, "<table")] == [False, True, False]
+    assert "Bold row: the one furthest above the reference in NDCG@10" in above
+    assert 'class="best"' not in below and "none is above the reference" in below
+
+
+def test_a_column_without_a_second_number_has_no_best():
+    assert [highest(x) for x in ([0.1], [None, 0.2], [], [0.1, None, 0.3, 0.3])] == [
+        set(), set(), set(), {2, 3},
+    ]  # fmt: skip
+
+
+def test_tables_stand_in_boxes_and_keep_their_first_column(written):
+    """What the style says; the tests in a browser see it at work."""
+    page = written.page.read_text(encoding="utf-8")
+    assert page.count("<table") == page.count('<div class="scroll" tabindex="0"><table') > 5
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL).group(1)
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto", style)
+    first = re.search(r"\nth:first-child, td:first-child \{([^}]*)\}", style).group(1)
+    for rule in ("position: sticky", "left: 0", "background: Canvas"):
+        assert rule in first
+
+
 def test_the_case_study_shows_stored_scores(written, toy, backbone):
     found = re.search(
         r"<details><summary>(.*?)</summary>", written.page.read_text(encoding="utf-8")
@@ -250,8 +344,16 @@ window.addEventListener("load", () => {
   const some = searched(document.querySelector("#cases details .true").textContent);
   const none = searched("no such words at all");
   const images = [...document.images];
+  const boxes = [...document.querySelectorAll(".scroll")].filter(x => x.querySelector("table"));
+  const wide = boxes.filter(x => x.scrollWidth > x.clientWidth);
+  for (const x of boxes) x.scrollLeft = x.scrollWidth;
+  const left = x => x.getBoundingClientRect().left;
+  const seen = (x, tag) => Math.abs(left(x.querySelector(tag)) - left(x)) < 1;
   parent.postMessage(JSON.stringify({
     width: innerWidth, sticks: root.scrollWidth - root.clientWidth, all, some, none,
+    wide: wide.length, moved: wide.filter(x => x.scrollLeft > 0).length,
+    kept: boxes.filter(x => seen(x, "th") && seen(x, "td")).length, boxes: boxes.length,
+    inside: boxes.filter(x => x.getBoundingClientRect().right <= innerWidth).length,
     images: images.filter(x => x.naturalWidth > 0).length, of: images.length,
   }), "*");
 });</script>"""
@@ -264,8 +366,8 @@ addEventListener("message", e => document.documentElement.dataset.seen = e.data)
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (apt install chromium)")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_in_a_browser(written, tmp_path, width):
-    """At phone and desktop width: nothing on the console, nothing sticks out at the side, the
-    search finds.
+    """At phone and desktop width: nothing on the console, nothing sticks out at the side, tables
+    move in their boxes and keep their first column, the search finds.
     """
     page = written.page.read_text(encoding="utf-8").replace("</body>", LOOK + "</body>")
     (tmp_path / "inner.html").write_text(page, encoding="utf-8")
@@ -280,6 +382,8 @@ def test_the_page_in_a_browser(written, tmp_path, width):
     assert seen, done.stdout[-500:] + done.stderr[-2000:]
     seen = json.loads(seen.group(1).replace("&quot;", '"'))
     assert seen["width"] == width and seen["sticks"] <= 0
+    assert seen["inside"] == seen["kept"] == seen["boxes"] > 5 and seen["moved"] == seen["wide"]
+    assert seen["wide"] >= 3 or width > 390  # else there was nothing to move
     assert seen["all"] == 60 and 0 < seen["some"] < 60 and seen["none"] == 0
     assert seen["images"] == seen["of"] > 3
     assert "CONSOLE" not in done.stderr, [x for x in done.stderr.splitlines() if "CONSOLE" in x]

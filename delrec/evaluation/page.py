@@ -1,7 +1,7 @@
 """The page of a table (evaluate.py --report): one HTML file that needs no network.
 
-It holds tables, figures, protocol, configurations, and the case study, whose histories can be
-searched. Its frame, style and script are page.html.
+It says what the table comes to, then holds tables, figures, protocol, configurations, and the case
+study, whose histories can be searched. Its frame, style and script are page.html.
 """
 
 import base64
@@ -9,16 +9,18 @@ import html
 import io
 import json
 import shlex
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
 import click
 
-from delrec.evaluation.beyond import about_beyond, beyond_table
+from delrec.evaluation.beyond import about_beyond, beyond_columns, beyond_table
 from delrec.evaluation.cases import Case
 from delrec.evaluation.comparisons import AMONG_CANDIDATES, OVER_ALL_ITEMS, Comparison
 from delrec.evaluation.tables import main_table, seeds_table, tests_table
+from delrec.evaluation.verdict import ABOUT_VERDICT, ALL, NEAR, verdict
 from delrec.evaluation.wording import (
     ABOUT_SEEDS,
     FULL,
@@ -33,6 +35,7 @@ from delrec.evaluation.wording import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BOLD_ROW = "Bold row: the highest {}; whether that is shown, the first lines say"
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -70,11 +73,16 @@ def write_page(
 
 
 def heading(result: dict, command: str) -> str:
-    """What the page is about: how many rows and samples, the protocol, the command."""
+    """What the page is about: what it comes to, how many rows and samples, the protocol, the
+    command.
+    """
     dataset, protocol = html.escape(result["dataset"]), html.escape(result["protocol"])
     chance = result["chance"]
+    first, *more = (f"<p>{html.escape(sentence)}</p>" for sentence in verdict(result))
     return (
         f"<h1>{dataset}: {len(result['rows'])} rows, {result['n']} test samples</h1>\n"
+        f'<div id="verdict"><div class="first">{first}</div>{"".join(more)}'
+        f"{note(ABOUT_VERDICT)}</div>"
         f'<p>{protocol}</p><p class="note">{html.escape(about_marks(result))}. '
         f"Chance: HR@1 {short(chance['hr@1'])}, NDCG@10 {short(chance['ndcg@10'])}. "
         "Everything chosen was chosen on validation. "
@@ -84,43 +92,97 @@ def heading(result: dict, command: str) -> str:
 
 def tables_of(result: dict) -> list[str]:
     """The tables: among candidates, over seeds, over all items, by groups; those there are."""
-    sections = ["<h2>Among candidates</h2>" + html_table(*main_table(result, str))]
-    if result["seeds"]:
-        table = html_table(*seeds_table(result, str))
-        sections.append(f"<h2>Over seeds</h2>{table}{note(ABOUT_SEEDS)}")
-    if result["full_seeds"]:
+    best = highest([row[NEAR] for row in result["rows"].values()])
+    table = html_table(*main_table(result, str), rows=best, words=1)
+    return [
+        f"<h2>Among candidates</h2>{table}{note(BOLD_ROW.format('NDCG@10'))}",
+        *tables_of_seeds(result),
+        *table_over_all_items(result),
+        table_beside_accuracy(result),
+        *tables_by_group(result),
+    ]
+
+
+def tables_of_seeds(result: dict) -> list[str]:
+    """Means over seeds, among candidates and over all items; those there are."""
+    sections, seeds, full = [], result["seeds"], result["full_seeds"]
+    if seeds:
+        best = highest([v[NEAR][0] for v in seeds.values()])
+        table = html_table(*seeds_table(result, str), rows=best, words=2)
+        bold = note(BOLD_ROW.format("mean NDCG@10"))
+        sections.append(f"<h2>Over seeds</h2>{table}{bold}{note(ABOUT_SEEDS)}")
+    if full:
         head = ["over all items", "seeds", "mean ± deviation, against the reference"]
-        body = [
-            [name, v["seeds"], seeds_text(v, OVER_ALL_ITEMS)]
-            for name, v in result["full_seeds"].items()
-        ]
-        sections.append(html_table(head, body))
-    if result["full"]:
-        head = ["row", *(m.upper() for m in FULL)]
-        body = [[name, *(f"{v[m]:.4f}" for m in FULL)] for name, v in result["full"].items()]
-        sections.append(f"<h2>Over all {result['items']} items</h2>" + html_table(head, body))
-    table = html_table(*beyond_table(result))
-    sections.append(f"<h2>Beside accuracy</h2>{table}{note(about_beyond(result))}")
-    for kind, groups in result["groups"].items():
-        head = ["row", *(f"{group} ({v['n']})" for group, v in groups.items())]
-        body = [
-            [name, *(interval_text(v["rows"][name]) for v in groups.values())]
-            for name in result["rows"]
-        ]
-        sections.append(f"<h2>HR@1 by {html.escape(kind)}</h2>" + html_table(head, body))
-        body = [
-            [name, *(f"{v['all_items'][name]:.3f}" for v in groups.values())]
-            for name in result["full"]
-        ]
-        if body:
-            sections.append("<p>HR@20 over all items</p>" + html_table(head, body))
+        body = [[name, v["seeds"], seeds_text(v, OVER_ALL_ITEMS)] for name, v in full.items()]
+        table = html_table(head, body, rows=highest([v[ALL][0] for v in full.values()]), words=1)
+        sections.append(table + note(BOLD_ROW.format("mean NDCG@20")))
     return sections
+
+
+def table_over_all_items(result: dict) -> list[str]:
+    """The metrics over the whole catalogue, if any row ranks it."""
+    if not result["full"]:
+        return []
+    head = ["row", *(m.upper() for m in FULL)]
+    body = [[name, *(f"{v[m]:.4f}" for m in FULL)] for name, v in result["full"].items()]
+    table = html_table(head, body, rows=highest([v[ALL] for v in result["full"].values()]))
+    title = f"<h2>Over all {result['items']} items</h2>"
+    return [title + table + note(BOLD_ROW.format("NDCG@20"))]
+
+
+def table_beside_accuracy(result: dict) -> str:
+    """What stands beside accuracy; only of hit rates more is better."""
+    found, cells = result["beyond"]["rows"].values(), set()
+    for column, key in enumerate(beyond_columns(result), 1):
+        if key.startswith("hr@"):
+            cells |= {(row, column) for row in highest([v.get(key) for v in found])}
+    table = html_table(*beyond_table(result), cells=cells)
+    bold = "Bold: the highest number of each HR column; of the others neither end is the better one"
+    return f"<h2>Beside accuracy</h2>{table}{note(bold)}{note(about_beyond(result))}"
+
+
+def tables_by_group(result: dict) -> list[str]:
+    """The rows in every group: HR@1 among candidates; HR@20 over all items, of those that rank
+    them.
+    """
+
+    def near(group, name):
+        return group["rows"][name]["hr@1"], interval_text(group["rows"][name])
+
+    def over_all(group, name):
+        return group["all_items"][name], f"{group['all_items'][name]:.3f}"
+
+    sections, bold = [], note("Bold: the highest number of each group")
+    for kind, groups in result["groups"].items():
+        by = f"by {html.escape(kind)}"
+        sections.append(f"<h2>HR@1 {by}</h2>{table_of_groups(groups, result['rows'], near)}{bold}")
+        if result["full"]:
+            table = table_of_groups(groups, result["full"], over_all)
+            sections.append(f"<h3>HR@20 over all items {by}</h3>{table}{bold}")
+    return sections
+
+
+def table_of_groups(
+    groups: dict[str, dict],
+    names: Iterable[str],
+    cell: Callable[[dict, str], tuple[float, str]],
+) -> str:
+    """Rows in every group, the highest of each group in bold. cell(group, row): its number and how
+    that is written.
+    """
+    head = ["row", *(f"{group} ({v['n']})" for group, v in groups.items())]
+    found = [[cell(group, name) for group in groups.values()] for name in names]
+    columns = enumerate(zip(*found), 1)
+    best = {(row, i) for i, column in columns for row in highest([x for x, _ in column])}
+    body = [[name, *(text for _, text in line)] for name, line in zip(names, found)]
+    return html_table(head, body, cells=best)
 
 
 def figures_of(drawn: dict[str, "Figure"]) -> str:
     """All figures, inside the page."""
     shown = [
-        f'<figure><img alt="{html.escape(name)}" src="{inline(figure)}">'
+        f'<figure><div class="scroll" tabindex="0"><img alt="{html.escape(name)}" '
+        f'src="{inline(figure)}"></div>'
         f"<figcaption>{html.escape(name.replace('-', ' '))}</figcaption></figure>"
         for name, figure in drawn.items()
     ]
@@ -137,21 +199,33 @@ def paired_tests(result: dict) -> str:
         "<h2>Paired tests</h2>",
         note(about_tests(result)),
         compared(f"row minus {reference}", rows, AMONG_CANDIDATES),
-        compared("planned pairs", result["planned"], AMONG_CANDIDATES),
+        compared("planned pairs", result["planned"], AMONG_CANDIDATES, False),
         compared(f"row minus {reference}, all items", result["full_against"], OVER_ALL_ITEMS),
-        compared("planned pairs, all items", result["full_planned"], OVER_ALL_ITEMS),
+        compared("planned pairs, all items", result["full_planned"], OVER_ALL_ITEMS, False),
     ]
     return "\n".join(filter(None, sections))
 
 
-def compared(name: str, comparisons: dict[str, Comparison], metrics: tuple[str, str]) -> str:
+def compared(
+    name: str, comparisons: dict[str, Comparison], metrics: tuple[str, str], ranked: bool = True
+) -> str:
     """Comparisons as a table, and what looks otherwise when every user counts alike; nothing where
-    there are none. name: the head over their names.
+    there are none. name: the head over their names; ranked: all with one reference, so that one is
+    the best.
     """
     if not comparisons:
         return ""
-    said = said_by_users(comparisons)
-    return html_table(*tests_table(name, comparisons, metrics)) + (note(said) if said else "")
+    said, best, bold = said_by_users(comparisons), set(), ""
+    if ranked:
+        gains = [comparison[metrics[1]]["difference"] for comparison in comparisons.values()]
+        best = {row for row in highest(gains) if gains[row] > 0}
+        bold = note(
+            f"Bold row: the one furthest above the reference in {metrics[1].upper()}"
+            if best
+            else f"No row is bold: none is above the reference in {metrics[1].upper()}"
+        )
+    table = html_table(*tests_table(name, comparisons, metrics), rows=best)
+    return table + bold + (note(said) if said else "")
 
 
 def case_study(cases: list[Case]) -> str:
@@ -183,16 +257,37 @@ def note(text: str) -> str:
     return f'<p class="note">{html.escape(text)}</p>'
 
 
-def html_table(head: list[str], body: list[list]) -> str:
-    """A table of cells, which may be anything with a text."""
+def highest(numbers: Iterable[float | None]) -> set[int]:
+    """The places of the highest of some numbers; none where there is no other to be above."""
+    known = {place: x for place, x in enumerate(numbers) if x is not None}
+    if len(known) < 2:
+        return set()
+    return {place for place, x in known.items() if x == max(known.values())}
 
-    def line(tag, cells):
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
 
-    rows = "".join(line("td", cells) for cells in body)
+def html_table(
+    head: list[str],
+    body: list[list],
+    rows: Collection[int] = (),
+    cells: Collection[tuple[int, int]] = (),
+    words: int = 0,
+) -> str:
+    """A table of cells, which may be anything with a text, in a box of its own that scrolls
+    sideways. rows, cells: the places of what is best, in bold; words: how many of the last columns
+    hold words.
+    """
+
+    def row_html(i, texts):
+        marked = [' class="best"' if (i, j) in cells else "" for j in range(len(texts))]
+        line = "".join(f"<td{m}>{html.escape(str(x))}</td>" for m, x in zip(marked, texts))
+        return f'<tr class="best">{line}</tr>' if i in rows else f"<tr>{line}</tr>"
+
+    heads = "".join(f"<th>{html.escape(x)}</th>" for x in head)
+    lines = "".join(row_html(i, texts) for i, texts in enumerate(body))
+    kind = f' class="words-{words}"' if words else ""
     return (
-        f'<div class="scroll"><table><thead>{line("th", head)}</thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0"><table{kind}><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
     )
 
 
