@@ -10,8 +10,8 @@ The runs stand in runs/ml-100k/demo/, with the table's page demo.html; a second 
 anew.
 
 At the end it says by how much DELRec differs from its backbone, with the interval, whatever the
-sign. The last line is one JSON object with that, the demo's minutes, its peak memory and the
-tables' rows.
+sign, and where the page is. The last line is one JSON object with the difference, the demo's
+minutes, its peak memory and the tables' rows.
 """
 
 import json
@@ -35,6 +35,7 @@ from delrec.runtime import described, is_run, load_run, read_npy, settle, when
 
 ROOT = runtime.ROOT
 HOME = "ml-100k/demo"  # its own runs: those of the README's commands are never touched
+PAGE = f"runs/{HOME}/demo.html"
 STAGES = [  # (run that it writes, command)
     (None, "data/prepare.py ml-100k"),
     (None, "data/prepare.py smollm2-135m"),
@@ -60,8 +61,7 @@ STAGES = [  # (run that it writes, command)
     ),
     (
         None,
-        f"evaluate.py --ckpt {HOME}/sasrec {HOME}/delrec --val-samples 300 "
-        f"--report runs/{HOME}/demo.html",
+        f"evaluate.py --ckpt {HOME}/sasrec {HOME}/delrec --val-samples 300 --report {PAGE}",
     ),
 ]
 
@@ -166,6 +166,7 @@ def main() -> None:
     data = load_data("ml-100k")
     gains = minus_backbone(data, runtime.ROOT / "runs" / HOME)
     print_gains(gains, data)
+    print(f"\nthe page of this table, with its figures, for a browser: {runtime.ROOT / PAGE}")
     of_titles, result = tables
     result["rows"] = [
         {"name": "demo.minutes", "value": all_minutes, "unit": "min", "goal": 15},

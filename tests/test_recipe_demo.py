@@ -98,6 +98,14 @@ def test_the_demo_says_how_far_it_is_from_its_backbone_with_the_interval(recorde
     assert names == ["hr@1.sasrec", "hr@1.delrec", "hr@1.titles"]
 
 
+def test_the_demo_writes_the_page_and_its_last_printed_line_says_where(recorded, tmp_path):
+    *_, said, last = run_demo().splitlines()
+    line = recorded[-1]
+    page = tmp_path / line[line.index("--report") + 1]
+    assert line[0] == "evaluate.py" and str(page) in said and page.suffix == ".html"
+    assert json.loads(last)["rows"]
+
+
 def test_a_loss_is_said_as_a_gain_is(toy, tmp_path):
     places = np.arange(len(toy.test))
     write_ranks(tmp_path / "sasrec", toy, places % 2 == 0)
