@@ -130,12 +130,14 @@ def values(folder: Path) -> dict[str, np.ndarray]:
     }
 
 
-def print_gains(gains: dict[str, list[float]], data: Data) -> None:
-    """Prints what minus_backbone found."""
+def print_end(gains: dict[str, list[float]], data: Data, minutes: list[str]) -> None:
+    """Prints how long each stage took, what minus_backbone found, and where the page is."""
+    print("\nminutes: " + ", ".join(minutes))
     n_users = len(np.unique(users(data, np.asarray(data.test))))
     print(f"\nDELRec minus its backbone, {len(data.test)} test samples of {n_users} users, seed 0:")
     for name, (mean, low, high) in gains.items():
         print(f"  {name:15} {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+    print(f"\nthe page of this table, with its figures, for a browser: {runtime.ROOT / PAGE}")
 
 
 def gain_rows(gains: dict[str, list[float]]) -> list[dict]:
@@ -161,12 +163,10 @@ def main() -> None:
         minutes.append(f"{command.split()[0]} {(time.time() - start) / 60:.1f}")
         if command.startswith("evaluate.py"):
             tables.append(json.loads(last))
-    print("\nminutes: " + ", ".join(minutes))
     all_minutes = round((time.time() - began) / 60, 2)
     data = load_data("ml-100k")
     gains = minus_backbone(data, runtime.ROOT / "runs" / HOME)
-    print_gains(gains, data)
-    print(f"\nthe page of this table, with its figures, for a browser: {runtime.ROOT / PAGE}")
+    print_end(gains, data, minutes)
     of_titles, result = tables
     result["rows"] = [
         {"name": "demo.minutes", "value": all_minutes, "unit": "min", "goal": 15},

@@ -209,7 +209,7 @@ def test_means_over_seeds_are_judged_by_their_own_tests():
             "test": {"ndcg@10": outcome(0.01, p=0.6)},
         },
     }
-    lucky, means, _ = verdict(
+    means, lucky, _ = verdict(
         planted(rows, {"delrec-s0": outcome(0.05, p=0.01)}, reference="sasrec-s0", seeds=seeds)
     )
     assert "the best row is delrec-s0: .600" in lucky and "is shown (p = .01" in lucky
@@ -227,7 +227,7 @@ def test_a_reference_of_one_seed_stands_among_the_means():
             "test": {"ndcg@10": outcome(-0.02, p=0.01)},
         }
     }
-    said = verdict(planted(rows, {"delrec-s0": outcome(-0.01)}, seeds=seeds))[1]
+    said = verdict(planted(rows, {"delrec-s0": outcome(-0.01)}, seeds=seeds))[0]
     assert "as means over seeds, the best row is the reference, sasrec: .560" in said
     assert "which is .020 above the next, delrec; the difference is shown" in said
 

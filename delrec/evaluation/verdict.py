@@ -44,12 +44,13 @@ class Ranking:
 
 
 def verdict(result: dict) -> list[str]:
-    """The sentences: among candidates, then over all items; each of rows, then of means over seeds
-    where there are several; of a table whose best row is a floor also of its trained rows.
+    """The sentences: among candidates, then over all items; each of means over seeds where there
+    are several, then of single rows, of which the best may be a lucky seed; of a table whose best
+    row is a floor also of its trained rows.
     """
-    rankings = [among_candidates(result), *means_over_seeds(result, NEAR)]
+    rankings = [*means_over_seeds(result, NEAR), among_candidates(result)]
     if result["full"]:
-        rankings += [over_all_items(result), *means_over_seeds(result, ALL)]
+        rankings += [*means_over_seeds(result, ALL), over_all_items(result)]
     said = []
     for ranking in rankings:
         said.append(sentence(ranking))
