@@ -31,6 +31,7 @@ positions, C candidates, h list length.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,7 +43,7 @@ from torch.nn.utils import parametrize
 import common
 from common import WHOLE
 from delrec.backbone import dllm2rec, folds, results
-from delrec.backbone.batches import Targets
+from delrec.backbone.batches import Targets, steps_of_epoch
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import build
 from delrec.data.prepared import Data
@@ -59,6 +60,20 @@ DEFAULTS = {
     "gru4rec": dict(history=20, width=64, dropout=0.3, lr=1e-3, batch=50, epochs=40, patience=5),
     "caser": dict(history=5, width=100, dropout=0.4, lr=1e-3, batch=128, epochs=20, patience=3),
 }
+# an epoch of a small log is a few steps: it has more of them, and waits longer
+LEAST_STEPS, LEAST_WAIT = 1000, 150
+
+
+def lengthen(cfg: SimpleNamespace, asked: dict[str, int | None], data: Data) -> None:
+    """Raises epochs and patience, where nobody asked for others, until they make LEAST_STEPS and
+    LEAST_WAIT steps of the optimiser.
+
+    After five epochs of five steps a GRU4Rec still ranked below chance, and was stopped.
+    """
+    n_steps = steps_of_epoch(cfg, data)
+    for key, least in (("epochs", LEAST_STEPS), ("patience", LEAST_WAIT)):
+        if asked[key] is None:
+            setattr(cfg, key, max(getattr(cfg, key), ceil(least / n_steps)))
 
 
 def loss_of(
@@ -205,11 +220,16 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
 @click.option(
     "--batch", type=WHOLE, help="windows of an optimiser step, over all processes; 128, GRU4Rec 50"
 )
-@click.option("--epochs", type=click.IntRange(0), help="most epochs; 40, Caser 20")
+@click.option(
+    "--epochs",
+    type=click.IntRange(0),
+    help="most epochs; 40, Caser 20, on a small log as many as make 1,000 steps",
+)
 @click.option(
     "--patience",
     type=WHOLE,
-    help="stop after so many epochs without a better validation; 5, Caser 3",
+    help="stop after so many epochs without a better validation; 5, Caser 3, on a small log as "
+    "many as make 150 steps",
 )
 @common.seed_option
 @common.dllm2rec_options
@@ -234,8 +254,10 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
 def main(**config) -> None:
     """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
     cfg = SimpleNamespace(**config)
+    asked = {key: getattr(cfg, key) for key in ("epochs", "patience")}
     common.fill(cfg, DEFAULTS[cfg.model])
     ranks, data, folder = common.enter(cfg, f"{cfg.model}{'-taught' if cfg.teacher else ''}")
+    lengthen(cfg, asked, data)
     check(cfg, data)
     export = dllm2rec.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
     out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,6 +44,22 @@ WIDE = "--width 32 --batch 32"
 def test_each_model_finds_the_planted_rule(model, least, options, train_on_cycle, tmp_path):
     got = train_on_cycle(tmp_path / model, f"--model {model} {WIDE} --patience 9 {options}").json
     assert got["test_hr@1"] > least, got
+
+
+def test_a_small_log_has_steps_enough(cycle):
+    asked = dict(model="gru4rec", history=20, batch=50, epochs=40, patience=5, loss="ce", seed=0)
+    cfg = SimpleNamespace(**asked)
+    a_epoch = batches.steps_of_epoch(cfg, cycle)
+    assert 40 * a_epoch < 1000 and a_epoch == len(batches.Targets(cfg, cycle).epoch(0))
+    train_backbone.lengthen(cfg, {"epochs": None, "patience": None}, cycle)
+    assert 1000 <= cfg.epochs * a_epoch < 1000 + a_epoch
+    assert 150 <= cfg.patience * a_epoch < 150 + a_epoch
+    typed = SimpleNamespace(**asked)
+    train_backbone.lengthen(typed, {"epochs": 40, "patience": 5}, cycle)
+    assert vars(typed) == asked
+    long = SimpleNamespace(**asked | dict(batch=1))
+    train_backbone.lengthen(long, {"epochs": None, "patience": None}, cycle)
+    assert (long.epochs, long.patience) == (40, 5)
 
 
 def test_bce_learns_too(train_on_cycle, tmp_path):

@@ -5,6 +5,7 @@ Names: B sequences, L window, I items (ids 1..I, 0 pads on the left).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,6 +43,17 @@ class Batch:
         return [torch.from_numpy(a).to(ranks.device) for a in mine]
 
 
+def steps_of_epoch(cfg: SimpleNamespace, data: Data) -> int:
+    """How many batches the windows of an epoch fill."""
+    first, _ = runs_of_targets(data, span_of(cfg), np.random.default_rng(0))
+    return ceil(len(first) / cfg.batch)
+
+
+def span_of(cfg: SimpleNamespace) -> int:
+    """How many targets a window may have: one where a model has one state a window."""
+    return 1 if MODELS[cfg.model].one_state else cfg.history
+
+
 class Targets:
     """Every training target once an epoch, in windows that are cut anew in each."""
 
@@ -52,7 +64,7 @@ class Targets:
         # with a user's first item, which is input only
         have = np.union1d(data.train, np.asarray(data.ptr)[:-1])
         self.seen = np.unique(users(data, have) * (data.n_items + 1) + data.items[have])
-        self.span = 1 if MODELS[cfg.model].one_state else cfg.history  # targets of a window
+        self.span = span_of(cfg)
 
     def epoch(self, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The batches of an epoch: pairs of the windows' first and last targets."""
