@@ -108,6 +108,18 @@ def stop_unless_consistent(data: Data) -> None:
         )
 
 
+def raw_item_ids(data: Data) -> list[str]:
+    """(I+1,): the id that each item has in the raw log; that of the padding item is blank."""
+    path = data.folder / "raw_items.txt"
+    try:
+        ids = ["", *path.read_text(encoding="utf-8").split("\n")[:-1]]
+    except OSError as bad:
+        stop(f"{path} cannot be read ({bad.strerror}), it holds the items' own ids; prepare again")
+    if len(ids) != data.n_items + 1:
+        stop(f"{path} holds {len(ids) - 1} ids but there are {data.n_items} items; prepare again")
+    return ids
+
+
 def hash_of(folder: Path) -> str | None:
     """The hash of the preparation in a folder, None where there is none."""
     settle(folder, "meta.json")

@@ -10,6 +10,8 @@ TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->")
 ENTITY = re.compile(r"&(#[0-9]{1,7}|#x[0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
 ARTICLE = re.compile(r"(^|\()([^()]+?), (The|An?|L[ae]|Les|L'|Il|Der|Die|Das|Det)(?=\)| \(|$)")
 
+ARTICLE_IN_ANY_CASE = re.compile(ARTICLE.pattern, re.IGNORECASE)
+
 
 def one_line(text: str) -> str:
     """The text without control characters, its words one blank apart."""
@@ -28,10 +30,10 @@ def clean_title(text: str) -> tuple[str, bool]:
     return text[: LONGEST + 1].rsplit(" ", 1)[0][:LONGEST], True
 
 
-def plain_title(title: str) -> str:
+def plain_title(title: str, article: re.Pattern = ARTICLE) -> str:
     """The title with its article in front, for the name itself and for names in parentheses.
 
     MovieLens files "The Usual Suspects" under "Usual Suspects, The (1995)". English, French,
     German, Italian and Scandinavian articles.
     """
-    return ARTICLE.sub(lambda m: m[1] + m[3] + ("" if m[3] == "L'" else " ") + m[2], title)
+    return article.sub(lambda m: m[1] + m[3] + ("" if m[3][1:] == "'" else " ") + m[2], title)
