@@ -8,6 +8,7 @@
     python evaluate.py --ckpt ml-100k/delrec --report out.html       also a page with figures
     python evaluate.py --ckpt ml-100k/delrec --history "Toy Story (1995) | Aladdin (1992)"
                                                                      ranked titles for a history
+    python evaluate.py --ckpt ml-100k/delrec --history-json '["Toy Story (1995)", {"id": "95"}]'
     python evaluate.py --ckpt ml-100k/delrec --serve histories.jsonl for a file of them
     python evaluate.py --ckpt ml-100k/slmrec --export                for train_backbone.py --teacher
     python evaluate.py --ckpt RUN --export --folds RUN-a RUN-b       the same, out of fold
@@ -62,17 +63,11 @@ from delrec.evaluation.tables import write_tables
 from delrec.lm import export
 from delrec.lm.model import located
 from delrec.processes import Ranks, finish, setup
-from delrec.runtime import (
-    Run,
-    described,
-    folder_of,
-    read_json,
-    stop,
-    write_json,
-)
+from delrec.runtime import Run, described, folder_of, read_json, stop, write_json
 from delrec.serving.answers import answer_file, answer_history
 from delrec.serving.latency import latencies, parameters
 from delrec.serving.ranking import ranking
+from delrec.serving.requests import history_of_json
 
 
 def names_given(cfg: SimpleNamespace) -> list[str]:
@@ -88,11 +83,15 @@ def asks_one_run(cfg: SimpleNamespace) -> str | None:
     """The flag that asks one run for something else than a table; None for a table."""
     flags = {
         "--history": cfg.history is not None,
+        "--history-json": cfg.history_json is not None,
         "--serve": cfg.file,
         "--export": cfg.export,
         "--probe": cfg.probe,
     }
-    return next((flag for flag, given in flags.items() if given), None)
+    given = [flag for flag in flags if flags[flag]]
+    if len(given) > 1:
+        stop(f"{' and '.join(given)} were given, one at a time is answered; leave the others out")
+    return given[0] if given else None
 
 
 def answer_as_one_run(
@@ -110,8 +109,9 @@ def answer_as_one_run(
             "finetune.py" + (" or distill.py" if cfg.probe else "")
         )
     open_ranking = partial(ranking, run, data, ranks, cfg.pool, cfg.shard)
-    if flag == "--history":
-        answer_history(cfg.history, data, cfg.top, open_ranking, ranks)
+    if flag.startswith("--history"):
+        history = cfg.history if flag == "--history" else history_of_json(cfg.history_json)
+        answer_history(history, data, cfg.top, open_ranking, ranks)
     elif flag == "--serve":
         answer_file(cfg.file, cfg.out, data, cfg.top, open_ranking, ranks)
     elif flag == "--export":
@@ -273,16 +273,21 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data) -> None:
 # one history
 @click.option(
     "--history",
-    help="titles with ' | ' between them, oldest first: print ranked titles instead of a table",
+    help="titles, or raw item ids, with ' | ' between them, oldest first: print ranked titles "
+    "instead of a table",
 )
 @click.option(
-    "--top", default=10, type=click.IntRange(1), help="with --history and --serve: how many titles"
+    "--history-json",
+    help='the same as a JSON list: a title may hold \' | \', and {"id": "12"} is only an id',
+)
+@click.option(
+    "--top", default=10, type=click.IntRange(1), help="with a history and --serve: how many titles"
 )
 @click.option(
     "--serve",
     "file",
-    help='a file of histories, one JSON object a line: {"history": ["title", ..]}; answers go '
-    "to --out, or beside the file",
+    help='a file of histories, one JSON object a line: {"history": ["title or id", ..]}; answers '
+    "go to --out, or beside the file",
 )
 @click.option(
     "--pool",

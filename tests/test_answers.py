@@ -16,26 +16,26 @@ from delrec.data.prepared import users
 from delrec.lm.ranker import open_run, score_tails
 from delrec.runtime import load_run
 from delrec.serving import ranking
-from delrec.serving.answers import find_titles, known_titles
+from delrec.serving.lookup import Asked, Lookup
 
 
 def test_titles_are_found_by_name_by_case_and_by_a_beginning_that_is_enough(toy):
     def find(*titles):
-        return find_titles(titles, toy, known_titles(toy))
+        return Lookup(toy).find([Asked(title) for title in titles])
 
-    assert find(toy.titles[3].upper(), f" {toy.titles[10].lower()} ")[0].tolist() == [3, 10]
+    assert find(toy.titles[3].upper(), f" {toy.titles[10].lower()} ").items == [3, 10]
     alone = next(
         i
         for i in range(1, 61)
         if sum(t.lower().startswith(toy.titles[i][:-2].lower()) for t in toy.titles) == 1
     )
-    assert find(toy.titles[alone][:-2])[0].tolist() == [alone]
-    found, unknown = find(toy.titles[3], toy.titles[10][:-1] + "x", "zzzz qqqq")
-    assert found.tolist() == [3] and [t for t, _ in unknown] == [
+    assert find(toy.titles[alone][:-2]).items == [alone]
+    found = find(toy.titles[3], toy.titles[10][:-1] + "x", "zzzz qqqq")
+    assert found.items == [3] and [u.asked.text for u in found.unknown] == [
         toy.titles[10][:-1] + "x",
         "zzzz qqqq",
     ]
-    assert toy.titles[10] in unknown[0][1] and unknown[1][1] == []
+    assert toy.titles[10] in found.unknown[0].nearest and found.unknown[1].nearest == []
 
 
 def answer(script, run, text, *args, **kwargs):
@@ -214,7 +214,7 @@ def test_lists_without_a_model_cannot_choose_what_an_lm_ranks(chain, toy, script
         ("{", "line 1"),
         ('{"titles": []}', "expected"),
         ('{"history": 3}', "line 1"),
-        ('{"history": ["a", 3]}', "line 1"),
+        ('{"history": ["a", 3.5]}', "line 1"),
         ("[]", "line 1"),
         ('{"history": ["qqqq zzzz"]}', "known title"),
         ("", "known title"),

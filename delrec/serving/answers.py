@@ -1,14 +1,11 @@
-"""Ranked titles for histories from any run (evaluate.py --history, --serve).
+"""Ranked titles for histories from any run (evaluate.py --history, --history-json, --serve).
 
 A run answers through one function, ranking(...): histories in, scores of the catalogue out.
 """
 
-import difflib
-import json
-import os
+import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,54 +13,22 @@ import numpy as np
 from delrec.data.prepared import Data
 from delrec.processes import Ranks
 from delrec.runtime import stop
+from delrec.serving.lookup import Lookup
+from delrec.serving.output import AnswerFile, say, say_json
 from delrec.serving.ranking import ScoresAfter
+from delrec.serving.requests import Request, catalogue_of, found_in, read_requests
 from delrec.training.log import Log
 
-Unknown = tuple[str, list[str]]  # a title that is not in the catalogue, and the nearest that are
 
-# ---------------------------------------------------------------- titles
-
-
-def known_titles(data: Data) -> dict[str, int]:
-    """{title in lower case: item id}; of equal titles the first."""
-    by_title = {}
-    for i, t in enumerate(data.titles[1:], 1):
-        by_title.setdefault(t.lower(), i)
-    return by_title
-
-
-def find_titles(
-    titles: list[str], data: Data, by_title: dict[str, int]
-) -> tuple[np.ndarray, list[Unknown]]:
-    """(item ids int64 (n,), [(unknown title, nearest titles)]) of some titles. A beginning that
-    only one title has is that title.
-    """
-    found, unknown = [], []
-    for t in titles:
-        key = t.strip().lower()
-        if key not in by_title:
-            starts = [k for k in by_title if key and k.startswith(key)]
-            if len(starts) != 1:
-                near = starts[:3] or difflib.get_close_matches(key, by_title, 3, 0.5)
-                unknown.append((t.strip(), [data.titles[by_title[k]] for k in near]))
-                continue
-            key = starts[0]
-        found.append(by_title[key])
-    return np.array(found, np.int64), unknown
-
-
-def sentence_of(unknown: list[Unknown]) -> str:
-    """The titles that are not in the catalogue, each with the nearest that are."""
-    return "; ".join(
-        f"no title '{t}'" + (f", nearest: {' | '.join(near)}" if near else "")
-        for t, near in unknown
-    )
-
-
-def best_of(s_I: np.ndarray, data: Data, top: int) -> list[dict]:
-    """The `top` best items of one history's scores, as [{item, title, score}]."""
+def best_of(s_I: np.ndarray, lookup: Lookup, top: int) -> list[dict]:
+    """The `top` best items of one history's scores, as [{item, id, title, score}]."""
     return [
-        {"item": int(i), "title": data.titles[i], "score": round(float(s_I[i]), 4)}
+        {
+            "item": int(i),
+            "id": lookup.ids[i],
+            "title": lookup.titles[i],
+            "score": round(float(s_I[i]), 4),
+        }
         for i in np.argsort(-s_I, kind="stable")[:top]
         if np.isfinite(s_I[i])
     ]
@@ -73,51 +38,48 @@ def best_of(s_I: np.ndarray, data: Data, top: int) -> list[dict]:
 
 
 def answer_history(
-    text: str, data: Data, top: int, open_ranking: Callable[[], ScoresAfter], ranks: Ranks
+    history: str | list, data: Data, top: int, open_ranking: Callable[[], ScoresAfter], ranks: Ranks
 ) -> None:
-    """Prints the `top` titles for one history 'title | title'; titles that are not in the catalogue
-    are named and left out.
+    """Prints the `top` titles for one history, 'title | title' or a list of names; what is not in
+    the catalogue is named and left out.
 
     open_ranking() returns the run's function of histories; it is called once a title is known.
     """
     began = time.time()
-    old, unknown = find_titles([t for t in text.split("|") if t.strip()], data, known_titles(data))
-    if not len(old):
+    lookup = Lookup(data)
+    try:
+        found = found_in(history, lookup)
+    except ValueError as bad:
+        stop(str(bad))
+    unknown = "; ".join(map(str, found.unknown))
+    if not found.items:
         stop(
             "the history holds no known title"
-            + (f" ({sentence_of(unknown)})" if unknown else "")
-            + f"; give titles of {data.folder / 'titles.txt'} with ' | ' between them"
+            + (f" ({unknown})" if unknown else "")
+            + f"; give titles of {catalogue_of(data)}; with ' | ' between them"
         )
     rank = open_ranking()
     ready = time.time()
-    s_I = rank([old])[0]
+    s_I = rank([np.array(found.items, np.int64)])[0]
     ms = 1000 * (time.time() - ready)
     if not ranks.main:
         return
-    if unknown:
-        print(f"left out: {sentence_of(unknown)}")
-    print("history: " + " | ".join(data.titles[i] for i in old))
-    best = best_of(s_I, data, top)
-    for n, x in enumerate(best, 1):
-        print(f"{n:3}. {x['title']}   {x['score']:.3f}")
-    print(
+    best, ids = best_of(s_I, lookup, top), [lookup.ids[i] for i in found.items]
+    say(
+        *([f"left out: {unknown}"] if unknown else []),
+        "history: " + " | ".join(lookup.titles[i] for i in found.items),
+        "its ids: " + " | ".join(ids),
+        *(f"{n:3}. {x['title']}   {x['score']:.3f}   id {x['id']}" for n, x in enumerate(best, 1)),
+        *(f"note: {remark}" for remark in found.remarks),
         f"{ms:.1f} ms to rank (the first request of a process is the slowest), "
-        f"{time.time() - began:.1f} s with loading"
+        f"{time.time() - began:.1f} s with loading",
     )
-    said = {"history": old.tolist(), "unknown": [t for t, _ in unknown], "top": best}
-    print(json.dumps(said | {"ms": round(ms, 2)}, ensure_ascii=False))
+    said = {"history": found.items, "history_ids": ids, "top": best}
+    said |= {"unknown": [u.asked.text for u in found.unknown], "remarks": found.remarks}
+    say_json(said | {"ms": round(ms, 2)})
 
 
 # ---------------------------------------------------------------- a file of histories
-
-
-@dataclass
-class Request:
-    """One line of a file of histories."""
-
-    given: dict  # what the line holds; the answer repeats it
-    old: np.ndarray  # the items of its history that are known, oldest first
-    unknown: list[Unknown]  # (title, nearest titles) of those that are not
 
 
 def answer_file(
@@ -128,80 +90,86 @@ def answer_file(
     open_ranking: Callable[[], ScoresAfter],
     ranks: Ranks,
 ) -> None:
-    """Answers a file of histories, one JSON object a line with "history" (a list of titles, or
-    'title | title'; other keys are copied): the same lines with "top" and "unknown". Written to
-    `out`, or beside the file, when all are done.
+    """Answers a file of histories, one JSON object a line with "history" (a list of names, or
+    'title | title'; other keys are copied): the same lines with "history_ids", "top", "unknown" and
+    "remarks", or with "error" where a line cannot be read. Written to `out`, or beside the file.
 
     open_ranking() returns the run's function of histories; it is called once the file is read.
     """
-    requests = read_requests(path, data)
+    lookup = Lookup(data)
+    requests = read_requests(path, data, lookup)
     out = Path(out or f"{Path(path).with_suffix('')}.answers.jsonl")
-    rank = open_ranking()
-    began = time.time()
-    answers = answers_to(requests, data, top, rank, ranks)
-    seconds = time.time() - began
-    if not ranks.main:
-        return
-    tmp = Path(f"{out}.tmp")
-    lines = [json.dumps(a, ensure_ascii=False) + "\n" for a in answers]
-    tmp.write_text("".join(lines), encoding="utf-8")
-    os.replace(tmp, out)
-    nobody = sum(not len(request.old) for request in requests)
-    print(
-        f"{len(requests)} histories answered in {out}"
-        + (f", {nobody} of them without a known title" if nobody else "")
-    )
-    said = {"out": str(out), "histories": len(requests), "without_known_title": nobody}
-    print(json.dumps(said | {"ms_per_history": round(1000 * seconds / len(requests), 3)}))
-
-
-def read_requests(path: Path | str, data: Data) -> list[Request]:
-    """The requests of a file; one that cannot be read, or has no known title at all, is refused."""
+    file = AnswerFile(out, Path(path)) if ranks.main else None
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as bad:
-        stop(
-            f"{path} cannot be read as UTF-8 text ({bad}); give a file of JSON objects, one a line"
-        )
-    by_title = known_titles(data)
-    requests = []
-    for n, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            given = json.loads(line)
-            titles = given["history"]
-            titles = titles.split("|") if isinstance(titles, str) else [t + "" for t in titles]
-        except (ValueError, KeyError, TypeError):
-            stop(
-                f'{path} line {n} is {line[:60]!r}; expected {{"history": ["title", ..]}} or '
-                '{"history": "title | title"}'
-            )
-        old, unknown = find_titles([t for t in titles if t.strip()], data, by_title)
-        requests.append(Request(given, old, unknown))
-    if not any(len(request.old) for request in requests):
-        first = sentence_of(requests[0].unknown) if requests else ""
-        stop(
-            f"no line of {path} has a known title (line 1: {first or 'none given'}); "
-            f"give titles of {data.folder / 'titles.txt'}"
-        )
-    return requests
+        rank = open_ranking()
+        began = time.time()
+        for answers in answers_to(requests, lookup, top, rank, ranks):
+            if file:
+                file.add(answers)
+        seconds = time.time() - began
+    except BaseException:
+        if file:
+            file.give_up()
+        raise
+    if file:
+        file.close()
+        say_what_was_answered(requests, out, seconds)
+
+
+def say_what_was_answered(requests: list[Request], out: Path, seconds: float) -> None:
+    """Prints how many requests were answered, and which lines could not be read."""
+    errors = [request.error for request in requests if request.error]
+    nobody = sum(not request.found.items for request in requests) - len(errors)
+    said = sum(bool(request.found.remarks) for request in requests)
+    more = [f"{len(errors) - 10} more lines cannot be read"] if len(errors) > 10 else []
+    say(
+        *errors[:10],
+        *more,
+        f"{len(requests) - len(errors)} histories answered in {out}"
+        + (f", {nobody} of them without a known title" if nobody else "")
+        + (f', {said} of them with "remarks" on names that several items have' if said else "")
+        + (f'; {len(errors)} lines cannot be read, their answers hold "error"' if errors else ""),
+    )
+    counts = {"out": str(out), "histories": len(requests), "without_known_title": nobody}
+    counts |= {"unreadable": len(errors), "with_remarks": said}
+    say_json(counts | {"ms_per_history": round(1000 * seconds / len(requests), 3)})
 
 
 def answers_to(
-    requests: list[Request], data: Data, top: int, rank: ScoresAfter, ranks: Ranks, batch: int = 64
-) -> list[dict]:
-    """An answer for each request, in their order: what was given, "top" and "unknown"."""
-    answers = []
+    requests: list[Request],
+    lookup: Lookup,
+    top: int,
+    rank: ScoresAfter,
+    ranks: Ranks,
+    batch: int = 64,
+) -> Iterator[list[dict]]:
+    """Yields the answers, some at a time, in the order of the requests."""
     log = Log(None, len(requests), "serve", ranks, "history")
-    for i in range(0, len(requests), batch):
-        part = requests[i : i + batch]
-        olds = [request.old for request in part if len(request.old)]
+    for at in range(0, len(requests), batch):
+        part = requests[at : at + batch]
+        olds = [np.array(r.found.items, np.int64) for r in part if r.found.items]
         scored = iter(rank(olds) if olds else ())
-        for request in part:
-            best = best_of(next(scored), data, top) if len(request.old) else []
-            unknown = [{"title": t, "nearest": near} for t, near in request.unknown]
-            answers.append({**request.given, "top": best, "unknown": unknown})
-        log.step(i + len(part))
+        yield [
+            answer_to(request, best_of(next(scored), lookup, top), lookup)
+            if request.found.items
+            else answer_to(request, [], lookup)
+            for request in part
+        ]
+        with contextlib.suppress(OSError):  # nobody looks at the progress: the work goes on
+            log.step(at + len(part))
     log.close()
-    return answers
+
+
+def answer_to(request: Request, best: list[dict], lookup: Lookup) -> dict:
+    """The answer to a request: what was given, the items it was read as, and the best."""
+    found = request.found
+    answer = request.given | {
+        "history_ids": [lookup.ids[i] for i in found.items],
+        "top": best,
+        "unknown": [
+            {"id" if u.asked.kind == "id" else "title": u.asked.text, "nearest": u.nearest}
+            for u in found.unknown
+        ],
+        "remarks": found.remarks,
+    }
+    return answer | ({"error": request.error} if request.error else {})
