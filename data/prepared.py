@@ -8,6 +8,7 @@ candidates, T words of a title, n samples of a split.
 import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +119,15 @@ def raw_item_ids(data: Data) -> list[str]:
     if len(ids) != data.n_items + 1:
         stop(f"{path} holds {len(ids) - 1} ids but there are {data.n_items} items; prepare again")
     return ids
+
+
+def distinct_titles(data: Data) -> list[str]:
+    """(I+1,): the titles; behind one that several items have stands the item's raw id."""
+    count = Counter(data.titles)
+    if max(count.values()) == 1:
+        return data.titles
+    named = zip(data.titles, raw_item_ids(data))
+    return [f"{title} [id {raw}]" if count[title] > 1 else title for title, raw in named]
 
 
 def hash_of(folder: Path) -> str | None:

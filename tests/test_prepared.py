@@ -9,9 +9,11 @@ from scripts import sentence
 from delrec import runtime
 from delrec.data.prepared import (
     candidates,
+    distinct_titles,
     halves_of_validation,
     histories,
     load_data,
+    raw_item_ids,
     subset,
     users,
 )
@@ -94,3 +96,10 @@ def test_items_without_a_title_are_refused(tmp_path, toy):
     assert f"item id {toy.n_items} but only {toy.n_items - 1} titles" in sentence(
         load_data, str(tmp_path / "toy")
     )
+
+
+def test_titles_that_several_items_have_are_told_apart_by_their_raw_ids(tmp_path):
+    (tmp_path / "raw_items.txt").write_text("a\nb\nc\n")
+    data = SimpleNamespace(folder=tmp_path, titles=["", "Mug", "Tea", "Mug"], n_items=3)
+    assert raw_item_ids(data) == ["", "a", "b", "c"]
+    assert distinct_titles(data) == ["", "Mug [id a]", "Tea", "Mug [id c]"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from delrec.data.prepared import Data, histories
+from delrec.data.prepared import Data, distinct_titles, histories
 from delrec.evaluation.paper import stage_1
 from delrec.evaluation.scores import Part
 from delrec.evaluation.stats import RowMetrics, unseeded
@@ -57,23 +57,30 @@ def cases_of(
     chosen = rng.permutation(differ)[: n // 2]
     rest = np.setdiff1d(np.arange(len(test.samples)), chosen)
     others = rng.permutation(rest)[: n - len(chosen)]
-    return [case_of(data, test, int(i), scores, value) for i in [*chosen, *others]]
+    titles = distinct_titles(data)
+    return [case_of(data, titles, test, int(i), scores, value) for i in [*chosen, *others]]
 
 
 def case_of(
-    data: Data, test: Part, i: int, scores: dict[str, np.ndarray], value: RowMetrics, best: int = 5
+    data: Data,
+    titles: list[str],
+    test: Part,
+    i: int,
+    scores: dict[str, np.ndarray],
+    value: RowMetrics,
+    best: int = 5,
 ) -> Case:
-    """The i-th test sample as a case."""
+    """The i-th test sample as a case. titles: those of all items, all different."""
     old = histories(data, test.samples[i : i + 1], 10)[0]
     truth = int(data.items[test.samples[i]])
     answers = {}
     for name, score_nC in scores.items():
         order = np.argsort(-score_nC[i], kind="stable")[:best]
         items = [int(item) for item in test.cand_nC[i][order]]
-        answers[name] = [(data.titles[item], item == truth) for item in items]
+        answers[name] = [(titles[item], item == truth) for item in items]
     return Case(
-        history=[data.titles[item] for item in old if item],
-        truth=data.titles[truth],
+        history=[titles[item] for item in old if item],
+        truth=titles[truth],
         place={name: float(value[name]["rank"][i]) for name in scores},
         answers=answers,
     )
