@@ -31,7 +31,6 @@ positions, C candidates, h list length.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,7 +42,7 @@ from torch.nn.utils import parametrize
 import common
 from common import WHOLE
 from delrec.backbone import dllm2rec, folds, results
-from delrec.backbone.batches import Targets, steps_of_epoch
+from delrec.backbone.batches import Targets, lengthen
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import build
 from delrec.data.prepared import Data
@@ -60,20 +59,6 @@ DEFAULTS = {
     "gru4rec": dict(history=20, width=64, dropout=0.3, lr=1e-3, batch=50, epochs=40, patience=5),
     "caser": dict(history=5, width=100, dropout=0.4, lr=1e-3, batch=128, epochs=20, patience=3),
 }
-# an epoch of a small log is a few steps: it has more of them, and waits longer
-LEAST_STEPS, LEAST_WAIT = 1000, 150
-
-
-def lengthen(cfg: SimpleNamespace, asked: dict[str, int | None], data: Data) -> None:
-    """Raises epochs and patience, where nobody asked for others, until they make LEAST_STEPS and
-    LEAST_WAIT steps of the optimiser.
-
-    After five epochs of five steps a GRU4Rec still ranked below chance, and was stopped.
-    """
-    n_steps = steps_of_epoch(cfg, data)
-    for key, least in (("epochs", LEAST_STEPS), ("patience", LEAST_WAIT)):
-        if asked[key] is None:
-            setattr(cfg, key, max(getattr(cfg, key), ceil(least / n_steps)))
 
 
 def loss_of(

@@ -51,14 +51,14 @@ def test_a_small_log_has_steps_enough(cycle):
     cfg = SimpleNamespace(**asked)
     a_epoch = batches.steps_of_epoch(cfg, cycle)
     assert 40 * a_epoch < 1000 and a_epoch == len(batches.Targets(cfg, cycle).epoch(0))
-    train_backbone.lengthen(cfg, {"epochs": None, "patience": None}, cycle)
+    batches.lengthen(cfg, {"epochs": None, "patience": None}, cycle)
     assert 1000 <= cfg.epochs * a_epoch < 1000 + a_epoch
     assert 150 <= cfg.patience * a_epoch < 150 + a_epoch
     typed = SimpleNamespace(**asked)
-    train_backbone.lengthen(typed, {"epochs": 40, "patience": 5}, cycle)
+    batches.lengthen(typed, {"epochs": 40, "patience": 5}, cycle)
     assert vars(typed) == asked
     long = SimpleNamespace(**asked | dict(batch=1))
-    train_backbone.lengthen(long, {"epochs": None, "patience": None}, cycle)
+    batches.lengthen(long, {"epochs": None, "patience": None}, cycle)
     assert (long.epochs, long.patience) == (40, 5)
 
 
