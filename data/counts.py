@@ -49,8 +49,14 @@ def times_next(data: Data, samples: np.ndarray) -> np.ndarray:
     pair = items[:-1] * (data.n_items + 1) + items[1:]  # of places p and p + 1
     known = in_training(data)[1:] & (user[1:] == user[:-1])
     pairs, times = np.unique(pair[known], return_counts=True)
-    asked = pair[np.asarray(samples) - 1]
-    at = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
+    return times_of(pair[np.asarray(samples) - 1], pairs, times)
+
+
+def times_of(asked: np.ndarray, pairs: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """How often each asked pair was counted, int64 of its shape. pairs: sorted; times: theirs."""
+    if not len(pairs):
+        return np.zeros(asked.shape, np.int64)
+    at = np.searchsorted(pairs, asked).clip(max=len(pairs) - 1)
     return np.where(pairs[at] == asked, times[at], 0)
 
 
@@ -100,12 +106,11 @@ def cooccurrence(
     I1, near = data.n_items + 1, near_in_training(data, span)
     weight_L = weights_of(L, decay)
     score_nC = np.zeros(cand_nC.shape, np.float32)
-    for i in range(0, len(samples) if len(near.pair) else 0, chunk):
+    for i in range(0, len(samples), chunk):
         old_nL1 = histories(data, samples[i : i + chunk], L)[:, :, None]
         c_n1C = cand_nC[i : i + chunk][:, None]
         wanted = np.minimum(old_nL1, c_n1C) * I1 + np.maximum(old_nL1, c_n1C)
-        at = np.searchsorted(near.pair, wanted).clip(max=len(near.pair) - 1)
-        times_nLC = np.where((near.pair[at] == wanted) & (old_nL1 > 0), near.times[at], 0)
+        times_nLC = np.where(old_nL1 > 0, times_of(wanted, near.pair, near.times), 0)
         both_nLC = near.count_I[old_nL1] * near.count_I[c_n1C]
         together_nLC = times_nLC / np.sqrt(np.maximum(both_nLC, 1))
         score_nC[i : i + chunk] = (together_nLC * weight_L[None, :, None]).sum(1)

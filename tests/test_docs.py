@@ -126,7 +126,7 @@ def test_the_readme_is_short_and_its_lines_are_not_long():
 
 
 def without_numbers(text: str) -> list[str]:
-    """The words of a text, line by line, its numbers as #."""
+    """The words of a text, its numbers as #."""
     return re.sub(r"[+-]?\d+(\.\d+)?", "#", text).split()
 
 

@@ -70,6 +70,14 @@ def test_how_often_a_target_came_right_after_the_last_item_by_hand():
     assert counts.times_next(data, np.array([1, 2, 5, 7, 8])).tolist() == [2, 0, 1, 1, 2]
 
 
+def test_without_a_pair_in_training_none_was_seen():
+    data = SimpleNamespace(
+        items=np.array([1, 2], np.int32), ptr=np.array([0, 2]), n_users=1, n_items=2
+    )
+    data.train = np.zeros(0, np.int64)
+    assert counts.times_next(data, np.array([1])).tolist() == [0]
+
+
 def test_popularity_counts_training_only(toy):
     found = counts.popularity(toy)
     # targets stand in order: the last one of each user remains

@@ -47,9 +47,9 @@ class Batch:
 
 
 def steps_of_epoch(cfg: SimpleNamespace, data: Data) -> int:
-    """How many batches the windows of an epoch fill."""
+    """How many batches the windows of an epoch fill, at least one."""
     first, _ = runs_of_targets(data, span_of(cfg), np.random.default_rng(0))
-    return ceil(len(first) / cfg.batch)
+    return max(ceil(len(first) / cfg.batch), 1)
 
 
 def lengthen(cfg: SimpleNamespace, asked: dict[str, int | None], data: Data) -> None:

@@ -83,11 +83,8 @@ def means_over_seeds(result: dict, metric: str) -> list[Ranking]:
     """The means over seeds with the reference's, which may be of one seed; nothing where there are
     not two of them.
     """
-    seeds, rows = (
-        (result["seeds"], result["rows"])
-        if metric == NEAR
-        else (result["full_seeds"], result["full"])
-    )
+    of_rows, of_seeds = ("rows", "seeds") if metric == NEAR else ("full", "full_seeds")
+    rows, seeds = result[of_rows], result[of_seeds]
     reference = result["reference"] and unseeded(result["reference"])
     value = {name: v[metric][0] for name, v in seeds.items()}
     own = [v[metric] for name, v in rows.items() if unseeded(name) == reference]
@@ -104,12 +101,10 @@ def ranking_of(
     result: dict, metric: str, value: dict[str, float], tests: dict[str, Comparison | None]
 ) -> Ranking:
     """Some rows of a result by a metric. tests: {row: row minus reference}, None: not tested."""
-    near, all_items = (
-        f"among {result['candidates']} candidates",
-        f"over all {result['items']} items",
-    )
     known = {name: test[metric] for name, test in tests.items() if test}
-    where = near if metric == NEAR else all_items
+    where = f"over all {result['items']} items"
+    if metric == NEAR:
+        where = f"among {result['candidates']} candidates"
     return Ranking(where, metric, value, known, result["reference"], result["floors"])
 
 
@@ -157,9 +152,8 @@ def of_difference(value: float, gap: float) -> tuple[str, str]:
         return short(value), "level with"
     if gap >= 0.0005:
         return short(value), f"which is {short(gap)} above"
-    least = f"{gap:.4f}" if gap >= 0.00005 else "under 0.0001"
-    number = f"{value:.4f}".replace("0.", ".", 1) if value < 1 else f"{value:.4f}"
-    return number, f"which is {least.replace('0.', '.', 1)} above"
+    least = short(gap, 4) if gap >= 0.00005 else "under .0001"
+    return short(value, 4), f"which is {least} above"
 
 
 def shown_or_not(test: Test | None) -> str:

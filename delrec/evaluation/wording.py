@@ -48,11 +48,11 @@ def p_text(p: float) -> str:
     return f"p{text}" if text.startswith("<") else f"p={text}"
 
 
-def short(x: float | None) -> str:
+def short(x: float | None, digits: int = 3) -> str:
     """A metric as .571; nothing for None."""
     if x is None:
         return ""
-    text = f"{x:.3f}"
+    text = f"{x:.{digits}f}"
     return text.replace("0.", ".", 1) if abs(x) < 1 else text
 
 
@@ -63,8 +63,7 @@ def interval_text(v: dict) -> str:
 
 def least(test: Test | None, digits: int = 3) -> str:
     """The smallest difference that is found with power .8; nothing where there is no test."""
-    known = test is not None and test["least"] is not None
-    return f"{test['least']:.{digits}f}".replace("0.", ".", 1) if known else ""
+    return short(test["least"] if test else None, digits)
 
 
 def of_metric(row: dict, metric: str) -> Test | None:
