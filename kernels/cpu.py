@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from delrec.runtime import cache_folder
+
 SOURCE = Path(__file__).with_name("cpu.cpp")
 HEADERS = sorted(SOURCE.parent.glob("*.h"))
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC"]
@@ -45,8 +47,7 @@ def library() -> ctypes.CDLL | None:
     compiler = compiler_here()
     if compiler is None:
         return say_none("no C++ compiler (g++) found")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delrec" / "kernels"
-    path = cache / f"verbalizer-{key_of(compiler)}.so"
+    path = cache_folder() / "kernels" / f"verbalizer-{key_of(compiler)}.so"
     try:
         if not path.exists():
             failure = build(compiler, path)

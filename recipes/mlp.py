@@ -34,7 +34,6 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 # run as a script, only this folder is on the path
 if __name__ == "__main__":
@@ -47,7 +46,7 @@ from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import users
 from delrec.lm.listed import backbone_digest
 from delrec.processes import Ranks, finish
-from delrec.runtime import Run, described, load_run, read_npy, read_tensors, stop
+from delrec.runtime import Run, described, load_run, read_npy, read_tensors, stop, write_tensors
 from delrec.training.log import Log
 from delrec.training.loop import Best
 
@@ -209,7 +208,7 @@ def main(**config) -> None:
     if ranks.main:
         found = results.write_answers(out, protocol, got)
         added = {k: t.cpu().contiguous() for k, t in model.added().items()}
-        save_file(added, out / "mlp.safetensors")
+        write_tensors(out / "mlp.safetensors", added)
         record |= {
             "model": "mlp",
             "loss": "ce",

@@ -102,12 +102,12 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
 @pytest.mark.parametrize(
     "module, function",
     [
-        (checkpoints, "save_file"),
+        (checkpoints, "write_tensors"),
         (checkpoints.os, "fsync"),
         (checkpoints.os, "replace"),
         (checkpoints.hashlib, "file_digest"),
     ],
-    ids=["save_file", "fsync", "replace", "file_digest"],
+    ids=["write_tensors", "fsync", "replace", "file_digest"],
 )
 def test_a_save_that_breaks_off_anywhere_leaves_the_older_checkpoints(
     jobs, whole, tmp_path, monkeypatch, module, function

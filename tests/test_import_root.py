@@ -11,6 +11,7 @@ from scripts import ROOT
 
 # bottom up: a part imports itself and what stands on the floors under it, never its neighbours
 FLOORS = [
+    ["files"],
     ["runtime"],
     ["metrics", "processes", "significance"],
     ["training"],

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from delrec.backbone.ranking import rank_all
 from delrec.backbone.results import Protocol
 from delrec.data.prepared import Data, users
 from delrec.metrics import compare, metrics
 from delrec.processes import Ranks
-from delrec.runtime import write_npy
+from delrec.runtime import write_npy, write_tensors
 
 COUNTS = (1, 3, 10, 30, 100, 300)  # where groups of targets begin, by occurrences in training
 
@@ -94,7 +93,7 @@ class Answers:
             "item.weight": torch.stack(self.vectors),
             "bias": torch.stack(self.biases),
         }
-        save_file(tensors, out / "folds.safetensors")
+        write_tensors(out / "folds.safetensors", tensors)
 
 
 def write_states(out: Path, got: dict[str, dict]) -> None:

@@ -8,13 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import Data, candidates, halves_of_validation, subset
 from delrec.metrics import chance, compare, metrics
 from delrec.processes import Ranks
-from delrec.runtime import NAMES, write_json, write_npy
+from delrec.runtime import NAMES, write_json, write_npy, write_tensors
 
 COLUMNS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 
@@ -103,7 +102,7 @@ def write_results(
     """The mean metrics of the validation and test part. Writes the model, its lists, its scores and
     the metrics into a run folder."""
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, out / "model.safetensors")
+    write_tensors(out / "model.safetensors", weights)
     return write_answers(out, protocol, got)
 
 

@@ -31,6 +31,7 @@ from delrec.evaluation.wording import (
     seeds_text,
     short,
 )
+from delrec.runtime import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,9 +65,7 @@ def write_page(
     whole = template.substitute(
         title=html.escape(result["dataset"]), body="\n".join(filter(None, sections))
     )
-    tmp = Path(f"{path}.tmp")
-    tmp.write_text(whole, encoding="utf-8")
-    tmp.replace(path)
+    write_text(path, whole)
 
 
 # ---------------------------------------------------------------- sections

@@ -17,7 +17,7 @@ import torch
 from delrec.data.prepared import Data
 from delrec.lm.model import LM
 from delrec.lm.text import ITEM, digest, token_scale, tokens_width
-from delrec.runtime import Run, load_run, read_tensors, stop
+from delrec.runtime import Run, load_run, read_tensors, stop, write_tensors
 
 
 @dataclass
@@ -67,8 +67,8 @@ def item_vectors(backbone_run: Path | str, n_items: int) -> torch.Tensor:
     path = Path(backbone_run) / "model.safetensors"
     if not path.exists():
         stop(
-            f"--input ids and hybrid read the item vectors of a backbone, but there is no {path}; "
-            "train one with train_backbone.py"
+            f"items are shown as the vectors of a backbone, but there is no {path}; train one with "
+            "train_backbone.py"
         )
     tensors = read_tensors(path)
     e, b = tensors.get("item.weight"), tensors.get("bias")
@@ -144,16 +144,14 @@ def scores_in_tables(lm: LM, e_NE: torch.Tensor, table_N: np.ndarray) -> torch.T
 
 def save_items(lm: LM, folder: Path) -> None:
     """Writes the item vectors and the two maps into a run folder."""
-    from safetensors.torch import save_file
-
-    save_file(
+    write_tensors(
+        folder / "items.safetensors",
         {"E": lm.items.E.cpu()}
         | {
             k: v.detach().cpu().contiguous()
             for k, v in lm.items.maps.state_dict().items()
             if not k.startswith("block")
         },
-        folder / "items.safetensors",
     )
 
 

@@ -18,7 +18,7 @@ from delrec.lm.ranker import Ranker, asking, make_ranker, score_tails, settings_
 from delrec.lm.soft_prompt import save_soft_prompt
 from delrec.lm.text import digest, random_soft_prompt
 from delrec.processes import Ranks
-from delrec.runtime import stop
+from delrec.runtime import follow_umask, stop
 from delrec.training import checkpoints
 from delrec.training.steps import groups_of
 
@@ -75,6 +75,7 @@ class Moving:
             items.save_items(self.r.lm, out)
         if self.adapter:
             self.adapter.save_pretrained(out / "adapter")
+            follow_umask(out / "adapter")
 
 
 # ---------------------------------------------------------------- validation

@@ -11,7 +11,7 @@ from delrec.data.prepared import Data
 from delrec.lm.model import LM, located
 from delrec.lm.text import random_soft_prompt, tokens_width
 from delrec.processes import Ranks
-from delrec.runtime import Run, folder_of, load_run, read_tensors, settle, stop
+from delrec.runtime import Run, folder_of, load_run, read_tensors, settle, stop, write_tensors
 
 WITHOUT_A_RUN = ("none", "random", "words")
 # the format of a prompt, which both stages should share; a run's settings hold it
@@ -20,10 +20,8 @@ FORMAT = ("input", "verbalizer", "show", "order", "instruct", "history", "max_ti
 
 def save_soft_prompt(folder: Path, P_kD: torch.Tensor) -> None:
     """Writes P into a run folder."""
-    from safetensors.torch import save_file
-
     P_kD = P_kD.detach().float().cpu().contiguous()
-    save_file({"prompt_embeddings": P_kD}, folder / "soft_prompt.safetensors")
+    write_tensors(folder / "soft_prompt.safetensors", {"prompt_embeddings": P_kD})
 
 
 def load_soft_prompt(folder: Path | str, lm: LM) -> torch.Tensor:

@@ -23,7 +23,7 @@ from delrec.lm.text import digest, fingerprint
 from delrec.lm.windows import Windows
 from delrec.metrics import chance
 from delrec.processes import Ranks
-from delrec.runtime import Run, load_run, stop, write_npy
+from delrec.runtime import Run, follow_umask, load_run, stop, write_npy
 from delrec.training import checkpoints
 from delrec.training.steps import groups_of
 
@@ -182,6 +182,7 @@ def write_lm(lm: LM, out: Path) -> dict:
     llm_from: the LM that it was."""
     lm.model.save_pretrained(out / "lm")
     lm.tok.save_pretrained(out / "lm")
+    follow_umask(out / "lm")
     place = str(out).removesuffix(".unfinished")
     known = {"llm_from": located(lm.name), "llm_fingerprint": fingerprint(lm)}
     return {"llm": str(Path(place) / "lm"), **known}
@@ -209,6 +210,7 @@ def write_parts(
     about_lm = {}
     if adalora.has_adapters(adapter):
         adapter.save_pretrained(out / "adapter")
+        follow_umask(out / "adapter")
     else:
         about_lm = write_lm(r.lm, out)
     if r.P is not None:

@@ -20,10 +20,10 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from delrec.processes import Ranks, max_over_ranks
-from delrec.runtime import Prepared, stop
+from delrec.runtime import Prepared, not_allowed, stop, write_tensors
 
 # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again
 # later"
@@ -112,7 +112,7 @@ class Saver:
         if self.ranks.main:
             try:
                 self.write(step, tensors | {f"rng.{r}": s for r, s in enumerate(rngs)}, state)
-            except (OSError, SafetensorError) as bad:
+            except OSError as bad:
                 kept = complete(self.folder)
                 stop(
                     f"the checkpoint of step {step} could not be written to {self.folder} ({bad}); "
@@ -128,9 +128,9 @@ class Saver:
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(parents=True)
         try:
-            save_file(
-                {k: t.detach().cpu().contiguous() for k, t in tensors.items()},
+            write_tensors(
                 tmp / "tensors.safetensors",
+                {k: t.detach().cpu().contiguous() for k, t in tensors.items()},
             )
             (tmp / "state.json").write_text(json.dumps(state))
             files = {}
@@ -149,9 +149,7 @@ class Saver:
         # of a run that was resumed from an older one
         shutil.rmtree(final, ignore_errors=True)
         os.replace(tmp, final)
-        folder = os.open(self.folder, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        flush_folder(self.folder)
         for _, old in complete(self.folder)[:-2]:
             shutil.rmtree(old)
 
@@ -168,6 +166,8 @@ class Saver:
                             raise ValueError(f"{name} is not what was written")
                 tensors = load_file(folder / "tensors.safetensors")
                 state = json.loads((folder / "state.json").read_text())
+            except PermissionError as bad:
+                stop(not_allowed(bad.filename or folder))
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as bad:
                 if self.ranks.main:
                     print(f"{folder} is damaged ({bad}); trying the one before it", flush=True)
@@ -210,6 +210,16 @@ class Saver:
             dist.barrier()
             dist.destroy_process_group()
         raise SystemExit(STOPPED)
+
+
+def flush_folder(folder: Path) -> None:
+    """Has a folder's names written to the disk, where the system can (Windows opens no folders)."""
+    try:
+        number = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    os.fsync(number)
+    os.close(number)
 
 
 def complete(folder: Path) -> list[tuple[int, Path]]:

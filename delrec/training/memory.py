@@ -1,8 +1,8 @@
 """Memory: what this process holds, what a call takes, what is free."""
 
+import contextlib
 import ctypes
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,14 +14,24 @@ import torch
 from delrec.processes import Ranks, max_over_ranks
 from delrec.runtime import stop
 
+try:
+    import resource  # what a process has held
+except ImportError:  # not on Windows
+    resource = None
+
 CPU_TOKENS = 5000  # of a pass on a CPU: about what its caches hold
 
 
-def peak_gb() -> float:
-    """Most memory this process has held so far, GB (host; plus the GPU's where there is one)."""
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return host + (torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0)
+def peak_gb(children: bool = False) -> float:
+    """Most memory this process has held so far, GB (host; plus the GPU's where there is one); or
+    any of its children. 0 for the host where the system does not tell (Windows)."""
+    host = 0.0
+    if resource is not None:
+        unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes
+        who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+        host = resource.getrusage(who).ru_maxrss / unit
+    own_gpu = torch.cuda.is_available() and not children
+    return host + (torch.cuda.max_memory_allocated() / 2**30 if own_gpu else 0)
 
 
 def extra_bytes(f: Callable[[], Any], device: torch.device) -> int | None:
@@ -34,8 +44,9 @@ def extra_bytes(f: Callable[[], Any], device: torch.device) -> int | None:
         before = torch.cuda.memory_allocated()
         f()
         return torch.cuda.max_memory_allocated() - before
-    # what torch freed before counts as free
-    ctypes.CDLL(None).malloc_trim(0)
+    # what torch freed before counts as free; glibc alone has it
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
     def status(key):
         lines = Path("/proc/self/status").read_text().splitlines()
