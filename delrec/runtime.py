@@ -16,6 +16,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import torch
 
+from delrec import places
 from delrec.files import (
     described,
     first_line,
@@ -298,6 +299,25 @@ class Run(SimpleNamespace):
     data_hash: str  # of their preparation
 
 
+def config_of_run(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder, with whole paths, as things stand now."""
+    return places.found(read_json(folder / "config.json"), folder, ROOT)
+
+
+def as_kept(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A run's record as its folder keeps it: paths relative to the root of runs and data."""
+
+    def run_named(name):
+        return path if is_run(path := folder_of("runs", name)) else None
+
+    return places.kept(record, places.root_of(folder, ROOT), run_named)
+
+
+def place_of(run: Run, name: Path | str) -> str:
+    """A folder, or an LM's name, as what is written into a run's folder says it."""
+    return as_kept({"llm": str(name)}, run.folder)["llm"]
+
+
 def when(run: Run) -> str:
     """When a run was finished, as text."""
     at = getattr(run, "finished", None) or (run.folder / "config.json").stat().st_mtime
@@ -334,7 +354,7 @@ def load_run(
             f"{folder}/config.json does not name stage, dataset and data_hash, "
             "so it is no run of these scripts; train it again"
         )
-    run = Run(**read_json(folder / "config.json"), folder=folder)
+    run = Run(**config_of_run(folder), folder=folder)
     if stages and run.stage not in stages:
         stop(f"{folder} holds a {run.stage} run, expected one of: {', '.join(stages)}")
     if data is not None and run.data_hash != data.meta["hash"]:

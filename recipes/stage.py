@@ -13,7 +13,15 @@ import torch
 
 from delrec import runtime
 from delrec.lm.listed import backbone_digest
-from delrec.runtime import beside, folder_of, is_run, load_run, read_json, settle, when
+from delrec.runtime import (
+    beside,
+    config_of_run,
+    folder_of,
+    is_run,
+    load_run,
+    settle,
+    when,
+)
 
 # flags that shape a run: a finished one of other values is not the one asked for
 SHAPING = (
@@ -120,7 +128,7 @@ def reuse(folder: Path, mark: str, args: Sequence) -> None:
     if mark == "meta.json":
         print(f"=== {folder} is there", flush=True)
         return
-    made = {"input": "titles", **read_json(folder / mark)}
+    made = {"input": "titles", **config_of_run(folder)}
     stop_if_made_otherwise(folder, made, args)
     print(f"=== {folder} is there", flush=True)
     if newer := made_before(folder, made):
@@ -163,6 +171,6 @@ def made_before(folder: Path, made: dict) -> list[str]:
             continue
         if key == "backbone_run" and made.get("backbone_digest") == (backbone_digest(source) or 0):
             continue  # trained again, with the same result
-        if read_json(source / "config.json").get("finished", 0) > began + 0.1:
+        if config_of_run(source).get("finished", 0) > began + 0.1:
             newer.append(f"{source} ({when(load_run(source))})")
     return list(dict.fromkeys(newer))

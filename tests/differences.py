@@ -33,9 +33,10 @@ def without_clock(value, places):
 
 
 def text_without_clock(text, places):
-    """A text without paths of a tree and without times, rates and memory."""
+    """A text without paths of a tree and without times, rates and memory. A path inside a tree is
+    the same as the one relative to it, which configurations keep."""
     for place in places:
-        text = text.replace(str(place), "<here>")
+        text = text.replace(f"{place}/", "").replace(str(place), "<here>")
     return CLOCK_WORDS.sub("<clock>", text)
 
 

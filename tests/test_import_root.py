@@ -11,7 +11,7 @@ from scripts import ROOT
 
 # bottom up: a part imports itself and what stands on the floors under it, never its neighbours
 FLOORS = [
-    ["files"],
+    ["files", "places"],
     ["runtime"],
     ["metrics", "processes", "significance"],
     ["training"],

@@ -40,8 +40,8 @@ def open_runs(names: list[str], dataset: str | None, ranks: Ranks) -> tuple[list
     runs = [load_run(name, stages=stages) for name in names]
     data = load_data_of(runs[0]) if runs and not dataset else load_data(dataset or "ml-100k")
     if runs and ranks.main:
-        place = str(data.folder)
-        if place != getattr(runs[0], "data_folder", place):
+        place = data.folder
+        if place.resolve() != Path(getattr(runs[0], "data_folder", place)).resolve():
             print(
                 f"{runs[0].folder} was trained on the preparation that stands in {place} now "
                 f"(hash {data.meta['hash']}): that one is used",

@@ -18,7 +18,7 @@ from delrec.data.prepared import Data, users
 from delrec.lm.listed import backbone_digest, backbone_of
 from delrec.lm.model import is_lm_run
 from delrec.lm.text import digest
-from delrec.runtime import Run, load_run, read_tensors, stop
+from delrec.runtime import Run, load_run, place_of, read_tensors, stop
 
 # --------------------------------------------------------------- a run that leaves users out
 
@@ -132,8 +132,8 @@ def must_belong(other: Run, run: Run, fold_U: np.ndarray) -> None:
     if theirs != now or other.folds_digest != folds_digest(fold_U):
         stop(
             f"--folds: {other.folder} was trained on the folds of another backbone than "
-            f"{run.backbone_run}, that of {run.folder}, holds now; train it again with this "
-            "--backbone"
+            f"{run.backbone_run}, that of {run.folder}, holds now; train it again with: "
+            f"finetune.py --backbone {run.backbone_run}"
         )
     for key in ("input", "verbalizer", "show", "order", "history"):
         if other.settings[key] != run.settings[key]:
@@ -147,7 +147,7 @@ def told(parts: list[Part]) -> dict:
     """What an export's meta.json says of who answered: {run: what it left out, when it was
     trained}; empty where the run answered for itself."""
     answered = {
-        str(part.run.folder): {
+        place_of(part.run, part.run.folder): {
             "without_fold": part.run.without_fold,
             "trained": getattr(part.run, "seconds", 0),
             "best_step": getattr(part.run, "best_step", 0),

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from delrec import places
 from delrec.data.prepared import Data, histories, subset
 from delrec.lm import crossfit
 from delrec.lm.crossfit import Part
@@ -26,6 +27,7 @@ from delrec.runtime import (
     beside,
     empty,
     lock,
+    place_of,
     put_in_place,
     read_json,
     read_npy,
@@ -92,8 +94,8 @@ def mean_states(lm: LM, titles: list[np.ndarray]) -> np.ndarray:
 def made_of(run: Run, data: Data, K: int, n: int) -> dict:
     """What an export was made of, so that an unfinished one is continued by the same only."""
     made = {
-        "run": str(run.folder),
-        "llm": run.llm,
+        "run": place_of(run, run.folder),
+        "llm": place_of(run, run.llm),
         "trained": getattr(run, "seconds", 0),
         "best_step": getattr(run, "best_step", 0),
         "data_hash": data.meta["hash"],
@@ -116,7 +118,7 @@ def must_be_made_so(folder: Path, made: dict) -> None:
     """Stops where the complete export in `folder` was made of something else."""
     have = {"out_of_fold": {}} | read_json(folder / "meta.json")
     for key in made:
-        if have.get(key, made[key]) != made[key]:
+        if not places.same_made(key, have.get(key, made[key]), made[key]):
             stop(
                 f"{folder} holds a complete export whose {key.replace('_', ' ')} was "
                 f"{have[key]}, now "
@@ -131,7 +133,7 @@ def samples_done(tmp: Path, made: dict, n: int, ranks: Ranks) -> int:
     if ranks.main:
         lock(tmp)
         progress = tmp / "progress.json"
-        if progress.exists() and read_json(progress)["made"] == made:
+        if progress.exists() and places.same_export(read_json(progress)["made"], made):
             done = read_json(progress)["done"]
             print(f"continuing after {done} of {n} samples ({tmp})", flush=True)
         else:
@@ -375,10 +377,15 @@ def backbone_lists(run: Run, data: Data, K: int) -> np.ndarray:
             f"no {path}; train the backbone with train_backbone.py"
         )
     lists = read_npy(path, (len(data.train), None))
-    needed = max(K, run.C - 1)
+    needed = run.C - 1
+    if needed < K:
+        stop(
+            f"{run.folder} ranks {needed} items and the truth, as it was trained to, --export-k is "
+            f"{K}; lower it to {needed}"
+        )
     if lists.shape[1] < needed:
         stop(
             f"{path} lists {lists.shape[1]} items a sample, {needed} are needed; train "
-            f"the backbone with --top-h {needed}"
+            f"the backbone with: train_backbone.py --top-h {needed}"
         )
     return np.asarray(lists[:, : run.C - 1], np.int64)

@@ -222,10 +222,11 @@ def specials_around(tok: Any) -> tuple[list[int], list[int]]:
 
 
 def located(name: Path | str) -> str:
-    """The name under which an LM is stored in a run: a folder's is its whole path, so that it means
-    the same from everywhere."""
+    """The name under which an LM is stored in a run: a folder's, and a run's, is its whole path, so
+    that it means the same from everywhere."""
     seed, plain = seed_and_name(name)
-    place = str(Path(plain).resolve()) if is_folder(plain) else plain
+    folder = folder_of("runs", plain) if is_lm_run(plain) else Path(plain)
+    place = str(folder.resolve()) if is_folder(folder) else plain
     return place if seed is None else f"random{f'-{seed}' if seed else ''}:{place}"
 
 

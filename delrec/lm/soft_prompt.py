@@ -66,8 +66,8 @@ def must_fit(run: Run, cfg: SimpleNamespace) -> None:
             f"{run.folder} was distilled on item vectors, --input is titles; name one that was "
             "distilled on titles, or use --input ids"
         )
-    other = cfg.backbone and folder_of("runs", cfg.backbone) != folder_of("runs", run.backbone_run)
-    if other:
+    named = cfg.backbone and folder_of("runs", cfg.backbone).resolve()
+    if named and named != folder_of("runs", run.backbone_run).resolve():
         stop(
             f"{run.folder} was distilled from {run.backbone_run}, --backbone is {cfg.backbone}; "
             "leave --backbone out, or distil from it"

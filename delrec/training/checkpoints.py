@@ -22,8 +22,9 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from delrec.places import PLACES, same_place
 from delrec.processes import Ranks, max_over_ranks
-from delrec.runtime import Prepared, not_allowed, stop, write_tensors
+from delrec.runtime import Prepared, as_kept, not_allowed, stop, write_tensors
 
 # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again
 # later"
@@ -87,7 +88,7 @@ class Saver:
 
     def __init__(self, out: Path, every: int, made: dict, ranks: Ranks):
         self.folder, self.every = Path(out) / "checkpoints", every
-        self.made, self.ranks = made, ranks
+        self.made, self.ranks = as_kept(made, Path(out)), ranks
         self.cost, self.since = 0.0, time.time()
 
     def due(self, step: int) -> bool:
@@ -191,7 +192,8 @@ class Saver:
                 "--resume"
             )
         for key, was in meta["made_with"].items():
-            if self.made.get(key) != was:
+            same = key in PLACES and same_place(was, self.made.get(key))  # of a project that moved
+            if self.made.get(key) != was and not same:
                 flag, now = key.replace("_", "-"), self.made.get(key)
                 stop(
                     f"cannot resume {self.folder.parent}: {flag} was {was}, now it is {now}; "

@@ -12,6 +12,7 @@ from delrec.processes import Ranks
 from delrec.runtime import (
     HELD,
     Prepared,
+    as_kept,
     beside,
     commit,
     empty,
@@ -40,6 +41,7 @@ def start_run(
     record = {
         "stage": stage,
         **vars(cfg),
+        **({"out": str(folder)} if hasattr(cfg, "out") else {}),
         "dataset": data.name,
         "data_folder": str(data.folder),
         "data_hash": data.meta["hash"],
@@ -50,12 +52,10 @@ def start_run(
         "started": time.time(),
     }
     if ranks.main:
-        lock(new)
+        hold(new)
         if not getattr(cfg, "resume", False):
             empty(new)
-        write_json(new / "started.json", record)
-        if context := click.get_current_context(silent=True):
-            context.call_on_close(lambda: leave(new))
+        write_json(new / "started.json", as_kept(record, folder))
         print(
             f"{stage}: " + " ".join(f"{k}={v}" for k, v in vars(cfg).items() if v is not None),
             flush=True,
@@ -63,6 +63,15 @@ def start_run(
         if is_run(folder):
             print(f"{folder} stays as it is until this run replaces it", flush=True)
     return new, record
+
+
+def hold(new: Path) -> None:
+    """Marks a folder in which a run is built as this process's, until its command ends."""
+    if new in HELD:
+        return
+    lock(new)
+    if context := click.get_current_context(silent=True):
+        context.call_on_close(lambda: leave(new))
 
 
 def leave(new: Path) -> None:
@@ -80,13 +89,16 @@ def finish_run(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     record["seconds"] = round(time.time() - record.pop("started"), 1)
     record["finished"] = round(time.time(), 3)
     record["peak_gb"] = round(peak_gb(), 2)
-    write_json(new / "config.json", record)
+    write_json(new / "config.json", as_kept(record, folder))
     try:
         put_in_place(folder)
     except OSError as bad:
+        goes_on = "the same command with --resume does that"
+        if "checkpoint_every" not in record:  # a script without --resume
+            goes_on = f"move it there: mv {new} {folder}"
         stop(
             f"the run is finished and whole in {new}, but could not be put in its place ({bad}); "
-            "the same command with --resume does that"
+            f"{goes_on}"
         )
     unlock(new)
     return record

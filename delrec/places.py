@@ -1,0 +1,172 @@
+"""Where the folders stand that a run's config.json names: the data, the backbone, the LM ..
+
+They are kept relative to the root of runs and data, so that a project can be copied, moved or
+mounted elsewhere and reads and writes only itself. The root of a run is the folder that holds the
+`runs` it stands in; of a run in no such folder it is the program's own. What lies inside the root
+is kept as data/toy, runs/toy/sasrec or, an LM, ./models/llama; what lies outside by its whole path.
+
+Earlier versions kept whole paths only. Such a path is read as it stands while it is inside the
+root. One outside of it means the same folder under the root where the run was copied there with its
+data, or where nothing stands at the path any more.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import Any
+
+KINDS = ("runs", "data")  # the folders that a root holds
+FOLDERS = ("data_folder", "backbone_run", "out")  # always a folder, there or not
+RUNS = ("soft_prompt", "teacher", "maps", "backbone")  # a run, or a word
+LMS = ("llm", "llm_from")  # a folder, a run, or the id of an LM
+PLACES = {*FOLDERS, *RUNS, *LMS}
+WORDS = {"none", "random", "words", "tfidf"}  # that stand for no run
+RANDOM = re.compile(r"(random(?:-\d+)?:)?(.*)", re.DOTALL)  # in front of an LM: random weights
+
+
+def root_of(folder: Path | str, own: Path) -> Path:
+    """The root of runs and data that a run's folder belongs to. own: the program's."""
+    place = Path(os.path.abspath(folder))
+    above = [p.parent for p in place.parents if p.name == "runs"]
+    if inside(place, own):
+        above.append(own)
+    return max(above, key=lambda root: len(root.parts), default=own)
+
+
+def inside(path: PurePath, root: Path) -> bool:
+    """True for a path within a root, as they are written or as links lead."""
+    return path.is_relative_to(root) or Path(path).resolve().is_relative_to(root.resolve())
+
+
+def changed(config: dict, change: Callable[[str, str], str]) -> dict:
+    """A configuration whose places are change(key, value), those of its settings too."""
+    new = dict(config)
+    for key, value in config.items():
+        if key == "settings" and isinstance(value, dict):
+            new[key] = changed(value, change)  # its "backbone" is a name in prompts
+        elif key in PLACES and isinstance(value, str) and value and value not in WORDS:
+            new[key] = change(key, value)
+    return new
+
+
+# ------------------------------------------------ as they are kept
+
+
+def relative(path: Path | str, root: Path) -> str:
+    """A place as a configuration keeps it: relative to the root, or whole where it lies outside."""
+    path = Path(os.path.abspath(path))
+    for place, above in ((path, root), (path.resolve(), root.resolve())):
+        if place.is_relative_to(above):
+            found = place.relative_to(above)
+            if len(above.parts) > 1 or found.parts[:1] in [(kind,) for kind in KINDS]:
+                return found.as_posix()
+    return str(path)
+
+
+def kept(config: dict, root: Path, run_named: Callable[[str], Path | None]) -> dict:
+    """A configuration as it is stored. run_named: the folder of the finished run that a name means,
+    None where there is none."""
+
+    def keep(key, value):
+        prefix, name = RANDOM.fullmatch(value).groups("") if key in LMS else ("", value)
+        whole = os.path.isabs(name)
+        place = name if whole or key in FOLDERS else key != "backbone" and run_named(name)
+        if not place:
+            return value
+        place = relative(place, root)
+        is_path = os.path.isabs(place) or place.startswith("runs/")
+        return prefix + (place if is_path or key not in LMS else f"./{place}")
+
+    return changed(config, keep)
+
+
+def same_place(a: Any, b: Any) -> bool:
+    """True for two values of a place that may mean the same folder of two copies of a project:
+    equal, or one of them the end of the other. What stands there is compared by its digest."""
+    if a == b or not (isinstance(a, str) and isinstance(b, str)):
+        return a == b
+    a, b = (re.sub(r"^(random(?:-\d+)?:)?\./", r"\1", x) for x in (a, b))
+    (random_a, a), (random_b, b) = (RANDOM.fullmatch(x).groups("") for x in (a, b))
+    return random_a == random_b and (a == b or a.endswith(f"/{b}") or b.endswith(f"/{a}"))
+
+
+def same_made(key: str, was: Any, now: Any) -> bool:
+    """True where what an export was made of is what it would be made of now; folders by where they
+    stand in their project."""
+    if key == "out_of_fold":  # {run: what it left out}
+        same_runs = len(was) == len(now) and all(map(same_place, was, now))
+        return same_runs and list(was.values()) == list(now.values())
+    return was == now or (key in ("run", "llm") and same_place(was, now))
+
+
+def same_export(was: dict, now: dict) -> bool:
+    """True where two exports are made of the same."""
+    return was.keys() == now.keys() and all(same_made(key, was[key], now[key]) for key in now)
+
+
+# ------------------------------------------------ as they are found again
+
+
+def found(config: dict, folder: Path, own: Path) -> dict:
+    """The configuration of the run in `folder` with whole paths, of what stands under its root.
+    own: the program's root, where the rest may stand."""
+    root = root_of(folder, own)
+    former = former_root(config, root)
+
+    def find(key, value):
+        prefix, name = RANDOM.fullmatch(value).groups("") if key in LMS else ("", value)
+        return prefix + (whole_place if os.path.isabs(name) else relative_place)(key, name)
+
+    def whole_place(key, name):
+        path = Path(name)
+        copied = former and inside(path, former) and not inside(path, root)
+        if os.path.exists(path) and not copied:
+            return name
+        places = [root / path.relative_to(former)] if copied else []
+        places += [root / tail for tail in tails(path)]
+        return next((str(place) for place in places if place.is_dir()), name)
+
+    def relative_place(key, name):
+        if key in (*LMS, "backbone") and not name.startswith(("./", "runs/")):
+            return name  # an id, a name in prompts, or a run as it was typed
+        kind = "data" if key == "data_folder" else "runs"
+        for above in dict.fromkeys((root, own)):
+            for place in (above / name, above / kind / name):
+                if place.is_dir():
+                    return str(place)
+        return str(root / name) if name.startswith(("./", "runs/", "data/")) else name
+
+    config = changed(config, find)
+    return config | {"out": str(folder)} if config.get("out") else config
+
+
+def tails(path: Path) -> list[Path]:
+    """The ends of a path from each folder `runs` or `data` in it on, the longest first."""
+    return [Path(*path.parts[i:]) for i, part in enumerate(path.parts) if part in KINDS]
+
+
+def former_root(config: dict, root: Path) -> Path | None:
+    """The root that a run was made in, where it was copied from there to `root` together with its
+    data; None where it was not, or where its configuration needs no such guess."""
+    data = Path(config.get("data_folder") or "")
+    if not data.is_absolute() or inside(data, root):
+        return None
+    paths = [Path(v) for k, v in config.items() if k in PLACES and isinstance(v, str)]
+    for path in filter(Path.is_absolute, paths):
+        for tail in tails(path):
+            former = Path(*path.parts[: len(path.parts) - len(tail.parts)])
+            if not data.is_relative_to(former):
+                continue
+            if hash_in(root / data.relative_to(former)) == config.get("data_hash"):
+                return former
+    return None
+
+
+def hash_in(folder: Path) -> str | None:
+    """The hash of the prepared data in a folder; None where there are none."""
+    try:
+        return json.loads((folder / "meta.json").read_text(encoding="utf-8"))["hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,192 @@
+"""delrec/places.py: a project that is copied, moved or mounted reads and writes only itself."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from scripts import ROOT, sentence
+from toys import popular, write_backbone
+
+import evaluate
+from delrec import places, runtime
+from delrec.data.prepared import load_data, load_data_of
+from delrec.lm.model import located
+from delrec.places import same_place
+from delrec.processes import Ranks
+from delrec.runtime import as_kept, config_of_run, folder_of, load_run, read_json, write_json
+from delrec.training import checkpoints
+from delrec.training.run_folders import finish_run, start_run
+
+RUN = {"stage": "finetune", "dataset": "toy", "data_hash": "0"}
+
+
+@pytest.fixture
+def project(toy, tmp_path, monkeypatch):
+    """The root A of a project with data, an LM and finished runs; the program stands elsewhere."""
+    monkeypatch.setattr(runtime, "ROOT", tmp_path / "program")
+    root = tmp_path / "A"
+    shutil.copytree(toy.folder, root / "data" / "toy")
+    (root / "models" / "llama").mkdir(parents=True)
+    data = load_data(str(root / "data" / "toy"))
+    for name in ("sasrec", "prompt", "teacher"):
+        write_backbone(root / "runs" / "toy" / name, data, popular(data))
+    return root
+
+
+def record_in(root, **more):
+    """What a run of stage 2 in a project notes about itself."""
+    runs = root / "runs" / "toy"
+    return RUN | {
+        "data_folder": str(root / "data" / "toy"),
+        "data_hash": read_json(root / "data" / "toy" / "meta.json")["hash"],
+        "soft_prompt": str(runs / "prompt"),
+        "teacher": str(runs / "teacher"),
+        "maps": str(runs / "prompt"),
+        "llm": str(root / "models" / "llama"),
+        "llm_from": f"random-3:{root / 'models' / 'llama'}",
+        "out": str(runs / "delrec"),
+        "settings": {"backbone": "SASRec", "backbone_run": str(runs / "sasrec")},
+        "backbone_run": str(runs / "sasrec"),
+        **more,
+    }
+
+
+def written(root, record):
+    """The folder of the run runs/toy/delrec of a project, with a configuration as it is."""
+    folder = root / "runs" / "toy" / "delrec"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "config.json", record)
+    return folder
+
+
+def test_a_configuration_keeps_what_is_inside_the_root_relative_to_it(project):
+    folder = project / "runs" / "toy" / "delrec"
+    record = record_in(project, llm="google/flan-t5-xl", soft_prompt="none", seed=3)
+    kept = as_kept(record, folder)
+    assert list(kept) == list(record)  # the order of the keys stays
+    assert kept == record | {
+        "data_folder": "data/toy",
+        "teacher": "runs/toy/teacher",
+        "maps": "runs/toy/prompt",
+        "llm_from": "random-3:./models/llama",
+        "out": "runs/toy/delrec",
+        "settings": {"backbone": "SASRec", "backbone_run": "runs/toy/sasrec"},
+        "backbone_run": "runs/toy/sasrec",
+    }
+    assert record["data_folder"] == str(project / "data" / "toy")  # what the command goes on with
+
+
+def test_what_is_outside_of_the_root_is_kept_by_its_whole_path(project, tmp_path):
+    record = {"llm": str(tmp_path / "models" / "llama"), "backbone_run": str(tmp_path / "sasrec")}
+    assert as_kept(record, project / "runs" / "toy" / "delrec") == record
+
+
+def test_a_run_s_name_means_the_run_that_it_meant_when_it_was_typed(project, monkeypatch):
+    monkeypatch.setattr(runtime, "ROOT", project)
+    typed = {"teacher": "toy/teacher", "soft_prompt": "random", "llm": "gpt2", "backbone": "SASRec"}
+    kept = as_kept(typed, project / "runs" / "toy" / "delrec")
+    assert kept == typed | {"teacher": "runs/toy/teacher"}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["relative", "whole paths of earlier versions"])
+@pytest.mark.parametrize("gone", [True, False], ids=["moved", "copied"])
+def test_a_moved_or_copied_run_finds_everything_in_its_own_root(project, tmp_path, old, gone):
+    record = record_in(project)
+    folder = written(project, record if old else as_kept(record, project / "runs/toy/delrec"))
+    copy = tmp_path / "B" / "inner"
+    (shutil.move if gone else shutil.copytree)(project, copy)
+    run = load_run(copy / folder.relative_to(project))
+    assert vars(run) == record_in(copy, folder=run.folder)
+    assert load_data_of(run).folder == copy / "data" / "toy"
+
+
+def test_a_backbone_of_another_project_is_read_where_it_is(project, tmp_path):
+    other = shutil.copytree(project, tmp_path / "other")
+    record = record_in(project, backbone_run=str(other / "runs" / "toy" / "sasrec"))
+    folder = written(project, record)  # as earlier versions wrote it
+    assert load_run(folder).backbone_run == record["backbone_run"]
+    write_json(folder / "config.json", as_kept(record, folder))
+    assert load_run(folder).backbone_run == record["backbone_run"]
+    assert load_run(folder).soft_prompt == str(project / "runs" / "toy" / "prompt")
+    shutil.rmtree(other)  # gone: the same run under the own root
+    assert load_run(folder).backbone_run == str(project / "runs" / "toy" / "sasrec")
+
+
+def test_a_copied_run_without_its_data_still_opens_what_it_was_made_of(project, tmp_path):
+    record = record_in(project)
+    folder = written(project, record)
+    alone = shutil.copytree(folder, tmp_path / "B" / "runs" / "toy" / "delrec")
+    shutil.copytree(project / "runs" / "toy" / "sasrec", tmp_path / "B" / "runs" / "toy" / "sasrec")
+    run = load_run(alone)
+    assert run.backbone_run == record["backbone_run"] and run.data_folder == record["data_folder"]
+    assert run.out == str(alone)
+
+
+def test_the_nearest_runs_folder_names_the_root(tmp_path):
+    own = tmp_path / "runs" / "program"
+    assert places.root_of(own / "runs" / "toy" / "x", own) == own
+    assert places.root_of(own / "elsewhere" / "x", own) == own  # below a folder called runs
+    assert places.root_of(tmp_path / "b" / "runs" / "toy" / "x", own) == tmp_path / "b"
+    assert places.root_of("/tmp/x", own) == own
+
+
+def test_one_place_of_two_copies_is_the_same(tmp_path):
+    assert same_place("/A/runs/toy/sasrec", "runs/toy/sasrec")
+    assert same_place("random:./models/llama", "random:/B/models/llama")
+    assert same_place("toy/delrec", "/B/runs/toy/delrec") and same_place(None, None)
+    assert not same_place("/A/runs/toy/sasrec", "runs/toy/gru4rec")
+    assert not same_place("random:./models/llama", "./models/llama")
+    assert not same_place("gpt2", "distilgpt2") and not same_place("gpt2", None)
+
+
+def test_a_run_that_was_killed_goes_on_in_another_place(project, tmp_path):
+    data, ranks = load_data(str(project / "data" / "toy")), Ranks(0, 1, None)
+
+    def saver(root, lm="abcd", name="llama"):
+        cfg = SimpleNamespace(llm=str(root / "models" / name), seed=0, k=3)
+        made = checkpoints.made_with(cfg, data, ranks, lm)
+        return checkpoints.Saver(root / "runs" / "toy" / "x.unfinished", 0, made, ranks), made
+
+    (first, whole), copy = saver(project), tmp_path / "B"
+    assert first.made["llm"] == "./models/llama"
+    for made in (first.made, whole):  # as it is kept, and as earlier versions kept it
+        was = {"form": checkpoints.FORM, "made_with": made}
+        saver(copy)[0].must_continue(was)
+        assert "llm was" in sentence(saver(copy, name="gpt2")[0].must_continue, was)
+        assert "lm was abcd" in sentence(saver(copy, lm="another")[0].must_continue, was)
+
+
+def test_a_finished_run_says_where_it_stands_and_its_record_stays_whole(project, alone):
+    data, folder = load_data(str(project / "data" / "toy")), project / "runs" / "toy" / "new"
+    cfg = SimpleNamespace(seed=1, out=None, resume=False, lr=0.1)
+    new, record = start_run(folder, "train_backbone", cfg, data, alone)
+    assert read_json(new / "started.json")["data_folder"] == "data/toy"
+    assert finish_run(folder, record)["data_folder"] == str(data.folder)
+    config = read_json(folder / "config.json")
+    assert config["out"] == "runs/toy/new" and config["data_folder"] == "data/toy"
+    assert list(config)[:6] == ["stage", "seed", "out", "resume", "lr", "dataset"]
+    assert config_of_run(folder)["out"] == str(folder)
+
+
+def test_an_lm_that_is_a_run_is_stored_by_its_whole_path(project, monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "ROOT", project)
+    run = project / "runs" / "toy" / "teacher"
+    (run / "adapter").mkdir()
+    assert located("toy/teacher") == str(run.resolve())
+    assert located("gpt2") == "gpt2"
+    monkeypatch.chdir(tmp_path)
+    assert folder_of("runs", "A/runs/toy/sasrec") == project / "runs" / "toy" / "sasrec"
+
+
+def test_the_evaluation_of_a_copy_changes_nothing_of_the_original(project, tmp_path, on_cpu):
+    """With the whole paths of earlier versions, by the script itself, from another place."""
+    copy = tmp_path / "B"
+    shutil.copytree(project, copy)
+    before = {p: p.stat().st_mtime_ns for p in project.rglob("*")}
+    args = ["--ckpt", str(copy / "runs" / "toy" / "sasrec"), "--limit", "9"]
+    done = CliRunner().invoke(evaluate.main, args)
+    assert done.exit_code == 0, done.output
+    assert (copy / "runs" / "toy" / "sasrec" / "evaluation" / "metrics.json").exists()
+    assert {p: p.stat().st_mtime_ns for p in project.rglob("*")} == before
+    assert ROOT != runtime.ROOT  # the program stands elsewhere
