@@ -2,12 +2,14 @@
 is. How a command refuses, and files read and written whole, stand in files.py.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,6 +229,32 @@ def unlock(folder: Path) -> None:
     """Takes this process's mark from a folder."""
     if file := HELD.pop(folder, None):
         file.close()
+
+
+@contextlib.contextmanager
+def adding_to(folder: Path, patience: float = 1) -> Iterator[None]:
+    """Holds a finished run while something is added to it: whoever reads, changes and writes a file
+    of it meets nobody. Stops where another process holds it for longer than `patience` seconds.
+
+    The lock is that of config.json itself, and goes with its owner.
+    """
+    if fcntl is None or folder in HELD:
+        yield
+        return
+    until = time.time() + patience
+    while not locked(file := open(folder / "config.json")):  # noqa: SIM115 (held open)
+        file.close()
+        if time.time() > until:
+            stop(
+                f"another process is adding scores to {folder}; wait until that is finished, or "
+                "end it"
+            )
+        time.sleep(0.02)
+    HELD[folder] = file
+    try:
+        yield
+    finally:
+        unlock(folder)
 
 
 def empty(new: Path) -> None:

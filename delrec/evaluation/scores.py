@@ -4,8 +4,11 @@ An LM run is scored once (scores_test_15.npy, NaN where nobody asked); backbones
 runs are compared without loading a model.
 """
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +35,9 @@ from delrec.lm.ranker import (
     score_samples,
 )
 from delrec.processes import Ranks
-from delrec.runtime import Run, read_npy, stop, stop_if_replaced, write_npy
+from delrec.runtime import Run, adding_to, read_npy, stop, stop_if_replaced, write_npy
+
+PATIENCE = 60  # seconds that a command waits to add to a run that another one is adding to
 
 
 @dataclass
@@ -110,6 +115,29 @@ def scores_of(scorer: Scorer, run: Run, part: Part, shuffled: bool = False) -> n
     """
     name = f"scores_{part.split}_{scorer.C}"
     path = run.folder / (f"{name}_shuffled.npy" if shuffled else f"{name}.npy")
+    score_nC, missing = scored_so_far(scorer, run, part, path)
+    if len(missing) and run.stage == "train_backbone":
+        if not shuffled:
+            stop(
+                f"{path} lacks {len(missing)} samples; train the backbone again: its scores are "
+                "written at the end of train_backbone.py"
+            )
+        score_nC[missing] = shuffled_backbone(scorer, run, part.split, missing)
+        store_shuffled(path, score_nC, run, scorer.ranks)
+    elif len(missing):
+        with alone_at(run, scorer.ranks):  # another process may have added to it just now
+            score_nC, missing = scored_so_far(scorer, run, part, path)
+            if len(missing):
+                score_nC[missing] = scored_by_lm(scorer, run, part.split, missing, shuffled)
+                store(path, score_nC, run, scorer.ranks)
+    return score_nC[part.which] - penalty_of(run, scorer.data)[part.cand_nC]
+
+
+def scored_so_far(
+    scorer: Scorer, run: Run, part: Part, path: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """(scores of the whole split that are stored, NaN where nobody asked; the places in it that are
+    still missing of a part)."""
     whole_nC = candidates(scorer.data, part.split, scorer.C)  # of the whole split
     score_nC = stored(path, np.full(whole_nC.shape, np.nan, np.float32))
     missing = part.which[~np.isfinite(score_nC[part.which]).all(1)]
@@ -122,18 +150,17 @@ def scores_of(scorer: Scorer, run: Run, part: Part, shuffled: bool = False) -> n
             )
         score_nC[:] = np.nan
         missing = part.which
-    if len(missing) and run.stage == "train_backbone":
-        if not shuffled:
-            stop(
-                f"{path} lacks {len(missing)} samples; train the backbone again: its scores are "
-                "written at the end of train_backbone.py"
-            )
-        score_nC[missing] = shuffled_backbone(scorer, run, part.split, missing)
-        store_shuffled(path, score_nC, scorer.ranks)
-    elif len(missing):
-        score_nC[missing] = scored_by_lm(scorer, run, part.split, missing, shuffled)
-        store(path, score_nC, run, scorer.ranks)
-    return score_nC[part.which] - penalty_of(run, scorer.data)[part.cand_nC]
+    return score_nC, missing
+
+
+@contextlib.contextmanager
+def alone_at(run: Run, ranks: Ranks) -> Iterator[None]:
+    """Holds a run's folder while it is scored: a second command that would do the same work, and
+    write the same files, is refused."""
+    with adding_to(run.folder) if ranks.main else contextlib.nullcontext():
+        if ranks.world > 1:
+            torch.distributed.barrier()
+        yield
 
 
 def stored(path: Path, empty: np.ndarray) -> np.ndarray:
@@ -155,12 +182,26 @@ def store_ranks(runs: dict[str, Run], value: RowMetrics, test: Part, n: int) -> 
     """Stores in each run's folder the rank of the target for every sample of the table, among the
     n of the test part; NaN where nobody asked. runs: {row: run}; value: {row: metrics per sample}.
     """
-    for name, run in runs.items():
-        stop_if_replaced(run)
+
+    def add(run, name):
         path = run.folder / f"ranks_test_{test.cand_nC.shape[1]}.npy"
         rank_n = stored(path, np.full(n, np.nan, np.float32))
         rank_n[test.which] = value[name]["rank"]
         write_npy(path, rank_n)
+
+    for name, run in runs.items():
+        keep(run, partial(add, run, name))
+
+
+def keep(run: Run, add: Callable[[], None]) -> None:
+    """Adds to a run's folder what was found out about it. Where that cannot be written a line says
+    so, and the table is made all the same."""
+    stop_if_replaced(run)
+    try:
+        with adding_to(run.folder, PATIENCE):
+            add()
+    except OSError as bad:
+        print(f"note: not kept in {run.folder}, for the table alone: {bad}", flush=True)
 
 
 # ---------------------------------------------------------------- an LM
@@ -181,10 +222,7 @@ def scored_by_lm(
             ranker, split, which, C, ranks, penalty_I[None], name
         )
         if ranks.main:
-            stop_if_replaced(run)
-            n = len(scorer.data.test)
-            store_rows(run.folder / "full_test.npy", n, which, full[0], empty=-1)
-            store_rows(run.folder / "topk_test.npy", n, which, list_nK, empty=0)
+            keep(run, partial(store_catalogue, run, len(scorer.data.test), which, full[0], list_nK))
     else:
         score_nC = score_samples(ranker, split, which, C, ranks, name=name)
     scorer.prompts += len(which)
@@ -194,11 +232,22 @@ def scored_by_lm(
 
 def store(path: Path, score_nC: np.ndarray, run: Run, ranks: Ranks) -> None:
     """Stores scores in the folder of their run, and notes which backbone listed the candidates."""
-    if ranks.main:
-        stop_if_replaced(run)
+
+    def add():
         write_npy(path, score_nC)
         if now := listed.digest_now(run):
             listed.note(run, path.stem, now)
+
+    if ranks.main:
+        keep(run, add)
+
+
+def store_catalogue(
+    run: Run, n: int, which: np.ndarray, full_n2: np.ndarray, list_nK: np.ndarray
+) -> None:
+    """Stores what a run says of the whole catalogue for some of the n test samples."""
+    store_rows(run.folder / "full_test.npy", n, which, full_n2, empty=-1)
+    store_rows(run.folder / "topk_test.npy", n, which, list_nK, empty=0)
 
 
 def store_rows(path: Path, n: int, which: np.ndarray, rows: np.ndarray, empty: int) -> None:
@@ -232,9 +281,10 @@ def shuffled_backbone(
     return score_nC
 
 
-def store_shuffled(path: Path, score_nC: np.ndarray, ranks: Ranks) -> None:
+def store_shuffled(path: Path, score_nC: np.ndarray, run: Run, ranks: Ranks) -> None:
     """Stores a backbone's scores; LMs that list by it read them next."""
     if ranks.main:
-        write_npy(path, score_nC)
+        with adding_to(run.folder, PATIENCE):
+            write_npy(path, score_nC)
     if ranks.world > 1:
         torch.distributed.barrier()

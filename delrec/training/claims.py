@@ -4,15 +4,19 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
+
 from delrec.processes import Ranks, finish, max_over_ranks
 from delrec.runtime import beside, in_use, is_run, load_run, owner, put_in_place, settle, stop, when
 from delrec.training.checkpoints import complete
+from delrec.training.run_folders import hold
 
 FREE, FINISHED, REFUSED = range(3)
 
 
 def claim(folder: Path, cfg: SimpleNamespace, ranks: Ranks) -> None:
-    """Returns where a run may be written to `folder`; else the process ends and says why.
+    """Returns where a run may be written to `folder`; else the process ends and says why. The place
+    where it is built is this process's from here on: a second one is refused at the door.
 
     What a killed process left between two renames is completed first; no finished run is lost.
     A finished run needs --overwrite, one that was killed --resume or --overwrite, a folder of
@@ -22,9 +26,10 @@ def claim(folder: Path, cfg: SimpleNamespace, ranks: Ranks) -> None:
     if ranks.main:
         settle(folder, "config.json")
         adopt(folder, cfg.resume)
-        why = refusal(folder, cfg.resume, cfg.overwrite)
+        why = refusal(folder, cfg)
         finished = cfg.resume and not beside(folder, "unfinished").exists() and is_run(folder)
         verdict = FINISHED if finished else FREE
+        why = why or (None if finished else taken(folder, cfg))
         verdict = REFUSED if why else verdict
     if ranks.world > 1:
         verdict = int(max_over_ranks(verdict, ranks))
@@ -41,6 +46,16 @@ def claim(folder: Path, cfg: SimpleNamespace, ranks: Ranks) -> None:
             )
         finish(ranks)
         raise SystemExit(0)
+
+
+def taken(folder: Path, cfg: SimpleNamespace) -> str | None:
+    """Takes the place where the run is built; why that cannot be, as a sentence: another process
+    was faster (it may even have finished since `refusal` was asked), or nothing can be written."""
+    try:
+        hold(beside(folder, "unfinished"))
+    except click.ClickException as refused:
+        return refused.message
+    return refusal(folder, cfg)
 
 
 def adopt(folder: Path, resume: bool) -> None:
@@ -60,12 +75,12 @@ def killed_inside(folder: Path) -> bool:
     return (folder / "checkpoints").is_dir() and not (folder / "config.json").exists()
 
 
-def refusal(folder: Path, resume: bool, overwrite: bool) -> str | None:
+def refusal(folder: Path, cfg: SimpleNamespace) -> str | None:
     """Why no run may be written to `folder`, as a sentence; None where one may."""
     new = beside(folder, "unfinished")
     if number := owner(new):
         return in_use(new, number)
-    finished = is_run(folder)
+    finished, another = is_run(folder), f"name another folder with {out_flag(cfg)}"
     if (
         not finished
         and not killed_inside(folder)
@@ -74,7 +89,7 @@ def refusal(folder: Path, resume: bool, overwrite: bool) -> str | None:
     ):
         return (
             f"{folder} is there and holds no run (no config.json of these scripts), so it is left "
-            "as it is; name another folder with --out"
+            f"as it is; {another}"
         )
     inner = [
         p.parent for p in folder.rglob("config.json") if p.parent != folder and is_run(p.parent)
@@ -82,25 +97,37 @@ def refusal(folder: Path, resume: bool, overwrite: bool) -> str | None:
     if inner:
         return (
             f"{folder} holds the run {inner[0]}, which would go with it; "
-            "move that one away, or name another folder with --out"
+            f"move that one away, or {another}"
         )
-    if resume or overwrite:
-        return None
+    return None if cfg.resume or cfg.overwrite else in_the_way(folder, finished, cfg)
+
+
+def in_the_way(folder: Path, finished: bool, cfg: SimpleNamespace) -> str | None:
+    """What of an earlier run would be lost without --resume or --overwrite, as a sentence; None
+    where nothing would."""
+    new = beside(folder, "unfinished")
+    goes_on = "--resume {}, " if hasattr(cfg, "checkpoint_every") else ""  # else it has no --resume
     if (new / "config.json").exists():
         return (
             f"{new} holds a finished run that was killed before it was put in its place; "
-            "--resume does that, --overwrite begins anew"
+            f"{goes_on.format('does that')}--overwrite begins anew"
         )
     for place in (new, folder):
         if (not finished or place == new) and (kept := complete(place / "checkpoints")):
             return (
                 f"{place} holds a run that was killed at step {kept[-1][0]}; "
-                "--resume continues it, --overwrite begins anew"
+                f"{goes_on.format('continues it')}--overwrite begins anew"
             )
     if finished:
         run = load_run(folder)
         return (
             f"{folder} holds a finished {run.stage} run ({when(run)}, data hash {run.data_hash}); "
-            "--overwrite replaces it once the new one is finished, --out names another folder"
+            f"--overwrite replaces it once the new one is finished, {out_flag(cfg)} names another "
+            "folder"
         )
     return None
+
+
+def out_flag(cfg: SimpleNamespace) -> str:
+    """The flag of the command that names the run's folder: evaluate.py's --out is of its table."""
+    return "--out" if hasattr(cfg, "out") else "--llm-out"
