@@ -131,8 +131,8 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
     for split in ("train", "val", "test"):
         if not len(getattr(data, split)):
             stop(
-                f"{data.folder} has no {split} samples; prepare it with another --split or a "
-                "smaller --core"
+                f"{data.folder} has no {split} samples; prepare it with another split or a smaller "
+                "core (data/prepare.py --split S --core N)"
             )
     faults = [
         (

@@ -84,11 +84,12 @@ def not_prepared(folder: Path) -> str:
         for p in here.glob("*/meta.json")
         if p.parent.suffix not in (".unfinished", ".replaced")
     )
-    raw = "" if folder.name == "ml-100k" else " --raw FOLDER"
-    out = "" if folder.resolve().parent == here.resolve() else f" --out {folder}"
+    is_here = folder.resolve().parent == here.resolve()
     return (
         f"no prepared data set in {folder}; prepared here: {', '.join(known) or 'none'}. "
-        f"Prepare it with: python data/prepare.py {folder.name}{raw}{out}"
+        f"Prepare it with: python data/prepare.py {folder.name}"
+        + ("" if folder.name == "ml-100k" else " --raw FOLDER")
+        + ("" if is_here else f" --out {folder}")
     )
 
 

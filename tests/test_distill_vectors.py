@@ -226,5 +226,7 @@ def test_what_cannot_be_is_refused(
     lists[::2] = 0
     np.save(partly / "topk_train.npy", lists)
     n = len(lists)
-    few = f"lists {n // 2} of {n} training samples: train it again with --lists {n}"
+    few = (
+        f"lists {n // 2} of {n} training samples: train it again with train_backbone.py --lists {n}"
+    )
     assert few in says(f"--backbone {partly} --llm {decoder}")

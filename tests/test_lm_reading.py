@@ -178,7 +178,7 @@ def test_log_probabilities_of_history_titles_equal_the_full_prompt_s(
 def test_history_titles_need_a_decoder(load, toy, kind):
     r = rank_with(load, kind, toy)
     tail, at = r.prompts.history(np.array([1, 2]))
-    assert "use --loss candidates" in sentence(
+    assert "--loss candidates" in sentence(
         verbalizers.score,
         r.lm,
         read_prefix(r.lm, r.prompts.prefix),

@@ -49,7 +49,9 @@ def rank_all(
         target_B1 = put(data.items[samples[at]])[:, None]
         own_B1 = score_BI.gather(1, target_B1)
         if not torch.isfinite(own_B1).all():
-            stop("the model's scores are not finite; lower --lr")
+            stop(
+                "the model's scores are not finite; train it with a smaller train_backbone.py --lr"
+            )
         for C in cand or ():
             parts[C].append(score_BI.gather(1, put(cand[C][at])).cpu())
         row, old = earlier_items(data, samples[at], before[at])
@@ -96,7 +98,7 @@ def history_scorer(run: Run) -> Callable[[list], np.ndarray]:
     if not (run.folder / "model.safetensors").exists():
         stop(
             f"{run.folder} holds lists but no model.safetensors, so it cannot score a new history; "
-            "for an LM's run give --pool 0, which needs no backbone"
+            "bring its model, or train one with train_backbone.py"
         )
     model = load(run.folder)
 

@@ -49,12 +49,17 @@ def adapt_modules(lm: LM, adapt: str = "qv") -> list[str]:
         return names
     if adapt == "mlp":
         found = [n for n in names if MLP & set(n.split(".")) and "attention" not in n]
-        return found or stop(f"{lm.name} has no MLP whose name is known; use --adapt linear")
+        return found or stop(
+            f"{lm.name} has no MLP whose name is known; use finetune.py --adapt linear"
+        )
     for parts in (QV, QKV):
         found = [n for n in names if n.split(".")[-1] in parts]
         if found:
             return found
-    stop(f"{lm.name} has no attention projections named {', '.join(QV + QKV)}; use --adapt linear")
+    stop(
+        f"{lm.name} has no attention projections named {', '.join(QV + QKV)}; use "
+        "finetune.py --adapt linear"
+    )
 
 
 def train_whole(lm: LM) -> list[torch.nn.Parameter]:

@@ -65,12 +65,13 @@ def must_list(lists: Lists, cfg: SimpleNamespace, data: Data) -> None:
     if lists.train.shape[1] < cfg.h:
         stop(
             f"{lists.folder} lists {lists.train.shape[1]} items per sample, --h is {cfg.h}; "
-            f"train it with --top-h {cfg.h} or more"
+            f"train it with train_backbone.py --top-h {cfg.h} or more"
         )
     if cfg.input == "ids" and (n := len(with_lists(lists.folder, data))) < len(data.train):
         stop(
             f"--input ids asks for the backbone's list after every item; {lists.folder} lists {n} "
-            f"of {len(data.train)} training samples: train it again with --lists {len(data.train)}"
+            f"of {len(data.train)} training samples: train it again with "
+            f"train_backbone.py --lists {len(data.train)}"
         )
     if data.n_items < cfg.C + cfg.h:
         stop(

@@ -223,8 +223,8 @@ def listing(r: Ranker, split: str, C: int, which: np.ndarray) -> np.ndarray:
     path = Path(r.backbone_run) / name
     if not path.exists():
         stop(
-            f"--order backbone needs {path}; train the backbone with train_backbone.py, or use "
-            "--order shuffled"
+            f"candidates in the backbone's order need {path}; train the backbone with "
+            "train_backbone.py, or the LM with finetune.py --order shuffled"
         )
     if (Path(r.backbone_run) / "config.json").exists():
         load_run(r.backbone_run, r.data)  # another preparation's scores are of other samples
