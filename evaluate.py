@@ -59,11 +59,11 @@ from delrec.evaluation.scores import (
     places_in_test,
     store_ranks,
 )
-from delrec.evaluation.tables import write_tables
+from delrec.evaluation.tables import table_folder, write_tables
 from delrec.lm import export
 from delrec.lm.model import located
 from delrec.processes import Ranks, finish, setup
-from delrec.runtime import Run, described, folder_of, read_json, stop, write_json
+from delrec.runtime import Run, described, must_be_writable, read_json, stop, write_json
 from delrec.serving.answers import answer_file, answer_history
 from delrec.serving.latency import latencies, parameters
 from delrec.serving.ranking import ranking
@@ -117,15 +117,18 @@ def answer_as_one_run(
     elif flag == "--export":
         export.export(run, data, ranks, cfg)
     else:
-        probe(run, data, cfg.val_samples, cfg.C, ranks, Path(cfg.out) if cfg.out else run.folder)
+        out = Path(cfg.out or run.folder)
+        if ranks.main:
+            must_be_writable(out)
+        probe(run, data, cfg.val_samples, cfg.C, ranks, out)
 
 
-def add_latency(result: dict, runs: dict[str, Run], data: Data) -> None:
+def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> None:
     """Adds to the rows that are runs how long a request takes, and their parameters."""
     for name, run in runs.items():
         print(f"timing {name}", flush=True)
         row = result["rows"][name]
-        row["ms"], row["parameters"] = latencies(run, data), parameters(run)
+        row["ms"], row["parameters"] = latencies(run, data, pool), parameters(run)
 
 
 # ---------------------------------------------------------------- the command
@@ -293,8 +296,8 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data) -> None:
     "--pool",
     default=100,
     type=click.IntRange(0),
-    help="with --history and --serve: an LM that cannot score the catalogue in one pass ranks "
-    "the backbone's best so many items; 0 = all",
+    help="with --history, --serve and --latency: an LM that cannot score the catalogue in one pass "
+    "ranks the backbone's best so many items; 0 = all",
 )
 # a teacher
 @click.option(
@@ -329,8 +332,7 @@ def main(**config: Any) -> None:
     if flag := asks_one_run(cfg):
         answer_as_one_run(flag, runs, data, cfg, ranks)
         return finish(ranks)
-    if cfg.page:
-        Path(cfg.page).parent.mkdir(parents=True, exist_ok=True)
+    out = table_folder(cfg, runs, data) if ranks.main else None
 
     # which samples, and the rows: floors, runs, what is fused of them
     began = time.time()
@@ -357,12 +359,10 @@ def main(**config: Any) -> None:
     planned = Planned(reference, cfg.compare, *cfg.margin, cfg.exploratory)
     result = measured(rows, value, data, test, planned, cfg.max_history)
     if cfg.latency:
-        add_latency(result, runs_of(rows), data)
+        add_latency(result, runs_of(rows), data, cfg.pool)
 
     # written down
     print("\n" + "\n".join(table_lines(result)) + "\n")
-    folder = runs[-1].folder if runs else folder_of("runs", data.folder_name)
-    out = Path(cfg.out) if cfg.out else folder / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", result)
     write_tables(out, result)

@@ -45,7 +45,7 @@ def test_the_plain_lm_is_used_again_and_another_one_is_refused(
     toy, backbone, decoder, script, on_cpu, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(runtime, "ROOT", tmp_path)
-    other = shutil.copytree(decoder, tmp_path / "other")
+    copy, other = shutil.copytree(decoder, tmp_path / "copy"), f"random:{decoder}"
     small = ["--dataset", toy.folder, "--ckpt", backbone, "--out", tmp_path / "out"]
     small += ["--verbalizer", "mean", "--prompt-history", "3", "--limit", "6", "--val-samples", "6"]
 
@@ -59,13 +59,20 @@ def test_the_plain_lm_is_used_again_and_another_one_is_refused(
     assert "was made the same way" in said and "samples/s scored by LMs" not in said
     assert contents(folder).keys() == before.keys()
     assert contents(folder)["scores_test_15.npy"] == before["scores_test_15.npy"]
+    said = ask(copy).output  # the same LM in another place
+    assert "was made the same way" in said and "samples/s scored by LMs" not in said
     for more in ([], ["--val-samples", 5]):
         says = ask(other, *more, code=1).error
         assert "whose llm was" in says and "--overwrite" in says and "--llm-out" in says
-    assert "whose val samples was 6, now it is 5" in ask(decoder, "--val-samples", 5, code=1).error
+    says = ask(decoder, "--val-samples", 5, code=1).error
+    assert "whose val samples was 6, now it is 5" in says and "and keeps its scores" in says
     assert contents(folder)["config.json"] == before["config.json"]
     assert names(folder.parent) == ["lm"]
     ask(other, "--llm-out", "toy/other-lm")
-    assert load_run("toy/other-lm").llm == str(other) and load_run("toy/lm").llm == decoder
+    assert load_run("toy/other-lm").llm == other and load_run("toy/lm").llm == decoder
+    # another weight of the calibration needs no scores but those it has
+    said = ask(decoder, "--val-samples", 5, "--overwrite").output
+    assert load_run("toy/lm").val_samples == 5 and "samples/s scored by LMs" not in said
+    assert contents(folder)["scores_test_15.npy"] == before["scores_test_15.npy"]
     ask(other, "--overwrite")
-    assert load_run("toy/lm").llm == str(other)
+    assert load_run("toy/lm").llm == other

@@ -18,10 +18,11 @@ from delrec.lm.ranker import Ranker, make_ranker, penalty_of, score_samples
 from delrec.processes import Ranks
 from delrec.runtime import (
     Run,
+    config_of_run,
     folder_of,
     is_run,
     load_run,
-    read_json,
+    read_npy,
     settle,
     stop,
     when,
@@ -29,6 +30,8 @@ from delrec.runtime import (
 )
 from delrec.training.claims import claim
 from delrec.training.run_folders import finish_run, start_run
+
+CHOSEN = {"val_samples", "calibrate"}  # of a run: what its calibration is chosen on
 
 
 def plain_lm(cfg: SimpleNamespace, data: Data, scorer: Scorer) -> Run:
@@ -41,14 +44,17 @@ def plain_lm(cfg: SimpleNamespace, data: Data, scorer: Scorer) -> Run:
     made = made_of(cfg, lm, data)
     ranker = make_ranker(lm, data, made["settings"])
     if not made_the_same_way(folder, made, cfg.overwrite, ranks):
+        known = scored_before(folder, made)
         asked = {key: made[key] for key in ("llm", "C", "val_samples", "calibrate")}
         asked = SimpleNamespace(**asked, resume=False, overwrite=cfg.overwrite)
         claim(folder, asked, ranks)
         new, record = start_run(folder, "lm", asked, data, ranks)
-        found = calibrated(ranker, cfg.val_samples, cfg.calibrate, scorer)
+        found = calibrated(ranker, asked, scorer, known.pop(f"scores_val_{cfg.C}", None))
         if ranks.main:
             write_npy(new / "neutral.npy", found.neutral_I)
             write_npy(new / f"scores_val_{cfg.C}.npy", found.score_nC)
+            for name, scores in known.items():
+                write_npy(new / f"{name}.npy", scores)
             made |= {"calibration": found.weight, "soft_prompt": "none"}
             finish_run(folder, record | made)
         if ranks.world > 1:
@@ -86,20 +92,39 @@ def made_the_same_way(folder: Path, made: dict, overwrite: bool, ranks: Ranks) -
     settle(folder, "config.json")
     if overwrite or not is_run(folder):
         return False
-    have = read_json(folder / "config.json")
-    for key in made:
-        if have.get(key) != made[key]:
-            stop(
-                f"{folder} holds a {have['stage']} run whose {key.replace('_', ' ')} was "
-                f"{have.get(key)}, "
-                f"now it is {made[key]}; --overwrite replaces it, --llm-out names another folder"
-            )
+    have = config_of_run(folder)
+    for key in differences(have, made):
+        keeps = ", and keeps its scores" if key in CHOSEN else ""
+        stop(
+            f"{folder} holds a {have['stage']} run whose {key.replace('_', ' ')} was "
+            f"{have.get(key)}, now it is {made[key]}; --overwrite replaces it{keeps}, --llm-out "
+            "names another folder"
+        )
     if ranks.main:
         print(
             f"{folder} was made the same way ({when(load_run(folder))}): its scores are used again",
             flush=True,
         )
     return True
+
+
+def differences(have: dict, made: dict) -> list[str]:
+    """In what a stored run differs from one that would be made now. The LM is known by what it
+    holds, not by where it stands."""
+    same_lm = have.get("llm_fingerprint") == made["llm_fingerprint"]
+    return [key for key in made if have.get(key) != made[key] and not (key == "llm" and same_lm)]
+
+
+def scored_before(folder: Path, made: dict) -> dict[str, np.ndarray]:
+    """{name: array} of the scores that the run in `folder` holds, where a new one would score the
+    same and differs in nothing but its calibration; else nothing."""
+    if not is_run(folder):
+        return {}
+    differ = differences(config_of_run(folder), made)
+    if not differ or set(differ) - CHOSEN:
+        return {}
+    kept = [f"scores_val_{made['C']}", f"scores_test_{made['C']}", "full_test", "topk_test"]
+    return {x: np.array(read_npy(p)) for x in kept if (p := folder / f"{x}.npy").exists()}
 
 
 @dataclass
@@ -112,22 +137,24 @@ class Calibrated:
 
 
 def calibrated(
-    ranker: Ranker, val_samples: int, with_calibration: bool, scorer: Scorer
+    ranker: Ranker, cfg: SimpleNamespace, scorer: Scorer, known_nC: np.ndarray | None
 ) -> Calibrated:
     """Scores some validation samples of the first half and chooses the weight on them; without
-    calibration it is 0, and nothing is scored.
+    calibration it is 0, and nothing is scored. known_nC: scores of an earlier run, NaN where it
+    asked nobody.
     """
     data, ranks, C = scorer.data, scorer.ranks, scorer.C
     neutral_I = np.zeros(data.n_items + 1, np.float32)
-    score_nC = np.full((len(data.val), C), np.nan, np.float32)
-    if not with_calibration:
+    score_nC = np.full((len(data.val), C), np.nan, np.float32) if known_nC is None else known_nC
+    if not cfg.calibrate:
         return Calibrated(neutral_I, score_nC, 0.0)
     neutral_I = neutral_scores(ranker, ranks)
     first, _ = halves_of_validation(data)
-    val = first[subset(len(first), val_samples, 0)]
-    began = time.time()
-    score_nC[val] = score_samples(ranker, "val", val, C, ranks, name="lm val")
-    scorer.prompts += len(val)
+    val = first[subset(len(first), cfg.val_samples, 0)]
+    began, missing = time.time(), val[~np.isfinite(score_nC[val]).all(1)]
+    if len(missing):
+        score_nC[missing] = score_samples(ranker, "val", missing, C, ranks, name="lm val")
+    scorer.prompts += len(missing)
     scorer.seconds += time.time() - began
     weight = calibrate(ranker, val, score_nC[val], neutral_I, ranks)
     return Calibrated(neutral_I, score_nC, weight)

@@ -6,7 +6,9 @@ Everything is made from one dict (metrics.json, see measure.py); nothing here me
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+from delrec.data.prepared import Data
 from delrec.evaluation.comparisons import AMONG_CANDIDATES, Comparison
 from delrec.evaluation.lines import table_lines
 from delrec.evaluation.wording import (
@@ -22,6 +24,15 @@ from delrec.evaluation.wording import (
     mark,
     of_metric,
     short,
+)
+from delrec.runtime import (
+    Run,
+    folder_of,
+    must_be_writable,
+    stop,
+    why_not_writable,
+    write_text,
+    writing,
 )
 
 Table = tuple[list[str], list[list]]  # (head, rows of cells)
@@ -193,13 +204,26 @@ def csv_table(result: dict) -> Table:
     return [*head, "chosen"], body
 
 
+def table_folder(cfg: SimpleNamespace, runs: list[Run], data: Data) -> Path:
+    """The folder of the table's files. Stops, before the work, where they or the page cannot be
+    written."""
+    plain_lm = folder_of("runs", cfg.llm_out or f"{data.folder_name}/lm")
+    out = Path(cfg.out or (runs[-1].folder if runs else plain_lm) / "evaluation")
+    if why := why_not_writable(out):
+        stop(why if cfg.out else f"{why}; --out names another folder for the table")
+    if cfg.page:
+        must_be_writable(Path(cfg.page).parent)
+        Path(cfg.page).parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
 def write_tables(folder: Path, result: dict) -> None:
     """Writes table.txt, .md, .tex, .csv to a folder."""
-    (folder / "table.txt").write_text("\n".join(table_lines(result)) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(markdown(result), encoding="utf-8")
-    (folder / "table.tex").write_text(latex(result), encoding="utf-8")
+    write_text(folder / "table.txt", "\n".join(table_lines(result)) + "\n")
+    write_text(folder / "table.md", markdown(result))
+    write_text(folder / "table.tex", latex(result))
     head, body = csv_table(result)
-    with open(folder / "table.csv", "w", newline="", encoding="utf-8") as f:
+    with writing(folder / "table.csv") as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(head)
         for cells in body:

@@ -5,8 +5,11 @@ Nothing that a folder brings is ever run: a model whose own code it would take i
 (`trust_remote_code` is False everywhere).
 """
 
+import contextlib
 import re
+import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +23,23 @@ EMBEDDED = "smollm2-135m"
 LFS = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
 BUFFERS = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
 RANDOM = re.compile(r"random(?:-(\d+))?:(.+)")  # random:NAME (seed 0), random-3:NAME
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """What libraries say to their own developers (deprecated names of other people's files, hints)
+    is not printed above an answer; what is wrong becomes a sentence of ours."""
+    from transformers.utils import logging
+
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            for kind in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
+                warnings.simplefilter("ignore", kind)
+            yield
+    finally:
+        logging.set_verbosity(loud)
 
 
 # ---------------------------------------------------------------- configuration and tokenizer
@@ -54,8 +74,9 @@ def config_and_tokenizer(name: Path | str, folder: Path | str) -> tuple[Any, Any
 
     config = config_of(name, folder)
     try:
-        tok = AutoTokenizer.from_pretrained(folder, **without_code(folder))
-        tok("a")
+        with quietly():
+            tok = AutoTokenizer.from_pretrained(folder, **without_code(folder))
+            tok("a")
     except Exception as bad:  # of whatever kind: the files are somebody else's
         unknown(name, config, bad, "its tokenizer: ")
     code = brings_code(config) or tok.init_kwargs.get("auto_map")
@@ -81,7 +102,8 @@ def config_of(name: Path | str, folder: Path | str | None = None) -> Any:
             "(merge_and_unload), save the model, and give that folder"
         )
     try:
-        config = AutoConfig.from_pretrained(folder, **without_code(folder))
+        with quietly():
+            config = AutoConfig.from_pretrained(folder, **without_code(folder))
     except Exception as bad:  # of whatever kind: the files are somebody else's
         unknown(name, None, bad)
     refuse_fetched_code(name, config)
@@ -148,24 +170,15 @@ def weights(
 ) -> torch.nn.Module:
     """transformers' model with every weight from the files: one that misses some, or has more than
     the model reads in its layers, is refused."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
-    from transformers.utils import logging
-
-    model_class = {
-        "encoder-decoder": AutoModelForSeq2SeqLM,
-        "encoder": AutoModelForMaskedLM,
-        "decoder": AutoModelForCausalLM,
-    }[kind]
-    loud = logging.get_verbosity()
-    logging.set_verbosity_error()  # its table of missing weights is our sentence
     try:
-        model, told = model_class.from_pretrained(
-            folder,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported, and refused below
-            **without_code(folder),
-        )
+        with quietly():  # transformers' table of missing weights is our sentence
+            model, told = class_of(kind).from_pretrained(
+                folder,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported, and refused below
+                **without_code(folder),
+            )
     except Exception as bad:  # of whatever kind: the files are somebody else's
         if brings_code(config) and "trust_remote_code" in str(bad):
             unknown(name, config, bad)
@@ -173,13 +186,30 @@ def weights(
             f"the weights of '{name}' could not be loaded ({first_line(bad)}); "
             "download or save them again, or install what they need"
         )
-    finally:
-        logging.set_verbosity(loud)
     must_be_whole(name, config, model, told)
     if quantised := getattr(config, "quantization_config", None):
         method = dict(quantised).get("quant_method", "a method without a name")
         check.say(f"{name} was quantised by {method}: its scores are those of the coarser weights")
     return model.eval().requires_grad_(False)
+
+
+def class_of(kind: str) -> Any:
+    """transformers' class that reads the weights of a kind of LM."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    return {
+        "encoder-decoder": AutoModelForSeq2SeqLM,
+        "encoder": AutoModelForMaskedLM,
+        "decoder": AutoModelForCausalLM,
+    }[kind]
+
+
+def numbers_of(name: Path | str, folder: Path | str) -> int:
+    """How many parameters an LM has, by its configuration; no weight is read."""
+    config = config_of(name, folder)
+    with quietly(), torch.device("meta"):
+        model = class_of(kind_of(config)).from_config(config)
+    return sum(p.numel() for p in model.parameters())
 
 
 def must_be_whole(name: Path | str, config: Any, model: torch.nn.Module, told: dict) -> None:

@@ -13,11 +13,29 @@ import numpy as np
 from delrec.data.prepared import Data
 from delrec.processes import Ranks
 from delrec.runtime import stop
-from delrec.serving.lookup import Lookup
+from delrec.serving.lookup import Found, Lookup
 from delrec.serving.output import AnswerFile, say, say_json
 from delrec.serving.ranking import ScoresAfter
 from delrec.serving.requests import Request, catalogue_of, found_in, read_requests
 from delrec.training.log import Log
+
+
+def not_answered(found: Found, data: Data) -> str:
+    """Why a history without a known title has no answer: the same of one and of a line of many."""
+    unknown = "; ".join(map(str, found.unknown))
+    return (
+        "the history holds no known title"
+        + (f" ({unknown})" if unknown else "")
+        + f"; give titles of {catalogue_of(data)}"
+    )
+
+
+def said_of_top(top: int, found: int) -> str:
+    """The line about an answer with fewer titles than --top asks for."""
+    return (
+        f"--top {top}: {found} titles were ranked (none of the history, and an LM may rank a part "
+        "of the catalogue: see --pool), so there are no more"
+    )
 
 
 def best_of(s_I: np.ndarray, lookup: Lookup, top: int) -> list[dict]:
@@ -51,13 +69,8 @@ def answer_history(
         found = found_in(history, lookup)
     except ValueError as bad:
         stop(str(bad))
-    unknown = "; ".join(map(str, found.unknown))
     if not found.items:
-        stop(
-            "the history holds no known title"
-            + (f" ({unknown})" if unknown else "")
-            + f"; give titles of {catalogue_of(data)}; with ' | ' between them"
-        )
+        stop(f"{not_answered(found, data)}; with ' | ' between them")
     rank = open_ranking()
     ready = time.time()
     s_I = rank([np.array(found.items, np.int64)])[0]
@@ -65,11 +78,13 @@ def answer_history(
     if not ranks.main:
         return
     best, ids = best_of(s_I, lookup, top), [lookup.ids[i] for i in found.items]
+    unknown = "; ".join(map(str, found.unknown))
     say(
         *([f"left out: {unknown}"] if unknown else []),
         "history: " + " | ".join(lookup.titles[i] for i in found.items),
         "its ids: " + " | ".join(ids),
         *(f"{n:3}. {x['title']}   {x['score']:.3f}   id {x['id']}" for n, x in enumerate(best, 1)),
+        *([said_of_top(top, len(best))] if len(best) < top else []),
         *(f"note: {remark}" for remark in found.remarks),
         f"{ms:.1f} ms to rank (the first request of a process is the slowest), "
         f"{time.time() - began:.1f} s with loading",
@@ -92,7 +107,8 @@ def answer_file(
 ) -> None:
     """Answers a file of histories, one JSON object a line with "history" (a list of names, or
     'title | title'; other keys are copied): the same lines with "history_ids", "top", "unknown" and
-    "remarks", or with "error" where a line cannot be read. Written to `out`, or beside the file.
+    "remarks", or with "error" where a line cannot be read or has no known title. Written to `out`,
+    or beside the file.
 
     open_ranking() returns the run's function of histories; it is called once the file is read.
     """
@@ -100,10 +116,12 @@ def answer_file(
     requests = read_requests(path, data, lookup)
     out = Path(out or f"{Path(path).with_suffix('')}.answers.jsonl")
     file = AnswerFile(out, Path(path)) if ranks.main else None
+    least = top  # titles of an answer
     try:
         rank = open_ranking()
         began = time.time()
-        for answers in answers_to(requests, lookup, top, rank, ranks):
+        for answers in answers_to(requests, data, lookup, top, rank, ranks):
+            least = min([least, *(len(a["top"]) for a in answers if "error" not in a)])
             if file:
                 file.add(answers)
         seconds = time.time() - began
@@ -113,6 +131,8 @@ def answer_file(
         raise
     if file:
         file.close()
+        if least < top:
+            say(said_of_top(top, least))
         say_what_was_answered(requests, out, seconds)
 
 
@@ -137,6 +157,7 @@ def say_what_was_answered(requests: list[Request], out: Path, seconds: float) ->
 
 def answers_to(
     requests: list[Request],
+    data: Data,
     lookup: Lookup,
     top: int,
     rank: ScoresAfter,
@@ -150,9 +171,9 @@ def answers_to(
         olds = [np.array(r.found.items, np.int64) for r in part if r.found.items]
         scored = iter(rank(olds) if olds else ())
         yield [
-            answer_to(request, best_of(next(scored), lookup, top), lookup)
+            answer_to(request, best_of(next(scored), lookup, top), data, lookup)
             if request.found.items
-            else answer_to(request, [], lookup)
+            else answer_to(request, [], data, lookup)
             for request in part
         ]
         with contextlib.suppress(OSError):  # nobody looks at the progress: the work goes on
@@ -160,7 +181,7 @@ def answers_to(
     log.close()
 
 
-def answer_to(request: Request, best: list[dict], lookup: Lookup) -> dict:
+def answer_to(request: Request, best: list[dict], data: Data, lookup: Lookup) -> dict:
     """The answer to a request: what was given, the items it was read as, and the best."""
     found = request.found
     answer = request.given | {
@@ -172,4 +193,7 @@ def answer_to(request: Request, best: list[dict], lookup: Lookup) -> dict:
         ],
         "remarks": found.remarks,
     }
-    return answer | ({"error": request.error} if request.error else {})
+    error = request.error
+    if not error and not found.items:
+        error = not_answered(found, data)
+    return answer | ({"error": error} if error else {})

@@ -8,7 +8,7 @@ import torch
 
 from delrec.data.prepared import Data, histories, subset
 from delrec.lm.model import is_lm_run
-from delrec.lm.pretrained import EMBEDDED, seed_and_name
+from delrec.lm.pretrained import EMBEDDED, numbers_of, seed_and_name
 from delrec.processes import Ranks
 from delrec.runtime import CACHE, Run, folder_of, load_run
 from delrec.serving.ranking import ScoresAfter, ranking
@@ -16,10 +16,10 @@ from delrec.serving.ranking import ScoresAfter, ranking
 OWN_WEIGHTS = ("items.safetensors", "soft_prompt.safetensors", "adapter/adapter_model.safetensors")
 
 
-def latencies(run: Run, data: Data) -> tuple[float, float, float]:
-    """(ms at batch 1 on one core, ms at batch 1, ms a request at batch 64)."""
+def latencies(run: Run, data: Data, pool: int = 100) -> tuple[float, float, float]:
+    """(ms at batch 1 on one core, ms at batch 1, ms a request at batch 64). pool: as of ranking."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rank = ranking(run, data, Ranks(0, 1, device))
+    rank = ranking(run, data, Ranks(0, 1, device), pool)
     samples = np.asarray(data.test)[subset(len(data.test), 512, 0)]
     olds = [h[h > 0] for h in histories(data, samples, 50)]
     threads = torch.get_num_threads()
@@ -50,8 +50,10 @@ def parameters(run: Run) -> int:
     if run.stage == "train_backbone":
         return run.parameters
     own = [run.folder / name for name in OWN_WEIGHTS]
-    files = [*filter(Path.exists, own), *lm_folder(run).glob("*.safetensors")]
-    return sum(map(numbers_in, files))
+    folder = lm_folder(run)
+    files = list(folder.glob("*.safetensors"))
+    rest = 0 if files else numbers_of(run.llm, folder)  # pytorch_model.bin, which nobody unpickles
+    return rest + sum(map(numbers_in, [*filter(Path.exists, own), *files]))
 
 
 def lm_folder(run: Run) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 
@@ -56,7 +57,13 @@ def run_scorer(run: Run, data: Data, ranks: Ranks, pool: int, shard: bool) -> Sc
         return partial(scores_in_one_pass, ranker, start, penalty_I)
     # a prompt that lists its candidates ranks as many as it was trained with
     size = min(pool or run.C, run.C) if ranker.show else pool
-    choose = pool_chooser(run, data, size)
+    if ranker.show and size < (pool or data.n_items) and ranks.main:
+        print(
+            f"{run.folder} lists the candidates in its prompt, {run.C} at a time: it ranks its "
+            f"backbone's {size} best, not --pool {pool}",
+            flush=True,
+        )
+    choose = pool_chooser(run, data, size, ranker.show)
     width = size if ranker.show else min(50, data.n_items)
     return partial(scores_of_pool, PoolRanker(ranker, penalty_I, choose, width, ranks))
 
@@ -97,21 +104,25 @@ def scores_of_pool(pool: PoolRanker, olds: list[np.ndarray]) -> np.ndarray:
     return s_BI
 
 
-def pool_chooser(run: Run, data: Data, size: int) -> Choose:
+def pool_chooser(run: Run, data: Data, size: int, listed: bool = False) -> Choose:
     """f(histories) -> the items an LM ranks after each: the `size` best of its backbone, none of
-    the history (0: the whole catalogue).
+    the history (0: the whole catalogue). listed: it cannot rank the whole catalogue.
     """
     if not size or size >= data.n_items:
         catalogue = np.arange(1, data.n_items + 1)
         return lambda olds: [np.setdiff1d(catalogue, old) for old in olds]
     own = getattr(run, "backbone_run", None)
     folder = Path(own or folder_of("runs", f"{data.folder_name}/sasrec"))
+    or_all = "" if listed else ", or give --pool 0 (slower)"
     if not (folder / "config.json").exists():
         stop(
-            f"no backbone in {folder} to choose the {size} titles the LM ranks; train one, or "
-            "give --pool 0 (slower)"
+            f"no backbone in {folder} to choose the {size} titles the LM ranks; train one with "
+            f"train_backbone.py{or_all}"
         )
-    scores_after = history_scorer(load_run(folder, data))
+    try:
+        scores_after = history_scorer(load_run(folder, data))
+    except click.ClickException as refused:
+        stop(f"{refused.message}{or_all}")
 
     def best(olds):
         s_BI = scores_after(olds)
