@@ -85,7 +85,7 @@ def make_cache(folder: Path, size: int) -> None:
     """Makes a folder of the cache; stops where it cannot be made, or lacks room for `size`
     bytes."""
     if why := why_not_writable(folder):
-        stop(f"{why}; or set XDG_CACHE_HOME to a folder that can be written")
+        stop(why if "XDG" in why else f"{why}; XDG_CACHE_HOME may name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder).free) < size:
         stop(

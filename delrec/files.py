@@ -136,16 +136,17 @@ def why_not_writable(folder: Path | str) -> str | None:
             file.write(bytes(PROBE))
             file.flush()
     except OSError as bad:
+        if bad.errno in NOT_ALLOWED:
+            return f"{folder} cannot be written by this user ({owner_and_mode(folder)})"
         bad.filename = str(folder)
-        reason = (said_by_system(bad) or first_line(bad)).removeprefix(f"{folder} ")
-        return f"{folder} {reason}"
+        return said_by_system(bad) or f"{folder} cannot be written ({first_line(bad)})"
     return None
 
 
 def must_be_writable(folder: Path | str) -> None:
     """Stops where nothing can be written into a folder: asked before the work."""
     if why := why_not_writable(folder):
-        stop(why)
+        stop(f"{why}; name another folder, or ask for access" if "by this user" in why else why)
 
 
 # ------------------------------------------------ reading

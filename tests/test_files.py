@@ -131,7 +131,8 @@ def test_another_user_s_folder_is_refused_at_the_door(open_folder):
     new = open_folder / "runs" / "x"
     for refuse in (must_be_writable, lock):
         says = as_another_user(refuse, new)
-        assert f"{new} may not be opened" in says and "mode 0755, owner root" in says
+        assert f"{new} cannot be written by this user" in says
+        assert f"({open_folder} has mode 0755, owner root); name another folder" in says
     assert not (open_folder / "runs").exists()
 
 
