@@ -17,7 +17,7 @@ import finetune
         ("--candidates 17", "holds no 17 candidates for val, it holds [15, 20]"),
         (
             "--order backbone --show --backbone /nowhere",
-            "--order backbone needs /nowhere/scores_train_15.npy",
+            "in the backbone's order need /nowhere/scores_train_15.npy",
         ),
     ],
 )

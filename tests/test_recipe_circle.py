@@ -28,6 +28,6 @@ def test_the_circle_closes(here, toy, decoder, tmp_path):
     assert rows["slmrec.hr@1_vs_teacher_low"] <= gain <= rows["slmrec.hr@1_vs_teacher_high"]
     assert rows["dllm2rec.latency_ms"] > 0
     taught = load_run(here.root / "toy" / "circle" / "sasrec-taught")
-    assert taught.teacher == "toy/circle/slmrec" and len(here.ran) == 10
+    assert taught.teacher == str(here.root / "toy" / "circle" / "slmrec") and len(here.ran) == 10
     again = CliRunner().invoke(circle.main, args)
     assert not again.exception and len(here.ran) == 11  # the table only
