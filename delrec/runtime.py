@@ -372,7 +372,10 @@ def load_run(
     folder = folder_of("runs", name)
     settle(folder, "config.json")
     if not (folder / "config.json").exists():
-        begun = folder.exists() or beside(folder, "unfinished").exists()
+        new = beside(folder, "unfinished")
+        if number := owner(new):
+            stop(f"{folder} is no run yet: process {number} makes it now, in {new}; wait for it")
+        begun = folder.exists() or new.exists()
         stop(
             f"{folder} is {'an unfinished run (no config.json)' if begun else 'no run folder'}; "
             "train it first (train_backbone.py, distill.py, finetune.py), or name a finished one"

@@ -71,6 +71,7 @@ def test_the_second_is_refused_from_the_door_on_until_the_first_ends(another, al
         vars(cfg).update(more)
         says = sentence(claim, folder, cfg, alone)
         assert f"is being written by process {first.pid}; wait" in says
+    assert f"process {first.pid} makes it now" in sentence(load_run, folder)
     first.end()
     claim(folder, flags(), alone)
     assert beside(folder, "unfinished") in HELD and not folder.exists()
