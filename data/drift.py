@@ -21,13 +21,14 @@ MOST_SAMPLES = 20_000  # test samples that are ranked
 
 
 def seconds_of(times: np.ndarray) -> float | None:
-    """How many seconds the unit of some times is: 1, .001, or None where they are no times since
-    1970 in seconds or milliseconds (they would lie before 1973 or after 5000).
+    """How many seconds the unit of some times is: 1, 1e-3, 1e-6, 1e-9, or None where they are no
+    times since 1970 in such a unit (they would lie before 1973 or after 5000).
     """
     middle = float(np.median(times))
-    if 1e8 <= middle < 1e11:
-        return 1.0
-    return 1e-3 if 1e11 <= middle < 1e14 else None
+    for unit in (1.0, 1e-3, 1e-6, 1e-9):
+        if 1e8 <= middle * unit < 1e11:
+            return unit
+    return None
 
 
 def gaps_of(data: Data) -> dict | None:
@@ -42,7 +43,7 @@ def gaps_of(data: Data) -> dict | None:
     owner = users(data, np.arange(len(times)))
     gap = np.diff(times)[np.diff(owner) == 0]
     life = times[data.ptr[1:] - 1] - times[data.ptr[:-1]]
-    day = DAY / unit if unit else None
+    day = round(DAY / unit) if unit else None
     return {
         "unit": unit,
         "deciles": np.percentile(gap, np.arange(10, 100, 10)).tolist(),
@@ -60,6 +61,8 @@ def training_part(data: Data) -> np.ndarray:
     """Mask [M] of the interactions that the split gives to training."""
     if data.meta["split"] == "temporal":
         return np.asarray(data.times) < data.meta["cuts"][0]
+    if data.meta["split"] == "files":
+        return in_training(data)
     return last_two_apart(np.asarray(data.ptr)) == 0
 
 

@@ -1,0 +1,130 @@
+"""data/times.py: times in every form that files have are the times they are, in their order."""
+
+import datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from click import ClickException
+
+from delrec.data.drift import seconds_of
+from delrec.data.times import clock_of, position_of
+
+
+def read(values, time_format=None, dtype=None):
+    column = pl.Series(values, dtype=dtype)
+    return clock_of(column, "timestamp", lambda row: f"log.csv, line {row + 2}", time_format)
+
+
+def refusal(values, time_format=None, dtype=None):
+    with pytest.raises(ClickException) as refused:
+        read(values, time_format, dtype)
+    return refused.value.message
+
+
+@pytest.mark.parametrize(
+    "values, when",
+    [
+        (["1500000000", "1500000001.0"], [1500000000, 1500000001]),
+        (["9.99e+08", "1.5e9", "1E9"], [999000000, 1500000000, 1000000000]),
+        (["1500000000.25", "1500000000"], [1500000000250, 1500000000000]),
+        (["1500000000.1234567", "1"], [1500000000123456700, 1000000000]),
+        (["1700000000000000000", "1700000000000000001"], [17 * 10**17, 17 * 10**17 + 1]),
+        (["1.2345678901234567e-05", "0.0", "0.3", "1.0"], [1, 0, 2, 3]),
+        (["1970-01-02", "1970-1-3"], [86400, 172800]),
+        (["1970-01-02 03:04:05", "1970/01/02 03:04"], [97445, 97440]),
+        (["1970-01-02T03:04:05Z", "1970-01-02 03:04:05 UTC"], [97445, 97445]),
+        (["1970-01-02T03:04:05+02:00", "1970-01-02T03:04:05-0030"], [90245, 99245]),
+        (["1970-01-02T00:00:00.5", "1970-01-02T00:00:00.25"], [86400500, 86400250]),
+        (["1970-01-02T00:00:00.000001Z"], [86400000001]),
+        (["1970-01-02", "1970-01-02 00:00:01"], [86400, 86401]),
+        (["2.1.1970", "03.01.1970 00:01"], [86400, 172860]),
+        (["20140131", "20140201"], [1391126400, 1391212800]),
+        (["20140131000001", "20140131000000"], [1391126401, 1391126400]),
+        ([1500000000, 7], [1500000000, 7]),
+        ([1500000000.0, 1500000000.5], [1500000000000, 1500000000500]),
+        ([datetime.date(1970, 1, 2)], [86400]),
+        ([datetime.datetime(1970, 1, 2)], [86400]),
+        ([datetime.datetime(1970, 1, 2, 0, 0, 0, 5000)], [86400005]),
+    ],
+)
+def test_a_time_is_what_it_says(values, when):
+    assert read(values).when.tolist() == when
+
+
+@pytest.mark.parametrize(
+    "values, time_format, when",
+    [
+        (["01/02/1970 00:01"], "%m/%d/%Y %H:%M", [86460]),
+        (["02/01/1970"], "%d/%m/%Y", [86400]),
+        (["1/2/1970 1:00:00 PM"], "%m/%d/%Y %I:%M:%S %p", [86400 + 13 * 3600]),
+    ],
+)
+def test_a_format_says_how_a_time_is_written(values, time_format, when):
+    assert read(values, time_format).when.tolist() == when
+
+
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        (["5", "2014-01-02", "6"], "line 3: timestamp '2014-01-02' is not a number"),
+        (["5", "", "6"], "line 3: timestamp is blank; give the row a time, or leave out"),
+        (["5", "nan"], "line 3: timestamp is 'nan'"),
+        (["-5", "6"], "line 2: timestamp '-5' is negative"),
+        (["1969-12-31"], "line 2: timestamp '1969-12-31' is before 1970"),
+        (["2014-02-30"], "line 2: timestamp '2014-02-30' is no day or time of the calendar"),
+        (["2014-02-28 25:00"], "no day or time of the calendar"),
+        (["01/02/2014"], "--time-format '%m/%d/%Y %H:%M' if the month is first"),
+        (["1500000000,5"], "neither a number nor a date"),
+        (
+            ["2014-01-01T00:00:00Z", "2014-01-01T00:00:00"],
+            "line 3: timestamp '2014-01-01T00:00:00'",
+        ),
+        (["1500000000", "1500000000000"], "line 3: timestamp '1500000000000' is in milliseconds"),
+        (["9" * 20], "does not fit a whole number of 64 bits"),
+        (["1e400"], "does not fit a whole number of 64 bits"),
+        (["0.1234567890123456789012", "0.1234567890123456789013"], "more digits than 64 bits"),
+        ([float("nan")], "is 'NaN', no value"),
+        ([True], "is Boolean, expected numbers, dates or text"),
+    ],
+)
+def test_what_is_no_time_or_could_be_two_is_refused(values, says):
+    assert says in refusal(values)
+
+
+def test_a_wrong_format_is_refused_with_its_line():
+    assert "line 3: timestamp '31/12/2014' is not written as" in refusal(
+        ["01/12/2014", "31/12/2014"], "%m/%d/%Y"
+    )
+
+
+@pytest.mark.parametrize("written", ["{}", "{:.9e}", "{:.3f}", "{:.6f}"])
+def test_the_order_is_the_same_however_the_numbers_are_written(written):
+    times = np.random.default_rng(0).permutation(np.arange(999_999_900, 1_000_000_100)) * 1.0
+    if written == "{}":
+        times = times.astype(int)
+    when = read([written.format(t) for t in times]).when
+    assert np.argsort(when).tolist() == np.argsort(times).tolist()
+
+
+def test_what_was_read_into_times_is_said():
+    assert "kept as whole numbers, in milliseconds" in read(["1.5", "2"]).notes[0]
+    assert "20140131 is read as a date, 2014-01-31" in read(["20140131"]).notes[0]
+    assert "at most 3 digits, so times nearer than 10,000,000" in read(["1.41e9", "1.2e9"]).notes[0]
+    assert "1 of 2 timestamps are dates alone" in read(["1970-01-02", "1970-01-02 00:01"]).notes[0]
+    assert "are they missing ones?" in read(["1500000000"] * 200 + ["0"]).notes[0]
+    assert not read(["1500000000", "1400000000"]).notes
+
+
+def test_a_position_is_never_a_date():
+    where = str
+    assert position_of(pl.Series(["20140131", "20140132"]), "position", where).when.tolist() == [
+        20140131,
+        20140132,
+    ]
+    assert position_of(pl.Series(["0", "1.0"]), "position", where).when.tolist() == [0, 1]
+
+
+def test_the_unit_of_times_is_known_down_to_nanoseconds():
+    for decimals in (0, 3, 6, 9):
+        assert seconds_of(np.array([1_500_000_000 * 10**decimals])) == 10.0**-decimals
