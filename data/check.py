@@ -57,6 +57,8 @@ def check(data: Data) -> Iterator[Finding]:
     yield from check_samples(data, owner, samples)
     if data.meta["split"] == "temporal":
         yield from check_temporal(data, samples)
+    elif data.meta["split"] == "files":
+        yield check_files(data, owner, samples)
     else:
         yield check_leave_one_out(data, owner, samples)
     pair = owner * (data.n_items + 1) + items
@@ -119,6 +121,18 @@ def check_leave_one_out(data: Data, owner: np.ndarray, samples: dict[str, np.nda
     test, val = samples["test"], samples["val"]
     wrong = np.concatenate([test != last[test], val != last[val] - 1])
     return finding("test holds last items, val second last ones", wrong)
+
+
+def check_files(data: Data, owner: np.ndarray, samples: dict[str, np.ndarray]) -> Finding:
+    """Do a user's training targets stand before those of validation, and these before test's?"""
+    place = np.concatenate(list(samples.values()))
+    part = np.repeat(np.arange(3), [len(index) for index in samples.values()])
+    order = np.argsort(place, kind="stable")
+    same_user = np.diff(owner[place[order]]) == 0
+    return finding(
+        "a user's train targets stand before val's, and these before test's",
+        same_user & (np.diff(part[order]) < 0),
+    )
 
 
 @dataclass

@@ -18,6 +18,7 @@ class Rows:
     item: pl.Series  # raw ids, String
     when: np.ndarray  # int64: a time or a position
     timed: bool  # is it a time?
+    part: np.ndarray | None = None  # int8: 0, 1, 2 for train, val, test where the files say it
 
 
 @dataclass

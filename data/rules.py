@@ -23,7 +23,8 @@ CANDIDATES = (15, 20, 100)
 class Rules:
     """What a user may choose of the rules."""
 
-    split: str | None = None  # "temporal" or "leave-one-out"; None: temporal where times exist
+    # "temporal", "leave-one-out" or "files" (the log's own); None: temporal where times exist
+    split: str | None = None
     core: int = 5  # interactions that every user and item keeps at least
     # order of equal times: "shuffled", "item" for that of the item ids, "file" for that of the rows
     ties: str = "shuffled"
@@ -44,6 +45,7 @@ class Interactions:
     item_ids: list[str]  # (I,): raw ids; that of item i stands at i - 1
     raw: dict[str, int]  # users, items, interactions before anything was dropped
     duplicates: int  # interactions dropped because they were there twice
+    part: np.ndarray | None = None  # int8 (M,): 0, 1, 2 where the log's files say it
 
     @property
     def n_items(self) -> int:
@@ -85,7 +87,7 @@ class Preparation:
 
 
 def apply_rules(log: Log, rules: Rules) -> Preparation:
-    """The preparation of a log. rules.split must be one of the two splits."""
+    """The preparation of a log. rules.split must be one of the three splits."""
     left = interactions_of(log.rows, rules.core, rules.ties)
     titles = titles_of(left.item_ids, log.titles)
     samples = samples_of(left, rules)
@@ -109,13 +111,17 @@ def interactions_of(rows: Rows, core: int, ties: str) -> Interactions:
     user, item, when = user[order], item[order], rows.when[order]
     first = np.ones(len(user), bool)
     first[1:] = (np.diff(user) != 0) | (np.diff(item) != 0) | (np.diff(when) != 0)
-    user, item, when = user[first], item[first], when[first]
+    if rows.part is not None:
+        stop_if_in_two_parts(rows.part[order], first, user_ids[user], item_ids[item])
+    user, item, when, row = user[first], item[first], when[first], order[first]
     # by item id, a model of ids could read the target off the id of the item before it
-    if ties != "item":
-        row = order[first]
-        key = row if ties == "file" else np.random.default_rng(0).random(len(user))
-        order = np.lexsort((key, when, user))
-        item, when = item[order], when[order]
+    if ties != "item" or rows.part is not None:
+        key = {"item": item, "file": row}.get(ties)
+        key = np.random.default_rng(0).random(len(user)) if key is None else key
+        # training comes first where a part of the log's own ends within equal times
+        keys = (key, when, user) if rows.part is None else (key, rows.part[row], when, user)
+        order = np.lexsort(keys)
+        item, when, row = item[order], when[order], row[order]
     keep = k_core(user, item, core)
     if not keep.any():
         stop(
@@ -136,7 +142,24 @@ def interactions_of(rows: Rows, core: int, ties: str) -> Interactions:
         item_ids=item_ids[left_items].to_list(),
         raw=raw,
         duplicates=int((~first).sum()),
+        part=None if rows.part is None else rows.part[row][keep],
     )
+
+
+def stop_if_in_two_parts(
+    part: np.ndarray, first: np.ndarray, user: pl.Series, item: pl.Series
+) -> None:
+    """Stops if a row stands in two parts of the log's own split. Rows in order; first: those that
+    differ from the row before.
+    """
+    twice = np.flatnonzero(~first[1:] & (np.diff(part) != 0)) + 1
+    if len(twice):
+        row = int(twice[0])
+        stop(
+            f"--split files: {len(twice):,} rows stand in two of the files, the first is user "
+            f"{user[row]!r} with item {item[row]!r}; leave them out of one, or leave out "
+            "--split files"
+        )
 
 
 def number(raw: Ids) -> tuple[pl.Series, np.ndarray]:
@@ -219,7 +242,9 @@ def samples_of(left: Interactions, rules: Rules) -> Samples:
     """The samples of a split: every interaction of a part that has an earlier one of the same
     user.
     """
-    if rules.split == "temporal":
+    if rules.split == "files":
+        part, cuts = parts_of_files(left), None
+    elif rules.split == "temporal":
         part, cuts = parts_of_time(left.when)
     else:
         part, cuts = last_two_apart(left.ptr), None
@@ -236,6 +261,27 @@ def samples_of(left: Interactions, rules: Rules) -> Samples:
                 "give a larger log, a smaller --core or another --split"
             )
     return Samples(part, cuts, samples)
+
+
+def parts_of_files(left: Interactions) -> np.ndarray:
+    """The part 0, 1, 2 (train, val, test) of every interaction, int8 (M,), as the log's files have
+    it. Within a user training must come first and test last: else training would see the future.
+    """
+    if left.part is None:
+        stop(
+            "--split files keeps the split of a log in files named .train, .valid and .test, and "
+            "this log has none; use --split temporal or --split leave-one-out"
+        )
+    back = (np.diff(left.part) < 0) & (np.diff(left.user) == 0)
+    if back.any():
+        user = left.user_ids[left.user[int(back.argmax())]]
+        many = len(np.unique(left.user[1:][back]))
+        stop(
+            f"--split files: {many:,} of {len(left.user_ids):,} users have a row of a later part "
+            f"before one of an earlier part, the first is user {user!r}: training would see their "
+            "future; leave out --split files, the log is then split by time"
+        )
+    return left.part
 
 
 def last_two_apart(ptr: np.ndarray) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from click import ClickException
 from logs import prepared, random_log, toy
 
 from delrec.data import rules
+from delrec.data.log import Log, rows_of
 from delrec.data.prepared import users
 
 
@@ -91,3 +93,49 @@ def test_ties_in_time_are_in_item_order_only_on_request(tmp_path, ties):
     assert tied.sum() == data.meta["ties"] > 30
     rising = (np.diff(data.items)[tied] > 0).mean()
     assert rising == 1 if ties == "item" else 0.2 < rising < 0.8
+
+
+def log_in_parts(rows):
+    """A log of (user, item, time, part) and the rules that keep its split."""
+    user, item, when, part = zip(*rows)
+    made = rows_of([str(u) for u in user], [str(i) for i in item], list(when))
+    made.part = np.array(part, np.int8)
+    titles = {str(i): f"Title {i}" for i in item}
+    return Log(made, titles, "test", {}), rules.Rules(split="files", core=1)
+
+
+def test_the_split_of_the_log_s_own_files_is_kept():
+    rows = [(u, i, i, 0 if i < 15 else 1 if i < 18 else 2) for u in (1, 2) for i in range(20)]
+    rows += [(3, i + 20, 5, i // 10) for i in range(30)]  # one time for all: training comes first
+    for ties in ("shuffled", "item", "file"):
+        log, kept = log_in_parts(rows)
+        kept.ties = ties
+        made = rules.apply_rules(log, kept)
+        assert made.left.part.tolist() == ([0] * 15 + [1] * 3 + [2] * 2) * 2 + sorted(
+            [0, 1, 2] * 10
+        )
+        assert made.samples.of["test"].tolist() == [18, 19, 38, 39, *range(60, 70)]
+        assert made.samples.of["train"].tolist() == [*range(1, 15), *range(21, 35), *range(41, 50)]
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        ([(1, 3, 3, 2)], "1 rows stand in two of the files, the first is user '1' with item '3'"),
+        ([(2, 39, 0, 2)], "1 of 2 users have a row of a later part before one of an earlier part"),
+    ],
+)
+def test_a_split_that_shows_training_its_future_is_refused(more, says):
+    rows = [(u, i, i, 0 if i < 15 else 1 if i < 18 else 2) for u in (1, 2) for i in range(20)]
+    log, kept = log_in_parts(rows + more)
+    with pytest.raises(ClickException) as refused:
+        rules.apply_rules(log, kept)
+    assert says in refused.value.message
+
+
+def test_a_split_that_no_file_has_is_refused():
+    log, kept = log_in_parts([(1, i, i, 0) for i in range(40)])
+    log.rows.part = None
+    with pytest.raises(ClickException) as refused:
+        rules.apply_rules(log, kept)
+    assert "this log has none; use --split temporal" in refused.value.message
