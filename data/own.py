@@ -1,377 +1,304 @@
-"""A user's own log: interactions.csv(.gz) or .parquet with items.csv(.gz), or RecBole's .inter and
-.item.
+"""A user's own log: csv with any separator, parquet, RecBole's .inter and .item, in one file or in
+several, the titles in a table of their own or in the interactions' columns.
 """
 
-import csv
-import gzip
-import re
-import sys
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
+import numpy as np
 import polars as pl
 
+from delrec.data.hints import Columns, Request, command_for, guessed
 from delrec.data.log import Log, Rows, digests, rows_of
+from delrec.data.own_files import Files, atomic, files_of, item_of, part_of
+from delrec.data.tables import Table, is_table, joined, parts_of_spark, read_table
+from delrec.data.times import MISSING, Where, clock_of, position_of
 from delrec.runtime import stop
 
-
-@dataclass
-class Columns:
-    """What the columns are called in the user's files."""
-
-    user: str = "user"
-    item: str = "item"  # in both files
-    timestamp: str = "timestamp"
-    position: str = "position"  # an order, where there is no time
-    title: str = "title"
+USUAL = Columns("user", "item", "timestamp", "position", "title")
+RECBOLE = Columns("user_id", "item_id", "timestamp", "position")
 
 
-def is_own_log(folder: Path) -> bool:
-    """True for a folder that holds interactions.* or RecBole's *.inter."""
-    return any(sorted(folder.glob(pattern)) for pattern in ("interactions.*", "*.inter"))
-
-
-def read_own(folder: Path, columns: Columns) -> Log:
+def read_own(folder: Path, request: Request) -> Log:
     """The log in a folder of the user's."""
-    if sorted(folder.glob("*.inter")):
-        return read_recbole(folder)
-    inter = find_table(folder, "interactions", (".csv", ".csv.gz", ".parquet"))
-    items = find_table(folder, "items", (".csv", ".csv.gz"))
-    if inter.suffix == ".parquet":
-        rows = read_parquet(inter, columns)
+    return read_files(files_of(folder, request), request)
+
+
+def read_file(path: Path, items: Path | None, request: Request) -> Log:
+    """The log in one file (or one folder of Spark's). items: a table of titles; None: they stand
+    in the log's own columns, for RecBole's .inter in the .item beside it.
+    """
+    for given in filter(None, (path, items)):
+        if not given.exists():
+            stop(f"there is no file {given}; is its name right?")
+    if path.is_dir() and atomic(path):
+        stop(f"{path} is a folder of RecBole's files; give it with --raw instead")
+    if not path.is_dir() and not is_table(path.name) and path.suffix in (".json", ".jsonl"):
+        stop(f"{path} is JSON; write it as csv or parquet with a column for each of its names")
+    titles = [items] if items else []
+    if path.suffix == ".inter" and not items:
+        titles = [item_of(path.parent, path.stem)]
+    return read_files(Files([path], titles, []), request)
+
+
+def read_files(files: Files, request: Request) -> Log:
+    """The log in some files."""
+    names = request.columns.where_none(RECBOLE if files.is_recbole else USUAL)
+    asked = [name for name in vars(names).values() if name]
+    read = [read_table(path, asked, request.encoding) for path in files.interactions]
+    stop_unless_columns(read, names, request, not files.items)
+    table = joined(read)
+    part = parts_of(files.interactions, read) if request.keep_parts else None
+    rows, kept, notes = rows_in(table, names, request)
+    if part is not None:
+        rows = replace(rows, part=part[kept])
+    notes = [*files.notes, *table.notes, *notes]
+    if files.items:
+        titles, more = titles_in(files, names, request)
     else:
-        rows = quick_rows(inter, columns) or read_rows(inter, columns)
-    return Log(
-        rows=rows,
-        titles=read_titles(items, columns.item, columns.title),
-        source=f"{inter.name}, {items.name}",
-        raw_sha256=digests(inter, items),
-    )
+        titles, more = titles_of_rows(table, names, rows, kept)
+    notes += more
+    if request.drop_incomplete:
+        rows, more = with_title(rows, titles)
+        notes += more
+    paths = files_in([*files.interactions, *files.items])
+    source = ", ".join(path.name for path in paths[:6]) + (" .." if len(paths) > 6 else "")
+    return Log(rows, titles, source, digests(*paths), list(dict.fromkeys(notes)))
 
 
-def find_table(folder: Path, stem: str, endings: tuple[str, ...]) -> Path:
-    """The first of the files stem.ending that the folder holds."""
-    for ending in endings:
-        if (folder / (stem + ending)).is_file():
-            return folder / (stem + ending)
-    stop(
-        f"{folder} holds no {' or '.join(stem + ending for ending in endings)}; expected "
-        "interactions (user,item and timestamp or position) and items "
-        "(item,title), or RecBole's .inter and .item"
-    )
+def files_in(paths: list[Path]) -> list[Path]:
+    """The files of some paths, those in folders one by one."""
+    return [file for p in paths for file in (parts_of_spark(p) if p.is_dir() else [p])]
 
 
-# ---------------------------------------------------------------- csv, line by line
-
-
-def open_text(path: Path) -> TextIO:
-    """A .csv or .csv.gz, opened for reading as UTF-8; a byte order mark is skipped."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
-
-
-def read_table(path: Path, names: list[str]) -> Iterator:
-    """Yields the header of a .csv or .csv.gz, then (line number, its cells under `names`); None
-    where there is no such column.
-    """
-    try:
-        with open_text(path) as f:
-            rows = csv.reader(f, strict=True)
-            header = [name.strip() for name in next(rows, [])]
-            if not header:
-                stop(f"{path} is empty, expected a header line and rows")
-            places = [header.index(name) if name in header else None for name in names]
-            yield header
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    stop(
-                        f"{path}, line {rows.line_num}: {len(row)} cells where the header names "
-                        f"{len(header)}; put a cell that holds a comma in quotes"
-                    )
-                yield rows.line_num, [None if i is None else row[i] for i in places]
-    except UnicodeDecodeError:
-        stop_at_bad_byte(path)
-    except csv.Error as bad:
+def parts_of(paths: list[Path], tables: list[Table]) -> np.ndarray:
+    """Of every row the part 0, 1, 2 (train, val, test) that its file's name says, int8."""
+    parts = [part_of(path) for path in paths]
+    if None in parts or not {0, 1, 2} <= set(parts):
         stop(
-            f"{path}, line {rows.line_num}: {bad}; write the file as plain csv, a quote inside a "
-            "quoted cell doubled"
+            f"--split files needs files named .train, .valid and .test, found "
+            f"{', '.join(path.name for path in paths)}; leave out --split files"
         )
-    except (EOFError, gzip.BadGzipFile, zlib.error) as bad:
-        stop(f"{path} is not a whole gzip file ({bad}); copy it again")
+    return np.repeat(np.array(parts, np.int8), [len(table.rows) for table in tables])
 
 
-def stop_at_bad_byte(path: Path) -> None:
-    """Stops with the line and the byte that is not UTF-8."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-        for n, line in enumerate(f, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as bad:
-                stop(
-                    f"{path}, line {n}: byte 0x{line[bad.start]:02x} is not UTF-8; save the "
-                    "file as UTF-8"
-                )
+# ---------------------------------------------------------------- interactions
 
 
-def whole(text: str, path: Path, line: int, what: str) -> int:
-    """A time or position: a whole number that is not negative and fits 64 bits ('3.0' passes: a
-    column with gaps is often written so).
-    """
-    value = text.strip().removesuffix(".0")
-    if not re.fullmatch(r"-?[0-9]{1,18}", value):
-        stop(
-            f"{path}, line {line}: {what} {text!r} is not a whole number of at most 18 digits; "
-            "give seconds (or any whole unit) since 1970, or a position 0, 1, 2, ..."
-        )
-    if value.startswith("-"):
-        stop(
-            f"{path}, line {line}: {what} {text!r} is negative, expected 0 or more; correct or "
-            "leave out the row"
-        )
-    return int(value)
-
-
-@dataclass(slots=True)
-class Row:
-    """A line of interactions.csv."""
-
-    line: int  # its number in the file
-    user: str
-    item: str
-    timestamp: str | None  # None: there is no such column
-    position: str | None
-
-
-def read_rows(path: Path, columns: Columns) -> Rows:
-    """interactions.csv(.gz) line by line, with a sentence for whatever is wrong."""
-    names = [columns.user, columns.item, columns.timestamp, columns.position]
-    table = read_table(path, names)
-    header = next(table)
-    has_order = columns.timestamp in header or columns.position in header
-    if columns.user not in header or columns.item not in header or not has_order:
-        stop(
-            f"{path}: the header names {', '.join(header)}; expected the columns "
-            f"{columns.user},{columns.item} and {columns.timestamp} or {columns.position} "
-            "(map other names with --user-column, --item-column, --time-column, --position-column)"
-        )
-    # an id occurs on many rows and is kept once
-    rows = [
-        Row(line, sys.intern(user.strip()), sys.intern(item.strip()), timestamp, position)
-        for line, (user, item, timestamp, position) in table
-    ]
-    if not rows:
-        stop(f"{path} holds a header and no rows, expected one row per interaction")
-    for row in rows:
-        if not row.user or not row.item:
+def stop_unless_columns(
+    tables: list[Table], names: Columns, request: Request, with_titles: bool
+) -> None:
+    """Stops if a table lacks the columns of an interaction, and says how to name them."""
+    for table in tables:
+        header = table.header
+        missing = [role for role in ("user", "item") if vars(names)[role] not in header]
+        if names.timestamp not in header and names.position not in header:
+            missing.append("timestamp")
+        if with_titles and names.title not in header:
+            missing.append("title")
+        if not missing:
+            continue
+        lists = [name for name in header if name.endswith("_list")]
+        if lists and "timestamp" in missing:
             stop(
-                f"{path}, line {row.line}: the {'item' if row.user else 'user'} is blank; give it "
-                "an id or leave out the row"
+                f"{table.path} holds histories ({', '.join(lists)}), not interactions; give the "
+                "log they were made of, one row an interaction"
             )
-    timed = every_row_has_a_time(rows, header, path, columns)
+        expected = f"{names.user},{names.item} and {names.timestamp} or {names.position}"
+        if with_titles:
+            expected += f", and {names.title or 'title'}, as there is no table of titles"
+        advice = f"name yours: {command_for(request, header, missing)}"
+        if "title" in missing and "title" not in guessed(header, missing):
+            rest = command_for(request, header, [role for role in missing if role != "title"])
+            advice = "add a table of titles, items.csv (item,title), in the same folder"
+            if "--interactions" in request.command:
+                advice = f"give a table of titles (item,title): {rest} --items ITEMS"
+        if all(not name or name[:1].isdigit() for name in header):
+            advice = f"write a first line that names the {len(header)} columns"
+        stop(
+            f"{table.path}: the header names {', '.join(header)}; expected the columns {expected}; "
+            f"{advice}"
+        )
+
+
+def rows_in(table: Table, names: Columns, request: Request) -> tuple[Rows, np.ndarray, list[str]]:
+    """The rows of a table of interactions, which of its rows they are, and what is said of it."""
+    if not len(table.rows):
+        stop(f"{table.path} holds a header and no rows, expected one row per interaction")
+    ids = {role: ids_in(table, vars(names)[role]) for role in ("user", "item")}
+    clocks = [name for name in (names.timestamp, names.position) if name in table.header]
+    missing = {name: is_missing(table.rows[name]) for name in clocks}
+    gaps = {name: int(mask.sum()) for name, mask in missing.items()}
+    name, notes = clocks[0], []
+    # a time counts if every row has one: times with gaps give no order
+    if len(clocks) == 2 and gaps[name] and gaps[clocks[1]] < gaps[name]:
+        notes.append(
+            f"{table.path.name}: {gaps[name]:,} of {len(table.rows):,} rows have no {name}, so the "
+            f"order is the {clocks[1]}"
+        )
+        name = clocks[1]
+    kept = np.arange(len(table.rows))
+    if request.drop_incomplete:
+        lacks = is_missing(ids["user"]) | is_missing(ids["item"]) | missing[name]
+        kept = np.flatnonzero(~lacks.to_numpy())
+        if len(kept) < len(lacks):
+            notes.append(
+                f"{len(lacks) - len(kept):,} of {len(lacks):,} rows without a user, an item or a "
+                f"{name} are left out"
+            )
+        if not len(kept):
+            stop(f"{table.path}: no row has a user, an item and a {name}")
+
+    def place(row: int) -> str:
+        return table.place(int(kept[row]))
+
+    user, item, time = ids["user"][kept], ids["item"][kept], table.rows[name][kept]
+    stop_at_blank(user, "user", place)
+    stop_at_blank(item, "item", place)
+    timed = name == names.timestamp
     if timed:
-        when = [whole(row.timestamp, path, row.line, columns.timestamp) for row in rows]
+        clock = clock_of(time, name, place, request.time_format)
     else:
-        when = [whole(row.position, path, row.line, columns.position) for row in rows]
-    return rows_of([row.user for row in rows], [row.item for row in rows], when, timed)
+        clock = position_of(time, name, place)
+    return rows_of(user, item, clock.when, timed), kept, [*notes, *clock.notes]
 
 
-def every_row_has_a_time(rows: list[Row], header: list[str], path: Path, columns: Columns) -> bool:
-    """True if the timestamp orders the log. Where both columns exist it counts only if every row
-    has one: times with gaps give no order.
-    """
-    if columns.timestamp not in header:
-        return False
-    if columns.position not in header:
-        return True
-    gaps = sum(not row.timestamp.strip() for row in rows)
-    if gaps:
-        print(
-            f"{path.name}: {gaps:,} of {len(rows):,} rows have no {columns.timestamp}, so the "
-            f"order is the {columns.position}"
-        )
-    return gaps == 0
+def is_missing(column: pl.Series) -> pl.Series:
+    """Mask of the cells without a value, however a program writes that."""
+    missing = column.is_null()
+    return missing | column.is_in(MISSING) if column.dtype == pl.String else missing
 
 
-def read_titles(path: Path, item_column: str, title_column: str) -> dict[str, str]:
-    """{raw item id: title} of a .csv or .csv.gz with one row per item."""
-    table = read_table(path, [item_column, title_column])
-    header = next(table)
-    if not {item_column, title_column} <= set(header):
+def ids_in(table: Table, name: str) -> pl.Series:
+    """A column of ids as text; '17850.0', as columns with gaps are often written, is 17850."""
+    column = table.rows[name]
+    if column.dtype.is_nested():
+        stop(f"{table.path}: the column {name} is {column.dtype}, expected one id in each row")
+    text = column.cast(pl.String).fill_null("")
+    known = text.filter(text != "") if column.dtype == pl.String else text
+    if known.head(1).str.ends_with(".0").all() and known.str.contains(r"^-?[0-9]+\.0$").all():
+        return text.str.strip_suffix(".0")
+    return text
+
+
+def stop_at_blank(ids: pl.Series, what: str, place: Where) -> None:
+    """Stops at the first id that is none."""
+    missing = is_missing(ids)
+    if missing.any():
+        row = missing.arg_max()
+        said = f"is {ids[row]!r}, which is how programs write no value" if ids[row] else "is blank"
         stop(
-            f"{path}: the header names {', '.join(header)}; expected the columns "
-            f"{item_column},{title_column} (map other names with --item-column, "
-            "--title-column)"
+            f"{place(row)}: the {what} {said}; give it an id, or leave out such rows with "
+            "--drop-incomplete"
         )
-    titles = {}
-    for line, (item, title) in table:
-        if item.strip() in titles:
+
+
+# ---------------------------------------------------------------- titles
+
+
+def titles_in(files: Files, names: Columns, request: Request) -> tuple[dict[str, str], list[str]]:
+    """{raw item id: title} of a table with one row per item, and what is said of it."""
+    encoding = request.encoding
+    tables = [
+        read_table(path, list(filter(None, vars(names).values())), encoding) for path in files.items
+    ]
+    if not names.title:
+        names = replace(names, title=title_column(tables[0]))
+        tables = [read_table(path, [names.item, names.title], encoding) for path in files.items]
+    for table in tables:
+        missing = [r for r in ("item", "title") if vars(names)[r] not in table.header]
+        if missing:
             stop(
-                f"{path}, line {line}: item {item.strip()!r} is there twice, expected one row per "
-                "item; leave out one of them"
+                f"{table.path}: the header names {', '.join(table.header)}; expected the columns "
+                f"{names.item},{names.title or 'title'}; name yours: "
+                f"{command_for(request, table.header, missing)}"
             )
-        titles[item.strip()] = title
-    return titles
+    return titles_of_table(joined(tables), names.item, names.title, request.drop_incomplete)
 
 
-# ---------------------------------------------------------------- csv, all at once
-
-WHOLE = r"^[0-9]{1,18}(\.0)?$"  # what `whole` takes
-
-
-def quick_table(path: Path, names: list[str]) -> pl.DataFrame | None:
-    """Those of the columns `names` that a plain .csv has, as stripped Strings, by polars: 22
-    million rows in seconds.
-
-    None where anything is out of the ordinary (a quote, a cell too many, not UTF-8): then
-    read_table, line by line, reads it or says what is wrong.
+def titles_of_table(
+    table: Table, item_column: str, title_column: str, drop: bool = False
+) -> tuple[dict[str, str], list[str]]:
+    """{raw item id: title} of a table, and what is said of it. drop: leave out rows without an
+    item.
     """
-    try:
-        with open_text(path) as f:
-            header = [name.strip() for name in f.readline().strip().split(",")]
-        if '"' in "".join(header) or len(set(header)) < len(header):
-            return None
-        place = {name: header.index(name) for name in names if name in header}
-        rows = pl.read_csv(
-            path,
-            has_header=False,
-            skip_rows=1,
-            infer_schema=False,
-            quote_char=None,
-            raise_if_empty=False,
-            schema={str(i): pl.String for i in range(len(header))},
-            columns=sorted(place.values()),
-        )
-    except (OSError, ValueError, EOFError, zlib.error, pl.exceptions.PolarsError):
-        return None
-    if not len(rows) or any(
-        column.null_count() or column.str.contains('"', literal=True).any() for column in rows
-    ):
-        return None
-    return rows.select(pl.col(str(i)).str.strip_chars().alias(name) for name, i in place.items())
+    item = ids_in(table, item_column)
+    title = table.rows[title_column].cast(pl.String).fill_null("")
+    kept = np.arange(len(item))
+    if drop:
+        kept = np.flatnonzero(~is_missing(item).to_numpy())
+    item, title = item[kept], title[kept]
+    stop_at_blank(item, "item", lambda row: table.place(int(kept[row])))
+    titles = dict(zip(item.to_list(), title.to_list()))
+    if len(titles) < len(item):
+        stop_if_two_titles(item, title, lambda row: table.place(int(kept[row])))
+    return titles, table.notes
 
 
-def quick_rows(path: Path, columns: Columns) -> Rows | None:
-    """The rows of an ordinary interactions.csv(.gz), else None."""
-    clocks = (columns.timestamp, columns.position)
-    table = quick_table(path, [columns.user, columns.item, *clocks])
-    if table is None or not {columns.user, columns.item} <= set(table.columns):
-        return None
-    # the timestamp where every row has one, else the position
-    present = [name for name in clocks if name in table.columns]
-    clock = next((name for name in present if table[name].str.contains(WHOLE).all()), None)
-    if clock is None or clock != present[0]:  # read_rows says how many rows have no timestamp
-        return None
-    user, item = table[columns.user], table[columns.item]
-    if (user.str.len_bytes() == 0).any() or (item.str.len_bytes() == 0).any():
-        return None
-    when = table[clock].str.strip_suffix(".0").cast(pl.Int64).to_numpy()
-    return rows_of(user, item, when, clock == columns.timestamp)
+def stop_if_two_titles(item: pl.Series, title: pl.Series, place: Where) -> None:
+    """Stops at an item that stands there twice with different titles."""
+    first = {}
+    for row, (i, t) in enumerate(zip(item, title)):
+        if first.setdefault(i, t) != t:
+            stop(
+                f"{place(row)}: item {i!r} is there twice, as {first[i][:60]!r} and {t[:60]!r}; "
+                "expected one row per item, leave out one of them"
+            )
 
 
-# ---------------------------------------------------------------- parquet
+def title_column(table: Table) -> str:
+    """The column of titles in RecBole's .item: the one that is text of several words and whose
+    name is title, else ends with it, else with name; a single word is a title only if so called.
+    """
+    text = [n for n in table.header if table.types.get(n, "token_seq") in ("token_seq", "")]
+    words = [n for n in table.header if table.types.get(n) == "token"]
 
+    def ending(names: list[str], end: str) -> list[str]:
+        return sorted((n for n in names if n.lower().endswith(end)), key=lambda n: n.lower() != end)
 
-def read_parquet(path: Path, columns: Columns) -> Rows:
-    """interactions.parquet: ids of any type; times whole numbers or dates, which become seconds."""
-    try:
-        table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as bad:
-        stop(f"{path} cannot be read as parquet ({str(bad).splitlines()[0][:150]}); write it again")
-    clocks = [name for name in (columns.timestamp, columns.position) if name in table.columns]
-    clock = next((name for name in clocks if not table[name].null_count()), None)
-    if not {columns.user, columns.item} <= set(table.columns) or clock is None:
+    found = ending(text, "title") + ending(words, "title") + ending(text, "name")
+    if not found:
         stop(
-            f"{path}: the columns are {', '.join(table.columns)}; expected {columns.user}, "
-            f"{columns.item} and {columns.timestamp} or {columns.position} without gaps "
-            "(map other names with --user-column, --item-column, --time-column, --position-column)"
+            f"{table.path}: the header names {', '.join(table.header)}; none is a title "
+            "(title:token_seq or item_name:token_seq); name it: --title-column COLUMN"
         )
-    if table[clock].dtype in (pl.Datetime, pl.Date):
-        when = table[clock].cast(pl.Datetime("ms")).dt.timestamp("ms").to_numpy() // 1000
-    elif table[clock].dtype.is_integer():
-        when = table[clock].cast(pl.Int64).to_numpy()
-    else:
-        stop(f"{path}: the column {clock} is {table[clock].dtype}, expected whole numbers or times")
-    ids = {
-        name: table[name].cast(pl.String).str.strip_chars() for name in (columns.user, columns.item)
-    }
-    for name, column in ids.items():
-        if column.null_count() or (column.str.len_bytes() == 0).any():
-            stop(
-                f"{path}: a cell of the column {name} is blank; give it an id or leave out the row"
-            )
-    if len(when) and when.min() < 0:
-        stop(f"{path}: the column {clock} holds {when.min()}, expected 0 or more")
-    return rows_of(ids[columns.user], ids[columns.item], when, clock == columns.timestamp)
+    return found[0]
 
 
-# ---------------------------------------------------------------- RecBole's atomic files
-
-
-def read_recbole(folder: Path) -> Log:
-    """NAME.inter and NAME.item: tabs, a header of name:type. The title is the first column whose
-    name holds title or name.
+def titles_of_rows(
+    table: Table, names: Columns, rows: Rows, kept: np.ndarray
+) -> tuple[dict[str, str], list[str]]:
+    """{raw item id: title} from the interactions' own rows, and what is said of it: the last title
+    that an item had counts.
     """
-    inter = sorted(folder.glob("*.inter"))[0]
-    items = next(iter(sorted(folder.glob("*.item"))), None)
-    if items is None:
-        stop(f"{folder} holds {inter.name} but no .item file; titles are read from it")
-
-    table = atomic_table(inter)
-    header = next(table)
-    user, item, time = (place_of(header, inter, n) for n in ("user_id", "item_id", "timestamp"))
-    rows = [
-        (
-            row[user].strip(),
-            row[item].strip(),
-            whole(row[time].split(".")[0], inter, n, "timestamp"),
-        )
-        for n, row in table
+    title = table.rows[names.title].cast(pl.String).fill_null("")[kept]
+    seen = pl.DataFrame({"item": rows.item, "title": title, "when": rows.when})
+    named = seen.filter(~is_missing(seen["title"])).sort("when", "title")
+    last = named.group_by("item").agg(pl.col("title").last(), pl.col("title").n_unique().alias("n"))
+    titles = dict.fromkeys(rows.item.unique().to_list(), "")
+    titles |= dict(zip(last["item"].to_list(), last["title"].to_list()))
+    many = last.filter(pl.col("n") > 1)
+    if not len(many):
+        return titles, []
+    example = many["item"].min()
+    names_of = named.filter(pl.col("item") == example)["title"].unique(maintain_order=True)
+    return titles, [
+        f"{len(many):,} items had more than one title, the last one counts: item {example} was "
+        + " and ".join(map(repr, names_of.to_list()[-2:]))
     ]
 
-    table = atomic_table(items)
-    header = next(table)
-    item, title = place_of(header, items, "item_id"), place_within(header, items, "title", "name")
-    return Log(
-        rows=rows_of([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]),
-        titles={row[item].strip(): row[title] for _, row in table},
-        source=f"{inter.name}, {items.name}",
-        raw_sha256=digests(inter, items),
-    )
 
-
-def atomic_table(path: Path) -> Iterator:
-    """Yields the names in the header of an atomic file, then (line number, its cells)."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            header = [cell.split(":")[0] for cell in f.readline().rstrip("\n").split("\t")]
-            yield header
-            for n, line in enumerate(f, 2):
-                row = line.rstrip("\n").split("\t")
-                if len(row) != len(header):
-                    stop(
-                        f"{path}, line {n}: {len(row)} cells where the header names {len(header)}; "
-                        "write the file again"
-                    )
-                yield n, row
-    except UnicodeDecodeError:
-        stop_at_bad_byte(path)
-
-
-def place_of(header: list[str], path: Path, name: str) -> int:
-    """Where the column of that name stands."""
-    if name not in header:
-        stop(f"{path}: the header names {', '.join(header)}; expected {name}")
-    return header.index(name)
-
-
-def place_within(header: list[str], path: Path, *parts: str) -> int:
-    """Where the first column stands whose name holds one of the parts."""
-    for place, name in enumerate(header):
-        if any(part in name for part in parts):
-            return place
-    stop(f"{path}: the header names {', '.join(header)}; expected {parts[0]}")
+def with_title(rows: Rows, titles: dict[str, str]) -> tuple[Rows, list[str]]:
+    """The rows of items that the table of titles knows, and what is said of the others."""
+    known = rows.item.is_in(list(titles)).to_numpy()
+    if known.all():
+        return rows, []
+    at = np.flatnonzero(known)
+    if not len(at):
+        stop("no item of the interactions has a row in the item table; are the ids the same?")
+    part = None if rows.part is None else rows.part[at]
+    kept = Rows(rows.user[at], rows.item[at], rows.when[at], rows.timed, part)
+    lost = len(known) - len(at)
+    return kept, [
+        f"{lost:,} of {len(known):,} rows of items without a row in the item table are left out"
+    ]

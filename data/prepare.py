@@ -4,13 +4,16 @@
     python data/prepare.py beauty                   a published data set, fetched where its host
                                                     answers, else --raw FOLDER
     python data/prepare.py my-shop --raw FOLDER --noun product --verb bought
+    python data/prepare.py my-shop --interactions orders.csv --user-column customer
+                                                    one table, its titles in a column
     python data/prepare.py my-shop --check          is it what it says, and free of leaks?
     python data/prepare.py ml-100k --audit          what may be said of models on this log?
     python data/prepare.py smollm2-135m             the embedded LM, converted once into the cache
 
 NAME is a data set known by name (ml-100k, ml-1m, ml-latest-small, steam, beauty, toys, games,
-sports, home-kitchen, kuairec, lastfm), or your own with --raw; smollm2-135m fetches the embedded
-language model.
+sports, home-kitchen, kuairec, lastfm), or your own with --raw or --interactions; with --raw also
+another category of Amazon's or another release of MovieLens. With --check it may be a folder.
+smollm2-135m fetches the embedded language model.
 
 M interactions, U users, I items (ids 1..I, 0 pads), C candidates, n samples of a split.
 """
@@ -31,13 +34,14 @@ if __name__ == "__main__":
 from delrec import runtime
 from delrec.data.audit import audit_folder
 from delrec.data.check import check_folder
-from delrec.data.fetch import fetch_llm, fetch_ml100k
+from delrec.data.fetch import fetch_llm
+from delrec.data.hints import Columns, Request
 from delrec.data.log import Log
-from delrec.data.own import Columns, is_own_log, read_own
 from delrec.data.pictures import draw_pictures
 from delrec.data.prepared import kept_as, load_data
+from delrec.data.reading import Place, command_of, read_log
 from delrec.data.rules import Preparation, Rules, apply_rules, split_of
-from delrec.data.sources import SOURCES, Source, read_source
+from delrec.data.sources import SOURCES, Source
 from delrec.data.summary import meta_of, summary
 from delrec.data.titles import one_line
 from delrec.runtime import (
@@ -182,8 +186,18 @@ def write_prepared(out: Path, made: Preparation, meta: dict, keep: Path | None) 
 @click.option(
     "--raw",
     type=click.Path(path_type=Path),
-    help="folder with the raw files: a published data set's, or your own "
-    "interactions.csv[.gz|.parquet] and items.csv[.gz], or RecBole's .inter and .item",
+    help="folder with the raw files: a published data set's, or your own interactions and items "
+    "(.csv, .tsv, .csv.gz, .parquet), or RecBole's .inter and .item",
+)
+@click.option(
+    "--interactions",
+    type=click.Path(path_type=Path),
+    help="one file instead of a folder: a table of your own, its titles in a column of it",
+)
+@click.option(
+    "--items",
+    type=click.Path(path_type=Path),
+    help="the titles of --interactions, where they are in a file of their own",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="the prepared folder  [default: data/NAME]"
@@ -215,8 +229,9 @@ def write_prepared(out: Path, made: Preparation, meta: dict, keep: Path | None) 
 )
 @click.option(
     "--split",
-    type=click.Choice(["temporal", "leave-one-out"]),
-    help="[default: temporal where times exist, else leave-one-out]",
+    type=click.Choice(["temporal", "leave-one-out", "files"]),
+    help="files: as the log's own files .train, .valid and .test have it  [default: temporal where "
+    "times exist, else leave-one-out]",
 )
 @click.option(
     "--ties",
@@ -245,14 +260,28 @@ def write_prepared(out: Path, made: Preparation, meta: dict, keep: Path | None) 
     type=click.FloatRange(0, min_open=True),
     help="kuairec: times its length that a video must be watched to count  [default: 2]",
 )
-@click.option("--user-column", "user", default="user", help="name of the column in your file")
-@click.option("--item-column", "item", default="item", help="the same, in both files")
-@click.option("--time-column", "timestamp", default="timestamp", help="the same")
-@click.option("--position-column", "position", default="position", help="the same")
-@click.option("--title-column", "title", default="title", help="the same")
+@click.option("--user-column", "user", help="name of the column in your file  [default: user]")
+@click.option("--item-column", "item", help="the same, in both files  [default: item]")
+@click.option("--time-column", "timestamp", help="the same  [default: timestamp]")
+@click.option("--position-column", "position", help="the same  [default: position]")
+@click.option("--title-column", "title", help="the same  [default: title]")
+@click.option(
+    "--time-format",
+    help="how your times are written, as strptime has it: '%d/%m/%Y %H:%M'; numbers and dates "
+    "like 2014-01-31 need none",
+)
+@click.option("--encoding", help="of your text files, such as windows-1252  [default: utf-8]")
+@click.option(
+    "--drop-incomplete",
+    is_flag=True,
+    help="leave out your rows without a user, an item or a time, and those of items without a row "
+    "in the table of titles",
+)
 def main(
     name: str,
     raw: Path | None,
+    interactions: Path | None,
+    items: Path | None,
     out: Path | None,
     overwrite: bool,
     checking: bool,
@@ -265,79 +294,76 @@ def main(
     noun: str | None,
     verb: str | None,
     min_watch: float | None,
-    **columns: str,
+    time_format: str | None,
+    encoding: str | None,
+    drop_incomplete: bool,
+    **columns: str | None,
 ) -> None:
     """Prepare the data set NAME."""
     start = time.time()
-    stop_unless_a_name(name, checking)
-    out = out or runtime.ROOT / "data" / name
     if checking:
-        check_folder(out)
+        check_folder(out or runtime.folder_of("data", name.rstrip("/")))
         return
-    if raw is None and name == "smollm2-135m":
+    stop_unless_a_name(name)
+    place = Place(raw, interactions, items)
+    if place == Place(None, None, None) and name == "smollm2-135m":
         print(fetch_llm())
         return
-    stop_unless_readable(name, raw, out)
-    source = SOURCES.get(name)
-    own = raw is not None and is_own_log(raw)
-    if source and not own:
-        log = read_source(name, raw, min_watch)
-    elif raw:
-        log = read_own(raw, Columns(**columns))
-    else:
-        log = fetch_ml100k()
-    usual = usual_words(name, raw)
+    request = Request(
+        columns=Columns(**columns),
+        encoding=encoding,
+        time_format=time_format,
+        drop_incomplete=drop_incomplete,
+        keep_parts=split == "files",
+    )
+    request.command = command_of(name, place, out, request)
+    out = out or runtime.ROOT / "data" / name
+    stop_unless_readable(name, place, out)
+    found = read_log(name, place, request, min_watch)
     words = {
-        "noun": one_line(noun or usual["noun"]) or usual["noun"],
-        "verb": one_line(verb or usual["verb"]) or usual["verb"],
+        "noun": one_line(noun or "") or found.words["noun"],
+        "verb": one_line(verb or "") or found.words["verb"],
     }
     rules = Rules(split, core, ties, seed, max_eval)
-    meta = prepare(log, name, out, rules, words, overwrite)
+    meta = prepare(found.log, name, out, rules, words, overwrite)
     print(summary(meta, out))
-    if source and not own and core == 5:
-        log.notes += notes_on_counts(meta, source)
-    for note in log.notes:
+    notes = found.log.notes
+    if found.source and core == 5:
+        notes += notes_on_counts(meta, found.source)
+    for note in notes:
         print(f"note: {note}")
     data = load_data(str(out))
     draw_pictures(data, out / "pictures.png")
     print(f"prepared in {time.time() - start:.1f} s; pictures in {out / 'pictures.png'}")
     if auditing:
-        audit_folder(log, replace(rules, split=meta["split"]), data)
+        audit_folder(found.log, replace(rules, split=meta["split"]), data)
 
 
-def stop_unless_a_name(name: str, checking: bool) -> None:
-    """Stops unless the name can name a folder; what is checked may also be NAME@HASH."""
-    kept = r"(@[0-9a-f]+)*" if checking else ""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*" + kept, name):
+def stop_unless_a_name(name: str) -> None:
+    """Stops unless the name can name a folder."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         stop(
             f"the name {name!r} cannot name a folder; use letters, digits, '.', '_' and '-', and "
             "no dot in front"
         )
 
 
-def stop_unless_readable(name: str, raw: Path | None, out: Path) -> None:
+def stop_unless_readable(name: str, place: Place, out: Path) -> None:
     """Stops if nothing is known of the name, or if the raw files stand where `out` is written."""
     known = ["ml-100k", *SOURCES]
-    if raw is None and name not in known:
+    if place.raw is None and place.interactions is None and name not in known:
         stop(
             f"there is no data set {name!r}, only {', '.join(known)} (and the "
             "language model smollm2-135m); "
-            "for your own data give --raw FOLDER with interactions.csv and items.csv"
+            f"for your own data: python data/prepare.py {name} --raw FOLDER with interactions.csv "
+            f"and items.csv, or python data/prepare.py {name} --interactions FILE"
         )
-    if raw and out.resolve() in (raw.resolve(), *raw.resolve().parents):
-        stop(
-            f"the raw folder {raw} lies in the folder to be written, {out}, which would replace "
-            "it; give another --out"
-        )
-
-
-def usual_words(name: str, raw: Path | None) -> dict[str, str]:
-    """The noun and the verb of a data set's prompts where none are given."""
-    if name in SOURCES:
-        return {"noun": SOURCES[name].noun, "verb": SOURCES[name].verb}
-    if raw is None:
-        return {"noun": "movie", "verb": "watched"}
-    return {"noun": "item", "verb": "interacted with"}
+    for path in filter(None, (place.raw, place.interactions)):
+        if out.resolve() in (path.resolve(), *path.resolve().parents):
+            stop(
+                f"the raw files {path} lie in the folder to be written, {out}, which would "
+                "replace it; give another --out"
+            )
 
 
 def notes_on_counts(meta: dict, source: Source) -> list[str]:

@@ -3,18 +3,14 @@ count.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from delrec.data.amazon import read_amazon
 from delrec.data.fetch import download
 from delrec.data.log import Log
-from delrec.data.published import (
-    read_amazon,
-    read_kuairec,
-    read_lastfm,
-    read_movielens,
-    read_steam,
-)
+from delrec.data.movielens import read_movielens
+from delrec.data.published import read_kuairec, read_lastfm, read_steam
 from delrec.runtime import CACHE
 
 SNAP = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
@@ -37,22 +33,34 @@ class Source:
     after: tuple[int, int, int] | None = None  # users, items, interactions of its known 5-core
 
 
-def amazon_2014(category: str, interactions: int, after: tuple[int, int, int]) -> Source:
-    """A category of Amazon's reviews as published in 2014."""
+def amazon(category: str | tuple[str, ...]) -> Source:
+    """A category of Amazon's reviews, of any year, from files the user has."""
     return Source(
         read=read_amazon,
         what=category,
+        urls=[],
+        page="https://amazon-reviews-2023.github.io",
+        terms="research use; cite the authors of the release",
+        noun="product",
+        verb="bought",
+    )
+
+
+def amazon_2014(
+    category: str, interactions: int, after: tuple[int, int, int], *later: str
+) -> Source:
+    """A category of Amazon's reviews as published in 2014. later: what later releases call it."""
+    return replace(
+        amazon((category, *later)),
         urls=[f"{SNAP}/ratings_{category}.csv", f"{SNAP}/meta_{category}.json.gz"],
         page="https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
         terms="research use; cite McAuley et al., SIGIR 2015",
-        noun="product",
-        verb="bought",
         interactions=interactions,
         after=after,
     )
 
 
-def movielens(name: str, interactions: int) -> Source:
+def movielens(name: str, interactions: int | None) -> Source:
     """A release of MovieLens."""
     return Source(
         read=read_movielens,
@@ -82,7 +90,13 @@ SOURCES = {
         verb="played",
         interactions=7_793_069,
     ),
-    "beauty": amazon_2014("Beauty", 2_023_070, (22_363, 12_101, 198_502)),
+    "beauty": amazon_2014(
+        "Beauty",
+        2_023_070,
+        (22_363, 12_101, 198_502),
+        "All_Beauty",
+        "Beauty_and_Personal_Care",
+    ),
     "toys": amazon_2014("Toys_and_Games", 2_252_771, (19_412, 11_924, 167_597)),
     "games": amazon_2014("Video_Games", 1_324_753, (24_303, 10_672, 231_780)),
     "sports": amazon_2014("Sports_and_Outdoors", 3_268_695, (35_598, 18_357, 296_337)),
@@ -120,18 +134,16 @@ SOURCES = {
 }
 
 
-def read_source(name: str, folder: Path | None, min_watch: float | None) -> Log:
+def read_source(name: str, source: Source, folder: Path | None, min_watch: float | None) -> Log:
     """The log of a published data set from a folder, or fetched where there is none. min_watch:
     of kuairec, how many times its length a video must be watched; None: as often as usual.
     """
-    source = SOURCES[name]
     if folder is None:
         folder = CACHE / "raw" / name
         for url in source.urls:
             if not (folder / Path(url).name).exists():
                 download(url, folder / Path(url).name, source.page)
-    least = min_watch if name == "kuairec" else None
-    log = source.read(folder, source.what if least is None else least)
+    log = source.read(folder, source.what if min_watch is None else min_watch)
     found = len(log.rows.when)
     if source.interactions and found != source.interactions:
         log.notes.append(

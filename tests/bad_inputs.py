@@ -137,7 +137,7 @@ DATA = {
         lambda w: fewer_rows(w.data / "candidates_val_15.npy"),
     ),
     "a raw folder that is not there": Bad(
-        "prepare", "x --raw {none} --out {out}", "holds no interactions.csv"
+        "prepare", "x --raw {none} --out {out}", "there is no folder"
     ),
     "a name that leaves its folder": Bad("prepare", "../x --raw {raw}", "cannot name a folder"),
     "one user only": Bad(

@@ -96,7 +96,11 @@ BAD = {
         [],
         "holds no interactions.csv",
     ),
-    "no items file": (lambda raw: (raw / "items.csv").unlink(), [], "holds no items.csv"),
+    "no items file": (
+        lambda raw: (raw / "items.csv").unlink(),
+        [],
+        "add a table of titles, items.csv (item,title), in the same folder",
+    ),
     "empty file": (lambda raw: (raw / "interactions.csv").write_text(""), [], "is empty"),
     "header only": (
         lambda raw: (raw / "interactions.csv").write_text("user,item,timestamp\n"),
@@ -121,17 +125,17 @@ BAD = {
     "time is a date": (
         replace("interactions.csv", b"8,2,2\n", b"8,2,2014-01-02\n"),
         [],
-        "line 3: timestamp '2014-01-02' is not a whole",
+        "line 3: timestamp '2014-01-02' is not a number, as other rows have it",
     ),
     "time is no finite number": (
         replace("interactions.csv", b"8,2,2\n", b"8,2,nan\n"),
         [],
-        "line 3: timestamp 'nan' is not a whole",
+        "line 3: timestamp is 'nan', no value",
     ),
     "time is blank": (
         replace("interactions.csv", b"8,2,2\n", b"8,2,\n"),
         [],
-        "line 3: timestamp '' is not a whole",
+        "line 3: timestamp is blank; give the row a time, or leave out such rows with --drop-inc",
     ),
     "time is negative": (
         replace("interactions.csv", b"8,2,2\n", b"8,2,-2\n"),

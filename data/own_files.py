@@ -1,0 +1,158 @@
+"""Which files of a folder are the user's log, and which its titles."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from delrec.data.hints import Request
+from delrec.data.tables import is_table
+from delrec.runtime import stop
+
+# the word in a file's name that says which part of a split it holds -> train 0, val 1, test 2
+PARTS = {"train": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
+PART = re.compile(rf"(?:^|[._-])({'|'.join(PARTS)})(?=[._-]|$)", re.IGNORECASE)
+EXPECTED = (
+    "expected interactions.csv (user, item and timestamp or position) and items.csv (item, title), "
+    "also .tsv, .csv.gz or .parquet, or RecBole's .inter and .item"
+)
+
+
+@dataclass
+class Files:
+    """The files of a log; each may be a folder that Spark wrote."""
+
+    interactions: list[Path]
+    items: list[Path]  # none: the titles stand in the interactions
+    notes: list[str]  # what is said of the choice
+
+    @property
+    def is_recbole(self) -> bool:
+        """True for RecBole's atomic files."""
+        return self.interactions[0].suffix == ".inter"
+
+
+def part_of(path: Path) -> int | None:
+    """Which part of a split a file's name says it holds: 0, 1, 2 for train, val, test."""
+    found = PART.search(path.name)
+    return PARTS[found[1].lower()] if found else None
+
+
+def is_own_log(folder: Path) -> bool:
+    """True for a folder that holds interactions.*, RecBole's *.inter or Spark's parts."""
+    return bool(tables(folder, "interactions") or atomic(folder) or has_parts(folder))
+
+
+def atomic(folder: Path) -> list[Path]:
+    """RecBole's interactions in a folder."""
+    return sorted(folder.glob("*.inter"))
+
+
+def has_parts(folder: Path) -> bool:
+    """True for a folder that Spark wrote."""
+    return any(p.is_file() and p.name.startswith("part-") for p in folder.glob("part-*"))
+
+
+def tables(folder: Path, stem: str) -> list[Path]:
+    """The tables STEM.csv, STEM-2019.csv, STEM.train.csv .. of a folder, of any format; a folder
+    counts where it holds parts.
+    """
+    return [
+        path
+        for path in sorted(folder.glob(f"{stem}*"))
+        if re.match(rf"{stem}([._-]|$)", path.name)
+        and (is_table(path.name) or path.is_dir())
+        and (path.is_file() or any(is_table(part.name) for part in path.rglob("part*")))
+    ]
+
+
+def files_of(folder: Path, request: Request) -> Files:
+    """The files of the log in a folder."""
+    if atomic(folder):
+        return recbole_files(folder, request)
+    if has_parts(folder):
+        return Files([folder], [], [])
+    found = tables(folder, "interactions")
+    if not found:
+        stop_without_interactions(folder, request)
+    chosen, notes = whole(folder, "interactions", found, request)
+    items, more = whole(folder, "items", tables(folder, "items"), request)
+    return Files(chosen, items, notes + more)
+
+
+def whole(
+    folder: Path, stem: str, found: list[Path], request: Request
+) -> tuple[list[Path], list[str]]:
+    """Which of the tables of a stem make up the whole, and what is said of it: the one that has no
+    more than the stem for a name, else all of them.
+    """
+    plain = [path for path in found if path.name.split(".")[0] == stem and part_of(path) is None]
+    parts = [path for path in found if path not in plain]
+    split = [path for path in parts if part_of(path) is not None]
+    if len(plain) > 1 or (plain and split):
+        names = ", ".join(path.name for path in plain + split)
+        stop(
+            f"{folder} holds {names}; which is the log? Name it: "
+            f"{with_file(request.command, plain[0])}, or move the others away"
+        )
+    if plain and parts:
+        return plain, [f"{', '.join(path.name for path in parts)}: not read, {plain[0].name} is"]
+    if len(parts) > 1:
+        return parts, [f"{', '.join(path.name for path in parts)} are read as one"]
+    return plain or parts, []
+
+
+def with_file(command: str, path: Path) -> str:
+    """The command with a file in place of the folder."""
+    flag = f"--interactions {shlex.quote(str(path))}"
+    return re.sub(r"--(raw|interactions) ('[^']*'|\S+)", lambda _: flag, command)
+
+
+def recbole_files(folder: Path, request: Request) -> Files:
+    """NAME.inter, or NAME.train.inter, NAME.valid.inter and NAME.test.inter, with the .item."""
+    found = atomic(folder)
+    names = ", ".join(path.name for path in found)
+    logs = {PART.sub("", path.stem) for path in found}
+    split = [path for path in found if part_of(path) is not None]
+    if len(logs) > 1 or len(split) not in (0, len(found)):
+        stop(
+            f"{folder} holds {names}, which are not the parts of one log; name the one you mean: "
+            f"{with_file(request.command, found[0])}"
+        )
+    notes = [f"{names} are read as one"] if len(found) > 1 else []
+    return Files(found, [item_of(folder, logs.pop())], notes)
+
+
+def item_of(folder: Path, log: str) -> Path:
+    """The .item file of a log of RecBole's."""
+    found = sorted(folder.glob("*.item"))
+    own = [path for path in found if path.stem == log]
+    if not found:
+        stop(
+            f"{folder} holds {log}.inter but no .item file; titles are read from it: give a file "
+            f"{log}.item with item_id:token and title:token_seq"
+        )
+    if not own and len(found) > 1:
+        stop(
+            f"{folder} holds {', '.join(path.name for path in found)} and none is {log}.item; give "
+            "the one of this log that name"
+        )
+    return (own or found)[0]
+
+
+def stop_without_interactions(folder: Path, request: Request) -> None:
+    """Stops with what the folder holds, and how to name a file in it."""
+    if folder.is_file():
+        stop(f"{folder} is a file; give it so: {with_file(request.command, folder)}")
+    if not folder.is_dir():
+        stop(f"there is no folder {folder}; {EXPECTED} in the folder of --raw")
+    here = sorted(p for p in folder.iterdir() if is_table(p.name))
+    if not here:
+        stop(f"{folder} holds no interactions.csv; {EXPECTED}")
+    largest = max(here, key=lambda path: path.stat().st_size)
+    more = " --items ITEMS" if len(here) > 1 else ""
+    stop(
+        f"{folder} holds no interactions.csv but {', '.join(p.name for p in here[:8])}; "
+        f"{EXPECTED}. "
+        f"Or name the file: {with_file(request.command, largest)}{more}"
+    )
