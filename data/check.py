@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from delrec.data.prepared import Data, histories, load_data
+from delrec.data.title_faults import faults_of_folder, has_twin
 from delrec.runtime import read_npy, stop
 
 PARTS = ("train", "val", "test")
@@ -39,9 +40,12 @@ def finding(what: str, broken: np.ndarray) -> Finding:
 
 def check_folder(folder: Path) -> None:
     """Prints what holds of a prepared folder and stops if anything does not."""
-    findings = list(check(load_data(str(folder))))
+    data = load_data(str(folder))
+    findings = list(check(data))
     for f in findings:
         print(f"{'BAD ' if f.failed else 'ok  '} {f.what}: {f.broken:,} of {f.of:,}")
+    for line in faults_of_folder(data):
+        print(line)
     bad = sum(f.failed for f in findings)
     if bad:
         stop(f"{folder}: {bad} of {len(findings)} checks failed; prepare it again")
@@ -172,10 +176,10 @@ def check_candidates(stored: Stored, title_number: np.ndarray) -> Iterator[Findi
     is_touched = stored.pairs[place] == pair
     touched = "the user touched in training" if split == "train" else "the user ever touched"
     yield finding(f"{name}: nothing {touched} but the target", (is_touched & ~is_target).any(1))
-    has_twin = ((title_number[cand_nC] == title_number[target]) & ~is_target).any(1)
+    twin_n = has_twin(title_number, cand_nC, target)
     yield Finding(
         f"{name}: rows with another item of the target's title (counted, not an error)",
-        int(has_twin.sum()),
-        len(has_twin),
+        int(twin_n.sum()),
+        len(twin_n),
         is_error=False,
     )

@@ -43,6 +43,7 @@ from delrec.data.reading import Place, command_of, read_log
 from delrec.data.rules import Preparation, Rules, apply_rules, split_of
 from delrec.data.sources import SOURCES, Source
 from delrec.data.summary import meta_of, summary
+from delrec.data.title_faults import faults_of_folder
 from delrec.data.titles import one_line
 from delrec.runtime import (
     beside,
@@ -333,6 +334,8 @@ def main(
     for note in notes:
         print(f"note: {note}")
     data = load_data(str(out))
+    for line in faults_of_folder(data, found.log.titles):
+        print(line)
     draw_pictures(data, out / "pictures.png")
     print(f"prepared in {time.time() - start:.1f} s; pictures in {out / 'pictures.png'}")
     if auditing:

@@ -12,7 +12,7 @@ import polars as pl
 from delrec.data.candidates import draw_candidates
 from delrec.data.log import Ids, Log, Rows
 from delrec.data.prepared import subset
-from delrec.data.titles import clean_title
+from delrec.data.titles import clean_title, without_placeholders
 from delrec.runtime import stop
 
 PARTS = ("train", "val", "test")
@@ -210,17 +210,32 @@ def titles_of(item_ids: list[str], raw_titles: dict[str, str]) -> Titles:
     if unknown:
         stop(
             f"{len(unknown):,} of {len(item_ids):,} items have no row in the item table, the "
-            f"first is {unknown[0]!r}; add them, or leave out their interactions"
+            f"first is {unknown[0]!r}{near_id(unknown[0], raw_titles)}; add them, or leave out "
+            "their interactions with --drop-incomplete"
         )
-    text = []
-    blank = cleaned = cut = 0
-    for i in item_ids:
-        title, was_cut = clean_title(raw_titles[i])
-        blank += not title
-        cleaned += title != " ".join(raw_titles[i].split())
-        cut += was_cut
-        text.append(title or f"item {i}")
-    return Titles(text, blank, cleaned, cut)
+    clean = [clean_title(raw_titles[i]) for i in item_ids]
+    text = without_placeholders([title for title, _ in clean])
+    cleaned = sum(
+        title != " ".join(raw_titles[i].split()) for i, title in zip(item_ids, text, strict=True)
+    )
+    return Titles(
+        text=[title or f"item {i}" for i, title in zip(item_ids, text)],
+        blank=text.count(""),
+        cleaned=cleaned,
+        cut=sum(was_cut for _, was_cut in clean),
+    )
+
+
+def near_id(raw: str, raw_titles: dict[str, str]) -> str:
+    """In words, the id of the item table that may be meant: it differs in zeros in front, in a
+    '.0' behind, or in case.
+    """
+
+    def bare(i: str) -> str:
+        return i.removesuffix(".0").lstrip("0").lower()
+
+    meant = next((i for i in raw_titles if bare(i) == bare(raw)), None)
+    return f" (there is {meant!r}: write both in one way)" if meant else ""
 
 
 # ---------------------------------------------------------------- the split
