@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from delrec.data.time_formats import advised_format, read_format
 from delrec.runtime import stop
 
 NUMBER = r"^\+?([0-9]*)\.?([0-9]*)(?:[eE]([+-]?[0-9]{1,3}))?$"
@@ -23,7 +24,7 @@ PLAIN_DATES = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S%.f",
 PLAIN_DECIMAL = r"^[0-9]{1,11}(\.[0-9]{1,3})?$"
 COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # digits of a date -> its format
 # what programs write where a cell has no value
-MISSING = ["", "null", "NULL", "nan", "NaN", "None", "<NA>", "\\N"]
+MISSING = ["", "null", "NULL", "nan", "NaN", "None", "<NA>", "NaT", "NA", "\\N"]
 UNITS = {0: "seconds", 3: "milliseconds", 6: "microseconds", 9: "nanoseconds"}
 # what seconds since 1970 are between 1979 and 2103
 EARLIEST, LATEST = 3 * 10**8, 42 * 10**8
@@ -48,6 +49,8 @@ def clock_of(column: pl.Series, what: str, where: Where, time_format: str | None
     times that are text.
     """
     kind = column.dtype
+    if column.null_count():
+        stop_at_odd_time(column, what, where, column.is_null().arg_max(), "", column.is_null())
     if kind == pl.Date:
         clock = Clock((column.to_physical().cast(pl.Int64) * 86_400).to_numpy())
     elif kind == pl.Datetime:
@@ -82,8 +85,8 @@ def clock_of_text(column: pl.Series, what: str, where: Where, time_format: str |
     """Times written as text: by the given format, else by the form that most of them have."""
     if time_format:
         return clock_by_format(column, what, where, time_format)
-    if column.str.contains(WHOLE).all():
-        return clock_of_numbers(column, what, where)
+    if clock := clock_of_whole(column):
+        return as_dates(clock, column, what, where) if len(column) else clock
     for plain in PLAIN_DATES if ISO_HEAD.match(column[0] or "") else ():
         read = column.str.to_datetime(plain, time_unit="ns", strict=False)
         if not read.null_count():
@@ -106,7 +109,7 @@ def stop_at_odd_time(
     column: pl.Series, what: str, where: Where, row: int, form: str, fits: pl.Series
 ) -> None:
     """Stops at the first time that does not have the form of the others."""
-    value = column[row]
+    value = str(column[row] if column[row] is not None else "")
     if value in MISSING:
         said = f"{what} is {value!r}, no value" if value else f"{what} is blank"
         advice = "give the row a time, or leave out such rows with --drop-incomplete"
@@ -118,21 +121,13 @@ def stop_at_odd_time(
         advice = "write all in one form"
     else:
         said = f"{what} {value!r} is neither a number nor a date like 2014-01-31 23:59:00"
-        advice = (
-            "say how it is written: --time-format '%m/%d/%Y %H:%M' if the month is first, "
-            "--time-format '%d/%m/%Y %H:%M' if the day is (%S seconds, %I and %p for AM and PM)"
-        )
+        advice = advised_format(column)
     stop(f"{where(row)}: {said}; {advice}")
 
 
 def clock_by_format(column: pl.Series, what: str, where: Where, time_format: str) -> Clock:
     """Times in a format that is given, as strptime knows it."""
-    try:
-        read = column.str.to_datetime(time_format, time_unit="ns", strict=False)
-    except pl.exceptions.PolarsError:
-        read = None
-    if read is None or read.null_count():  # a format without a time of day is one of dates
-        read = column.str.to_date(time_format, strict=False).cast(pl.Datetime("ns"))
+    read = read_format(column, time_format)
     if read.null_count():
         row = read.is_null().arg_max()
         stop(
@@ -235,9 +230,8 @@ def clock_of_numbers(column: pl.Series, what: str, where: Where, is_time: bool =
     """Numbers in any form, exactly: '1500000000', '1.5e9', '1500000000.25'. Fractions make all of
     them a thousand, a million .. times larger.
     """
-    if column.str.contains(WHOLE).all():
-        clock = Clock(column.str.strip_suffix(".0").cast(pl.Int64).to_numpy())
-    else:
+    clock = clock_of_whole(column)
+    if clock is None:
         is_number = column.str.contains(IS_NUMBER)
         if not is_number.all():
             row = (~is_number).arg_max()
@@ -266,6 +260,13 @@ def note_on_fractions(what: str, decimals: int) -> str:
     return f"{what}s have fractions and are kept as whole numbers, {unit}"
 
 
+def clock_of_whole(column: pl.Series) -> Clock | None:
+    """Whole numbers as they stand; None where some are none."""
+    if not column.str.contains(WHOLE).all():
+        return None
+    return Clock(column.str.strip_suffix(".0").cast(pl.Int64).to_numpy())
+
+
 def exact(column: pl.Series, what: str, where: Where) -> Clock:
     """Decimal numbers as whole ones: each is digits * 10**shift."""
     part = column.str.extract_groups(NUMBER).struct
@@ -287,6 +288,9 @@ def exact(column: pl.Series, what: str, where: Where) -> Clock:
         if most <= 18 and largest * 10.0**k < LARGEST - 2**12:
             value = short.replace("", "0").cast(pl.Int64).to_numpy()
             when = value * 10 ** (shift.to_numpy() + k).clip(0)
+            if k and largest < EARLIEST // 3 <= when.max():  # no seconds, and none shall they seem
+                when = np.unique(when, return_inverse=True)[1]
+                return Clock(when, [*notes, by_rank(what)], k)
             if k:
                 notes.append(note_on_fractions(what, k))
             return Clock(when, notes, k)
@@ -297,7 +301,7 @@ def exact(column: pl.Series, what: str, where: Where) -> Clock:
 
 def by_rank(what: str) -> str:
     """The line about times of which only the order is kept."""
-    return f"{what}s have too many digits for a whole number: only their order is kept"
+    return f"{what}s have fractions and are no seconds since 1970: only their order is kept"
 
 
 def nineteen_digits(

@@ -31,6 +31,8 @@ def refusal(values, time_format=None, dtype=None):
         (["1500000000.1234567", "1"], [1500000000123456700, 1000000000]),
         (["1700000000000000000", "1700000000000000001"], [17 * 10**17, 17 * 10**17 + 1]),
         (["1.2345678901234567e-05", "0.0", "0.3", "1.0"], [1, 0, 2, 3]),
+        (["45292.3541666667", "45292.3541666666"], [1, 0]),  # days, as a sheet counts them
+        (["0.5", "0.123456"], [500000, 123456]),
         (["1970-01-02", "1970-1-3"], [86400, 172800]),
         (["1970-01-02 03:04:05", "1970/01/02 03:04"], [97445, 97440]),
         (["1970-01-02T03:04:05Z", "1970-01-02 03:04:05 UTC"], [97445, 97445]),
@@ -74,7 +76,12 @@ def test_a_format_says_how_a_time_is_written(values, time_format, when):
         (["1969-12-31"], "line 2: timestamp '1969-12-31' is before 1970"),
         (["2014-02-30"], "line 2: timestamp '2014-02-30' is no day or time of the calendar"),
         (["2014-02-28 25:00"], "no day or time of the calendar"),
-        (["01/02/2014"], "--time-format '%m/%d/%Y %H:%M' if the month is first"),
+        (["01/02/2014"], "--time-format '%m/%d/%Y' or --time-format '%d/%m/%Y'"),
+        (["1/13/2014 8:26", "2/1/2014 9:00"], "written: --time-format '%m/%d/%Y %H:%M'"),
+        (["Tue Apr 03 18:00:09 +0000 2012"], "written: --time-format '%a %b %d %H:%M:%S %z %Y'"),
+        (["2014-01-02 03:00:00 PM"], "written: --time-format '%Y-%m-%d %I:%M:%S %p'"),
+        (["in the spring"], "such as --time-format '%d/%m/%Y %H:%M' (%m the month"),
+        (["5", None], "line 3: timestamp is blank"),
         (["1500000000,5"], "neither a number nor a date"),
         (
             ["2014-01-01T00:00:00Z", "2014-01-01T00:00:00"],
