@@ -102,7 +102,8 @@ def amazon_titles(meta: Path, rows: Rows, notes: list[str]) -> dict[str, str]:
         for name in ("parent_asin", "asin"):
             item = record.get(name)
             if item in titles and not titles[item]:
-                titles[item] = str(record.get("title") or "")
+                title = record.get("title") or ""
+                titles[item] = str(title[0] if isinstance(title, list) else title)
     if titles and not any(titles.values()):
         notes.append(f"{meta.name} holds no title of these products: is it of another release?")
     return titles

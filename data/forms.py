@@ -22,6 +22,7 @@ BINARY = {
     b"\xd0\xcf\x11\xe0": "an old Excel sheet; save it as csv",
     b"PAR1": "parquet; give its name the ending .parquet",
     b"\x28\xb5\x2f\xfd": "packed with zstd; unpack it: zstd -d FILE",
+    b"\x1f\x8b": "packed with gzip; give its name the ending .gz",
     b"BZh": "packed with bzip2; unpack it: bunzip2 FILE",
     b"SQLite": "a data base; write the table as csv",
 }

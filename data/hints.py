@@ -43,7 +43,7 @@ WORDS = {
     "user": "user customer kund client member reviewer visitor buyer account session person",
     "item": "item product article artikel movie book game asin isbn sku stockcode song track "
     "artist video anime business",
-    "timestamp": "timestamp datetime time date datum zeit created when",
+    "timestamp": "timestamp datetime time date datum zeit created when _dt _dat",
     "title": "title titel name bezeichnung description beschreibung",
 }
 

@@ -2,6 +2,8 @@
 several, the titles in a table of their own or in the interactions' columns.
 """
 
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +36,8 @@ def read_file(path: Path, items: Path | None, request: Request) -> Log:
     if path.is_dir() and atomic(path):
         stop(f"{path} is a folder of RecBole's files; give it with --raw instead")
     if not path.is_dir() and not is_table(path.name) and path.suffix in (".json", ".jsonl"):
-        stop(f"{path} is JSON; write it as csv or parquet with a column for each of its names")
+        convert = f"import polars; polars.read_ndjson('{path}').write_parquet('{path}.parquet')"
+        stop(f"{path} is JSON; make a table of it: python -c {shlex.quote(convert)}")
     titles = [items] if items else []
     if path.suffix == ".inter" and not items:
         titles = [item_of(path.parent, path.stem)]
@@ -108,17 +111,43 @@ def stop_unless_columns(
         if with_titles:
             expected += f", and {names.title or 'title'}, as there is no table of titles"
         advice = f"name yours: {command_for(request, header, missing)}"
+        if "timestamp" in missing and "timestamp" not in guessed(header, missing):
+            advice += "; " + numbering(table)
         if "title" in missing and "title" not in guessed(header, missing):
             rest = command_for(request, header, [role for role in missing if role != "title"])
             advice = "add a table of titles, items.csv (item,title), in the same folder"
             if "--interactions" in request.command:
                 advice = f"give a table of titles (item,title): {rest} --items ITEMS"
-        if all(not name or name[:1].isdigit() for name in header):
-            advice = f"write a first line that names the {len(header)} columns"
+        if any(re.fullmatch(r"[0-9]+([.:/ -][0-9APM.:/ -]*)?", name) for name in header):
+            advice = naming(table)
         stop(
             f"{table.path}: the header names {', '.join(header)}; expected the columns {expected}; "
             f"{advice}"
         )
+
+
+def naming(table: Table) -> str:
+    """What to do where a table has no header."""
+    names = ["user", "item", "timestamp", *(f"more{n}" for n in range(1, len(table.header) - 2))]
+    line = (table.separator or ",").join(names[: len(table.header)])
+    new = table.path.with_stem(f"{table.path.stem}-named").with_suffix(".csv")
+    return (
+        f"the first line looks like a row: put one in front that names the {len(table.header)} "
+        f"columns, in their order: (echo {shlex.quote(line)}; cat {shlex.quote(str(table.path))}) "
+        f"> {shlex.quote(str(new))}"
+    )
+
+
+def numbering(table: Table) -> str:
+    """What to do where a table has neither times nor positions."""
+    said = "if no column tells when, and the rows stand in order, number them in a column position"
+    if table.separator is None or table.path.suffix == ".gz":
+        return said
+    name = "position:float" if table.types else "position"
+    between = table.separator.replace("\t", "\\t")
+    new = table.path.with_stem(f"{table.path.stem}-numbered")
+    awk = f"""'{{sub("\\r$", ""); print $0 "{between}" (NR==1 ? "{name}" : NR-2)}}'"""
+    return f"{said}: awk {awk} {shlex.quote(str(table.path))} > {shlex.quote(str(new))}"
 
 
 def rows_in(table: Table, names: Columns, request: Request) -> tuple[Rows, np.ndarray, list[str]]:
@@ -152,7 +181,9 @@ def rows_in(table: Table, names: Columns, request: Request) -> tuple[Rows, np.nd
     def place(row: int) -> str:
         return table.place(int(kept[row]))
 
-    user, item, time = ids["user"][kept], ids["item"][kept], table.rows[name][kept]
+    user, item, time = ids["user"], ids["item"], table.rows[name]
+    if len(kept) < len(table.rows):
+        user, item, time = user[kept], item[kept], time[kept]
     stop_at_blank(user, "user", place)
     stop_at_blank(item, "item", place)
     timed = name == names.timestamp
@@ -174,11 +205,25 @@ def ids_in(table: Table, name: str) -> pl.Series:
     column = table.rows[name]
     if column.dtype.is_nested():
         stop(f"{table.path}: the column {name} is {column.dtype}, expected one id in each row")
+    if column.dtype.is_float() and (column.drop_nulls() % 1 == 0).all():
+        column = column.cast(pl.Int64, strict=False)
     text = column.cast(pl.String).fill_null("")
+    stop_at_rounded_ids(text, name, table)
     known = text.filter(text != "") if column.dtype == pl.String else text
     if known.head(1).str.ends_with(".0").all() and known.str.contains(r"^-?[0-9]+\.0$").all():
         return text.str.strip_suffix(".0")
     return text
+
+
+def stop_at_rounded_ids(text: pl.Series, name: str, table: Table) -> None:
+    """Stops at ids like 4.00638E+12: a spreadsheet rounded them, so several became one."""
+    rounded = text.str.contains(r"^[0-9]([.,][0-9]+)?[eE]\+?[0-9]{2}$")
+    if rounded.any():
+        row = rounded.arg_max()
+        stop(
+            f"{table.place(row)}: the {name} {text[row]!r} was rounded by a spreadsheet, so "
+            "different ones became one; export the table again with that column as text"
+        )
 
 
 def stop_at_blank(ids: pl.Series, what: str, place: Where) -> None:
@@ -203,7 +248,7 @@ def titles_in(files: Files, names: Columns, request: Request) -> tuple[dict[str,
         read_table(path, list(filter(None, vars(names).values())), encoding) for path in files.items
     ]
     if not names.title:
-        names = replace(names, title=title_column(tables[0]))
+        names = replace(names, title=title_column(tables[0], request))
         tables = [read_table(path, [names.item, names.title], encoding) for path in files.items]
     for table in tables:
         missing = [r for r in ("item", "title") if vars(names)[r] not in table.header]
@@ -246,7 +291,7 @@ def stop_if_two_titles(item: pl.Series, title: pl.Series, place: Where) -> None:
             )
 
 
-def title_column(table: Table) -> str:
+def title_column(table: Table, request: Request) -> str:
     """The column of titles in RecBole's .item: the one that is text of several words and whose
     name is title, else ends with it, else with name; a single word is a title only if so called.
     """
@@ -260,7 +305,8 @@ def title_column(table: Table) -> str:
     if not found:
         stop(
             f"{table.path}: the header names {', '.join(table.header)}; none is a title "
-            "(title:token_seq or item_name:token_seq); name it: --title-column COLUMN"
+            "(title:token_seq or item_name:token_seq); name it: "
+            f"{command_for(request, table.header, ['title'])}"
         )
     return found[0]
 

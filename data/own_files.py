@@ -12,6 +12,8 @@ from delrec.runtime import stop
 # the word in a file's name that says which part of a split it holds -> train 0, val 1, test 2
 PARTS = {"train": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 PART = re.compile(rf"(?:^|[._-])({'|'.join(PARTS)})(?=[._-]|$)", re.IGNORECASE)
+# the word in a file's name that says it is the table of the items
+ITEMS = re.compile("item|product|article|movie|book|game|anime|title|meta|song|artist", re.I)
 EXPECTED = (
     "expected interactions.csv (user, item and timestamp or position) and items.csv (item, title), "
     "also .tsv, .csv.gz or .parquet, or RecBole's .inter and .item"
@@ -147,10 +149,15 @@ def stop_without_interactions(folder: Path, request: Request) -> None:
     if not folder.is_dir():
         stop(f"there is no folder {folder}; {EXPECTED} in the folder of --raw")
     here = sorted(p for p in folder.iterdir() if is_table(p.name))
+    below = [p.parent for p in sorted(folder.glob("*/*")) if is_own_log(p.parent)]
+    if not here and below:
+        command = re.sub(r"--raw ('[^']*'|\S+)", lambda _: f"--raw {below[0]}", request.command)
+        stop(f"{folder} holds no interactions.csv, but {below[0]} does: {command}")
     if not here:
         stop(f"{folder} holds no interactions.csv; {EXPECTED}")
     largest = max(here, key=lambda path: path.stat().st_size)
-    more = " --items ITEMS" if len(here) > 1 else ""
+    others = sorted((p for p in here if p != largest), key=lambda p: not ITEMS.search(p.name))
+    more = f" --items {shlex.quote(str(others[0]))}" if others else ""
     stop(
         f"{folder} holds no interactions.csv but {', '.join(p.name for p in here[:8])}; "
         f"{EXPECTED}. "

@@ -103,7 +103,8 @@ def record_of(line: bytes, path: Path, n: int) -> dict | None:
         except (ValueError, SyntaxError, UnicodeDecodeError, RecursionError, MemoryError):
             cut = "" if line.endswith(b"\n") else ", and it has no end: the file was cut"
             stop(
-                f"{path}, line {n}: neither JSON nor a Python literal{cut}; download the file again"
+                f"{path}, line {n}: neither JSON nor a Python literal{cut}; download the file "
+                "again, or write one record a line"
             )
     if record is not None and not isinstance(record, dict):
         kind = "a list" if isinstance(record, list) else type(record).__name__

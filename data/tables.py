@@ -42,6 +42,7 @@ class Table:
     place: Callable[[int], str]  # where a row stands, in words
     notes: list[str]  # what is said of how it was read
     types: dict[str, str]  # RecBole's type of a column
+    separator: str | None = None  # of text
 
 
 def read_table(
@@ -75,7 +76,7 @@ def read_table(
     def place(row: int) -> str:
         return f"{path}, line {first + row if lines is None else lines[row]}"
 
-    return Table(path, header, rows, place, notes, types)
+    return Table(path, header, rows, place, notes, types, form.separator)
 
 
 def joined(tables: list[Table]) -> Table:

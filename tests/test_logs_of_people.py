@@ -1,60 +1,31 @@
-"""data/own.py: logs as people have them, in several files, with columns, encodings and separators
-of their own, and what is said of those that are not whole.
+"""data/own.py, own_files.py, hints.py: logs in several files, with columns of their own names; the
+command that a refusal shows works.
 """
 
 import gzip
+import json
+import shlex
+import subprocess
+import sys
 
 import polars as pl
 import pytest
-from click import ClickException
+from own_logs import (
+    ATOMIC_TITLES,
+    COMMAND,
+    HEAD,
+    ROWS,
+    TITLES,
+    folder,
+    is_the_log,
+    refusal,
+    request,
+    tabbed,
+    table,
+)
 
-from delrec.data.hints import Columns, Request, guessed
+from delrec.data.hints import guessed
 from delrec.data.own import read_file, read_own
-
-ROWS = [(u, i, 1_500_000_000 + 10 * i + u) for u in range(3) for i in range(5)]
-HEAD = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
-
-
-def tabbed(rows, head=HEAD):
-    return head + "".join(f"{u}\t{i}\t4\t{t}\n" for u, i, t in rows)
-
-
-def table(rows, head="user,item,timestamp", separator=","):
-    lines = [head.replace(",", separator), *(separator.join(map(str, row)) for row in rows)]
-    return "\n".join(lines) + "\n"
-
-
-TITLES = table([(i, f"Tea {i}") for i in range(5)], "item,title")
-ATOMIC_TITLES = "item_id:token\ttitle:token_seq\n" + "".join(f"{i}\tTea {i}\n" for i in range(5))
-
-
-def folder(tmp_path, **files):
-    """A folder of files; two underscores in a name stand for a dot, three for a slash."""
-    for name, text in files.items():
-        path = tmp_path / name.replace("___", "/").replace("__", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return tmp_path
-
-
-def request(*, command="python data/prepare.py shop --raw RAW", **more):
-    columns = {key: more.pop(key) for key in list(more) if key in vars(Columns())}
-    return Request(columns=Columns(**columns), command=command, **more)
-
-
-def is_the_log(log, rows=ROWS):
-    found = zip(log.rows.user, log.rows.item, log.rows.when.tolist())
-    assert sorted(found) == sorted((str(u), str(i), t) for u, i, t in rows)
-    assert log.titles == {str(i): f"Tea {i}" for i in range(5)}
-    return True
-
-
-def refusal(read, *args):
-    with pytest.raises(ClickException) as refused:
-        read(*args)
-    assert "\n" not in refused.value.message
-    return refused.value.message
-
 
 # ---------------------------------------------------------------- several files
 
@@ -182,6 +153,8 @@ def test_histories_of_recbole_are_no_interactions(tmp_path):
         ("Bestelldatum Kundennummer Artikelnummer Bezeichnung Menge", [1, 2, 0, 3]),
         ("InvoiceNo StockCode Description InvoiceDate CustomerID", [4, 1, 3, 2]),
         ("userId movieId rating timestamp title", [0, 1, 3, 4]),
+        ("user_id item_id last_watch_dt title", [0, 1, 2, 3]),
+        ("t_dat customer_id article_id prod_name", [1, 2, 0, 3]),
         ("product_name product_id username user_id created_at", [3, 1, 4, 0]),
     ],
 )
@@ -204,138 +177,48 @@ def test_the_command_in_a_refusal_works(tmp_path):
     assert is_the_log(read_file(path, None, request(timestamp="at when", **columns)))
 
 
-def test_a_table_without_a_header_is_said_to_have_none(tmp_path):
-    path = folder(tmp_path, shop__csv=table(ROWS[1:], "1,2,1500000000")) / "shop.csv"
+def test_the_command_for_a_table_without_a_header_makes_one_that_is_read(tmp_path):
+    path = folder(tmp_path, **{"my shop__csv": table(ROWS[1:], "0,0,1500000000")}) / "my shop.csv"
     said = refusal(read_file, path, None, request())
-    assert "write a first line that names the 3 columns" in said
+    command = said.partition("in their order: ")[2]
+    subprocess.run(["bash", "-c", command], check=True)
+    items = folder(tmp_path, items__csv=TITLES) / "items.csv"
+    assert is_the_log(read_file(tmp_path / "my shop-named.csv", items, request()))
 
 
-# ---------------------------------------------------------------- text
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_command_for_rows_without_times_numbers_them(tmp_path, end):
+    text = table([row[:2] for row in ROWS], "user;item", ";").replace("\n", end)
+    items = folder(tmp_path, items__csv=TITLES, shop__csv=text) / "items.csv"
+    said = refusal(read_file, tmp_path / "shop.csv", items, request())
+    command = said.partition("number them in a column position: ")[2]
+    subprocess.run(["bash", "-c", command], check=True)
+    log = read_file(tmp_path / "shop-numbered.csv", items, request())
+    assert log.rows.when.tolist() == list(range(15)) and not log.rows.timed
 
 
-@pytest.mark.parametrize("separator", [";", "\t", "|"])
-def test_the_separator_is_found_and_said(tmp_path, separator):
-    titles = table([(i, f"Tea {i}") for i in range(5)], "item,title", separator)
-    text = table(ROWS, separator=separator)
-    log = read_own(folder(tmp_path, interactions__csv=text, items__csv=titles), request())
-    assert is_the_log(log) and "interactions.csv: its cells are separated by" in log.notes[0]
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "windows-1252"])
-def test_other_encodings_are_read(tmp_path, encoding):
-    titles = TITLES.replace("Tea", "Tee für")
-    raw = folder(
-        tmp_path, interactions__csv=table(ROWS).encode(encoding), items__csv=titles.encode(encoding)
-    )
-    if encoding == "windows-1252":
-        said = refusal(read_own, raw, request())
-        assert "items.csv, line 2: byte 0xfc is not UTF-8" in said
-        assert "--encoding windows-1252" in said
-    given = encoding if encoding == "windows-1252" else None
-    assert read_own(raw, request(encoding=given)).titles["3"] == "Tee für 3"
-
-
-def test_a_byte_order_mark_is_skipped_in_recbole_s_files(tmp_path):
-    mark = b"\xef\xbb\xbf"
-    raw = folder(
-        tmp_path, a__inter=mark + tabbed(ROWS).encode(), a__item=mark + ATOMIC_TITLES.encode()
-    )
-    assert is_the_log(read_own(raw, request()))
-
-
-def test_blank_lines_are_no_rows_and_later_lines_keep_their_numbers(tmp_path):
-    text = table(ROWS).replace("\n1,", "\n\n,,\n1,", 1) + "\n\r\n"
-    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES + "\n\n")
-    assert is_the_log(read_own(raw, request()))
-    folder(raw, interactions__csv=text.replace("\n2,0,", "\n ,0,"))
-    assert "interactions.csv, line 14: the user is blank" in refusal(read_own, raw, request())
-
-
-@pytest.mark.parametrize("end", ["2,4", "2,4,15000", "2"])
-def test_a_file_that_was_cut_is_said_to_be(tmp_path, end):
-    text = table(ROWS[:-1]) + end
-    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES)
-    assert "the file was cut" in refusal(read_own, raw, request())
-
-
-def test_a_last_line_without_an_end_is_read(tmp_path):
-    raw = folder(tmp_path, interactions__csv=table(ROWS).rstrip("\n"), items__csv=TITLES)
-    assert is_the_log(read_own(raw, request()))
+def test_the_command_for_json_makes_a_table(tmp_path):
+    lines = [json.dumps({"user": u, "item": i, "timestamp": t}) for u, i, t in ROWS]
+    path = folder(tmp_path, shop__jsonl="\n".join(lines) + "\n") / "shop.jsonl"
+    said = refusal(read_file, path, None, request())
+    command = shlex.split(said.partition("make a table of it: ")[2])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    items = folder(tmp_path, items__csv=TITLES) / "items.csv"
+    assert is_the_log(read_file(tmp_path / "shop.jsonl.parquet", items, request()))
 
 
 @pytest.mark.parametrize(
-    "start, says",
+    "files, says",
     [
-        (b"PK\x03\x04xx", "a zip file or an Excel sheet; unpack it, or save the sheet as csv"),
-        (b"PAR1", "is parquet; give its name the ending .parquet"),
-        (b"a\0b", "is no text (it holds zero bytes)"),
-        (b"", "is empty, expected a header line and rows"),
+        (["BX-Ratings.csv", "BX-Books.csv"], "--interactions {}/BX-Ratings.csv --items {}/BX-Bo"),
+        (["a.csv", "movies.csv", "links.csv"], "--interactions {}/a.csv --items {}/movies.csv"),
+        (["data/interactions.csv"], "but {}/data does: python data/prepare.py shop --raw {}/data"),
+        (["readme.md"], "holds no interactions.csv; expected interactions.csv (user, item"),
     ],
 )
-def test_what_is_no_text_is_named(tmp_path, start, says):
-    path = folder(tmp_path, shop__csv=start) / "shop.csv"
-    assert says in refusal(read_file, path, None, request())
-
-
-# ---------------------------------------------------------------- ids and titles
-
-
-@pytest.mark.parametrize("form", ["csv", "recbole", "parquet"])
-def test_an_item_twice_and_a_blank_id_are_refused_in_every_format(tmp_path, form):
-    def files(rows, titles):
-        if form == "recbole":
-            text = (
-                ATOMIC_TITLES.partition("\n")[0] + "\n" + "".join(f"{i}\t{t}\n" for i, t in titles)
-            )
-            return folder(tmp_path, a__inter=tabbed(rows), a__item=text)
-        if form == "csv":
-            items = table(titles, "item,title")
-            return folder(tmp_path, interactions__csv=table(rows), items__csv=items)
-        for name, cells, columns in (
-            ("interactions", rows, ["user", "item", "timestamp"]),
-            ("items", titles, ["item", "title"]),
-        ):
-            frame = pl.DataFrame(cells, schema=columns, orient="row", strict=False)
-            frame.write_parquet(tmp_path / f"{name}.parquet")
-        return tmp_path
-
-    titles = [(str(i), f"Tea {i}") for i in range(5)]
-    text = [(str(u), str(i), t) for u, i, t in ROWS]
-    assert is_the_log(read_own(files(text, titles), request()))
-    said = refusal(read_own, files(text, [*titles, ("3", "Coffee")]), request())
-    assert "item '3' is there twice, as 'Tea 3' and 'Coffee'" in said
-    assert is_the_log(read_own(files(text, [*titles, ("3", "Tea 3")]), request()))
-    for blank, word in (("", "is blank"), ("nan", "is 'nan'"), ("null", "is 'null'")):
-        raw = files([*text, (blank, "1", 1_500_000_000)], titles)
-        assert f"the user {word}" in refusal(read_own, raw, request())
-        assert is_the_log(read_own(raw, request(drop_incomplete=True)))
-
-
-def test_incomplete_rows_are_left_out_on_request_and_counted(tmp_path):
-    rows = [*ROWS, ("", 1, 1_500_000_000), (1, 2, ""), (1, 9, 1_500_000_000)]
-    raw = folder(tmp_path, interactions__csv=table(rows), items__csv=TITLES)
-    log = read_own(raw, request(drop_incomplete=True))
-    assert is_the_log(log)
-    assert log.notes == [
-        "2 of 18 rows without a user, an item or a timestamp are left out",
-        "1 of 16 rows of items without a row in the item table are left out",
-    ]
-
-
-def test_ids_that_became_floats_are_the_whole_numbers_they_were(tmp_path):
-    rows = [(f"{u}.0", f"{i}.0", f"{t}.0") for u, i, t in ROWS]
-    assert is_the_log(
-        read_own(folder(tmp_path, interactions__csv=table(rows), items__csv=TITLES), request())
-    )
-
-
-def test_titles_in_the_interactions_own_column_and_the_last_one_counts(tmp_path):
-    rows = [(u, i, t, f"Tea {i}") for u, i, t in ROWS] + [(1, 3, 5, "Old tea"), (1, 3, 1_6e8, "")]
-    path = folder(tmp_path, shop__csv=table(rows, "user,item,timestamp,title")) / "shop.csv"
-    log = read_file(path, None, request())
-    assert log.titles == {str(i): f"Tea {i}" for i in range(5)}
-    assert "1 items had more than one title, the last one counts: item 3 was" in log.notes[-1]
-    raw = folder(tmp_path / "raw", interactions__csv=path.read_bytes())
-    assert read_own(raw, request()).titles == log.titles
-    said = refusal(read_file, path, None, request(title="name"))
-    assert "and name, as there is no table of titles" in said and "--title-column title" in said
+def test_files_of_other_names_are_named_in_the_command(tmp_path, files, says):
+    for n, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x" * (100 - n))
+    said = refusal(read_own, tmp_path, request(command=f"{COMMAND} --raw {tmp_path}"))
+    assert says.format(tmp_path, tmp_path) in said

@@ -38,7 +38,8 @@ def is_the_log(found, rows=ROWS, scale=1):
 
 
 def meta(folder, category, key="asin", ending="json.gz"):
-    records = [{key: i, "title": f"Tea {i}", "details": "{}"} for i in ITEMS]
+    titles = {i: f"Tea {i}" for i in ITEMS} | {"B4": ["Tea B4"]}
+    records = [{key: i, "title": titles[i], "details": "{}"} for i in ITEMS]
     packed(folder / f"meta_{category}.{ending}", ["null", *map(json.dumps, records)])
 
 
@@ -292,7 +293,7 @@ def test_kuairec_s_times_keep_their_milliseconds_and_captions_their_line_breaks(
         ("{}", "{}/shop.csv", None, "give one of them"),
         ("{}", None, "{}/shop.csv", "--items is the table of titles of --interactions"),
         (None, "{}/nothing.csv", None, "there is no file {}/nothing.csv"),
-        (None, "{}/shop.jsonl", None, "is JSON; write it as csv or parquet"),
+        (None, "{}/shop.jsonl", None, "is JSON; make a table of it"),
         ("{}", None, None, "no interactions.csv but shop.csv"),
         ("{}", None, None, "Or name the file: X --interactions {}/shop.csv"),
     ],

@@ -1,0 +1,172 @@
+"""data/forms.py, tables.py, own.py: separators, encodings, blank and cut lines, blank ids, an item
+twice, titles in the log's own column.
+"""
+
+import polars as pl
+import pytest
+from own_logs import (
+    ATOMIC_TITLES,
+    ROWS,
+    TITLES,
+    folder,
+    is_the_log,
+    refusal,
+    request,
+    tabbed,
+    table,
+)
+
+from delrec.data.own import read_file, read_own
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_the_separator_is_found_and_said(tmp_path, separator):
+    titles = table([(i, f"Tea {i}") for i in range(5)], "item,title", separator)
+    text = table(ROWS, separator=separator)
+    log = read_own(folder(tmp_path, interactions__csv=text, items__csv=titles), request())
+    assert is_the_log(log) and "interactions.csv: its cells are separated by" in log.notes[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "windows-1252"])
+def test_other_encodings_are_read(tmp_path, encoding):
+    titles = TITLES.replace("Tea", "Tee für")
+    raw = folder(
+        tmp_path, interactions__csv=table(ROWS).encode(encoding), items__csv=titles.encode(encoding)
+    )
+    if encoding == "windows-1252":
+        said = refusal(read_own, raw, request())
+        assert "items.csv, line 2: byte 0xfc is not UTF-8" in said
+        assert "--encoding windows-1252" in said
+    given = encoding if encoding == "windows-1252" else None
+    assert read_own(raw, request(encoding=given)).titles["3"] == "Tee für 3"
+
+
+def test_a_byte_order_mark_is_skipped_in_recbole_s_files(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    raw = folder(
+        tmp_path, a__inter=mark + tabbed(ROWS).encode(), a__item=mark + ATOMIC_TITLES.encode()
+    )
+    assert is_the_log(read_own(raw, request()))
+
+
+def test_blank_lines_are_no_rows_and_later_lines_keep_their_numbers(tmp_path):
+    text = table(ROWS).replace("\n1,", "\n\n,,\n1,", 1) + "\n\r\n"
+    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES + "\n\n")
+    assert is_the_log(read_own(raw, request()))
+    folder(raw, interactions__csv=text.replace("\n2,0,", "\n ,0,"))
+    assert "interactions.csv, line 14: the user is blank" in refusal(read_own, raw, request())
+
+
+@pytest.mark.parametrize("end", ["2,4", "2,4,15000", "2"])
+def test_a_file_that_was_cut_is_said_to_be(tmp_path, end):
+    text = table(ROWS[:-1]) + end
+    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES)
+    assert "the file was cut" in refusal(read_own, raw, request())
+
+
+def test_a_last_line_without_an_end_is_read(tmp_path):
+    raw = folder(tmp_path, interactions__csv=table(ROWS).rstrip("\n"), items__csv=TITLES)
+    assert is_the_log(read_own(raw, request()))
+
+
+@pytest.mark.parametrize(
+    "start, says",
+    [
+        (b"PK\x03\x04xx", "a zip file or an Excel sheet; unpack it, or save the sheet as csv"),
+        (b"\x1f\x8b\x08", "is packed with gzip; give its name the ending .gz"),
+        (b"PAR1", "is parquet; give its name the ending .parquet"),
+        (b"a\0b", "is no text (it holds zero bytes)"),
+        (b"", "is empty, expected a header line and rows"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path, start, says):
+    path = folder(tmp_path, shop__csv=start) / "shop.csv"
+    assert says in refusal(read_file, path, None, request())
+
+
+# ---------------------------------------------------------------- ids and titles
+
+
+@pytest.mark.parametrize("form", ["csv", "recbole", "parquet"])
+def test_an_item_twice_and_a_blank_id_are_refused_in_every_format(tmp_path, form):
+    def files(rows, titles):
+        if form == "recbole":
+            text = (
+                ATOMIC_TITLES.partition("\n")[0] + "\n" + "".join(f"{i}\t{t}\n" for i, t in titles)
+            )
+            return folder(tmp_path, a__inter=tabbed(rows), a__item=text)
+        if form == "csv":
+            items = table(titles, "item,title")
+            return folder(tmp_path, interactions__csv=table(rows), items__csv=items)
+        for name, cells, columns in (
+            ("interactions", rows, ["user", "item", "timestamp"]),
+            ("items", titles, ["item", "title"]),
+        ):
+            frame = pl.DataFrame(cells, schema=columns, orient="row", strict=False)
+            frame.write_parquet(tmp_path / f"{name}.parquet")
+        return tmp_path
+
+    titles = [(str(i), f"Tea {i}") for i in range(5)]
+    text = [(str(u), str(i), t) for u, i, t in ROWS]
+    assert is_the_log(read_own(files(text, titles), request()))
+    said = refusal(read_own, files(text, [*titles, ("3", "Coffee")]), request())
+    assert "item '3' is there twice, as 'Tea 3' and 'Coffee'" in said
+    assert is_the_log(read_own(files(text, [*titles, ("3", "Tea 3")]), request()))
+    for blank, word in (
+        ("", "is blank"),
+        ("nan", "is 'nan'"),
+        ("null", "is 'null'"),
+        ("NA", "is 'NA'"),
+    ):
+        raw = files([*text, (blank, "1", 1_500_000_000)], titles)
+        assert f"the user {word}" in refusal(read_own, raw, request())
+        assert is_the_log(read_own(raw, request(drop_incomplete=True)))
+
+
+def test_incomplete_rows_are_left_out_on_request_and_counted(tmp_path):
+    rows = [*ROWS, ("", 1, 1_500_000_000), (1, 2, ""), (1, 9, 1_500_000_000)]
+    raw = folder(tmp_path, interactions__csv=table(rows), items__csv=TITLES)
+    log = read_own(raw, request(drop_incomplete=True))
+    assert is_the_log(log)
+    assert log.notes == [
+        "2 of 18 rows without a user, an item or a timestamp are left out",
+        "1 of 16 rows of items without a row in the item table are left out",
+    ]
+
+
+def test_ids_that_became_floats_are_the_whole_numbers_they_were(tmp_path):
+    rows = [(f"{u}.0", f"{i}.0", f"{t}.0") for u, i, t in ROWS]
+    assert is_the_log(
+        read_own(folder(tmp_path, interactions__csv=table(rows), items__csv=TITLES), request())
+    )
+
+
+def test_ids_of_a_parquet_that_became_floats_are_whole_numbers(tmp_path):
+    frame = pl.DataFrame({"user": [1.0, 2e15], "item": [0.0, 1.0], "timestamp": [5, 6]})
+    frame.write_parquet(tmp_path / "interactions.parquet")
+    raw = folder(tmp_path, items__csv=TITLES)
+    assert read_own(raw, request()).rows.user.to_list() == ["1", "2000000000000000"]
+    frame.with_columns(timestamp=pl.Series([5, None])).write_parquet(raw / "interactions.parquet")
+    assert "row 2: timestamp is blank" in refusal(read_own, raw, request())
+
+
+def test_ids_that_a_spreadsheet_rounded_are_refused(tmp_path):
+    raw = folder(
+        tmp_path, items__csv=TITLES, interactions__csv=table([(1, "4.00638E+12", 1_500_000_000)])
+    )
+    said = refusal(read_own, raw, request())
+    assert "line 2: the item '4.00638E+12' was rounded by a spreadsheet" in said
+
+
+def test_titles_in_the_interactions_own_column_and_the_last_one_counts(tmp_path):
+    rows = [(u, i, t, f"Tea {i}") for u, i, t in ROWS] + [(1, 3, 5, "Old tea"), (1, 3, 1_6e8, "")]
+    path = folder(tmp_path, shop__csv=table(rows, "user,item,timestamp,title")) / "shop.csv"
+    log = read_file(path, None, request())
+    assert log.titles == {str(i): f"Tea {i}" for i in range(5)}
+    assert "1 items had more than one title, the last one counts: item 3 was" in log.notes[-1]
+    raw = folder(tmp_path / "raw", interactions__csv=path.read_bytes())
+    assert read_own(raw, request()).titles == log.titles
+    said = refusal(read_file, path, None, request(title="name"))
+    assert "and name, as there is no table of titles" in said and "--title-column title" in said
