@@ -48,6 +48,10 @@ WORDS = {
 }
 
 
+# parts of the names of columns that are none of these
+NEVER = ("categor", "price", "preis", "count", "quantity", "menge", "type", "_list", "rating")
+
+
 def guessed(header: list[str], roles: list[str]) -> dict[str, str]:
     """Role -> the column of the header that is most likely it; without the roles nobody can
     guess.
@@ -65,17 +69,20 @@ def likeness(name: str, role: str) -> float:
     """How much a column's name sounds like a role: 0 is not at all."""
     low = name.lower()
     words = WORDS[role].split()
+    is_item_s = any(word in low for word in WORDS["item"].split())
     at = next((n for n, word in enumerate(words) if word in low), None)
-    if at is None:
+    if at is None and not (role == "title" and is_item_s):
         return 0
-    score = 2 - at / len(words)
+    at = len(words) if at is None else at  # 'Artikel' beside 'Artikelnr' is its name
+    if any(word in low for word in NEVER):
+        return 0
+    score = 2 - 1.5 * at / len(words)
     is_id = any(low.endswith(end) for end in ("id", "no", "nr", "number", "nummer", "code", "key"))
     sounds_named = any(word in low for word in WORDS["title"].split())
     if role in ("user", "item"):
         return score + is_id - 1.5 * sounds_named
     if role == "title":
         is_user_s = any(word in low for word in WORDS["user"].split())
-        is_item_s = any(word in low for word in WORDS["item"].split())
         return score + is_item_s / 2 - is_id - 1.5 * is_user_s
     return score
 

@@ -110,11 +110,13 @@ def stop_unless_columns(
         expected = f"{names.user},{names.item} and {names.timestamp} or {names.position}"
         if with_titles:
             expected += f", and {names.title or 'title'}, as there is no table of titles"
-        advice = f"name yours: {command_for(request, header, missing)}"
-        if "timestamp" in missing and "timestamp" not in guessed(header, missing):
+        known = [name for role, name in vars(names).items() if role not in missing]
+        free = [name for name in header if name not in known]
+        advice = f"name yours: {command_for(request, free, missing)}"
+        if "timestamp" in missing and "timestamp" not in guessed(free, missing):
             advice += "; " + numbering(table)
-        if "title" in missing and "title" not in guessed(header, missing):
-            rest = command_for(request, header, [role for role in missing if role != "title"])
+        if "title" in missing and "title" not in guessed(free, missing):
+            rest = command_for(request, free, [role for role in missing if role != "title"])
             advice = "add a table of titles, items.csv (item,title), in the same folder"
             if "--interactions" in request.command:
                 advice = f"give a table of titles (item,title): {rest} --items ITEMS"

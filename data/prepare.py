@@ -303,7 +303,7 @@ def main(
     """Prepare the data set NAME."""
     start = time.time()
     if checking:
-        check_folder(out or runtime.folder_of("data", name.rstrip("/")))
+        check_folder(out or runtime.folder_of("data", name.rstrip("/") or "."))
         return
     stop_unless_a_name(name)
     place = Place(raw, interactions, items)

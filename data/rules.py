@@ -113,7 +113,8 @@ def interactions_of(rows: Rows, core: int, ties: str) -> Interactions:
     first[1:] = (np.diff(user) != 0) | (np.diff(item) != 0) | (np.diff(when) != 0)
     if rows.part is not None:
         stop_if_in_two_parts(rows.part[order], first, user_ids[user], item_ids[item])
-    user, item, when, row = user[first], item[first], when[first], order[first]
+    user, item, when = user[first], item[first], when[first]
+    row = order[first]
     # by item id, a model of ids could read the target off the id of the item before it
     if ties != "item" or rows.part is not None:
         key = {"item": item, "file": row}.get(ties)

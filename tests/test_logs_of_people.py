@@ -154,6 +154,7 @@ def test_histories_of_recbole_are_no_interactions(tmp_path):
         ("InvoiceNo StockCode Description InvoiceDate CustomerID", [4, 1, 3, 2]),
         ("userId movieId rating timestamp title", [0, 1, 3, 4]),
         ("user_id item_id last_watch_dt title", [0, 1, 2, 3]),
+        ("Bestelldatum Kunde Artikelnr Artikel Artikeltype Menge", [1, 2, 0, 3]),
         ("t_dat customer_id article_id prod_name", [1, 2, 0, 3]),
         ("product_name product_id username user_id created_at", [3, 1, 4, 0]),
     ],
