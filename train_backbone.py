@@ -51,12 +51,12 @@ from delrec.runtime import NAMES, described, stop
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState
 
-# paper: width, dropout, lr and batch (DELRec, section V), GRU4Rec's optimiser excepted: Adagrad
-# with 1e-2 there, Adam here (ml-100k, val HR@1 among
-# 15 .574 and .605). Ours: window, most epochs and patience; tried for SASRec on ml-100k's val part.
+# paper: width, dropout, lr and batch (DELRec, section V), but not GRU4Rec's optimiser: Adam here,
+# Adagrad with 1e-2 there (ml-100k, validation HR@1 among 15 .605 and .574). Ours: window, most
+# epochs and patience, chosen on ml-100k's validation part (docs/results/backbones.md).
 DEFAULTS = {
-    "sasrec": dict(history=20, width=100, dropout=0.5, lr=1e-3, batch=128, epochs=40, patience=5),
-    "gru4rec": dict(history=20, width=64, dropout=0.3, lr=1e-3, batch=50, epochs=40, patience=5),
+    "sasrec": dict(history=20, width=100, dropout=0.5, lr=1e-3, batch=128, epochs=100, patience=10),
+    "gru4rec": dict(history=20, width=64, dropout=0.3, lr=1e-3, batch=50, epochs=100, patience=20),
     "caser": dict(history=5, width=100, dropout=0.4, lr=1e-3, batch=128, epochs=20, patience=3),
 }
 
@@ -208,13 +208,13 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
 @click.option(
     "--epochs",
     type=click.IntRange(0),
-    help="most epochs; 40, Caser 20, on a small log as many as make 1,000 steps",
+    help="most epochs; 100, Caser 20, on a small log as many as make 1,000 steps",
 )
 @click.option(
     "--patience",
     type=WHOLE,
-    help="stop after so many epochs without a better validation; 5, Caser 3, on a small log as "
-    "many as make 150 steps",
+    help="stop after so many epochs without a better validation; 10, GRU4Rec 20, Caser 3, on a "
+    "small log as many as make 150 steps",
 )
 @common.seed_option
 @common.dllm2rec_options
