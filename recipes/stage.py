@@ -145,7 +145,7 @@ def reuse(folder: Path, mark: str, args: Sequence) -> None:
 def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
     """Ends the process if a flag that shapes a run has another value in its config."""
     for flag, value in zip(args, args[1:]):
-        if flag not in SHAPING:
+        if flag not in SHAPING or (flag, str(value)) == ("--folds", "0"):  # folds only add files
             continue
         key = flag.removeprefix("--").replace("-", "_")
         if flag == "--backbone":

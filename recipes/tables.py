@@ -96,7 +96,7 @@ def headline(plan: Plan) -> Path:
     """
 
     def rows(runs):
-        backbones = [runs.backbone("sasrec"), runs.backbone("gru4rec")]
+        backbones = [runs.backbone("sasrec"), runs.backbone("gru4rec", folds=0)]
         return [*backbones, runs.delrec(), runs.variant("no-prompt")]
 
     names = each_seed(plan, rows) + more_seeds(plan, ["sasrec", "gru4rec"])

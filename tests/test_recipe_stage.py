@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from recipe_runs import refused_recipe, run_recipe
 
 from delrec import runtime
@@ -23,6 +24,13 @@ def test_a_finished_run_of_another_budget_is_not_taken_for_this_one(here, toy, d
     other = {"samples": 80, "backbone_run": "/elsewhere/runs/toy/gru4rec-s0"}
     write_json(folder / "config.json", made | other)
     assert "gru4rec-s0, here it is toy/sasrec-s0" in refused_recipe(*args)
+
+
+def test_a_backbone_with_folds_serves_where_none_are_asked_for_and_not_the_other_way(tmp_path):
+    asked = ["train_backbone.py", "--model", "gru4rec", "--folds"]
+    stage.stop_if_made_otherwise(tmp_path, {"model": "gru4rec", "folds": 5}, [*asked, 0])
+    with pytest.raises(SystemExit, match="was made with --folds 0, here it is 5"):
+        stage.stop_if_made_otherwise(tmp_path, {"model": "gru4rec", "folds": 0}, [*asked, 5])
 
 
 def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkeypatch):
