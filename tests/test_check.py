@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from families import EXACT, RIGHT_OR_REFUSED, write
 from lm_cases import CPU, opened, sentence
 
 from delrec.lm import check, model, passes
@@ -117,6 +118,16 @@ def test_logits_that_do_not_follow_from_the_states_are_refused(decoder, fresh, m
     says = sentence(opened, decoder)
     assert decoder in says and "no way of reading it here gives the scores" in says
     assert "--no-check-llm" in says and opened(decoder, checked=False).packs
+
+
+@pytest.mark.parametrize("name", ["bloom", "gemma2", "gemma2-capped", "lfm2"])
+def test_on_trust_an_lm_that_the_fastest_way_cannot_read_is_refused(name, tmp_path):
+    [family] = [f for f in [*EXACT, *RIGHT_OR_REFUSED] if f.name == name]
+    folder = write(family, tmp_path / name)
+    says = sentence(opened, folder, checked=False)
+    assert says.startswith(f"{folder} (") and "the fastest way of reading it fails" in says
+    assert "leave out --no-check-llm" in says
+    assert opened(folder).paths[0] == "rows"  # what the advice leads to
 
 
 def test_tokens_that_say_more_than_their_vectors_are_refused(decoder, fresh, monkeypatch):

@@ -320,16 +320,28 @@ def about(lm: LM, wrong: list[str]) -> str:
 # ---------------------------------------------------------------- unmeasured
 
 
+@torch.no_grad()
 def on_trust(lm: LM) -> Found:
-    """The fastest way whose shape fits, unmeasured."""
+    """The fastest way whose shape fits, not compared; refused where it does not run at all."""
     if lm.kind != "decoder":
         bare_head(lm)
         attends = lm.kind == "encoder-decoder" and passes.own_attention(lm.model) is not None
-        return Found(attends=attends, window=lm.window)
-    attends = passes.own_attention(lm.model) is not None
-    ways = passes.candidates_of(lm) if attends else ["padded"]
-    reach = lm.window or float("inf")
-    return Found(attends=attends, paths=(*ways, "rows"), reach=reach, window=lm.window)
+        found = Found(attends=attends, window=lm.window)
+    else:
+        attends = passes.own_attention(lm.model) is not None
+        ways = passes.candidates_of(lm) if attends else ["padded"]
+        reach = lm.window or float("inf")
+        found = Found(attends=attends, paths=(*ways, "rows"), reach=reach, window=lm.window)
+    lm = replace(lm, attends=found.attends, paths=[*found.paths], reach=found.reach)
+    try:
+        for probe in probes_of(lm):
+            our_logits(lm, probe, torch.zeros(1, dtype=torch.long, device=lm.device))
+    except Exception as bad:  # a way that this model cannot go: its code is somebody else's
+        stop(
+            f"{lm.name} ({type(lm.model).__name__}): the fastest way of reading it fails "
+            f"({first_line(bad, 100)}); leave out --no-check-llm, so that another way is looked for"
+        )
+    return found
 
 
 # ---------------------------------------------------------------- found once
