@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pytest
 import torch
 from commands import prompt_of
 from tuning import BY_MEAN
@@ -47,6 +48,17 @@ def test_a_missing_soft_prompt_says_how_to_make_it(toy, refused, tmp_path, monke
     monkeypatch.setattr(runtime, "ROOT", tmp_path)
     usual = tmp_path / "runs" / "toy" / "prompt"
     assert f"no soft prompt in {usual}" in refused(finetune.main, f"--dataset {toy.folder}")
+
+
+@pytest.mark.parametrize("read, made", [("ids", " --input ids"), ("hybrid", ""), ("titles", "")])
+def test_the_command_for_a_missing_soft_prompt_has_the_flags_of_the_run(
+    toy, decoder, backbone, refused, tmp_path, read, made
+):
+    on = f"--llm {decoder} --backbone {backbone}"
+    missing = f"--soft-prompt {tmp_path}/prompt"
+    says = refused(finetune.main, f"--dataset {toy.folder} {on} {missing} --input {read}")
+    command = f"python distill.py --dataset {toy.folder}{made} {on} --out {tmp_path}/prompt"
+    assert f"{command}  (or pass --soft-prompt none)" in says
 
 
 def test_a_run_of_another_stage_is_no_soft_prompt(toy, backbone, refused):

@@ -9,6 +9,7 @@ import torch
 
 from delrec.data.prepared import Data
 from delrec.lm.model import LM, located
+from delrec.lm.pretrained import EMBEDDED
 from delrec.lm.text import random_soft_prompt, tokens_width
 from delrec.processes import Ranks
 from delrec.runtime import Run, folder_of, load_run, read_tensors, settle, stop, write_tensors
@@ -48,14 +49,26 @@ def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
     folder = folder_of("runs", cfg.soft_prompt or f"{data.folder_name}/prompt")
     settle(folder, "config.json")
     if not (folder / "config.json").exists():
-        named = f" --out {cfg.soft_prompt}" if cfg.soft_prompt else ""
         stop(
-            f"no soft prompt in {folder}; make it with: python distill.py --dataset {cfg.dataset}"
-            f"{named}  (or pass --soft-prompt none)"
+            f"no soft prompt in {folder}; make it with: {distilled_by(cfg)}  "
+            "(or pass --soft-prompt none)"
         )
     run = load_run(folder, data, stages=["distill", "finetune"])
     must_fit(run, cfg)
     return run
+
+
+def distilled_by(cfg: SimpleNamespace) -> str:
+    """The command of stage 1 that makes the soft prompt a run of stage 2 asks for: for the same
+    items, LM and backbone, in the folder where it is looked for."""
+    flags = [
+        ("--dataset", cfg.dataset),
+        ("--input", "ids" if cfg.input == "ids" else None),
+        ("--llm", cfg.llm if cfg.llm != EMBEDDED else None),
+        ("--backbone", cfg.backbone),
+        ("--out", cfg.soft_prompt),
+    ]
+    return " ".join(["python distill.py", *(f"{flag} {value}" for flag, value in flags if value)])
 
 
 def must_fit(run: Run, cfg: SimpleNamespace) -> None:
