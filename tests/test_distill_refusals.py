@@ -33,7 +33,7 @@ def test_a_backbone_of_other_data_is_refused(toy, backbone, refused, tmp_path):
 def test_lists_that_are_too_short_are_refused(toy, backbone, refused):
     says = refused(distill.main, f"--dataset {toy.folder} --backbone {backbone} --h 13")
     assert "lists 12 items per sample, --h is 13" in says
-    assert "--top-h 13" in says
+    assert "train_backbone.py --top-h 13 --overwrite and its other flags as before" in says
 
 
 @pytest.mark.parametrize(

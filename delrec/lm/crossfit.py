@@ -109,7 +109,9 @@ def parts_of(run: Run, names: Sequence[str], data: Data, which: np.ndarray) -> l
     if missing := set(range(int(fold_U.max()) + 1)) - answers.keys():
         stop(
             f"--folds: no run was trained without the users of fold {numbers(missing)}, so nobody "
-            f"can answer for them; train one with finetune.py --without-fold {min(missing)}"
+            f"can answer for them; train one with finetune.py "
+            f"--without-fold {min(missing)} --backbone {run.backbone_run} and the other flags of "
+            f"{run.folder}"
         )
     fold_n = fold_U[users(data, data.train[which])]
     return [
@@ -132,8 +134,8 @@ def must_belong(other: Run, run: Run, fold_U: np.ndarray) -> None:
     if theirs != now or other.folds_digest != folds_digest(fold_U):
         stop(
             f"--folds: {other.folder} was trained on the folds of another backbone than "
-            f"{run.backbone_run}, that of {run.folder}, holds now; train it again with: "
-            f"finetune.py --backbone {run.backbone_run}"
+            f"{run.backbone_run}, that of {run.folder}, holds now; train it again with "
+            f"finetune.py --backbone {run.backbone_run} --overwrite and its other flags as before"
         )
     for key in ("input", "verbalizer", "show", "order", "history"):
         if other.settings[key] != run.settings[key]:

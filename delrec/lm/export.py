@@ -386,6 +386,7 @@ def backbone_lists(run: Run, data: Data, K: int) -> np.ndarray:
     if lists.shape[1] < needed:
         stop(
             f"{path} lists {lists.shape[1]} items a sample, {needed} are needed; train "
-            f"the backbone with: train_backbone.py --top-h {needed}"
+            f"the backbone again with train_backbone.py --top-h {needed} --overwrite and its other "
+            "flags as before"
         )
     return np.asarray(lists[:, : run.C - 1], np.int64)

@@ -39,8 +39,8 @@ def read_lists(name: str | None, data: Data, train_it: str) -> Lists:
         path = folder / f"topk_{split}.npy"
         if not path.exists():
             stop(
-                f"{folder} lacks topk_{split}.npy, the backbone's lists; train it again with "
-                "train_backbone.py"
+                f"{folder} lacks topk_{split}.npy, the backbone's lists; train it again "
+                "with train_backbone.py --overwrite and its other flags as before"
             )
         arrays[split] = read_npy(path, (len(getattr(data, split)), None))
     model = getattr(run, "model", "the recommender")
@@ -65,13 +65,15 @@ def must_list(lists: Lists, cfg: SimpleNamespace, data: Data) -> None:
     if lists.train.shape[1] < cfg.h:
         stop(
             f"{lists.folder} lists {lists.train.shape[1]} items per sample, --h is {cfg.h}; "
-            f"train it with train_backbone.py --top-h {cfg.h} or more"
+            f"train it again with train_backbone.py --top-h {cfg.h} --overwrite and its other "
+            "flags as before"
         )
     if cfg.input == "ids" and (n := len(with_lists(lists.folder, data))) < len(data.train):
         stop(
             f"--input ids asks for the backbone's list after every item; {lists.folder} lists {n} "
             f"of {len(data.train)} training samples: train it again with "
-            f"train_backbone.py --lists {len(data.train)}"
+            f"train_backbone.py --lists {len(data.train)} --overwrite and its other flags as "
+            "before"
         )
     if data.n_items < cfg.C + cfg.h:
         stop(
