@@ -53,14 +53,13 @@ python evaluate.py --llm google/flan-t5-xl --dataset ml-100k      # the LM witho
 - `--micro N`: N samples are computed at once. Fewer need less memory and give the same gradient;
   `auto` takes as many as fit.
 - `--gradient-checkpointing`: a third more time, far less memory.
-- `--shard`, under torchrun: the LM's layers are divided among the processes (FSDP2), for an LM that
-  does not fit one card. The same numbers, slower. Adapters, embeddings and head stay whole.
+- `--shard`, under torchrun: the LM's layers are divided among the processes, for an LM that does not
+  fit one card. The same numbers, slower
+  ([how](results/speed.md#does-it-use-many-processes-and-machines)).
 - After three steps a script says how long the rest will take and what memory is used.
 
-One prompt of 600 tokens at a time, bf16, an LM of Flan-T5-XL's shape (2.85 billion parameters,
-random weights): 5.4 GB for scoring, 7.7 GB for stage 1, 13.0 GB for stage 2, 6.5 GB for stage 2
-with gradient checkpointing (`python -m delrec.lm.bench --account`). Measured on a CPU: it shows
-that one 24 GB card holds the tensors, not that a run on one was made. No LM above 135M was trained
+One 24 GB card holds what an LM of Flan-T5-XL's size needs
+([measured](results/speed.md#how-much-memory-does-it-take)). No LM above 135M parameters was trained
 here.
 
 ```
