@@ -43,8 +43,8 @@ python evaluate.py --llm google/flan-t5-xl --dataset ml-100k      # the LM witho
   titles' tokens (`--allow-unknown` goes on). No code of an LM's folder is ever run.
 - **Decoder-only LMs alone** can do stage 1 on item vectors (`--input ids`), the loss on history
   titles (`--loss titles`), and be cut in half for `make table4`.
-- **Numbers** are bf16 on GPUs and on CPUs that multiply bf16 in hardware, fp32 elsewhere. An LM
-  that fails in bf16 computes in fp32, and a line says so.
+- **Numbers** are [bf16](glossary.md#bf16) on GPUs and on CPUs that multiply bf16 in hardware, fp32
+  elsewhere. An LM that fails in bf16 computes in fp32, and a line says so.
 - **Controls:** `--llm random:NAME` is the LM NAME with random weights (`random-3:NAME` with seed
   3). `--llm` also takes a run of finetune.py.
 
@@ -53,8 +53,8 @@ python evaluate.py --llm google/flan-t5-xl --dataset ml-100k      # the LM witho
 - `--micro N`: N samples are computed at once. Fewer need less memory and give the same gradient;
   `auto` takes as many as fit.
 - `--gradient-checkpointing`: a third more time, far less memory.
-- `--shard`, under torchrun: the LM's layers are divided among the processes, for an LM that does not
-  fit one card. The same numbers, slower
+- `--shard`, under torchrun: the LM's layers are divided among the processes, for an LM that does
+  not fit one card. The same numbers, slower
   ([how](results/speed.md#does-it-use-many-processes-and-machines)).
 - After three steps a script says how long the rest will take and what memory is used.
 
