@@ -35,11 +35,11 @@ python finetune.py --dataset ml-100k --llm google/flan-t5-xl
 python evaluate.py --llm google/flan-t5-xl --dataset ml-100k      # the LM without any training
 ```
 
-- **An LM's scores are right, or it is refused.** When it is loaded, a few short prompts are scored by
-  our way and by the untouched model. The fastest way that says the same is taken, and a line says
-  so where that is not the fastest there is. This takes seconds, once for each LM: what was found is
-  kept in `~/.cache/delrec`. `--no-check-llm` leaves the comparison out; an LM that the fastest way
-  cannot read at all is refused then, too.
+- **An LM's scores are right, or it is refused.** When it is loaded, a few short prompts are scored
+  by our way and by the untouched model. The fastest way that says the same is taken, and a line
+  says so where that is not the fastest there is. This takes seconds, once for each LM: what was
+  found is kept in `~/.cache/delrec`. `--no-check-llm` leaves the comparison out; an LM that the
+  fastest way cannot read at all is refused then, too.
 - **Also refused:** files that lack weights, and a tokenizer that does not know over a fifth of the
   titles' tokens (`--allow-unknown` goes on). No code of an LM's folder is ever run.
 - **Decoder-only LMs alone** can do stage 1 on item vectors (`--input ids`), the loss on history
