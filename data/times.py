@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from delrec.data.time_formats import advised_format, read_format
+from delrec.data.time_formats import advised_format, fitting_formats, read_format
 from delrec.runtime import stop
 
 NUMBER = r"^\+?([0-9]*)\.?([0-9]*)(?:[eE]([+-]?[0-9]{1,3}))?$"
 IS_NUMBER = r"^\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
 WHOLE = r"^[0-9]{1,18}(\.0)?$"
+DECIMAL_COMMA = r"^[0-9]{4,}(,[0-9]+)?$"  # thousands have commas behind one to three digits
 CLOCK = r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]{1,9}))?)?"
 ZONE = r" ?(Z|UTC|GMT|[+-][0-9]{2}(?::?[0-9]{2})?)?"
 ISO = rf"^([0-9]{{4}})[-/]([0-9]{{1,2}})[-/]([0-9]{{1,2}})(?:[T ]{CLOCK}{ZONE})?$"
@@ -87,6 +88,8 @@ def clock_of_text(column: pl.Series, what: str, where: Where, time_format: str |
         return clock_by_format(column, what, where, time_format)
     if clock := clock_of_whole(column):
         return as_dates(clock, column, what, where) if len(column) else clock
+    if column.str.contains(DECIMAL_COMMA).all():
+        return clock_of_numbers(column.str.replace(",", ".", literal=True), what, where)
     for plain in PLAIN_DATES if ISO_HEAD.match(column[0] or "") else ():
         read = column.str.to_datetime(plain, time_unit="ns", strict=False)
         if not read.null_count():
@@ -130,9 +133,11 @@ def clock_by_format(column: pl.Series, what: str, where: Where, time_format: str
     read = read_format(column, time_format)
     if read.null_count():
         row = read.is_null().arg_max()
+        fitting = " or ".join(map(repr, fitting_formats(column)))
+        advice = f"{fitting} reads all" if fitting else "correct the format or the row"
         stop(
             f"{where(row)}: {what} {column[row]!r} is not written as --time-format "
-            f"{time_format!r} says; correct the format or the row"
+            f"{time_format!r} says; {advice}"
         )
     if read.dtype.time_zone:
         read = read.dt.convert_time_zone("UTC")

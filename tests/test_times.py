@@ -32,6 +32,7 @@ def refusal(values, time_format=None, dtype=None):
         (["1700000000000000000", "1700000000000000001"], [17 * 10**17, 17 * 10**17 + 1]),
         (["1.2345678901234567e-05", "0.0", "0.3", "1.0"], [1, 0, 2, 3]),
         (["45292.3541666667", "45292.3541666666"], [1, 0]),  # days, as a sheet counts them
+        (["1500000000,5", "1500000000"], [1500000000500, 1500000000000]),  # a decimal comma
         (["0.5", "0.123456"], [500000, 123456]),
         (["1970-01-02", "1970-1-3"], [86400, 172800]),
         (["1970-01-02 03:04:05", "1970/01/02 03:04"], [97445, 97440]),
@@ -80,9 +81,14 @@ def test_a_format_says_how_a_time_is_written(values, time_format, when):
         (["1/13/2014 8:26", "2/1/2014 9:00"], "written: --time-format '%m/%d/%Y %H:%M'"),
         (["Tue Apr 03 18:00:09 +0000 2012"], "written: --time-format '%a %b %d %H:%M:%S %z %Y'"),
         (["2014-01-02 03:00:00 PM"], "written: --time-format '%Y-%m-%d %I:%M:%S %p'"),
+        (["13.05.14 16:53"], "written: --time-format '%d.%m.%y %H:%M'"),
+        (["05/13/14"], "written: --time-format '%m/%d/%y'"),
+        (["2014-W20-2"], "written: --time-format '%G-W%V-%u'"),
+        (["May 13, 2014 4:53 PM"], "written: --time-format '%b %d, %Y %I:%M %p'"),
+        (["20140513T165320Z"], "written: --time-format '%Y%m%dT%H%M%SZ'"),
         (["in the spring"], "such as --time-format '%d/%m/%Y %H:%M' (%m the month"),
         (["5", None], "line 3: timestamp is blank"),
-        (["1500000000,5"], "neither a number nor a date"),
+        (["1,500,000,000"], "neither a number nor a date"),
         (
             ["2014-01-01T00:00:00Z", "2014-01-01T00:00:00"],
             "line 3: timestamp '2014-01-01T00:00:00'",
@@ -103,6 +109,11 @@ def test_a_wrong_format_is_refused_with_its_line():
     assert "line 3: timestamp '31/12/2014' is not written as" in refusal(
         ["01/12/2014", "31/12/2014"], "%m/%d/%Y"
     )
+
+
+def test_a_wrong_format_is_told_the_one_that_reads_all():
+    said = refusal(["31/12/2014", "01/12/2014"], "%m/%d/%Y")
+    assert said.endswith("says; '%d/%m/%Y' reads all")
 
 
 @pytest.mark.parametrize("written", ["{}", "{:.9e}", "{:.3f}", "{:.6f}"])
