@@ -1,6 +1,8 @@
 """What a refusal advises: the command that would work, with the columns guessed by their names."""
 
+import re
 import shlex
+import unicodedata
 from dataclasses import dataclass, field
 
 
@@ -38,18 +40,32 @@ FLAGS = {
     "position": "--position-column",
     "title": "--title-column",
 }
-# parts of names by which columns are guessed, the likeliest first
+# parts of names by which columns are guessed, the likeliest first; accents are left out
 WORDS = {
-    "user": "user customer kund client member reviewer visitor buyer account session person",
-    "item": "item product article artikel movie book game asin isbn sku stockcode song track "
-    "artist video anime business",
-    "timestamp": "timestamp datetime time date datum zeit created when _dt _dat",
-    "title": "title titel name bezeichnung description beschreibung",
+    "user": "user customer kund client member reviewer visitor buyer account klant klient acheteur "
+    "usuario utente session person mail",
+    "item": "item product produ prodotto article articul articol artikel artigo movie book game "
+    "asin isbn sku stockcode song track artist video anime business gmap referen",
+    "timestamp": "timestamp datetime time date datum zeit fecha created paid when _dt _dat",
+    "title": "title titel titre titulo titolo name bezeichnung description beschreibung libelle "
+    "designation nombre descripcion descrizione descricao omschrijving nazwa",
 }
+# whole names that say a role as well as a first word does
+EXACT = {
+    "timestamp": ("ts", "at", "data", "tijd", "heure", "ora", "hora", "jour", "day"),
+    "title": ("nom", "nome", "naam"),
+}
+IDS = ("id", "no", "no.", "nr", "nr.", "number", "nummer", "code", "key", "sku", "asin", "isbn")
 
 
 # parts of the names of columns that are none of these
 NEVER = ("categor", "price", "preis", "count", "quantity", "menge", "type", "_list", "rating")
+
+
+def plain(name: str) -> str:
+    """A name in lower case and without accents."""
+    text = unicodedata.normalize("NFKD", name.lower())
+    return "".join(c for c in text if not unicodedata.combining(c))
 
 
 def guessed(header: list[str], roles: list[str]) -> dict[str, str]:
@@ -67,17 +83,20 @@ def guessed(header: list[str], roles: list[str]) -> dict[str, str]:
 
 def likeness(name: str, role: str) -> float:
     """How much a column's name sounds like a role: 0 is not at all."""
-    low = name.lower()
+    low = plain(name)
     words = WORDS[role].split()
     is_item_s = any(word in low for word in WORDS["item"].split())
     at = next((n for n, word in enumerate(words) if word in low), None)
+    ends_as_time = role == "timestamp" and at is None and re.search("[ _](at|ts)$", low)
+    if low in EXACT.get(role, ()) or ends_as_time:
+        at = 0
     if at is None and not (role == "title" and is_item_s):
         return 0
     at = len(words) if at is None else at  # 'Artikel' beside 'Artikelnr' is its name
     if any(word in low for word in NEVER):
         return 0
     score = 2 - 1.5 * at / len(words)
-    is_id = any(low.endswith(end) for end in ("id", "no", "nr", "number", "nummer", "code", "key"))
+    is_id = low.endswith(IDS)
     sounds_named = any(word in low for word in WORDS["title"].split())
     if role in ("user", "item"):
         return score + is_id - 1.5 * sounds_named

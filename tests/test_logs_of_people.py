@@ -156,6 +156,12 @@ def test_histories_of_recbole_are_no_interactions(tmp_path):
         ("user_id item_id last_watch_dt title", [0, 1, 2, 3]),
         ("Bestelldatum Kunde Artikelnr Artikel Artikeltype Menge", [1, 2, 0, 3]),
         ("t_dat customer_id article_id prod_name", [1, 2, 0, 3]),
+        ("Référence Libellé Date Prix Client", [4, 0, 2, 1]),
+        ("Cliente Artículo Nombre Fecha Precio", [0, 1, 3, 2]),
+        ("klant artikelnr omschrijving datum", [0, 1, 3, 2]),
+        ("user_id item_id ts title", [0, 1, 2, 3]),
+        ("Email Lineitem_name Lineitem_sku Created_at Billing_Name Vendor", [0, 2, 3, 1]),
+        ("Item_# Item_Name SKU Order_Date Customer_User_ID", [4, 2, 3, 1]),
         ("product_name product_id username user_id created_at", [3, 1, 4, 0]),
     ],
 )
