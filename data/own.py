@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from delrec.data.advice import stop_unless_columns, stop_without_header
 from delrec.data.hints import Columns, Request, command_for, guessed
 from delrec.data.log import Log, Rows, digests, rows_of
-from delrec.data.own_files import Files, atomic, files_of, item_of, part_of
+from delrec.data.own_files import FLAG_ITEMS, Files, atomic, files_of, item_of, part_of, with_file
 from delrec.data.tables import Table, is_table, joined, parts_of_spark, read_table
 from delrec.data.times import MISSING, Where, clock_of, position_of
 from delrec.runtime import stop
@@ -49,7 +50,7 @@ def read_files(files: Files, request: Request) -> Log:
     names = request.columns.where_none(RECBOLE if files.is_recbole else USUAL)
     asked = [name for name in vars(names).values() if name]
     read = [read_table(path, asked, request.encoding) for path in files.interactions]
-    stop_unless_columns(read, names, request, not files.items)
+    stop_unless_columns(read, names, request, files)
     table = joined(read)
     part = parts_of(files.interactions, read) if request.keep_parts else None
     rows, kept, notes = rows_in(table, names, request)
@@ -86,70 +87,6 @@ def parts_of(paths: list[Path], tables: list[Table]) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- interactions
-
-
-def stop_unless_columns(
-    tables: list[Table], names: Columns, request: Request, with_titles: bool
-) -> None:
-    """Stops if a table lacks the columns of an interaction, and says how to name them."""
-    for table in tables:
-        header = table.header
-        missing = [role for role in ("user", "item") if vars(names)[role] not in header]
-        if names.timestamp not in header and names.position not in header:
-            missing.append("timestamp")
-        if with_titles and names.title not in header:
-            missing.append("title")
-        if not missing:
-            continue
-        lists = [name for name in header if name.endswith("_list")]
-        if lists and "timestamp" in missing:
-            stop(
-                f"{table.path} holds histories ({', '.join(lists)}), not interactions; give the "
-                "log they were made of, one row an interaction"
-            )
-        expected = f"{names.user},{names.item} and {names.timestamp} or {names.position}"
-        if with_titles:
-            expected += f", and {names.title or 'title'}, as there is no table of titles"
-        known = [name for role, name in vars(names).items() if role not in missing]
-        free = [name for name in header if name not in known]
-        advice = f"name yours: {command_for(request, free, missing)}"
-        if "timestamp" in missing and "timestamp" not in guessed(free, missing):
-            advice += "; " + numbering(table)
-        if "title" in missing and "title" not in guessed(free, missing):
-            rest = command_for(request, free, [role for role in missing if role != "title"])
-            advice = "add a table of titles, items.csv (item,title), in the same folder"
-            if "--interactions" in request.command:
-                advice = f"give a table of titles (item,title): {rest} --items ITEMS"
-        if any(re.fullmatch(r"[0-9]+([.:/ -][0-9APM.:/ -]*)?", name) for name in header):
-            advice = naming(table)
-        stop(
-            f"{table.path}: the header names {', '.join(header)}; expected the columns {expected}; "
-            f"{advice}"
-        )
-
-
-def naming(table: Table) -> str:
-    """What to do where a table has no header."""
-    names = ["user", "item", "timestamp", *(f"more{n}" for n in range(1, len(table.header) - 2))]
-    line = (table.separator or ",").join(names[: len(table.header)])
-    new = table.path.with_stem(f"{table.path.stem}-named").with_suffix(".csv")
-    return (
-        f"the first line looks like a row: put one in front that names the {len(table.header)} "
-        f"columns, in their order: (echo {shlex.quote(line)}; cat {shlex.quote(str(table.path))}) "
-        f"> {shlex.quote(str(new))}"
-    )
-
-
-def numbering(table: Table) -> str:
-    """What to do where a table has neither times nor positions."""
-    said = "if no column tells when, and the rows stand in order, number them in a column position"
-    if table.separator is None or table.path.suffix == ".gz":
-        return said
-    name = "position:float" if table.types else "position"
-    between = table.separator.replace("\t", "\\t")
-    new = table.path.with_stem(f"{table.path.stem}-numbered")
-    awk = f"""'{{sub("\\r$", ""); print $0 "{between}" (NR==1 ? "{name}" : NR-2)}}'"""
-    return f"{said}: awk {awk} {shlex.quote(str(table.path))} > {shlex.quote(str(new))}"
 
 
 def rows_in(table: Table, names: Columns, request: Request) -> tuple[Rows, np.ndarray, list[str]]:
@@ -255,10 +192,19 @@ def titles_in(files: Files, names: Columns, request: Request) -> tuple[dict[str,
     for table in tables:
         missing = [r for r in ("item", "title") if vars(names)[r] not in table.header]
         if missing:
+            stop_without_header(table, request, files, of_titles=True)
+            free = [name for name in table.header if name != names.item]
+            said = f"name yours: {command_for(request, free, missing)}"
+            if "title" in missing and "title" not in guessed(free, missing):
+                by_id = with_file(re.sub(FLAG_ITEMS, "", request.command), files.interactions[0])
+                by_id = command_for(replace(request, command=by_id), [], [])
+                said += (
+                    "; or, if there are no titles, call the items by their ids: "
+                    f"{by_id} --title-column {shlex.quote(names.item)}"
+                )
             stop(
                 f"{table.path}: the header names {', '.join(table.header)}; expected the columns "
-                f"{names.item},{names.title or 'title'}; name yours: "
-                f"{command_for(request, table.header, missing)}"
+                f"{names.item},{names.title or 'title'}; {said}"
             )
     return titles_of_table(joined(tables), names.item, names.title, request.drop_incomplete)
 

@@ -110,6 +110,14 @@ def with_file(command: str, path: Path) -> str:
     return re.sub(r"--(raw|interactions) ('[^']*'|\S+)", lambda _: flag, command)
 
 
+FLAG_ITEMS = r" --items ('[^']*'|\S+)"
+
+
+def with_items(command: str, path: Path) -> str:
+    """The command with a table of titles."""
+    return f"{re.sub(FLAG_ITEMS, '', command)} --items {shlex.quote(str(path))}"
+
+
 def recbole_files(folder: Path, request: Request) -> Files:
     """NAME.inter, or NAME.train.inter, NAME.valid.inter and NAME.test.inter, with the .item."""
     found = atomic(folder)

@@ -184,15 +184,6 @@ def test_the_command_in_a_refusal_works(tmp_path):
     assert is_the_log(read_file(path, None, request(timestamp="at when", **columns)))
 
 
-def test_the_command_for_a_table_without_a_header_makes_one_that_is_read(tmp_path):
-    path = folder(tmp_path, **{"my shop__csv": table(ROWS[1:], "0,0,1500000000")}) / "my shop.csv"
-    said = refusal(read_file, path, None, request())
-    command = said.partition("in their order: ")[2]
-    subprocess.run(["bash", "-c", command], check=True)
-    items = folder(tmp_path, items__csv=TITLES) / "items.csv"
-    assert is_the_log(read_file(tmp_path / "my shop-named.csv", items, request()))
-
-
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_the_command_for_rows_without_times_numbers_them(tmp_path, end):
     text = table([row[:2] for row in ROWS], "user;item", ";").replace("\n", end)

@@ -1,0 +1,263 @@
+"""What a refusal advises about a table's columns: the flags that name them, a header where there is
+none, numbers where there is no time. Every command in it works as it stands.
+"""
+
+import re
+import shlex
+from dataclasses import dataclass
+from itertools import islice
+from typing import NoReturn
+
+import polars as pl
+
+from delrec.data.forms import form_of, open_text
+from delrec.data.hints import FLAGS, Columns, Request, command_for, guessed
+from delrec.data.own_files import Files, with_file, with_items
+from delrec.data.tables import Table, split_rows
+from delrec.data.time_formats import fitting_formats
+from delrec.data.times import DOTTED, EARLIEST, ISO, LATEST, UNITS
+from delrec.runtime import stop
+
+LOOKED_AT = 1000  # rows by whose cells columns are guessed
+# a name in a header that is none: a number or several, a date, 'MOVIE:' of Netflix, an address
+CELL = re.compile(r"[0-9]+([.,:/ T-][0-9APMTZ.,:/ -]*)?|https?://.*|\[.*\]")
+
+
+def stop_unless_columns(
+    tables: list[Table], names: Columns, request: Request, files: Files
+) -> None:
+    """Stops if a table lacks the columns of an interaction, and says how to name them."""
+    for table in tables:
+        header = table.header
+        missing = [role for role in ("user", "item") if vars(names)[role] not in header]
+        if names.timestamp not in header and names.position not in header:
+            missing.append("timestamp")
+        if not files.items and names.title not in header:
+            missing.append("title")
+        if not missing:
+            continue
+        stop_at_histories(table, missing)
+        stop_without_header(table, request, files)
+        expected = f"{names.user},{names.item} and {names.timestamp} or {names.position}"
+        if not files.items:
+            expected += f", and {names.title or 'title'}, as there is no table of titles"
+        known = [name for role, name in vars(names).items() if role not in missing]
+        free = [name for name in header if name not in known]
+        advice = f"name yours: {command_for(request, free, missing)}"
+        if "timestamp" in missing and "timestamp" not in guessed(free, missing):
+            advice += "; " + numbering(table)
+        if "title" in missing and "title" not in guessed(free, missing):
+            advice = on_titles(request, names, free, missing)
+        stop(
+            f"{table.path}: the header names {', '.join(header)}; expected the columns {expected}; "
+            f"{advice}"
+        )
+
+
+def stop_at_histories(table: Table, missing: list[str]) -> None:
+    """Stops at a table of whole histories."""
+    lists = [name for name in table.header if name.endswith("_list")]
+    if lists and "timestamp" in missing:
+        stop(
+            f"{table.path} holds histories ({', '.join(lists)}), not interactions; give the "
+            "log they were made of, one row an interaction"
+        )
+
+
+def on_titles(request: Request, names: Columns, free: list[str], missing: list[str]) -> str:
+    """What to do where no column is a title: another table, or the ids in place of titles."""
+    others = [role for role in missing if role != "title"]
+    found = guessed(free, others)
+    item = found.get("item", "COLUMN") if "item" in others else names.item
+    rest = command_for(request, free, others)
+    by_id = f"{rest} {FLAGS['title']} {shlex.quote(item)}"
+    first = "add a table of titles, items.csv (item,title), in the same folder"
+    if "--interactions" in request.command:
+        first = f"give a table of titles (item,title): {rest} --items ITEMS"
+    return f"{first}; or, if there are no titles, call the items by their ids: {by_id}"
+
+
+def numbering(table: Table) -> str:
+    """What to do where a table has neither times nor positions."""
+    said = "if no column tells when, and the rows stand in order, number them in a column position"
+    if table.separator is None or table.path.suffix == ".gz":
+        return said
+    name = "position:float" if table.types else "position"
+    between = table.separator.replace("\t", "\\t")
+    new = table.path.with_stem(f"{table.path.stem}-numbered")
+    awk = f"""'{{sub("\\r$", ""); print $0 "{between}" (NR==1 ? "{name}" : NR-2)}}'"""
+    return f"{said}: awk {awk} {shlex.quote(str(table.path))} > {shlex.quote(str(new))}"
+
+
+# ---------------------------------------------------------------- tables without a header
+
+
+@dataclass
+class Cells:
+    """The first cells of a table, by columns, and how its lines become a csv."""
+
+    columns: list[pl.Series]
+    separator: str
+    lines: str  # the command that prints the lines, the cells between `separator`
+    numbered: str  # the same, with a number behind each
+    position_is_there: bool = False  # does `lines` number them already?
+
+
+def stop_without_header(
+    table: Table, request: Request, files: Files, of_titles: bool = False
+) -> None:
+    """Stops if the first line of a table is a row, with the header that its cells suggest."""
+    looks_so = any(CELL.fullmatch(name) for name in table.header) or any(
+        fitting_formats(pl.Series([name])) for name in table.header if re.search("[0-9]", name)
+    )
+    if not looks_so or table.types:
+        return
+    if re.fullmatch("[0-9]+:", table.header[0]):
+        stop_at_blocks(table, request, files)
+    cells = cells_of(table, request.encoding)
+    if not of_titles:
+        stop_at_lists(table, cells.columns)
+    roles = guessed_titles(cells.columns) if of_titles else guessed_by_cells(cells.columns)
+    names = [f"more{n}" for n in range(1, len(cells.columns) + 1)]
+    for role, at in roles.items():
+        names[at] = role
+    lines, note = cells.lines, ""
+    if cells.position_is_there:
+        names[2] = "position"
+    elif not of_titles and "timestamp" not in roles:
+        names.append("position")
+        lines = cells.numbered
+        note = "; no column tells when, so the rows are numbered: is that their order?"
+    stop_with_header(table, request, files, cells.separator.join(names), lines, note, of_titles)
+
+
+def stop_at_lists(table: Table, columns: list[pl.Series]) -> None:
+    """Stops at cells that hold several ids each."""
+    for n, column in enumerate(columns, 1):
+        lists = column.str.contains(r"^(\S*[0-9]\S*\s+){2,}\S*[0-9]\S*$")
+        if lists.mean() > 0.3 and not is_time(column) and len(columns) > 1:
+            stop(
+                f"{table.path}: column {n} holds several ids in a cell "
+                f"({column.filter(lists)[0][:60]!r}), so a row is no interaction; write one row "
+                "for each of them: user,item and timestamp or position"
+            )
+
+
+def stop_with_header(
+    table: Table,
+    request: Request,
+    files: Files,
+    header: str,
+    lines: str,
+    note: str = "",
+    of_titles: bool = False,
+) -> NoReturn:
+    """Stops with the command that puts a header in front and the one that reads what it makes."""
+    new = table.path.with_name(table.path.name.split(".")[0] + "-named.csv")
+    if of_titles:
+        command = with_items(with_file(request.command, files.interactions[0]), new)
+        flags = command_for(request, [], [])[len(request.command) :]
+        command += re.sub(r" --(item|title)-column ('[^']*'|\S+)", "", flags)
+    else:
+        command = with_file(request.command, new)
+        if files.items:
+            command = with_items(command, files.items[0])
+        elif not re.search(r"\btitle\b", header):
+            command += " --title-column item"
+    first = ", ".join(table.header)
+    stop(
+        f"{table.path} has no header, its first line is {first[:120]!r}; put one in front (the "
+        f"names are guessed by the cells, correct what is wrong{note}): "
+        f"(echo {shlex.quote(header)}; {lines}) > {shlex.quote(str(new))}; and then: {command}"
+    )
+
+
+def stop_at_blocks(table: Table, request: Request, files: Files) -> NoReturn:
+    """Stops at Netflix' way: a line 'MOVIE:' and below it a line for each user."""
+    awk = """awk -v OFS=, '{sub(/\\r$/, "")} /:$/ {sub(/:/, ""); m = $0; next} {print m, $0}'"""
+    lines = f"{awk} {shlex.quote(str(table.path))}"
+    stop_with_header(table, request, files, "item,user,rating,timestamp", lines)
+
+
+def cells_of(table: Table, encoding: str | None) -> Cells:
+    """The first cells of a table without a header; where blanks part them, or a line is a user and
+    all its items, the command that prints them makes a csv.
+    """
+    form, first, _ = form_of(table.path, [], encoding)
+    with open_text(table.path, form) as f:
+        rows = [row for _, row in islice(split_rows(f, form), LOOKED_AT)]
+    path = shlex.quote(str(table.path))
+    unpacked = f"gunzip -c {path}" if table.path.suffix == ".gz" else f"cat {path}"
+    separator = form.separator
+    awk = f"{unpacked} | awk -v OFS={shlex.quote(separator)}"
+    lines = unpacked
+    numbered = f"""{awk} '{{sub(/\\r$/, ""); print $0, NR}}'"""
+    position_is_there = False
+    if len(first) == 1 and len(first[0].split()) > 1:
+        rows = [row[0].split() for row in rows if row]
+        lines, numbered = f"{awk} '{{$1 = $1; print}}'", f"{awk} '{{$1 = $1; print $0, NR}}'"
+        if len({len(row) for row in rows}) > 1 or len(rows[0]) > 8:
+            lines = f"{awk} '{{for (n = 2; n <= NF; n++) print $1, $n, n}}'"
+            rows = [[row[0], item, str(n)] for row in rows for n, item in enumerate(row[1:])]
+            position_is_there = True
+    whole = [row for row in rows if len(row) == len(rows[0])]
+    columns = [pl.Series(column, dtype=pl.String).str.strip_chars() for column in zip(*whole)]
+    return Cells(columns, separator, lines, numbered, position_is_there)
+
+
+def guessed_by_cells(columns: list[pl.Series]) -> dict[str, int]:
+    """Role -> place of the column whose cells look like it: a time is one by its form, a title is
+    words, a user stands first, an item has as many values as a title and stands near it.
+    """
+    places = range(len(columns))
+    time = next((n for n in places if is_time(columns[n])), None)
+    words = [n for n in places if n != time and n and is_words(columns[n])]
+    whole = [n for n in places if n != time and n not in words and not is_decimal(columns[n])]
+    found = {"user": whole[0] if whole else 0}
+    ids = [n for n in whole if n != found["user"] and columns[n].n_unique() > 1]
+    if words:
+        title = words[0]
+        near = [n for n in ids if 0 < title - n <= 2 and tells(columns[n], columns[title])]
+        ids = near or ids
+        if near:
+            found["title"] = title
+        else:  # the words are the only name that the item has
+            ids = [title]
+    if ids:
+        found["item"] = max(ids, key=lambda n: columns[n].n_unique())
+    return found if time is None else found | {"timestamp": time}
+
+
+def guessed_titles(columns: list[pl.Series]) -> dict[str, int]:
+    """The item and the title of a table of titles: the first column, and the one of most words."""
+    words = [n for n in range(1, len(columns)) if is_words(columns[n])]
+    return {"item": 0, "title": words[0] if words else min(1, len(columns) - 1)}
+
+
+def is_time(column: pl.Series) -> bool:
+    """True for cells that are all times: dates of any form, numbers of 1979 to 2103."""
+    if column.str.contains(ISO).all() or column.str.contains(DOTTED).all():
+        return True
+    if column.str.contains(r"^[0-9]{9,19}$").all():
+        number = column.cast(pl.Float64)
+        return any(
+            bool(((number >= EARLIEST * 10**d) & (number <= LATEST * 10**d)).all()) for d in UNITS
+        )
+    return bool(fitting_formats(column)) and not column.str.contains("^[0-9]+$").all()
+
+
+def is_words(column: pl.Series) -> bool:
+    """True for cells of which many are several words, one of them of letters alone."""
+    return bool(column.str.contains(r"(^| )\p{L}{3,} \S|\S \p{L}{3,}($| )").mean() > 0.3)
+
+
+def is_decimal(column: pl.Series) -> bool:
+    """True for cells that are all numbers and some of them with a fraction."""
+    is_number = column.str.contains(r"^-?[0-9]*\.?[0-9]+$").all()
+    return bool(is_number and column.str.contains(".", literal=True).any())
+
+
+def tells(ids: pl.Series, titles: pl.Series) -> bool:
+    """True if (nearly) every id has one title only."""
+    pairs = pl.DataFrame({"id": ids, "title": titles}).n_unique()
+    return ids.n_unique() > 1 and pairs <= 1.1 * ids.n_unique()

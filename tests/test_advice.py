@@ -1,0 +1,124 @@
+"""data/advice.py: a table without a header gets the one that its cells suggest, and the two
+commands of the refusal, run as they stand, lead to the log.
+"""
+
+import gzip
+import re
+import shlex
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from own_logs import ROWS, TITLES, folder, is_the_log, refusal, request, table
+
+from delrec.data.own import read_file
+
+COMMAND = "python data/prepare.py shop --interactions RAW"
+
+
+def follow(said):
+    """The log that a refusal leads to, both its commands run as they stand."""
+    found = re.search(
+        r"what is wrong[^)]*\): (\(.*); and then: python data/prepare.py shop (.*)", said
+    )
+    subprocess.run(["bash", "-c", found[1]], check=True)
+    words = shlex.split(found[2])
+    flags = dict(zip(words[::2], words[1::2]))
+    items = flags.get("--items")
+    return read_file(
+        Path(flags["--interactions"]),
+        Path(items) if items else None,
+        request(title=flags.get("--title-column")),
+    )
+
+
+def iso(time):
+    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def with_titles(rows):
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+PUBLIC = {
+    "check-ins__txt__gz": gzip.compress(
+        with_titles((u, iso(t), 30.25 + i, -97.5, i) for u, i, t in ROWS).encode()
+    ),
+    "clicks__dat": "".join(f"{u},{iso(t)},{i},0\n" for u, i, t in ROWS),
+    "my ratings__dat": "".join(f"{u},{i},4.5,{t}\n" for u, i, t in ROWS),
+    "blanks__txt": "".join(f"{u} {i} {t}\n" for u, i, t in ROWS),
+    "sheet__csv": "".join(f"{u};{i};{t}\r\n" for u, i, t in ROWS),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_table_without_a_header_gets_the_names_that_its_cells_suggest(tmp_path, name):
+    path = folder(tmp_path, **{name: PUBLIC[name]}) / name.replace("__", ".")
+    log = follow(refusal(read_file, path, None, request(command=COMMAND)))
+    log.titles = {item: f"Tea {title}" for item, title in log.titles.items()}
+    assert is_the_log(log) and log.rows.timed
+
+
+def test_words_are_titles_of_the_ids_beside_them(tmp_path):
+    rows = [(f"user_{u}", iso(t), i, f"Green tea {i}", f"t{t}", f"Song no {t}") for u, i, t in ROWS]
+    path = folder(tmp_path, plays__tsv=with_titles(rows)) / "plays.tsv"
+    log = follow(refusal(read_file, path, None, request(command=COMMAND)))
+    assert log.titles == {str(i): f"Green tea {i}" for i in range(5)}
+    assert log.rows.when.min() == 1_500_000_000 and set(log.rows.user) == {
+        "user_0",
+        "user_1",
+        "user_2",
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["0 0\n0 1\n0 2\n1 2\n1 0\n", "0 0 1 2\n1 2 0\n"], ids=["pairs", "sequences"]
+)
+def test_rows_without_a_time_are_numbered(tmp_path, text):
+    path = folder(tmp_path, Beauty__txt=text) / "Beauty.txt"
+    log = follow(refusal(read_file, path, None, request(command=COMMAND)))
+    of_user = {user: [i for u, i, _ in rows_by_when(log) if u == user] for user in ("0", "1")}
+    assert of_user == {"0": ["0", "1", "2"], "1": ["2", "0"]} and not log.rows.timed
+
+
+def rows_by_when(log):
+    by_when = sorted(zip(log.rows.when.tolist(), log.rows.user, log.rows.item))
+    return [(u, i, n) for n, (_, u, i) in enumerate(by_when)]
+
+
+def test_netflix_s_blocks_and_a_table_of_titles_without_a_header_are_read(tmp_path):
+    text = "".join(
+        f"{i}:\n" + "".join(f"{u},3,2005-09-{10 + 3 * i + u}\n" for u in range(3)) for i in range(5)
+    )
+    titles = "".join(f"{i},2003,Tea of year {i}\n" for i in range(5))
+    raw = folder(tmp_path, combined__txt=text, movies__csv=titles)
+    said = refusal(read_file, raw / "combined.txt", raw / "movies.csv", request(command=COMMAND))
+    command = said.partition("and then: ")[2]
+    again = re.search(r"wrong\): (\(.*); and then", said)[1]
+    subprocess.run(["bash", "-c", again], check=True)
+    named = raw / "combined-named.csv"
+    log = follow(refusal(read_file, named, raw / "movies.csv", request(command=command)))
+    assert log.titles == {str(i): f"Tea of year {i}" for i in range(5)}
+    assert sorted(log.rows.item) == sorted(str(i) for _, i, _ in ROWS)
+
+
+def test_several_ids_in_a_cell_are_no_interaction(tmp_path):
+    text = with_titles(
+        (n, f"U{u}", iso(t), "N1 N2 N3", f"N{i}-1 N4-0") for n, (u, i, t) in enumerate(ROWS)
+    )
+    path = folder(tmp_path, behaviors__tsv=text) / "behaviors.tsv"
+    said = refusal(read_file, path, None, request(command=COMMAND))
+    assert "column 4 holds several ids in a cell ('N1 N2 N3')" in said
+
+
+def test_without_titles_the_items_are_called_by_their_ids(tmp_path):
+    path = folder(tmp_path, shop__csv=table(ROWS)) / "shop.csv"
+    said = refusal(read_file, path, None, request(command=COMMAND))
+    assert said.endswith(f"call the items by their ids: {COMMAND} --title-column item")
+    log = read_file(path, None, request(title="item"))
+    assert log.titles == {str(i): str(i) for i in range(5)}
+    properties = folder(tmp_path, properties__csv="item,property\n0,a\n") / "properties.csv"
+    said = refusal(read_file, path, properties, request(command=f"{COMMAND} --items P"))
+    assert said.endswith(f"ids: {COMMAND.replace('RAW', str(path))} --title-column item")
+    assert is_the_log(read_file(path, folder(tmp_path, t__csv=TITLES) / "t.csv", request()))
