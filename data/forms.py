@@ -10,6 +10,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import NoReturn, TextIO
 
 from delrec.runtime import stop
@@ -76,6 +77,10 @@ def form_of(
     head = head_of(path)
     for magic, said in BINARY.items():
         if head.startswith(magic):
+            if path.suffix == ".zip":
+                said = (
+                    f"a zip file; unpack it: unzip {quote(str(path))} -d {quote(str(path.parent))}"
+                )
             stop(f"{path} is {said}")
     form = Form(encoding=encoding or "utf-8-sig")
     if not encoding and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -88,8 +88,10 @@ def likeness(name: str, role: str) -> float:
     is_item_s = any(word in low for word in WORDS["item"].split())
     at = next((n for n, word in enumerate(words) if word in low), None)
     ends_as_time = role == "timestamp" and at is None and re.search("[ _](at|ts)$", low)
-    if low in EXACT.get(role, ()) or ends_as_time:
+    if low in EXACT.get(role, ()):
         at = 0
+    elif ends_as_time:
+        at = len(words)
     if at is None and not (role == "title" and is_item_s):
         return 0
     at = len(words) if at is None else at  # 'Artikel' beside 'Artikelnr' is its name

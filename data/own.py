@@ -12,9 +12,10 @@ import polars as pl
 
 from delrec.data.advice import stop_unless_columns, stop_without_header
 from delrec.data.hints import Columns, Request, command_for, guessed
+from delrec.data.json_tables import is_json, read_json_table
 from delrec.data.log import Log, Rows, digests, rows_of
 from delrec.data.own_files import FLAG_ITEMS, Files, atomic, files_of, item_of, part_of, with_file
-from delrec.data.tables import Table, is_table, joined, parts_of_spark, read_table
+from delrec.data.tables import Table, joined, parts_of_spark, read_table
 from delrec.data.times import MISSING, Where, clock_of, position_of
 from delrec.runtime import stop
 
@@ -36,9 +37,6 @@ def read_file(path: Path, items: Path | None, request: Request) -> Log:
             stop(f"there is no file {given}; is its name right?")
     if path.is_dir() and atomic(path):
         stop(f"{path} is a folder of RecBole's files; give it with --raw instead")
-    if not path.is_dir() and not is_table(path.name) and path.suffix in (".json", ".jsonl"):
-        convert = f"import polars; polars.read_ndjson('{path}').write_parquet('{path}.parquet')"
-        stop(f"{path} is JSON; make a table of it: python -c {shlex.quote(convert)}")
     titles = [items] if items else []
     if path.suffix == ".inter" and not items:
         titles = [item_of(path.parent, path.stem)]
@@ -49,7 +47,7 @@ def read_files(files: Files, request: Request) -> Log:
     """The log in some files."""
     names = request.columns.where_none(RECBOLE if files.is_recbole else USUAL)
     asked = [name for name in vars(names).values() if name]
-    read = [read_table(path, asked, request.encoding) for path in files.interactions]
+    read = [read_any(path, asked, request.encoding) for path in files.interactions]
     stop_unless_columns(read, names, request, files)
     table = joined(read)
     part = parts_of(files.interactions, read) if request.keep_parts else None
@@ -68,6 +66,13 @@ def read_files(files: Files, request: Request) -> Log:
     paths = files_in([*files.interactions, *files.items])
     source = ", ".join(path.name for path in paths[:6]) + (" .." if len(paths) > 6 else "")
     return Log(rows, titles, source, digests(*paths), list(dict.fromkeys(notes)))
+
+
+def read_any(path: Path, names: list[str], encoding: str | None) -> Table:
+    """Those of the columns `names` that a file of any format has."""
+    if is_json(path):
+        return read_json_table(path, names)
+    return read_table(path, names, encoding)
 
 
 def files_in(paths: list[Path]) -> list[Path]:
@@ -97,6 +102,9 @@ def rows_in(table: Table, names: Columns, request: Request) -> tuple[Rows, np.nd
     clocks = [name for name in (names.timestamp, names.position) if name in table.header]
     missing = {name: is_missing(table.rows[name]) for name in clocks}
     gaps = {name: int(mask.sum()) for name, mask in missing.items()}
+    for role, column in ids.items():
+        stop_at_empty(column, role, table, names, request)
+    stop_at_empty(table.rows[clocks[-1]], "timestamp", table, names, request)
     name, notes = clocks[0], []
     # a time counts if every row has one: times with gaps give no order
     if len(clocks) == 2 and gaps[name] and gaps[clocks[1]] < gaps[name]:
@@ -131,6 +139,20 @@ def rows_in(table: Table, names: Columns, request: Request) -> tuple[Rows, np.nd
     else:
         clock = position_of(time, name, place)
     return rows_of(user, item, clock.when, timed), kept, [*notes, *clock.notes]
+
+
+def stop_at_empty(
+    column: pl.Series, role: str, table: Table, names: Columns, request: Request
+) -> None:
+    """Stops at a column without any value, with the command that names another."""
+    if not is_missing(column).all():
+        return
+    free = [name for name in table.header if name not in vars(names).values()]
+    given = replace(request, columns=replace(request.columns, **{role: None}))
+    stop(
+        f"{table.path}: no row has a value in the column {column.name}; name another: "
+        f"{command_for(given, free, [role])}"
+    )
 
 
 def is_missing(column: pl.Series) -> pl.Series:
@@ -184,11 +206,11 @@ def titles_in(files: Files, names: Columns, request: Request) -> tuple[dict[str,
     """{raw item id: title} of a table with one row per item, and what is said of it."""
     encoding = request.encoding
     tables = [
-        read_table(path, list(filter(None, vars(names).values())), encoding) for path in files.items
+        read_any(path, list(filter(None, vars(names).values())), encoding) for path in files.items
     ]
     if not names.title:
         names = replace(names, title=title_column(tables[0], request))
-        tables = [read_table(path, [names.item, names.title], encoding) for path in files.items]
+        tables = [read_any(path, [names.item, names.title], encoding) for path in files.items]
     for table in tables:
         missing = [r for r in ("item", "title") if vars(names)[r] not in table.header]
         if missing:

@@ -6,14 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from delrec.data.hints import Request
-from delrec.data.tables import is_table
+from delrec.data.tables import is_table, read_header
 from delrec.runtime import stop
 
 # the word in a file's name that says which part of a split it holds -> train 0, val 1, test 2
 PARTS = {"train": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 PART = re.compile(rf"(?:^|[._-])({'|'.join(PARTS)})(?=[._-]|$)", re.IGNORECASE)
 # the word in a file's name that says it is the table of the items
-ITEMS = re.compile("item|product|article|movie|book|game|anime|title|meta|song|artist", re.I)
+ITEMS = re.compile(
+    "item|product|article|movie|book|game|anime|title|meta|song|artist|business|news|place|venue",
+    re.IGNORECASE,
+)
+JSON = re.compile(r"\.(json|jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
+# what says that a file holds interactions, whose table of items is larger at times
+EVENTS = re.compile("review|interaction|event|order|rating|transaction|click|log|action", re.I)
 EXPECTED = (
     "expected interactions.csv (user, item and timestamp or position) and items.csv (item, title), "
     "also .tsv, .csv.gz or .parquet, or RecBole's .inter and .item"
@@ -51,8 +57,10 @@ def atomic(folder: Path) -> list[Path]:
 
 
 def has_parts(folder: Path) -> bool:
-    """True for a folder that Spark wrote."""
-    return any(p.is_file() and p.name.startswith("part-") for p in folder.glob("part-*"))
+    """True for a folder that Spark wrote, also by the values of a column (dt=2024-01-31/)."""
+    return any(p.is_file() for p in folder.glob("part-*")) or any(
+        p.is_file() and is_table(p.name) for p in folder.glob("*=*/**/*")
+    )
 
 
 def tables(folder: Path, stem: str) -> list[Path]:
@@ -156,14 +164,21 @@ def stop_without_interactions(folder: Path, request: Request) -> None:
         stop(f"{folder} is a file; give it so: {with_file(request.command, folder)}")
     if not folder.is_dir():
         stop(f"there is no folder {folder}; {EXPECTED} in the folder of --raw")
-    here = sorted(p for p in folder.iterdir() if is_table(p.name))
+    everything = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    here = [p for p in everything if is_table(p.name) or JSON.search(p.name)]
     below = [p.parent for p in sorted(folder.glob("*/*")) if is_own_log(p.parent)]
     if not here and below:
         command = re.sub(r"--raw ('[^']*'|\S+)", lambda _: f"--raw {below[0]}", request.command)
         stop(f"{folder} holds no interactions.csv, but {below[0]} does: {command}")
     if not here:
-        stop(f"{folder} holds no interactions.csv; {EXPECTED}")
-    largest = max(here, key=lambda path: path.stat().st_size)
+        names = ", ".join(path.name for path in everything[:8])
+        stop(f"{folder} holds no interactions.csv{f' but {names}' * bool(names)}; {EXPECTED}")
+    if len(here) > 1 and is_one_table(here):
+        stop(
+            f"{folder} holds no interactions.csv but {', '.join(p.name for p in here[:8])}, all "
+            f"with the same columns; read them as one log: {with_file(request.command, folder)}"
+        )
+    largest = max(here, key=how_likely)
     others = sorted((p for p in here if p != largest), key=lambda p: not ITEMS.search(p.name))
     more = f" --items {shlex.quote(str(others[0]))}" if others else ""
     stop(
@@ -171,3 +186,17 @@ def stop_without_interactions(folder: Path, request: Request) -> None:
         f"{EXPECTED}. "
         f"Or name the file: {with_file(request.command, largest)}{more}"
     )
+
+
+def is_one_table(paths: list[Path]) -> bool:
+    """True if all the files name the same columns."""
+    if any(JSON.search(path.name) for path in paths):
+        return False
+    headers = [read_header(path) for path in paths]
+    return len(headers[0]) > 1 and all(header == headers[0] for header in headers)
+
+
+def how_likely(path: Path) -> tuple[bool, int]:
+    """What orders files by how likely they hold the interactions."""
+    is_named = bool(EVENTS.search(path.name)) and not ITEMS.search(path.name)
+    return is_named, path.stat().st_size

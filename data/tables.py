@@ -14,12 +14,14 @@ from typing import TextIO
 
 import numpy as np
 import polars as pl
+from click import ClickException
 
 from delrec.data.forms import (
     HEAD,
     SEPARATORS,
     Form,
     form_of,
+    head_of,
     open_text,
     stop_at_bad_byte,
     stop_at_broken_gzip,
@@ -77,6 +79,18 @@ def read_table(
         return f"{path}, line {first + row if lines is None else lines[row]}"
 
     return Table(path, header, rows, place, notes, types, form.separator)
+
+
+def read_header(path: Path) -> list[str]:
+    """The columns that a file names, none where it cannot be read as text."""
+    if path.suffix == ".parquet":
+        return read_parquet(path, []).header
+    if b"\0" in head_of(path) or path.stat().st_size == 0:
+        return []
+    try:
+        return form_of(path, [], "latin-1")[1]
+    except ClickException:
+        return []
 
 
 def joined(tables: list[Table]) -> Table:

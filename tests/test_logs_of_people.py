@@ -4,9 +4,8 @@ command that a refusal shows works.
 
 import gzip
 import json
-import shlex
 import subprocess
-import sys
+import zipfile
 
 import polars as pl
 import pytest
@@ -195,23 +194,70 @@ def test_the_command_for_rows_without_times_numbers_them(tmp_path, end):
     assert log.rows.when.tolist() == list(range(15)) and not log.rows.timed
 
 
-def test_the_command_for_json_makes_a_table(tmp_path):
-    lines = [json.dumps({"user": u, "item": i, "timestamp": t}) for u, i, t in ROWS]
-    path = folder(tmp_path, shop__jsonl="\n".join(lines) + "\n") / "shop.jsonl"
-    said = refusal(read_file, path, None, request())
-    command = shlex.split(said.partition("make a table of it: ")[2])
-    subprocess.run([sys.executable, *command[1:]], check=True)
-    items = folder(tmp_path, items__csv=TITLES) / "items.csv"
-    assert is_the_log(read_file(tmp_path / "shop.jsonl.parquet", items, request()))
+JSON = [json.dumps({"user": u, "item": i, "timestamp": t, "x": None}) for u, i, t in ROWS]
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("shop.jsonl", "\n".join(JSON) + "\n\n"),
+        ("shop.json.gz", gzip.compress("\n".join(JSON).encode())),
+        ("shop.json", "[" + ",\n".join(JSON) + "]\n"),
+    ],
+)
+def test_json_is_read_one_record_a_line_or_in_one_list(tmp_path, name, text):
+    path = folder(tmp_path, **{name.replace(".", "__"): text}) / name
+    titles = "".join(json.dumps({"item": i, "title": f"Tea {i}", "a": []}) + "\n" for i in range(5))
+    items = folder(tmp_path, items__json=titles) / "items.json"
+    assert is_the_log(read_file(path, items, request()))
+    said = refusal(read_file, items, None, request(user="a", timestamp="item"))
+    assert "items.json, line 1: a holds [], expected one value" in said
+
+
+def test_a_column_without_any_value_is_said_and_another_named(tmp_path):
+    text = table([(u, "NA", i, t) for u, i, t in ROWS], "sessionId,userId,item,timestamp")
+    path = folder(tmp_path, views__csv=text, items__csv=TITLES) / "views.csv"
+    said = refusal(read_file, path, tmp_path / "items.csv", request(command="X", user="userId"))
+    assert said.endswith("in the column userId; name another: X --user-column sessionId")
+    assert is_the_log(read_file(path, tmp_path / "items.csv", request(user="sessionId")))
+
+
+def test_parts_by_the_values_of_a_column_are_one_log(tmp_path):
+    frame = pl.DataFrame(ROWS, schema=["user", "item", "timestamp"], orient="row")
+    frame = frame.with_columns(pl.format("Tea {}", "item").alias("title"))
+    for day, rows in (("1", frame.head(6)), ("2", frame.tail(-6))):
+        (tmp_path / f"dt={day}").mkdir()
+        rows.write_parquet(tmp_path / f"dt={day}" / "0.parquet")
+    assert is_the_log(read_own(tmp_path, request()))
+
+
+def test_files_of_the_same_columns_are_said_to_be_one_log(tmp_path):
+    rows = [(u, i, t, f"Tea {i}") for u, i, t in ROWS]
+    head = "user,item,timestamp,title"
+    folder(tmp_path, january__csv=table(rows[:7], head), february__csv=table(rows[7:], head))
+    said = refusal(read_own, tmp_path, request(command=f"{COMMAND} --raw {tmp_path}"))
+    assert said.endswith(f"read them as one log: {COMMAND} --interactions {tmp_path}")
+    assert is_the_log(read_file(tmp_path, None, request()))
+
+
+def test_a_zip_is_refused_with_the_command_that_unpacks_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "shop.zip", "w") as z:
+        z.writestr("shop.csv", table(ROWS))
+    said = refusal(read_file, tmp_path / "shop.zip", None, request())
+    assert said.endswith(f"unpack it: unzip {tmp_path}/shop.zip -d {tmp_path}")
 
 
 @pytest.mark.parametrize(
     "files, says",
     [
         (["BX-Ratings.csv", "BX-Books.csv"], "--interactions {}/BX-Ratings.csv --items {}/BX-Bo"),
+        (["a_business.json", "a_review.json"], "{}/a_review.json --items {}/a_business.json"),
         (["a.csv", "movies.csv", "links.csv"], "--interactions {}/a.csv --items {}/movies.csv"),
         (["data/interactions.csv"], "but {}/data does: python data/prepare.py shop --raw {}/data"),
-        (["readme.md"], "holds no interactions.csv; expected interactions.csv (user, item"),
+        (
+            ["readme.md"],
+            "holds no interactions.csv but readme.md; expected interactions.csv (user, item",
+        ),
     ],
 )
 def test_files_of_other_names_are_named_in_the_command(tmp_path, files, says):

@@ -95,7 +95,7 @@ def test_parquet(tmp_path):
     ).write_parquet(raw / "interactions.parquet")
     same_as_csv(tmp_path, raw)
     for change, says in (
-        ({"user": None}, "is blank"),
+        ({"user": None}, "no row has a value in the column user"),
         ({"timestamp": "soon"}, "row 1: timestamp 'soon' is neither a number nor a date"),
         ({"timestamp": -1}, "row 1: timestamp '-1' is before 1970"),
     ):
