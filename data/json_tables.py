@@ -25,7 +25,8 @@ def read_json_table(path: Path, names: list[str]) -> Table:
     """Those of the entries `names` that the records of a file have, as text without blanks around
     it; what a record lacks is blank.
     """
-    columns, lines, header, notes = {name: [] for name in names}, [], {}, []
+    columns = {name: [] for name in names}
+    lines, header, notes = [], {}, []
     for line, record in records_of(path, notes):
         if len(lines) < LOOKED_AT:
             header |= dict.fromkeys(map(str, record))
