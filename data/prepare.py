@@ -39,7 +39,7 @@ from delrec.data.hints import Columns, Request
 from delrec.data.log import Log
 from delrec.data.pictures import draw_pictures
 from delrec.data.prepared import kept_as, load_data
-from delrec.data.reading import Place, command_of, read_log
+from delrec.data.reading import Place, command_as_typed, read_log
 from delrec.data.rules import Preparation, Rules, apply_rules, split_of
 from delrec.data.sources import SOURCES, Source
 from delrec.data.summary import meta_of, summary
@@ -317,7 +317,7 @@ def main(
         drop_incomplete=drop_incomplete,
         keep_parts=split == "files",
     )
-    request.command = command_of(name, place, out, request)
+    request.command = command_as_typed(click.get_current_context())
     out = out or runtime.ROOT / "data" / name
     stop_unless_readable(name, place, out)
     found = read_log(name, place, request, min_watch)

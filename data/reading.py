@@ -6,9 +6,12 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+from click.core import ParameterSource
+
 from delrec.data.amazon import categories, category_of
 from delrec.data.fetch import fetch_ml100k
-from delrec.data.hints import FLAGS, Request
+from delrec.data.hints import FLAGS, Columns, Request
 from delrec.data.log import Log
 from delrec.data.movielens import is_movielens
 from delrec.data.own import read_file, read_own
@@ -35,18 +38,19 @@ class Found:
     words: dict[str, str]  # noun and verb of its prompts
 
 
-def command_of(name: str, place: Place, out: Path | None, request: Request) -> str:
+def command_as_typed(context: click.Context) -> str:
     """The command as it was typed, without the columns' flags."""
-    options = {
-        "--raw": place.raw,
-        "--interactions": place.interactions,
-        "--items": place.items,
-        "--out": out,
-        "--encoding": request.encoding,
-        "--time-format": request.time_format,
-    }
-    given = [f"{flag} {shlex.quote(str(value))}" for flag, value in options.items() if value]
-    return " ".join([f"python data/prepare.py {name}", *given])
+    words = ["python data/prepare.py", shlex.quote(context.params["name"])]
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name)
+        if source != ParameterSource.COMMANDLINE or isinstance(option, click.Argument):
+            continue
+        if hasattr(Columns, option.name):
+            continue
+        words.append(option.opts[0])
+        if not option.is_flag:
+            words.append(shlex.quote(str(context.params[option.name])))
+    return " ".join(words)
 
 
 def read_log(name: str, place: Place, request: Request, min_watch: float | None) -> Found:

@@ -293,7 +293,6 @@ def test_kuairec_s_times_keep_their_milliseconds_and_captions_their_line_breaks(
         ("{}", "{}/shop.csv", None, "give one of them"),
         ("{}", None, "{}/shop.csv", "--items is the table of titles of --interactions"),
         (None, "{}/nothing.csv", None, "there is no file {}/nothing.csv"),
-        (None, "{}/shop.jsonl", None, "is JSON; make a table of it"),
         ("{}", None, None, "no interactions.csv but shop.csv"),
         ("{}", None, None, "Or name the file: X --interactions {}/shop.csv"),
     ],

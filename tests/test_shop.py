@@ -27,18 +27,21 @@ def orders(path, encoding="utf-8"):
 
 def test_a_shop_s_one_table_is_prepared_by_the_command_that_the_refusal_shows(tmp_path):
     path, out = orders(tmp_path / "shop.csv"), tmp_path / "out"
-    refused = run("shop", "--interactions", path, "--out", out)
+    words = ["--noun", "tea bag", "--verb", "bought"]
+    refused = run("shop", "--interactions", path, "--out", out, *words)
     assert refused.exit_code == 1 and refused.output.count("\n") == 1
     command = re.search(r"name yours: (.*)", refused.output)[1]
     assert command == (
-        f"python data/prepare.py shop --interactions {path} --out {out} --user-column Kundennummer "
-        "--item-column Artikelnummer --time-column Bestellzeit --title-column Artikelbezeichnung"
+        f"python data/prepare.py shop --interactions {path} --out {out} --noun 'tea bag' "
+        "--verb bought --user-column Kundennummer --item-column Artikelnummer "
+        "--time-column Bestellzeit --title-column Artikelbezeichnung"
     )
-    result = run(*shlex.split(command)[2:], "--noun", "product", "--verb", "bought")
+    result = run(*shlex.split(command)[2:])
     assert result.exit_code == 0 and "WARNING" not in result.output, result.output
     assert "note: shop.csv: its cells are separated by ';'" in result.output
     data = load_data(str(out))
     assert data.titles[1] == f"Tee für {(out / 'raw_items.txt').read_text().split()[0]} Tage"
+    assert data.meta["words"] == {"noun": "tea bag", "verb": "bought"}
     assert data.meta["split"] == "temporal" and data.times[0] >= 1_704_067_200
     for name in (out, f"{out}/"):  # a folder is checked as a name is
         checked = run(name, "--check")
