@@ -342,7 +342,7 @@ def candidates_of(left: Interactions, samples: Samples, seed: int) -> dict[str, 
             )
             if min(CANDIDATES) == C:
                 stop(f"{line}; give a log with more items")
-            print(f"{line}; candidates_*_{C}.npy are not written")
+            print(f"note, harmless: {line}; candidates_*_{C}.npy are not written")
             continue
         for s in ("val", "test") if C > 20 else ("val", "test", "train"):
             drawn[f"candidates_{s}_{C}"] = candidates_of_part(left, samples, s, C, seed)
