@@ -115,11 +115,16 @@ def on_titles(request: Request, names: Columns, free: list[str], missing: list[s
     found = guessed(free, others)
     item = found.get("item", "COLUMN") if "item" in others else names.item
     rest = command_for(request, free, others)
-    by_id = f"{rest} {FLAGS['title']} {shlex.quote(item)}"
     first = "add a table of titles, items.csv (item,title), in the same folder"
     if "--interactions" in request.command:
         first = f"give a table of titles (item,title): {rest} --items ITEMS"
-    return f"{first}; or, if there are no titles, call the items by their ids: {by_id}"
+    return f"{first}; {by_ids(rest, item)}"
+
+
+def by_ids(command: str, item: str) -> str:
+    """What to do where there are no titles. item: the column of the ids."""
+    flag = f"{FLAGS['title']} {shlex.quote(item)}"
+    return f"or, if there are no titles, call the items by their ids: {command} {flag}"
 
 
 def numbering(table: Table) -> str:

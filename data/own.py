@@ -3,14 +3,13 @@ several, the titles in a table of their own or in the interactions' columns.
 """
 
 import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from delrec.data.advice import stop_unless_columns, stop_without_header
+from delrec.data.advice import by_ids, stop_unless_columns, stop_without_header
 from delrec.data.hints import Columns, Request, command_for, guessed
 from delrec.data.json_tables import is_json, read_json_table
 from delrec.data.log import Log, Rows, digests, rows_of
@@ -218,12 +217,9 @@ def titles_in(files: Files, names: Columns, request: Request) -> tuple[dict[str,
             free = [name for name in table.header if name != names.item]
             said = f"name yours: {command_for(request, free, missing)}"
             if "title" in missing and "title" not in guessed(free, missing):
-                by_id = with_file(re.sub(FLAG_ITEMS, "", request.command), files.interactions[0])
-                by_id = command_for(replace(request, command=by_id), [], [])
-                said += (
-                    "; or, if there are no titles, call the items by their ids: "
-                    f"{by_id} --title-column {shlex.quote(names.item)}"
-                )
+                alone = with_file(re.sub(FLAG_ITEMS, "", request.command), files.interactions[0])
+                alone = command_for(replace(request, command=alone), [], [])
+                said += f"; {by_ids(alone, names.item)}"
             stop(
                 f"{table.path}: the header names {', '.join(table.header)}; expected the columns "
                 f"{names.item},{names.title or 'title'}; {said}"

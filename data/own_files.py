@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from delrec.data.hints import Request
+from delrec.data.json_tables import is_json
 from delrec.data.tables import is_table, read_header
 from delrec.runtime import stop
 
@@ -17,7 +18,6 @@ ITEMS = re.compile(
     "item|product|article|movie|book|game|anime|title|meta|song|artist|business|news|place|venue",
     re.IGNORECASE,
 )
-JSON = re.compile(r"\.(json|jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 # what says that a file holds interactions, whose table of items is larger at times
 EVENTS = re.compile("review|interaction|event|order|rating|transaction|click|log|action", re.I)
 EXPECTED = (
@@ -165,10 +165,12 @@ def stop_without_interactions(folder: Path, request: Request) -> None:
     if not folder.is_dir():
         stop(f"there is no folder {folder}; {EXPECTED} in the folder of --raw")
     everything = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    here = [p for p in everything if is_table(p.name) or JSON.search(p.name)]
+    here = [p for p in everything if is_table(p.name) or is_json(p)]
     below = [p.parent for p in sorted(folder.glob("*/*")) if is_own_log(p.parent)]
     if not here and below:
-        command = re.sub(r"--raw ('[^']*'|\S+)", lambda _: f"--raw {below[0]}", request.command)
+        command = re.sub(
+            r"--raw ('[^']*'|\S+)", lambda _: f"--raw {shlex.quote(str(below[0]))}", request.command
+        )
         stop(f"{folder} holds no interactions.csv, but {below[0]} does: {command}")
     if not here:
         names = ", ".join(path.name for path in everything[:8])
@@ -190,7 +192,7 @@ def stop_without_interactions(folder: Path, request: Request) -> None:
 
 def is_one_table(paths: list[Path]) -> bool:
     """True if all the files name the same columns."""
-    if any(JSON.search(path.name) for path in paths):
+    if any(map(is_json, paths)):
         return False
     headers = [read_header(path) for path in paths]
     return len(headers[0]) > 1 and all(header == headers[0] for header in headers)
