@@ -333,17 +333,20 @@ def main(ctx: click.Context, **config) -> None:
             batches = lessons.batches(at, cfg.seed + 1 + step)
         share = steps.warm_then_fall(step, n_steps, cfg.warmup)
         steps.set_learning_rates(optimiser, share)
-        grads, losses = [], []
-        for lesson, batch in batches:  # each task's own gradient
+        grads, totals, before = [], torch.zeros(2), 0
+        for task, (lesson, batch) in enumerate(batches):  # each task's own gradient
             steps.zero_gradients(params)
-            total = torch.zeros(1)
-            for rows, weight in steps.micro_batches(len(batch), micro, ranks, cfg.shard):
+            for rows, weight in steps.micro_batches(len(batch), micro, ranks, cfg.shard, before):
                 loss = lesson.loss(batch[rows]) * (weight / lesson.reads(batch))
                 loss.backward()
-                total += loss.item()
-            sum_gradients(params, ranks)
+                totals[task] += loss.item()
+            before += len(batch)
             grads.append([p.grad for p in params])
-            losses.append(sum_over_ranks(total, ranks).item())
+        # once both are computed: a process without a prompt of one task begins with the other
+        for own in grads:
+            steps.set_gradients(params, own)
+            sum_gradients(params, ranks)
+        losses = sum_over_ranks(totals, ranks).tolist()
         lam_TA, lam_RPS = balance.weights(grads[0][0], grads[1][0])  # of the soft prompt
         # the gradient of lam_TA L_TA + lam_RPS L_RPS, the weights held fixed
         for p, g_TA, g_RPS in zip(params, *grads):

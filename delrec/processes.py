@@ -110,13 +110,16 @@ def sum_gradients(params: list[torch.Tensor], ranks: Ranks) -> None:
             g.copy_(part.view_as(g))
 
 
-def shares(pieces: Sequence, ranks: Ranks, even: bool = False) -> list[tuple[Any, int]]:
+def shares(
+    pieces: Sequence, ranks: Ranks, even: bool = False, first: int = 0
+) -> list[tuple[Any, int]]:
     """This rank's pieces of work, every world-th, as pairs (piece, 1).
 
     even: as many passes on every rank, because the passes of a sharded LM are made together; a rank
     that has nothing left repeats the first piece as (piece, 0), whose result counts for nothing.
+    first: the rank that has the first piece, modulo world.
     """
-    mine = [(piece, 1) for piece in pieces[ranks.rank :: ranks.world]]
+    mine = [(piece, 1) for piece in pieces[(ranks.rank - first) % ranks.world :: ranks.world]]
     if even and len(pieces):
         most = -(-len(pieces) // ranks.world)
         mine += [(pieces[0], 0)] * (most - len(mine))

@@ -57,28 +57,68 @@ def test_each_group_has_its_own_peak_and_empty_groups_are_left_out():
 # ---------------------------------------------------------------- micro-batches
 
 
-@pytest.mark.parametrize("n, micro", [(8, 4), (7, 3), (1, 4), (5, 1), (0, 4)])
-@pytest.mark.parametrize("world", [1, 2, 3])
+def samples_of(parts, n) -> list[list[int]]:
+    """The samples of those parts that count."""
+    return [list(range(n))[part] for part, own in parts if own]
+
+
+@pytest.mark.parametrize("n, micro", [(8, 4), (8, 1), (7, 3), (1, 4), (5, 1), (0, 4), (24, 9)])
+@pytest.mark.parametrize("world", [1, 2, 3, 10])
 @pytest.mark.parametrize("even", [False, True])
-def test_micro_batches_are_the_same_whoever_has_them(n, micro, world, even):
+def test_every_sample_is_dealt_out_once_and_no_process_has_two_more_than_another(
+    n, micro, world, even
+):
+    dealt = [samples_of(micro_batches(n, micro, ranks, even), n) for ranks in ranks_of(world)]
+    assert sorted(x for parts in dealt for part in parts for x in part) == list(range(n))
+    assert all(0 < len(part) <= micro for parts in dealt for part in parts)
+    loads = [sum(map(len, parts)) for parts in dealt]
+    assert max(loads) - min(loads) <= 1
+    passes = max(map(len, dealt))
+    assert passes == -(-max(loads) // micro)  # as few as that many samples take
+
+
+@pytest.mark.parametrize(
+    "n, micro, world", [(8, 4, 2), (16, 4, 2), (7, 3, 2), (8, 1, 10), (8, 3, 3), (30, 3, 10)]
+)
+def test_micro_batches_that_come_out_even_are_those_of_one_process(n, micro, world):
     (alone,) = ranks_of(1)
-    want = [list(range(n))[part] for part, _ in micro_batches(n, micro, alone)]
-    mine = [micro_batches(n, micro, ranks, even) for ranks in ranks_of(world)]
-    counted = [part for parts in mine for part, own in parts if own]
-    found = sorted(list(range(n))[part] for part in counted)
-    assert found == sorted(want)
-    assert sorted(sum(found, [])) == list(range(n))
+    want = samples_of(micro_batches(n, micro, alone), n)
+    dealt = [samples_of(micro_batches(n, micro, ranks), n) for ranks in ranks_of(world)]
+    assert sorted(sum(dealt, [])) == want
+    assert [part for parts in dealt for part in parts[:1]] == want[:world]  # in turn
 
 
-def test_micro_batches_are_dealt_out_in_turn():
-    dealt = [[part.start for part, _ in micro_batches(10, 2, ranks)] for ranks in ranks_of(2)]
-    assert dealt == [[0, 4, 8], [2, 6]]
+def test_micro_batches_that_do_not_come_out_even_are_smaller():
+    (alone,) = ranks_of(1)
+    assert samples_of(micro_batches(10, 4, alone), 10) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    dealt = [samples_of(micro_batches(10, 4, ranks), 10) for ranks in ranks_of(2)]
+    assert dealt == [[[0, 1, 2], [6, 7]], [[3, 4, 5], [8, 9]]]
+
+
+@pytest.mark.parametrize("first, second, micro", [(8, 8, 4), (5, 8, 2), (3, 3, 3), (0, 7, 4)])
+@pytest.mark.parametrize("world", [2, 3, 10, 16])
+@pytest.mark.parametrize("even", [False, True])
+def test_over_two_tasks_of_a_step_no_process_has_two_samples_more_than_another(
+    first, second, micro, world, even
+):
+    loads, passes = [], []
+    for ranks in ranks_of(world):
+        tasks = [
+            micro_batches(first, micro, ranks, even),
+            micro_batches(second, micro, ranks, even, first),
+        ]
+        counted = [samples_of(parts, n) for parts, n in zip(tasks, (first, second))]
+        loads.append(sum(map(len, sum(counted, []))))
+        passes.append([len(parts) for parts in tasks])
+    assert sum(loads) == first + second
+    assert max(loads) - min(loads) <= 1
+    assert not even or passes == passes[:1] * world  # a sharded LM's passes are made together
 
 
 def test_with_even_all_processes_make_as_many_passes_and_those_for_company_weigh_0():
-    dealt = [micro_batches(10, 2, ranks, even=True) for ranks in ranks_of(3)]
-    assert [[own for _, own in parts] for parts in dealt] == [[1, 1], [1, 1], [1, 0]]
-    assert dealt[2][1][0] == slice(0, 2)  # a real micro-batch
+    dealt = [micro_batches(5, 2, ranks, even=True) for ranks in ranks_of(2)]
+    assert [[own for _, own in parts] for parts in dealt] == [[1, 1], [1, 0]]
+    assert dealt[1][1][0] == slice(0, 2)  # a real micro-batch
 
 
 def test_dropout_belongs_to_the_seed_the_step_and_the_micro_batch():

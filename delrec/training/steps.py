@@ -1,5 +1,8 @@
 """The small pieces of an optimiser's step that the training scripts share."""
 
+from itertools import accumulate, pairwise
+from math import ceil
+
 import numpy as np
 import torch
 
@@ -37,12 +40,35 @@ def zero_gradients(params: list[torch.Tensor]) -> None:
         p.grad = torch.zeros_like(p)
 
 
-def micro_batches(n: int, micro: int, ranks: Ranks, even: bool = False) -> list[tuple[slice, int]]:
-    """The parts of a batch of n samples that this process computes: pairs (slice, weight). Whole
-    micro-batches are shared among the processes, each the same whoever has it; weight is 1, or 0
-    for a pass that is made for company only (`even`: see processes.shares)."""
-    work = shares(range(0, n, micro), ranks, even)
-    return [(slice(i, i + micro), own) for i, own in work]
+def set_gradients(params: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
+    """Gives each parameter one of these gradients."""
+    for p, grad in zip(params, grads):
+        p.grad = grad
+
+
+def micro_batches(
+    n: int, micro: int, ranks: Ranks, even: bool = False, before: int = 0
+) -> list[tuple[slice, int]]:
+    """The parts of a batch of n samples that this process computes: pairs (slice, weight). weight
+    is 1, or 0 for a pass that is made for company only (`even`: see processes.shares).
+
+    before: samples of this step that were dealt out before these. The next go to the processes
+    that have fewer, so that over all of them no process has two more than another."""
+    return shares(passes_of(n, micro, ranks.world), ranks, even, before)
+
+
+def passes_of(n: int, micro: int, world: int) -> list[slice]:
+    """The passes over a batch of n samples, dealt out in turn to the processes.
+
+    They are those that one process makes, `micro` samples each, where those can be dealt out so
+    that no process has two samples more than another. Where they cannot, as many smaller passes
+    for each process: waiting for a whole micro-batch of another costs more than rounding."""
+    sizes = [min(micro, n - i) for i in range(0, n, micro)]
+    loads = [sum(sizes[rank::world]) for rank in range(world)]
+    if max(loads) - min(loads) > 1:
+        count = min(world * ceil(n / (world * micro)), n)
+        sizes = [n // count + (i < n % count) for i in range(count)]
+    return [slice(*ends) for ends in pairwise(accumulate(sizes, initial=0))]
 
 
 def seed_dropout(seed: int, step: int, first: int) -> None:
