@@ -82,10 +82,10 @@ def finish(ranks: Ranks) -> None:
 
 
 def sum_over_ranks(x: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """A tensor summed over all processes, in fp32 (gloo has no bf16 sum)."""
+    """A tensor summed over all processes, in fp32 (gloo has no bf16 sum). It stays what it was."""
     if ranks.world == 1:
         return x
-    y = x.detach().to(ranks.device, torch.float32)
+    y = x.detach().to(ranks.device, torch.float32, copy=True)  # the sum is written into it
     dist.all_reduce(y)
     return y.to(x.device, x.dtype)
 
@@ -105,7 +105,8 @@ def sum_gradients(params: list[torch.Tensor], ranks: Ranks) -> None:
     """
     if ranks.world > 1:
         grads = [p.grad for p in params if p.grad is not None]
-        flat = sum_over_ranks(torch.cat([g.flatten().float() for g in grads]), ranks)
+        flat = torch.cat([g.flatten().float() for g in grads]).to(ranks.device)
+        dist.all_reduce(flat)
         for g, part in zip(grads, flat.split([g.numel() for g in grads])):
             g.copy_(part.view_as(g))
 

@@ -7,7 +7,7 @@ import torch
 from scripts import sentence
 
 from delrec import processes
-from delrec.processes import gather_rows, setup, sum_gradients
+from delrec.processes import gather_rows, setup, sum_gradients, sum_over_ranks
 
 
 def test_rows_of_all_ranks_meet_at_their_places(alone, monkeypatch):
@@ -45,6 +45,15 @@ def test_gradients_are_summed_not_averaged(alone, monkeypatch):
     assert params[1].grad.tolist() == [2, 4]
     assert params[2].grad is None
     assert params[1].grad.dtype == torch.bfloat16
+
+
+def test_what_is_summed_stays_what_it_was(monkeypatch):
+    # an epoch's loss goes on after a checkpoint has held the sums of all processes
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda y: y.mul_(2))
+    own = torch.tensor([3.0])
+    two = SimpleNamespace(world=2, device=torch.device("cpu"))
+    assert [sum_over_ranks(own, two).item() for _ in range(3)] == [6, 6, 6]
+    assert own.item() == 3
 
 
 def test_more_processes_than_gpus_is_a_sentence(monkeypatch):
