@@ -1,6 +1,6 @@
 """What the four scripts share: options, and how a run begins and ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ from delrec.data.prepared import Data, load_data
 from delrec.processes import Ranks, restarted, setup
 from delrec.runtime import folder_of, stop, whole_or_auto
 from delrec.training.claims import claim
+from delrec.training.memory import micro_of
 from delrec.training.run_folders import finish_run, start_run
 
 __all__ = ["claim", "finish_run", "start_run"]  # a script calls them by this module's name
@@ -313,6 +314,41 @@ def refuse(faults: list[tuple[Any, str]]) -> None:
 
 
 # ------------------------------------------------ a run, from the door to its place
+
+
+def settle_micro(cfg: SimpleNamespace, tasks: int, trials: Iterable[tuple], ranks: Ranks) -> int:
+    """How many samples a pass takes; also says what a step holds. tasks: prompts of a sample.
+    cfg: batch, micro, samples, lr. trials: see memory.micro_of."""
+    micro, could = micro_of(cfg.micro, cfg.batch, trials, ranks)
+    said = held(cfg.batch, tasks * cfg.batch, ranks.world)
+    say(ranks, f"{said}, in passes of at most {micro}")
+    if line := unused(cfg, could, ranks.world):
+        say(ranks, line)
+    return micro
+
+
+def held(batch: int, prompts: int, world: int, samples: str = "samples") -> str:
+    """What a step of the optimiser holds, as a sentence. samples: their name."""
+    said = f"a step holds {batch} {samples} (--batch)"
+    said += f", at most {prompts} prompts of two tasks" if prompts > batch else ""
+    if world > 1:
+        said += f": at most {-(-prompts // world)} for each of {world} processes"
+        said += f", none for {world - prompts} of them" if prompts < world else ""
+    return said
+
+
+def unused(cfg: SimpleNamespace, could: int, world: int) -> str | None:
+    """What would fill the processes, and what that changes, as a sentence; None where a step fills
+    them, or one process is alone. could: samples that a pass of each could take."""
+    full = could * world
+    if world == 1 or cfg.batch >= full:
+        return None
+    now, then = (max(cfg.samples // batch, 1) for batch in (cfg.batch, full))
+    return (
+        f"passes of {could} (--micro) on every process are --batch {full}. That is another "
+        f"training, again the same on any number of processes: {then} steps instead of {now} (as "
+        f"many with --samples {now * full}); --lr stays {cfg.lr:g} and may want another value"
+    )
 
 
 def say(ranks: Ranks, line: str) -> None:

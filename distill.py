@@ -44,7 +44,6 @@ from delrec.processes import finish, sum_gradients, sum_over_ranks
 from delrec.runtime import described, stop, write_json
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
-from delrec.training.memory import micro_of
 
 # what --paper sets (section V); ours, chosen on ml-100k, are the defaults of the options
 PAPER = dict(history=10, verbalizer="mean", show=True, instruct=True, loss="catalogue")
@@ -314,14 +313,14 @@ def main(ctx: click.Context, **config) -> None:
     out, record = common.start_run(folder, "distill", cfg, data, ranks)
     record["llm_fingerprint"] = r.lm.identity
 
-    n_steps = max(cfg.samples // cfg.batch, 1)
+    n_steps, n_tasks = max(cfg.samples // cfg.batch, 1), 1 + (cfg.tasks == "both")
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
     loop = Loop(saver, "distill", n_steps, cfg.resume, validations=cfg.evals)
     loop.keep(quiz=quiz)
     if quiz.before is None:
         quiz.before = quiz.ask(r, ranks, "before")
     lessons = Lessons(cfg, r, lists, n_steps * cfg.batch)
-    micro = record["micro"] = micro_of(cfg.micro, cfg.batch, lessons.trials(), ranks)
+    micro = record["micro"] = common.settle_micro(cfg, n_tasks, lessons.trials(), ranks)
     balance = Balance(cfg)
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
     moved, best = Weights(params), Best(ranks.device)

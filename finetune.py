@@ -52,7 +52,6 @@ from delrec.processes import finish, sum_gradients
 from delrec.runtime import Run, described
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
-from delrec.training.memory import micro_of
 
 PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms")  # of the loss
 # what --paper sets (DELRec, section V); ours, chosen on ml-100k, are the defaults of the options
@@ -328,7 +327,7 @@ def main(ctx: click.Context, **config) -> None:
         return losses | blocks.losses(task, examples, numbers) if blocks else losses
 
     trials = student.trials(r, seen, losses_of)
-    micro = record["micro"] = micro_of(cfg.micro, cfg.batch, trials, ranks)
+    micro = record["micro"] = common.settle_micro(cfg, 1, trials, ranks)
     loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
     loop.keep(adalora=adalora.Importances(adapter, ranks.device))
 

@@ -246,6 +246,7 @@ def main(**config) -> None:
     check(cfg, data)
     export = dllm2rec.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
     out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)
+    common.say(ranks, common.held(cfg.batch, cfg.batch, ranks.world, "windows"))
     if cfg.lam and export:
         common.say(ranks, export.said())
         record["teacher_out_of_fold"] = export.out_of_fold

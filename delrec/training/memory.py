@@ -83,15 +83,18 @@ def free_bytes(device: torch.device) -> int | None:
     return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
 
 
-def micro_of(micro: int | str, batch: int, trials: Iterable[tuple], ranks: Ranks) -> int:
-    """How many samples a pass takes: `micro`, or with "auto" as many of the longest as memory
-    holds; at most this process' part of a batch.
+def micro_of(
+    micro: int | str, batch: int, trials: Iterable[tuple], ranks: Ranks
+) -> tuple[int, int]:
+    """(how many samples a pass takes, how many it could take): `micro`, or with "auto" as many of
+    the longest as memory holds. A pass takes at most this process' part of a batch.
 
-    trials: pairs (loss, samples) that are tried; loss(samples) is a tensor."""
+    trials: pairs (loss, samples) that are tried; loss(samples) is a tensor. They are tried with
+    "auto", and where several GPUs share a batch, to say what each has room for."""
     most = -(-batch // ranks.world)
-    if micro != "auto":
-        return min(micro, most)
-    fits = [most]
+    if micro != "auto" and (ranks.device.type != "cuda" or ranks.world == 1):
+        return min(micro, most), micro
+    room = []
     for loss, samples in trials:
         longest = sorted(samples, key=lambda sample: -len(sample.tail))
 
@@ -99,44 +102,42 @@ def micro_of(micro: int | str, batch: int, trials: Iterable[tuple], ranks: Ranks
             loss(longest[:m]).backward()
 
         tails = [sample.tail for sample in longest]
-        fits.append(largest_micro(a_pass, tails, most, ranks.device, ranks))
-    return min(fits)
+        room.append(largest_micro(a_pass, tails, ranks.device, ranks))
+    if micro == "auto":
+        could = min(room, default=most)
+        return min(could, most), could
+    return min(micro, most), min(micro, *room)
 
 
 def largest_micro(
-    step: Callable[[int], Any],
-    tails: list[np.ndarray],
-    most: int,
-    device: torch.device,
-    ranks: Ranks,
+    step: Callable[[int], Any], tails: list[np.ndarray], device: torch.device, ranks: Ranks
 ) -> int:
-    """How many prompts of a forward and backward pass fit into memory, `most` at most.
+    """How many prompts of a forward and backward pass fit into memory.
 
     step(m) runs one on the m longest prompts. Two passes are measured, the rest is a line through
-    them, with a fifth of what is free left over; on a CPU no more than fill its caches, where more
-    is not faster.
+    them, with a fifth of what is free left over; a second prompt is tried only where twice the
+    first fits. On a CPU no more than fill its caches, where more is not faster.
     """
-    if device.type == "cpu":
-        most = min(most, max(1, CPU_TOKENS // max(map(len, tails))))
+    most = max(1, CPU_TOKENS // max(map(len, tails))) if device.type == "cpu" else None
     step(1)  # the first pass also allocates what stays
     one = extra_bytes(lambda: step(1), device)
-    two = extra_bytes(lambda: step(2), device) if most > 1 else 0
     if one is None:
         stop(
             "--micro auto: this system does not tell how much memory a pass takes; give --micro a "
             "number"
         )
-    each = max(two - one, 0)
-    fits = 1
-    if most > 1:
+    said, fits = f"--micro auto: a prompt takes {one / 2**20:.0f} MB", 1
+    if most != 1 and len(tails) > 1 and least(2 * one <= free_bytes(device), ranks):
+        each = max(extra_bytes(lambda: step(2), device) - one, 0)
         fits += int(max(0.8 * free_bytes(device) - one, 0) / max(each, 1))
-    micro = max(1, min(fits, most))
-    if ranks.world > 1:  # the least of all ranks
-        micro = int(-max_over_ranks(-micro, ranks))
+        said += f", each further one {each / 2**20:.0f} MB"
+    fits = least(fits, ranks)
     if ranks.main:
-        print(
-            f"--micro auto: a prompt takes {one / 2**20:.0f} MB, each further one "
-            f"{each / 2**20:.0f} MB; {fits} would fit, {micro} at a time",
-            flush=True,
-        )
-    return micro
+        caches = f", {most} fill the caches" if most else ""
+        print(f"{said}; {fits} would fit{caches}", flush=True)
+    return min(fits, most or fits)
+
+
+def least(x: int, ranks: Ranks) -> int:
+    """The smallest of a number over all processes, which all go on with."""
+    return x if ranks.world == 1 else int(-max_over_ranks(-x, ranks))
