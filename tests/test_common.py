@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from run_folders import names
 from scripts import sentence
 
-from common import finish_run, start_run
+from common import finish_run, held, start_run, unused
 from delrec.runtime import load_run
 
 
@@ -32,6 +32,38 @@ def test_a_run_is_complete_when_its_config_is_there(tmp_path, toy, alone):
     assert run.peak_gb > 0
     assert run.dataset == "toy"
     assert {"torch", "peft"} <= set(run.versions)
+
+
+@pytest.mark.parametrize(
+    "batch, prompts, world, says",
+    [
+        (8, 8, 1, "a step holds 8 samples (--batch)"),
+        (8, 16, 1, "a step holds 8 samples (--batch), at most 16 prompts of two tasks"),
+        (12, 12, 10, "a step holds 12 samples (--batch): at most 2 for each of 10 processes"),
+        (20, 20, 10, "a step holds 20 samples (--batch): at most 2 for each of 10 processes"),
+        (
+            8,
+            8,
+            10,
+            "a step holds 8 samples (--batch): at most 1 for each of 10 processes, none for 2 of "
+            "them",
+        ),
+    ],
+)
+def test_what_a_step_holds_is_a_sentence(batch, prompts, world, says):
+    assert held(batch, prompts, world) == says
+
+
+@pytest.mark.parametrize("batch, could, world", [(8, 8, 1), (8, 4, 2), (40, 4, 10), (7, 16, 1)])
+def test_where_a_step_fills_the_processes_no_other_batch_is_named(batch, could, world):
+    cfg = SimpleNamespace(batch=batch, samples=640, lr=0.02)
+    assert unused(cfg, could, world) is None
+
+
+def test_the_batch_that_fills_the_processes_is_named_with_what_it_changes():
+    said = unused(SimpleNamespace(batch=8, samples=640, lr=2e-2), 4, 10)
+    assert "--batch 40. " in said and "16 steps instead of 80" in said
+    assert "--samples 3200" in said and "--lr stays 0.02" in said  # 3200 / 40 = 80
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The layers of an LM: which are adapted, and computed again."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.model import load_lm
 from delrec.lm.reading import read_prefix
 from delrec.training import memory
-from delrec.training.memory import CPU_TOKENS, extra_bytes, largest_micro
+from delrec.training.memory import CPU_TOKENS, extra_bytes, largest_micro, micro_of
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,44 @@ def test_as_many_prompts_at_a_time_as_memory_holds(monkeypatch, alone, capsys):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert largest_micro(step, [np.zeros(tail)] * 9, alone.device, alone) in want
     assert "would fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "micro, batch, room, passes, could, tried",
+    [
+        (4, 8, 57, 1, 4, 2),  # ten GPUs: one sample each, a pass may have four
+        (4, 80, 57, 4, 4, 2),
+        (8, 8, 3, 1, 3, 2),  # a card that holds three
+        ("auto", 80, 57, 8, 57, 2),
+        (1, 8, 1, 1, 1, 1),  # twice the first would not fit: no second prompt is tried
+    ],
+)
+def test_several_gpus_say_what_each_has_room_for(
+    micro, batch, room, passes, could, tried, monkeypatch, capsys
+):
+    passed = []
+
+    def loss(samples):
+        passed.append(len(samples))
+        return torch.ones(1, requires_grad=True)
+
+    def extra(f, device):  # 100 bytes, of them 60 for each prompt
+        f()
+        return 40 + 60 * passed[-1]
+
+    free = 150 if room == 1 else (100 + 60 * (room - 1)) / 0.8 + 1
+    monkeypatch.setattr(memory, "extra_bytes", extra)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    monkeypatch.setattr(memory, "max_over_ranks", lambda x, ranks: x)
+    ten = SimpleNamespace(world=10, device=torch.device("cuda", 0), main=True)
+    samples = [SimpleNamespace(tail=np.zeros(n)) for n in range(1, 9)]
+    assert micro_of(micro, batch, [(loss, samples)], ten) == (passes, could)
+    assert f"{room} would fit" in capsys.readouterr().out
+    assert max(passed) == tried
+
+
+def test_a_number_is_taken_as_it_is_without_a_try_where_no_gpus_share_a_batch(alone):
+    gpu = SimpleNamespace(world=1, device=torch.device("cuda", 0), main=True)
+    for ranks in (alone, gpu):
+        assert micro_of(4, 8, iter([None]), ranks) == (4, 4)
+        assert micro_of(4, 3, iter([None]), ranks) == (3, 4)
