@@ -11,7 +11,8 @@ Paper: arXiv 2406.11156, section IV-B.
 Reads data/<dataset>/ and a backbone's run folder (topk_{train,val}.npy, from train_backbone.py or
 anybody else's model). Writes runs/<dataset>/prompt/: soft_prompt.safetensors, log.jsonl,
 metrics.json, config.json. Only the k x D numbers of P are trained; with --lr-lm also an adapter of
-the LM (DELRec's variant w UDPSM).
+the LM (DELRec's variant w UDPSM). --batch is a step of all processes together, whatever their
+number; what a step holds, and which --batch would fill them, is said at the start.
 
 --input ids (ours) distils in the form in which finetune.py --input ids reads: history items are
 vectors of the backbone (E4SRec), and the maps between them and the frozen LM are trained with P
