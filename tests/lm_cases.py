@@ -11,6 +11,7 @@ from tiny_lms import KINDS
 from delrec.data.prepared import candidates, histories
 from delrec.lm.model import load_lm
 from delrec.lm.prompts import LETTERS
+from delrec.lm.ragged import ragged
 from delrec.lm.ranker import make_ranker
 from delrec.lm.text import MASK, SLOT, encode, random_soft_prompt
 
@@ -46,6 +47,18 @@ def windows(data, n=6):
     which = np.unique(np.linspace(0, len(data.val) - 1, n).astype(int))
     old = histories(data, data.val[which], 10)
     return [h[h > 0] for h in old], candidates(data, "val", 15)[which]
+
+
+def temporal_analysis(r, items, a, cand=None):
+    """The tail of one TA prompt."""
+    cand_1C = None if cand is None else np.asarray(cand)[None]
+    return r.prompts.temporal_analyses(ragged([items]), a, cand_1C)[0][0]
+
+
+def pattern(r, items, ranked, cand=None):
+    """The tail of one RPS prompt."""
+    cand_1C = None if cand is None else np.asarray(cand)[None]
+    return r.prompts.patterns(ragged([items]), np.asarray(ranked)[None], cand_1C)[0][0]
 
 
 def lines(lm, data, titles, tokens, noun="movie"):

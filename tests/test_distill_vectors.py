@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from commands import metrics_of
+from lm_cases import pattern, temporal_analysis
 from safetensors.torch import load_file, save_file
 from vector_runs import DISTIL, ranker_settings
 
@@ -55,15 +56,15 @@ def test_the_list_s_loss_is_plackett_luce():
 def test_a_prompt_of_vectors_tells_nothing_of_the_list_and_hides_the_item_that_is_asked(
     with_items, toy
 ):
-    p = make_ranker(with_items, toy, ranker_settings(history=8)).prompts
+    r = make_ranker(with_items, toy, ranker_settings(history=8))
     window = np.array([3, 9, 14, 27, 31, 40, 52])
 
     def shown(tail):
         return (ITEM - tail[tail <= ITEM]).tolist()
 
-    assert shown(p.pattern(window, np.array([1, 2, 5]))[0]) == window.tolist()
+    assert shown(pattern(r, window, np.array([1, 2, 5]))) == window.tolist()
     # i_1..i_{a-2}; i_a, i_{a-1}; i_a..i_{n-2}; i_n: and i_{n-1} = 40 is asked
-    assert shown(p.temporal_analysis(window, 4)[0]) == [3, 9, 27, 14, 27, 31, 52]
+    assert shown(temporal_analysis(r, window, 4)) == [3, 9, 27, 14, 27, 31, 52]
 
 
 # ---------------------------------------------------------------- it learns

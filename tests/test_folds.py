@@ -19,6 +19,7 @@ from delrec.backbone.models import load
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import histories, users
 from delrec.lm import items
+from delrec.lm.ragged import ragged
 from delrec.runtime import load_run
 
 MEMORISE = "--width 48 --batch 16 --lr 1e-2 --epochs 30 --patience 30 --dropout 0 --history 8"
@@ -194,7 +195,7 @@ def test_a_training_prompt_shows_its_fold_s_vectors(folded, noise, load):
         table_B = items.table_of(lm, user)
         assert (table_B == lm.items.folds.fold_U[user] + 1).all()
         for table in table_B:
-            tail = items.in_table(lm, np.array([7, -100 - 5, -2]), table)
+            tail = items.in_tables(lm, ragged([[7, -100 - 5, -2]]), np.array([table]))[0]
             assert (tail[[0, 2]] == [7, -2]).all()
             vector = lm.items.folds.tables[-100 - tail[1]]
             assert torch.equal(vector, tables[table, 5])

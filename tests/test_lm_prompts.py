@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import pytest
-from lm_cases import ALL, lines, rank_with, sentence, windows
+from lm_cases import ALL, lines, pattern, rank_with, sentence, temporal_analysis, windows
 
 from delrec.lm.prompts import LETTERS
 from delrec.lm.ranker import asking
@@ -104,8 +104,8 @@ def test_truncation_drops_the_oldest_history_and_nothing_else(load, kind, toy):
 
 MAKERS = {
     "history": lambda r, h, c: r.prompts.history(h, c)[0],
-    "pattern": lambda r, h, c: r.prompts.pattern(h, c[:5], c)[0],
-    "ta": lambda r, h, c: r.prompts.temporal_analysis(h, 5, c)[0],
+    "pattern": lambda r, h, c: pattern(r, h, c[:5], c),
+    "ta": lambda r, h, c: temporal_analysis(r, h, 5, c),
 }
 
 
@@ -134,15 +134,13 @@ def test_temporal_analysis_tells_the_spec_s_order_and_never_its_answer(load, kin
         r.lm,
         toy,
         r.titles,
-        np.concatenate([r.prompts.prefix, r.prompts.temporal_analysis(np.array(i[1:]), a)[0]]),
+        np.concatenate([r.prompts.prefix, temporal_analysis(r, i[1:], a)]),
     )
     assert told == [*i[1 : a - 1], i[a], i[a - 1], *i[a : n - 1], i[n]]
     assert i[n - 1] not in told
     cand = np.array([40, i[n - 1], 41])
     shown = rank_with(load, kind, toy, k=3, show=True)
-    assert lines(
-        r.lm, toy, r.titles, shown.prompts.temporal_analysis(np.array(i[1:]), a, cand)[0]
-    ) == [*told, *cand]
+    assert lines(r.lm, toy, r.titles, temporal_analysis(shown, i[1:], a, cand)) == [*told, *cand]
 
 
 @ALL
@@ -150,7 +148,7 @@ def test_the_pattern_tells_all_choices_but_the_first(load, kind, toy):
     h, ranked, cand = np.array([1, 2, 3]), np.arange(20, 30), np.array([40, 20, 41])
     for show in (False, True):
         r = rank_with(load, kind, toy, k=3, show=show)
-        tail = r.prompts.pattern(h, ranked, cand)[0]
+        tail = pattern(r, h, ranked, cand)
         assert lines(r.lm, toy, r.titles, tail) == [
             1,
             2,

@@ -7,16 +7,20 @@ from vector_runs import training_targets
 
 from delrec.data.prepared import users
 from delrec.lm import windows
+from delrec.lm.ragged import Ragged, beside, ragged, same
 from delrec.lm.text import ITEM, MASK
 
 
 def ranker_of(data):
     """What window_prompts needs of a ranker: an item is one token, between a first and a mask."""
 
-    def history(items):
-        return np.r_[0, ITEM - items, MASK], np.arange(1, len(items) + 1)
+    def histories(old):
+        n = len(old)
+        vectors = Ragged(ITEM - old.flat, old.ptr)
+        at = [np.arange(1, length + 1) for length in old.lengths]
+        return beside(same([0], n), vectors, same([MASK], n)), ragged(at)
 
-    prompts, lm = SimpleNamespace(history=history), SimpleNamespace(items=None)
+    prompts, lm = SimpleNamespace(histories=histories), SimpleNamespace(items=None)
     return SimpleNamespace(data=data, history=6, prompts=prompts, lm=lm)
 
 

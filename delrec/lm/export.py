@@ -20,6 +20,7 @@ from delrec.lm.crossfit import Part
 from delrec.lm.items import show_fold
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM
+from delrec.lm.ragged import ragged
 from delrec.lm.ranker import Ranker, open_run, over_catalogue, reads_all, score_tails
 from delrec.processes import Ranks
 from delrec.runtime import (
@@ -323,7 +324,7 @@ def rows_over_catalogue(
 ) -> np.ndarray:
     """The rows (B, 2K+1) of some training samples, over the whole catalogue."""
     target_B, olds = targets_and_histories(r.data, samples)
-    tails = [r.prompts.history(old[-r.history :])[0] for old in olds]
+    tails, _ = r.prompts.histories(ragged([old[-r.history :] for old in olds]))
 
     def rows(j, s_BI):
         return rows_of(s_BI - penalty_I, target_B[j], [olds[x] for x in j], K)
@@ -340,7 +341,7 @@ def rows_of_lists(
     inside_B = (list_BC == target_B[:, None]).any(1)
     last_B = np.where(inside_B, list_BC[:, -1], target_B)
     cand_BC = np.concatenate([list_BC, last_B[:, None]], 1)
-    tails = [r.prompts.history(old[-r.history :], c)[0] for old, c in zip(olds, cand_BC)]
+    tails, _ = r.prompts.histories(ragged([old[-r.history :] for old in olds]), cand_BC)
     s_BC = score_tails(r, tails, cand_BC, ranks, "export") - penalty_I[cand_BC]
     s_BI = np.full((len(samples), r.data.n_items + 1), -np.inf, np.float32)
     np.put_along_axis(s_BI, cand_BC, s_BC, 1)

@@ -16,6 +16,7 @@ import torch
 
 from delrec.data.prepared import Data
 from delrec.lm.model import LM
+from delrec.lm.ragged import Ragged
 from delrec.lm.text import ITEM, digest, token_scale, tokens_width
 from delrec.runtime import Run, load_run, read_tensors, stop, write_tensors
 
@@ -122,9 +123,12 @@ def show_fold(lm: LM, backbone_run: Path | str, fold: int) -> None:
     lm.set_items(Items(tables[fold + 1].to(lm.device), lm.items.maps))
 
 
-def in_table(lm: LM, tail: np.ndarray, table: int) -> np.ndarray:
-    """A prompt's tokens with the items' vectors of a table."""
-    return np.where(tail <= ITEM, tail - table * len(lm.items.E), tail) if table else tail
+def in_tables(lm: LM, tails: Ragged, table_B: np.ndarray) -> Ragged:
+    """Prompts' tokens, each with the items' vectors of its table."""
+    if not table_B.any():
+        return tails
+    further_M = np.repeat(table_B * len(lm.items.E), tails.lengths)
+    return Ragged(np.where(tails.flat <= ITEM, tails.flat - further_M, tails.flat), tails.ptr)
 
 
 def scores_in_tables(lm: LM, e_NE: torch.Tensor, table_N: np.ndarray) -> torch.Tensor:

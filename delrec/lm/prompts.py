@@ -4,14 +4,20 @@ The prefix (instruction + soft prompt) is the same for all samples of a task, so
 computes its keys and values once (reading.py). A tail holds what a sample shows and asks. Slots of
 the soft prompt, the mask and items' vectors are negative numbers (text.py): no title can spell
 them.
+
+Prompts are formed many at a time. All that they can say, a title or a few fixed words, is a piece:
+a row of one table of tokens. A prompt is a row of numbers of pieces, so forming prompts means to
+put such numbers side by side and to look the tokens up, once for all of them (ragged.py).
 """
 
 import copy
+from functools import partial
 
 import numpy as np
 
 from delrec.data.prepared import Data
 from delrec.lm.model import LM
+from delrec.lm.ragged import Ragged, below, beside, of_matrix, pointers, ragged, same, spans
 from delrec.lm.text import ITEM, MASK, SLOT, encode, must_have_vectors
 from delrec.lm.titles import Titles
 from delrec.runtime import stop
@@ -33,13 +39,60 @@ INSTRUCTIONS = {
     "ta": "Follow the order of time as {b} does: say which {n} came last before the next one.",
     "rps": "Recommend as {b} does: say which {n} it puts first after these.",
 }
+# The other words of a prompt, by the names they have here.
+WORDS = {
+    "candidates": "Candidate {n}s:",
+    "next": "The next {n}:",
+    "next was": "The next {n} was:",
+    "most recent was": "So the most recent {n} was:",
+    "later": "Later {n}s:",
+    "choices": "{b}'s choices after its first:",
+    "first choice": "{b}'s first choice:",
+}
+
+
+class Pieces:
+    """All that prompts can say, each a row of tokens: the title of every item and the separator
+    behind it, at the item's own number; every item as a history shows it; some texts by name."""
+
+    def __init__(self, titles: Titles, sep: np.ndarray, shown: str, texts: dict[str, np.ndarray]):
+        """shown: titles, ids or hybrid (see Prompts)."""
+        n = len(titles.ptr) - 1
+        title, behind = Ragged(titles.tok, titles.ptr), same(sep, n)
+        vector = of_matrix(ITEM - np.arange(n)[:, None])
+        parts = [beside(title, behind)]
+        self.first_shown = 0 if shown == "titles" else n
+        if shown == "ids":
+            parts.append(vector)
+        if shown == "hybrid":
+            parts.append(beside(title, vector, behind))
+        first_text = n + self.first_shown
+        self.number = {name: first_text + i for i, name in enumerate(texts)}
+        self.tokens = below(*parts, ragged(list(texts.values())))
+
+    def named(self, name: str, n: int) -> Ragged:
+        """The number of a text, once in each of n rows."""
+        return same([self.number[name]], n)
+
+    def shown(self, items: Ragged) -> Ragged:
+        """The numbers of items as histories show them."""
+        return Ragged(items.flat + self.first_shown, items.ptr)
+
+    def spelled(self, said: Ragged) -> Ragged:
+        """The tokens of rows of pieces' numbers."""
+        tokens = self.tokens.take(said.flat)
+        return Ragged(tokens.flat, tokens.ptr[said.ptr])
+
+    def count(self, said: Ragged) -> np.ndarray:
+        """How many tokens all pieces in front of each take, and all together: (M + 1,)."""
+        return pointers(self.tokens.ptr[said.flat + 1] - self.tokens.ptr[said.flat])
 
 
 class Prompts:
     """The prefix of a task, and the tails of the three prompts.
 
-    Each tail comes as (tokens, at): `at` are the places of the tokens of history titles. Where a
-    prompt is too long, the oldest history goes first.
+    Tails come as (tokens, at): row b of `at` holds the places of the history's tokens in row b of
+    tokens. Where a prompt is too long, the oldest history goes first.
     """
 
     def __init__(
@@ -54,7 +107,6 @@ class Prompts:
         self.letters = settings["verbalizer"] == "letter"
         self.lists = settings["show"] or self.letters
         self.sep = np.asarray(lm.sep)
-        self.texts = {}
         # room for the title that a forced pass appends, or for its masks
         self.longest = int(np.diff(titles.ptr).max()) + len(self.sep)
         self.budget = min(settings["max_tokens"] or lm.max_tokens, lm.max_tokens)
@@ -68,7 +120,8 @@ class Prompts:
             self.prefixes[task] = np.concatenate(parts)
         # the last token of the prefix begins every tail, so that the first title's first token has
         # a state that predicts it
-        self.prefix, self.begins = self.prefixes["history"][:-1], about[-1:]
+        self.prefix = self.prefixes["history"][:-1]
+        self.pieces = Pieces(titles, self.sep, shown, self.texts(about[-1:]))
 
     def asking(self, task: str) -> "Prompts":
         """The same prompts behind the instruction of a task: history, ta or rps."""
@@ -79,68 +132,72 @@ class Prompts:
     def history(
         self, items: np.ndarray | list[int], cand: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, at) of stage 2: what comes after these items? (DELRec, section IV-C)"""
-        return self.tail(items, self.listed(cand))
+        """(tokens, at) of one prompt of stage 2."""
+        cand_1C = None if cand is None else np.asarray(cand)[None]
+        tails, at = self.histories(ragged([items]), cand_1C)
+        return tails[0], at[0]
 
-    def temporal_analysis(
-        self, items: np.ndarray, a: int, cand: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def histories(self, old: Ragged, cand_nC: np.ndarray | None = None) -> tuple[Ragged, Ragged]:
+        """(tokens, at) of stage 2: what comes after these items? (DELRec, section IV-C)"""
+        rest = self.listed(cand_nC)
+        if rest:
+            rest.append(self.pieces.named("next", len(old)))
+        return self.tails(old, rest)
+
+    def temporal_analyses(
+        self, old: Ragged, a: int, cand_nC: np.ndarray | None = None
+    ) -> tuple[Ragged, Ragged]:
         """(tokens, at) of stage 1, TA (DELRec, section IV-B): items i_1..i_n; the example solves
         i_{a-1} from i_a, the question asks i_{n-1} given i_n."""
+        said, shown = partial(self.pieces.named, n=len(old)), self.pieces.shown(old)
         example = [
-            self.text(f"The next {self.noun} was:"),
-            self.item(items[a - 1]),
-            self.text(f"So the most recent {self.noun} was:"),
-            self.item(items[a - 2]),
-            self.text(f"Later {self.noun}s:"),
-            *(self.item(i) for i in items[a - 1 : -2]),
+            said("next was"),
+            shown.cut(a - 1, a),
+            said("most recent was"),
+            shown.cut(a - 2, a - 1),
+            said("later"),
+            shown.cut(a - 1, -2),
         ]
         question = [
-            self.text(f"The next {self.noun} was:"),
-            self.item(items[-1]),
-            *self.listed(cand)[:-1],
-            self.text(f"So the most recent {self.noun} was:"),
+            said("next was"),
+            shown.cut(-1),
+            *self.listed(cand_nC),
+            said("most recent was"),
         ]
-        return self.tail(items[: a - 2], example + question)
+        return self.tails(old.cut(0, a - 2), example + question)
 
-    def pattern(
-        self, items: np.ndarray, ranked: np.ndarray, cand: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def patterns(
+        self, old: Ragged, ranked_nh: np.ndarray, cand_nC: np.ndarray | None = None
+    ) -> tuple[Ragged, Ragged]:
         """(tokens, at) of stage 1, RPS (DELRec, section IV-B): the backbone ranked r_1..r_h after
         these items; told are r_2..r_h, asked is r_1. Of vectors the whole list is asked, so none of
         it is told."""
         if self.shown == "ids":
-            return self.history(items)
+            return self.histories(old)
         told = [
-            self.text(f"{self.backbone}'s choices after its first:"),
-            *(self.line(r) for r in ranked[1:]),
-            *self.listed(cand)[:-1],
-            self.text(f"{self.backbone}'s first choice:"),
+            self.pieces.named("choices", len(old)),
+            of_matrix(ranked_nh[:, 1:]),
+            *self.listed(cand_nC),
+            self.pieces.named("first choice", len(old)),
         ]
-        return self.tail(items, told)
+        return self.tails(old, told)
 
     # ------------------------------------------------ the pieces
 
     def text(self, words: str) -> np.ndarray:
-        """The tokens of some words and the separator, made once."""
-        if words not in self.texts:
-            tokens = np.asarray(encode(self.lm, words) + list(self.lm.sep), np.int64)
-            must_have_vectors(self.lm, tokens)
-            self.texts[words] = tokens
-        return self.texts[words]
+        """The tokens of some words and the separator."""
+        tokens = np.asarray(encode(self.lm, words) + list(self.lm.sep), np.int64)
+        must_have_vectors(self.lm, tokens)
+        return tokens
 
-    def line(self, i: int | np.integer) -> np.ndarray:
-        """The title of item i and the separator."""
-        return np.concatenate([self.titles.of(i), self.sep])
-
-    def item(self, i: int | np.integer) -> np.ndarray:
-        """Item i of a history as it is shown."""
-        vector = np.array([ITEM - i], np.int64)
-        if self.shown == "titles":
-            return self.line(i)
-        if self.shown == "ids":
-            return vector
-        return np.concatenate([self.titles.of(i), vector, self.sep])
+    def texts(self, begin: np.ndarray) -> dict[str, np.ndarray]:
+        """The tokens of all fixed words, by name. begin: what every tail begins with."""
+        texts = {"begin": begin, "mask": np.array([MASK])}
+        for name, words in WORDS.items():
+            texts[name] = self.text(words.format(b=self.backbone, n=self.noun))
+        for letter in LETTERS if self.letters else "":
+            texts[letter] = np.asarray(encode(self.lm, f"{letter}. "), np.int64)
+        return texts
 
     def pattern_told(self, k: int, in_words: bool) -> list[np.ndarray]:
         """What stands for the backbone in the prefix: k slots, its pattern in words, or nothing."""
@@ -152,36 +209,37 @@ class Prompts:
             return [self.text(f"{about} {told.format(b=self.backbone, n=self.noun)}")]
         return []
 
-    def listed(self, cand: np.ndarray | None) -> list[np.ndarray]:
+    def listed(self, cand_nC: np.ndarray | None) -> list[Ragged]:
         """The candidates, with letters where they are asked for; nothing where none are listed."""
-        if cand is None or not self.lists:
+        if cand_nC is None or not self.lists:
             return []
-        marks = [np.zeros(0, np.int64)] * len(cand)
         if self.letters:
-            letters = LETTERS[: len(cand)]
-            marks = [np.asarray(encode(self.lm, f"{x}. "), np.int64) for x in letters]
-        lines = [np.concatenate([mark, self.line(c)]) for mark, c in zip(marks, cand)]
-        return [
-            self.text(f"Candidate {self.noun}s:"),
-            *lines,
-            self.text(f"The next {self.noun}:"),
-        ]
+            cand_nC = cand_nC[:, : len(LETTERS)]
+            mark_C = [self.pieces.number[letter] for letter in LETTERS[: cand_nC.shape[1]]]
+            marks_nC = np.broadcast_to(mark_C, cand_nC.shape)
+            cand_nC = np.stack([marks_nC, cand_nC], 2).reshape(len(cand_nC), -1)
+        return [self.pieces.named("candidates", len(cand_nC)), of_matrix(cand_nC)]
 
-    def tail(
-        self, old: np.ndarray | list[int], rest: list[np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The tail and its `at`. old: history items, of which the first may be dropped; rest: what
-        must stay."""
-        kept = len(self.prefix) + len(self.lm.end) + 2 + self.longest + sum(map(len, rest))
-        room = self.budget - kept
-        lines = [self.item(i) for i in old]
-        while lines and sum(map(len, lines)) > room:
-            lines.pop(0)
-        if room < 0:
+    def tails(self, old: Ragged, rest: list[Ragged]) -> tuple[Ragged, Ragged]:
+        """The tails and their `at`. old: history items, of which the first may be dropped; rest:
+        numbers of the pieces that must stay."""
+        begin, mask = (self.pieces.named(name, len(old)) for name in ("begin", "mask"))
+        rest = beside(*rest, mask)
+        fixed_n = 1 + np.diff(self.pieces.count(rest)[rest.ptr])  # of which the first begins
+        room_n = self.budget - len(self.prefix) - len(self.lm.end) - self.longest - fixed_n
+        if (room_n < 0).any():
+            room = room_n[room_n < 0][0]
             stop(
                 f"a prompt needs {self.budget - room} tokens without any history, the limit is "
                 f"{self.budget}; use fewer candidates or slots, or shorter titles"
             )
-        tokens = np.concatenate([self.begins, *lines, *rest, [MASK]]).astype(np.int64)
-        begin = len(self.begins)
-        return tokens, np.arange(begin, begin + sum(map(len, lines)))
+        told = self.latest(self.pieces.shown(old), room_n)
+        tokens = self.pieces.spelled(beside(begin, told, rest))
+        told_n = tokens.lengths - fixed_n
+        return tokens, Ragged(spans(np.ones(len(old), int), told_n), pointers(told_n))
+
+    def latest(self, shown: Ragged, room_n: np.ndarray) -> Ragged:
+        """The last pieces of each row, as many as have room for all their tokens."""
+        count = self.pieces.count(shown)
+        dropped_n = count[shown.ptr[1:]] - room_n  # tokens in front of the first that may stay
+        return shown.keep(count[:-1] >= np.repeat(dropped_n, shown.lengths))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from delrec.data.prepared import histories
+from delrec.lm.ragged import Ragged, of_padded
 from delrec.lm.ranker import Ranker, asking
 
 TASKS = ("ta", "rps")
@@ -39,9 +40,10 @@ def rps_options(
     return rng.permutation(np.append(others, kept))
 
 
-def question(cand_C: np.ndarray, label: int, prompt: tuple[np.ndarray, np.ndarray]) -> Question:
-    """A prompt (tokens, at) with its candidates, of which `label` is right."""
-    return Question(prompt[0], cand_C, int((cand_C == label).argmax()))
+def questions_of(tails: Ragged, cand_nC: np.ndarray, label_n: np.ndarray) -> list[Question]:
+    """Prompts with their candidates, of which label_n are right."""
+    place_n = (cand_nC == label_n[:, None]).argmax(1)
+    return [Question(*each) for each in zip(tails, cand_nC, place_n.tolist())]
 
 
 def draw(r: Ranker, n: int, taken: set, rng: np.random.Generator) -> np.ndarray:
@@ -70,16 +72,21 @@ def tasks_of(
     The window i_1..i_n ends with the item before the sample's target: TA learns from the history
     alone, RPS from what the backbone answered to it. Windows shorter than a + 2 ask no TA.
     """
-    ta, rps = [], []
-    prompts = {task: asking(r, task).prompts for task in TASKS}
-    for sample, old, top in zip(samples, histories(r.data, samples, r.history), ranked):
-        window, rng = old[old > 0], np.random.default_rng([seed, int(sample)])
+    windows, cand = of_padded(histories(r.data, samples, r.history)), {"ta": [], "rps": []}
+    long_n = windows.lengths >= cfg.a + 2
+    for sample, window, top in zip(samples, windows, ranked):
+        rng = np.random.default_rng([seed, int(sample)])
         if len(window) >= cfg.a + 2:
-            cand_C = ta_options(r, window, cfg.C, rng)  # drawn first, asked or not
-            if "ta" in asked:
-                prompt = prompts["ta"].temporal_analysis(window, cfg.a, cand_C)
-                ta.append(question(cand_C, window[-2], prompt))
+            cand["ta"].append(ta_options(r, window, cfg.C, rng))  # drawn first, asked or not
         if "rps" in asked:
-            cand_C = rps_options(r, top, cfg, rng)
-            rps.append(question(cand_C, top[0], prompts["rps"].pattern(window, top, cand_C)))
+            cand["rps"].append(rps_options(r, top, cfg, rng))
+    ta, rps = [], []
+    if cand["ta"] and "ta" in asked:
+        cand_nC, windows_n = np.stack(cand["ta"]), windows.take(np.flatnonzero(long_n))
+        tails, _ = asking(r, "ta").prompts.temporal_analyses(windows_n, cfg.a, cand_nC)
+        ta = questions_of(tails, cand_nC, windows_n.cut(-2, -1).flat)
+    if cand["rps"]:
+        cand_nC = np.stack(cand["rps"])
+        tails, _ = asking(r, "rps").prompts.patterns(windows, ranked, cand_nC)
+        rps = questions_of(tails, cand_nC, ranked[:, 0])
     return ta, rps

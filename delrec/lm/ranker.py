@@ -1,6 +1,6 @@
 """An LM with all that fixes how it ranks, and its scores of whole splits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from delrec.lm import items
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
 from delrec.lm.prompts import Prompts
+from delrec.lm.ragged import of_padded, ragged
 from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.soft_prompt import load_soft_prompt
 from delrec.lm.titles import Titles, tokenise_titles
@@ -154,12 +155,13 @@ def shown_histories(r: Ranker, samples: np.ndarray) -> np.ndarray:
 def batches_of(cost: np.ndarray | list[int], budget: int) -> list[np.ndarray]:
     """Indices (n,) in batches of like cost, the dearest first. A batch costs at most `budget`, each
     in it taken to cost as much as its dearest."""
-    batches = []
-    for i in np.argsort(-np.asarray(cost), kind="stable"):
-        if not batches or (len(batches[-1]) + 1) * cost[batches[-1][0]] > budget:
-            batches.append([])
-        batches[-1].append(int(i))
-    return [np.array(b) for b in batches]
+    order, cost = np.argsort(-np.asarray(cost), kind="stable"), np.asarray(cost)
+    batches, done = [], 0
+    while done < len(order):
+        some = max(budget // max(int(cost[order[done]]), 1), 1)
+        batches.append(order[done : done + some])
+        done += some
+    return batches
 
 
 def tokens_of(lm: LM) -> int:
@@ -167,9 +169,9 @@ def tokens_of(lm: LM) -> int:
     return 65536 if lm.device.type == "cuda" else CPU_TOKENS
 
 
-def costs_of(r: Ranker, tails: list[np.ndarray], cand_nC: np.ndarray) -> np.ndarray:
+def costs_of(r: Ranker, tails: Sequence[np.ndarray], cand_nC: np.ndarray) -> np.ndarray:
     """How many tokens of a pass each prompt takes, (n,)."""
-    cost = np.array([len(t) for t in tails], int)
+    cost = ragged(tails).lengths
     decoder = r.lm.kind == "decoder"
     # every title is read in a prompt of its own
     alone = r.lm.kind == "encoder" or r.lm.paths[:1] == ["rows"]
@@ -186,7 +188,7 @@ def costs_of(r: Ranker, tails: list[np.ndarray], cand_nC: np.ndarray) -> np.ndar
 @torch.no_grad()
 def score_tails(
     r: Ranker,
-    tails: list[np.ndarray],
+    tails: Sequence[np.ndarray],
     cand_nC: np.ndarray,
     ranks: Ranks,
     name: str = "score",
@@ -199,6 +201,7 @@ def score_tails(
     neighbours (so bf16 rounds it the same way) however many processes there are.
     """
     r.lm.model.eval()
+    tails = ragged(tails)
     start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
     batches = batches_of(costs_of(r, tails, cand_nC), tokens or tokens_of(r.lm))
     batches = shares(batches, ranks, r.lm.sharded)
@@ -206,7 +209,7 @@ def score_tails(
     log, done = Log(None, len(mine), name, ranks, "prompt"), 0
     rows = np.zeros((len(mine), cand_nC.shape[1]), np.float32)
     for j, own in batches:
-        score_BC = score(r.lm, start, [tails[x] for x in j], cand_nC[j], r.titles, r.verbalizer)
+        score_BC = score(r.lm, start, tails.take(j), cand_nC[j], r.titles, r.verbalizer)
         if own:
             rows[done : done + len(j)] = score_BC.float().cpu().numpy()
             log.step(done := done + len(j))
@@ -244,7 +247,7 @@ def score_samples(
     place_nC = listing(r, split, C, which)
     cand_nC = np.take_along_axis(candidates(r.data, split, C, which), place_nC, 1)
     old_nL = shown_histories(r, np.asarray(getattr(r.data, split))[which])
-    tails = [r.prompts.history(h[h > 0], c)[0] for h, c in zip(old_nL, cand_nC)]
+    tails, _ = r.prompts.histories(of_padded(old_nL), cand_nC)
     rows = np.zeros((len(which), C), np.float32)
     np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, ranks, name), 1)
     return rows
@@ -260,7 +263,7 @@ def reads_all(r: Ranker | SimpleNamespace) -> bool:
 
 
 @torch.no_grad()
-def score_catalogue(r: Ranker, start: Start, tails: list[np.ndarray]) -> np.ndarray:
+def score_catalogue(r: Ranker, start: Start, tails: Sequence[np.ndarray]) -> np.ndarray:
     """Scores float32 (B, I+1) of every item of the catalogue after each prompt, -inf for the
     padding item, by one pass of the LM."""
     r.lm.model.eval()
@@ -273,7 +276,7 @@ def score_catalogue(r: Ranker, start: Start, tails: list[np.ndarray]) -> np.ndar
 @torch.no_grad()
 def over_catalogue(
     r: Ranker,
-    tails: list[np.ndarray],
+    tails: Sequence[np.ndarray],
     columns: int,
     f: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ranks: Ranks,
@@ -282,14 +285,15 @@ def over_catalogue(
     """All rows fp32 (n, columns), on every rank, of f(j, s_BI): rows (len(j), columns) of the
     prompts j from their scores of the whole catalogue. The scores themselves are never kept: n x I
     of them may not fit."""
+    tails = ragged(tails)
     start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
     rows, mine, done = np.zeros((len(tails), columns), np.float32), [np.zeros(0, int)], 0
-    batches = batches_of([len(t) for t in tails], tokens_of(r.lm))
+    batches = batches_of(tails.lengths, tokens_of(r.lm))
     work = shares(batches, ranks, r.lm.sharded)
     total = sum(len(j) for j, own in work if own)
     log = Log(None, total, name, ranks, "prompt") if name else None
     for j, own in work:
-        s_BI = score_catalogue(r, start, [tails[x] for x in j])
+        s_BI = score_catalogue(r, start, tails.take(j))
         if own:
             rows[j] = f(j, s_BI)
             mine.append(j)
@@ -318,7 +322,7 @@ def score_and_rank(
     cand_nC = candidates(r.data, split, C, which)
     begins = r.data.ptr[users(r.data, samples)]
     target = r.data.items[samples].astype(np.int64)
-    tails = [r.prompts.history(h[h > 0])[0] for h in shown_histories(r, samples)]
+    tails, _ = r.prompts.histories(of_padded(shown_histories(r, samples)))
 
     def near_and_ranks(j, s_BI):
         columns, best = [np.take_along_axis(s_BI, cand_nC[j], 1)], None

@@ -16,7 +16,8 @@ from delrec.data.prepared import (
     with_lists,
 )
 from delrec.lm.crossfit import seen_by
-from delrec.lm.items import in_table, table_of
+from delrec.lm.items import in_tables, table_of
+from delrec.lm.ragged import Ragged, below, of_padded
 from delrec.lm.ranker import Ranker, listing, reads_all, score_and_rank, score_samples
 from delrec.lm.windows import WindowPrompt, Windows
 from delrec.metrics import compare, metrics
@@ -68,16 +69,30 @@ def examples(r: Ranker, cfg: SimpleNamespace, which: np.ndarray, done: np.ndarra
     asked_nC = target[:, None] if cfg.loss == "titles" else listed_nC
     n_truth = r.titles.ptr[target + 1] - r.titles.ptr[target] + (r.lm.kind == "decoder")
     table_n = table_of(r.lm, users(r.data, places))
+    old = of_padded(histories(r.data, places, cfg.history))
+    if cfg.input == "hybrid":
+        alone_n = np.array([drawn(cfg.seed, i) for i in which]) >= done
+        tails, ats = prompts_of_both(r, old, listed_nC, alone_n)
+    else:
+        tails, ats = r.prompts.histories(old, listed_nC)
     batch = []
-    for i, history in enumerate(histories(r.data, places, cfg.history)):
-        titles_alone = cfg.input == "hybrid" and drawn(cfg.seed, which[i]) >= done[i]
-        prompts = r.plain if titles_alone else r.prompts
-        tail, at = prompts.history(history[history > 0], listed_nC[i])
+    for i, (tail, at) in enumerate(zip(in_tables(r.lm, tails, table_n), ats)):
         truth = int((asked_nC[i] == target[i]).argmax())
-        tail, own = in_table(r.lm, tail, table_n[i]), slice(i, i + 1)
-        asked, n = asked_nC[i], int(n_truth[i])
+        asked, n, own = asked_nC[i], int(n_truth[i]), slice(i, i + 1)
         batch.append(Example(tail, at, asked, truth, n, target[own], table_n[own]))
     return batch
+
+
+def prompts_of_both(
+    r: Ranker, old: Ragged, listed_nC: np.ndarray, alone_n: np.ndarray
+) -> tuple[Ragged, Ragged]:
+    """(tokens, at) of stage 2 with --input hybrid, some of titles alone."""
+    parts = []
+    for prompts, own_n in ((r.plain, alone_n), (r.prompts, ~alone_n)):
+        own = np.flatnonzero(own_n)
+        parts.append(prompts.histories(old.take(own), listed_nC[own]))
+    back = np.argsort(np.argsort(~alone_n, kind="stable"))
+    return tuple(below(*both).take(back) for both in zip(*parts))
 
 
 def drawn(seed: int, sample: int | np.integer) -> float:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from delrec.data.prepared import Data, batch_of, runs_of_targets, users
-from delrec.lm.items import in_table, table_of
+from delrec.lm.items import in_tables, table_of
+from delrec.lm.ragged import Ragged, of_padded
 from delrec.lm.ranker import Ranker
 from delrec.runtime import stop
 
@@ -65,10 +66,11 @@ def window_prompts(
     """Windows as prompts. is_target: which places of data.items may be one, (M,)."""
     batch = []
     table_B = table_of(r.lm, users(r.data, last))
-    windows = zip(last, table_B, *batch_of(r.data, first, last, r.history, is_target))
-    for end, table, seq, target in windows:
-        target = target[seq > 0]
-        tail, at = r.prompts.history(seq[seq > 0])
+    seq_BL, target_BL = batch_of(r.data, first, last, r.history, is_target)
+    tails, ats = r.prompts.histories(of_padded(seq_BL))
+    targets = Ragged(target_BL[seq_BL > 0], of_padded(seq_BL).ptr)
+    windows = zip(last, table_B, targets, in_tables(r.lm, tails, table_B), ats)
+    for end, table, target, tail, at in windows:
         if len(at) < len(target):
             stop(
                 f"a window of {len(target)} items does not fit the prompt, {len(at)} do; raise "
@@ -78,7 +80,6 @@ def window_prompts(
         inner = np.flatnonzero(target[:-1])
         place = end + 1 - len(target) + np.append(len(target) - 1, inner)
         item = r.data.items[place].astype(np.int64)
-        tail = in_table(r.lm, tail, table)
         batch.append(WindowPrompt(tail, at[inner + 1], place, item, np.full(len(item), table)))
     return batch
 

@@ -15,6 +15,7 @@ import torch
 
 from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data
+from delrec.lm.ragged import ragged
 from delrec.lm.ranker import Ranker, open_run, reads_all, score_catalogue, score_tails
 from delrec.lm.reading import Start, read_prefix
 from delrec.processes import Ranks
@@ -72,7 +73,7 @@ def scores_in_one_pass(
     ranker: Ranker, start: Start, penalty_I: np.ndarray, olds: list[np.ndarray]
 ) -> np.ndarray:
     """Scores (B, I+1) by an LM that reads one state. start: its prefix, already read."""
-    tails = [ranker.prompts.history(old[-ranker.history :])[0] for old in olds]
+    tails, _ = ranker.prompts.histories(ragged([old[-ranker.history :] for old in olds]))
     return score_catalogue(ranker, start, tails) - penalty_I
 
 
@@ -90,13 +91,14 @@ class PoolRanker:
 def scores_of_pool(pool: PoolRanker, olds: list[np.ndarray]) -> np.ndarray:
     """Scores (B, I+1) of the chosen items after each history; -inf for all others."""
     ranker, width = pool.ranker, pool.width
-    tails, blocks, owner = [], [], []
-    for b, (old, items) in enumerate(zip(olds, pool.choose(olds))):
+    blocks, owner = [], []
+    for b, items in enumerate(pool.choose(olds)):
         # np.resize repeats the first items in the last block
         for block in np.resize(items, (-(-len(items) // width), width)):
-            tails.append(ranker.prompts.history(old[-ranker.history :], block)[0])
             blocks.append(block)
             owner.append(b)
+    shown = [olds[b][-ranker.history :] for b in owner]
+    tails, _ = ranker.prompts.histories(ragged(shown), np.array(blocks))
     score_nC = score_tails(ranker, tails, np.array(blocks), pool.ranks, "rank")
     s_BI = np.full((len(olds), ranker.data.n_items + 1), -np.inf, np.float32)
     for b, block, score_C in zip(owner, blocks, score_nC):

@@ -18,6 +18,7 @@ from delrec.lm.bench.rival import Rival, add_adalora, plain_orthogonality
 from delrec.lm.bench.work import C, K, Prompts, flops, matmul_rate, our_ranker, place, prompts_of
 from delrec.lm.layers import adapt_modules
 from delrec.lm.model import LM
+from delrec.lm.ragged import ragged
 from delrec.lm.ranker import Ranker, score_tails
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import random_soft_prompt
@@ -149,8 +150,7 @@ def compare_stage_1(pair: Pair, training: Training) -> None:
         """
         for i in range(0, n, MICRO):
             part = prompts.part(i, i + MICRO)
-            samples = zip(part.olds, part.cand_BC)
-            tails = [training.ranker.prompts.history(old, cand)[0] for old, cand in samples]
+            tails, _ = training.ranker.prompts.histories(ragged(part.olds), part.cand_BC)
             reading.read(idle, start, tails, at=None)
 
     t = times({"ours": ours, "rival": theirs, "assembly": assembly}, pair.device, 20.0, 4)

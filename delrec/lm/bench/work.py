@@ -10,6 +10,7 @@ import torch
 from delrec.data.prepared import Data, candidates, histories
 from delrec.kernels.bench import times
 from delrec.lm.model import LM
+from delrec.lm.ragged import ragged
 from delrec.lm.ranker import Ranker, make_ranker
 from delrec.lm.reading import Start
 from delrec.lm.titles import Titles
@@ -67,8 +68,8 @@ def prompts_of(r: Ranker, data: Data, n: int, n_candidates: int = C, seed: int =
     olds = [h[h > 0] for h in histories(data, data.test[which], r.history)]
     stored = next(c for c in (15, 20, 100) if c >= n_candidates)
     cand_BC = candidates(data, "test", stored)[which][:, :n_candidates]
-    tails = [r.prompts.history(old, cand)[0] for old, cand in zip(olds, cand_BC)]
-    return Prompts(r.prompts.prefix, tails, cand_BC, r.titles, olds)
+    tails, _ = r.prompts.histories(ragged(olds), cand_BC)
+    return Prompts(r.prompts.prefix, list(tails), cand_BC, r.titles, olds)
 
 
 def place(device: torch.device) -> str:
