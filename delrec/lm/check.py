@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from delrec.lm.model import LM
 
 # files whose code says how an LM is read: what was found holds for these only
-CODE = ("check.py", "probes.py", "reading.py", "passes.py")
+CODE = ("check.py", "probes.py", "reading.py", "passes.py", "ragged.py")
 
 
 @dataclass

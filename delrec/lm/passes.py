@@ -13,7 +13,7 @@ Which of them a model is read by is measured at load: check.py."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from delrec.lm.ragged import Ragged, pad
 from delrec.lm.text import embed
 
 if TYPE_CHECKING:
@@ -30,13 +31,34 @@ BLOCK = 256  # queries of a piece in pass_packed
 
 
 @dataclass
+class Reads:
+    """States that are read, in this order: of each its row, and its place in the row."""
+
+    row: np.ndarray
+    place: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __add__(self, more: Reads) -> Reads:
+        row, place = (
+            np.concatenate(both) for both in ((self.row, more.row), (self.place, more.place))
+        )
+        return Reads(row, place)
+
+    def among(self, first_B: np.ndarray) -> np.ndarray:
+        """Their places among all tokens, where row b begins at first[b]."""
+        return first_B[self.row] + self.place
+
+
+@dataclass
 class Rows:
     """What stands behind the kept prefix in one pass, a row a prompt."""
 
-    tokens: list[np.ndarray]  # of each row
-    segments: list[np.ndarray]  # of each token: 0 in the tail, c + 1 in title c
-    places: list[np.ndarray]  # of each token: its position, counted from the prompt's begin
-    reads: list[np.ndarray]  # places in each row to be read; several rounds of the rows, or one
+    tokens: Ragged  # of each row
+    segments: np.ndarray  # of each token: 0 in the tail, c + 1 in title c
+    places: np.ndarray  # of each token: its position, counted from the prompt's begin
+    reads: Reads
     kept: int  # tokens of the prefix whose keys and values are kept
     kv: list | None  # those keys and values, layer by layer
     P_kD: torch.Tensor | None  # the soft prompt, where its slots stand in the rows
@@ -59,20 +81,6 @@ class Packed:
     pieces: list[Piece] | None  # None: the rows are padded, under a mask
 
 
-def pad(rows: Sequence, value: int = 0) -> np.ndarray:
-    """Rows of different lengths as one int64 array (rows, longest), padded on the right."""
-    padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return padded
-
-
-def picked(first: np.ndarray, index: list[np.ndarray]) -> np.ndarray:
-    """Places in all rows, which begin at `first`, from places within each row, once or several
-    times around the rows."""
-    return np.concatenate([first[b % len(first)] + i for b, i in enumerate(index)]).astype(int)
-
-
 def at_reads(lm: LM, x_BQD: torch.Tensor, index_N: np.ndarray) -> torch.Tensor:
     """The states at the reads (N, D); of the layers' states that lm keeps, those at the reads."""
     at_N = torch.as_tensor(index_N, device=lm.device)
@@ -83,18 +91,17 @@ def at_reads(lm: LM, x_BQD: torch.Tensor, index_N: np.ndarray) -> torch.Tensor:
 # ---------------------------------------------------------------- the four passes
 
 
-def pass_rows(
-    lm: LM, P_kD: torch.Tensor | None, rows: list[np.ndarray], index: list[np.ndarray]
-) -> torch.Tensor:
-    """The states at `index` of whole rows (nothing is kept in front of them), padded on the right,
-    which a causal model does not see: (N, D)."""
+def pass_rows(lm: LM, P_kD: torch.Tensor | None, rows: Ragged, reads: Reads) -> torch.Tensor:
+    """The states at the reads of whole rows (nothing is kept in front of them): (N, D). They are
+    padded on the right, which a causal model does not see."""
     ids_BQ = torch.as_tensor(pad(rows)).to(lm.device)
-    length_B = torch.tensor([len(r) for r in rows], device=lm.device)
     B, Q = ids_BQ.shape
-    real_BQ = (torch.arange(Q, device=lm.device) < length_B[:, None]).long()
-    more = {} if bool(real_BQ.all()) else {"attention_mask": real_BQ}
+    real_BQ = np.arange(Q) < rows.lengths[:, None]
+    more = {}
+    if not real_BQ.all():
+        more["attention_mask"] = torch.as_tensor(real_BQ.astype(int)).to(lm.device)
     x_BQD = last_states(lm, inputs_embeds=embed(lm, ids_BQ, P_kD), **more)
-    return at_reads(lm, x_BQD, picked(np.arange(B) * Q, index))
+    return at_reads(lm, x_BQD, reads.among(np.arange(B) * Q))
 
 
 def last_states(lm: LM, **inputs: Any) -> torch.Tensor:
@@ -106,8 +113,9 @@ def last_states(lm: LM, **inputs: Any) -> torch.Tensor:
 def pass_padded(lm: LM, rows: Rows) -> torch.Tensor:
     """The states at the reads of rows padded to one length, under a mask: (N, D)."""
     ids_BQ = torch.as_tensor(pad(rows.tokens)).to(lm.device)
-    seg_BQ = torch.as_tensor(pad(rows.segments, -1)).to(lm.device)
-    pos_BQ = torch.as_tensor(pad(rows.places)).to(lm.device)
+    ptr = rows.tokens.ptr
+    seg_BQ = torch.as_tensor(pad(Ragged(rows.segments, ptr), -1)).to(lm.device)
+    pos_BQ = torch.as_tensor(pad(Ragged(rows.places, ptr))).to(lm.device)
     B, Q = ids_BQ.shape
     sees_QQ = torch.ones(Q, Q, dtype=torch.bool, device=lm.device).tril()
     own_BQQ = (seg_BQ[:, None, :] == 0) | (seg_BQ[:, None, :] == seg_BQ[:, :, None])
@@ -121,7 +129,7 @@ def pass_padded(lm: LM, rows: Rows) -> torch.Tensor:
         position_ids=pos_BQ,
         **more,
     )
-    return at_reads(lm, x_BQD, picked(np.arange(B) * Q, rows.reads))
+    return at_reads(lm, x_BQD, rows.reads.among(np.arange(B) * Q))
 
 
 def pass_packed(lm: LM, rows: Rows, block: int = BLOCK) -> torch.Tensor:
@@ -132,15 +140,10 @@ def pass_packed(lm: LM, rows: Rows, block: int = BLOCK) -> torch.Tensor:
         lm,
         inputs_embeds=packed_vectors(lm, rows),
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
-        position_ids=torch.as_tensor(np.concatenate(rows.places))[None],
+        position_ids=torch.as_tensor(rows.places)[None],
         packed=Packed(rows.kv, pieces_of(lm, rows, block)),
     )
-    return at_reads(lm, x_1MD, picked(starts_of(rows)[:-1], rows.reads))
-
-
-def starts_of(rows: Rows) -> np.ndarray:
-    """Where the rows begin that stand one behind the other, and where the last ends: (B + 1,)."""
-    return np.cumsum([0, *map(len, rows.tokens)])
+    return at_reads(lm, x_1MD, rows.reads.among(rows.tokens.ptr))
 
 
 def packed_vectors(lm: LM, rows: Rows) -> torch.Tensor:
@@ -148,13 +151,13 @@ def packed_vectors(lm: LM, rows: Rows) -> torch.Tensor:
     P_kD = rows.P_kD
     if P_kD is not None:  # every row holds all the slots
         P_kD = P_kD.repeat(len(rows.tokens), 1)
-    return embed(lm, torch.as_tensor(np.concatenate(rows.tokens))[None], P_kD)
+    return embed(lm, torch.as_tensor(rows.tokens.flat)[None], P_kD)
 
 
 def pieces_of(lm: LM, rows: Rows, block: int) -> list[Piece]:
     """The pieces of all rows in order; pieces of one shape share their masks."""
     pieces, masks = [], {}
-    for seg in rows.segments:
+    for seg in Ragged(rows.segments, rows.tokens.ptr):
         tail = int((seg == 0).sum())
         edges = edges_of(seg, tail, block)
         first = len(pieces)
@@ -194,12 +197,11 @@ def pass_fused(lm: LM, rows: Rows) -> torch.Tensor:
     from delrec.kernels import cpu
 
     base = lm.body
-    ptr = starts_of(rows)
-    seg_M = torch.as_tensor(np.concatenate(rows.segments), dtype=torch.int32)
-    read_N = torch.as_tensor(picked(ptr[:-1], rows.reads))
-    ptr = torch.as_tensor(ptr)
+    ptr = torch.as_tensor(rows.tokens.ptr)
+    seg_M = torch.as_tensor(rows.segments, dtype=torch.int32)
+    read_N = torch.as_tensor(rows.reads.among(rows.tokens.ptr))
     x_MD = packed_vectors(lm, rows)[0]
-    pos_1M = torch.as_tensor(np.concatenate(rows.places))[None]
+    pos_1M = torch.as_tensor(rows.places)[None]
     cos_Md, sin_Md = (t[0].contiguous() for t in base.rotary_emb(x_MD[None], pos_1M))
     more_MD = None  # what the residual connection adds next
     tapped = []

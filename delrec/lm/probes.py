@@ -13,7 +13,7 @@ import click
 import numpy as np
 import torch
 
-from delrec.lm import passes
+from delrec.lm.ragged import pad
 from delrec.lm.reading import Start
 from delrec.lm.text import MASK, SLOT, embed, encode, must_have_vectors, random_soft_prompt
 from delrec.runtime import first_line, stop
@@ -54,7 +54,7 @@ class Probe:
 
     def __post_init__(self):
         if self.films:
-            self.tok = np.stack([passes.pad(self.films)] * len(self.tails))
+            self.tok = np.stack([pad(self.films)] * len(self.tails))
             self.n = np.array([[len(t) for t in self.films]] * len(self.tails))
 
 

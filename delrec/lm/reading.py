@@ -7,15 +7,17 @@ its own at load; only decoders have passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from delrec.lm import passes
-from delrec.lm.passes import Rows, pad
+from delrec.lm.passes import Reads, Rows
+from delrec.lm.ragged import Ragged, beside, pad, pointers, ragged, same, spans
 from delrec.lm.text import MASK, SLOT, embed
 from delrec.runtime import stop
 
@@ -70,10 +72,10 @@ def reader_of(kind: str) -> Callable:
 def read(
     lm: LM,
     start: Start,
-    tails: list[np.ndarray],
+    tails: Sequence[np.ndarray],
     tok_BCT: np.ndarray | None = None,
     n_BC: np.ndarray | None = None,
-    at: list[np.ndarray] | None = None,
+    at: Sequence[np.ndarray] | None = None,
 ) -> States:
     """The states that the head would read, from one pass of the LM over prefix + tails[b].
 
@@ -82,6 +84,7 @@ def read(
     prompt; and with at (places in each tail, decoder-only) also (M, D), the states that predict
     those tail tokens.
     """
+    tails = ragged(tails)
     if at is None:
         return lm.reader(lm, start, tails, tok_BCT, n_BC)
     if lm.kind != "decoder":
@@ -106,46 +109,42 @@ def read_examples(lm: LM, start: Start, batch: list[Example] | list[WindowPrompt
 def read_decoder(
     lm: LM,
     start: Start,
-    tails: list[np.ndarray],
+    tails: Ragged,
     tok_BCT: np.ndarray | None = None,
     n_BC: np.ndarray | None = None,
-    at: list[np.ndarray] | None = None,
+    at: Sequence[np.ndarray] | None = None,
 ) -> States:
     """The states of a decoder-only LM (see read), by the best of its passes that is right here."""
-    if any(tail[-1] != MASK for tail in tails):
+    if (tails.flat[tails.ptr[1:] - 1] != MASK).any():
         stop("a decoder-only LM reads the token after the prompt: the mask must stand last")
     path = path_of(lm, start, tails, tok_BCT)
     if path == "rows":
         return read_one_title_a_row(lm, start, tails, tok_BCT, n_BC, at)
     rows = rows_of_prompts(start, tails, tok_BCT, n_BC)
-    reads = rows.reads
-    past = []
+    n_reads = len(rows.reads)
     if at is not None:
-        in_rows = len(start.prefix) - rows.kept
-        past = [in_rows + at_b - 1 for at_b in at]
-    rows.reads = [*reads, *past]
+        rows.reads = rows.reads + before_places(at, len(start.prefix) - rows.kept)
     if path == "fused":
         x_ND = passes.pass_fused(lm, rows)
     elif path == "packed":
         x_ND = passes.pass_packed(lm, rows)
     else:
         x_ND = passes.pass_padded(lm, rows)
-    return x_ND if at is None else states_and_past(x_ND, reads, past)
+    return x_ND if at is None else x_ND.tensor_split([n_reads])
 
 
-def states_and_past(
-    x_ND: torch.Tensor, reads: list[np.ndarray], past: list[np.ndarray]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The states at the reads, and those that predict the history's tokens."""
-    return x_ND.split([sum(map(len, reads)), sum(map(len, past))])
+def before_places(at: Sequence[np.ndarray], begin: int, every: int = 1) -> Reads:
+    """Reads of the states that predict the history's tokens. at: their places in the tails, which
+    begin at `begin`; every: how many rows a tail has, of which the first is read."""
+    at = ragged(at)
+    row_B = np.arange(len(at)) * every
+    return Reads(np.repeat(row_B, at.lengths), begin + at.flat - 1)
 
 
-def path_of(
-    lm: LM, start: Start, tails: list[np.ndarray], tok_BCT: np.ndarray | None = None
-) -> str:
+def path_of(lm: LM, start: Start, tails: Ragged, tok_BCT: np.ndarray | None = None) -> str:
     """The pass that a decoder is read by: the best that is right, which behind the end of a window
     that its layers attend in is one row a title."""
-    longest = len(start.prefix) + max(map(len, tails))
+    longest = len(start.prefix) + tails.lengths.max()
     longest += 0 if tok_BCT is None else tok_BCT.shape[2]
     if longest > lm.reach:
         return "rows"
@@ -154,116 +153,125 @@ def path_of(
 
 
 def rows_of_prompts(
-    start: Start, tails: list[np.ndarray], tok_BCT: np.ndarray | None, n_BC: np.ndarray | None
+    start: Start, tails: Ragged, tok_BCT: np.ndarray | None, n_BC: np.ndarray | None
 ) -> Rows:
     """One row a prompt: its tail, then its C titles, each of which sees the prefix, the tail and
     itself only; where no keys and values are kept, the prefix stands in front of each tail."""
     ahead = start.prefix if start.kv is None else start.prefix[:0]
-    rows = Rows(
-        tokens=[],
-        segments=[],
-        places=[],
-        reads=[],
-        kept=len(start.prefix) - len(ahead),
-        kv=start.kv,
-        P_kD=start.P if len(ahead) else None,
-    )
-    C = 0 if tok_BCT is None else tok_BCT.shape[1]
-    for b, tail in enumerate(tails):
-        m = len(ahead) + len(tail) - 1
-        tokens = [ahead, tail[:-1]]
-        segments = [np.zeros(m, int)]
-        places = [np.arange(m)]
-        reads = [] if C else [[m - 1]]
-        begin = m
-        for c in range(C):
-            n = max(n_BC[b, c] - 1, 0)  # the last token predicts nothing we need
-            tokens.append(tok_BCT[b, c, :n])
-            segments.append(np.full(n, c + 1))
-            places.append(np.arange(m, m + n))
-            if n_BC[b, c]:  # token 0 of a title is predicted at the mask, token t by token t-1
-                reads += [[m - 1], np.arange(begin, begin + n)]
-            begin += n
-        rows.tokens.append(np.concatenate(tokens))
-        rows.segments.append(np.concatenate(segments))
-        rows.places.append(np.concatenate(places) + rows.kept)
-        rows.reads.append(np.concatenate(reads).astype(int) if reads else np.zeros(0, int))
-    return rows
+    kept = len(start.prefix) - len(ahead)
+    before = beside(same(ahead, len(tails)), tails.cut(0, -1))
+    m_B = before.lengths
+    places = spans(np.zeros(len(tails), int), m_B) + kept
+    alone = Reads(np.arange(len(tails)), m_B - 1)
+    P_kD = start.P if len(ahead) else None
+    if tok_BCT is None:
+        segments = np.zeros(len(before.flat), int)
+        return Rows(before, segments, places, alone, kept, start.kv, P_kD)
+    title = titles_told(tok_BCT, n_BC)
+    rows = partial(Ragged, ptr=title.ptr)
+    segments = beside(Ragged(np.zeros(len(before.flat), int), before.ptr), rows(title.c + 1))
+    places = beside(Ragged(places, before.ptr), rows(title.t + m_B[title.b] + kept))
+    tokens = beside(before, rows(title.tokens))
+    reads = reads_of_titles(n_BC, m_B)
+    return Rows(tokens, segments.flat, places.flat, reads, kept, start.kv, P_kD)
+
+
+class TitlesTold(NamedTuple):
+    """The tokens of titles that stand behind their prompts: all but each title's last, which
+    predicts nothing we need."""
+
+    b: np.ndarray  # of each token: its prompt
+    c: np.ndarray  # its title
+    t: np.ndarray  # its place in the title
+    tokens: np.ndarray
+    ptr: np.ndarray  # those of prompt b are ptr[b] .. ptr[b + 1] - 1
+
+
+def titles_told(tok_BCT: np.ndarray, n_BC: np.ndarray) -> TitlesTold:
+    """The tokens of titles that stand behind their prompts."""
+    told_BCT = np.arange(tok_BCT.shape[2]) < n_BC[..., None] - 1
+    return TitlesTold(*told_BCT.nonzero(), tok_BCT[told_BCT], pointers(told_BCT.sum((1, 2))))
+
+
+def reads_of_titles(n_BC: np.ndarray, m_B: np.ndarray) -> Reads:
+    """The reads of titles whose tokens stand in their prompt's row, which tells m tokens before
+    them: token 0 is predicted at the mask, token t by token t - 1."""
+    told_BC = np.maximum(n_BC - 1, 0)
+    begin_BC = m_B[:, None] + np.cumsum(told_BC, 1) - told_BC
+    b, c, t = (np.arange(n_BC.max()) < n_BC[..., None]).nonzero()
+    return Reads(b, np.where(t == 0, m_B[b] - 1, begin_BC[b, c] + t - 1))
 
 
 def read_one_title_a_row(
     lm: LM,
     start: Start,
-    tails: list[np.ndarray],
+    tails: Ragged,
     tok_BCT: np.ndarray | None,
     n_BC: np.ndarray | None,
-    at: list[np.ndarray] | None,
+    at: Sequence[np.ndarray] | None,
 ) -> States:
     """The same with one row a title: prefix, tail, title. The history's tokens are read in a
     prompt's first row."""
-    C = 0 if tok_BCT is None else tok_BCT.shape[1]
-    rows, reads, past = [], [], []
-    for b, tail in enumerate(tails):
-        before = np.concatenate([start.prefix, tail[:-1]])
-        m = len(before)
-        for c in range(max(C, 1)):
-            n = max(n_BC[b, c] - 1, 0) if C else 0
-            rows.append(np.concatenate([before, tok_BCT[b, c, :n]]) if C else before)
-            told = not C or n_BC[b, c] > 0
-            reads.append(np.arange(m - 1, m + n) if told else np.zeros(0, int))
-            asked = at is not None and c == 0
-            past.append(len(start.prefix) + at[b] - 1 if asked else np.zeros(0, int))
-    index = reads if at is None else [*reads, *past]
-    x_ND = rows_apart(lm, start.P, rows, index)
-    return x_ND if at is None else states_and_past(x_ND, reads, past)
+    C = 1 if tok_BCT is None else tok_BCT.shape[1]
+    rows = beside(same(start.prefix, len(tails)), tails.cut(0, -1))
+    rows = rows.take(np.repeat(np.arange(len(tails)), C))
+    n_N, m_N = np.ones(len(rows), int), rows.lengths
+    if tok_BCT is not None:
+        n_N = n_BC.reshape(-1)
+        title = titles_told(tok_BCT.reshape(len(rows), 1, -1), n_N[:, None])
+        rows = beside(rows, Ragged(title.tokens, title.ptr))
+    reads = Reads(np.repeat(np.arange(len(rows)), n_N), spans(m_N - 1, n_N))
+    if at is None:
+        return rows_apart(lm, start.P, rows, reads)
+    past = before_places(at, len(start.prefix), every=C)
+    return rows_apart(lm, start.P, rows, reads + past).tensor_split([len(reads)])
 
 
-def rows_apart(
-    lm: LM, P_kD: torch.Tensor | None, rows: list[np.ndarray], index: list[np.ndarray]
-) -> torch.Tensor:
-    """The states at `index`, rows within the LM's window in one pass and longer ones in another: a
-    model that goes by the longest row of a pass (LongRoPE) must not let it change the others."""
-    within = np.array([len(row) <= (lm.window or lm.reach) for row in rows])
+def rows_apart(lm: LM, P_kD: torch.Tensor | None, rows: Ragged, reads: Reads) -> torch.Tensor:
+    """The states at the reads, rows within the LM's window in one pass and longer ones in another:
+    a model that goes by the longest row of a pass (LongRoPE) must not let it change the others."""
+    within = rows.lengths <= (lm.window or lm.reach)
     if within.all() or not within.any() or lm.tapped is not None:
-        return passes.pass_rows(lm, P_kD, rows, index)
-    states = [None] * len(index)
+        return passes.pass_rows(lm, P_kD, rows, reads)
+    states, order = [], []
     for side in (within, ~within):
-        which = np.flatnonzero(side)
-        turns = [t for t in range(len(index)) if side[t % len(rows)]]
-        part = [index[t] for t in turns]
-        x_ND = passes.pass_rows(lm, P_kD, [rows[i] for i in which], part)
-        for t, x in zip(turns, x_ND.split([len(i) for i in part])):
-            states[t] = x
-    return torch.cat(states)
+        mine = np.flatnonzero(side[reads.row])
+        row = (np.cumsum(side) - 1)[reads.row[mine]]  # its number among the rows of this pass
+        part = Reads(row, reads.place[mine])
+        states.append(passes.pass_rows(lm, P_kD, rows.take(np.flatnonzero(side)), part))
+        order.append(mine)
+    back = torch.as_tensor(np.argsort(np.concatenate(order)), device=lm.device)
+    return torch.cat(states)[back]
 
 
 # ---------------------------------------------------------------- encoders
 
 
-def fill(
-    lm: LM, start: Start, tails: list[np.ndarray], n: np.ndarray | None = None
-) -> list[np.ndarray]:
+def fill(lm: LM, start: Start, tails: Ragged, n_B: np.ndarray) -> Ragged:
     """Prefix + tail + the tokenizer's closing specials, with the mask's own token in the mask's
-    place: n[b] of them in row b (default 1)."""
-    rows = []
-    for b, tail in enumerate(tails):
-        i = int(np.flatnonzero(np.asarray(tail) == MASK)[0])
-        masks = np.full(1 if n is None else n[b], lm.mask_id)
-        row = np.concatenate([start.prefix, tail[:i], masks, tail[i + 1 :], lm.end])
-        rows.append(row.astype(np.int64))
-    return rows
+    place: n[b] of them in row b."""
+    masks_M = tails.flat == MASK
+    times_M = np.ones(len(masks_M), int)
+    times_M[masks_M] = n_B
+    tokens = np.where(masks_M, lm.mask_id, tails.flat)
+    ptr = pointers(times_M)[tails.ptr]
+    B = len(tails)
+    told = Ragged(np.repeat(tokens, times_M), ptr)
+    return beside(same(start.prefix, B), told, same(lm.end, B))
 
 
 def read_encoder_decoder(
     lm: LM,
     start: Start,
-    tails: list[np.ndarray],
+    tails: Ragged,
     tok_BCT: np.ndarray | None = None,
     n_BC: np.ndarray | None = None,
 ) -> torch.Tensor:
     """The states of an encoder-decoder (see read). The mask is a sentinel in the encoder's text;
     its filler is the first thing the decoder says after that sentinel."""
-    ids_BQ = torch.as_tensor(pad(fill(lm, start, tails), PAD)).to(lm.device)
+    ids_BQ = torch.as_tensor(pad(fill(lm, start, tails, np.ones(len(tails), int)), PAD)).to(
+        lm.device
+    )
     real_BQ = ids_BQ != PAD
     enc_BQD = lm.model.get_encoder()(
         inputs_embeds=embed(lm, ids_BQ, start.P), attention_mask=real_BQ.long()
@@ -302,7 +310,7 @@ def decoded(
 def read_encoder(
     lm: LM,
     start: Start,
-    tails: list[np.ndarray],
+    tails: Ragged,
     tok_BCT: np.ndarray | None = None,
     n_BC: np.ndarray | None = None,
 ) -> torch.Tensor:
@@ -312,13 +320,12 @@ def read_encoder(
         n = np.ones(len(tails), int)
     else:
         n = n_BC.reshape(-1)
-        tails = [t for t in tails for _ in range(n_BC.shape[1])]
+        tails = tails.take(np.repeat(np.arange(len(tails)), n_BC.shape[1]))
     rows = fill(lm, start, tails, n)
     ids_BQ = torch.as_tensor(pad(rows, PAD)).to(lm.device)
     x_BQD = lm.model(
         inputs_embeds=embed(lm, ids_BQ, start.P), attention_mask=(ids_BQ != PAD).long()
     ).logits
-    mask_at = [np.flatnonzero(t == MASK)[0] + len(start.prefix) for t in tails]
-    Q = ids_BQ.shape[1]
-    where = np.concatenate([b * Q + m + np.arange(k) for b, (m, k) in enumerate(zip(mask_at, n))])
+    mask_at = np.flatnonzero(tails.flat == MASK) - tails.ptr[:-1] + len(start.prefix)
+    where = spans(np.arange(len(tails)) * ids_BQ.shape[1] + mask_at, n)
     return x_BQD.flatten(0, 1)[torch.as_tensor(where, device=lm.device)]
