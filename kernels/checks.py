@@ -113,14 +113,32 @@ def must_rise(ptr: Tensor, name: str, tok: Tensor, tok_name: str) -> None:
         )
 
 
+def must_cover(ptr: Tensor, name: str, tok: Tensor, tok_name: str) -> None:
+    """Raises ValueError unless ptr rises from 0 to the number of tokens."""
+    must_rise(ptr, name, tok, tok_name)
+    if int(ptr[0]) or int(ptr[-1]) != len(tok):
+        raise ValueError(
+            f"{name} runs from {int(ptr[0])} to {int(ptr[-1])}, expected 0 to the "
+            f"{len(tok)} rows of {tok_name} and x_ND"
+        )
+
+
 def catalogue_must_fit(
-    x_BD: Tensor, head_VD: Tensor, ptr_I1: Tensor, tok_M: Tensor, bias_V: Tensor | None
+    x_BD: Tensor,
+    head_VD: Tensor,
+    ptr_I1: Tensor,
+    tok_M: Tensor,
+    bias_V: Tensor | None,
+    known: bool = False,
 ) -> None:
-    """Raises ValueError unless x, head and a catalogue in CSR form go together."""
+    """Raises ValueError unless x, head and a catalogue in CSR form go together. known: the numbers
+    in ptr and tok need no look."""
     must_have_rank(x_BD, "x_BD", 2)
     must_have_rank(ptr_I1, "ptr_I1", 1)
     must_have_rank(tok_M, "tok_M", 1)
     head_must_fit(x_BD, head_VD, bias_V)
     must_be_integers(tok_M, "tok_M")
+    if known:
+        return
     must_rise(ptr_I1, "ptr_I1", tok_M, "tok_M")
     must_be_within(tok_M, "tok_M", len(head_VD), f"head_VD has shape {tuple(head_VD.shape)}")

@@ -5,8 +5,10 @@ Three public functions and a helper. reference.py is the definition, checks.py w
 cpu.py the C++ loops, gpu.py the Triton kernels; the tensors' device decides (impl="auto"),
 impl="ref", "cpp" or "triton" decides otherwise. Dtypes: x and head both fp32, bf16 or fp16 (fp64:
 reference only); token ids and lengths of any integer dtype, int32 without a copy. Wrong input
-raises ValueError with the tensors' names and shapes. Names: B rows, C candidates, T tokens of a
-title (padded), N title positions, V vocabulary, D width, I titles of a catalogue, M their tokens.
+raises ValueError with the tensors' names and shapes. known=True leaves out the look at the numbers
+in token ids, lengths and pointers, for which a GPU is waited for: the caller has looked at them
+once. Names: B rows, C candidates, T tokens of a title (padded), N title positions, V vocabulary, D
+width, I titles of a catalogue, M their tokens.
 """
 
 from importlib.util import find_spec
@@ -23,8 +25,8 @@ from .checks import (
     head_must_fit,
     must_be_integers,
     must_be_within,
+    must_cover,
     must_have_rank,
-    must_rise,
     refuse_shapes,
     titles_must_fit,
 )
@@ -40,6 +42,7 @@ def candidate_scores(
     n_BC: Tensor,
     bias_V: Tensor | None = None,
     impl: str = "auto",
+    known: bool = False,
 ) -> Tensor:
     """score[b, c] = mean over t < n[b, c] of logit(tok[b, c, t]) at x[b] (arXiv 2406.11156, the
     verbalizer): fp32 (B, C).
@@ -60,7 +63,8 @@ def candidate_scores(
         )
     must_be_integers(tok_BCT, "tok_BCT")
     must_be_integers(n_BC, "n_BC")
-    titles_must_fit(tok_BCT, n_BC, len(head_VD))
+    if not known:
+        titles_must_fit(tok_BCT, n_BC, len(head_VD))
     which = choose(impl, x_BD)
     if which == "ref" or not tok_BCT.numel() or not x_BD.shape[1]:
         return reference.candidate_scores(x_BD, head_VD, tok_BCT, n_BC, bias_V)
@@ -77,6 +81,7 @@ def title_likelihood(
     bias_V: Tensor | None = None,
     normalise: bool = False,
     impl: str = "auto",
+    known: bool = False,
 ) -> Tensor:
     """log P(title) = sum over its tokens of log softmax(logits at x[i])[tok[i]]; title j owns the
     rows ptr[j]:ptr[j+1]. fp32 (titles,).
@@ -91,13 +96,9 @@ def title_likelihood(
     if len(tok_N) != len(x_ND):
         refuse_shapes("tok_N and x_ND", (tok_N, x_ND), "one token per row of x")
     must_be_integers(tok_N, "tok_N")
-    must_rise(ptr_T1, "ptr_T1", tok_N, "tok_N")
-    if int(ptr_T1[0]) or int(ptr_T1[-1]) != len(tok_N):
-        raise ValueError(
-            f"ptr_T1 runs from {int(ptr_T1[0])} to {int(ptr_T1[-1])}, expected 0 to the "
-            f"{len(tok_N)} rows of tok_N and x_ND"
-        )
-    must_be_within(tok_N, "tok_N", len(head_VD), f"head_VD has shape {tuple(head_VD.shape)}")
+    if not known:
+        must_cover(ptr_T1, "ptr_T1", tok_N, "tok_N")
+        must_be_within(tok_N, "tok_N", len(head_VD), f"head_VD has shape {tuple(head_VD.shape)}")
     which = choose(impl, x_ND)
     trains = torch.is_grad_enabled() and (
         head_VD.requires_grad or (bias_V is not None and bias_V.requires_grad)
@@ -121,12 +122,13 @@ def catalogue_scores(
     tok_M: Tensor,
     bias_V: Tensor | None = None,
     impl: str = "auto",
+    known: bool = False,
 ) -> Tensor:
     """The mean-logit score of every title of a catalogue in CSR form (title i owns
     tok[ptr[i]:ptr[i+1]]): fp32 (B, I), 0 for an empty title. Part of a catalogue: ptr_I1[a:b + 1]
     with the same tok_M. No gradient.
     """
-    catalogue_must_fit(x_BD, head_VD, ptr_I1, tok_M, bias_V)
+    catalogue_must_fit(x_BD, head_VD, ptr_I1, tok_M, bias_V, known)
     if choose(impl, x_BD) != "cpp" or not x_BD.numel():
         return reference.catalogue_scores(x_BD, head_VD, ptr_I1, tok_M, bias_V)
     return backend("cpp").catalogue_scores(

@@ -153,8 +153,9 @@ def attention_from(r: Ranker, prompt: LabelledPrompt) -> np.ndarray:
     lm = r.lm
     body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.body
     more = {"use_cache": False} if lm.kind == "decoder" else {}
-    ids = torch.as_tensor(prompt.id_Q, device=lm.device)[None]
-    out = body(inputs_embeds=embed(lm, ids, r.P), output_attentions=True, **more)
+    out = body(
+        inputs_embeds=embed(lm, np.asarray(prompt.id_Q)[None], r.P), output_attentions=True, **more
+    )
     layers = [a[0, :, prompt.read_at].float().mean(0) for a in out.attentions]
     return torch.stack(layers).mean(0).cpu().numpy()
 

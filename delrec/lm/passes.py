@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from delrec.lm.ragged import Ragged, pad
 from delrec.lm.text import embed
+from delrec.lm.transfer import on_device
 
 if TYPE_CHECKING:
     from delrec.lm.model import LM
@@ -83,7 +84,7 @@ class Packed:
 
 def at_reads(lm: LM, x_BQD: torch.Tensor, index_N: np.ndarray) -> torch.Tensor:
     """The states at the reads (N, D); of the layers' states that lm keeps, those at the reads."""
-    at_N = torch.as_tensor(index_N, device=lm.device)
+    at_N = on_device(index_N, lm.device)
     lm.keep_tapped([t.flatten(0, 1)[at_N] for t in lm.tapped or []])
     return x_BQD.flatten(0, 1)[at_N]
 
@@ -94,12 +95,12 @@ def at_reads(lm: LM, x_BQD: torch.Tensor, index_N: np.ndarray) -> torch.Tensor:
 def pass_rows(lm: LM, P_kD: torch.Tensor | None, rows: Ragged, reads: Reads) -> torch.Tensor:
     """The states at the reads of whole rows (nothing is kept in front of them): (N, D). They are
     padded on the right, which a causal model does not see."""
-    ids_BQ = torch.as_tensor(pad(rows)).to(lm.device)
+    ids_BQ = pad(rows)
     B, Q = ids_BQ.shape
     real_BQ = np.arange(Q) < rows.lengths[:, None]
     more = {}
     if not real_BQ.all():
-        more["attention_mask"] = torch.as_tensor(real_BQ.astype(int)).to(lm.device)
+        more["attention_mask"] = on_device(real_BQ.astype(int), lm.device)
     x_BQD = last_states(lm, inputs_embeds=embed(lm, ids_BQ, P_kD), **more)
     return at_reads(lm, x_BQD, reads.among(np.arange(B) * Q))
 
@@ -112,10 +113,10 @@ def last_states(lm: LM, **inputs: Any) -> torch.Tensor:
 
 def pass_padded(lm: LM, rows: Rows) -> torch.Tensor:
     """The states at the reads of rows padded to one length, under a mask: (N, D)."""
-    ids_BQ = torch.as_tensor(pad(rows.tokens)).to(lm.device)
+    ids_BQ = pad(rows.tokens)
     ptr = rows.tokens.ptr
-    seg_BQ = torch.as_tensor(pad(Ragged(rows.segments, ptr), -1)).to(lm.device)
-    pos_BQ = torch.as_tensor(pad(Ragged(rows.places, ptr))).to(lm.device)
+    seg_BQ = on_device(pad(Ragged(rows.segments, ptr), -1), lm.device)
+    pos_BQ = on_device(pad(Ragged(rows.places, ptr)), lm.device)
     B, Q = ids_BQ.shape
     sees_QQ = torch.ones(Q, Q, dtype=torch.bool, device=lm.device).tril()
     own_BQQ = (seg_BQ[:, None, :] == 0) | (seg_BQ[:, None, :] == seg_BQ[:, :, None])
@@ -151,7 +152,7 @@ def packed_vectors(lm: LM, rows: Rows) -> torch.Tensor:
     P_kD = rows.P_kD
     if P_kD is not None:  # every row holds all the slots
         P_kD = P_kD.repeat(len(rows.tokens), 1)
-    return embed(lm, torch.as_tensor(rows.tokens.flat)[None], P_kD)
+    return embed(lm, rows.tokens.flat[None], P_kD)
 
 
 def pieces_of(lm: LM, rows: Rows, block: int) -> list[Piece]:

@@ -177,10 +177,10 @@ def plain_pass(
 ) -> torch.Tensor:
     """The untouched model's logits (Q, V) at all places of one row of tokens, or of their
     vectors."""
-    ids_1Q = torch.as_tensor(row, device=lm.device)[None]
     if as_tokens:
+        ids_1Q = torch.as_tensor(row, device=lm.device)[None]
         return lm.model(input_ids=ids_1Q, **more).logits[0]
-    return lm.model(inputs_embeds=embed(lm, ids_1Q, P_kD), **more).logits[0]
+    return lm.model(inputs_embeds=embed(lm, row[None], P_kD), **more).logits[0]
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from delrec.lm.ragged import of_padded, ragged
 from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.soft_prompt import load_soft_prompt
 from delrec.lm.titles import Titles, tokenise_titles
+from delrec.lm.transfer import fetched_later, one_behind
 from delrec.lm.verbalizers import SCORES_ALL, score, verbalise_all
 from delrec.processes import Ranks, gather_rows, shares
 from delrec.runtime import Run, load_run, read_npy, stop
@@ -207,12 +208,15 @@ def score_tails(
     batches = shares(batches, ranks, r.lm.sharded)
     mine = np.concatenate([np.zeros(0, int), *(j for j, own in batches if own)])
     log, done = Log(None, len(mine), name, ranks, "prompt"), 0
-    rows = np.zeros((len(mine), cand_nC.shape[1]), np.float32)
+    scores = []  # they stay on the device until all batches are on their way
     for j, own in batches:
         score_BC = score(r.lm, start, tails.take(j), cand_nC[j], r.titles, r.verbalizer)
         if own:
-            rows[done : done + len(j)] = score_BC.float().cpu().numpy()
+            scores.append(score_BC.float())
             log.step(done := done + len(j))
+    rows = np.zeros((0, cand_nC.shape[1]), np.float32)
+    if scores:
+        rows = torch.cat(scores).cpu().numpy()
     log.close()
     return gather_rows(rows, mine, len(tails), ranks)
 
@@ -266,11 +270,18 @@ def reads_all(r: Ranker | SimpleNamespace) -> bool:
 def score_catalogue(r: Ranker, start: Start, tails: Sequence[np.ndarray]) -> np.ndarray:
     """Scores float32 (B, I+1) of every item of the catalogue after each prompt, -inf for the
     padding item, by one pass of the LM."""
+    return catalogue_later(r, start, tails)()
+
+
+@torch.no_grad()
+def catalogue_later(
+    r: Ranker, start: Start, tails: Sequence[np.ndarray]
+) -> Callable[[], np.ndarray]:
+    """A function that gives what score_catalogue does; a GPU begins now."""
     r.lm.model.eval()
-    x_BD = read(r.lm, start, tails)
-    s_BI = verbalise_all(r.lm, x_BD, r.titles, r.verbalizer).float().cpu().numpy()
-    s_BI[:, 0] = -np.inf
-    return s_BI
+    s_BI = verbalise_all(r.lm, read(r.lm, start, tails), r.titles, r.verbalizer).float()
+    s_BI[:, 0] = -torch.inf
+    return fetched_later(s_BI)
 
 
 @torch.no_grad()
@@ -292,13 +303,18 @@ def over_catalogue(
     work = shares(batches, ranks, r.lm.sharded)
     total = sum(len(j) for j, own in work if own)
     log = Log(None, total, name, ranks, "prompt") if name else None
-    for j, own in work:
-        s_BI = score_catalogue(r, start, tails.take(j))
-        if own:
-            rows[j] = f(j, s_BI)
-            mine.append(j)
-            if log:
-                log.step(done := done + len(j))
+
+    def begun():
+        for j, own in work:
+            scores = catalogue_later(r, start, tails.take(j))
+            if own:
+                yield j, scores
+
+    for j, scores in one_behind(begun(), r.lm.device):
+        rows[j] = f(j, scores())
+        mine.append(j)
+        if log:
+            log.step(done := done + len(j))
     if log:
         log.close()
     mine = np.concatenate(mine)

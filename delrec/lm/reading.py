@@ -19,6 +19,7 @@ from delrec.lm import passes
 from delrec.lm.passes import Reads, Rows
 from delrec.lm.ragged import Ragged, beside, pad, pointers, ragged, same, spans
 from delrec.lm.text import MASK, SLOT, embed
+from delrec.lm.transfer import on_device
 from delrec.runtime import stop
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def read_prefix(
     keeps = cache and lm.attends and lm.kind == "decoder" and lm.paths[0] != "rows"
     if not keeps or lm.sharded and torch.is_grad_enabled():
         return Start(prefix, P_kD, None)
-    ids = torch.as_tensor(prefix, device=lm.device)[None]
-    out = lm.body(inputs_embeds=embed(lm, ids, P_kD), use_cache=True)
+    out = lm.body(inputs_embeds=embed(lm, prefix[None], P_kD), use_cache=True)
     kept = getattr(out, "cache", None) or out.past_key_values  # its name up to transformers 5.23
     kv = [(layer.keys, layer.values) for layer in kept.layers]
     whole = all(keys.shape[2] == len(prefix) for keys, _ in kv)  # a window may keep the end only
@@ -240,7 +240,7 @@ def rows_apart(lm: LM, P_kD: torch.Tensor | None, rows: Ragged, reads: Reads) ->
         part = Reads(row, reads.place[mine])
         states.append(passes.pass_rows(lm, P_kD, rows.take(np.flatnonzero(side)), part))
         order.append(mine)
-    back = torch.as_tensor(np.argsort(np.concatenate(order)), device=lm.device)
+    back = on_device(np.argsort(np.concatenate(order)), lm.device)
     return torch.cat(states)[back]
 
 
@@ -269,10 +269,8 @@ def read_encoder_decoder(
 ) -> torch.Tensor:
     """The states of an encoder-decoder (see read). The mask is a sentinel in the encoder's text;
     its filler is the first thing the decoder says after that sentinel."""
-    ids_BQ = torch.as_tensor(pad(fill(lm, start, tails, np.ones(len(tails), int)), PAD)).to(
-        lm.device
-    )
-    real_BQ = ids_BQ != PAD
+    ids_BQ = pad(fill(lm, start, tails, np.ones(len(tails), int)), PAD)
+    real_BQ = on_device(ids_BQ != PAD, lm.device)
     enc_BQD = lm.model.get_encoder()(
         inputs_embeds=embed(lm, ids_BQ, start.P), attention_mask=real_BQ.long()
     ).last_hidden_state
@@ -280,7 +278,7 @@ def read_encoder_decoder(
     if tok_BCT is None:
         return decoded(lm, enc_BQD, real_BQ.long(), first.expand(len(tails), 2))[:, 1]
     B, C, T = tok_BCT.shape
-    tok = torch.as_tensor(tok_BCT.reshape(B * C, T)).long().to(lm.device)
+    tok = on_device(tok_BCT.reshape(B * C, T).astype(np.int64), lm.device)
     ids = torch.cat([first.expand(B * C, 2), tok[:, :-1]], 1)
     # the C decoder rows of a prompt share its encoder states, and so the keys and values made of
     # them, where `attention` is asked
@@ -289,8 +287,8 @@ def read_encoder_decoder(
     else:
         enc, real = (t.repeat_interleave(C, 0) for t in (enc_BQD, real_BQ.long()))
         x = decoded(lm, enc, real, ids)[:, 1:]
-    n = torch.as_tensor(n_BC.reshape(-1, 1)).to(lm.device)
-    return x[torch.arange(T, device=lm.device) < n]
+    told = np.flatnonzero(np.arange(T) < n_BC.reshape(-1, 1))  # counted here: a GPU is not asked
+    return x.flatten(0, 1)[on_device(told, lm.device)]
 
 
 def decoded(
@@ -322,10 +320,9 @@ def read_encoder(
         n = n_BC.reshape(-1)
         tails = tails.take(np.repeat(np.arange(len(tails)), n_BC.shape[1]))
     rows = fill(lm, start, tails, n)
-    ids_BQ = torch.as_tensor(pad(rows, PAD)).to(lm.device)
-    x_BQD = lm.model(
-        inputs_embeds=embed(lm, ids_BQ, start.P), attention_mask=(ids_BQ != PAD).long()
-    ).logits
+    ids_BQ = pad(rows, PAD)
+    real_BQ = on_device((ids_BQ != PAD).astype(int), lm.device)
+    x_BQD = lm.model(inputs_embeds=embed(lm, ids_BQ, start.P), attention_mask=real_BQ).logits
     mask_at = np.flatnonzero(tails.flat == MASK) - tails.ptr[:-1] + len(start.prefix)
     where = spans(np.arange(len(tails)) * ids_BQ.shape[1] + mask_at, n)
-    return x_BQD.flatten(0, 1)[torch.as_tensor(where, device=lm.device)]
+    return x_BQD.flatten(0, 1)[on_device(where, lm.device)]

@@ -12,8 +12,10 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from delrec.lm.transfer import on_device
 from delrec.runtime import stop
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def encode(lm: LM, text: str) -> list[int]:
 
 def must_have_vectors(lm: LM, ids: Iterable[int]) -> None:
     """Stops at a token that the tokenizer knows and the model has no vector for."""
-    rows = lm.model.get_input_embeddings().weight.shape[0]
+    rows = min(lm.model.get_input_embeddings().weight.shape[0], lm.head_VD.shape[0])
     last = max(map(int, ids), default=0)
     if last >= rows:
         stop(
@@ -109,18 +111,20 @@ def vectors_of(lm: LM, ids: torch.Tensor) -> torch.Tensor:
     return vectors if lm.factor == 1 else vectors * lm.factor
 
 
-def embed(lm: LM, ids_BQ: torch.Tensor, P_kD: torch.Tensor | None) -> torch.Tensor:
+def embed(lm: LM, ids_BQ: np.ndarray, P_kD: torch.Tensor | None) -> torch.Tensor:
     """Tokens' vectors (B, Q, D) in the LM's dtype, the soft prompt at the slots in order, items'
-    vectors at their places."""
-    e_BQD = vectors_of(lm, ids_BQ.clamp(min=0)).to(lm.dtype)
+    vectors at their places. Which tokens are which is looked up here, never on the device."""
+    ids_BQ = np.asarray(ids_BQ)
+    e_BQD = vectors_of(lm, on_device(np.maximum(ids_BQ, 0), lm.device)).to(lm.dtype)
     slot_BQ = ids_BQ == SLOT
     if P_kD is not None and slot_BQ.any():
-        nth_BQ = (slot_BQ.long().cumsum(1) - 1).clamp(min=0)
-        spliced = P_kD.to(lm.dtype)[nth_BQ.clamp(max=len(P_kD) - 1)]
-        e_BQD = torch.where(slot_BQ[..., None], spliced, e_BQD)
+        nth_BQ = np.clip(np.cumsum(slot_BQ, 1) - 1, 0, len(P_kD) - 1)
+        spliced = P_kD.to(lm.dtype)[on_device(nth_BQ, lm.device)]
+        e_BQD = torch.where(on_device(slot_BQ, lm.device)[..., None], spliced, e_BQD)
     item_BQ = ids_BQ <= ITEM
     if lm.items is not None and item_BQ.any():
         table = lm.items.E if lm.items.folds is None else lm.items.folds.tables
-        vectors_ND = lm.items.maps["in"](table[ITEM - ids_BQ[item_BQ]])
-        e_BQD = e_BQD.masked_scatter(item_BQ[..., None], vectors_ND.to(lm.dtype))
+        vectors_ND = lm.items.maps["in"](table[on_device(ITEM - ids_BQ[item_BQ], lm.device)])
+        item_BQ = on_device(item_BQ, lm.device)[..., None]
+        e_BQD = e_BQD.masked_scatter(item_BQ, vectors_ND.to(lm.dtype))
     return e_BQD

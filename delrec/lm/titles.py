@@ -1,6 +1,7 @@
 """All titles of a catalogue, tokenised once."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,6 +29,18 @@ class Titles:
     def of(self, i: int | np.integer) -> np.ndarray:
         """The tokens of item i's title."""
         return self.tok[self.ptr[i] : self.ptr[i + 1]]
+
+    @cached_property
+    def on_device(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ptr, tok) beside the head, copied there once: title i owns tok[ptr[i] : ptr[i + 1]]."""
+        return tuple(torch.as_tensor(a).to(self.head.device) for a in (self.ptr, self.tok))
+
+    @cached_property
+    def firsts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of titles' first tokens alone."""
+        ptr = np.concatenate([[0], np.arange(len(self.ptr) - 1)])
+        tok = self.tok[self.ptr[1:-1]]
+        return tuple(torch.as_tensor(a).to(self.head.device) for a in (ptr, tok))
 
     def padded(
         self, items_BC: np.ndarray, end: list[int] | tuple[int, ...] = ()

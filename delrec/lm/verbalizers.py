@@ -12,6 +12,8 @@ title of candidate c, s(c) is
 The first three are the mean logit of some tokens, and so one function with three sets of tokens.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,9 +23,11 @@ from delrec.kernels import verbalizer as kernels
 from delrec.lm import items, own_head
 from delrec.lm.model import LM
 from delrec.lm.prompts import LETTERS
+from delrec.lm.ragged import pointers, ragged
 from delrec.lm.reading import Start, States, read
 from delrec.lm.text import encode
 from delrec.lm.titles import Titles
+from delrec.lm.transfer import on_device
 from delrec.runtime import stop
 
 SCORES_ALL = ("mean", "first", "items")  # from one state the whole catalogue
@@ -33,11 +37,11 @@ CELLS = 2**24  # logits and scores that exist at once in a loss over the catalog
 def score(
     lm: LM,
     start: Start,
-    tails: list[np.ndarray],
+    tails: Sequence[np.ndarray],
     cand_BC: np.ndarray,
     titles: Titles,
     verbalizer: str,
-    at: list[np.ndarray] | None = None,
+    at: Sequence[np.ndarray] | None = None,
 ) -> States:
     """score_BC fp32: what the LM says at the mask of prompt b for candidate c. With `at` (see read)
     also the log probability of each of those tail tokens, (M,)."""
@@ -48,14 +52,15 @@ def score(
         score_BC = verbalise(lm, x_BD, cand_BC, titles, verbalizer)
     if at is None:
         return score_BC
-    words = np.concatenate([titles.index[t[a]] for t, a in zip(tails, at)])
-    words = torch.as_tensor(words, device=lm.device)
+    tails, at = ragged(tails), ragged(at)
+    words = titles.index[tails.flat[at.flat + np.repeat(tails.ptr[:-1], at.lengths)]]
+    words = on_device(words, lm.device)
     each = torch.arange(len(words) + 1, device=lm.device)
     return score_BC, log_likelihood(lm, past_MD, titles, words, each)
 
 
 def states(
-    read_of: States, at: list[np.ndarray] | None
+    read_of: States, at: Sequence[np.ndarray] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What `read` gave: the states at the mask or of titles, and those of the history or None."""
     return read_of if at is not None else (read_of, None)
@@ -69,7 +74,7 @@ def verbalise(
 ) -> torch.Tensor:
     """Candidates' scores (B, C) from one state a prompt: mean, first, letter or items."""
     if verbalizer == "items":
-        item_BCe = lm.items.E[torch.as_tensor(cand_BC, device=lm.device)]
+        item_BCe = lm.items.E[on_device(cand_BC, lm.device)]
         return (items.item_space(lm, x_BD)[:, None] * item_BCe).sum(-1)
     if verbalizer == "letter":
         tok_BCT, n_BC = letters_of(lm, cand_BC)
@@ -83,11 +88,13 @@ def verbalise(
 def mean_logits(lm: LM, x_BD: torch.Tensor, tok_BCT: np.ndarray, n_BC: np.ndarray) -> torch.Tensor:
     """s(b, c) = 1/n sum_{t < n} z_b[tok_bct], with n = n_bc: fp32 (B, C)."""
     tokens, lengths = (
-        torch.as_tensor(np.ascontiguousarray(a, np.int32)).to(lm.device) for a in (tok_BCT, n_BC)
+        on_device(np.ascontiguousarray(a, np.int32), lm.device) for a in (tok_BCT, n_BC)
     )
     if lm.own_head:
         return own_head.candidate_scores(lm, x_BD, tokens, lengths)
-    return kernels.candidate_scores(scaled(lm, x_BD), lm.head_VD, tokens, lengths, lm.bias_V)
+    return kernels.candidate_scores(
+        scaled(lm, x_BD), lm.head_VD, tokens, lengths, lm.bias_V, known=True
+    )
 
 
 def letters_of(lm: LM, cand_BC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -118,18 +125,15 @@ def verbalise_all(lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str) -
     """Scores (B, I + 1) of the whole catalogue from one state a prompt: mean, first or items."""
     if verbalizer == "items":
         return items.item_space(lm, x_BD) @ lm.items.E.T
-    ptr, tok = tokens_of_all(lm, titles, verbalizer)
+    ptr, tok = tokens_of_all(titles, verbalizer)
     if lm.own_head:
         return own_head.catalogue_scores(lm, x_BD, ptr, tok)
-    return kernels.catalogue_scores(scaled(lm, x_BD), lm.head_VD, ptr, tok, lm.bias_V)
+    return kernels.catalogue_scores(scaled(lm, x_BD), lm.head_VD, ptr, tok, lm.bias_V, known=True)
 
 
-def tokens_of_all(lm: LM, titles: Titles, verbalizer: str) -> tuple[torch.Tensor, torch.Tensor]:
+def tokens_of_all(titles: Titles, verbalizer: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(ptr, tok): the tokens that item i is scored by are tok[ptr[i] : ptr[i + 1]]."""
-    ptr, tok = titles.ptr, titles.tok
-    if verbalizer == "first":
-        tok, ptr = tok[ptr[1:-1]], np.concatenate([[0], np.arange(len(ptr) - 1)])
-    return torch.as_tensor(ptr).to(lm.device), torch.as_tensor(tok).to(lm.device)
+    return titles.firsts if verbalizer == "first" else titles.on_device
 
 
 def loss_over_all(
@@ -159,7 +163,7 @@ def scores_of_all(lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str) -
     the logits of the tokens that occur in titles, and T the share of each in an item's."""
     if verbalizer == "items":
         return items.item_space(lm, x_BD) @ lm.items.E[1:].T
-    ptr, tok = tokens_of_all(lm, titles, verbalizer)
+    ptr, tok = tokens_of_all(titles, verbalizer)
     if lm.own_head:
         return own_head.catalogue_scores(lm, x_BD, ptr, tok)[:, 1:]
     z_WB = titles.head.float() @ scaled(lm, x_BD).float().T
@@ -179,18 +183,18 @@ def scaled(lm: LM, x_ND: torch.Tensor) -> torch.Tensor:
 def likelihoods(
     lm: LM,
     start: Start,
-    tails: list[np.ndarray],
+    tails: Sequence[np.ndarray],
     cand_BC: np.ndarray,
     titles: Titles,
-    at: list[np.ndarray] | None,
+    at: Sequence[np.ndarray] | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """s(b, c) = 1/n sum_t log P(w_t | prompt b, w_<t) for the tokens w of candidate c's title (and
     the separator behind it, in decoders): (B, C); and the states `at`, or None."""
     tok_BCT, n_BC = titles.padded(cand_BC, lm.sep if lm.kind == "decoder" else ())
     x_ND, past_MD = states(read(lm, start, tails, tok_BCT, n_BC, at), at)
     real_BCT = np.arange(tok_BCT.shape[2]) < n_BC[..., None]
-    words_N = torch.as_tensor(titles.index[tok_BCT[real_BCT]], device=lm.device)
-    ptr = torch.as_tensor(np.concatenate([[0], np.cumsum(n_BC.reshape(-1))]), device=lm.device)
+    words_N = on_device(titles.index[tok_BCT[real_BCT]], lm.device)
+    ptr = on_device(pointers(n_BC.reshape(-1)), lm.device)
     # per token (ours): on ml-100k the sum over tokens gives the plain LM HR@1 .21 and a
     # cross-entropy of 7.8, the mean .25 and 2.4
     score_N = log_likelihood(lm, x_ND, titles, words_N, ptr, normalise=True)
@@ -210,7 +214,7 @@ def log_likelihood(
     if not lm.own_head:
         x_ND = scaled(lm, x_ND)
         return kernels.title_likelihood(
-            x_ND, titles.head, words_N, ptr, titles.bias, normalise=normalise
+            x_ND, titles.head, words_N, ptr, titles.bias, normalise=normalise, known=True
         )
     vocab = torch.as_tensor(titles.vocab, device=lm.device)
     return own_head.title_likelihood(lm, x_ND, vocab, words_N, ptr, normalise)
