@@ -2,6 +2,7 @@
 
     python -m delrec.lm.bench            make bench-llm; about fifteen minutes on 2 cores
     python -m delrec.lm.bench --quick    ratios only, without the curves
+    python -m delrec.lm.bench --assembly what forming a prompt costs on one core; a minute
 
 The other way: strings tokenised per batch, padded, all positions through the head
 (model(...).logits), gather; the same LM, dtype, prompts and machine, in one run. On a GPU it also
@@ -15,6 +16,7 @@ import torch
 from delrec.data.prepared import load_data
 from delrec.kernels.bench import report
 from delrec.lm.bench.against_rival import compare
+from delrec.lm.bench.assembly import assembly
 from delrec.lm.bench.curves import curves, two_processes, work_on_one_core
 from delrec.lm.bench.memory import account
 from delrec.lm.bench.random_lms import FLAN, big_shapes, rows_of_a_gpu, shapes
@@ -32,9 +34,10 @@ from delrec.lm.model import load_lm
 @click.option(
     "--quick", is_flag=True, help="the ratios only, without the curves and the two processes"
 )
+@click.option("--assembly", "forming", is_flag=True, help="only what forming a prompt costs")
 @click.option("--threads", default=2, type=click.IntRange(1), help="threads on the CPU")
 @click.option("--worker", "core", default=None, type=int, hidden=True)
-def main(listing: bool, quick: bool, threads: int, core: int | None) -> None:
+def main(listing: bool, quick: bool, forming: bool, threads: int, core: int | None) -> None:
     """The LM's part of scoring and of both training stages against plain transformers."""
     if core is not None:
         work_on_one_core(core)
@@ -49,6 +52,10 @@ def main(listing: bool, quick: bool, threads: int, core: int | None) -> None:
         return
     data = load_data("ml-100k")
     lm = load_lm("smollm2-135m", device)
+    assembly(rows, lm, data)
+    if forming:
+        report(rows, threads)
+        return
     if not quick:
         curves(rows, lm, data)
     compare(rows, lm, data)

@@ -3,6 +3,7 @@ machine's matrix products.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,12 @@ def our_ranker(
     show: bool = True,
 ) -> Ranker:
     """The ranker of a run with these settings."""
-    settings = {
+    return make_ranker(lm, data, settings_of(verbalizer, show, history), P_kD)
+
+
+def settings_of(verbalizer: str, show: bool, history: int) -> dict[str, Any]:
+    """A run's settings."""
+    return {
         "verbalizer": verbalizer,
         "show": show,
         "order": "shuffled",
@@ -59,7 +65,6 @@ def our_ranker(
         "backbone": "SASRec",
         "backbone_run": "",
     }
-    return make_ranker(lm, data, settings, P_kD)
 
 
 def prompts_of(r: Ranker, data: Data, n: int, n_candidates: int = C, seed: int = 0) -> Prompts:
