@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from delrec.lm.ragged import Ragged, pad
+from delrec.lm.ragged import Ragged, pad, pad_all
 from delrec.lm.text import embed
 from delrec.lm.transfer import on_device
 
@@ -63,6 +63,13 @@ class Rows:
     kept: int  # tokens of the prefix whose keys and values are kept
     kv: list | None  # those keys and values, layer by layer
     P_kD: torch.Tensor | None  # the soft prompt, where its slots stand in the rows
+
+    def padded(self) -> list[np.ndarray]:
+        """Tokens, segments and places (B, Q), padded to the longest row; the padding is of segment
+        -1, which no token sees."""
+        return pad_all(
+            self.tokens.ptr, (self.tokens.flat, 0), (self.segments, -1), (self.places, 0)
+        )
 
 
 @dataclass
@@ -113,10 +120,8 @@ def last_states(lm: LM, **inputs: Any) -> torch.Tensor:
 
 def pass_padded(lm: LM, rows: Rows) -> torch.Tensor:
     """The states at the reads of rows padded to one length, under a mask: (N, D)."""
-    ids_BQ = pad(rows.tokens)
-    ptr = rows.tokens.ptr
-    seg_BQ = on_device(pad(Ragged(rows.segments, ptr), -1), lm.device)
-    pos_BQ = on_device(pad(Ragged(rows.places, ptr)), lm.device)
+    ids_BQ, seg_BQ, pos_BQ = rows.padded()
+    seg_BQ, pos_BQ = on_device(seg_BQ, lm.device), on_device(pos_BQ, lm.device)
     B, Q = ids_BQ.shape
     sees_QQ = torch.ones(Q, Q, dtype=torch.bool, device=lm.device).tril()
     own_BQQ = (seg_BQ[:, None, :] == 0) | (seg_BQ[:, None, :] == seg_BQ[:, :, None])

@@ -96,6 +96,9 @@ def same(row: Sequence[int], n: int) -> Ragged:
 
 def beside(*parts: Ragged) -> Ragged:
     """Row b of the first part, then of the second, and so on, for every b."""
+    parts = [part for part in parts if len(part.flat)] or parts[:1]
+    if len(parts) == 1:
+        return parts[0]
     length_Pn = np.stack([part.lengths for part in parts])
     ptr = pointers(length_Pn.sum(0))
     first_Pn = ptr[:-1] + np.cumsum(length_Pn, 0) - length_Pn
@@ -114,7 +117,16 @@ def below(*parts: Ragged) -> Ragged:
 def pad(rows: Sequence, value: int = 0) -> np.ndarray:
     """Rows of different lengths as one int64 array (rows, longest), padded on the right."""
     rows = ragged(rows)
-    length_n = rows.lengths
-    padded = np.full((len(rows), length_n.max()), value, np.int64)
-    padded[np.arange(padded.shape[1]) < length_n[:, None]] = rows.flat
+    return pad_all(rows.ptr, (rows.flat, value))[0]
+
+
+def pad_all(ptr: np.ndarray, *flats: tuple[np.ndarray, int]) -> list[np.ndarray]:
+    """The same of several arrays (flat, value of its padding) whose rows begin at ptr."""
+    length_n, padded = np.diff(ptr), []
+    shape = (len(length_n), length_n.max())
+    at_M = spans(np.arange(shape[0]) * shape[1], length_n)
+    for flat, value in flats:
+        all_of = np.full(shape[0] * shape[1], value, np.int64)
+        all_of[at_M] = flat
+        padded.append(all_of.reshape(shape))
     return padded

@@ -13,7 +13,7 @@ from delrec.kernels.bench import Row
 from delrec.lm.bench.work import C, settings_of
 from delrec.lm.model import LM
 from delrec.lm.prompts import Prompts
-from delrec.lm.ragged import Ragged, of_padded, pad
+from delrec.lm.ragged import Ragged, of_padded
 from delrec.lm.reading import Start, rows_of_prompts
 from delrec.lm.titles import tokenise_titles
 
@@ -49,13 +49,7 @@ def samples_of(data: Data, L: int) -> tuple[np.ndarray, np.ndarray]:
 def arrays_of(prompts: Prompts, tails: Ragged) -> list[np.ndarray]:
     """Tokens, segments and places (B, Q) of prompts behind a kept prefix, as pass_padded makes
     them."""
-    rows = rows_of_prompts(Start(prompts.prefix, None, [()]), tails, None, None)
-    ptr = rows.tokens.ptr
-    return [
-        pad(rows.tokens),
-        pad(Ragged(rows.segments, ptr), -1),
-        pad(Ragged(rows.places, ptr)),
-    ]
+    return rows_of_prompts(Start(prompts.prefix, None, [()]), tails, None, None).padded()
 
 
 def microseconds(form: Callable) -> float:
