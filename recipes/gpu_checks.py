@@ -17,7 +17,8 @@ from recipes.gpu_rows import Rows
 
 LEFT_OUT = "left out of the quick rehearsal"
 # the rehearsal's part of the kernels' tests; make test runs them all
-BRIEF = "tests/test_kernels_same_bits.py::test_two_runs_give_the_same_bits[interpreted]"
+BRIEF = "tests/test_kernels_candidates.py"
+INTERPRETED = "equal_the_loop and interpreted or (shape1 and interpreted)"
 
 
 def measure(rows: Rows, rehearse: bool, quick: bool, out: Path) -> None:
@@ -43,7 +44,7 @@ def test_kernels(rows: Rows, rehearse: bool) -> None:
     against fp64, twice bit by bit, on ragged and strided shapes.
     """
     files = sorted(str(path) for path in (ROOT / "tests").glob("test_kernels_*.py"))
-    chosen = [BRIEF] if rehearse else ["-m", "gpu", *files]
+    chosen = ["-k", INTERPRETED, BRIEF] if rehearse else ["-m", "gpu", *files]
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
     done = subprocess.run(pytest, cwd=ROOT, capture_output=True, text=True)
     print(done.stdout[-3000:], done.stderr[-1000:], flush=True)

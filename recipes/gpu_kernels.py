@@ -1,0 +1,121 @@
+"""Stage kernels of make gpu: the verbalizer against the card's own bandwidth, and against torch.
+
+Candidate scores take microseconds on a card, less than the host needs to launch them: so several
+calls, each on tokens of its own (a second call on the same ones would find them in the cache), are
+captured as one graph. The titles' likelihood and the catalogue are timed by kernels/bench.py.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from delrec.kernels import bench, gpu
+from delrec.kernels.bench import Candidates
+from recipes.gpu_rows import CATALOGUES, GATHERS, LIKELIHOODS, Rows
+from recipes.gpu_time import as_fp8, fp8_product, seconds_each, seconds_of
+
+INPUTS = 3  # draws of tokens of each shape
+TINY = {"gather": (1, 2, 3, 16, 50), "likelihood": (20, 16, 60), "catalogue": 300}
+
+
+def measure(rows: Rows, rehearse: bool, quick: bool, out: Path) -> None:
+    """Writes the rows of rates, candidate scores, likelihoods and the catalogue."""
+    device = torch.device("cpu" if rehearse else "cuda")
+    torch.manual_seed(0)
+    copied = measure_rates(rows, device, rehearse)
+    for label, sizes in GATHERS.items():
+        sizes = TINY["gather"] if rehearse else sizes
+        rows.attempt(f"gather.{label}.", gather, rows, label, sizes, (device, copied))
+    for label, sizes in LIKELIHOODS.items():
+        sizes = TINY["likelihood"] if rehearse else sizes
+        rows.attempt(f"likelihood.{label}.", likelihood, rows, label, sizes, device)
+    for n_items in CATALOGUES:
+        size = TINY["catalogue"] if rehearse else n_items
+        rows.attempt(f"catalogue.{n_items}.", catalogue, rows, f"catalogue.{n_items}", size, device)
+
+
+def measure_rates(rows: Rows, device: torch.device, rehearse: bool) -> float:
+    """Bytes a second that the device copies; writes this rate and those of its products."""
+    size = 2**20 if rehearse else 2**30
+    a = torch.ones(size, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    copied = 2 * size / seconds_of(lambda: b.copy_(a), device)
+    rows.add("rates.copy", copied / 1e9)
+    n = 64 if rehearse else 8192
+    x, w = torch.randn(2, n, n, device=device).bfloat16()
+    rows.add("rates.matmul.bf16", 2 * n**3 / seconds_each([lambda: x @ w] * 4, device) / 1e12)
+
+    def fp8():
+        x8, w8 = as_fp8(x), as_fp8(w)
+        seconds = seconds_each([lambda: fp8_product(x8[0], w8[0], x8[1], w8[1])] * 4, device)
+        rows.add("rates.matmul.fp8", 2 * n**3 / seconds / 1e12)
+
+    rows.attempt("rates.matmul.fp8", fp8)
+    return copied
+
+
+def gather(rows: Rows, label: str, sizes: tuple, where: tuple[torch.device, float]) -> None:
+    """Writes the rows of candidate scores of a shape (B, C, T, D, V). where: the device, and bytes
+    a second that it copies.
+    """
+    device, copied = where
+    B, C, T, D, V = sizes
+    first = Candidates.draw(device, torch.bfloat16, (B, C, T), D, V)
+    draws = [first]
+    for _ in range(INPUTS - 1):
+        tok_BCT = torch.randint_like(first.tok_BCT, V)
+        draws.append(Candidates(first.x_BD, first.head_VD, tok_BCT, first.n_BC, first.weight_BCT))
+    base, held = f"gather.{label}", sum(c.held() for c in draws) / len(draws)
+    calls = [partial(gpu.scores, *four(c), False) for c in draws]
+    ours = seconds_each(calls, device)
+    rows.add(f"{base}.us", 1e6 * ours)
+    rows.add(f"{base}.share_of_copy", held / copied / ours)
+    g_BC = torch.randn(B, C, device=device)
+    back = [partial(gpu.scores_dx, g_BC, None, *four(c)[1:]) for c in draws]
+    backward = seconds_each(back, device)
+    rows.add(f"{base}.backward_us", 1e6 * backward)
+    rows.add(f"{base}.backward_share_of_copy", held / copied / backward)
+    rows.add(f"{base}.call_us", 1e6 * seconds_of(lambda: first.ours(first.x_BD), device))
+    for rival in ("full_logits", "eager_gather", "embedding_bag"):
+        calls = [partial(getattr(c, rival), c.x_BD) for c in draws]
+        rows.add(f"{base}.vs_{rival}", seconds_each(calls, device) / ours)
+    rows.attempt(f"{base}.vs_compiled_bag", against_compiled, rows, base, draws, ours)
+
+
+def four(c: Candidates) -> tuple:
+    """What the kernels take of some candidates."""
+    return c.x_BD, c.head_VD, c.tok_BCT, c.n_BC
+
+
+def against_compiled(rows: Rows, base: str, draws: list[Candidates], ours: float) -> None:
+    """Writes the row against torch.compile of the way by embedding_bag."""
+    device = draws[0].x_BD.device
+    torch._dynamo.reset()  # each shape is compiled for itself
+    # inductor builds C++ on a CPU, which takes half a minute: there the traced graph is run
+    backend = "inductor" if device.type == "cuda" else "aot_eager"
+    compiled = torch.compile(Candidates.embedding_bag, backend=backend)
+    with torch.no_grad():
+        seconds = seconds_each([partial(compiled, c, c.x_BD) for c in draws], device)
+    rows.add(f"{base}.vs_compiled_bag", seconds / ours)
+
+
+def likelihood(rows: Rows, label: str, sizes: tuple, device: torch.device) -> None:
+    """Writes the rows of the likelihood of titles, (positions, D, V)."""
+    found = bench.title_likelihood(device, torch.bfloat16, *sizes)
+    write(rows, f"likelihood.{label}", found)
+
+
+def catalogue(rows: Rows, base: str, n_items: int, device: torch.device) -> None:
+    """Writes the rows of the 20 best of a catalogue for 32 users."""
+    D, V = (16, 60) if device.type == "cpu" else bench.HEADS[0]
+    users = 4 if device.type == "cpu" else 32
+    write(rows, base, bench.catalogue(device, torch.bfloat16, n_items, D, V, users))
+
+
+def write(rows: Rows, base: str, found: list[bench.Row]) -> None:
+    """Writes rows of kernels/bench.py under the plan's names, those that the plan has."""
+    for row in found:
+        name = f"{base}.{row.name.rsplit('.', 1)[1]}"
+        if name in rows.names:
+            rows.add(name, row.value, "this system does not tell")
