@@ -27,8 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-from recipes import gpu_pack
-from recipes.gpu_rows import PLAN, Rows, read
+from recipes import gpu_pack  # noqa: E402
+from recipes.gpu_rows import PLAN, Rows, read  # noqa: E402
 
 BOXES = {"checks": 80, "kernels": 65, "lms": 105, "chain": 180, "variants": 90}  # seconds: 520
 REHEARSED = dict.fromkeys(BOXES, 150)  # beside other work; alone a third of it

@@ -1,8 +1,8 @@
 """Stage chain of make gpu: SmolLM2-135M with its real weights through all stages on ml-100k, by the
 scripts themselves, in this one process.
 
-Vectors come first, as they cost least; then titles, of which stage 2 sees 20,000 samples. A backbone
-that an earlier time left in the output folder is used again.
+Vectors come first, as they cost least; then titles, of which stage 2 sees 20,000 samples. A
+backbone that an earlier time left in the output folder is used again.
 """
 
 import json

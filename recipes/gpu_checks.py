@@ -15,6 +15,10 @@ from delrec.runtime import ROOT, beside
 from recipes import gpu_tiny
 from recipes.gpu_rows import Rows
 
+FLAGS = (
+    "--soft-prompt none --samples 64 --batch 8 --micro 4 --val-samples 8 --evals 1 "
+    "--checkpoint-every 1 --overwrite"
+)
 LEFT_OUT = "left out of the quick rehearsal"
 # the rehearsal's part of the kernels' tests; make test runs them all
 BRIEF = "tests/test_kernels_candidates.py"
@@ -31,8 +35,7 @@ def measure(rows: Rows, rehearse: bool, quick: bool, out: Path) -> None:
     backbone = gpu_tiny.backbone(data, out / "toy" / "sasrec")
     llm = gpu_tiny.lm(out / "toy" / "lm") if rehearse else "smollm2-135m"
     command = ["finetune.py", "--dataset", data, "--backbone", backbone, "--llm", llm]
-    command += "--soft-prompt none --samples 64 --batch 8 --micro 4 --val-samples 8".split()
-    command += "--evals 1 --checkpoint-every 1 --overwrite".split()
+    command += FLAGS.split()
     whole = out / "toy" / "whole"
     run([*command, "--out", whole])
     rows.attempt("checks.resume", check_resume, rows, command, whole)
@@ -63,9 +66,7 @@ def run(command: list, procs: int = 1) -> None:
     if procs > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         launcher += [f"--nproc_per_node={procs}"]
-    done = subprocess.run(
-        [*launcher, *map(str, command)], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([*launcher, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines() or ["nothing"]
         raise RuntimeError(f"{command[0]} ended with {done.returncode}: {said[-1]}")

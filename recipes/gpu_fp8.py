@@ -17,6 +17,7 @@ from delrec.lm.model import load_lm
 from delrec.lm.ranker import score_tails
 from delrec.lm.text import random_soft_prompt
 from recipes import gpu_tiny
+from recipes.gpu_lm import on_a_card
 from recipes.gpu_rows import Rows
 from recipes.gpu_time import as_fp8, fp8_product
 
@@ -40,15 +41,18 @@ class Fp8Linear(torch.nn.Module):
 
 
 @contextmanager
-def with_fp8(body: torch.nn.Module) -> Iterator[None]:
-    """Within it the linear layers of a body compute in fp8; those whose sizes are no multiples of
-    16, which the product asks for, stay.
+def with_fp8(model: torch.nn.Module) -> Iterator[None]:
+    """Within it the linear layers of a model compute in fp8; its head stays, and so do those whose
+    sizes are no multiples of 16, which the product asks for.
     """
+    head = model.get_output_embeddings()
     found = [
         (module, name, child)
-        for module in body.modules()
+        for module in model.modules()
         for name, child in module.named_children()
-        if isinstance(child, torch.nn.Linear) and not any(n % 16 for n in child.weight.shape)
+        if isinstance(child, torch.nn.Linear)
+        and child is not head
+        and not any(n % 16 for n in child.weight.shape)
     ]
     for module, name, child in found:
         setattr(module, name, Fp8Linear(child))
@@ -68,7 +72,7 @@ def compare_hits(rows: Rows, rehearse: bool, out: Path) -> None:
     name = gpu_tiny.lm(out / "toy" / "lm") if rehearse else "smollm2-135m"
     data = load_data(str(gpu_tiny.log(out / "toy")) if rehearse else "ml-100k")
     lm = load_lm(name, device, torch.bfloat16, checked=False)
-    lm.paths = [path for path in lm.paths if path != "fused"]  # whose loops know no fp8
+    on_a_card(lm)
     ranker = our_ranker(lm, data, random_soft_prompt(lm, K, 0), "mean")
     n = min(REQUESTS if not rehearse else 8, len(data.test))
     prompts = prompts_of(ranker, data, n)
@@ -76,11 +80,11 @@ def compare_hits(rows: Rows, rehearse: bool, out: Path) -> None:
     which, truth_n = chosen(data, n)
     hits = []
     for inside in (False, True):
-        with with_fp8(lm.body) if inside else torch.no_grad():
+        with with_fp8(lm.model) if inside else torch.no_grad():
             score_nC = score_tails(ranker, prompts.tails, prompts.cand_BC, alone)
         best_n = prompts.cand_BC[np.arange(n), score_nC.argmax(1)]
         hits.append((best_n == truth_n).astype(float))
-    base = f"variant.{'smollm2-135m'}.fp8.hr1"
+    base = "variant.smollm2-135m.fp8.hr1"
     rows.add(base, hits[1].mean())
     rows.add(f"{base}_of_bf16", hits[0].mean())
     change_n1 = (hits[1] - hits[0])[:, None]

@@ -66,7 +66,7 @@ def log(folder: Path) -> Path:
     if (folder / "toy" / "meta.json").exists():
         return folder / "toy"
     raw.mkdir(parents=True, exist_ok=True)
-    rows = [(user, item, 0) for user in (60, 61) for item in range(60)]
+    rows = [(60 + item // 10, item, item) for item in range(60)]  # every item exists
     for user in range(60):
         items = rng.choice(60, 14, replace=False)
         rows += [(user, item, t) for t, item in enumerate(items)]

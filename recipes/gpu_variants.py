@@ -23,7 +23,7 @@ from delrec.lm.text import random_soft_prompt
 from recipes import gpu_tiny
 from recipes.gpu_attention import by_mask, by_nothing, ways_of
 from recipes.gpu_fp8 import compare_hits, with_fp8
-from recipes.gpu_lm import tiny_shapes
+from recipes.gpu_lm import on_a_card, tiny_shapes
 from recipes.gpu_rows import BACKENDS, VARIED, Rows
 from recipes.gpu_time import forget_peak, graph_of, seconds_of
 
@@ -64,7 +64,7 @@ class Bench:
     def __init__(self, rows: Rows, name: str, config: object, device: torch.device) -> None:
         n, tokens = (32, TOKENS) if device.type == "cuda" else (3, 130)
         self.rows, self.name, self.device = rows, name, device
-        self.lm = random_lm(name, config, device, torch.bfloat16)
+        self.lm = on_a_card(random_lm(name, config, device, torch.bfloat16))
         self.prompts = random_prompts(self.lm, n, tokens)
         cut = np.random.default_rng(0).integers(0, tokens - 115, n)
         self.prompts.tails = [tail[k:] for tail, k in zip(self.prompts.tails, cut)]
@@ -97,7 +97,7 @@ def measure_shape(rows: Rows, name: str, config: object, device: torch.device) -
     for backend in BACKENDS:
         bench.attempt(f"sdpa_{backend}", partial(with_backend, KINDS[backend], by_mask))
     rows.attempt(f"variant.{name}.alone", alone, bench)
-    with with_fp8(bench.lm.body):
+    with with_fp8(bench.lm.model):
         rows.attempt(f"variant.{name}.fp8.", fp8, bench)
     rows.attempt(f"variant.{name}.compiled.", compiled, bench, plain)
 
@@ -125,8 +125,7 @@ def compiled(bench: Bench, score: Callable) -> None:
     torch._dynamo.reset()
     # inductor builds C++ on a CPU, which takes minutes: there the traced graph is run
     backend = "inductor" if bench.device.type == "cuda" else "aot_eager"
-    layers = layers_of(bench.lm.body)
-    own = [layer.forward for layer in layers]
+    layers = layers_of(bench.lm.model)
     for layer in layers:
         layer.compile(backend=backend)
     began = time.perf_counter()
@@ -136,8 +135,8 @@ def compiled(bench: Bench, score: Callable) -> None:
         bench.rows.add(f"variant.{bench.name}.compiled.warm_up_s", warm_up)
         bench.time("compiled", score)
     finally:
-        for layer, forward in zip(layers, own):
-            layer._compiled_call_impl, layer.forward = None, forward
+        for layer in layers:
+            layer._compiled_call_impl = None
 
 
 # ---------------------------------------------------------------- one request
