@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo lint test test-all soak circle headline control table2 table3 table4 fig8 table5 coldstart layers parts bench bench-kernels bench-llm bench-data clean
+.PHONY: install demo lint test test-all soak circle headline control table2 table3 table4 fig8 table5 coldstart layers parts gpu gpu-rehearse bench bench-kernels bench-llm bench-data clean
 
 install: $(VENV)/ready       ## the environment in .venv, which all other targets make too (two minutes)
 
@@ -22,7 +22,7 @@ lint: $(VENV)/ready          ## the code's form: ruff's rules (pyproject.toml) a
 test: lint                   ## the code's form, then all tests (about ten minutes on 2 cores)
 	$(PY) -m pytest -q -n 2 --dist worksteal tests
 
-test-all: test               ## make test, then every LM family that transformers knows against plain transformers (half an hour on 2 cores)
+test-all: test gpu-rehearse  ## make test, the rehearsal of make gpu, then every LM family that transformers knows against plain transformers (half an hour on 2 cores)
 	$(PY) -m pytest -q -n 2 --dist worksteal tests/all
 
 soak: $(VENV)/ready          ## kill the scripts fifty times at random moments and compare (about ten minutes on 2 cores)
@@ -47,6 +47,13 @@ layers: $(VENV)/ready        ## SLMRec's Figure 2: small LMs of each depth, with
 
 parts: $(VENV)/ready         ## DLLM2Rec's parts on SASRec and Caser, out of fold: ALSO=beauty BUDGET= SEEDS= ..
 	$(PY) recipes/tables.py parts --budget 8192 --test-samples 0 $(RECIPE)
+
+# on a rented card there may be no network and no .venv: then this machine's own python, which has torch
+gpu:                         ## every row that only a card fills, in at most nine minutes: WHEELS=folder PIECES=folder OUT=folder (docs/gpu.md)
+	$(if $(wildcard $(VENV)/ready),$(PY),$(PYTHON)) recipes/gpu.py $(if $(WHEELS),--wheels $(WHEELS)) $(if $(PIECES),--unpack $(PIECES)) $(if $(OUT),--out $(OUT))
+
+gpu-rehearse: $(VENV)/ready  ## the same program on a CPU, tiny shapes, Triton interpreted: every stage and every row (under three minutes on 2 cores)
+	$(PY) recipes/gpu.py --rehearse --out runs/gpu-rehearsal
 
 bench: bench-kernels bench-llm bench-data  ## all benchmarks (each program's last line is one JSON object)
 

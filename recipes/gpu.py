@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 from recipes import gpu_pack  # noqa: E402
-from recipes.gpu_rows import PLAN, Rows, read  # noqa: E402
+from recipes.gpu_rows import PLAN, Rows, read, unexpected  # noqa: E402
 
 BOXES = {"checks": 80, "kernels": 65, "lms": 105, "chain": 180, "variants": 90}  # seconds: 520
 REHEARSED = dict.fromkeys(BOXES, 150)  # beside other work; alone a third of it
@@ -213,6 +213,8 @@ def main() -> None:
     print("\n=== which variant won")
     print("\n".join(winners(read(rows))) or "none was measured")
     print(f"\n{typed.card}: {time.time() - began:.0f} s; rows in {rows}")
+    if typed.rehearse and (lost := unexpected(read(rows))):
+        sys.exit(f"gpu: {len(lost)} rows have no value that a CPU gives too, {lost[0]} the first")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from delrec.lm.ranker import Ranker, open_run, score_catalogue, score_tails, sho
 from delrec.lm.reading import read_prefix
 from delrec.runtime import load_run, read_npy
 from recipes import gpu_tiny
-from recipes.gpu_rows import Rows
+from recipes.gpu_rows import LEFT_OUT, Rows
 from recipes.gpu_time import seconds_of
 
 REQUESTS = {"vectors": 4096, "titles": 512}  # of the rates
@@ -40,7 +40,7 @@ SIZES = {  # flags of (stage 1, stage 2)
         "--evals 2",
     ),
 }
-TINY = "--samples 8 --batch 4 --micro 4 --val-samples 8 --evals 1"
+TINY = "--samples 24 --batch 4 --micro 4 --val-samples 8 --evals 1"
 
 
 def measure(rows: Rows, rehearse: bool, quick: bool, out: Path) -> None:
@@ -50,7 +50,7 @@ def measure(rows: Rows, rehearse: bool, quick: bool, out: Path) -> None:
     world.make_backbone(rows)
     for form in SIZES:
         if quick and form == "titles":
-            rows.leave("chain.", "left out of the quick rehearsal")
+            rows.leave("chain.", LEFT_OUT)
             return
         rows.attempt(f"chain.{form}.", measure_form, rows, world, form)
     rows.attempt("chain.", compare, rows, world)

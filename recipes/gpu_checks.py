@@ -13,13 +13,12 @@ from safetensors.torch import load_file
 
 from delrec.runtime import ROOT, beside
 from recipes import gpu_tiny
-from recipes.gpu_rows import Rows
+from recipes.gpu_rows import LEFT_OUT, Rows
 
 FLAGS = (
     "--soft-prompt none --samples 64 --batch 8 --micro 4 --val-samples 8 --evals 1 "
     "--checkpoint-every 1 --overwrite"
 )
-LEFT_OUT = "left out of the quick rehearsal"
 # the rehearsal's part of the kernels' tests; make test runs them all
 BRIEF = "tests/test_kernels_candidates.py"
 INTERPRETED = "equal_the_loop and interpreted or (shape1 and interpreted)"
@@ -27,10 +26,10 @@ INTERPRETED = "equal_the_loop and interpreted or (shape1 and interpreted)"
 
 def measure(rows: Rows, rehearse: bool, quick: bool, out: Path) -> None:
     """Writes the rows of the kernels' tests, of a killed run, and of two cards."""
-    rows.attempt("checks.kernels", test_kernels, rows, rehearse)
     if quick:
         rows.leave("", LEFT_OUT)
         return
+    rows.attempt("checks.kernels", test_kernels, rows, rehearse)
     data = gpu_tiny.log(out / "toy")
     backbone = gpu_tiny.backbone(data, out / "toy" / "sasrec")
     llm = gpu_tiny.lm(out / "toy" / "lm") if rehearse else "smollm2-135m"

@@ -52,12 +52,13 @@ def join(folder: Path, cache: Path) -> Path:
     target = cache / told["name"]
     if (target / "config.json").exists():
         return target
+    for name in told["pieces"]:
+        if not (folder / name).is_file():
+            sys.exit(f"gpu: {folder} lacks {name}, which pieces.json names; copy it again")
     cache.mkdir(parents=True, exist_ok=True)
     whole = cache / f"{told['name']}.tar"
     with open(whole, "wb") as file:
         for name in told["pieces"]:
-            if not (folder / name).is_file():
-                sys.exit(f"gpu: {folder} lacks {name}, which pieces.json names; copy it again")
             with open(folder / name, "rb") as part:
                 shutil.copyfileobj(part, file)
     if (found := sha256_of(whole)) != told["sha256"]:

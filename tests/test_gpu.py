@@ -1,0 +1,142 @@
+"""make gpu: its plan, its time boxes, what it takes along, and its quick rehearsal on this CPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from scripts import ROOT
+
+from recipes import gpu, gpu_pack
+from recipes.gpu_rows import LEFT_OUT, PLAN, Rows, read, unexpected
+
+NAMES = {name for stage in PLAN.values() for name in stage()}
+
+
+def row(name, value, reason="x"):
+    return {"name": name, "value": value, "reason": reason, "unit": "ms", "goal": None}
+
+
+def test_the_stages_fit_into_nine_minutes_with_what_starts_them():
+    assert list(gpu.BOXES) == list(PLAN) and sum(gpu.BOXES.values()) <= 530
+    assert sum(len(stage()) for stage in PLAN.values()) == len(NAMES)
+
+
+def test_the_quick_rehearsal_gives_every_row_of_the_plan_a_number_or_a_reason(tmp_path):
+    command = [sys.executable, "recipes/gpu.py", "--rehearse", "--quick", "--out", str(tmp_path)]
+    env = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    rows = read(tmp_path / "rows.jsonl")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert {r["name"] for r in rows} == NAMES and len(rows) == len(NAMES)
+    assert all(r["value"] is not None or r["reason"] for r in rows)
+    assert {"unit", "goal", "card", "commit", "date"} <= rows[0].keys()
+    numbers = {r["name"] for r in rows if r["value"] is not None}
+    for stage in ("kernels", "lms", "variants"):
+        expected = {n for n in PLAN[stage]() if not unexpected([row(n, 1.0)])}
+        missing = expected - numbers
+        assert not unexpected([r for r in rows if r["name"] in missing])
+    assert "chain.vectors.hr1" in numbers and "variant.llama-8b.flex.ms_per_request" in numbers
+    assert "won with" in done.stdout
+
+
+def test_a_stage_that_hangs_loses_only_its_own_rows(tmp_path, monkeypatch):
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time; time.sleep(60)")
+    typed = SimpleNamespace(out=tmp_path, card="c", rehearse=True, quick=False, stages=["checks"])
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        gpu.subprocess, "Popen", lambda command, **more: popen([sys.executable, slow], **more)
+    )
+    monkeypatch.setattr(gpu, "REHEARSED", {"checks": 0.5})
+    gpu.run_stages(typed, dict(os.environ))
+    rows = read(tmp_path / "rows.jsonl")
+    assert {r["name"] for r in rows} == set(PLAN["checks"]())
+    assert all(r["value"] is None and "time box" in r["reason"] for r in rows)
+
+
+def test_what_failed_says_why_and_the_stage_goes_on(tmp_path):
+    rows = Rows(tmp_path / "rows.jsonl", "checks", "card", "abc")
+
+    def fails():
+        rows.add("checks.kernels.passed", 3)
+        raise ValueError("too small\nmore")
+
+    rows.attempt("checks.kernels", fails)
+    rows.add("checks.resume.same_bits", True)
+    first, second, third = read(rows.path)
+    assert (first["value"], second["value"], third["value"]) == (3, None, 1)
+    assert second["name"] == "checks.kernels.failed"
+    assert second["reason"] == "ValueError: too small"
+    assert rows.missing() == ["checks.two_cards.same_bits"]
+
+
+def test_a_row_outside_the_plan_is_a_fault(tmp_path):
+    with pytest.raises(KeyError):
+        Rows(tmp_path / "rows.jsonl", "checks", "card", None).add("checks.other", 1)
+
+
+def test_a_line_that_a_kill_cut_in_two_is_left_out(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"name": "a", "value": 1}\n{"name": "b", "va')
+    assert [r["name"] for r in read(tmp_path / "rows.jsonl")] == ["a"]
+
+
+def test_a_rehearsal_fails_for_rows_that_a_cpu_could_have_measured():
+    fine = [row("lm.x.peak_gb", None), row("lm.x.mfu", None, LEFT_OUT), row("lm.y.mfu", 0.5)]
+    assert unexpected(fine) == []
+    assert unexpected([*fine, row("lm.x.mfu", None)]) == [row("lm.x.mfu", None)]
+
+
+def test_the_fastest_variant_of_each_shape_is_named():
+    rows = [row(f"variant.a.{way}.ms_per_request", ms) for way, ms in (("mask", 4), ("flex", 2))]
+    rows += [row("variant.b.mask.ms_per_request", 1), row("variant.b.flex.ms_per_request", None)]
+    first, second = gpu.winners(rows)
+    assert re.match(r"a, in batch: flex won with 2.000 ms .* 2.00 times as fast as mask", first)
+    assert second.startswith("b, in batch: mask won")
+
+
+def test_an_lm_in_pieces_comes_back_as_it_was(tmp_path):
+    lm = tmp_path / "tiny"
+    lm.mkdir()
+    (lm / "config.json").write_text("{}")
+    (lm / "model.safetensors").write_bytes(bytes(range(256)) * 500)
+    told = gpu_pack.cut(lm, tmp_path / "pieces", 50_000)
+    sizes = [(tmp_path / "pieces" / name).stat().st_size for name in told["pieces"]]
+    assert len(sizes) > 2 and max(sizes) == 50_000
+    back = gpu_pack.join(tmp_path / "pieces", tmp_path / "cache")
+    assert back == tmp_path / "cache" / "tiny"
+    assert {p.name: p.read_bytes() for p in lm.iterdir()} == {
+        p.name: p.read_bytes() for p in back.iterdir()
+    }
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("harm", ["changed", "lost"])
+def test_pieces_that_are_not_whole_are_refused_and_nothing_is_left(tmp_path, harm):
+    lm, pieces = tmp_path / "tiny", tmp_path / "pieces"
+    lm.mkdir()
+    (lm / "config.json").write_text("{}" * 9000)
+    told = gpu_pack.cut(lm, pieces, 10_000)
+    piece = pieces / told["pieces"][1]
+    piece.unlink() if harm == "lost" else piece.write_bytes(b"x" + piece.read_bytes()[1:])
+    with pytest.raises(SystemExit, match="lacks" if harm == "lost" else "sha256"):
+        gpu_pack.join(pieces, tmp_path / "cache")
+    assert not (tmp_path / "cache" / "tiny").exists()
+
+
+def test_a_folder_without_wheels_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="holds no wheel"):
+        gpu_pack.install(tmp_path, tmp_path / "site")
+
+
+def test_wheels_of_what_is_there_are_not_installed(tmp_path, monkeypatch):
+    for name in ("click-8.1.8-py3-none-any.whl", "recbole-1.2.1-py3-none-any.whl"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(gpu_pack.subprocess, "run", lambda command: pytest.fail(command))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    env = gpu_pack.install(tmp_path, tmp_path / "site")
+    assert env["PIP_FIND_LINKS"] == str(tmp_path) and env["PIP_NO_INDEX"] == "1"
+    assert json.dumps(env)
