@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from delrec.data import prepare
 from delrec.data.prepared import Data, candidates, load_data, users
 from delrec.evaluation.stats import interval
 from delrec.lm.bench.work import K, our_ranker, prompts_of
@@ -70,6 +71,8 @@ def compare_hits(rows: Rows, rehearse: bool, out: Path) -> None:
     """
     device = torch.device("cpu" if rehearse else "cuda")
     name = gpu_tiny.lm(out / "toy" / "lm") if rehearse else "smollm2-135m"
+    if not rehearse:
+        gpu_tiny.script(prepare.main, "ml-100k")
     data = load_data(str(gpu_tiny.log(out / "toy")) if rehearse else "ml-100k")
     lm = load_lm(name, device, torch.bfloat16, checked=False)
     on_a_card(lm)

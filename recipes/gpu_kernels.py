@@ -5,6 +5,7 @@ calls, each on tokens of its own (a second call on the same ones would find them
 captured as one graph. The titles' likelihood and the catalogue are timed by kernels/bench.py.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -79,8 +80,13 @@ def gather(rows: Rows, label: str, sizes: tuple, where: tuple[torch.device, floa
     rows.add(f"{base}.call_us", 1e6 * seconds_of(lambda: first.ours(first.x_BD), device))
     for rival in ("full_logits", "eager_gather", "embedding_bag"):
         calls = [partial(getattr(c, rival), c.x_BD) for c in draws]
-        rows.add(f"{base}.vs_{rival}", seconds_each(calls, device) / ours)
+        rows.attempt(f"{base}.vs_{rival}", against, rows, f"{base}.vs_{rival}", calls, ours)
     rows.attempt(f"{base}.vs_compiled_bag", against_compiled, rows, base, draws, ours)
+
+
+def against(rows: Rows, name: str, calls: list[Callable], ours: float) -> None:
+    """Writes the row against another way, whose calls are given."""
+    rows.add(name, seconds_each(calls, calls[0].args[0].device) / ours)
 
 
 def four(c: Candidates) -> tuple:

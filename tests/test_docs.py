@@ -26,7 +26,13 @@ CLICK = {  # script -> module whose `main` is its command
     "recipes/mlp.py": "recipes.mlp",
 }
 OTHERS = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"}
-OTHERS |= {"--max-restarts", "--standalone", "--index-url", "--fix"}  # of torchrun, pip, ruff
+OTHERS |= {
+    "--max-restarts",
+    "--standalone",
+    "--index-url",
+    "--no-deps",
+    "--fix",
+}  # of torchrun, pip, ruff
 
 
 def code_of(page: Path) -> list[str]:
