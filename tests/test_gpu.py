@@ -44,13 +44,11 @@ def test_the_quick_rehearsal_gives_every_row_of_the_plan_a_number_or_a_reason(tm
 
 
 def test_a_stage_that_hangs_loses_only_its_own_rows(tmp_path, monkeypatch):
-    slow = tmp_path / "slow.py"
+    slow = tmp_path / "recipes" / "gpu.py"
+    slow.parent.mkdir()
     slow.write_text("import time; time.sleep(60)")
     typed = SimpleNamespace(out=tmp_path, card="c", rehearse=True, quick=False, stages=["checks"])
-    popen = subprocess.Popen
-    monkeypatch.setattr(
-        gpu.subprocess, "Popen", lambda command, **more: popen([sys.executable, slow], **more)
-    )
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
     monkeypatch.setattr(gpu, "REHEARSED", {"checks": 0.5})
     gpu.run_stages(typed, dict(os.environ))
     rows = read(tmp_path / "rows.jsonl")

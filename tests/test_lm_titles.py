@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lm_cases import ALL, rank_with, sentence, windows
+from lm_cases import ALL, pattern, rank_with, sentence, temporal_analysis, windows
 
 from delrec.lm import check
 from delrec.lm.ranker import score_tails
@@ -114,8 +114,8 @@ def test_hostile_titles_leave_the_prompt_s_structure_alone(load, kind, hostile, 
     for h, c in zip(old, cand):
         for tail in (
             r.prompts.history(h, c)[0],
-            r.prompts.pattern(h, c[:4], c)[0],
-            r.prompts.temporal_analysis(h[-6:], 4, c)[0],
+            pattern(r, h, c[:4], c),
+            temporal_analysis(r, h[-6:], 4, c),
         ):
             prompt = np.concatenate([r.prompts.prefix, tail])
             assert (prompt == MASK).sum() == 1 and (prompt == SLOT).sum() == 5
