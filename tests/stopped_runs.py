@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,17 +27,15 @@ WRAPPER = (
 # a script of torchrun's, of which the second process dies after three steps
 DYING = """import os, sys
 sys.path.insert(0, {root!r})
-import distill
-from delrec.lm import model
+import train_backbone
 from delrec.training import checkpoints
-model.has_fast_bf16 = lambda: False
 save, again = checkpoints.Saver.save, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 def and_die(self, step, *rest):
     save(self, step, *rest)
     if step == 3 and self.ranks.rank == 1 and again < {times}:
         os.kill(os.getpid(), 9)
 checkpoints.Saver.save = and_die
-distill.main({args!r})
+train_backbone.main({args!r})
 """
 
 
@@ -74,14 +73,21 @@ def run(main, args, code=0) -> str:
     return result.output
 
 
+@pytest.fixture(scope="session")
+def wholes(tmp_path_factory):
+    """Where runs that were never stopped are kept for all tests. Nobody may write there."""
+    return tmp_path_factory.mktemp("whole")
+
+
 @pytest.fixture
-def whole(jobs, tmp_path):
+def whole(jobs, wholes):
     """whole(script) -> the folder of a run that was never stopped."""
 
     def get(name):
         main, args = jobs[name]
-        run(main, args(tmp_path / f"{name}-whole"))
-        return tmp_path / f"{name}-whole"
+        if not (wholes / name).exists():
+            run(main, args(wholes / name))
+        return wholes / name
 
     return get
 
@@ -172,15 +178,16 @@ def stop_and_resume(jobs, name, tmp_path, monkeypatch, after, spoil=None):
     return out
 
 
-def dying(jobs, tmp_path, restarts):
-    """distill.py by two processes of torchrun, one of which dies after three steps; .said."""
-    _, args = jobs["distill"]
-    code = DYING.format(root=str(ROOT), times=1, args=args(tmp_path / "run"))
-    (tmp_path / "dying.py").write_text(code)
+def dying(args):
+    """train_backbone.py by two processes of torchrun, one of which dies after three steps and
+    is started again; .said.
+    """
+    script = Path(args[args.index("--out") + 1]).with_name("dying.py")
+    script.write_text(DYING.format(root=str(ROOT), times=1, args=args))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    meet = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--max-restarts={restarts}"]
+    meet = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--max-restarts=1"]
     done = subprocess.run(
-        [*torchrun, *meet, str(tmp_path / "dying.py")],
+        [*torchrun, *meet, str(script)],
         capture_output=True,
         text=True,
         timeout=400,

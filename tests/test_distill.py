@@ -1,10 +1,5 @@
 """distill.py end to end on tiny LMs: what it writes, and that only the soft prompt moves."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +9,6 @@ from chain import stages
 from commands import log_of, metrics_of, prompt_of
 from distilling import SMALL
 from safetensors.torch import load_file
-from scripts import ROOT, TWO
 from tiny_lms import KINDS
 
 import distill
@@ -217,36 +211,3 @@ def test_two_processes_give_the_prompt_and_the_metrics_of_one(chain, twins):
         assert [b[k] for k in names] == pytest.approx([a[k] for k in names], rel=1e-4)
     assert load_run(twins.prompt).world == 2
     assert twins.printed.count("distill: ") == 1
-
-
-def agents_of(script, n) -> list:
-    """n agents of torchrun with a process each: what n machines run, on one over loopback."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run"]
-    meet = f"--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{port} --rdzv-id=together"
-    shape = f"--nnodes={n} --nproc_per_node=1"
-    return [
-        subprocess.Popen(
-            [*torchrun, *shape.split(), *meet.split(), str(script)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(n)
-    ]
-
-
-def test_two_agents_give_the_prompt_of_one_process(chain, toy, backbone, decoder, tmp_path):
-    args, _ = stages(toy, backbone, decoder, tmp_path / "prompt", "")
-    jobs = json.dumps([("distill", [str(a) for a in args], True)])
-    wrapper, root = tmp_path / "run.py", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-    wrapper.write_text(root + TWO.format(before="", jobs=jobs))
-    agents = agents_of(wrapper, 2)
-    said = [agent.communicate(timeout=400)[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], said
-    folder, near = tmp_path / "prompt", {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(prompt_of(folder), prompt_of(chain.prompt), **near)
-    assert load_run(folder).world == 2

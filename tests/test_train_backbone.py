@@ -3,8 +3,10 @@ equal one.
 """
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -188,6 +190,38 @@ def test_two_processes_equal_one(cycle, train_on_cycle, on_cpu, two_processes, t
             for m, value in want[space].items():
                 near = pytest.approx(value, abs=0.003, rel=0.003)
                 assert found[space][m] == near, (s, space, m)
+
+
+def agents_of(n, *command) -> list:
+    """n agents of torchrun with a process each: what n machines run, on one over loopback."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    meet = f"--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{port} --rdzv-id=together"
+    shape = f"--nnodes={n} --nproc_per_node=1"
+    return [
+        subprocess.Popen(
+            [*torchrun, *shape.split(), *meet.split(), *map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(n)
+    ]
+
+
+def test_two_agents_train_as_one_process(cycle, train_on_cycle, on_cpu, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_on_cycle(one, f"{QUICK} --dropout 0")
+    args = f"--dataset {cycle.folder} --out {two} {QUICK} --dropout 0"
+    agents = agents_of(2, ROOT / "train_backbone.py", *args.split())
+    said = [agent.communicate(timeout=400)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert load_run(str(two), cycle).world == 2
+    scores = [np.load(folder / "scores_test_15.npy") for folder in (two, one)]
+    np.testing.assert_allclose(*scores, atol=1e-4)
 
 
 # ---------------------------------------------------------------- refusals
