@@ -9,6 +9,7 @@
     python evaluate.py --ckpt ml-100k/delrec --history "Toy Story (1995) | Aladdin (1992)"
                                                                      ranked titles for a history
     python evaluate.py --ckpt ml-100k/delrec --history-json '["Toy Story (1995)", {"id": "95"}]'
+    python evaluate.py --ckpt ml-100k/delrec --user 196 --only stock.txt      for a user of the log
     python evaluate.py --ckpt ml-100k/delrec --serve histories.jsonl for a file of them
     python evaluate.py --ckpt ml-100k/slmrec --export                for train_backbone.py --teacher
     python evaluate.py --ckpt RUN --export --folds RUN-a RUN-b       the same, out of fold
@@ -30,7 +31,7 @@ from typing import Any
 
 import click
 
-from common import verbalizers
+from common import options, verbalizers
 from delrec.data.prepared import Data
 from delrec.evaluation import plain
 from delrec.evaluation.cases import cases_of, told_apart
@@ -65,8 +66,10 @@ from delrec.lm.model import located
 from delrec.processes import Ranks, finish, setup
 from delrec.runtime import Run, described, must_be_writable, read_json, stop, write_json
 from delrec.serving.answers import answer_file, answer_history
+from delrec.serving.catalogue import Catalogue
 from delrec.serving.latency import latencies, parameters
-from delrec.serving.ranking import ranking
+from delrec.serving.options import answer_options, options_of
+from delrec.serving.recommender import Recommender
 from delrec.serving.requests import history_of_json
 
 
@@ -84,6 +87,7 @@ def asks_one_run(cfg: SimpleNamespace) -> str | None:
     flags = {
         "--history": cfg.history is not None,
         "--history-json": cfg.history_json is not None,
+        "--user": cfg.user is not None,
         "--serve": cfg.file,
         "--export": cfg.export,
         "--probe": cfg.probe,
@@ -97,8 +101,8 @@ def asks_one_run(cfg: SimpleNamespace) -> str | None:
 def answer_as_one_run(
     flag: str, runs: list[Run], data: Data, cfg: SimpleNamespace, ranks: Ranks
 ) -> None:
-    """Ranked titles (--history, --serve), lists for a student (--export), or what a soft prompt
-    learnt (--probe).
+    """Ranked titles (--history, --user, --serve), lists for a student (--export), or what a soft
+    prompt learnt (--probe).
     """
     if len(runs) != 1:
         stop(f"{flag} is answered by one run, {len(runs)} were given; pass one --ckpt")
@@ -108,12 +112,15 @@ def answer_as_one_run(
             f"{run.folder} is a backbone, {flag} is about an LM; pass a run of "
             "finetune.py" + (" or distill.py" if cfg.probe else "")
         )
-    open_ranking = partial(ranking, run, data, ranks, cfg.pool, cfg.shard)
+    shown = (cfg.pool, cfg.shard, True)
+    recommender = partial(Recommender.of_run, run, Catalogue(data), ranks, *shown)
     if flag.startswith("--history"):
         history = cfg.history if flag == "--history" else history_of_json(cfg.history_json)
-        answer_history(history, data, cfg.top, open_ranking, ranks)
+        answer_history(recommender(), ranks, options_of(cfg), history=history)
+    elif flag == "--user":
+        answer_history(recommender(), ranks, options_of(cfg), user=cfg.user)
     elif flag == "--serve":
-        answer_file(cfg.file, cfg.out, data, cfg.top, open_ranking, ranks)
+        answer_file(recommender(), ranks, options_of(cfg), cfg.file, cfg.out)
     elif flag == "--export":
         export.export(run, data, ranks, cfg)
     else:
@@ -273,32 +280,8 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     "which is scored where it is not yet), for the plain LM's weight (of the other half), and for "
     "--probe; 0 = all",
 )
-# one history
-@click.option(
-    "--history",
-    help="titles, or raw item ids, with ' | ' between them, oldest first: print ranked titles "
-    "instead of a table",
-)
-@click.option(
-    "--history-json",
-    help='the same as a JSON list: a title may hold \' | \', and {"id": "12"} is only an id',
-)
-@click.option(
-    "--top", default=10, type=click.IntRange(1), help="with a history and --serve: how many titles"
-)
-@click.option(
-    "--serve",
-    "file",
-    help='a file of histories, one JSON object a line: {"history": ["title or id", ..]}; answers '
-    "go to --out, or beside the file",
-)
-@click.option(
-    "--pool",
-    default=100,
-    type=click.IntRange(0),
-    help="with --history, --serve and --latency: an LM that cannot score the catalogue in one pass "
-    "ranks the backbone's best so many items; 0 = all",
-)
+# answers
+@options(*answer_options)
 # a teacher
 @click.option(
     "--export",

@@ -17,6 +17,8 @@ import numpy as np
 from delrec import runtime
 from delrec.runtime import Run, folder_of, read_json, read_npy, settle, stop
 
+COLUMNS = "item_columns.csv"  # a prepared folder's further columns of the table of titles
+
 
 @dataclass(eq=False)
 class Data:
@@ -112,14 +114,42 @@ def stop_unless_consistent(data: Data) -> None:
 
 def raw_item_ids(data: Data) -> list[str]:
     """(I+1,): the id that each item has in the raw log; that of the padding item is blank."""
-    path = data.folder / "raw_items.txt"
+    return ["", *raw_ids(data, "items", data.n_items)]
+
+
+def raw_user_ids(data: Data) -> list[str]:
+    """(U,): the id that each user has in the raw log."""
+    return raw_ids(data, "users", data.n_users)
+
+
+def raw_ids(data: Data, what: str, n: int) -> list[str]:
+    """The n ids of the items or users in the raw log."""
+    path = data.folder / f"raw_{what}.txt"
     try:
-        ids = ["", *path.read_text(encoding="utf-8").split("\n")[:-1]]
+        ids = path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError as bad:
-        stop(f"{path} cannot be read ({bad.strerror}), it holds the items' own ids; prepare again")
-    if len(ids) != data.n_items + 1:
-        stop(f"{path} holds {len(ids) - 1} ids but there are {data.n_items} items; prepare again")
+        stop(f"{path} cannot be read ({bad.strerror}), it holds the {what}' own ids; prepare again")
+    if len(ids) != n:
+        stop(f"{path} holds {len(ids)} ids but there are {n} {what}; prepare again")
     return ids
+
+
+def item_columns(data: Data) -> dict[str, list[str]]:
+    """{name: the cells of the items 1..I} of the further columns that the table of titles had, as
+    text; blank where a cell was. Nothing where there are none.
+    """
+    path = data.folder / COLUMNS
+    if not path.exists():
+        return {}
+    import polars as pl  # a process that filters nothing does without
+
+    try:
+        table = pl.read_csv(path, infer_schema=False, missing_utf8_is_empty_string=True)
+    except (OSError, ValueError, pl.exceptions.PolarsError) as bad:
+        stop(f"{path} cannot be read ({str(bad).splitlines()[0][:120]}); prepare again")
+    if len(table) != data.n_items:
+        stop(f"{path} holds {len(table)} rows but there are {data.n_items} items; prepare again")
+    return {name: table[name].to_list() for name in table.columns}
 
 
 def distinct_titles(data: Data) -> list[str]:

@@ -9,3 +9,12 @@ from pathlib import Path
 _here = Path(__file__).resolve().parent
 if not (_here / "kernels").is_dir():
     __path__.append(str(_here.parent))
+
+
+def __getattr__(name: str):
+    """delrec.Recommender, imported when it is first asked for: nothing else pays for torch."""
+    if name != "Recommender":
+        raise AttributeError(f"module 'delrec' has no attribute {name!r}")
+    from delrec.serving.recommender import Recommender
+
+    return Recommender

@@ -11,14 +11,16 @@ import sys
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
+from recommenders import RULE, by_number, recommender_of
 from scripts import sentence
 from toys import prepare_log
 
 import evaluate
 from delrec.serving.answers import answer_file, answer_history
+from delrec.serving.catalogue import Catalogue
 from delrec.serving.output import AnswerFile, json_line
+from delrec.serving.recommender import Recommender
 
 NAMES = {5: "Mug | blue", 6: "Тёплый чай 🍵", 7: "Twin", 8: "Twin"}
 
@@ -31,24 +33,12 @@ def shop(tmp_path_factory):
     return prepare_log(tmp_path_factory.mktemp("shop"), rows, titles)
 
 
-def open_ranking():
-    """A function of histories as a run gives it."""
-
-    def rank(olds):
-        s_BI = np.tile(np.arange(41, dtype=np.float32), (len(olds), 1))
-        for s_I, old in zip(s_BI, olds):
-            s_I[0] = s_I[old] = -np.inf
-        return s_BI
-
-    return rank
-
-
 @pytest.fixture
 def ask(shop, alone, capsys):
     """ask(history, top) -> (what is printed, the object of its last line)."""
 
     def asked(history, top=2):
-        answer_history(history, shop, top, open_ranking, alone)
+        answer_history(recommender_of(shop), alone, {"top": top}, history=history)
         said = capsys.readouterr().out
         return said, json.loads(said.splitlines()[-1])
 
@@ -63,7 +53,7 @@ def serve(shop, alone, tmp_path):
         texts = [line if isinstance(line, str | bytes) else json.dumps(line) for line in lines]
         text = b"\n".join(t.encode() if isinstance(t, str) else t for t in texts)
         (tmp_path / "ask.jsonl").write_bytes(text)
-        answer_file(tmp_path / "ask.jsonl", out, shop, 2, open_ranking, alone)
+        answer_file(recommender_of(shop), alone, {"top": 2}, tmp_path / "ask.jsonl", out)
         return answers(out or tmp_path / "ask.answers.jsonl")
 
     return served
@@ -205,7 +195,7 @@ def test_half_a_letter_in_a_request_does_not_lose_the_answers(serve):
 def test_an_answer_is_printed_whatever_letters_the_terminal_has(shop, alone, monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    answer_history("a06 | \udce9", shop, 2, open_ranking, alone)
+    answer_history(recommender_of(shop), alone, {"top": 2}, history="a06 | \udce9")
     said = terminal.buffer.getvalue().decode("ascii")
     answer = json.loads(said.splitlines()[-1])
     assert answer["history_ids"] == ["a06"] and answer["unknown"] == ["\udce9"]
@@ -234,17 +224,15 @@ def test_answers_scored_before_a_failure_are_in_the_file(shop, alone, tmp_path, 
     (tmp_path / "ask.jsonl").write_text("".join(lines))
     calls = []
 
-    def failing():
-        def rank(olds):
-            calls.append(len(olds))
-            if len(calls) == 3:
-                raise MemoryError("out of memory")
-            return open_ranking()(olds)
-
-        return rank
+    def failing(olds, wanted):
+        calls.append(len(olds))
+        if len(calls) == 3:
+            raise MemoryError("out of memory")
+        return by_number(olds)
 
     with pytest.raises(MemoryError):
-        answer_file(tmp_path / "ask.jsonl", None, shop, 2, failing, alone)
+        ask = tmp_path / "ask.jsonl"
+        answer_file(recommender_of(shop, failing), alone, {"top": 2}, ask, None)
     kept = tmp_path / "ask.answers.jsonl.tmp"
     assert [a["user"] for a in answers(kept)] == list(range(128))
     assert f"128 answers were scored and stand in {kept}" in capsys.readouterr().err
@@ -267,7 +255,8 @@ def test_a_closed_pipe_or_full_screen_does_not_stop_the_file(broken, serve, tmp_
 def test_an_answer_that_stdout_cannot_hold_stands_on_stderr(shop, alone, monkeypatch, capsys):
     with open(FULL, "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        says = sentence(answer_history, "a01", shop, 2, open_ranking, alone)
+        rule = recommender_of(shop)
+        says = sentence(answer_history, rule, alone, {"top": 2}, history="a01")
         with contextlib.suppress(OSError):
             full.close()
     assert "No space left" in says and "1. Article 40" in capsys.readouterr().err
@@ -280,18 +269,20 @@ def test_a_place_that_cannot_be_written_is_said_before_the_run_is_opened(
     ask.write_text('{"history": ["a01"]}\n')
     (tmp_path / "taken").write_text("")
 
-    def never():
+    def opened():
         raise AssertionError("the run was opened")
 
+    never = Recommender(Catalogue(shop), opened, RULE)
+
     def says(out):
-        return sentence(answer_file, ask, out, shop, 2, never, alone)
+        return sentence(answer_file, never, alone, {"top": 2}, ask, out)
 
     assert "is a folder" in says(tmp_path)
     assert "the file of the requests itself" in says(ask)
     assert "cannot be written" in says(tmp_path / "taken" / "out.jsonl")
     assert sorted(os.listdir(tmp_path)) == ["ask.jsonl", "taken"]
     with pytest.raises(AssertionError):  # and a run that cannot be opened leaves nothing
-        answer_file(ask, None, shop, 2, never, alone)
+        answer_file(never, alone, {"top": 2}, ask, None)
     assert sorted(os.listdir(tmp_path)) == ["ask.jsonl", "taken"]
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from recommenders import RULE, by_number, recommender_of
 from scripts import sentence
 from toys import popular, write_backbone
 from transformers import AutoConfig
@@ -17,34 +18,38 @@ from transformers.utils import logging
 from delrec.lm import export, pretrained
 from delrec.runtime import read_json, write_json
 from delrec.serving import answers, latency, ranking
+from delrec.serving.catalogue import Catalogue
+from delrec.serving.recommender import Recommender
 
 
-def by_number(olds):
+def twenty(olds, wanted):
     """Scores of the catalogue: the higher the item's number, the better; 20 items are ranked."""
-    s_BI = np.tile(np.arange(61, dtype=np.float32), (len(olds), 1))
+    s_BI = by_number(olds, wanted, 60)
     s_BI[:, :41] = -np.inf
     return s_BI
 
 
 def test_fewer_titles_than_asked_for_are_said(toy, alone, capsys):
-    answers.answer_history(toy.titles[3], toy, 50, lambda: by_number, alone)
+    rule = recommender_of(toy, twenty)
+    answers.answer_history(rule, alone, {"top": 50}, history=toy.titles[3])
     said = capsys.readouterr().out
-    assert "--top 50: 20 titles were ranked" in said
+    assert "note: 20 of 50 items are ranked" in said
     assert len(json.loads(said.splitlines()[-1])["top"]) == 20
-    answers.answer_history(toy.titles[3], toy, 20, lambda: by_number, alone)
-    assert "were ranked" not in capsys.readouterr().out
+    answers.answer_history(rule, alone, {"top": 20}, history=toy.titles[3])
+    assert "are ranked" not in capsys.readouterr().out
 
 
 def test_an_empty_history_has_the_same_answer_alone_and_in_a_file(toy, alone, tmp_path, capsys):
-    says = sentence(answers.answer_history, " | ", toy, 5, None, alone)
+    rule = recommender_of(toy, twenty)
+    says = sentence(answers.answer_history, rule, alone, {"top": 5}, history=" | ")
     (tmp_path / "ask.jsonl").write_text(
         json.dumps({"history": []}) + "\n" + json.dumps({"history": [toy.titles[3]]}) + "\n"
     )
-    answers.answer_file(tmp_path / "ask.jsonl", None, toy, 25, lambda: by_number, alone)
+    answers.answer_file(rule, alone, {"top": 25}, tmp_path / "ask.jsonl", None)
     lines = (tmp_path / "ask.answers.jsonl").read_text().splitlines()
     empty, known = map(json.loads, lines)
     assert says.startswith(empty["error"]) and empty["top"] == [] and "error" not in known
-    assert len(known["top"]) == 20 and "--top 25: 20 titles were ranked" in capsys.readouterr().out
+    assert len(known["top"]) == 20 and "note: 20 of 25 items" in capsys.readouterr().out
 
 
 def test_answers_that_cannot_be_written_are_known_before_the_work(toy, alone, tmp_path):
@@ -55,7 +60,8 @@ def test_answers_that_cannot_be_written_are_known_before_the_work(toy, alone, tm
         raise AssertionError("the LM was opened")
 
     out = tmp_path / "file" / "said.jsonl"
-    says = sentence(answers.answer_file, tmp_path / "ask.jsonl", out, toy, 5, work, alone)
+    rule = Recommender(Catalogue(toy), work, RULE)
+    says = sentence(answers.answer_file, rule, alone, {}, tmp_path / "ask.jsonl", out)
     assert f"{out} cannot be written" in says
 
 

@@ -192,10 +192,11 @@ def score_tails(
     tails: Sequence[np.ndarray],
     cand_nC: np.ndarray,
     ranks: Ranks,
-    name: str = "score",
+    name: str | None = "score",
     tokens: int | None = None,
 ) -> np.ndarray:
     """Scores float32 (n, C) of candidates for prompts, on every rank; the prefix computed once.
+    name: of the progress that is shown; None: none is.
 
     Batches of like length, at most `tokens` tokens each (tokens_of: on a CPU its caches shall hold
     them), are formed over all prompts and then shared among the ranks: a prompt meets the same
@@ -207,17 +208,20 @@ def score_tails(
     batches = batches_of(costs_of(r, tails, cand_nC), tokens or tokens_of(r.lm))
     batches = shares(batches, ranks, r.lm.sharded)
     mine = np.concatenate([np.zeros(0, int), *(j for j, own in batches if own)])
-    log, done = Log(None, len(mine), name, ranks, "prompt"), 0
+    log, done = Log(None, len(mine), name, ranks, "prompt") if name else None, 0
     scores = []  # they stay on the device until all batches are on their way
     for j, own in batches:
         score_BC = score(r.lm, start, tails.take(j), cand_nC[j], r.titles, r.verbalizer)
         if own:
             scores.append(score_BC.float())
-            log.step(done := done + len(j))
+            done += len(j)
+            if log:
+                log.step(done)
     rows = np.zeros((0, cand_nC.shape[1]), np.float32)
     if scores:
         rows = torch.cat(scores).cpu().numpy()
-    log.close()
+    if log:
+        log.close()
     return gather_rows(rows, mine, len(tails), ranks)
 
 

@@ -1,22 +1,22 @@
-"""Ranked titles for histories from any run (evaluate.py --history, --history-json, --serve).
-
-A run answers through one function, ranking(...): histories in, scores of the catalogue out.
+"""Ranked titles for histories on the command line (evaluate.py --history, --user, --serve): a
+Recommender's answers, printed or written into a file.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from delrec.data.prepared import Data
 from delrec.processes import Ranks
 from delrec.runtime import stop
-from delrec.serving.lookup import Found, Lookup
+from delrec.serving.asking import Question, questions
+from delrec.serving.lookup import Found
 from delrec.serving.output import AnswerFile, say, say_json
-from delrec.serving.ranking import ScoresAfter
-from delrec.serving.requests import Request, catalogue_of, found_in, read_requests
+from delrec.serving.recommender import Plan, Recommender, Refused
+from delrec.serving.requests import Request, catalogue_of, read_requests
+from delrec.serving.results import Answer
 from delrec.training.log import Log
 
 
@@ -30,25 +30,22 @@ def not_answered(found: Found, data: Data) -> str:
     )
 
 
-def said_of_top(top: int, found: int) -> str:
-    """The line about an answer with fewer titles than --top asks for."""
-    return (
-        f"--top {top}: {found} titles were ranked (none of the history, and an LM may rank a part "
-        "of the catalogue: see --pool), so there are no more"
-    )
+@contextlib.contextmanager
+def on_the_command_line() -> Iterator[None]:
+    """What a Recommender refuses is refused as commands do it."""
+    try:
+        yield
+    except Refused as bad:
+        stop(str(bad))
 
 
-def best_of(s_I: np.ndarray, lookup: Lookup, top: int) -> list[dict]:
-    """The `top` best items of one history's scores, as [{item, id, title, score}]."""
+def listed(recommender: Recommender, answer: Answer) -> list[dict]:
+    """The items of an answer as [{item, id, title, score, ..}]."""
+    number_of = recommender.catalogue.lookup.by_id
     return [
-        {
-            "item": int(i),
-            "id": lookup.ids[i],
-            "title": lookup.titles[i],
-            "score": round(float(s_I[i]), 4),
-        }
-        for i in np.argsort(-s_I, kind="stable")[:top]
-        if np.isfinite(s_I[i])
+        {"item": number_of[x.id], "id": x.id, "title": x.title, "score": round(x.score, 4)}
+        | ({} if x.probability is None else {"probability": round(x.probability, 6)})
+        for x in answer.items
     ]
 
 
@@ -56,74 +53,84 @@ def best_of(s_I: np.ndarray, lookup: Lookup, top: int) -> list[dict]:
 
 
 def answer_history(
-    history: str | list, data: Data, top: int, open_ranking: Callable[[], ScoresAfter], ranks: Ranks
+    recommender: Recommender, ranks: Ranks, options: dict[str, Any], **who: Any
 ) -> None:
-    """Prints the `top` titles for one history, 'title | title' or a list of names; what is not in
-    the catalogue is named and left out.
-
-    open_ranking() returns the run's function of histories; it is called once a title is known.
+    """Prints the best titles for one history, 'title | title' or a list of names (history=), or for
+    a user of the log (user=); what is not in the catalogue is named and left out. options: as of
+    Recommender.plan.
     """
     began = time.time()
-    lookup = Lookup(data)
-    try:
-        found = found_in(history, lookup)
-    except ValueError as bad:
-        stop(str(bad))
-    if not found.items:
-        stop(f"{not_answered(found, data)}; with ' | ' between them")
-    rank = open_ranking()
-    ready = time.time()
-    s_I = rank([np.array(found.items, np.int64)])[0]
+    with on_the_command_line():
+        (question,), _ = questions(recommender.catalogue, **who)
+        plan = recommender.plan(**options)
+        if not question.found.items and not question.user:
+            said = not_answered(question.found, recommender.catalogue.data)
+            stop(f"{said}; with ' | ' between them")
+        recommender.open()
+        ready = time.time()
+        answer = next(recommender.answers([question], plan))
     ms = 1000 * (time.time() - ready)
     if not ranks.main:
         return
-    best, ids = best_of(s_I, lookup, top), [lookup.ids[i] for i in found.items]
-    unknown = "; ".join(map(str, found.unknown))
+    best = listed(recommender, answer)
     say(
-        *([f"left out: {unknown}"] if unknown else []),
-        "history: " + " | ".join(lookup.titles[i] for i in found.items),
-        "its ids: " + " | ".join(ids),
-        *(f"{n:3}. {x['title']}   {x['score']:.3f}   id {x['id']}" for n, x in enumerate(best, 1)),
-        *([said_of_top(top, len(best))] if len(best) < top else []),
-        *(f"note: {remark}" for remark in found.remarks),
+        *lines_of(recommender, question, answer),
         f"{ms:.1f} ms to rank (the first request of a process is the slowest), "
         f"{time.time() - began:.1f} s with loading",
     )
-    said = {"history": found.items, "history_ids": ids, "top": best}
-    said |= {"unknown": [u.asked.text for u in found.unknown], "remarks": found.remarks}
-    say_json(said | {"ms": round(ms, 2)})
+    said = {"history": question.found.items, "history_ids": list(answer.history), "top": best}
+    said |= {"unknown": [u.asked.text for u in answer.unknown], "remarks": list(answer.remarks)}
+    say_json(said | {"popular": answer.popular, "ms": round(ms, 2)})
+
+
+def lines_of(recommender: Recommender, question: Question, answer: Answer) -> list[str]:
+    """What is printed of an answer."""
+    titles = recommender.catalogue.lookup.titles
+    unknown = "; ".join(map(str, answer.unknown))
+    return [
+        *([f"left out: {unknown}"] if unknown else []),
+        "history: " + " | ".join(titles[i] for i in question.found.items),
+        "its ids: " + " | ".join(answer.history),
+        *(["no history is known: these are what most people took"] if answer.popular else []),
+        *(
+            f"{n:3}. {x.title}   {x.score:.3f}   id {x.id}"
+            + ("   (no history: by its title)" if x.is_new else "")
+            for n, x in enumerate(answer.items, 1)
+        ),
+        *([f"note: {answer.short}"] if answer.short else []),
+        *(f"note: {remark}" for remark in answer.remarks),
+    ]
 
 
 # ---------------------------------------------------------------- a file of histories
 
 
 def answer_file(
+    recommender: Recommender,
+    ranks: Ranks,
+    options: dict[str, Any],
     path: Path | str,
     out: Path | str | None,
-    data: Data,
-    top: int,
-    open_ranking: Callable[[], ScoresAfter],
-    ranks: Ranks,
 ) -> None:
     """Answers a file of histories, one JSON object a line with "history" (a list of names, or
     'title | title'; other keys are copied): the same lines with "history_ids", "top", "unknown" and
     "remarks", or with "error" where a line cannot be read or has no known title. Written to `out`,
-    or beside the file.
-
-    open_ranking() returns the run's function of histories; it is called once the file is read.
+    or beside the file. options: as of Recommender.plan.
     """
-    lookup = Lookup(data)
-    requests = read_requests(path, data, lookup)
+    catalogue = recommender.catalogue
+    with on_the_command_line():
+        plan = recommender.plan(**options)
+    requests = read_requests(path, catalogue.data, catalogue.lookup)
     out = Path(out or f"{Path(path).with_suffix('')}.answers.jsonl")
     file = AnswerFile(out, Path(path)) if ranks.main else None
-    least = top  # titles of an answer
+    short = []  # why answers have fewer titles than were asked for
     try:
-        rank = open_ranking()
+        recommender.open()
         began = time.time()
-        for answers in answers_to(requests, data, lookup, top, rank, ranks):
-            least = min([least, *(len(a["top"]) for a in answers if "error" not in a)])
-            if file:
-                file.add(answers)
+        with on_the_command_line():
+            for answers in answers_to(requests, recommender, plan, ranks, short):
+                if file:
+                    file.add(answers)
         seconds = time.time() - began
     except BaseException:
         if file:
@@ -131,8 +138,7 @@ def answer_file(
         raise
     if file:
         file.close()
-        if least < top:
-            say(said_of_top(top, least))
+        say(*(f"note: {said}" for said in short[:1]))
         say_what_was_answered(requests, out, seconds)
 
 
@@ -157,36 +163,38 @@ def say_what_was_answered(requests: list[Request], out: Path, seconds: float) ->
 
 def answers_to(
     requests: list[Request],
-    data: Data,
-    lookup: Lookup,
-    top: int,
-    rank: ScoresAfter,
+    recommender: Recommender,
+    plan: Plan,
     ranks: Ranks,
+    short: list[str],
     batch: int = 64,
 ) -> Iterator[list[dict]]:
-    """Yields the answers, some at a time, in the order of the requests."""
+    """Yields the answers, some at a time, in the order of the requests; adds to `short` why some
+    have fewer titles.
+    """
     log = Log(None, len(requests), "serve", ranks, "history")
     for at in range(0, len(requests), batch):
         part = requests[at : at + batch]
-        olds = [np.array(r.found.items, np.int64) for r in part if r.found.items]
-        scored = iter(rank(olds) if olds else ())
-        yield [
-            answer_to(request, best_of(next(scored), lookup, top), data, lookup)
-            if request.found.items
-            else answer_to(request, [], data, lookup)
-            for request in part
-        ]
+        asked = [Question(request.found) for request in part if request.found.items]
+        answers = recommender.answers(asked, plan)
+        said = []
+        for request in part:
+            answer = next(answers) if request.found.items else None
+            if answer and answer.short:
+                short.append(answer.short)
+            said.append(answer_to(request, answer, recommender))
+        yield said
         with contextlib.suppress(OSError):  # nobody looks at the progress: the work goes on
             log.step(at + len(part))
     log.close()
 
 
-def answer_to(request: Request, best: list[dict], data: Data, lookup: Lookup) -> dict:
+def answer_to(request: Request, answer: Answer | None, recommender: Recommender) -> dict:
     """The answer to a request: what was given, the items it was read as, and the best."""
     found = request.found
-    answer = request.given | {
-        "history_ids": [lookup.ids[i] for i in found.items],
-        "top": best,
+    told = request.given | {
+        "history_ids": list(answer.history) if answer else [],
+        "top": listed(recommender, answer) if answer else [],
         "unknown": [
             {"id" if u.asked.kind == "id" else "title": u.asked.text, "nearest": u.nearest}
             for u in found.unknown
@@ -195,5 +203,5 @@ def answer_to(request: Request, best: list[dict], data: Data, lookup: Lookup) ->
     }
     error = request.error
     if not error and not found.items:
-        error = not_answered(found, data)
-    return answer | ({"error": error} if error else {})
+        error = not_answered(found, recommender.catalogue.data)
+    return told | ({"error": error} if error else {})

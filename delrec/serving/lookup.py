@@ -22,6 +22,7 @@ from delrec.data.titles import ARTICLE_IN_ANY_CASE, LONGEST, clean_title, plain_
 ALIKE = str.maketrans("‘’‚‛ʼ´`“”„‟‐‑‒–—―−", "'''''''\"\"\"\"-------")
 PAIRS = 128  # kinds of pairs of letters that titles are compared by
 LONGEST_RAW = 20_000  # characters of a name that are read
+MOST_KEPT = 100_000  # names whose items are remembered
 SHORTEST_CUT = 60  # characters; a title that is cut has more, however its letters are composed
 
 # ---------------------------------------------------------------- forms of a text
@@ -99,17 +100,19 @@ class Asked(NamedTuple):
     """An item as somebody names it."""
 
     text: str
-    kind: str = "either"  # "title", "id", or "either"
+    kind: str = "either"  # "title", "id", or "either"; of what is no item "user"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Unknown:
-    """A name that no item of the catalogue has."""
+    """A name that no item of the catalogue has, or no user of the log."""
 
     asked: Asked
     nearest: list[str]  # titles
 
     def __str__(self) -> str:
+        if self.asked.kind == "user":
+            return f"no user '{self.asked.text}'"
         if self.asked.kind == "id":
             return f"no item with the id '{self.asked.text}'"
         near = f", nearest: {' | '.join(self.nearest)}" if self.nearest else ""
@@ -130,8 +133,11 @@ class Lookup:
     looser readings need is made when the first name needs it.
     """
 
-    def __init__(self, data: Data):
-        self.titles, self.ids = data.titles, raw_item_ids(data)
+    def __init__(self, data: Data, added: dict[str, str] | None = None):
+        """added: {raw id: title} of items behind the folder's own."""
+        added = added or {}
+        self.titles = [*data.titles, *added.values()]
+        self.ids = [*raw_item_ids(data), *added]
         self.items = range(1, len(self.titles))
         self.exact = Names(self.titles[1:], self.items)
         self.by_id = dict(zip(self.ids[1:], self.items))
@@ -241,9 +247,12 @@ class Lookup:
         for asked in names:
             if not asked.text.strip():
                 continue
-            if asked not in self.found:
-                self.found[asked] = self.find_one(Asked(asked.text.strip(), asked.kind))
-            one = self.found[asked]
+            one = self.found.get(asked)
+            if one is None:
+                one = self.find_one(Asked(asked.text.strip(), asked.kind))
+                if len(self.found) >= MOST_KEPT:
+                    self.found.clear()
+                self.found[asked] = one
             whole.items += one.items
             whole.unknown += one.unknown
             whole.remarks += [said for said in one.remarks if said not in whole.remarks]

@@ -1,0 +1,149 @@
+"""The items that can be named and ranked, and which of them a question allows."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from delrec.data.prepared import Data, item_columns, raw_user_ids
+from delrec.serving.lookup import Asked, Lookup, Unknown
+from delrec.serving.results import Refused
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which items may be in an answer; what is not given allows every item."""
+
+    only: Any = None  # ids (or titles)
+    exclude: Any = None  # ids (or titles)
+    where: Mapping[str, Any] | None = None  # {a further column of items.csv: value or values}
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The items of a prepared folder, and added ones behind them. It never changes."""
+
+    data: Data
+    added: dict[str, str] = field(default_factory=dict)  # {raw id: title}
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """The items by title and raw id."""
+        return Lookup(self.data, self.added)
+
+    @property
+    def n_items(self) -> int:
+        """How many items there are, I: the folder's and the added ones."""
+        return self.data.n_items + len(self.added)
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The further columns of items.csv: {name: text (I+1,)}, blank for added items."""
+        blank = [""] * len(self.added)
+        found = item_columns(self.data)
+        return {name: np.array(["", *cells, *blank], object) for name, cells in found.items()}
+
+    @cached_property
+    def user_of(self) -> dict[str, int]:
+        """{raw id: number} of the log's users."""
+        return {raw: n for n, raw in enumerate(raw_user_ids(self.data))}
+
+    @cached_property
+    def count_I(self) -> np.ndarray:
+        """How often each item was taken, in the whole log: float32 (I+1,)."""
+        count_I = np.bincount(self.data.items, minlength=self.n_items + 1)
+        return count_I.astype(np.float32)
+
+    def history_of(self, user: str) -> list[int] | None:
+        """All items of a user of the log, oldest first; None for one it does not know."""
+        n = self.user_of.get(user)
+        if n is None:
+            return None
+        return self.data.items[self.data.ptr[n] : self.data.ptr[n + 1]].tolist()
+
+    # ------------------------------------------------ what a question allows
+
+    def allowed(self, filters: Filters) -> tuple[np.ndarray | None, list[Unknown]]:
+        """(bool (I+1,): which items may be in an answer, None for all; names that nobody has)."""
+        allowed_I, unknown = None, []
+        if filters.only is not None:
+            items, unknown = self.named(filters.only, "only")
+            allowed_I = np.zeros(self.n_items + 1, bool)
+            allowed_I[items] = True
+        if filters.where is not None:
+            in_column_I = self.holding(filters.where)
+            allowed_I = in_column_I if allowed_I is None else allowed_I & in_column_I
+        if filters.exclude is not None:
+            items, more = self.named(filters.exclude, "exclude")
+            allowed_I = np.ones(self.n_items + 1, bool) if allowed_I is None else allowed_I
+            allowed_I[items] = False
+            unknown += more
+        if allowed_I is not None and not allowed_I[1:].any():
+            raise Refused(nothing_left(filters, unknown))
+        return allowed_I, unknown
+
+    def named(self, names: Any, what: str) -> tuple[list[int], list[Unknown]]:
+        """(items, names that nobody has) of raw ids; what is no id may be a title."""
+        items, unknown = [], []
+        for name in texts_of(names, what):
+            item = self.lookup.by_id.get(name)
+            found = [item] if item else self.lookup.exact.items(name)
+            items += found
+            if not found:
+                unknown.append(Unknown(Asked(name), []))
+        return items, unknown
+
+    def holding(self, where: Mapping[str, Any]) -> np.ndarray:
+        """Bool (I+1,): the items whose columns hold the values."""
+        if not isinstance(where, Mapping) or not where:
+            raise Refused(
+                f"where is {where!r:.60}; give a column of items.csv and what it must hold, as "
+                '{"category": "tea"}'
+            )
+        held_I = np.ones(self.n_items + 1, bool)
+        for column, wanted in where.items():
+            if column not in self.columns:
+                have = ", ".join(self.columns) or "none"
+                raise Refused(
+                    f"{self.data.folder} keeps no column {column!r} of items.csv, it keeps: "
+                    f"{have}; name one of those, or prepare the data again with that column"
+                )
+            values = texts_of(wanted, f"where {column}")
+            held_I &= np.isin(self.columns[column], values)
+        return held_I
+
+
+def texts_of(given: Any, what: str) -> list[str]:
+    """One value or several (a list, a set, an array, a column of a frame) as texts."""
+    if isinstance(given, str | int | np.integer):
+        given = [given]
+    values = listed(given)
+    if values is None:
+        raise Refused(f"{what} is {given!r:.60}; give ids as a list, a set or a column of a frame")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
+            raise Refused(f"{what} holds {value!r:.60}, expected ids as text or whole numbers")
+    return [str(value) for value in values]
+
+
+def listed(given: Any) -> list | None:
+    """The values of a list, a set, an array or a column of a frame; None for what is no such."""
+    for name in ("tolist", "to_list"):  # numpy and pandas; polars
+        if hasattr(given, name):
+            given = getattr(given, name)()
+            break
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        return None
+    return list(given)
+
+
+def nothing_left(filters: Filters, unknown: list[Unknown]) -> str:
+    """Why no item is allowed, as a sentence."""
+    given = [name for name in ("only", "where", "exclude") if getattr(filters, name) is not None]
+    near = ""
+    if unknown:
+        some = ", ".join(repr(u.asked.text) for u in unknown[:3])
+        near = f" ({len(unknown)} names are of no item, such as {some})"
+    return f"no item is left by {' and '.join(given)}{near}; allow at least one known item"
