@@ -6,16 +6,18 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import polars as pl
 
 from delrec.data.advice import by_ids, stop_unless_columns, stop_without_header
 from delrec.data.hints import Columns, Request, command_for, guessed
 from delrec.data.json_tables import is_json, read_json_table
-from delrec.data.log import Log, Rows, digests, rows_of
+from delrec.data.log import ItemColumns, Log, Rows, digests, rows_of
 from delrec.data.own_files import FLAG_ITEMS, Files, atomic, files_of, item_of, part_of, with_file
 from delrec.data.tables import Table, joined, parts_of_spark, read_table
 from delrec.data.times import MISSING, Where, clock_of, position_of
+from delrec.data.titles import LONGEST
 from delrec.runtime import stop
 
 USUAL = Columns("user", "item", "timestamp", "position", "title")
@@ -58,13 +60,14 @@ def read_files(files: Files, request: Request) -> Log:
         titles, more = titles_in(files, names, request)
     else:
         titles, more = titles_of_rows(table, names, rows, kept)
-    notes += more
+    columns, said = further_columns(files, names, request)
+    notes += more + said
     if request.drop_incomplete:
         rows, more = with_title(rows, titles)
         notes += more
     paths = files_in([*files.interactions, *files.items])
     source = ", ".join(path.name for path in paths[:6]) + (" .." if len(paths) > 6 else "")
-    return Log(rows, titles, source, digests(*paths), list(dict.fromkeys(notes)))
+    return Log(rows, titles, source, digests(*paths), list(dict.fromkeys(notes)), columns)
 
 
 def read_any(path: Path, names: list[str], encoding: str | None) -> Table:
@@ -255,6 +258,52 @@ def stop_if_two_titles(item: pl.Series, title: pl.Series, place: Where) -> None:
                 f"{place(row)}: item {i!r} is there twice, as {first[i][:60]!r} and {t[:60]!r}; "
                 "expected one row per item, leave out one of them"
             )
+
+
+def further_columns(
+    files: Files, names: Columns, request: Request
+) -> tuple[ItemColumns | None, list[str]]:
+    """What the table of titles holds beside ids and titles, None where it is nothing; and what is
+    said of columns that are not kept: several values in a cell, or texts longer than a title.
+    """
+    if not files.items:
+        return None, []
+    headers = [read_any(path, [names.item], request.encoding).header for path in files.items]
+    taken = {"", names.item, names.title or title_of(files, names, request)}
+    further = [
+        name
+        for name in headers[0]
+        if name not in taken and all(header.count(name) == 1 for header in headers)
+    ]
+    if not further:
+        return None, []
+    wanted = [names.item, *further]
+    try:
+        table = joined([read_any(path, wanted, request.encoding) for path in files.items])
+    except click.ClickException as refused:
+        return None, [f"further columns of the table of titles are not kept: {refused.message}"]
+    kept = {}
+    for name in filter(table.rows.columns.__contains__, further):
+        column = table.rows[name]
+        if not column.dtype.is_nested():
+            text = column.cast(pl.String).fill_null("").str.replace_all(r"\s+", " ")
+            if (text.str.len_chars().max() or 0) <= LONGEST:
+                kept[name] = text
+    lost = [name for name in further if name not in kept]
+    notes = []
+    if lost:
+        notes = [
+            f"columns of the table of titles that nothing can be filtered by, since a cell holds "
+            f"several values or over {LONGEST} characters, are not kept: {', '.join(lost)}"
+        ]
+    if not kept:
+        return None, notes
+    return ItemColumns(ids_in(table, names.item), pl.DataFrame(kept)), notes
+
+
+def title_of(files: Files, names: Columns, request: Request) -> str:
+    """The column of titles of RecBole's .item, which nobody named."""
+    return title_column(read_any(files.items[0], [names.item], request.encoding), request)
 
 
 def title_column(table: Table, request: Request) -> str:

@@ -38,7 +38,7 @@ from delrec.data.fetch import fetch_llm
 from delrec.data.hints import Columns, Request
 from delrec.data.log import Log
 from delrec.data.pictures import draw_pictures
-from delrec.data.prepared import kept_as, load_data
+from delrec.data.prepared import COLUMNS, kept_as, load_data
 from delrec.data.reading import Place, command_as_typed, read_log
 from delrec.data.rules import Preparation, Rules, apply_rules, split_of
 from delrec.data.sources import SOURCES, Source
@@ -100,13 +100,16 @@ def stop_unless_replaceable(out: Path) -> None:
 
 
 def text_files(made: Preparation) -> dict[str, bytes]:
-    """Name of a text file of a prepared folder -> what it holds, one line each."""
+    """Name of a text file of a prepared folder -> what it holds, a line an item or user."""
     lines = {
         "titles.txt": made.titles.text,
         "raw_items.txt": made.left.item_ids,
         "raw_users.txt": made.left.user_ids,
     }
-    return {name: "".join(f"{line}\n" for line in text).encode() for name, text in lines.items()}
+    files = {name: "".join(f"{line}\n" for line in text).encode() for name, text in lines.items()}
+    if made.columns is not None:
+        files[COLUMNS] = made.columns.write_csv().encode()
+    return files
 
 
 def differences_from(out: Path, meta: dict, made: Preparation) -> list[str]:
@@ -118,6 +121,9 @@ def differences_from(out: Path, meta: dict, made: Preparation) -> list[str]:
         path = out / f"raw_{kind}.txt"
         if not path.exists() or path.read_bytes() != text[path.name]:
             found.append(f"raw ids of {kind}")
+    columns = out / COLUMNS
+    if (columns.read_bytes() if columns.exists() else None) != text.get(COLUMNS):
+        found.append("columns of items")
     return found
 
 

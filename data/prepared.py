@@ -144,7 +144,7 @@ def item_columns(data: Data) -> dict[str, list[str]]:
     import polars as pl  # a process that filters nothing does without
 
     try:
-        table = pl.read_csv(path, infer_schema=False, missing_utf8_is_empty_string=True)
+        table = pl.read_csv(path, infer_schema=False).fill_null("")
     except (OSError, ValueError, pl.exceptions.PolarsError) as bad:
         stop(f"{path} cannot be read ({str(bad).splitlines()[0][:120]}); prepare again")
     if len(table) != data.n_items:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from delrec.data.candidates import draw_candidates
-from delrec.data.log import Ids, Log, Rows
+from delrec.data.log import Ids, ItemColumns, Log, Rows
 from delrec.data.prepared import subset
 from delrec.data.titles import clean_title, without_placeholders
 from delrec.runtime import stop
@@ -84,6 +84,7 @@ class Preparation:
     titles: Titles
     samples: Samples
     arrays: dict[str, np.ndarray]  # name of an .npy file -> what it holds
+    columns: pl.DataFrame | None  # further columns of the table of titles, a row an item
 
 
 def apply_rules(log: Log, rules: Rules) -> Preparation:
@@ -96,7 +97,7 @@ def apply_rules(log: Log, rules: Rules) -> Preparation:
         arrays["times"] = left.when
     arrays |= samples.of
     arrays |= candidates_of(left, samples, rules.seed)
-    return Preparation(left, titles, samples, arrays)
+    return Preparation(left, titles, samples, arrays, columns_of(left.item_ids, log.columns))
 
 
 # ---------------------------------------------------------------- interactions
@@ -225,6 +226,14 @@ def titles_of(item_ids: list[str], raw_titles: dict[str, str]) -> Titles:
         cleaned=cleaned,
         cut=sum(was_cut for _, was_cut in clean),
     )
+
+
+def columns_of(item_ids: list[str], columns: ItemColumns | None) -> pl.DataFrame | None:
+    """The further columns of the items' table, a row for each of the items 1..I."""
+    if columns is None:
+        return None
+    row_of = dict(zip(reversed(columns.item.to_list()), reversed(range(len(columns.item)))))
+    return columns.cells[[row_of[i] for i in item_ids]]
 
 
 def near_id(raw: str, raw_titles: dict[str, str]) -> str:

@@ -45,6 +45,7 @@ def meta_of(
         "repeats": round(1 - len(left.pairs) / M, 6),
         "ties": int(((np.diff(left.when) == 0) & (np.diff(left.user) == 0)).sum()),
         "titles": title_counts(made),
+        "columns": [] if made.columns is None else made.columns.columns,
         "candidates": [C for C in CANDIDATES if f"candidates_test_{C}" in made.arrays],
         "words": words,
         "hash": digest_of(made)[:16],
@@ -108,6 +109,7 @@ def summary(meta: dict, out: Path) -> str:
             f"{titles['duplicate']:,} duplicate, {titles['cleaned']:,} cleaned, "
             f"{titles['cut']:,} cut to {LONGEST} characters",
         ),
+        *([("item columns", ", ".join(meta["columns"]))] if meta["columns"] else []),
         ("candidates", ", ".join(map(str, meta["candidates"]))),
         ("hash", meta["hash"]),
         ("folder", out),

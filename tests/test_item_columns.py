@@ -1,0 +1,146 @@
+"""Further columns of items.csv: kept by data/prepare.py, a row an item, for filters of answers."""
+
+import json
+
+import pytest
+from logs import random_log, run, toy, write
+from recommenders import by_number, recommender_of
+
+import evaluate
+from delrec.data.prepared import item_columns, load_data
+from delrec.runtime import load_run
+
+ITEMS = [(i, f"Title {i}", "tea" if i % 2 else "coffee, black", i % 3 or "") for i in range(1, 41)]
+
+
+def with_columns(folder, header="item,title,category,shelf", items=ITEMS, name="items.csv"):
+    """The toy log with a table of titles that has further columns."""
+    write(folder, toy())
+    lines = [",".join(f'"{cell}"' for cell in row) for row in reversed(items)]
+    (folder / "items.csv").unlink()
+    (folder / name).write_text("\n".join([header, *lines]) + "\n")
+    return folder
+
+
+def prepare(tmp_path, *args, code=0):
+    """What is printed when tmp_path/raw is prepared into tmp_path/out."""
+    said = run("toy", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--core", 1, *args)
+    assert said.exit_code == code, said.output
+    return said.output
+
+
+def test_further_columns_are_kept_in_the_order_of_the_items(tmp_path):
+    with_columns(tmp_path / "raw")
+    said = prepare(tmp_path)
+    data = load_data(str(tmp_path / "out"))
+    kept = item_columns(data)
+    assert list(kept) == ["category", "shelf"] == data.meta["columns"]
+    assert kept["category"] == ["tea", "coffee, black"] * 20
+    assert kept["shelf"][:4] == ["1", "2", "", "1"]
+    assert "category, shelf" in said
+    assert "nothing was replaced" in prepare(tmp_path)
+
+
+def test_a_column_that_is_blank_here_and_there_keeps_its_rows(tmp_path):
+    items = [(i, f"Title {i}", "" if i % 4 else "x") for i in range(1, 41)]
+    with_columns(tmp_path / "raw", "item,title,mark", items)
+    prepare(tmp_path)
+    assert item_columns(load_data(str(tmp_path / "out"))) == {"mark": ["", "", "", "x"] * 10}
+
+
+def test_without_further_columns_there_is_no_file(tmp_path):
+    write(tmp_path / "raw", toy())
+    prepare(tmp_path)
+    assert not (tmp_path / "out" / "item_columns.csv").exists()
+    data = load_data(str(tmp_path / "out"))
+    assert item_columns(data) == {} and data.meta["columns"] == []
+
+
+def test_texts_are_no_filter_and_that_is_said(tmp_path):
+    items = [(i, f"Title {i}", "word " * 60, "a") for i in range(1, 41)]
+    with_columns(tmp_path / "raw", "item,title,story,kind", items)
+    assert "over 250 characters, are not kept: story" in prepare(tmp_path)
+    assert list(item_columns(load_data(str(tmp_path / "out")))) == ["kind"]
+
+
+def test_columns_are_no_part_of_the_hash_and_replaced_only_when_asked(tmp_path):
+    with_columns(tmp_path / "raw")
+    prepare(tmp_path)
+    before = json.loads((tmp_path / "out" / "meta.json").read_text())["hash"]
+    moved = [(*row[:2], "shelf", row[3]) for row in ITEMS]
+    with_columns(tmp_path / "raw", items=moved)
+    assert "columns of items" in prepare(tmp_path, code=1)
+    prepare(tmp_path, "--overwrite")
+    data = load_data(str(tmp_path / "out"))
+    assert data.meta["hash"] == before and set(item_columns(data)["category"]) == {"shelf"}
+
+
+def test_fields_of_recboles_items_are_kept(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    rows = "".join(f"{u}\t{i}\t{t}\n" for u, i, t in random_log(2000))
+    (folder / "x.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
+    items = "".join(f"{i}\tFilm {i}\t{1990 + i % 5}\n" for i in range(300))
+    (folder / "x.item").write_text(
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\n" + items
+    )
+    prepare(tmp_path)
+    data = load_data(str(tmp_path / "out"))
+    assert list(item_columns(data)) == ["release_year"]
+    assert set(item_columns(data)["release_year"]) <= {str(1990 + n) for n in range(5)}
+
+
+# ---------------------------------------------------------------- filters
+
+
+@pytest.fixture
+def rec(tmp_path):
+    """40 items, the odd ones tea; ranks by number."""
+    with_columns(tmp_path / "raw")
+    prepare(tmp_path)
+    return recommender_of(load_data(str(tmp_path / "out")), by_number)
+
+
+def test_answers_are_filtered_by_any_column(rec):
+    assert rec.recommend(ids=[1], where={"category": "tea"}, top=2).ids == ["39", "37"]
+    assert rec.recommend(ids=[1], where={"category": "tea", "shelf": 2}, top=2).ids == ["35", "29"]
+    assert rec.recommend(ids=[1], where={"shelf": [1, "2"]}, top=3).ids == ["40", "38", "37"]
+    both = rec.recommend(ids=[1], where={"category": "tea"}, exclude=["39"], only=["39", "5", "6"])
+    assert both.ids == ["5"]
+    assert all(int(i) % 2 for i in rec.recommend([], where={"category": "tea"}, top=5).ids)
+
+
+def test_a_column_or_a_value_that_nothing_has_is_a_sentence(rec):
+    with pytest.raises(ValueError, match="no column 'brand'.* it keeps: category, shelf"):
+        rec.recommend(ids=[1], where={"brand": "x"})
+    with pytest.raises(ValueError, match="no item is left by where"):
+        rec.recommend(ids=[1], where={"category": "milk"})
+    with pytest.raises(ValueError, match="where category holds nan"):
+        rec.recommend(ids=[1], where={"category": [float("nan")]})
+
+
+def test_the_command_line_filters_too(sasrec, toy, script, on_cpu, tmp_path):
+    (tmp_path / "stock.txt").write_text("\ufeff7\n9\n\n12\nnone\n")
+    ask = ["--ckpt", sasrec, "--history", "3 | 12", "--only", tmp_path / "stock.txt"]
+    got = script(evaluate.main, *ask)
+    assert {t["id"] for t in got.json["top"]} == {"7", "9"} and got.json["unknown"] == ["none"]
+    assert "note: 2 of 10 items are ranked" in got.output
+    kept = script(evaluate.main, *ask, "--keep-seen").json
+    assert {t["id"] for t in kept["top"]} == {"7", "9", "12"}
+    without = script(evaluate.main, *ask[:4], "--exclude", tmp_path / "stock.txt", "--top", 60)
+    assert not {"7", "9", "12"} & {t["id"] for t in without.json["top"]}
+    says = script(evaluate.main, *ask[:4], "--where", "brand=x", code=1).error
+    assert "keeps no column 'brand'" in says
+    assert "names no column" in script(evaluate.main, *ask[:4], "--where", "x", code=1).error
+    nowhere = script(evaluate.main, *ask[:4], "--only", tmp_path / "no", code=1).error
+    assert "--only" in nowhere and "cannot be read" in nowhere
+
+
+def test_the_command_line_answers_a_user_of_the_log(sasrec, toy, script, on_cpu):
+    answer = script(evaluate.main, "--ckpt", sasrec, "--user", "5", "--top", 3).json
+    assert answer["history"] == toy.items[toy.ptr[5] : toy.ptr[6]].tolist()
+    assert len(answer["top"]) == 3 and not answer["popular"]
+    nobody = script(evaluate.main, "--ckpt", sasrec, "--user", "who")
+    assert nobody.json["popular"] and "these are what most people took" in nobody.output
+    assert "no user 'who'" in nobody.output
+    assert load_run(sasrec).data_hash == toy.meta["hash"]
