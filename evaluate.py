@@ -24,7 +24,6 @@ tests of the means.
 """
 
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,15 +111,14 @@ def answer_as_one_run(
             f"{run.folder} is a backbone, {flag} is about an LM; pass a run of "
             "finetune.py" + (" or distill.py" if cfg.probe else "")
         )
-    shown = (cfg.pool, cfg.shard, True)
-    recommender = partial(Recommender.of_run, run, Catalogue(data), ranks, *shown)
+    recommender = Recommender.of_run(run, Catalogue(data), ranks, cfg.pool, cfg.shard, said=True)
     if flag.startswith("--history"):
         history = cfg.history if flag == "--history" else history_of_json(cfg.history_json)
-        answer_history(recommender(), ranks, options_of(cfg), history=history)
+        answer_history(recommender.now, ranks, options_of(cfg), history=history)
     elif flag == "--user":
-        answer_history(recommender(), ranks, options_of(cfg), user=cfg.user)
+        answer_history(recommender.now, ranks, options_of(cfg), user=cfg.user)
     elif flag == "--serve":
-        answer_file(recommender(), ranks, options_of(cfg), cfg.file, cfg.out)
+        answer_file(recommender.now, ranks, options_of(cfg), cfg.file, cfg.out)
     elif flag == "--export":
         export.export(run, data, ranks, cfg)
     else:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from delrec.serving.answerer import Answerer
 from delrec.serving.catalogue import Catalogue
 from delrec.serving.recommender import Recommender
 
@@ -18,4 +19,4 @@ def by_number(olds, wanted=None, n_items=40):
 
 def recommender_of(data, scores_after=by_number, run=RULE) -> Recommender:
     """The recommender of a rule, f(histories, what is wanted) -> scores."""
-    return Recommender(Catalogue(data), lambda: scores_after, run)
+    return Recommender(Answerer(Catalogue(data), lambda: scores_after, run))

@@ -260,7 +260,7 @@ def test_a_run_is_loaded_once(shop):
         return by_number
 
     rule = recommender_of(shop)
-    rule._open_scorer = scorer
+    rule.now.open_scorer = scorer
     assert not opened
     rule.recommend(["a01"])
     rule.recommend(["a01"])

@@ -17,10 +17,10 @@ from scripts import sentence
 from toys import prepare_log
 
 import evaluate
+from delrec.serving.answerer import Answerer
 from delrec.serving.answers import answer_file, answer_history
 from delrec.serving.catalogue import Catalogue
 from delrec.serving.output import AnswerFile, json_line
-from delrec.serving.recommender import Recommender
 
 NAMES = {5: "Mug | blue", 6: "Тёплый чай 🍵", 7: "Twin", 8: "Twin"}
 
@@ -38,7 +38,7 @@ def ask(shop, alone, capsys):
     """ask(history, top) -> (what is printed, the object of its last line)."""
 
     def asked(history, top=2):
-        answer_history(recommender_of(shop), alone, {"top": top}, history=history)
+        answer_history(recommender_of(shop).now, alone, {"top": top}, history=history)
         said = capsys.readouterr().out
         return said, json.loads(said.splitlines()[-1])
 
@@ -53,7 +53,7 @@ def serve(shop, alone, tmp_path):
         texts = [line if isinstance(line, str | bytes) else json.dumps(line) for line in lines]
         text = b"\n".join(t.encode() if isinstance(t, str) else t for t in texts)
         (tmp_path / "ask.jsonl").write_bytes(text)
-        answer_file(recommender_of(shop), alone, {"top": 2}, tmp_path / "ask.jsonl", out)
+        answer_file(recommender_of(shop).now, alone, {"top": 2}, tmp_path / "ask.jsonl", out)
         return answers(out or tmp_path / "ask.answers.jsonl")
 
     return served
@@ -195,7 +195,7 @@ def test_half_a_letter_in_a_request_does_not_lose_the_answers(serve):
 def test_an_answer_is_printed_whatever_letters_the_terminal_has(shop, alone, monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    answer_history(recommender_of(shop), alone, {"top": 2}, history="a06 | \udce9")
+    answer_history(recommender_of(shop).now, alone, {"top": 2}, history="a06 | \udce9")
     said = terminal.buffer.getvalue().decode("ascii")
     answer = json.loads(said.splitlines()[-1])
     assert answer["history_ids"] == ["a06"] and answer["unknown"] == ["\udce9"]
@@ -232,7 +232,7 @@ def test_answers_scored_before_a_failure_are_in_the_file(shop, alone, tmp_path, 
 
     with pytest.raises(MemoryError):
         ask = tmp_path / "ask.jsonl"
-        answer_file(recommender_of(shop, failing), alone, {"top": 2}, ask, None)
+        answer_file(recommender_of(shop, failing).now, alone, {"top": 2}, ask, None)
     kept = tmp_path / "ask.answers.jsonl.tmp"
     assert [a["user"] for a in answers(kept)] == list(range(128))
     assert f"128 answers were scored and stand in {kept}" in capsys.readouterr().err
@@ -255,7 +255,7 @@ def test_a_closed_pipe_or_full_screen_does_not_stop_the_file(broken, serve, tmp_
 def test_an_answer_that_stdout_cannot_hold_stands_on_stderr(shop, alone, monkeypatch, capsys):
     with open(FULL, "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        rule = recommender_of(shop)
+        rule = recommender_of(shop).now
         says = sentence(answer_history, rule, alone, {"top": 2}, history="a01")
         with contextlib.suppress(OSError):
             full.close()
@@ -272,7 +272,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_run_is_opened(
     def opened():
         raise AssertionError("the run was opened")
 
-    never = Recommender(Catalogue(shop), opened, RULE)
+    never = Answerer(Catalogue(shop), opened, RULE)
 
     def says(out):
         return sentence(answer_file, never, alone, {"top": 2}, ask, out)

@@ -18,8 +18,8 @@ from transformers.utils import logging
 from delrec.lm import export, pretrained
 from delrec.runtime import read_json, write_json
 from delrec.serving import answers, latency, ranking
+from delrec.serving.answerer import Answerer
 from delrec.serving.catalogue import Catalogue
-from delrec.serving.recommender import Recommender
 
 
 def twenty(olds, wanted):
@@ -30,7 +30,7 @@ def twenty(olds, wanted):
 
 
 def test_fewer_titles_than_asked_for_are_said(toy, alone, capsys):
-    rule = recommender_of(toy, twenty)
+    rule = recommender_of(toy, twenty).now
     answers.answer_history(rule, alone, {"top": 50}, history=toy.titles[3])
     said = capsys.readouterr().out
     assert "note: 20 of 50 items are ranked" in said
@@ -40,7 +40,7 @@ def test_fewer_titles_than_asked_for_are_said(toy, alone, capsys):
 
 
 def test_an_empty_history_has_the_same_answer_alone_and_in_a_file(toy, alone, tmp_path, capsys):
-    rule = recommender_of(toy, twenty)
+    rule = recommender_of(toy, twenty).now
     says = sentence(answers.answer_history, rule, alone, {"top": 5}, history=" | ")
     (tmp_path / "ask.jsonl").write_text(
         json.dumps({"history": []}) + "\n" + json.dumps({"history": [toy.titles[3]]}) + "\n"
@@ -60,7 +60,7 @@ def test_answers_that_cannot_be_written_are_known_before_the_work(toy, alone, tm
         raise AssertionError("the LM was opened")
 
     out = tmp_path / "file" / "said.jsonl"
-    rule = Recommender(Catalogue(toy), work, RULE)
+    rule = Answerer(Catalogue(toy), work, RULE)
     says = sentence(answers.answer_file, rule, alone, {}, tmp_path / "ask.jsonl", out)
     assert f"{out} cannot be written" in says
 

@@ -11,12 +11,12 @@ from typing import Any
 from delrec.data.prepared import Data
 from delrec.processes import Ranks
 from delrec.runtime import stop
+from delrec.serving.answerer import Answerer, Plan
 from delrec.serving.asking import Question, questions
 from delrec.serving.lookup import Found
 from delrec.serving.output import AnswerFile, say, say_json
-from delrec.serving.recommender import Plan, Recommender, Refused
 from delrec.serving.requests import Request, catalogue_of, read_requests
-from delrec.serving.results import Answer
+from delrec.serving.results import Answer, Refused
 from delrec.training.log import Log
 
 
@@ -32,16 +32,16 @@ def not_answered(found: Found, data: Data) -> str:
 
 @contextlib.contextmanager
 def on_the_command_line() -> Iterator[None]:
-    """What a Recommender refuses is refused as commands do it."""
+    """What an Answerer refuses is refused as commands do it."""
     try:
         yield
     except Refused as bad:
         stop(str(bad))
 
 
-def listed(recommender: Recommender, answer: Answer) -> list[dict]:
+def listed(answerer: Answerer, answer: Answer) -> list[dict]:
     """The items of an answer as [{item, id, title, score, ..}]."""
-    number_of = recommender.catalogue.lookup.by_id
+    number_of = answerer.catalogue.lookup.by_id
     return [
         {"item": number_of[x.id], "id": x.id, "title": x.title, "score": round(x.score, 4)}
         | ({} if x.probability is None else {"probability": round(x.probability, 6)})
@@ -52,29 +52,27 @@ def listed(recommender: Recommender, answer: Answer) -> list[dict]:
 # ---------------------------------------------------------------- one history
 
 
-def answer_history(
-    recommender: Recommender, ranks: Ranks, options: dict[str, Any], **who: Any
-) -> None:
+def answer_history(answerer: Answerer, ranks: Ranks, options: dict[str, Any], **who: Any) -> None:
     """Prints the best titles for one history, 'title | title' or a list of names (history=), or for
     a user of the log (user=); what is not in the catalogue is named and left out. options: as of
-    Recommender.plan.
+    Answerer.plan.
     """
     began = time.time()
     with on_the_command_line():
-        (question,), _ = questions(recommender.catalogue, **who)
-        plan = recommender.plan(**options)
+        (question,), _ = questions(answerer.catalogue, **who)
+        plan = answerer.plan(**options)
         if not question.found.items and not question.user:
-            said = not_answered(question.found, recommender.catalogue.data)
+            said = not_answered(question.found, answerer.catalogue.data)
             stop(f"{said}; with ' | ' between them")
-        recommender.open()
+        answerer.open()
         ready = time.time()
-        answer = next(recommender.answers([question], plan))
+        answer = next(answerer.answers([question], plan))
     ms = 1000 * (time.time() - ready)
     if not ranks.main:
         return
-    best = listed(recommender, answer)
+    best = listed(answerer, answer)
     say(
-        *lines_of(recommender, question, answer),
+        *lines_of(answerer, question, answer),
         f"{ms:.1f} ms to rank (the first request of a process is the slowest), "
         f"{time.time() - began:.1f} s with loading",
     )
@@ -83,9 +81,9 @@ def answer_history(
     say_json(said | {"popular": answer.popular, "ms": round(ms, 2)})
 
 
-def lines_of(recommender: Recommender, question: Question, answer: Answer) -> list[str]:
+def lines_of(answerer: Answerer, question: Question, answer: Answer) -> list[str]:
     """What is printed of an answer."""
-    titles = recommender.catalogue.lookup.titles
+    titles = answerer.catalogue.lookup.titles
     unknown = "; ".join(map(str, answer.unknown))
     return [
         *([f"left out: {unknown}"] if unknown else []),
@@ -106,7 +104,7 @@ def lines_of(recommender: Recommender, question: Question, answer: Answer) -> li
 
 
 def answer_file(
-    recommender: Recommender,
+    answerer: Answerer,
     ranks: Ranks,
     options: dict[str, Any],
     path: Path | str,
@@ -115,20 +113,20 @@ def answer_file(
     """Answers a file of histories, one JSON object a line with "history" (a list of names, or
     'title | title'; other keys are copied): the same lines with "history_ids", "top", "unknown" and
     "remarks", or with "error" where a line cannot be read or has no known title. Written to `out`,
-    or beside the file. options: as of Recommender.plan.
+    or beside the file. options: as of Answerer.plan.
     """
-    catalogue = recommender.catalogue
+    catalogue = answerer.catalogue
     with on_the_command_line():
-        plan = recommender.plan(**options)
+        plan = answerer.plan(**options)
     requests = read_requests(path, catalogue.data, catalogue.lookup)
     out = Path(out or f"{Path(path).with_suffix('')}.answers.jsonl")
     file = AnswerFile(out, Path(path)) if ranks.main else None
     short = []  # why answers have fewer titles than were asked for
     try:
-        recommender.open()
+        answerer.open()
         began = time.time()
         with on_the_command_line():
-            for answers in answers_to(requests, recommender, plan, ranks, short):
+            for answers in answers_to(requests, answerer, plan, ranks, short):
                 if file:
                     file.add(answers)
         seconds = time.time() - began
@@ -163,7 +161,7 @@ def say_what_was_answered(requests: list[Request], out: Path, seconds: float) ->
 
 def answers_to(
     requests: list[Request],
-    recommender: Recommender,
+    answerer: Answerer,
     plan: Plan,
     ranks: Ranks,
     short: list[str],
@@ -176,25 +174,25 @@ def answers_to(
     for at in range(0, len(requests), batch):
         part = requests[at : at + batch]
         asked = [Question(request.found) for request in part if request.found.items]
-        answers = recommender.answers(asked, plan)
+        answers = answerer.answers(asked, plan)
         said = []
         for request in part:
             answer = next(answers) if request.found.items else None
             if answer and answer.short:
                 short.append(answer.short)
-            said.append(answer_to(request, answer, recommender))
+            said.append(answer_to(request, answer, answerer))
         yield said
         with contextlib.suppress(OSError):  # nobody looks at the progress: the work goes on
             log.step(at + len(part))
     log.close()
 
 
-def answer_to(request: Request, answer: Answer | None, recommender: Recommender) -> dict:
+def answer_to(request: Request, answer: Answer | None, answerer: Answerer) -> dict:
     """The answer to a request: what was given, the items it was read as, and the best."""
     found = request.found
     told = request.given | {
         "history_ids": list(answer.history) if answer else [],
-        "top": listed(recommender, answer) if answer else [],
+        "top": listed(answerer, answer) if answer else [],
         "unknown": [
             {"id" if u.asked.kind == "id" else "title": u.asked.text, "nearest": u.nearest}
             for u in found.unknown
@@ -203,5 +201,5 @@ def answer_to(request: Request, answer: Answer | None, recommender: Recommender)
     }
     error = request.error
     if not error and not found.items:
-        error = not_answered(found, recommender.catalogue.data)
+        error = not_answered(found, answerer.catalogue.data)
     return told | ({"error": error} if error else {})

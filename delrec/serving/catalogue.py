@@ -63,6 +63,12 @@ class Catalogue:
             return None
         return self.data.items[self.data.ptr[n] : self.data.ptr[n + 1]].tolist()
 
+    def mask_of(self, items: list[int]) -> np.ndarray:
+        """Bool (I+1,): true for some items."""
+        mask_I = np.zeros(self.n_items + 1, bool)
+        mask_I[items] = True
+        return mask_I
+
     # ------------------------------------------------ what a question allows
 
     def allowed(self, filters: Filters) -> tuple[np.ndarray | None, list[Unknown]]:
@@ -70,8 +76,7 @@ class Catalogue:
         allowed_I, unknown = None, []
         if filters.only is not None:
             items, unknown = self.named(filters.only, "only")
-            allowed_I = np.zeros(self.n_items + 1, bool)
-            allowed_I[items] = True
+            allowed_I = self.mask_of(items)
         if filters.where is not None:
             in_column_I = self.holding(filters.where)
             allowed_I = in_column_I if allowed_I is None else allowed_I & in_column_I
