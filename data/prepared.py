@@ -5,9 +5,7 @@ Names carry their shape. B users in a batch, L history length, I items (ids 1..I
 candidates, T words of a title, n samples of a split.
 """
 
-import math
 import os
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,28 +198,6 @@ def histories(data: Data, samples: np.ndarray, L: int) -> np.ndarray:
     at = samples[:, None] - np.arange(L, 0, -1)[None, :]
     inside = at >= data.ptr[users(data, samples)][:, None]
     return np.where(inside, data.items[np.maximum(at, 0)], 0).astype(np.int64)
-
-
-def tfidf(titles: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Bags of words of titles, TF-IDF, each of norm 1: word numbers (I, T), weights fp32 (I, T), 0
-    where a title has fewer, number of words.
-    """
-    words = [re.findall(r"\w+", title.lower()) for title in titles]
-    number = {word: i for i, word in enumerate(sorted({w for title in words for w in title}))}
-    in_titles = np.bincount(
-        [number[word] for title in words for word in set(title)], minlength=len(number)
-    )
-    T = max(max(map(len, words)), 1)
-    id_IT = np.zeros((len(words), T), np.int64)
-    weight_IT = np.zeros((len(words), T), np.float32)
-    for i, title in enumerate(words):
-        counts = {number[word]: title.count(word) for word in title}
-        id_IT[i, : len(counts)] = list(counts)
-        weight_IT[i, : len(counts)] = [
-            n * math.log(len(titles) / (1 + in_titles[word])) for word, n in counts.items()
-        ]
-    norm_I1 = np.linalg.norm(weight_IT, axis=1, keepdims=True)
-    return id_IT, weight_IT / np.maximum(norm_I1, 1e-9), len(number)
 
 
 def shuffled(old_nL: np.ndarray, samples: np.ndarray) -> np.ndarray:

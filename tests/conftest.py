@@ -23,6 +23,7 @@ pytest_plugins = [
     "tuning",
     "vector_runs",
     "recipe_runs",
+    "recommenders",
     "run_folders",
     "stopped_runs",
     "pictures",

@@ -11,7 +11,6 @@ import torch
 from toys import popular
 
 import evaluate
-import finetune
 from delrec.data.prepared import users
 from delrec.lm.ranker import open_run, score_tails
 from delrec.runtime import load_run
@@ -160,17 +159,6 @@ def test_a_backbone_answers_with_the_lists_it_wrote(sasrec, toy, alone):
             np.argsort(-row, kind="stable")[:20].tolist() == want.tolist()
             and (row[old] == -np.inf).all()
         )
-
-
-@pytest.fixture
-def one_pass(sasrec, toy, decoder, script, on_cpu, tmp_path):
-    """A run of finetune.py that reads the whole catalogue from one state."""
-    run = tmp_path / "mean"
-    lm = ["--dataset", toy.folder, "--llm", decoder, "--backbone", sasrec, "--out", run]
-    prompt = "--soft-prompt random --k 3 --verbalizer mean --order shuffled"
-    small = "--batch 8 --samples 40 --evals 1 --val-samples 10 --init-r 4 --target-r 2"
-    script(finetune.main, *lm, *prompt.split(), *small.split())
-    return run
 
 
 @pytest.mark.parametrize("which", ["backbone", "one pass", "title by title"])

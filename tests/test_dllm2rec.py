@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import train_backbone
 from delrec.backbone import dllm2rec, models
-from delrec.data.prepared import candidates, histories, tfidf
+from delrec.data.prepared import candidates, histories
+from delrec.data.words import tfidf
 
 SHORT = "--epochs 2 --width 16"
 

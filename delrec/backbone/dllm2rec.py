@@ -15,7 +15,8 @@ import torch.nn as nn
 from torch.nn.utils import parametrize
 
 from delrec.backbone.losses import list_loss
-from delrec.data.prepared import Data, tfidf
+from delrec.data.prepared import Data
+from delrec.data.words import tfidf
 from delrec.processes import Ranks
 from delrec.runtime import Run, beside, load_run, read_json, read_npy, settle, stop
 

@@ -163,6 +163,23 @@ class Caser(nn.Module):
         return F.relu(self.out(self.drop(x_BX)))[:, None]
 
 
+class Grown(nn.Module):
+    """A trained table of item vectors, and those of items that were added behind it."""
+
+    def __init__(self, trained: nn.Embedding, new_AE: torch.Tensor):
+        super().__init__()
+        self.weight, self.new_AE = trained.weight, new_AE
+        self.embedding_dim = trained.embedding_dim
+
+    def forward(self, seq_BL: torch.Tensor) -> torch.Tensor:
+        """The vectors of items, x_BLE."""
+        is_new_BL = seq_BL >= len(self.weight)
+        x_BLE = F.embedding(seq_BL.masked_fill(is_new_BL, 0), self.weight)
+        if is_new_BL.any():
+            x_BLE[is_new_BL] = self.new_AE[seq_BL[is_new_BL] - len(self.weight)]
+        return x_BLE
+
+
 # by the name that train_backbone.py --model gives; runtime.NAMES says how prompts call them
 MODELS = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}
 

@@ -1,11 +1,12 @@
 """A conventional model's ranks, lists and scores: of whole splits, and after any history."""
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from delrec.backbone.models import load, score, score_from, state
+from delrec.backbone.models import Grown, load, score_from, state
 from delrec.data.prepared import Data, histories, users
 from delrec.processes import Ranks, gather_rows
 from delrec.runtime import Run, stop
@@ -93,21 +94,48 @@ def best_items(score_BI: torch.Tensor, h: int) -> torch.Tensor:
 # ---------------------------------------------------------------- scores after any history
 
 
-def history_scorer(run: Run) -> Callable[[list], np.ndarray]:
-    """f(list of histories, oldest first) -> scores float32 (B, I+1), padding at -inf."""
+class HistoryScorer:
+    """A backbone's scores after any history."""
+
+    def __init__(self, model: torch.nn.Module, bias_A: torch.Tensor | None = None):
+        """bias_A: the biases of added items, whose vectors the model's table then holds (Grown)."""
+        self.model, self.bias_A = model, bias_A
+
+    @torch.no_grad()
+    def __call__(self, olds: list[np.ndarray]) -> np.ndarray:
+        """Scores float32 (B, I+1) after histories, oldest first; padding at -inf. Those of added
+        items stand behind; the others' are the same bits without them.
+        """
+        L = self.model.history
+        seq_BL = np.zeros((len(olds), L), np.int64)
+        for seq_L, old in zip(seq_BL, olds):
+            tail = old[-L:]
+            seq_L[L - len(tail) :] = tail
+        x_BE = state(self.model, torch.as_tensor(seq_BL))
+        score_BI = score_from(self.model, x_BE)
+        if self.bias_A is not None:
+            score_BA = torch.addmm(self.bias_A, x_BE, self.model.item.new_AE.T)
+            score_BI = torch.cat([score_BI, score_BA], 1)
+        return score_BI.float().numpy()
+
+    def with_items(self, rows_of: Callable[[np.ndarray], np.ndarray]) -> "HistoryScorer":
+        """The same with items behind the trained ones. rows_of(table (I+1, X)) gives their rows
+        (A, X) of a table of the trained ones'.
+        """
+        model = copy.copy(self.model)
+        model._modules = dict(self.model._modules)
+        trained = model.item.weight.detach()
+        table = torch.cat([trained, model.bias.detach()[:, None]], 1)
+        rows = torch.from_numpy(rows_of(table.numpy()))
+        model.item = Grown(model.item, rows[:, :-1].contiguous())
+        return HistoryScorer(model, rows[:, -1].contiguous())
+
+
+def history_scorer(run: Run) -> HistoryScorer:
+    """The scores of a backbone's run after any history."""
     if not (run.folder / "model.safetensors").exists():
         stop(
             f"{run.folder} holds lists but no model.safetensors, so it cannot score a new history; "
             "bring its model, or train one with train_backbone.py"
         )
-    model = load(run.folder)
-
-    @torch.no_grad()
-    def scores_after(olds):
-        seq_BL = np.zeros((len(olds), run.history), np.int64)
-        for seq_L, old in zip(seq_BL, olds):
-            tail = old[-run.history :]
-            seq_L[run.history - len(tail) :] = tail
-        return score(model, torch.as_tensor(seq_BL)).float().numpy()
-
-    return scores_after
+    return HistoryScorer(load(run.folder))

@@ -5,7 +5,8 @@
 import numpy as np
 
 from delrec.data.counts import weights_of
-from delrec.data.prepared import Data, histories, tfidf
+from delrec.data.prepared import Data, histories
+from delrec.data.words import tfidf
 from delrec.metrics import compare, metrics
 
 

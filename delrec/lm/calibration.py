@@ -12,18 +12,21 @@ from delrec.processes import Ranks
 CALIBRATIONS = (0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1)  # weights that are tried
 
 
-def neutral_scores(r: Ranker, ranks: Ranks, chunk: int = 60) -> np.ndarray:
+def neutral_scores(
+    r: Ranker, ranks: Ranks, items: np.ndarray | None = None, chunk: int = 60
+) -> np.ndarray:
     """Each title's score under the same prompt with no history and no candidates: float32 (I+1,),
-    which calibration subtracts."""
+    which calibration subtracts. items: those that are asked for, 0 for others; None: all."""
     if r.verbalizer == "letter":
         # a letter says nothing about an item
         return np.zeros(r.data.n_items + 1, np.float32)
-    items = np.arange(1, r.data.n_items + 1)
+    name = "neutral prompt" if items is None else None
+    items = np.arange(1, r.data.n_items + 1) if items is None else items
     # np.resize repeats the first items in the last block
     blocks = np.resize(items, (-(-len(items) // chunk), chunk))
     tails = [r.prompts.history([])[0]] * len(blocks)
     scores = np.zeros(r.data.n_items + 1, np.float32)
-    scores[blocks] = score_tails(r, tails, blocks, ranks, "neutral prompt")
+    scores[blocks] = score_tails(r, tails, blocks, ranks, name)
     return scores
 
 

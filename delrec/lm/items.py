@@ -37,6 +37,19 @@ class Items:
     E: torch.Tensor  # fp32 (I+1, de), frozen; the padding item's row is 0
     maps: torch.nn.ModuleDict  # "in": de -> width of a token, "out": D -> de, "block1", ..: D -> de
     folds: Folds | None = None  # of a backbone that answered out of fold; for training samples
+    new: torch.Tensor | None = None  # fp32 (A, de): vectors of items added behind the trained ones
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """The vectors of items, by their numbers (in training: by their places in the folds'
+        tables).
+        """
+        table = self.E if self.folds is None else self.folds.tables
+        if self.new is None:
+            return table[ids]
+        is_new = ids >= len(table)
+        old_rows = table[ids.masked_fill(is_new, 0)]
+        new_rows = self.new[(ids - len(table)).clamp(min=0)]
+        return torch.where(is_new[..., None], new_rows, old_rows)
 
 
 def load_items(lm: LM, backbone_run: Path | str, n_items: int, taught: int = 0) -> None:

@@ -19,7 +19,7 @@ from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.soft_prompt import load_soft_prompt
 from delrec.lm.titles import Titles, tokenise_titles
 from delrec.lm.transfer import fetched_later, one_behind
-from delrec.lm.verbalizers import SCORES_ALL, score, verbalise_all
+from delrec.lm.verbalizers import SCORES_ALL, score, verbalise, verbalise_all
 from delrec.processes import Ranks, gather_rows, shares
 from delrec.runtime import Run, load_run, read_npy, stop
 from delrec.training.log import Log
@@ -46,6 +46,7 @@ class Ranker:
     cache: bool = True  # is the prefix computed once?
     shuffled: bool = False  # are histories shown in a random order?
     settings: dict = field(default_factory=dict)  # all of it as a run's config.json stores it
+    trained: Titles | None = None  # with added items (new_items.py): the titles without them
 
 
 def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -> dict[str, Any]:
@@ -283,7 +284,13 @@ def catalogue_later(
 ) -> Callable[[], np.ndarray]:
     """A function that gives what score_catalogue does; a GPU begins now."""
     r.lm.model.eval()
-    s_BI = verbalise_all(r.lm, read(r.lm, start, tails), r.titles, r.verbalizer).float()
+    x_BD = read(r.lm, start, tails)
+    s_BI = verbalise_all(r.lm, x_BD, r.trained or r.titles, r.verbalizer).float()
+    if r.trained:
+        new_A = np.arange(s_BI.shape[1], r.data.n_items + 1)
+        new_BA = np.tile(new_A, (len(x_BD), 1))
+        s_BA = verbalise(r.lm, x_BD, new_BA, r.titles, r.verbalizer).float()
+        s_BI = torch.cat([s_BI, s_BA], 1)
     s_BI[:, 0] = -torch.inf
     return fetched_later(s_BI)
 

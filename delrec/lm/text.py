@@ -123,8 +123,8 @@ def embed(lm: LM, ids_BQ: np.ndarray, P_kD: torch.Tensor | None) -> torch.Tensor
         e_BQD = torch.where(on_device(slot_BQ, lm.device)[..., None], spliced, e_BQD)
     item_BQ = ids_BQ <= ITEM
     if lm.items is not None and item_BQ.any():
-        table = lm.items.E if lm.items.folds is None else lm.items.folds.tables
-        vectors_ND = lm.items.maps["in"](table[on_device(ITEM - ids_BQ[item_BQ], lm.device)])
+        item_ND = lm.items.rows(on_device(ITEM - ids_BQ[item_BQ], lm.device))
+        vectors_ND = lm.items.maps["in"](item_ND)
         item_BQ = on_device(item_BQ, lm.device)[..., None]
         e_BQD = e_BQD.masked_scatter(item_BQ, vectors_ND.to(lm.dtype))
     return e_BQD

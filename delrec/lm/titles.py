@@ -63,9 +63,25 @@ def tokenise_titles(lm: LM, data: Data, max_title: int = 32, allow_unknown: bool
     ids[0] = []
     ptr = np.concatenate([[0], np.cumsum([len(t) for t in ids])]).astype(np.int64)
     tok = np.concatenate([np.asarray(t, np.int64) for t in ids])
+    tell_unknown(lm, data.titles, ids, allow_unknown)
+    return titles_of(lm, ptr, tok)
+
+
+def with_more(lm: LM, titles: Titles, more: list[str], max_title: int) -> Titles:
+    """The titles, and more of them behind; none of those has more tokens than the longest of them,
+    so that prompts have the room they had.
+    """
+    longest = min(max_title, int(np.diff(titles.ptr).max()))
+    ids = [encode(lm, title)[:longest] or list(lm.sep) for title in more]
+    ptr = titles.ptr[-1] + np.cumsum([len(row) for row in ids])
+    tok = np.concatenate([titles.tok, *(np.asarray(row, np.int64) for row in ids)])
+    return titles_of(lm, np.concatenate([titles.ptr, ptr]).astype(np.int64), tok)
+
+
+def titles_of(lm: LM, ptr: np.ndarray, tok: np.ndarray) -> Titles:
+    """Titles by their tokens, with what of the head they are scored by."""
     vocab = np.unique(np.concatenate([tok, lm.sep]))
     must_have_vectors(lm, vocab)
-    tell_unknown(lm, data.titles, ids, allow_unknown)
     index = np.zeros(lm.head_VD.shape[0], np.int64)
     index[vocab] = np.arange(len(vocab))
     rows = torch.as_tensor(vocab, device=lm.device)

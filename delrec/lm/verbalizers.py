@@ -74,7 +74,7 @@ def verbalise(
 ) -> torch.Tensor:
     """Candidates' scores (B, C) from one state a prompt: mean, first, letter or items."""
     if verbalizer == "items":
-        item_BCe = lm.items.E[on_device(cand_BC, lm.device)]
+        item_BCe = lm.items.rows(on_device(cand_BC, lm.device))
         return (items.item_space(lm, x_BD)[:, None] * item_BCe).sum(-1)
     if verbalizer == "letter":
         tok_BCT, n_BC = letters_of(lm, cand_BC)

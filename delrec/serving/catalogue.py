@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from delrec.data.prepared import Data, item_columns, raw_user_ids
+from delrec.data.titles import clean_title
 from delrec.serving.lookup import Asked, Lookup, Unknown
 from delrec.serving.results import Refused
 
@@ -68,6 +69,29 @@ class Catalogue:
         mask_I = np.zeros(self.n_items + 1, bool)
         mask_I[items] = True
         return mask_I
+
+    def new_titles(self, items: Any) -> dict[str, str]:
+        """{raw id: clean title} of items that are to be added; what cannot be is refused."""
+        if not isinstance(items, Mapping) or not items:
+            raise Refused(
+                f'add_items was given {items!r:.60}; expected {{id: title}}, as {{"sku-99": "A '
+                'title"}'
+            )
+        found = {}
+        for raw, title in items.items():
+            (name,) = texts_of(raw, "add_items")
+            if name in self.lookup.by_id or name in found:
+                raise Refused(
+                    f"the item {name!r} is there already; add items under ids of their own"
+                )
+            text = clean_title(title)[0] if isinstance(title, str) else ""
+            if not text or not name.strip():
+                raise Refused(
+                    f"the item {name!r} has the title {title!r:.60}; a new item is known by its "
+                    "title, give it one in words"
+                )
+            found[name] = text
+        return found
 
     # ------------------------------------------------ what a question allows
 

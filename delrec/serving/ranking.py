@@ -5,16 +5,16 @@ A backbone and an LM that reads one state score every item; an LM that scores ti
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 
-from delrec.backbone.ranking import history_scorer
+from delrec.backbone.ranking import HistoryScorer, history_scorer
 from delrec.data.prepared import Data
+from delrec.lm import new_items
 from delrec.lm.ragged import ragged
 from delrec.lm.ranker import Ranker, open_run, reads_all, score_catalogue, score_tails
 from delrec.lm.reading import Start, read_prefix
@@ -45,8 +45,6 @@ UNSEEN = Wanted()
 # f(histories as item ids, oldest first; what is wanted) -> scores float32 (B, I+1) of all items;
 # -inf: padding, and what was not ranked; what is not wanted may have one
 ScoresAfter = Callable[[list[np.ndarray], Wanted], np.ndarray]
-# f(histories, what is wanted) -> the items that are ranked after each
-Choose = Callable[[list[np.ndarray], Wanted], list[np.ndarray] | np.ndarray]
 
 
 def ranking(
@@ -73,13 +71,12 @@ def run_scorer(
     0: all items. said: is its progress printed?
     """
     if run.stage == "train_backbone":
-        scores_after = history_scorer(run)
-        return lambda olds, _: scores_after(olds)
+        return BackboneScorer(history_scorer(run))
     ranker, penalty_I = open_run(run, data, ranks.device, shard)
     if reads_all(ranker):
         with torch.no_grad():
             start = read_prefix(ranker.lm, ranker.prompts.prefix, ranker.P, ranker.cache)
-        return partial(scores_in_one_pass, ranker, start, penalty_I)
+        return OnePass(run, ranker, penalty_I, ranks, start)
     # a prompt that lists its candidates ranks as many as it was trained with
     size = min(pool or run.C, run.C) if ranker.show else pool
     if ranker.show and size < (pool or data.n_items) and ranks.main and said:
@@ -90,8 +87,7 @@ def run_scorer(
         )
     choose = pool_chooser(run, data, size, ranker.show)
     width = size if ranker.show else min(50, data.n_items)
-    name = "rank" if said else None
-    return partial(scores_of_pool, PoolRanker(ranker, penalty_I, choose, width, ranks, name))
+    return PoolRanker(run, ranker, penalty_I, ranks, choose, width, "rank" if said else None)
 
 
 def has_probabilities(run: Run) -> bool:
@@ -127,58 +123,164 @@ def log_sums(s_BI: np.ndarray) -> np.ndarray:
     return np.log(np.exp(s_BI - most_B1).sum(1)) + most_B1[:, 0]
 
 
-def scores_in_one_pass(
-    ranker: Ranker, start: Start, penalty_I: np.ndarray, olds: list[np.ndarray], _: Wanted
-) -> np.ndarray:
-    """Scores (B, I+1) by an LM that reads one state. start: its prefix, already read."""
-    tails, _ = ranker.prompts.histories(ragged([old[-ranker.history :] for old in olds]))
-    return score_catalogue(ranker, start, tails) - penalty_I
+# ---------------------------------------------------------------- the kinds of run
 
 
-@dataclass
+# rows(table (I+1, X)) of a table of the trained items -> the added items' own (A, X)
+RowsOf = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class BackboneScorer:
+    """A conventional model."""
+
+    scorer: HistoryScorer
+
+    def __call__(self, olds: list[np.ndarray], wanted: Wanted) -> np.ndarray:
+        """Scores (B, I+1) of every item."""
+        return self.scorer(olds)
+
+    def with_items(self, titles: list[str], rows_of: RowsOf) -> "BackboneScorer":
+        """The same with items that training never saw."""
+        return BackboneScorer(self.scorer.with_items(rows_of))
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """An LM that reads one state for the whole catalogue."""
+
+    run: Run
+    ranker: Ranker
+    penalty_I: np.ndarray  # what each item's score is lowered by
+    ranks: Ranks  # the processes
+    start: Start  # the prompts' prefix, already read
+
+    def __call__(self, olds: list[np.ndarray], wanted: Wanted) -> np.ndarray:
+        """Scores (B, I+1) of every item."""
+        shown = ragged([old[-self.ranker.history :] for old in olds])
+        tails, _ = self.ranker.prompts.histories(shown)
+        return score_catalogue(self.ranker, self.start, tails) - self.penalty_I
+
+    def with_items(self, titles: list[str], rows_of: RowsOf) -> "OnePass":
+        """The same with items that training never saw."""
+        return replace(self, **grown_parts(self, titles, rows_of))
+
+
+@dataclass(frozen=True)
 class PoolRanker:
     """An LM that scores some items after a history, a block of them a prompt."""
 
+    run: Run
     ranker: Ranker
     penalty_I: np.ndarray  # what each item's score is lowered by
-    choose: Choose  # f(histories, what is wanted) -> the items that it ranks after each
-    width: int  # items of a block
     ranks: Ranks  # the processes
-    name: str | None = None  # of its progress; None: nothing is printed
+    choose: "Chooser"  # the items that it ranks after each history
+    width: int  # items of a block
+    name: str | None  # of its progress; None: nothing is printed
 
-
-def scores_of_pool(pool: PoolRanker, olds: list[np.ndarray], wanted: Wanted) -> np.ndarray:
-    """Scores (B, I+1) of the chosen items after each history; -inf for all others."""
-    ranker, width = pool.ranker, pool.width
-    blocks, owner = [], []
-    for b, items in enumerate(pool.choose(olds, wanted)):
-        # np.resize repeats the first items in the last block
-        for block in np.resize(items, (-(-len(items) // width), width)):
-            blocks.append(block)
-            owner.append(b)
-    s_BI = np.full((len(olds), ranker.data.n_items + 1), -np.inf, np.float32)
-    if not blocks:
+    def __call__(self, olds: list[np.ndarray], wanted: Wanted) -> np.ndarray:
+        """Scores (B, I+1) of the chosen items after each history; -inf for all others."""
+        s_BI = np.full((len(olds), self.ranker.data.n_items + 1), -np.inf, np.float32)
+        chosen = self.choose(olds, wanted)
+        if self.ranker.trained is None:
+            self.score_blocks(self.ranker, self.blocks(chosen), olds, s_BI)
+            return s_BI
+        # the trained items in prompts of their own: their scores are the bits that they were
+        last = len(self.ranker.trained.ptr) - 2
+        trained = replace(self.ranker, titles=self.ranker.trained)
+        old = [items[items <= last] for items in chosen]
+        self.score_blocks(trained, self.blocks(old), olds, s_BI)
+        new = [items[items > last] for items in chosen]
+        beside = s_BI.copy()
+        self.score_blocks(self.ranker, self.blocks(new, beside=old), olds, beside)
+        s_BI[:, last + 1 :] = beside[:, last + 1 :]
         return s_BI
-    shown = [olds[b][-ranker.history :] for b in owner]
-    tails, _ = ranker.prompts.histories(ragged(shown), np.array(blocks))
-    score_nC = score_tails(ranker, tails, np.array(blocks), pool.ranks, pool.name)
-    for b, block, score_C in zip(owner, blocks, score_nC):
-        s_BI[b, block] = score_C - pool.penalty_I[block]
-    return s_BI
+
+    def blocks(
+        self, chosen: list[np.ndarray], beside: list[np.ndarray] | None = None
+    ) -> list[tuple[int, np.ndarray]]:
+        """(history, items of a prompt) of the items chosen for each. beside: what a prompt that
+        lists its candidates lists in front of new ones.
+        """
+        width, found = self.width, []
+        for b, items in enumerate(chosen):
+            ahead = np.zeros(0, np.int64)
+            if beside is not None and self.ranker.show:
+                ahead = np.asarray(beside[b][: width - max(1, width // 3)])
+            free = width - len(ahead)
+            # np.resize repeats the first items in the last block
+            for block in np.resize(items, (-(-len(items) // free), free)):
+                found.append((b, np.concatenate([ahead, block])))
+        return found
+
+    def score_blocks(
+        self,
+        ranker: Ranker,
+        blocks: list[tuple[int, np.ndarray]],
+        olds: list[np.ndarray],
+        s_BI: np.ndarray,
+    ) -> None:
+        """Writes the scores of blocks of items into s_BI."""
+        if not blocks:
+            return
+        cand_nC = np.array([block for _, block in blocks]).astype(np.int64)
+        shown = ragged([olds[b][-ranker.history :] for b, _ in blocks])
+        tails, _ = ranker.prompts.histories(shown, cand_nC)
+        score_nC = score_tails(ranker, tails, cand_nC, self.ranks, self.name)
+        for (b, _), block, score_C in zip(blocks, cand_nC, score_nC):
+            s_BI[b, block] = score_C - self.penalty_I[block]
+
+    def with_items(self, titles: list[str], rows_of: RowsOf) -> "PoolRanker":
+        """The same with items that training never saw."""
+        choose = self.choose.with_items(len(titles), rows_of)
+        return replace(self, choose=choose, **grown_parts(self, titles, rows_of))
 
 
-def pool_chooser(run: Run, data: Data, size: int, listed: bool = False) -> Choose:
-    """f(histories, Wanted) -> the items an LM ranks after each: the `size` best of its backbone
-    among those that are wanted, or all of those (size 0; Wanted.each). listed: it cannot rank the
-    whole catalogue.
+def grown_parts(of: OnePass | PoolRanker, titles: list[str], rows_of: RowsOf) -> dict:
+    """The ranker and the penalty of an LM with items that training never saw."""
+    ranker = new_items.with_items(of.ranker, titles, rows_of)
+    calibration = getattr(of.run, "calibration", 0)
+    penalty_I = new_items.grown_penalty(ranker, of.penalty_I, calibration, of.ranks)
+    return {"ranker": ranker, "penalty_I": penalty_I}
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Which items an LM ranks after each history: the `size` best of its backbone among those that
+    are wanted, or all of those (no scorer; Wanted.each); as many of the added ones beside them.
     """
 
-    def all_wanted(olds, wanted):
-        s_BI = wanted.mask(np.zeros((len(olds), data.n_items + 1), np.float32), olds)
-        return [np.flatnonzero(s_I == 0) for s_I in s_BI]
+    n_items: int  # of the catalogue, with the added ones
+    trained: int  # without
+    size: int
+    scorer: Callable[[list[np.ndarray]], np.ndarray] | None  # the backbone
 
+    def __call__(self, olds: list[np.ndarray], wanted: Wanted) -> list[np.ndarray]:
+        """The items after each history, the best first."""
+        if self.scorer is None or wanted.each:
+            s_BI = wanted.mask(np.zeros((len(olds), self.n_items + 1), np.float32), olds)
+            return [np.flatnonzero(s_I == 0) for s_I in s_BI]
+        s_BI = wanted.mask(self.scorer(olds), olds)
+        return [self.best(s_I) for s_I in s_BI]
+
+    def best(self, s_I: np.ndarray) -> np.ndarray:
+        """The best trained items, and behind them the best of the added ones."""
+        first = self.trained + 1
+        new = best_of(s_I[first:], self.size) + first
+        return np.concatenate([best_of(s_I[:first], self.size), new])
+
+    def with_items(self, n: int, rows_of: RowsOf) -> "Chooser":
+        """The same with n items that training never saw."""
+        scorer = self.scorer and self.scorer.with_items(rows_of)
+        return replace(self, n_items=self.trained + n, scorer=scorer)
+
+
+def pool_chooser(run: Run, data: Data, size: int, listed: bool = False) -> Chooser:
+    """Which items an LM ranks after each history: the `size` best of its backbone (0: the whole
+    catalogue). listed: it cannot rank the whole catalogue.
+    """
     if not size or size >= data.n_items:
-        return all_wanted
+        return Chooser(data.n_items, data.n_items, size, None)
     own = getattr(run, "backbone_run", None)
     folder = Path(own or folder_of("runs", f"{data.folder_name}/sasrec"))
     or_all = "" if listed else ", or give --pool 0 (slower)"
@@ -188,15 +290,7 @@ def pool_chooser(run: Run, data: Data, size: int, listed: bool = False) -> Choos
             f"train_backbone.py{or_all}"
         )
     try:
-        scores_after = history_scorer(load_run(folder, data))
+        scorer = history_scorer(load_run(folder, data))
     except click.ClickException as refused:
         stop(f"{refused.message}{or_all}")
-
-    def best(olds, wanted):
-        if wanted.each:
-            return all_wanted(olds, wanted)
-        s_BI = wanted.mask(scores_after(olds), olds)
-        best_BK = np.argsort(-s_BI, axis=1, kind="stable")[:, :size]
-        return [best[np.isfinite(s_I[best])] for s_I, best in zip(s_BI, best_BK)]
-
-    return best
+    return Chooser(data.n_items, data.n_items, size, scorer)

@@ -11,7 +11,7 @@ several threads at once.
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -24,7 +24,8 @@ from delrec.runtime import Run, load_run
 from delrec.serving.answerer import Answerer, stop_without_history
 from delrec.serving.asking import questions
 from delrec.serving.catalogue import Catalogue
-from delrec.serving.ranking import Wanted, run_scorer
+from delrec.serving.new_items import TitleMap
+from delrec.serving.ranking import ScoresAfter, Wanted, run_scorer
 from delrec.serving.results import Answer, Answers, Refused
 
 
@@ -64,6 +65,8 @@ class Recommender:
     def __init__(self, now: Answerer):
         self.now = now  # replaced, never changed, when items are added
         self.adding = threading.Lock()
+        self.trained: ScoresAfter | None = None  # the model, before items were added
+        self.map: TitleMap | None = None  # from titles to vectors, fitted once
 
     @classmethod
     @in_python
@@ -143,3 +146,26 @@ class Recommender:
             for question, s_I, log_sum in now.scored(asked, wanted)
         )
         return Answers(answers) if many else answers[0]
+
+    # ------------------------------------------------ items without a history
+
+    @in_python
+    def add_items(self, items: Mapping[str, str]) -> None:
+        """From now on also ranks items that training never saw, {raw id: title}.
+
+        An LM on titles reads the title. A backbone, and an LM on vectors, is given a vector made of
+        its words (new_items.py). The scores of all others stay, bit for bit; answers say which
+        items are new.
+        """
+        with self.adding:
+            now = self.now
+            added = now.catalogue.added | now.catalogue.new_titles(items)
+            self.trained = self.trained or now.open()
+            self.map = self.map or TitleMap(now.catalogue.data)
+            titles, title_map = list(added.values()), self.map
+            with now.turn:
+                scorer = self.trained.with_items(
+                    titles, lambda table: title_map.rows_of(table, titles)
+                )
+            self.now = Answerer(Catalogue(now.catalogue.data, added), lambda: scorer, now.run)
+            self.now.turn = now.turn  # it is the same LM

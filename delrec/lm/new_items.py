@@ -1,0 +1,41 @@
+"""Items that an LM never saw in training: their titles are read, their vectors are given."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from delrec.lm.calibration import neutral_scores
+from delrec.lm.prompts import Prompts
+from delrec.lm.ranker import Ranker
+from delrec.lm.titles import with_more
+from delrec.processes import Ranks
+
+
+def with_items(r: Ranker, titles: list[str], rows_of: Callable[[np.ndarray], np.ndarray]) -> Ranker:
+    """The ranker with items behind the trained ones, whose scores it does not change.
+
+    rows_of(table (I+1, X)) gives the new items' rows (A, X) of a table of the trained ones'; it is
+    asked by an LM on vectors. r: a ranker without added items.
+    """
+    lm = r.lm
+    if lm.items is not None:
+        rows = torch.from_numpy(rows_of(lm.items.E.cpu().numpy()))
+        lm.set_items(replace(lm.items, new=rows.to(lm.device)))
+    data = replace(r.data, titles=[*r.data.titles, *titles], n_items=r.data.n_items + len(titles))
+    grown = with_more(lm, r.titles, titles, r.settings["max_title"])
+    k, shown = 0 if r.P is None else len(r.P), r.settings.get("input", "titles")
+    prompts = Prompts(lm, data, grown, r.settings, k, shown)
+    return replace(r, data=data, titles=grown, prompts=prompts, trained=r.titles)
+
+
+def grown_penalty(r: Ranker, penalty_I: np.ndarray, calibration: float, ranks: Ranks) -> np.ndarray:
+    """What calibration subtracts from each item's score (I+1,), the added ones' behind. r: with
+    added items; penalty_I: of the trained ones.
+    """
+    new_A = np.arange(len(penalty_I), r.data.n_items + 1)
+    neutral_A = np.zeros(len(new_A), np.float32)
+    if calibration:
+        neutral_A = neutral_scores(r, ranks, new_A)[new_A]
+    return np.concatenate([penalty_I, calibration * neutral_A]).astype(np.float32)

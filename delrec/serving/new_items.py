@@ -1,0 +1,70 @@
+"""Items without a history: vectors from their titles' words, by a map fitted on the trained items.
+
+Ridge regression: with X the bags of words of the trained items' titles and Y their rows of a table
+(item vectors, and biases where a model has them), W is the least |X W - Y|^2 + r |W|^2, and a new
+title x has the row mean(Y) + x W. Conjugate gradients solve it: X is sparse, and stays so.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+from delrec.data.counts import popularity
+from delrec.data.prepared import Data
+from delrec.data.words import Words
+
+RIDGE = 1.0  # r, where a title has norm 1
+STEPS = 60  # of conjugate gradients, at most
+CLOSE = 1e-4  # share of the first residual at which they end
+
+
+class TitleMap:
+    """From titles to rows of any table of the trained items."""
+
+    def __init__(self, data: Data):
+        self.items = np.flatnonzero(popularity(data)[1:]) + 1  # those that training saw
+        titles = [data.titles[i] for i in self.items]
+        self.words = Words(titles)
+        self.X = self.bags(titles)
+        self.fitted: dict[str, torch.Tensor] = {}  # W by the table it was fitted to
+
+    def bags(self, titles: list[str]) -> torch.Tensor:
+        """The words of titles, sparse fp32 (n, V)."""
+        id_nT, weight_nT = self.words.bags(titles)
+        row, column = np.nonzero(weight_nT)
+        at = torch.from_numpy(np.stack([row, id_nT[row, column]]))
+        shape = (len(titles), max(len(self.words), 1))
+        weights = torch.from_numpy(weight_nT[row, column])
+        return torch.sparse_coo_tensor(at, weights, shape, check_invariants=False).coalesce()
+
+    def rows_of(self, table: np.ndarray, titles: list[str]) -> np.ndarray:
+        """Rows float32 (A, X) of titles in a table (I+1, X) of the trained items."""
+        Y = torch.from_numpy(np.ascontiguousarray(table[self.items], np.float32))
+        mean = Y.mean(0)
+        name = hashlib.sha256(Y.numpy().data).hexdigest()
+        if name not in self.fitted:
+            self.fitted[name] = ridge(self.X, Y - mean)
+        return (mean + torch.sparse.mm(self.bags(titles), self.fitted[name])).numpy()
+
+
+def ridge(X: torch.Tensor, Y: torch.Tensor, r: float = RIDGE) -> torch.Tensor:
+    """W (V, E), the least |X W - Y|^2 + r |W|^2: conjugate gradients, each column on its own. X:
+    sparse (n, V); Y: (n, E).
+    """
+    Xt = X.t().coalesce()
+    W = torch.zeros(X.shape[1], Y.shape[1])
+    left = torch.sparse.mm(Xt, Y)  # the residual of (X'X + r) W = X'Y
+    way, square_E = left.clone(), (left * left).sum(0)
+    enough_E = square_E * CLOSE**2
+    for _ in range(STEPS):
+        if (square_E <= enough_E).all():
+            break
+        moved = torch.sparse.mm(Xt, torch.sparse.mm(X, way)) + r * way
+        step_E = square_E / (way * moved).sum(0).clamp(min=1e-30)
+        W += step_E * way
+        left -= step_E * moved
+        now_E = (left * left).sum(0)
+        way = left + now_E / square_E.clamp(min=1e-30) * way
+        square_E = now_E
+    return W

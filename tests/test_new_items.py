@@ -1,0 +1,107 @@
+"""Recommender.add_items: items that training never saw, for every kind of run."""
+
+import numpy as np
+import pytest
+import torch
+from recommenders import recommender_of
+
+from delrec import Recommender
+from delrec.serving.new_items import TitleMap, ridge
+
+KINDS = {
+    "SASRec": "sasrec",
+    "a taught SASRec": "taught",
+    "an LM on titles, in one pass": "one_pass",
+    "an LM on titles, title by title": "by_title",
+    "an LM that lists candidates": "listing",
+    "an LM on vectors": "teacher",
+    "SLMRec": "student",
+    "an LM on both": "hybrid",
+    "a plain LM": "plain_lm",
+}
+NEW = {"n1": "The Silver River Returns", "n2": "x" * 10_000, "n3": "Golden Orchard zzz"}
+OLDS = [["3", "9"], ["12"], [str(i) for i in range(20, 60)]]
+
+
+@pytest.fixture
+def load(request, on_cpu):
+    """load(kind) -> the recommender of a run of that kind, which ranks 9 of a pool."""
+
+    def recommender(kind):
+        pool = 0 if kind == "a plain LM" else 9  # nobody says which backbone is its own
+        return Recommender.load(request.getfixturevalue(KINDS[kind]), pool=pool)
+
+    return recommender
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_added_items_are_ranked_and_change_nobody_s_score(kind, load):
+    rec = load(kind)
+    before = rec.recommend(ids=OLDS, top=60)
+    candidates = [str(i) for i in range(1, 41)]
+    scored = rec.score(ids=OLDS, candidates=candidates)
+    assert not before[0].new and all(a.items for a in before)
+    rec.add_items(NEW)
+    after = rec.recommend(ids=OLDS, top=80)
+    for a, b in zip(before, after):
+        assert [x for x in b.items if not x.is_new] == list(a.items)  # to the last bit
+        assert sorted(b.new) == ["n1", "n2", "n3"]
+        assert all(np.isfinite(x.score) and x.probability is None for x in b.items if x.is_new)
+    again = rec.score(ids=OLDS, candidates=[*candidates, *NEW])
+    for a, b in zip(scored, again):
+        assert b.items[:40] == a.items and b.new == list(NEW)
+
+
+@pytest.mark.parametrize("kind", ["SASRec", "an LM on titles, in one pass", "an LM on vectors"])
+def test_added_items_can_stand_in_a_history_and_more_can_follow(kind, load):
+    rec = load(kind)
+    rec.add_items({"n1": NEW["n1"]})
+    first = rec.recommend(ids=["3", "n1"], top=60)
+    assert first.history == ("3", "n1") and "n1" not in first.ids and not first.popular
+    assert first.items != rec.recommend(ids=["3"], top=60).items
+    assert rec.recommend(["the silver river returns"]).history == ("n1",)
+    rec.add_items({"n3": NEW["n3"]})
+    assert rec.recommend(ids=["3", "n1"], top=60, exclude=["n3"]).items == first.items
+    only = rec.recommend(ids=["3"], only=["n1", "n3"])
+    assert sorted(only.ids) == ["n1", "n3"] == sorted(only.new)
+
+
+def test_a_vector_that_the_words_of_titles_make_is_found_again(toy):
+    words = TitleMap(toy)
+    W = torch.randn(len(words.words), 5, generator=torch.Generator().manual_seed(0))
+    table = np.zeros((61, 5), np.float32)
+    table[words.items] = (words.bags([toy.titles[i] for i in words.items]) @ W).numpy() + 3
+    found = words.rows_of(table, ["Golden Machine (1994)", "zzzz qqqq"])
+    mean = table[words.items].mean(0)
+    np.testing.assert_allclose(found[1], mean, atol=1e-5)  # words that nobody knows: the mean
+    want = (words.bags(["Golden Machine (1994)"]) @ W).numpy()[0] + 3
+    assert np.corrcoef(found[0] - mean, want - mean)[0, 1] > 0.7
+
+
+def test_the_map_is_the_ridge_regression_of_a_formula():
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(30, 8)) * (rng.random((30, 8)) < 0.4)
+    Y = rng.normal(size=(30, 3))
+    want = np.linalg.solve(X.T @ X + 0.7 * np.eye(8), X.T @ Y)
+    got = ridge(torch.tensor(X, dtype=torch.float32).to_sparse(), torch.tensor(Y).float(), 0.7)
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
+
+
+BAD = {
+    "no items": ({}, "expected {id: title}"),
+    "a list": (["n1"], "expected {id: title}"),
+    "one that is there": ({"3": "A title"}, "the item '3' is there already"),
+    "no title": ({"n9": "  "}, "the item 'n9' has the title '  '"),
+    "not a number": ({"n9": float("nan")}, "the item 'n9' has the title nan"),
+    "not a number for an id": ({float("nan"): "A title"}, "add_items is nan"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_added_is_a_sentence_and_adds_nothing(case, toy):
+    given, says = BAD[case]
+    rec = recommender_of(toy)
+    now = rec.now
+    with pytest.raises(ValueError) as refused:
+        rec.add_items(given)
+    assert says in str(refused.value) and rec.now is now
