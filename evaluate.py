@@ -64,7 +64,7 @@ from delrec.lm import export
 from delrec.lm.model import located
 from delrec.processes import Ranks, finish, setup
 from delrec.runtime import Run, described, must_be_writable, read_json, stop, write_json
-from delrec.serving.answers import answer_file, answer_history
+from delrec.serving.answers import answer_file, answer_history, answer_similar
 from delrec.serving.catalogue import Catalogue
 from delrec.serving.latency import latencies, parameters
 from delrec.serving.options import answer_options, options_of
@@ -87,6 +87,7 @@ def asks_one_run(cfg: SimpleNamespace) -> str | None:
         "--history": cfg.history is not None,
         "--history-json": cfg.history_json is not None,
         "--user": cfg.user is not None,
+        "--similar": cfg.similar is not None,
         "--serve": cfg.file,
         "--export": cfg.export,
         "--probe": cfg.probe,
@@ -100,8 +101,8 @@ def asks_one_run(cfg: SimpleNamespace) -> str | None:
 def answer_as_one_run(
     flag: str, runs: list[Run], data: Data, cfg: SimpleNamespace, ranks: Ranks
 ) -> None:
-    """Ranked titles (--history, --user, --serve), lists for a student (--export), or what a soft
-    prompt learnt (--probe).
+    """Ranked titles (--history, --user, --similar, --serve), lists for a student (--export), or
+    what a soft prompt learnt (--probe).
     """
     if len(runs) != 1:
         stop(f"{flag} is answered by one run, {len(runs)} were given; pass one --ckpt")
@@ -117,6 +118,8 @@ def answer_as_one_run(
         answer_history(recommender.now, ranks, options_of(cfg), history=history)
     elif flag == "--user":
         answer_history(recommender.now, ranks, options_of(cfg), user=cfg.user)
+    elif flag == "--similar":
+        answer_similar(recommender.now, ranks, options_of(cfg), cfg.similar)
     elif flag == "--serve":
         answer_file(recommender.now, ranks, options_of(cfg), cfg.file, cfg.out)
     elif flag == "--export":

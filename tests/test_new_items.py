@@ -6,7 +6,7 @@ import torch
 from recommenders import recommender_of
 
 from delrec import Recommender
-from delrec.serving.new_items import TitleMap, ridge
+from delrec.serving.new_items import TitleMap, ridge, sparse_bags
 
 KINDS = {
     "SASRec": "sasrec",
@@ -70,11 +70,13 @@ def test_a_vector_that_the_words_of_titles_make_is_found_again(toy):
     words = TitleMap(toy)
     W = torch.randn(len(words.words), 5, generator=torch.Generator().manual_seed(0))
     table = np.zeros((61, 5), np.float32)
-    table[words.items] = (words.bags([toy.titles[i] for i in words.items]) @ W).numpy() + 3
+    table[words.items] = (
+        sparse_bags(words.words, [toy.titles[i] for i in words.items]) @ W
+    ).numpy() + 3
     found = words.rows_of(table, ["Golden Machine (1994)", "zzzz qqqq"])
     mean = table[words.items].mean(0)
     np.testing.assert_allclose(found[1], mean, atol=1e-5)  # words that nobody knows: the mean
-    want = (words.bags(["Golden Machine (1994)"]) @ W).numpy()[0] + 3
+    want = (sparse_bags(words.words, ["Golden Machine (1994)"]) @ W).numpy()[0] + 3
     assert np.corrcoef(found[0] - mean, want - mean)[0, 1] > 0.7
 
 

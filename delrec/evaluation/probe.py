@@ -20,9 +20,10 @@ from delrec.data.prepared import Data, candidates, histories, subset, users
 from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
 from delrec.evaluation.stats import difference, interval
 from delrec.evaluation.wording import p_text
+from delrec.lm.attention import PARTS, attention_from, labelled_prompt, telling
 from delrec.lm.model import LM
 from delrec.lm.ranker import Ranker, listing, make_ranker, open_run, score_samples
-from delrec.lm.text import MASK, SLOT, embed, random_soft_prompt, token_scale
+from delrec.lm.text import random_soft_prompt, token_scale
 from delrec.processes import Ranks
 from delrec.runtime import Run, load_run, read_npy, stop, write_json
 from delrec.training.log import Log
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 24  # prompts whose attention is looked at
-PARTS = ("instruction", "soft prompt", "history", "the rest")  # of a prompt
 
 
 # ---------------------------------------------------------------- how near two rankings are
@@ -102,62 +102,18 @@ def attention_shares(
     mask): means over layers, heads and samples. A decoder-only or an encoder LM, an
     encoder-decoder's encoder.
     """
-    model = r.lm.model
-    model.eval()
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # the one that tells its weights
     paid, tokens = np.zeros(len(PARTS)), np.zeros(len(PARTS))
     log = Log(None, len(samples), "attention", ranks, "prompt")
-    for n, old in enumerate(histories(r.data, samples, r.history)):
-        prompt = labelled_prompt(r, old[old > 0], cand_nC[n])
-        w_Q = attention_from(r, prompt)
-        paid += np.bincount(prompt.part_Q, w_Q, len(PARTS)) / w_Q.sum()
-        tokens += np.bincount(prompt.part_Q, minlength=len(PARTS)) / len(prompt.part_Q)
-        log.step(n + 1)
+    with telling(r.lm.model):
+        for n, old in enumerate(histories(r.data, samples, r.history)):
+            prompt = labelled_prompt(r, old[old > 0], cand_nC[n])
+            w_Q = attention_from(r, prompt)
+            paid += np.bincount(prompt.part_Q, w_Q, len(PARTS)) / w_Q.sum()
+            tokens += np.bincount(prompt.part_Q, minlength=len(PARTS)) / len(prompt.part_Q)
+            log.step(n + 1)
     log.close()
-    model.set_attn_implementation(before)
     paid, tokens = paid / len(samples), tokens / len(samples)
     return {part: (float(a), float(t)) for part, a, t in zip(PARTS, paid, tokens)}
-
-
-@dataclass
-class LabelledPrompt:
-    """A prompt's tokens, and of which part each is."""
-
-    id_Q: np.ndarray  # what the LM is given
-    part_Q: np.ndarray  # a place in PARTS
-    read_at: int  # the token whose state is read
-
-
-def labelled_prompt(r: Ranker, old: np.ndarray, cand_C: np.ndarray) -> LabelledPrompt:
-    """The prompt of one history, as the LM is given it."""
-    tail, at = r.prompts.history(old, cand_C)
-    prefix = r.prompts.prefix
-    ids = np.concatenate([prefix, tail])
-    part = np.full(len(ids), PARTS.index("the rest"))
-    # the prefix's last token begins the tail
-    part[: len(prefix) + 1] = PARTS.index("instruction")
-    part[np.flatnonzero(ids == SLOT)] = PARTS.index("soft prompt")
-    part[len(prefix) + at] = PARTS.index("history")
-    mask = int(np.flatnonzero(ids == MASK)[0])
-    if r.lm.kind == "decoder":  # what is read is the state before the mask
-        return LabelledPrompt(ids[:-1], part[:-1], mask - 1)
-    ids = np.concatenate([np.where(ids == MASK, r.lm.mask_id, ids), r.lm.end]).astype(np.int64)
-    end = np.full(len(r.lm.end), PARTS.index("the rest"))
-    return LabelledPrompt(ids, np.concatenate([part, end]), mask)
-
-
-def attention_from(r: Ranker, prompt: LabelledPrompt) -> np.ndarray:
-    """The attention (Q,) that the place where the LM is read pays to each token: the mean over
-    heads, then over layers."""
-    lm = r.lm
-    body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.body
-    more = {"use_cache": False} if lm.kind == "decoder" else {}
-    out = body(
-        inputs_embeds=embed(lm, np.asarray(prompt.id_Q)[None], r.P), output_attentions=True, **more
-    )
-    layers = [a[0, :, prompt.read_at].float().mean(0) for a in out.attentions]
-    return torch.stack(layers).mean(0).cpu().numpy()
 
 
 # ---------------------------------------------------------------- the causal test

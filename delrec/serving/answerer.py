@@ -1,10 +1,11 @@
 """How one state of a recommender answers: its items, its model, and nothing that changes."""
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from delrec.serving.catalogue import Catalogue, Filters
 from delrec.serving.lookup import Unknown
 from delrec.serving.ranking import ScoresAfter, Wanted, best_of, has_probabilities, log_sums
 from delrec.serving.results import Answer, Item, Refused
+from delrec.serving.vectors import Likeness, likeness_of
 
 CELLS = 2**22  # scores that exist at once
 MOST = 256  # histories that are scored at once
@@ -72,9 +74,7 @@ class Answerer:
         None where the run has no probabilities), some questions at a time.
         """
         known = [question for question in asked if question.found.items]
-        batch = max(1, min(MOST, CELLS // (self.catalogue.n_items + 1)))
-        popular = None
-        scores = self.scores_of(known, wanted, batch)
+        popular, scores = None, self.scores_of(known, wanted)
         for question in asked:
             if question.found.items:
                 yield question, *next(scores)
@@ -85,9 +85,10 @@ class Answerer:
             yield question, popular, None
 
     def scores_of(
-        self, asked: list[Question], wanted: Wanted, batch: int
+        self, asked: list[Question], wanted: Wanted
     ) -> Iterator[tuple[np.ndarray, float | None]]:
-        """Yields the scores (I+1,) of questions with a history, and the log of their sum."""
+        """Yields the scores (I+1,) after histories, and the log of their sum, as scored does."""
+        batch = max(1, min(MOST, CELLS // (self.catalogue.n_items + 1)))
         scores_after = self.open() if asked else None
         for at in range(0, len(asked), batch):
             olds = [np.array(q.found.items, np.int64) for q in asked[at : at + batch]]
@@ -102,6 +103,21 @@ class Answerer:
             if self.has_probabilities:
                 log_sums_B = log_sums(s_BI[:, : self.catalogue.data.n_items + 1]).tolist()
             yield from zip(wanted.mask(s_BI, olds), log_sums_B)
+
+    @functools.cached_property
+    def likeness(self) -> Likeness:
+        """What items are alike by."""
+        return likeness_of(self.run, self.catalogue)
+
+    def alike(self, asked: list[Question], plan: Plan) -> Iterator[Answer]:
+        """Yields the items that are most like the last item of each question."""
+        for question in asked:
+            stop_without_history(question)
+            item = question.found.items[-1]
+            cosine_I = plan.wanted.mask(self.likeness.cosines(item)[None].copy(), [[item]])[0]
+            items = self.items_of(best_of(cosine_I, plan.top), cosine_I, None)
+            answer = self.answer(question, items, plan.unknown, plan.top)
+            yield replace(answer, remarks=(*answer.remarks, f"alike by {self.likeness.by}"))
 
     def items_of(
         self, chosen: np.ndarray, s_I: np.ndarray, log_sum: float | None

@@ -12,7 +12,7 @@ from delrec.data.prepared import Data
 from delrec.processes import Ranks
 from delrec.runtime import stop
 from delrec.serving.answerer import Answerer, Plan
-from delrec.serving.asking import Question, questions
+from delrec.serving.asking import Question, found_of, questions
 from delrec.serving.lookup import Found
 from delrec.serving.output import AnswerFile, say, say_json
 from delrec.serving.requests import Request, catalogue_of, read_requests
@@ -89,6 +89,13 @@ def lines_of(answerer: Answerer, question: Question, answer: Answer) -> list[str
         *([f"left out: {unknown}"] if unknown else []),
         "history: " + " | ".join(titles[i] for i in question.found.items),
         "its ids: " + " | ".join(answer.history),
+        *ranked_lines(answer),
+    ]
+
+
+def ranked_lines(answer: Answer) -> list[str]:
+    """What is printed of the items of an answer."""
+    return [
         *(["no history is known: these are what most people took"] if answer.popular else []),
         *(
             f"{n:3}. {x.title}   {x.score:.3f}   id {x.id}"
@@ -98,6 +105,18 @@ def lines_of(answerer: Answerer, question: Question, answer: Answer) -> list[str
         *([f"note: {answer.short}"] if answer.short else []),
         *(f"note: {remark}" for remark in answer.remarks),
     ]
+
+
+def answer_similar(answerer: Answerer, ranks: Ranks, options: dict[str, Any], item: str) -> None:
+    """Prints the items most like one, a title or a raw id. options: as of Answerer.plan."""
+    with on_the_command_line():
+        plan = answerer.plan(**options)
+        found = found_of(answerer.catalogue, [item], "either")
+        answer = next(answerer.alike([Question(found)], plan))
+    if ranks.main:
+        title = answerer.catalogue.lookup.titles[found.items[-1]]
+        say(f"like: {title}   id {answer.history[0]}", *ranked_lines(answer))
+        say_json({"like": answer.history[0], "top": listed(answerer, answer)})
 
 
 # ---------------------------------------------------------------- a file of histories

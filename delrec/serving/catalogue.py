@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from delrec.data.counts import Near, near_in_training
 from delrec.data.prepared import Data, item_columns, raw_user_ids
 from delrec.data.titles import clean_title
 from delrec.serving.lookup import Asked, Lookup, Unknown
+from delrec.serving.new_items import TitleMap
 from delrec.serving.results import Refused
 
 
@@ -28,6 +30,7 @@ class Catalogue:
 
     data: Data
     added: dict[str, str] = field(default_factory=dict)  # {raw id: title}
+    before: "Catalogue | None" = None  # of the folder's items alone, where there are added ones
 
     @cached_property
     def lookup(self) -> Lookup:
@@ -45,6 +48,21 @@ class Catalogue:
         blank = [""] * len(self.added)
         found = item_columns(self.data)
         return {name: np.array(["", *cells, *blank], object) for name, cells in found.items()}
+
+    @cached_property
+    def title_map(self) -> TitleMap:
+        """From titles to item vectors, fitted on the trained items; made once."""
+        return TitleMap(self.data) if self.before is None else self.before.title_map
+
+    @cached_property
+    def near(self) -> Near:
+        """How often two items stood within a few steps of each other in training."""
+        return near_in_training(self.data) if self.before is None else self.before.near
+
+    def with_items(self, items: Mapping[str, str]) -> "Catalogue":
+        """The catalogue with more items, {raw id: title}."""
+        added = self.added | self.new_titles(items)
+        return Catalogue(self.data, added, self.before or self)
 
     @cached_property
     def user_of(self) -> dict[str, int]:

@@ -26,17 +26,8 @@ class TitleMap:
         self.items = np.flatnonzero(popularity(data)[1:]) + 1  # those that training saw
         titles = [data.titles[i] for i in self.items]
         self.words = Words(titles)
-        self.X = self.bags(titles)
+        self.X = sparse_bags(self.words, titles)
         self.fitted: dict[str, torch.Tensor] = {}  # W by the table it was fitted to
-
-    def bags(self, titles: list[str]) -> torch.Tensor:
-        """The words of titles, sparse fp32 (n, V)."""
-        id_nT, weight_nT = self.words.bags(titles)
-        row, column = np.nonzero(weight_nT)
-        at = torch.from_numpy(np.stack([row, id_nT[row, column]]))
-        shape = (len(titles), max(len(self.words), 1))
-        weights = torch.from_numpy(weight_nT[row, column])
-        return torch.sparse_coo_tensor(at, weights, shape, check_invariants=False).coalesce()
 
     def rows_of(self, table: np.ndarray, titles: list[str]) -> np.ndarray:
         """Rows float32 (A, X) of titles in a table (I+1, X) of the trained items."""
@@ -45,7 +36,17 @@ class TitleMap:
         name = hashlib.sha256(Y.numpy().data).hexdigest()
         if name not in self.fitted:
             self.fitted[name] = ridge(self.X, Y - mean)
-        return (mean + torch.sparse.mm(self.bags(titles), self.fitted[name])).numpy()
+        return (mean + torch.sparse.mm(sparse_bags(self.words, titles), self.fitted[name])).numpy()
+
+
+def sparse_bags(words: Words, titles: list[str]) -> torch.Tensor:
+    """The words of titles, weighted, sparse fp32 (n, V)."""
+    id_nT, weight_nT = words.bags(titles)
+    row, column = np.nonzero(weight_nT)
+    at = torch.from_numpy(np.stack([row, id_nT[row, column]]))
+    weights = torch.from_numpy(weight_nT[row, column])
+    shape = (len(titles), max(len(words), 1))
+    return torch.sparse_coo_tensor(at, weights, shape, check_invariants=False).coalesce()
 
 
 def ridge(X: torch.Tensor, Y: torch.Tensor, r: float = RIDGE) -> torch.Tensor:

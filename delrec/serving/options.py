@@ -19,6 +19,7 @@ answer_options = (
         help='the same as a JSON list: a title may hold \' | \', and {"id": "12"} is only an id',
     ),
     click.option("--user", help="the same for a user of the log, by the raw id"),
+    click.option("--similar", help="the items most like one, a title or a raw id"),
     click.option(
         "--top",
         default=10,

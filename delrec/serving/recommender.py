@@ -22,9 +22,9 @@ from delrec.data.prepared import load_data, load_data_of
 from delrec.processes import Ranks, own_device
 from delrec.runtime import Run, load_run
 from delrec.serving.answerer import Answerer, stop_without_history
-from delrec.serving.asking import questions
-from delrec.serving.catalogue import Catalogue
-from delrec.serving.new_items import TitleMap
+from delrec.serving.asking import Question, found_of, questions
+from delrec.serving.catalogue import Catalogue, listed
+from delrec.serving.explaining import Explanation, explanation
 from delrec.serving.ranking import ScoresAfter, Wanted, run_scorer
 from delrec.serving.results import Answer, Answers, Refused
 
@@ -37,13 +37,17 @@ class Who(TypedDict, total=False):
     users: Any  # several
 
 
-class Options(Who, total=False):
-    """What may be asked beside a history."""
+class Kept(TypedDict, total=False):
+    """Which items may be in an answer."""
 
     only: Any  # ids of the items that may be in the answer
     exclude: Any  # ids of items that may not
     where: dict[str, Any]  # {a further column of items.csv: the value, or several}
     keep_seen: bool  # may the items of the history be in it? False
+
+
+class Options(Who, Kept, total=False):
+    """What may be asked beside a history."""
 
 
 def in_python(method: Callable) -> Callable:
@@ -66,7 +70,6 @@ class Recommender:
         self.now = now  # replaced, never changed, when items are added
         self.adding = threading.Lock()
         self.trained: ScoresAfter | None = None  # the model, before items were added
-        self.map: TitleMap | None = None  # from titles to vectors, fitted once
 
     @classmethod
     @in_python
@@ -147,6 +150,38 @@ class Recommender:
         )
         return Answers(answers) if many else answers[0]
 
+    @in_python
+    def similar(self, item: Any, *, top: int = 10, **filters: Unpack[Kept]) -> Answer | Answers:
+        """The items most like one (a title or an id), or each of a list: the score is the cosine of
+        their vectors, the remark says which.
+        """
+        now = self.now
+        plan = now.plan(top, **filters)
+        many = not isinstance(item, str | Mapping) and listed(item) is not None
+        one_by_one = [[one] for one in listed(item)] if many else [[item]]
+        asked = [Question(found_of(now.catalogue, one, "either")) for one in one_by_one]
+        answers = tuple(now.alike(asked, plan))
+        return Answers(answers) if many else answers[0]
+
+    @in_python
+    def explain(
+        self, history: Any = None, item: Any = None, *, attention: bool = False, **who: Unpack[Who]
+    ) -> Explanation:
+        """What the score of an item (a title or an id) after a history rests on: by how much it is
+        lower without each item of the history, how often the two stood together in training, and,
+        if attention is asked, the share of the LM's attention.
+        """
+        now = self.now
+        asked, many = questions(now.catalogue, history, **who)
+        if many:
+            raise Refused("explain() was given several histories; give one at a time")
+        if item is None:
+            raise Refused("explain() was given no item; give a title or an id of the catalogue")
+        found = found_of(now.catalogue, [item], "either")
+        if not found.items:
+            raise Refused("; ".join(map(str, found.unknown)) or f"the item {item!r:.60} is blank")
+        return explanation(now, asked[0], found.items[0], attention)
+
     # ------------------------------------------------ items without a history
 
     @in_python
@@ -159,13 +194,14 @@ class Recommender:
         """
         with self.adding:
             now = self.now
-            added = now.catalogue.added | now.catalogue.new_titles(items)
+            catalogue = now.catalogue.with_items(items)
+            titles = list(catalogue.added.values())
             self.trained = self.trained or now.open()
-            self.map = self.map or TitleMap(now.catalogue.data)
-            titles, title_map = list(added.values()), self.map
+
+            def rows_of(table):
+                return catalogue.title_map.rows_of(table, titles)
+
             with now.turn:
-                scorer = self.trained.with_items(
-                    titles, lambda table: title_map.rows_of(table, titles)
-                )
-            self.now = Answerer(Catalogue(now.catalogue.data, added), lambda: scorer, now.run)
+                scorer = self.trained.with_items(titles, rows_of)
+            self.now = Answerer(catalogue, lambda: scorer, now.run)
             self.now.turn = now.turn  # it is the same LM
