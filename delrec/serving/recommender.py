@@ -21,6 +21,7 @@ import numpy as np
 from delrec.data.prepared import load_data, load_data_of
 from delrec.processes import Ranks, own_device
 from delrec.runtime import Run, load_run
+from delrec.serving import fitting
 from delrec.serving.answerer import Answerer, stop_without_history
 from delrec.serving.asking import Question, found_of, questions
 from delrec.serving.catalogue import Catalogue, listed
@@ -103,6 +104,29 @@ class Recommender:
         return cls(
             Answerer(catalogue, lambda: run_scorer(run, data, ranks, pool, shard, said), run)
         )
+
+    @classmethod
+    @in_python
+    def fit(
+        cls,
+        interactions: Any,
+        items: Any = None,
+        *,
+        name: str = "my-data",
+        model: str = "sasrec",
+        said: bool = False,
+        **flags: Any,
+    ) -> "Recommender":
+        """The recommender of a backbone that is trained on a log, in runs/<name>/<model> of the
+        current folder; the prepared data stand in data/<name>.
+
+        interactions: a path, or a frame of polars or pandas, with the columns user, item and
+        timestamp (or position). items: the same with item, title, and whatever answers are to be
+        filtered by; None: the titles are a column of the interactions. said: is the progress
+        printed? flags: those of data/prepare.py and train_backbone.py, as user_column="customer",
+        core=1, epochs=20, overwrite=True.
+        """
+        return cls.load(fitting.fit(interactions, items, name, model, said, flags))
 
     @property
     def run(self) -> Run:

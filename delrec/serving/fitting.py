@@ -1,0 +1,153 @@
+"""From a log to a trained backbone in one call: data/prepare.py and train_backbone.py, run as the
+command line runs them.
+
+They write under data/ and runs/ of the current folder, or where they are told; never beside the
+package.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from delrec import runtime
+from delrec.serving.results import Refused
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# keywords that are flags of data/prepare.py; all others are train_backbone.py's
+OF_PREPARE = {
+    *("user_column", "item_column", "time_column", "position_column", "title_column"),
+    *("time_format", "encoding", "drop_incomplete", "core", "split", "ties", "max_eval"),
+    *("noun", "verb"),
+}
+USUAL = {"user_column": "user", "item_column": "item", "title_column": "title"}
+
+
+def fit(
+    interactions: Any,
+    items: Any,
+    name: str,
+    model: str,
+    said: bool,
+    flags: dict[str, Any],
+) -> Path:
+    """The run folder of a backbone trained on a log: runs/<name>/<model> of the current folder, of
+    the prepared data/<name>. See Recommender.fit.
+    """
+    data, run = Path.cwd() / "data" / name, Path.cwd() / "runs" / name / model
+    to_prepare = {key: value for key, value in flags.items() if key in OF_PREPARE}
+    to_train = {key: value for key, value in flags.items() if key not in OF_PREPARE}
+    if "overwrite" in flags:
+        to_prepare["overwrite"] = flags["overwrite"]
+    with tempfile.TemporaryDirectory() as folder:
+        log = as_file(interactions, Path(folder) / "interactions.parquet", "interactions")
+        stop_unless_named(interactions, items, flags)
+        source = ["--interactions", str(log)]
+        if log.is_dir() and items is None:
+            source = ["--raw", str(log)]
+        elif items is not None:
+            source += ["--items", str(as_file(items, Path(folder) / "items.parquet", "items"))]
+        prepare = [name, *source, "--out", str(data), *as_flags(to_prepare)]
+        run_script(runtime.ROOT / script_of_prepare(), prepare, said)
+    train = ["--dataset", str(data), "--model", model, "--out", str(run), *as_flags(to_train)]
+    run_script(runtime.ROOT / "train_backbone.py", train, said)
+    return run
+
+
+def script_of_prepare() -> str:
+    """Where prepare.py stands: in a clone in data/, in an installed package within it."""
+    return next(
+        (p for p in ("data/prepare.py", "delrec/data/prepare.py") if (runtime.ROOT / p).exists()),
+        "data/prepare.py",
+    )
+
+
+def as_file(given: Any, path: Path, what: str) -> Path:
+    """A path as it is, made whole; a frame as a parquet file at `path`."""
+    if isinstance(given, str | os.PathLike):
+        file = Path(given).expanduser().absolute()
+        if not file.exists():
+            raise Refused(f"{what}: there is no {file}; give a file, a folder or a frame")
+        return file
+    frame_of(given, what).write_parquet(path)
+    return path
+
+
+def frame_of(given: Any, what: str) -> "pl.DataFrame":
+    """A frame of polars or pandas, or a dict of columns, as one of polars; no number is blank."""
+    import polars as pl
+
+    if isinstance(given, pl.LazyFrame):
+        given = given.collect()
+    if not isinstance(given, pl.DataFrame | Mapping) and hasattr(given, "to_dict"):
+        given = {str(name): list(given[name]) for name in given.columns}  # pandas
+    try:
+        frame = pl.DataFrame(given)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as bad:
+        raise Refused(
+            f"{what} cannot be read as a table ({str(bad).splitlines()[0][:100]}); give a path, a "
+            "polars or pandas frame, or a dict of columns"
+        ) from None
+    if not len(frame):
+        raise Refused(f"{what} has no rows")
+    return frame.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None))
+
+
+def stop_unless_named(interactions: Any, items: Any, flags: dict[str, Any]) -> None:
+    """Refuses frames without the columns that are read of them."""
+    user, item, title = (flags.get(key) or usual for key, usual in USUAL.items())
+    times = [flags.get("time_column") or "timestamp", flags.get("position_column") or "position"]
+    wanted = [(interactions, "interactions", [user, item], times)]
+    wanted += [(items, "items", [item, title], [])]
+    if items is None:
+        wanted = [(interactions, "interactions", [user, item, title], times)]
+    for given, what, names, one_of in wanted:
+        if given is None or isinstance(given, str | os.PathLike):
+            continue
+        have = list(map(str, getattr(given, "columns", given)))
+        lacking = [name for name in names if name not in have]
+        if one_of and not set(one_of) & set(have):
+            lacking.append(" or ".join(one_of))
+        if lacking:
+            raise Refused(
+                f"{what} has the columns {', '.join(have)} and lacks {', '.join(lacking)}; name "
+                "yours with user_column=, item_column=, time_column= and title_column="
+            )
+
+
+def as_flags(keywords: dict[str, Any]) -> list[str]:
+    """Keywords as flags of the command line: core=1 is --core 1, overwrite=True is --overwrite."""
+    flags = []
+    for key, value in keywords.items():
+        flag = f"--{key.replace('_', '-')}"
+        if value is True:
+            flags.append(flag)
+        elif value is not None and value is not False:
+            flags += [flag, str(value)]
+    return flags
+
+
+def run_script(script: Path, args: list[str], said: bool) -> None:
+    """Runs a script to its end; its refusal is ours. said: it prints what it prints."""
+    if not script.exists():
+        raise Refused(
+            f"this installation lacks {script.name}, which training needs; install from a clone: "
+            "pip install -e ."
+        )
+    shown = None if said else subprocess.PIPE
+    done = subprocess.run(
+        [sys.executable, str(script), *args],
+        stdout=shown,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        refusals = [line for line in lines if line.startswith("Error: ")]
+        raise Refused(f"{script.name}: {(refusals or lines)[-1].removeprefix('Error: ')}")

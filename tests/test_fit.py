@@ -1,0 +1,103 @@
+"""Recommender.fit: from frames or paths to a recommender, written under the current folder."""
+
+import polars as pl
+import pytest
+
+from delrec import Recommender
+from delrec.runtime import ROOT
+from delrec.serving import fitting
+from delrec.serving.results import Refused
+
+ROWS = [(f"c{u}", f"a{(u * 7 + n) % 30:02d}", 10 * n + u) for u in range(20) for n in range(10)]
+ITEMS = [(f"a{i:02d}", f"Article {i}", "tea" if i % 2 else "cup") for i in range(30)]
+LOG = pl.DataFrame(ROWS, ["user", "item", "timestamp"], orient="row")
+ARTICLES = pl.DataFrame(ITEMS, ["item", "title", "category"], orient="row")
+
+
+class Pandas:
+    """What fit uses of a pandas frame; pandas itself is no dependency."""
+
+    def __init__(self, frame):
+        self.frame, self.columns = frame, frame.columns
+
+    def __getitem__(self, name):
+        return self.frame[name].to_list()
+
+    def to_dict(self, orient="dict"):
+        raise AssertionError("columns are read one by one")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_frame_becomes_a_recommender_under_the_current_folder(here):
+    small = dict(core=1, epochs=1, width=8)
+    rec = Recommender.fit(LOG, Pandas(ARTICLES), name="shop", **small)
+    assert sorted(p.name for p in here.iterdir()) == ["data", "runs"]
+    assert rec.run.folder == here / "runs" / "shop" / "sasrec"
+    assert not (ROOT / "runs" / "shop").exists() and not (ROOT / "data" / "shop").exists()
+    answer = rec.recommend(user="c3", where={"category": "tea"}, keep_seen=True)
+    assert set(answer.ids) <= {f"a{i:02d}" for i in range(1, 30, 2)} and len(answer.ids) == 10
+    again = Recommender.load("runs/shop/sasrec").recommend(user="c3", keep_seen=True)
+    assert again == rec.recommend(user="c3", keep_seen=True)
+    with pytest.raises(ValueError, match="train_backbone.py: .*--overwrite"):
+        Recommender.fit(LOG, ARTICLES, name="shop", **small)
+
+
+def test_frames_of_every_kind_are_the_same_table():
+    want = fitting.frame_of(LOG, "x")
+    for given in (LOG.lazy(), LOG.to_dict(as_series=False), Pandas(LOG)):
+        assert fitting.frame_of(given, "x").equals(want)
+    gap = fitting.frame_of({"user": ["a", "b"], "timestamp": [1.0, float("nan")]}, "x")
+    assert gap["timestamp"].null_count() == 1
+
+
+def test_keywords_are_the_flags_of_the_two_commands(here, monkeypatch):
+    commands = []
+    monkeypatch.setattr(fitting, "run_script", lambda *args: commands.append(args))
+    (here / "orders.csv").write_text("customer,article,day,name\n")
+    columns = dict(user_column="customer", item_column="article", time_column="day")
+    fitting.fit("orders.csv", None, "shop", "gru4rec", False, columns | {"epochs": 3, "seed": None})
+    (prepare, to_prepare, _), (train, to_train, _) = commands
+    assert (prepare.name, train.name) == ("prepare.py", "train_backbone.py")
+    assert to_prepare[:3] == ["shop", "--interactions", str(here / "orders.csv")]
+    assert to_prepare[5:] == [
+        *("--user-column", "customer", "--item-column", "article", "--time-column", "day")
+    ]
+    assert to_train == [
+        *("--dataset", str(here / "data" / "shop"), "--model", "gru4rec"),
+        *("--out", str(here / "runs" / "shop" / "gru4rec"), "--epochs", "3"),
+    ]
+    assert fitting.as_flags({"overwrite": True, "drop_incomplete": False}) == ["--overwrite"]
+
+
+BAD = {
+    "no such file": (("nowhere.csv", None), "there is no"),
+    "no rows": ((LOG.head(0), ARTICLES), "interactions has no rows"),
+    "no table": ((3, None), "interactions cannot be read as a table"),
+    "no time": ((LOG.drop("timestamp"), ARTICLES), "lacks timestamp or position"),
+    "no user": ((LOG.rename({"user": "who"}), ARTICLES), "lacks user; name yours with user_column"),
+    "no titles": (
+        (LOG, None),
+        "interactions has the columns user, item, timestamp and lacks title",
+    ),
+    "no title in items": ((LOG, ARTICLES.drop("title")), "items has the columns item, category"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_fitted_is_a_sentence_and_writes_nothing(case, here):
+    given, says = BAD[case]
+    with pytest.raises(ValueError) as refused:
+        Recommender.fit(*given)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+    assert not list(here.iterdir())
+
+
+def test_an_installation_without_the_scripts_says_what_to_do(tmp_path):
+    with pytest.raises(Refused, match="lacks train_backbone.py.*pip install -e"):
+        fitting.run_script(tmp_path / "train_backbone.py", [], False)
