@@ -60,7 +60,8 @@ def write_log(folder: Path, data: Data, is_out_I: np.ndarray) -> None:
 
 def asked(data: Data, is_out_I: np.ndarray) -> tuple[list[list[str]], list[str], np.ndarray]:
     """(histories without held-out items, the held-out targets, their users) of the test part."""
-    ids, histories, targets, of_user = raw_item_ids(data), [], [], []
+    ids = raw_item_ids(data)
+    histories, targets, of_user = [], [], []
     samples = np.asarray(data.test)
     for sample, user in zip(samples, users(data, samples)):
         old = data.items[data.ptr[user] : sample]

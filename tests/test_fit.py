@@ -6,7 +6,6 @@ import pytest
 from delrec import Recommender
 from delrec.runtime import ROOT
 from delrec.serving import fitting
-from delrec.serving.results import Refused
 
 ROWS = [(f"c{u}", f"a{(u * 7 + n) % 30:02d}", 10 * n + u) for u in range(20) for n in range(10)]
 ITEMS = [(f"a{i:02d}", f"Article {i}", "tea" if i % 2 else "cup") for i in range(30)]
@@ -98,6 +97,8 @@ def test_what_cannot_be_fitted_is_a_sentence_and_writes_nothing(case, here):
     assert not list(here.iterdir())
 
 
-def test_an_installation_without_the_scripts_says_what_to_do(tmp_path):
-    with pytest.raises(Refused, match="lacks train_backbone.py.*pip install -e"):
-        fitting.run_script(tmp_path / "train_backbone.py", [], False)
+def test_an_installation_without_the_scripts_says_what_to_do(here, monkeypatch):
+    monkeypatch.setattr(fitting.runtime, "ROOT", here)
+    with pytest.raises(ValueError, match="lacks prepare.py.*pip install -e"):
+        Recommender.fit(LOG, ARTICLES)
+    assert not list(here.iterdir())

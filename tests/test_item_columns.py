@@ -136,6 +136,16 @@ def test_the_command_line_filters_too(sasrec, toy, script, on_cpu, tmp_path):
     assert "--only" in nowhere and "cannot be read" in nowhere
 
 
+def test_a_file_of_histories_is_filtered_alike(sasrec, toy, script, on_cpu, tmp_path):
+    (tmp_path / "stock.txt").write_text("7\n9\nnone\n")
+    (tmp_path / "ask.jsonl").write_text('{"history": ["3"]}\n{"history": ["9"]}\n')
+    ask = ["--ckpt", sasrec, "--serve", tmp_path / "ask.jsonl", "--only", tmp_path / "stock.txt"]
+    said = script(evaluate.main, *ask).output
+    lines = (tmp_path / "ask.answers.jsonl").read_text().splitlines()
+    assert [{t["id"] for t in json.loads(line)["top"]} for line in lines] == [{"7", "9"}, {"7"}]
+    assert "left out of the filters: no item with the id 'none'" in said
+
+
 def test_the_command_line_answers_a_user_of_the_log(sasrec, toy, script, on_cpu):
     answer = script(evaluate.main, "--ckpt", sasrec, "--user", "5", "--top", 3).json
     assert answer["history"] == toy.items[toy.ptr[5] : toy.ptr[6]].tolist()

@@ -1,11 +1,15 @@
 """Recommender.add_items: items that training never saw, for every kind of run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from recommenders import recommender_of
 
 from delrec import Recommender
+from delrec.backbone.models import MODELS, build
+from delrec.backbone.ranking import HistoryScorer
 from delrec.serving.new_items import TitleMap, ridge, sparse_bags
 
 KINDS = {
@@ -50,6 +54,20 @@ def test_added_items_are_ranked_and_change_nobody_s_score(kind, load):
     again = rec.score(ids=OLDS, candidates=[*candidates, *NEW])
     for a, b in zip(scored, again):
         assert b.items[:40] == a.items and b.new == list(NEW)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_backbone_takes_items_and_keeps_its_scores(name):
+    torch.manual_seed(0)
+    model = build(name, 60, SimpleNamespace(history=8, width=16, dropout=0)).eval()
+    olds = [np.array([3, 9]), np.array([12]), np.arange(20, 60)]
+    before = HistoryScorer(model)
+    want = before(olds)
+    grown = before.with_items(lambda table: table[[5, 7]] * 1.5)
+    assert np.array_equal(grown(olds)[:, :61], want) and np.array_equal(before(olds), want)
+    np.testing.assert_allclose(grown(olds)[:, 61:], want[:, [5, 7]] * 1.5, rtol=1e-5, atol=1e-6)
+    seen = grown([np.array([3, 61])])
+    assert np.isfinite(seen[0, 1:]).all() and not np.array_equal(seen, grown([np.array([3])]))
 
 
 @pytest.mark.parametrize("kind", ["SASRec", "an LM on titles, in one pass", "an LM on vectors"])

@@ -155,6 +155,9 @@ def answer_file(
         raise
     if file:
         file.close()
+        more = f" and {len(plan.unknown) - 10} more" if len(plan.unknown) > 10 else ""
+        strange = "; ".join(map(str, plan.unknown[:10])) + more
+        say(*([f"left out of the filters: {strange}"] if strange else []))
         say(*(f"note: {said}" for said in short[:1]))
         say_what_was_answered(requests, out, seconds)
 

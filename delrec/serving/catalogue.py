@@ -139,7 +139,7 @@ class Catalogue:
             found = [item] if item else self.lookup.exact.items(name)
             items += found
             if not found:
-                unknown.append(Unknown(Asked(name), []))
+                unknown.append(Unknown(Asked(name, "id"), []))
         return items, unknown
 
     def holding(self, where: Mapping[str, Any]) -> np.ndarray:

@@ -39,6 +39,9 @@ def fit(
     """The run folder of a backbone trained on a log: runs/<name>/<model> of the current folder, of
     the prepared data/<name>. See Recommender.fit.
     """
+    scripts = [runtime.ROOT / script_of_prepare(), runtime.ROOT / "train_backbone.py"]
+    for script in scripts:
+        stop_without(script)
     data, run = Path.cwd() / "data" / name, Path.cwd() / "runs" / name / model
     to_prepare = {key: value for key, value in flags.items() if key in OF_PREPARE}
     to_train = {key: value for key, value in flags.items() if key not in OF_PREPARE}
@@ -53,9 +56,9 @@ def fit(
         elif items is not None:
             source += ["--items", str(as_file(items, Path(folder) / "items.parquet", "items"))]
         prepare = [name, *source, "--out", str(data), *as_flags(to_prepare)]
-        run_script(runtime.ROOT / script_of_prepare(), prepare, said)
+        run_script(scripts[0], prepare, said)
     train = ["--dataset", str(data), "--model", model, "--out", str(run), *as_flags(to_train)]
-    run_script(runtime.ROOT / "train_backbone.py", train, said)
+    run_script(scripts[1], train, said)
     return run
 
 
@@ -132,13 +135,17 @@ def as_flags(keywords: dict[str, Any]) -> list[str]:
     return flags
 
 
-def run_script(script: Path, args: list[str], said: bool) -> None:
-    """Runs a script to its end; its refusal is ours. said: it prints what it prints."""
+def stop_without(script: Path) -> None:
+    """Refuses where a script is not there: an installed package has no train_backbone.py."""
     if not script.exists():
         raise Refused(
             f"this installation lacks {script.name}, which training needs; install from a clone: "
             "pip install -e ."
         )
+
+
+def run_script(script: Path, args: list[str], said: bool) -> None:
+    """Runs a script to its end; its refusal is ours. said: it prints what it prints."""
     shown = None if said else subprocess.PIPE
     done = subprocess.run(
         [sys.executable, str(script), *args],
