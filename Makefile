@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo lint test test-all soak circle headline control table2 table3 table4 fig8 table5 coldstart layers parts gpu gpu-rehearse bench bench-kernels bench-llm bench-data clean
+.PHONY: install demo lint test test-all soak circle headline control table2 table3 table4 fig8 table5 coldstart layers parts gpu gpu-rehearse bench bench-kernels bench-llm bench-data bench-serve clean
 
 install: $(VENV)/ready       ## the environment in .venv, which all other targets make too (two minutes)
 
@@ -67,6 +67,10 @@ bench-llm: $(VENV)/ready     ## the LM's part of scoring and training against pl
 bench-data: $(VENV)/ready    ## preparing and training 22 million interactions; RECBOLE=PYTHON compares with RecBole (about half an hour on 2 cores)
 	$(PY) data/prepare.py ml-100k
 	$(PY) data/bench.py $(if $(RECBOLE),--recbole $(RECBOLE))
+
+bench-serve: $(VENV)/ready   ## a request to a backbone, by torch and as an ONNX file, and with 1.3 million items (two minutes on one core)
+	$(PY) data/prepare.py ml-100k
+	$(PY) recipes/bench_serve.py
 
 clean:                       ## remove the environment, prepared data and runs (the download cache stays)
 	rm -rf $(VENV) runs data/ml-100k data/ml-100k@* data/ml-100k.unfinished data/ml-100k.replaced

@@ -13,6 +13,7 @@
     python evaluate.py --ckpt ml-100k/delrec --serve histories.jsonl for a file of them
     python evaluate.py --ckpt ml-100k/slmrec --export                for train_backbone.py --teacher
     python evaluate.py --ckpt RUN --export --folds RUN-a RUN-b       the same, out of fold
+    python evaluate.py --ckpt ml-100k/sasrec --export-onnx           a file to serve without torch
     python evaluate.py --ckpt ml-100k/prompt --probe                 what the soft prompt learnt
 
 The table has intervals, paired tests, and floors that need no training. An LM run is scored once
@@ -67,6 +68,7 @@ from delrec.runtime import Run, described, must_be_writable, read_json, stop, wr
 from delrec.serving.answers import answer_file, answer_history, answer_similar
 from delrec.serving.catalogue import Catalogue
 from delrec.serving.latency import latencies, parameters
+from delrec.serving.onnx_file import export_onnx
 from delrec.serving.options import answer_options, options_of
 from delrec.serving.recommender import Recommender
 from delrec.serving.requests import history_of_json
@@ -90,6 +92,7 @@ def asks_one_run(cfg: SimpleNamespace) -> str | None:
         "--similar": cfg.similar is not None,
         "--serve": cfg.file,
         "--export": cfg.export,
+        "--export-onnx": cfg.export_onnx,
         "--probe": cfg.probe,
     }
     given = [flag for flag in flags if flags[flag]]
@@ -101,17 +104,13 @@ def asks_one_run(cfg: SimpleNamespace) -> str | None:
 def answer_as_one_run(
     flag: str, runs: list[Run], data: Data, cfg: SimpleNamespace, ranks: Ranks
 ) -> None:
-    """Ranked titles (--history, --user, --similar, --serve), lists for a student (--export), or
-    what a soft prompt learnt (--probe).
-    """
+    """Answers, writes or shows what a flag asks of one run."""
     if len(runs) != 1:
         stop(f"{flag} is answered by one run, {len(runs)} were given; pass one --ckpt")
     run = runs[0]
     if flag in ("--export", "--probe") and run.stage == "train_backbone":
-        stop(
-            f"{run.folder} is a backbone, {flag} is about an LM; pass a run of "
-            "finetune.py" + (" or distill.py" if cfg.probe else "")
-        )
+        lms = "finetune.py or distill.py" if cfg.probe else "finetune.py"
+        stop(f"{run.folder} is a backbone, {flag} is about an LM; pass a run of {lms}")
     recommender = Recommender.of_run(run, Catalogue(data), ranks, cfg.pool, cfg.shard, said=True)
     if flag.startswith("--history"):
         history = cfg.history if flag == "--history" else history_of_json(cfg.history_json)
@@ -124,6 +123,8 @@ def answer_as_one_run(
         answer_file(recommender.now, ranks, options_of(cfg), cfg.file, cfg.out)
     elif flag == "--export":
         export.export(run, data, ranks, cfg)
+    elif flag == "--export-onnx":
+        export_onnx(run, data, cfg.out, ranks)
     else:
         out = Path(cfg.out or run.folder)
         if ranks.main:
@@ -302,10 +303,13 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     help="with --export: a run of finetune.py --without-fold, which answers for the users it has "
     "not seen; more may follow it",
 )
+@click.option(
+    "--export-onnx",
+    is_flag=True,
+    help="write a backbone as one file that answers without torch: RUN/model.onnx, or --out",
+)
 def main(**config: Any) -> None:
-    """Metrics with intervals, paired tests and floors for any runs; or ranked titles for one
-    history.
-    """
+    """Metrics with intervals, paired tests and floors for any runs; or what one run answers."""
     cfg = SimpleNamespace(**config)
     cfg.llm = cfg.llm and located(cfg.llm)
     names = names_given(cfg)

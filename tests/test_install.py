@@ -104,7 +104,8 @@ def test_make_installs_what_the_library_and_its_developers_need():
 
 def test_the_library_requires_what_it_imports():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    lines = project["dependencies"] + project["optional-dependencies"]["onnx"]
+    required = {re.match(r"[\w-]+", line)[0] for line in lines}
     # the benches' rival has a Python of its own; a bench that runs a script
     imported = packages_imported() - {"recbole", "train_backbone"}
     assert {name.replace("lion_pytorch", "lion-pytorch") for name in imported} <= required

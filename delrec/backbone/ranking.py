@@ -131,11 +131,16 @@ class HistoryScorer:
         return HistoryScorer(model, rows[:, -1].contiguous())
 
 
-def history_scorer(run: Run) -> HistoryScorer:
-    """The scores of a backbone's run after any history."""
+def must_hold_model(run: Run) -> None:
+    """Stops where a backbone's run holds what a model said, but not the model."""
     if not (run.folder / "model.safetensors").exists():
         stop(
             f"{run.folder} holds lists but no model.safetensors, so it cannot score a new history; "
             "bring its model, or train one with train_backbone.py"
         )
+
+
+def history_scorer(run: Run) -> HistoryScorer:
+    """The scores of a backbone's run after any history."""
+    must_hold_model(run)
     return HistoryScorer(load(run.folder))
