@@ -29,7 +29,7 @@ class Graph:
         array = array.detach().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
         array = array.astype(np.float32) if array.dtype == np.float64 else array
         name = name or f"w{len(self.weights)}"
-        self.weights[name] = np.ascontiguousarray(array)
+        self.weights[name] = array.copy(order="C")
         return name
 
     def add(self, op: str, *inputs, name: str = "", **attributes) -> str:
@@ -56,64 +56,82 @@ def product(*weights: torch.Tensor) -> torch.Tensor:
     return whole.detach().float()
 
 
-def linear(graph: Graph, x: str, layer: torch.nn.Linear) -> str:
-    """A linear layer of the last axis."""
-    x = graph.add("MatMul", x, layer.weight.T)
-    return x if layer.bias is None else graph.add("Add", x, layer.bias)
+def linear(graph: Graph, x_NE: str, layer: torch.nn.Linear) -> str:
+    """A linear layer of rows."""
+    return affine(graph, x_NE, layer.weight.T, layer.bias)
 
 
-def normed(graph: Graph, x: str, layer: torch.nn.LayerNorm) -> str:
-    """A norm of the last axis."""
-    return graph.add("LayerNormalization", x, layer.weight, layer.bias, epsilon=layer.eps)
+def affine(graph: Graph, x_NE: str, weight: torch.Tensor, bias: torch.Tensor) -> str:
+    """The rows x W + b, by one node."""
+    return graph.add("Gemm", x_NE, weight, bias)
+
+
+def normed(graph: Graph, x_NE: str, layer: torch.nn.LayerNorm) -> str:
+    """A norm of rows."""
+    return graph.add("LayerNormalization", x_NE, layer.weight, layer.bias, epsilon=layer.eps)
 
 
 # ---------------------------------------------------------------- SASRec
 
 
 def sasrec(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
-    """x_BE, the state after the last item."""
+    """x_BE, the state after the last item. N: all places of all requests, B times L."""
     L, E = model.position.weight.shape
-    x_BLE = graph.add("Gather", "item_IE", seq_BL)
-    x_BLE = graph.add("Mul", x_BLE, np.float32(E**0.5))
+    x_BLE = graph.add("Mul", graph.add("Gather", "item_IE", seq_BL), np.float32(E**0.5))
     x_BLE = graph.add("Add", x_BLE, model.position.weight.flip(0))
-    # a place sees itself, always, and the real items before it
-    pad_BL = graph.add("Cast", graph.add("Equal", seq_BL, np.int64(0)), to=1)
-    pad_B1L = graph.add("Unsqueeze", pad_BL, np.array([1]))
-    other_LL = UNSEEN * (1 - np.eye(L, dtype=np.float32))
+    # A place sees the real items up to its own. The last one is never padding, but in an empty
+    # history, where it sees itself: no number is equal to -1.
+    padding_L = np.array([0] * (L - 1) + [-1])
+    unseen_BL = graph.add("Where", graph.add("Equal", seq_BL, padding_L), UNSEEN, np.float32(0))
+    unseen_B1L = graph.add("Unsqueeze", unseen_BL, np.array([1]))
     later_LL = UNSEEN * np.triu(np.ones((L, L), np.float32), 1)
-    unseen_BLL = graph.add("Add", graph.add("Mul", pad_B1L, other_LL), later_LL)
-    unseen_B1L = graph.add("Mul", pad_B1L, other_LL[-1:])
-    x_BLE = block(graph, model.blocks[0], x_BLE, unseen_BLL, last=False)
-    x_B1E = block(graph, model.blocks[1], x_BLE, unseen_B1L, last=True)
-    return graph.add("Squeeze", normed(graph, x_B1E, model.norm), np.array([1]))
+    unseen_BLL = graph.add("Add", unseen_B1L, later_LL)
+
+    first, second = model.blocks
+    x_NE = graph.add("Reshape", x_BLE, np.array([-1, E]))
+    y_NE = normed(graph, x_NE, first.norm1)
+    y_BLE = graph.add("Reshape", y_NE, np.array([-1, L, E]))
+    u_BLE = graph.add("Reshape", queries(graph, first, y_NE), np.array([-1, L, E]))
+    z_BLE = attention(graph, u_BLE, y_BLE, unseen_BLL)
+    z_NE = graph.add("Reshape", z_BLE, np.array([-1, E]))
+    x_NE = rest_of_block(graph, first, x_NE, z_NE)
+
+    # of the second block only the last place
+    y_NE = normed(graph, x_NE, second.norm1)
+    x_BLE = graph.add("Reshape", x_NE, np.array([-1, L, E]))
+    y_BLE = graph.add("Reshape", y_NE, np.array([-1, L, E]))
+    x_BE, y_BE = (graph.add("Gather", x, np.int64(-1), axis=1) for x in (x_BLE, y_BLE))
+    u_B1E = graph.add("Unsqueeze", queries(graph, second, y_BE), np.array([1]))
+    z_B1E = attention(graph, u_B1E, y_BLE, unseen_B1L)
+    x_BE = rest_of_block(graph, second, x_BE, graph.add("Squeeze", z_B1E, np.array([1])))
+    return normed(graph, x_BE, model.norm)
 
 
-def block(graph: Graph, part: torch.nn.Module, x_BLE: str, unseen: str, last: bool) -> str:
-    """Attention and a position-wise layer; with `last` of the last position only, x_B1E.
+def queries(graph: Graph, block: torch.nn.Module, y_NE: str) -> str:
+    """What meets the keys. There is one head, so a query meets a key as y Q K' y', and the two
+    matrices are one. What a query adds to all keys alike is nothing after the softmax."""
+    E = block.q.in_features
+    query, key, scale = block.q, block.kv.weight[:E], E**-0.5
+    bias_E = product(query.bias[None], key)[0]
+    return affine(graph, y_NE, scale * product(query.weight.T, key), scale * bias_E)
 
-    With one head a query meets a key as y Q K' y', and a value leaves as y V O: each pair of
-    matrices is one. What a query adds to all keys alike is nothing after the softmax.
-    """
-    E = part.q.in_features
-    key, value = part.kv.weight[:E], part.kv.weight[E:]
-    y_BLE = normed(graph, x_BLE, part.norm1)
-    if last:
-        end = graph.keep(np.array([-1]))
-        x_BRE = graph.add("Gather", x_BLE, end, axis=1)
-        y_BRE = graph.add("Gather", y_BLE, end, axis=1)
-    else:
-        x_BRE, y_BRE = x_BLE, y_BLE
-    scale = E**-0.5
-    u_BRE = graph.add("MatMul", y_BRE, scale * product(part.q.weight.T, key))
-    u_BRE = graph.add("Add", u_BRE, scale * product(part.q.bias[None], key)[0])
+
+def attention(graph: Graph, u_BRE: str, y_BLE: str, unseen: str) -> str:
+    """z_BRE, the mean that R places take of what they see."""
     y_BEL = graph.add("Transpose", y_BLE, perm=[0, 2, 1])
-    a_BRL = graph.add("Softmax", graph.add("Add", graph.add("MatMul", u_BRE, y_BEL), unseen))
-    z_BRE = graph.add("MatMul", a_BRL, y_BLE)  # then the values: R rows, not L
-    z_BRE = graph.add("MatMul", z_BRE, product(value.T, part.out.weight.T))
-    bias_E = product(part.kv.bias[None, E:], part.out.weight.T)[0] + part.out.bias
-    x_BRE = graph.add("Add", x_BRE, graph.add("Add", z_BRE, bias_E))
-    inner = graph.add("Relu", linear(graph, normed(graph, x_BRE, part.norm2), part.inner))
-    return graph.add("Add", x_BRE, linear(graph, inner, part.outer))
+    a_BRL = graph.add("Add", graph.add("MatMul", u_BRE, y_BEL), unseen)
+    return graph.add("MatMul", graph.add("Softmax", a_BRL), y_BLE)
+
+
+def rest_of_block(graph: Graph, block: torch.nn.Module, x_NE: str, z_NE: str) -> str:
+    """The block's rows: the attention's values V O as one matrix, then the position-wise layer."""
+    E = block.q.in_features
+    value, bias_E = block.kv.weight[E:].T, block.kv.bias[None, E:]
+    output = block.out.weight.T
+    bias_E = product(bias_E, output)[0] + block.out.bias
+    x_NE = graph.add("Add", x_NE, affine(graph, z_NE, product(value, output), bias_E))
+    inner_NE = graph.add("Relu", linear(graph, normed(graph, x_NE, block.norm2), block.inner))
+    return graph.add("Add", x_NE, linear(graph, inner_NE, block.outer))
 
 
 # ---------------------------------------------------------------- GRU4Rec
