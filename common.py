@@ -294,9 +294,14 @@ def settled(
 ) -> tuple[SimpleNamespace, set[str]]:
     """(the flags as a namespace, the names of those typed): with --paper, the paper's value of each
     that was not typed."""
-    typed = {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
+    typed = typed_of(ctx, config)
     chosen = {k: v for k, v in paper.items() if config["paper"] and k not in typed}
     return SimpleNamespace(**{k: chosen.get(k, v) for k, v in config.items()}), typed
+
+
+def typed_of(ctx: click.Context, config: dict[str, Any]) -> set[str]:
+    """The names of the flags that were typed."""
+    return {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
 
 
 def fill(cfg: SimpleNamespace, values: dict[str, Any]) -> None:

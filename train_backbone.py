@@ -5,6 +5,7 @@ The model is SASRec, GRU4Rec or Caser.
     python train_backbone.py --dataset ml-100k                        SASRec, one process
     torchrun --nproc_per_node=4 train_backbone.py --dataset beauty    the same metrics, many GPUs
     python train_backbone.py --model caser --epochs 2                 a quick look
+    python train_backbone.py --dataset shop --from shop/old           go on, the log has grown
     python train_backbone.py --teacher ml-100k/slmrec                 taught by an LM, once
                                        evaluate.py --ckpt ml-100k/slmrec --export has been run
 
@@ -41,7 +42,7 @@ from torch.nn.utils import parametrize
 
 import common
 from common import WHOLE
-from delrec.backbone import dllm2rec, folds, results
+from delrec.backbone import dllm2rec, folds, results, warm_start
 from delrec.backbone.batches import Targets, lengthen
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import build
@@ -120,10 +121,8 @@ class EpochLoss:
 
     def load_state_dict(self, state: dict) -> None:
         """Takes this process' sum, and the mean of the last epoch."""
-        self.total, self.mean = (
-            state["totals"][self.ranks.rank].to(self.ranks.device),
-            state["mean"],
-        )
+        self.total = state["totals"][self.ranks.rank].to(self.ranks.device)
+        self.mean = state["mean"]
 
 
 def check(cfg: SimpleNamespace, data: Data) -> None:
@@ -192,6 +191,11 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
 )
 # training
 @click.option(
+    "--from",
+    "from_run",
+    help="go on from this run, made when the log had fewer items and users; same raw ids",
+)
+@click.option(
     "--loss",
     default="ce",
     type=click.Choice(["ce", "sampled", "bce"]),
@@ -231,15 +235,16 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
     default=0,
     type=click.IntRange(0),
     help="out of fold: divide the users into so many folds, train a model without each, and write "
-    "what it says of the training samples of those users; takes so many times as long again; 0: "
-    "what the model itself says of samples it was trained on",
+    "what it says of those users' training samples (so many times as long again); 0: what the "
+    "model itself says",
 )
-# going on
 @common.going_on
 def main(**config) -> None:
     """Stage 0: train SASRec, GRU4Rec or Caser on item ids and write its lists and scores."""
     cfg = SimpleNamespace(**config)
     asked = {key: getattr(cfg, key) for key in ("epochs", "patience")}
+    if cfg.from_run:
+        warm_start.settle(cfg, common.typed_of(click.get_current_context(), config))
     common.fill(cfg, DEFAULTS[cfg.model])
     ranks, data, folder = common.enter(cfg, f"{cfg.model}{'-taught' if cfg.teacher else ''}")
     lengthen(cfg, asked, data)
@@ -288,9 +293,11 @@ class Fitted:
 def begin(
     cfg: SimpleNamespace, data: Data, ranks: Ranks, export: dllm2rec.Export | None
 ) -> tuple[torch.nn.Module, list[torch.nn.Parameter], torch.optim.Optimizer]:
-    """(an untrained model, its parameters that train, their optimiser)."""
+    """(a model before its first step, its parameters that train, their optimiser)."""
     model = build(cfg.model, data.n_items, cfg).to(ranks.device)
     results.begin_at_popularity(model, data)
+    if cfg.from_run:
+        common.say(ranks, warm_start.carry_over(model, cfg.from_run, data))
     if cfg.teacher and cfg.eta:
         dllm2rec.add_titles(model, export.titles, cfg)
     params = [p for p in model.parameters() if p.requires_grad]

@@ -19,7 +19,7 @@ from typing import Any
 
 KINDS = ("runs", "data")  # the folders that a root holds
 FOLDERS = ("data_folder", "backbone_run", "out")  # always a folder, there or not
-RUNS = ("soft_prompt", "teacher", "maps", "backbone")  # a run, or a word
+RUNS = ("soft_prompt", "teacher", "maps", "backbone", "from_run")  # a run, or a word
 LMS = ("llm", "llm_from")  # a folder, a run, or the id of an LM
 PLACES = {*FOLDERS, *RUNS, *LMS}
 WORDS = {"none", "random", "words", "tfidf"}  # that stand for no run

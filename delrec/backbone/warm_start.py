@@ -1,0 +1,98 @@
+"""A backbone that goes on from a finished run, on a log that has grown since (--from).
+
+What the run learnt of an item stays with the item's raw id, whatever its number is now. An item
+that the run never saw begins as the mean of all those it knew: until it is trained its score is
+that of an ordinary item of its popularity. The optimiser begins anew.
+
+Names: I items of the new data (ids 1..I, 0 pads), J items of the run's, E width.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from delrec.backbone.models import MODELS, load
+from delrec.backbone.ranking import must_hold_model
+from delrec.data.prepared import Data, load_data_of, raw_item_ids
+from delrec.runtime import load_run, stop
+
+FIXED = ("model", "width", "history")  # the shapes of the weights
+TAKEN = ("dropout", "loss", "negatives", "lr", "batch")  # unless something else is typed
+
+
+def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
+    """Gives each flag that nobody typed the value of the run cfg.from_run. Stops where one was
+    typed that the run fixes, or that would say what is not so."""
+    run = load_run(cfg.from_run, stages=["train_backbone"])
+    must_hold_model(run)
+    if run.model not in MODELS:
+        stop(f"{run.folder} is a model of your own, '{run.model}', which cannot be trained here")
+    for flag in ("teacher", "folds"):
+        if getattr(cfg, flag):
+            stop(
+                f"--{flag} and --from were given, but the run that --from names has learnt of all "
+                f"users, and without a teacher's help; leave --{flag} out, or train from scratch "
+                "without --from"
+            )
+    for key in FIXED:
+        given, own = getattr(cfg, key), getattr(run, key)
+        if key in typed and given != own:
+            stop(
+                f"--{key} {given} was given, but {run.folder} has {own}, which --from cannot "
+                f"change; leave --{key} out, or train from scratch without --from"
+            )
+    for key in (*FIXED, *TAKEN):
+        if key not in typed:
+            setattr(cfg, key, getattr(run, key))
+
+
+@torch.no_grad()
+def carry_over(model: torch.nn.Module, name: str, data: Data) -> str:
+    """What was carried over from a run into an untrained model of the same shape, as a sentence.
+    The model's biases are those of popularity in the new data."""
+    run = load_run(name)
+    old_data = load_data_of(run)
+    load_run(name, old_data)  # stops where those are others
+    from_I = places_in(old_data, data)
+    is_known_I = from_I > 0
+    old = load(run.folder).state_dict()
+    weights = {key: value for key, value in old.items() if key not in ("item.weight", "bias")}
+    item_IE, bias_I = model.item.weight.cpu().clone(), model.bias.cpu().clone()
+    known, new = torch.from_numpy(is_known_I), torch.from_numpy(~is_known_I)
+    new[0] = False  # the padding
+    item_IE[known] = old["item.weight"][from_I[is_known_I]]
+    item_IE[new] = item_IE[known].mean(0)
+    own_I = old["bias"][from_I[is_known_I]]
+    # biases count from where training left them, not from popularity's zero
+    bias_I += (own_I - bias_I[known]).mean()
+    bias_I[known] = own_I
+    model.load_state_dict(weights | {"item.weight": item_IE, "bias": bias_I})
+    gone = old_data.n_items - int(is_known_I.sum())
+    return (
+        f"{run.folder}: {int(is_known_I.sum())} of {data.n_items} items keep what they learnt, "
+        f"{int(new.sum())} are new" + (f", {gone} are no longer there" if gone else "")
+    )
+
+
+def places_in(old_data: Data, data: Data) -> np.ndarray:
+    """(I+1,): the number that each item had in the old data, by its raw id; 0 where it had none.
+    Stops where the ids are of another shop."""
+    number_of = {raw: number for number, raw in enumerate(raw_item_ids(old_data))}
+    from_I = np.array([number_of.get(raw, 0) for raw in raw_item_ids(data)])
+    both = np.flatnonzero(from_I)
+    if not len(both):
+        stop(
+            f"no item of {data.folder} has a raw id that {old_data.folder} knows, so there is "
+            "nothing to go on from; train from scratch without --from"
+        )
+    other = [i for i in both if data.titles[i] != old_data.titles[from_I[i]]]
+    if 2 * len(other) > len(both):
+        i = other[0]
+        stop(
+            f"{len(other)} of the {len(both)} raw ids that {data.folder} and {old_data.folder} "
+            f"share stand for another title (the first: '{data.titles[i]}' and "
+            f"'{old_data.titles[from_I[i]]}'), so this is another log; train from scratch without "
+            "--from"
+        )
+    return from_I
