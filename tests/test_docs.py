@@ -24,6 +24,8 @@ CLICK = {  # script -> module whose `main` is its command
     "recipes/circle.py": "recipes.circle",
     "recipes/demo.py": "recipes.demo",
     "recipes/mlp.py": "recipes.mlp",
+    "recipes/retrain.py": "recipes.retrain",
+    "recipes/bench_serve.py": "recipes.bench_serve",
 }
 OTHERS = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"}
 OTHERS |= {
