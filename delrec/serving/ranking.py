@@ -107,10 +107,8 @@ def best_of(s_I: np.ndarray, top: int) -> np.ndarray:
     """The `top` best items of one history's scores that were ranked, the best first, ties by the
     smaller number: int64.
     """
-    items = np.arange(len(s_I))
-    if top < len(s_I):
-        least = np.partition(s_I, len(s_I) - top)[len(s_I) - top]
-        items = np.flatnonzero(s_I >= least)
+    least = np.partition(s_I, len(s_I) - top)[len(s_I) - top] if top < len(s_I) else -np.inf
+    items = np.flatnonzero(s_I >= least)
     best = items[np.argsort(-s_I[items], kind="stable")[:top]]
     return best[s_I[best] > -np.inf]
 
