@@ -68,9 +68,11 @@ bench-data: $(VENV)/ready    ## preparing and training 22 million interactions; 
 	$(PY) data/prepare.py ml-100k
 	$(PY) data/bench.py $(if $(RECBOLE),--recbole $(RECBOLE))
 
-bench-serve: $(VENV)/ready   ## a request to a backbone, by torch and as an ONNX file, and with 1.3 million items (two minutes on one core)
+bench-serve: $(VENV)/ready   ## a request to a backbone: torch, ONNX, 1.3 million items; delrec.Recommender (about five minutes on 2 cores)
 	$(PY) data/prepare.py ml-100k
 	$(PY) recipes/bench_serve.py
+	test -e runs/ml-100k/bench-serve/config.json || $(PY) train_backbone.py --dataset ml-100k --epochs 2 --out ml-100k/bench-serve
+	$(PY) recipes/bench_api.py ml-100k/bench-serve --users 100000 --threads 2
 
 clean:                       ## remove the environment, prepared data and runs (the download cache stays)
 	rm -rf $(VENV) runs data/ml-100k data/ml-100k@* data/ml-100k.unfinished data/ml-100k.replaced

@@ -1,11 +1,13 @@
-"""recipes/bench_serve.py: a row for every backbone, alone and in a batch, and a large catalogue."""
+"""recipes/bench_serve.py: a row for every backbone, alone and in a batch, and a large catalogue;
+recipes/bench_api.py: what the API adds, loading, many users.
+"""
 
 import os
 
 import pytest
 
 from delrec.serving.onnx_file import NEEDED, is_missing
-from recipes import bench_serve
+from recipes import bench_api, bench_serve
 
 needs_onnx = pytest.mark.skipif(
     not os.environ.get("CI") and any(map(is_missing, NEEDED)),
@@ -32,3 +34,18 @@ def test_calls_take_turns_on_the_same_input():
     turns = asked[2:]  # behind a first call of each
     assert turns == [(n, x) for n in "ab" for x in (1, 2, 3, 1)]
     assert set(found) == {"a", "b"}
+
+
+def test_the_api_s_rows(sasrec, toy, script, monkeypatch):
+    monkeypatch.setattr(bench_api, "LOADS", 1)
+    flags = ["--dataset", toy.folder, "--users", 300, "--seconds", 0]
+    result = script(bench_api.main, sasrec, *flags).json
+    assert [row["batch"] for row in result["asking"]] == [1, 64]
+    assert all(row[way] > 0 for row in result["asking"] for way in ("torch", "ids", "titles"))
+    assert 0 < result["load_backbone_seconds"] < 60
+    assert result["users"]["n"] == 300 and result["users"]["peak_gb"] > 0
+
+
+def test_an_lm_s_run_is_timed_by_its_own_flag(chain, script):
+    refused = script(bench_api.main, chain.delrec, code=1)
+    assert "is no backbone; give a backbone" in refused.error
