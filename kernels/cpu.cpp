@@ -39,21 +39,19 @@ int verbalizer_lanes() { return LANES; }
 
 int verbalizer_tables() { return TABLES; }
 
+// mean: null where no gradient is wanted
 void verbalizer_scores(int dtype, const void* x, const void* head, int64_t stride,
-                       const int32_t* tok, const int32_t* n, float* score, int64_t B, int64_t C,
-                       int64_t T_, int64_t D) {
+                       const int32_t* tok, const int32_t* n, float* score, float* mean, int64_t B,
+                       int64_t C, int64_t T_, int64_t D) {
     by_dtype(dtype, [&](auto number) {
         typedef decltype(number) T;
-        scores((const T*)x, (const T*)head, stride, tok, n, score, B, C, T_, D);
+        scores(Titles<T>{(const T*)head, stride, tok, n, B, C, T_, D}, (const T*)x, score, mean);
     });
 }
 
-void verbalizer_pool(int dtype, const void* head, int64_t stride, const int32_t* tok,
-                     const int32_t* n, float* pooled, int64_t N, int64_t T_, int64_t D) {
-    by_dtype(dtype, [&](auto number) {
-        typedef decltype(number) T;
-        pool((const T*)head, stride, tok, n, pooled, N, T_, D);
-    });
+void verbalizer_scores_dx(const float* g, const float* mean, float* dx, int64_t B, int64_t C,
+                          int64_t D) {
+    scores_dx(g, mean, dx, B, C, D);
 }
 
 void verbalizer_likelihood(int dtype, const void* x, const void* head, int64_t stride,

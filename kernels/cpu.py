@@ -28,7 +28,7 @@ FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC"]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SILENT = (  # functions that return nothing
     "scores",
-    "pool",
+    "scores_dx",
     "likelihood",
     "logits",
     "catalogue",
@@ -148,20 +148,20 @@ def scores(
     B, C, T = tok_BCT.shape
     D = x_BD.shape[1]
     head = (head_VD, head_VD.stride(0))
-    if gradient:
-        row_BCD = torch.empty(B, C, D)
-        call("pool", dtype(head_VD), *head, tok_BCT, n_BC, row_BCD, B * C, T, D)
-        return (row_BCD @ x_BD.float()[..., None])[..., 0], row_BCD
     score_BC = torch.empty(B, C)
-    call("scores", dtype(head_VD), x_BD, *head, tok_BCT, n_BC, score_BC, B, C, T, D)
-    return score_BC, None
+    mean_BCD = torch.empty(B, C, D) if gradient else None
+    call("scores", dtype(head_VD), x_BD, *head, tok_BCT, n_BC, score_BC, mean_BCD, B, C, T, D)
+    return score_BC, mean_BCD
 
 
 def scores_dx(
-    g_BC: Tensor, row_BCD: Tensor, head_VD: Tensor, tok_BCT: Tensor, n_BC: Tensor
+    g_BC: Tensor, mean_BCD: Tensor, head_VD: Tensor, tok_BCT: Tensor, n_BC: Tensor
 ) -> Tensor:
-    """dx[b] = sum_c g[b, c] row[b, c]: fp32 (B, D)."""
-    return (g_BC[:, None] @ row_BCD)[:, 0]
+    """dx[b] = sum_c g[b, c] mean[b, c]: fp32 (B, D)."""
+    B, C, D = mean_BCD.shape
+    dx_BD = torch.empty(B, D)
+    call("scores_dx", g_BC, mean_BCD, dx_BD, B, C, D)
+    return dx_BD
 
 
 # ---------------------------------------------------------------- title likelihood

@@ -64,6 +64,14 @@ def test_the_number_of_threads_changes_no_bit():
             assert torch.equal(a, c)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("B, C, T, V, D", SHAPES)
+def test_scores_have_the_same_bits_in_training_and_without_a_gradient(ops, dtype, B, C, T, V, D):
+    x, head, tok, n, b = inputs(5, B, C, T, V, D, True, dtype)
+    trained = ops.candidate_scores(leaves(x)[0], head, tok, n, b)
+    assert torch.equal(trained.detach(), ops.candidate_scores(x, head, tok, n, b))
+
+
 def guarded(shape, dtype=torch.float32):
     """An output between guard words, and a function that says whether they still stand."""
     size = int(torch.tensor(shape).prod())
@@ -84,7 +92,8 @@ def test_the_loops_write_nothing_beside_their_outputs(dtype, B, C, T, V, D):
         name: guarded(shape)
         for name, shape in (
             ("score", (B, C)),
-            ("pool", (B, C, D)),
+            ("mean", (B, C, D)),
+            ("dx", (B, D)),
             ("logp", (B,)),
             ("diff", (B, D)),
             ("top", (B, 3)),
@@ -93,10 +102,10 @@ def test_the_loops_write_nothing_beside_their_outputs(dtype, B, C, T, V, D):
     }
     ids = guarded((B, 3), torch.int64)
     tables = guarded((-(-B // 16), V, 16))
-    cpu.call(
-        "scores", cpu.dtype(head), x, head, head.stride(0), tok, n, out["score"][0], B, C, T, D
-    )
-    cpu.call("pool", cpu.dtype(head), head, head.stride(0), tok, n, out["pool"][0], B * C, T, D)
+    titles = (cpu.dtype(head), x, head, head.stride(0), tok, n, out["score"][0])
+    cpu.call("scores", *titles, None, B, C, T, D)
+    cpu.call("scores", *titles, out["mean"][0], B, C, T, D)
+    cpu.call("scores_dx", out["score"][0], out["mean"][0], out["dx"][0], B, C, D)
     cpu.call(
         "likelihood",
         cpu.dtype(head),
