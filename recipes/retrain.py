@@ -39,7 +39,7 @@ from recipes.stage import stage
 
 # no later stage reads these runs' lists
 FEW = ["--lists", 1000]
-SHOWN = {"candidates15": ("hr@1",), "full": ("ndcg@10", "hr@20")}
+SHOWN = {"candidates15": ("hr@1",), "full": ("ndcg@10", "hr@10")}
 
 
 def is_later(data: Data) -> np.ndarray:
@@ -118,9 +118,12 @@ def print_rows(rows: dict[str, list[dict]], n_items: int) -> dict[str, dict]:
         name: {key: float(np.mean([seed[key] for seed in seeds])) for key in seeds[0]}
         for name, seeds in rows.items()
     }
-    by_chance = {"hr@1 candidates15": chance(15)["hr@1"]}
-    by_chance["ndcg@10 full"] = chance(n_items)["ndcg@10"]
-    means["chance"] = by_chance | {"hr@20 full": min(20 / n_items, 1)}
+    among = {"candidates15": chance(15), "full": chance(n_items)}
+    means["chance"] = {
+        f"{metric} {space}": among[space][metric]
+        for space, names in SHOWN.items()
+        for metric in names
+    }
     columns = list(next(iter(means.values())))
     print("\n" + f"{'':10}" + "".join(f"{column:>19}" for column in columns))
     for name, row in means.items():

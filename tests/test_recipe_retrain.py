@@ -56,9 +56,18 @@ def test_what_is_written_is_prepared_again_as_it_is(toy, here, script):
 
 def test_chance_stands_beside_the_rows(capsys):
     row = {"minutes": 2.0, "epochs": 3, "best": 1, "hr@1 candidates15": 0.5}
-    row |= {"ndcg@10 full": 0.1, "hr@20 full": 0.2}
+    row |= {"ndcg@10 full": 0.1, "hr@10 full": 0.2}
     means = retrain.print_rows({"scratch": [row, row | {"minutes": 4.0}]}, 1000)
     assert means["scratch"]["minutes"] == 3
     assert means["chance"]["hr@1 candidates15"] == pytest.approx(1 / 15)
-    assert means["chance"]["hr@20 full"] == pytest.approx(0.02)
+    assert means["chance"]["hr@10 full"] == pytest.approx(0.01)
     assert "chance" in capsys.readouterr().out
+
+
+def test_the_metrics_of_a_row_stand_in_a_runs_metrics(sasrec):
+    from delrec.runtime import write_json
+
+    write_json(sasrec.parent / "sasrec.cpu.json", {"seconds": 90.0})
+    row = retrain.numbers_of(sasrec)
+    assert row["minutes"] == 1.5 and row["epochs"] == 2
+    assert 0 <= row["hr@1 candidates15"] <= 1 and 0 <= row["hr@10 full"] <= 1
