@@ -15,6 +15,7 @@
     python evaluate.py --ckpt RUN --export --folds RUN-a RUN-b       the same, out of fold
     python evaluate.py --ckpt ml-100k/sasrec --export-onnx           a file to serve without torch
     python evaluate.py --ckpt ml-100k/prompt --probe                 what the soft prompt learnt
+    python evaluate.py --ckpt my-shop/delrec --card                  a folder for the Hub
 
 The table has intervals, paired tests, and floors that need no training. An LM run is scored once
 and its scores are stored in its folder (scores_test_15.npy, NaN where not asked); backbones bring
@@ -66,6 +67,7 @@ from delrec.lm.model import located
 from delrec.processes import Ranks, finish, setup
 from delrec.runtime import Run, described, must_be_writable, read_json, stop, write_json
 from delrec.serving.answers import answer_file, answer_history, answer_similar
+from delrec.serving.card import write_card
 from delrec.serving.catalogue import Catalogue
 from delrec.serving.latency import latencies, parameters
 from delrec.serving.onnx_file import export_onnx
@@ -94,6 +96,7 @@ def asks_one_run(cfg: SimpleNamespace) -> str | None:
         "--export": cfg.export,
         "--export-onnx": cfg.export_onnx,
         "--probe": cfg.probe,
+        "--card": cfg.card,
     }
     given = [flag for flag in flags if flags[flag]]
     if len(given) > 1:
@@ -121,6 +124,9 @@ def answer_as_one_run(
         answer_similar(recommender.now, ranks, options_of(cfg), cfg.similar)
     elif flag == "--serve":
         answer_file(recommender.now, ranks, options_of(cfg), cfg.file, cfg.out)
+    elif flag == "--card":
+        if ranks.main:
+            write_card(run, data, Path(cfg.out or run.folder / "evaluation"), cfg.overwrite)
     elif flag == "--export":
         export.export(run, data, ranks, cfg)
     elif flag == "--export-onnx":
@@ -231,6 +237,12 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     help="instead of a table: what the soft prompt of one run learnt (nearest tokens, "
     "attention, how far it moves the LM towards the backbone)",
 )
+@click.option(
+    "--card",
+    is_flag=True,
+    help="instead of a table: write README.md and what answering needs beside the weights into the "
+    "run's folder, so that it can be shared (the table of --out stands in it)",
+)
 # the plain LM
 @click.option(
     "--llm", help="adds the row of this LM without any training; random:NAME: with random weights"
@@ -242,8 +254,8 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="make the plain LM's run, or the export, anew and replace the one that is there once "
-    "it is finished",
+    help="make the plain LM's run, the export, or the card, anew and replace the one that is there "
+    "once it is finished",
 )
 @click.option(
     "--check-llm/--no-check-llm",

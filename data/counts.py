@@ -23,6 +23,13 @@ def popularity(data: Data) -> np.ndarray:
     return np.bincount(data.items[in_training(data)], minlength=data.n_items + 1).astype(np.float32)
 
 
+def seen_in_training(data: Data) -> np.ndarray:
+    """The items that training saw: int64, sorted."""
+    if data.shared is not None:
+        return data.shared.trained
+    return np.flatnonzero(popularity(data)[1:]) + 1
+
+
 def full_ranking_of(
     score_I: np.ndarray, data: Data, samples: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

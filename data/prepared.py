@@ -5,15 +5,22 @@ Names carry their shape. B users in a batch, L history length, I items (ids 1..I
 candidates, T words of a title, n samples of a split.
 """
 
+from __future__ import annotations
+
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from delrec import runtime
 from delrec.runtime import Run, folder_of, read_json, read_npy, settle, stop
+
+if TYPE_CHECKING:
+    from delrec.data.shared import Items
 
 COLUMNS = "item_columns.csv"  # a prepared folder's further columns of the table of titles
 
@@ -35,6 +42,7 @@ class Data:
     test: np.ndarray  # the same
     n_items: int  # I
     n_users: int  # U
+    shared: Items | None = None  # of a run that came without its data: nobody's interactions
 
 
 def load_data(name: str) -> Data:
@@ -122,6 +130,8 @@ def raw_user_ids(data: Data) -> list[str]:
 
 def raw_ids(data: Data, what: str, n: int) -> list[str]:
     """The n ids of the items or users in the raw log."""
+    if data.shared is not None:
+        return data.shared.ids if what == "items" else []
     path = data.folder / f"raw_{what}.txt"
     try:
         ids = path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -136,6 +146,8 @@ def item_columns(data: Data) -> dict[str, list[str]]:
     """{name: the cells of the items 1..I} of the further columns that the table of titles had, as
     text; blank where a cell was. Nothing where there are none.
     """
+    if data.shared is not None:
+        return data.shared.columns
     path = data.folder / COLUMNS
     if not path.exists():
         return {}
@@ -172,19 +184,28 @@ def kept_as(folder: Path, digest: str) -> Path:
     return Path(f"{folder}@{digest}")
 
 
-def load_data_of(run: Run) -> Data:
-    """The preparation a run was trained on: in its own data_folder, or kept under its hash where
-    another has taken that place. (load_run says what is wrong where neither holds it.)
-
-    run: what load_run returns.
+def places_of_data(run: Run) -> Iterator[Path]:
+    """Yields where the preparation that a run was trained on may stand: in its own data_folder, or
+    kept under its hash where another has taken that place.
     """
     first = Path(getattr(run, "data_folder", None) or folder_of("data", run.dataset))
     names = dict.fromkeys((first.name, run.dataset))
     for place in (first, *(runtime.ROOT / "data" / name for name in names)):
-        for folder in (place, kept_as(place, run.data_hash)):
-            if hash_of(folder) == run.data_hash:
-                return load_data(str(folder))
-    return load_data(str(first))
+        yield place
+        yield kept_as(place, run.data_hash)
+
+
+def folder_of_data(run: Run) -> Path | None:
+    """Where the preparation that a run was trained on stands; None where it is not here."""
+    return next((p for p in places_of_data(run) if hash_of(p) == run.data_hash), None)
+
+
+def load_data_of(run: Run) -> Data:
+    """The preparation a run was trained on. (load_run says what is wrong where it is not here.)
+
+    run: what load_run returns.
+    """
+    return load_data(str(folder_of_data(run) or next(places_of_data(run))))
 
 
 def users(data: Data, samples: np.ndarray) -> np.ndarray:

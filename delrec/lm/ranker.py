@@ -21,7 +21,7 @@ from delrec.lm.titles import Titles, tokenise_titles
 from delrec.lm.transfer import fetched_later, one_behind
 from delrec.lm.verbalizers import SCORES_ALL, score, verbalise, verbalise_all
 from delrec.processes import Ranks, gather_rows, shares
-from delrec.runtime import Run, load_run, read_npy, stop
+from delrec.runtime import Run, load_run, read_npy, read_tensors, stop
 from delrec.training.log import Log
 from delrec.training.memory import CPU_TOKENS
 
@@ -137,12 +137,19 @@ def penalty_of(run: Run, data: Data) -> np.ndarray:
     penalty_I = np.zeros(data.n_items + 1, np.float32)
     if not getattr(run, "calibration", 0):
         return penalty_I
-    if not (run.folder / "neutral.npy").exists():
+    shared = run.folder / "neutral.safetensors"  # as evaluate.py --card writes it
+    if (run.folder / "neutral.npy").exists():
+        neutral_I = read_npy(run.folder / "neutral.npy", penalty_I.shape)
+    elif shared.exists():
+        neutral_I = read_tensors(shared).get("neutral", torch.zeros(0)).float().numpy()
+    else:
         stop(
             f"{run.folder} lacks neutral.npy, which its config.json says it was calibrated "
             "with; train it again"
         )
-    return run.calibration * read_npy(run.folder / "neutral.npy", penalty_I.shape)
+    if neutral_I.shape != penalty_I.shape:
+        stop(f"{shared} does not hold the neutral scores of {data.n_items} items; fetch it again")
+    return run.calibration * neutral_I
 
 
 # ---------------------------------------------------------------- prompts in batches

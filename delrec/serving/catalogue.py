@@ -55,8 +55,12 @@ class Catalogue:
         return TitleMap(self.data) if self.before is None else self.before.title_map
 
     @cached_property
-    def near(self) -> Near:
-        """How often two items stood within a few steps of each other in training."""
+    def near(self) -> Near | None:
+        """How often two items stood within a few steps of each other in training; None where
+        nobody's interactions are here (of a shared run).
+        """
+        if self.data.shared is not None:
+            return None
         return near_in_training(self.data) if self.before is None else self.before.near
 
     def with_items(self, items: Mapping[str, str]) -> "Catalogue":
@@ -71,12 +75,24 @@ class Catalogue:
 
     @cached_property
     def count_I(self) -> np.ndarray:
-        """How often each item was taken, in the whole log: float32 (I+1,)."""
+        """How often each item was taken, in the whole log: float32 (I+1,). Of a shared run, which
+        knows the order alone: minus the place in it, added items last.
+        """
+        if (shared := self.data.shared) is not None:
+            place_I = np.full(self.n_items + 1, -self.data.n_items - 1, np.float32)
+            place_I[shared.popular] = -np.arange(1, self.data.n_items + 1)
+            return place_I
         count_I = np.bincount(self.data.items, minlength=self.n_items + 1)
         return count_I.astype(np.float32)
 
     def history_of(self, user: str) -> list[int] | None:
         """All items of a user of the log, oldest first; None for one it does not know."""
+        if self.data.shared is not None:
+            raise Refused(
+                f"{self.data.folder} was shared without anybody's history, so the user "
+                f"'{user:.60}' is not known; give titles or ids=[..], or the prepared data as "
+                "dataset=.."
+            )
         n = self.user_of.get(user)
         if n is None:
             return None

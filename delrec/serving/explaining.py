@@ -28,7 +28,9 @@ class Reason:
     id: str
     title: str
     lowers: float  # by how much the score is lower without it; below 0: higher
-    together: int  # how often the two stood within five steps of each other in training
+    # how often the two stood within five steps of each other in training; None: nobody's
+    # interactions are here (of a shared run)
+    together: int | None
     attention: float | None  # its share of the LM's attention, where that was asked
 
 
@@ -74,12 +76,16 @@ def seen_by(run: Run) -> int:
     return run.history if run.stage == "train_backbone" else run.settings["history"]
 
 
-def times_together(catalogue: Catalogue, a: int, b: int) -> int:
-    """How often two items stood near each other in training; 0 for an added one."""
+def times_together(catalogue: Catalogue, a: int, b: int) -> int | None:
+    """How often two items stood near each other in training; 0 for an added one, None where it
+    cannot be known.
+    """
     first, second = min(a, b), max(a, b)
     if second > catalogue.data.n_items:
         return 0
     near = catalogue.near
+    if near is None:
+        return None
     pair = np.array([first * (catalogue.data.n_items + 1) + second])
     return int(times_of(pair, near.pair, near.times)[0])
 

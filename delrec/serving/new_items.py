@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 import torch
 
-from delrec.data.counts import popularity
+from delrec.data.counts import seen_in_training
 from delrec.data.prepared import Data
 from delrec.data.words import Words
 
@@ -23,7 +23,7 @@ class TitleMap:
     """From titles to rows of any table of the trained items."""
 
     def __init__(self, data: Data):
-        self.items = np.flatnonzero(popularity(data)[1:]) + 1  # those that training saw
+        self.items = seen_in_training(data)
         titles = [data.titles[i] for i in self.items]
         self.words = Words(titles)
         self.X = sparse_bags(self.words, titles)

@@ -18,9 +18,8 @@ from typing import Any, TypedDict, Unpack
 import click
 import numpy as np
 
-from delrec.data.prepared import load_data, load_data_of
 from delrec.processes import Ranks, own_device
-from delrec.runtime import Run, load_run
+from delrec.runtime import Run
 from delrec.serving import fitting
 from delrec.serving.answerer import Answerer, stop_without_history
 from delrec.serving.asking import Question, found_of, questions
@@ -28,6 +27,7 @@ from delrec.serving.catalogue import Catalogue, listed
 from delrec.serving.explaining import Explanation, explanation
 from delrec.serving.ranking import ScoresAfter, Wanted, run_scorer
 from delrec.serving.results import Answer, Answers, Refused
+from delrec.serving.shared import in_one_sentence, opened
 
 
 class Who(TypedDict, total=False):
@@ -74,17 +74,25 @@ class Recommender:
 
     @classmethod
     @in_python
-    def load(cls, run: Path | str, *, dataset: str | None = None, pool: int = 100) -> "Recommender":
-        """The recommender of a run folder, or of a run's name under runs/; its model is loaded.
+    def load(
+        cls,
+        run: Path | str,
+        *,
+        dataset: str | None = None,
+        llm: str | None = None,
+        pool: int = 100,
+    ) -> "Recommender":
+        """The recommender of a run folder, of a run's name under runs/, or of a shared run on the
+        Hugging Face Hub (owner/name); its model is loaded.
 
-        dataset: the prepared data, where they are not where the run says. pool: how many of its
-        backbone's best an LM ranks that reads title by title; 0: all items.
+        dataset, llm: the prepared data, and the LM it was trained on, where they are not where the
+        run says. pool: how many of its backbone's best an LM ranks that reads title by title; 0:
+        all items.
         """
-        found = load_run(run)
-        data = load_data(dataset) if dataset else load_data_of(found)
-        load_run(found.folder, data)  # of another data set: refused
-        recommender = cls.of_run(found, Catalogue(data), Ranks(0, 1, own_device(0)), pool)
-        recommender.now.open()
+        found, data = opened(run, dataset, llm)
+        with in_one_sentence(found):
+            recommender = cls.of_run(found, Catalogue(data), Ranks(0, 1, own_device(0)), pool)
+            recommender.now.open()
         return recommender
 
     @classmethod

@@ -24,7 +24,7 @@ class Item:
 
     id: str  # as the log and items.csv have it
     title: str
-    score: float  # the run's own; in a popular list how often it was taken
+    score: float  # the run's own; in a popular list how often it was taken (shared: its place)
     probability: float | None  # of being the next, among all trained items; None: the run has none
     is_new: bool  # was it added, without a history?
 

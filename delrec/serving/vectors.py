@@ -48,6 +48,8 @@ def folder_of_vectors(run: Run) -> Path | None:
     """
     if run.stage == "train_backbone" or (run.folder / "items.safetensors").exists():
         return run.folder
+    if run.stage == "lm":  # it was made without one
+        return None
     own = Path(getattr(run, "backbone_run", None) or run.folder)
     if not is_run(own) or not (own / "model.safetensors").exists():
         return None

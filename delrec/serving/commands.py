@@ -1,0 +1,128 @@
+"""The commands that made a run, from the log on, as its configuration tells them."""
+
+import shlex
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from delrec.data.prepared import Data
+from delrec.runtime import Run, is_run, load_run, read_json
+
+# flags that are said also where they are off
+BOTH_WAYS = {"show", "instruct", "check_llm", "cache_prefix", "offset", "calibrate"}
+# what a command does not need to make the same run
+UNSAID = {"dataset", "out", "resume", "overwrite", "checkpoint_every", "paper"}
+# with --input ids they are fixed
+FIXED = {"distill": {"verbalizer", "show"}}
+FIXED["finetune"] = FIXED["distill"] | {"order", "loss", "calibrate"}
+
+
+def name_of(place: Path | str) -> str:
+    """A run's name: what follows `runs`, else its folder's."""
+    parts = Path(place).parts
+    if "runs" in parts[:-1]:
+        return "/".join(parts[len(parts) - parts[::-1].index("runs") :])
+    return parts[-1]
+
+
+def lm_name(run: Run) -> str:
+    """The LM that a run began with, as the card says it: an id, or a folder's name."""
+    prefix, _, name = str(getattr(run, "llm_from", run.llm)).rpartition(":")
+    name = f"path/to/{Path(name).name}" if Path(name).is_absolute() else name
+    return f"{prefix}:{name}" if prefix else name
+
+
+def commands(run: Run, data: Data) -> list[str]:
+    """The commands that made a run, from the log on."""
+    found = [prepare_command(data)]
+    for one in made_by(run):
+        found.append(command_of(one) if isinstance(one, Run) else f"# {one} is not here any more")
+    found.append(["python", "evaluate.py", "--ckpt", name_of(run.folder)])
+    return [line if isinstance(line, str) else wrapped(line) for line in found]
+
+
+def wrapped(words: list[str]) -> str:
+    """A command on lines of at most 90 characters."""
+    lines = textwrap.wrap(shlex.join(words), 90, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join(lines)
+
+
+def prepare_command(data: Data) -> list[str]:
+    """The command that prepared the data."""
+    from delrec.data.sources import SOURCES  # its readers take a while to import
+
+    meta, known = data.meta, data.name == "ml-100k" or data.name in SOURCES
+    words = ["python", "data/prepare.py", data.name, *([] if known else ["--raw", "FOLDER"])]
+    for key in ("core", "split", "seed", "max_eval"):
+        if meta.get(key) is not None:
+            words += [f"--{key.replace('_', '-')}", str(meta[key])]
+    if not known:
+        words += ["--noun", meta["words"]["noun"], "--verb", meta["words"]["verb"]]
+    return words + ([] if data.folder_name == data.name else ["--out", f"data/{data.folder_name}"])
+
+
+def made_by(run: Run, seen: set | None = None) -> Iterator[Run | str]:
+    """Yields the runs that a run was made of, the first first, and itself; of one that is gone its
+    name.
+    """
+    seen = set() if seen is None else seen
+    seen.add(str(run.folder))
+    for key in ("backbone_run", "teacher", "soft_prompt", "maps"):
+        place = getattr(run, key, None)
+        is_place = isinstance(place, str) and Path(place).is_absolute()
+        if is_place and place not in seen:
+            seen.add(place)
+            yield from made_by(load_run(place), seen) if is_run(place) else [name_of(place)]
+    yield run
+
+
+def command_of(run: Run) -> list[str]:
+    """The command that made a run, with every flag that shaped it."""
+    config = read_json(run.folder / "config.json")
+    if run.stage == "lm":
+        return plain_command(run)
+    keys = list(config)
+    flags = {key: config[key] for key in keys[1 : keys.index("data_folder")]}
+    left_out = UNSAID | (FIXED[run.stage] if flags.get("input") == "ids" else set())
+    words = ["python", f"{run.stage}.py", "--dataset", dataset_of(run)]
+    for key, value in flags.items():
+        if key not in left_out:
+            words += words_of(key, said_value(run, key, value))
+    return [*words, "--out", name_of(run.folder)]
+
+
+def dataset_of(run: Run) -> str:
+    """The name of a run's prepared folder."""
+    return Path(getattr(run, "data_folder", None) or run.dataset).name
+
+
+def said_value(run: Run, key: str, value: Any) -> Any:
+    """A flag's value as a command says it: runs by their names."""
+    if key == "llm":
+        return lm_name(run)
+    if key == "backbone":
+        return name_of(run.backbone_run)
+    is_place = isinstance(value, str) and ("/" in value or Path(value).is_absolute())
+    return name_of(value) if is_place and key in ("soft_prompt", "teacher", "maps") else value
+
+
+def words_of(key: str, value: Any) -> list[str]:
+    """A flag with its value, as it is typed; nothing where it is off."""
+    flag = "candidates" if key == "C" else key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}"] if value else [f"--no-{flag}"] if key in BOTH_WAYS else []
+    if value is None:
+        return []
+    some = value if isinstance(value, list) else [value]
+    return [word for one in some for word in (f"--{flag}", str(one))]
+
+
+def plain_command(run: Run) -> list[str]:
+    """The command that made the run of a plain LM."""
+    s = run.settings
+    words = ["python", "evaluate.py", "--llm", lm_name(run), "--dataset", dataset_of(run)]
+    words += ["--verbalizer", s["verbalizer"], "--prompt-history", str(s["history"])]
+    words += [*words_of("show", s["show"]), *words_of("calibrate", run.calibrate)]
+    words += ["--candidates", str(run.C), "--val-samples", str(run.val_samples)]
+    return [*words, "--llm-out", name_of(run.folder)]
