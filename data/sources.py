@@ -1,5 +1,5 @@
-"""The published data sets known by name: where they come from, under which terms, what they must
-count.
+"""The published data sets known by name: where they come from, what they must count (their terms
+stand in data/terms.py).
 """
 
 from collections.abc import Callable
@@ -26,7 +26,6 @@ class Source:
     what: object  # the reader's second argument: a category, a bound, or None
     urls: list[str]  # the files to fetch
     page: str  # where a person finds them
-    terms: str  # of their use, and what to cite
     noun: str  # what an item is called in prompts
     verb: str  # what a user did with it
     interactions: int | None = None  # rows of the published log, where we know them
@@ -40,7 +39,6 @@ def amazon(category: str | tuple[str, ...]) -> Source:
         what=category,
         urls=[],
         page="https://amazon-reviews-2023.github.io",
-        terms="research use; cite the authors of the release",
         noun="product",
         verb="bought",
     )
@@ -54,7 +52,6 @@ def amazon_2014(
         amazon((category, *later)),
         urls=[f"{SNAP}/ratings_{category}.csv", f"{SNAP}/meta_{category}.json.gz"],
         page="https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
-        terms="research use; cite McAuley et al., SIGIR 2015",
         interactions=interactions,
         after=after,
     )
@@ -67,7 +64,6 @@ def movielens(name: str, interactions: int | None) -> Source:
         what=None,
         urls=[f"{MOVIELENS}/movielens/{name}.zip"],
         page="https://grouplens.org/datasets/movielens/",
-        terms="research use, no redistribution; cite Harper and Konstan, TiiS 2015",
         noun="movie",
         verb="watched",
         interactions=interactions,
@@ -85,7 +81,6 @@ SOURCES = {
             f"{UCSD}/data/steam/steam_games.json.gz",
         ],
         page="https://cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data",
-        terms="no explicit licence; cite Kang and McAuley, ICDM 2018",
         noun="game",
         verb="played",
         interactions=7_793_069,
@@ -108,7 +103,6 @@ SOURCES = {
             f"{UCSD}/data/amazon_v2/metaFiles2/meta_Home_and_Kitchen.json.gz",
         ],
         page="https://nijianmo.github.io/amazon/",
-        terms="research use; cite Ni et al., EMNLP 2019",
         noun="product",
         verb="bought",
         interactions=21_928_568,
@@ -118,7 +112,6 @@ SOURCES = {
         what=2.0,
         urls=["https://zenodo.org/records/18164998/files/KuaiRec.zip"],
         page="https://kuairec.com",
-        terms="CC BY-SA 4.0; cite Gao et al., CIKM 2022",
         noun="video",
         verb="watched",
     ),
@@ -127,7 +120,6 @@ SOURCES = {
         what=None,
         urls=[f"{MOVIELENS}/hetrec2011/hetrec2011-lastfm-2k.zip"],
         page="https://grouplens.org/datasets/hetrec-2011/",
-        terms="non-commercial use; cite Cantador et al., HetRec 2011",
         noun="artist",
         verb="tagged",
     ),

@@ -12,11 +12,13 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from toys import prepare_log, title_of
 
 from delrec import Recommender
-from delrec.serving.card_text import terms_of
+from delrec.data.terms import TERMS, terms_of
+from delrec.serving.shared import FETCHED
 
 SMALL = "--history 6 --batch 8 --micro 4 --samples 48 --evals 1 --val-samples 20"
 SMALL += " --init-r 4 --target-r 2 --dropout 0"
@@ -38,7 +40,7 @@ def shop(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def home(shop, decoder, run, fp32, tmp_path_factory):
-    """runs/shop of a project: a SASRec, an LM on titles, an LM on vectors."""
+    """runs/shop of a project: a SASRec, an LM on titles, an LM on vectors, a pruned LM."""
     import evaluate
     import finetune
     import train_backbone
@@ -51,6 +53,8 @@ def home(shop, decoder, run, fp32, tmp_path_factory):
         run(train_backbone.main, f"{on} --epochs 1 --width 8 --out {runs / 'sasrec'}")
         run(finetune.main, f"{to_lm} {titles} --out {runs / 'titles'}")
         run(finetune.main, f"{to_lm} --input ids --out {runs / 'vectors'}")
+        small = "--order shuffled --verbalizer mean --layers 1 --no-calibrate"
+        run(finetune.main, f"{to_lm} {small} --out {runs / 'small'}")
         changed_json("config.json", set_to(calibration=0.5))(runs / "titles")
         run(evaluate.main, f"--ckpt {runs / 'titles'} --limit 20 --val-samples 10")
     return runs
@@ -72,7 +76,15 @@ def set_to(**values):
     return lambda record: record.update(values)
 
 
-KINDS = ["sasrec", "titles", "vectors"]
+KINDS = ["sasrec", "titles", "vectors", "small"]
+
+
+def uploaded(folder, to):
+    """A copy of what is fetched of a run that was uploaded."""
+    paths = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    for path in filter_repo_objects(paths, allow_patterns=FETCHED):
+        (to / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / path, to / path)
 
 
 def asked(rec):
@@ -105,13 +117,13 @@ def shared(home, shop, decoder, run, fp32, tmp_path_factory):
             known[kind] = SimpleNamespace(
                 said=said, at_home=asked(Recommender.load(home / kind, pool=20))
             )
-            shutil.copytree(home / kind, away / kind, ignore=shutil.ignore_patterns("*.npy"))
+            uploaded(home / kind, away / kind)
         hidden = [(home, home.with_name("hidden")), (shop.folder, shop.folder.with_name("hidden"))]
         for there, gone in hidden:
             there.rename(gone)
         try:
             for kind in KINDS:
-                llm = None if kind == "sasrec" else decoder
+                llm = decoder if kind in ("titles", "vectors") else None
                 known[kind].folder = away / kind
                 known[kind].rec = Recommender.load(away / kind, llm=llm, pool=20)
                 known[kind].answers = asked(known[kind].rec)
@@ -129,7 +141,9 @@ def test_a_shared_run_gives_the_same_answers_bit_for_bit(kind, shared):
     assert shared[kind].answers == shared[kind].at_home
     assert len(shared[kind].answers.popular) == 60
     parts = {p.name for p in shared[kind].folder.iterdir()}
-    assert ("backbone" in parts) == (kind == "titles") == ("neutral.safetensors" in parts)
+    assert ("backbone" in parts) == (kind in ("titles", "small"))
+    assert ("neutral.safetensors" in parts) == (kind == "titles")
+    assert ("lm" in parts) == (kind == "small")
 
 
 def test_a_shared_run_knows_no_user_and_says_so(shared):
@@ -147,7 +161,8 @@ def test_a_shared_run_answers_for_users_where_its_data_are_given(shared, shop):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_user_and_no_interaction_stands_in_a_shared_folder(kind, shared):
     folder = shared[kind].folder
-    for path in (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".png"):
+    for path in filter(Path.is_file, folder.rglob("*")):
+        assert path.suffix in (".json", ".safetensors", ".md")
         assert not any(name.encode() in path.read_bytes() for name in SHOPPERS), path
     record = json.loads((folder / "items.json").read_text())
     assert {key for key in record if isinstance(record[key], list)} == {
@@ -258,7 +273,12 @@ def test_data_that_may_not_be_redistributed_are_said_loudly(home, run, shop):
 
 
 def test_the_terms_of_known_data_are_told_apart():
+    from delrec.data.sources import SOURCES
+
+    assert {*TERMS, "ml-1m", "ml-latest-small"} == set(SOURCES)
     assert terms_of({"name": "ml-100k"}).forbidden and terms_of({"name": "ml-1m"}).forbidden
+    assert terms_of({"name": "films", "source": "MovieLens, ratings.dat"}).forbidden
+    assert not terms_of({"name": "ml-team-shop", "source": "orders.csv"}).forbidden
     assert not terms_of({"name": "beauty"}).forbidden and terms_of({"name": "beauty"}).known
     assert not terms_of({"name": "steam"}).known and not terms_of({"name": "my-shop"}).known
 
@@ -408,6 +428,25 @@ def test_no_path_of_a_shared_folder_is_followed(shared, decoder, tmp_path, on_cp
         Recommender.load(folder)
     with pytest.raises(ValueError, match="no backbone in .*copy/backbone"):
         Recommender.load(folder, llm=decoder, pool=20)
+
+
+def test_data_are_not_looked_for_upwards(shared, shop, tmp_path):
+    folder = shutil.copytree(shared["sasrec"].folder, tmp_path / "copy")
+    changed_json("config.json", set_to(data_folder=f"{tmp_path}/../{tmp_path.name}/data"))(folder)
+    shutil.copytree(shop.folder, tmp_path / "data")
+    assert Recommender.load(folder).now.catalogue.data.n_users == 0
+
+
+def test_a_copy_beside_the_data_knows_its_users_and_answers_by_its_own_parts(shared, shop, decoder):
+    folder = shared["titles"].folder  # its data stand where it says; so they do for a colleague
+    config = (folder / "config.json").read_text()
+    changed_json("config.json", set_to(backbone_run="/nowhere"))(folder)
+    try:
+        rec = Recommender.load(folder, llm=decoder, pool=20)
+    finally:
+        (folder / "config.json").write_text(config)
+    assert rec.run.backbone_run == str(folder / "backbone")
+    assert rec.recommend(user=SHOPPERS[0], top=3).history[-1] == "sku-59"
 
 
 def test_the_own_lm_of_a_shared_run_has_all_its_weights_inside(shared, tmp_path, on_cpu):

@@ -19,6 +19,7 @@ import torch
 
 from delrec.data.prepared import Data
 from delrec.data.shared import ITEMS, write_items
+from delrec.data.terms import terms_of
 from delrec.files import replacing
 from delrec.lm.ranker import reads_all
 from delrec.runtime import (
@@ -35,7 +36,7 @@ from delrec.runtime import (
     write_tensors,
     write_text,
 )
-from delrec.serving.card_text import card_text, terms_of
+from delrec.serving.card_text import card_text
 from delrec.serving.shared import BACKBONE
 
 # git and the Hub leave out what is not named; the Hub reads this file at an upload
@@ -129,7 +130,9 @@ def to_look_at(run: Run, data: Data, backbone: Path | None) -> Iterator[str]:
             f"WARNING: {data.name} may not be redistributed without permission ({terms.said}), and "
             f"{ITEMS} holds its titles: do not make this folder public unless you have it"
         )
-    elif not terms.known:
+    elif terms.known:
+        yield f"the terms of {data.name}: {terms.said}; {ITEMS} holds its titles"
+    else:
         yield f"the terms of {data.name} are not known here; look before you share"
     if asks_backbone(run) and not backbone:
         yield "no backbone of it is here to be shared: whoever loads it gives pool=0 (slower)"

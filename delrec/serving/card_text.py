@@ -1,45 +1,21 @@
 """README.md of a run that is shared: a model card as the Hugging Face Hub reads it."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from delrec.data.prepared import Data
+from delrec.data.terms import UNKNOWN, terms_of
 from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.metrics import chance
 from delrec.runtime import NAMES, Run, read_json
 from delrec.serving.commands import commands, lm_name, name_of
 
-UNKNOWN = "unknown, look before you share"
 KINDS = {"distill": "a soft prompt for", "finetune": "a fine-tuned", "lm": "a plain"}
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the embedded LM on the Hub
 SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@10", "mrr")
 FULL = ("hr@10", "ndcg@10", "hr@20", "ndcg@20")
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Under which terms data may be used."""
-
-    said: str
-    known: bool
-    forbidden: bool  # to be redistributed without permission
-
-
-def terms_of(meta: dict) -> Terms:
-    """The terms of a data set, by its preparation's meta.json."""
-    from delrec.data.sources import SOURCES  # its readers take a while to import
-
-    name, source = meta["name"], str(meta.get("source", ""))
-    if name.startswith("ml-") or "movielens" in source.lower():
-        said = "MovieLens, GroupLens: research use, no redistribution without permission; cite "
-        return Terms(said + "Harper and Konstan, TiiS 2015", known=True, forbidden=True)
-    if name in SOURCES:
-        said = SOURCES[name].terms
-        return Terms(f"{said}; {SOURCES[name].page}", "no explicit" not in said, False)
-    return Terms(UNKNOWN, known=False, forbidden=False)
 
 
 def card_text(run: Run, data: Data, table: Path) -> str:
@@ -82,7 +58,7 @@ def what_it_is(run: Run) -> str:
     """The kind of a run in words."""
     if run.stage == "train_backbone":
         return NAMES.get(run.model, run.model)
-    return f"{KINDS[run.stage]} {lm_name(run)}"
+    return f"{KINDS[run.stage]} {lm_name(run).removeprefix('path/to/')}"
 
 
 def base_model(run: Run) -> str | None:
@@ -177,7 +153,8 @@ def licences(run: Run, data: Data) -> list[str]:
     if run.stage != "train_backbone":
         is_embedded = base_model(run) == BASE
         said = "Apache-2.0" if is_embedded else UNKNOWN
-        lines.append(f"- Language model {lm_name(run)}: {said}.")
+        inside = "; `lm/` holds weights made of it" if (run.folder / "lm").is_dir() else ""
+        lines.append(f"- Language model {lm_name(run)}: {said}{inside}.")
     return [*lines, f"- These weights: {UNKNOWN}.", "- The program delrec: Apache-2.0."]
 
 

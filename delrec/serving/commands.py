@@ -1,12 +1,13 @@
 """The commands that made a run, from the log on, as its configuration tells them."""
 
+import re
 import shlex
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from delrec.data.prepared import Data
+from delrec.data.terms import TERMS
 from delrec.runtime import Run, is_run, load_run, read_json
 
 # flags that are said also where they are off
@@ -43,16 +44,19 @@ def commands(run: Run, data: Data) -> list[str]:
 
 
 def wrapped(words: list[str]) -> str:
-    """A command on lines of at most 90 characters."""
-    lines = textwrap.wrap(shlex.join(words), 90, break_long_words=False, break_on_hyphens=False)
+    """A command on lines of at most 90 characters; a flag stays with its value."""
+    lines = [""]
+    for part in re.split(r" (?=--)", shlex.join(words)):
+        if len(lines[-1]) + len(part) > 88:
+            lines.append("")
+        lines[-1] += f" {part}" if lines[-1] else part
     return " \\\n    ".join(lines)
 
 
 def prepare_command(data: Data) -> list[str]:
     """The command that prepared the data."""
-    from delrec.data.sources import SOURCES  # its readers take a while to import
-
-    meta, known = data.meta, data.name == "ml-100k" or data.name in SOURCES
+    meta = data.meta
+    known = data.name in ("ml-100k", "ml-1m", "ml-latest-small", *TERMS)
     words = ["python", "data/prepare.py", data.name, *([] if known else ["--raw", "FOLDER"])]
     for key in ("core", "split", "seed", "max_eval"):
         if meta.get(key) is not None:

@@ -45,7 +45,7 @@ def opened(
         stop(f"{name} is no run shared by evaluate.py --card (it lacks {ITEMS}); name another one")
     if dataset:
         data = load_data(dataset)
-    elif is_shared and (of_hub or not folder_of_data(run)):
+    elif is_shared and (of_hub or climbs(run) or not folder_of_data(run)):
         data = data_of_items(run)
     else:
         data = load_data_of(run)
@@ -55,6 +55,12 @@ def opened(
     if llm:
         run.llm = located(llm)
     return run, data
+
+
+def climbs(run: Run) -> bool:
+    """Does a run name its data by a path that leads upwards? Ours never do."""
+    named = (str(getattr(run, "data_folder", "")), str(run.dataset))
+    return any(".." in Path(place).parts for place in named)
 
 
 def is_at_home(run: Run) -> bool:
