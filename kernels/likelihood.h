@@ -9,7 +9,8 @@
 #pragma once
 #include "product.h"
 
-const int64_t TILE = 192;      // rows of the head at a time
+const int64_t TILE = 192;      // rows of the head at a time, in whole blocks
+static_assert(TILE % MR == 0, "a tile's last block would write behind it");
 const int64_t CHUNK = 4 * NR;  // rows of x in a job
 
 // the inputs
@@ -121,10 +122,15 @@ static inline void absorb_rows(const Grown& grown, const float* m, int64_t n, in
         for (int j = 0; j < NR; j++) l[v * NR + j] = 0;
     for (int64_t v = 0; v < high; v++)
         for (int j = 0; j < NR; j++) narrow(l[v * NR + j], p[(v / u * NR + j) * u + v % u]);
-    for (int64_t d = 0; d < D; d += NR)
-        for (int j = 0; j < NR; j += MR)
-            block<NV>(p + j * u, u, NR * u, room.values.data() + d * TILE, high, E + j * wide_D + d,
-                      wide_D, true);
+    constexpr int left = NR % MR;  // of the NR rows of x, behind the whole blocks
+    for (int64_t d = 0; d < D; d += NR) {
+        const C* values = room.values.data() + d * TILE;
+        for (int j = 0; j + MR <= NR; j += MR)
+            block<NV>(p + j * u, u, NR * u, values, high, E + j * wide_D + d, wide_D, true);
+        if constexpr (left > 0)
+            block<NV, left>(p + (NR - left) * u, u, NR * u, values, high,
+                            E + (NR - left) * wide_D + d, wide_D, true);
+    }
 }
 
 // the rows n0 .. n0 + CHUNK of x over the rows first .. last of the head

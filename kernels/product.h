@@ -4,13 +4,15 @@
 #pragma once
 #include "numbers.h"
 
+// W floats in a register. A block is MR rows x NV registers of sums. Beside them stand NV registers
+// of the right factor and one of the left: more than REGISTERS would go through memory at each step
 #ifdef __AVX512F__
-const int W = 16;  // floats in a register
+const int W = 16, REGISTERS = 32, MR = 8, NV = 3;
 #else
-const int W = 8;
+const int W = 8, REGISTERS = 16, MR = 6, NV = 2;
 #endif
-// a block is MR rows x NV registers: with AVX-512, 24 of the 32 registers are sums
-const int MR = 8, NV = 3, NR = NV * W;
+static_assert(MR * NV + NV + 1 <= REGISTERS, "the sums of a block must stay in registers");
+const int NR = NV * W;
 typedef float vec __attribute__((vector_size(W * 4), aligned(4)));
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
@@ -27,19 +29,19 @@ constexpr int unit() {
     return 4 / sizeof(C);
 }
 
-// out[m, n] (+)= sum_k a[m, k] b[k, n] for m < MR, n < R * W. a[m, k] stands at
+// out[m, n] (+)= sum_k a[m, k] b[k, n] for m < M, n < R * W. a[m, k] stands at
 // a[m * am + k / unit * ak + k % unit], b is packed as [K / unit][n][unit], K is a whole number of
 // units
-template <int R>
+template <int R, int M = MR>
 static void block(const float* a, int64_t am, int64_t ak, const float* b, int64_t K, float* out,
                   int64_t ld, bool add) {
-    vec sum[MR][R];
-    for (int m = 0; m < MR; m++)
+    vec sum[M][R];
+    for (int m = 0; m < M; m++)
         for (int v = 0; v < R; v++) sum[m][v] = vec{};
     for (int64_t k = 0; k < K; k++, a += ak, b += R * W)
-        for (int m = 0; m < MR; m++)
+        for (int m = 0; m < M; m++)
             for (int v = 0; v < R; v++) sum[m][v] += a[m * am] * *(const vec*)(b + v * W);
-    for (int m = 0; m < MR; m++)
+    for (int m = 0; m < M; m++)
         for (int v = 0; v < R; v++) {
             vec& o = *(vec*)(out + m * ld + v * W);
             o = add ? o + sum[m][v] : sum[m][v];
@@ -47,23 +49,23 @@ static void block(const float* a, int64_t am, int64_t ak, const float* b, int64_
 }
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
-template <int R>
+template <int R, int M = MR>
 static void block(const bf16* a, int64_t am, int64_t ak, const bf16* b, int64_t K, float* out,
                   int64_t ld, bool add) {
-    __m512 sum[MR][R];
-    for (int m = 0; m < MR; m++)
+    __m512 sum[M][R];
+    for (int m = 0; m < M; m++)
         for (int v = 0; v < R; v++) sum[m][v] = _mm512_setzero_ps();
     for (int64_t k = 0; k < K; k += 2, a += ak, b += R * W * 2) {
         __m512bh row[R];
         for (int v = 0; v < R; v++) row[v] = (__m512bh)_mm512_loadu_si512(b + v * W * 2);
-        for (int m = 0; m < MR; m++) {
+        for (int m = 0; m < M; m++) {
             int32_t pair;
             std::memcpy(&pair, a + m * am, 4);
             const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
             for (int v = 0; v < R; v++) sum[m][v] = _mm512_dpbf16_ps(sum[m][v], both, row[v]);
         }
     }
-    for (int m = 0; m < MR; m++)
+    for (int m = 0; m < M; m++)
         for (int v = 0; v < R; v++) {
             float* o = out + m * ld + v * W;
             _mm512_storeu_ps(o, add ? _mm512_add_ps(_mm512_loadu_ps(o), sum[m][v]) : sum[m][v]);
