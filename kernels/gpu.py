@@ -22,15 +22,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+FEW = 128  # programs that leave most of a card idle: such a launch gets wider ones
 
-def blocks(T: int, D: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tile of a title's rows: tokens x width, so that 16 rows are under way at once (one at a time
-    would wait for memory).
+
+def blocks(T: int, D: int, dtype: torch.dtype, programs: int) -> dict[str, int]:
+    """Tile of titles' rows, tokens x width, and warps of a program.
+
+    A thread asks for eight times 16 bytes at once (kernels/compiled.py shows it). Where programs
+    are few, a program asks for a whole row of a tile at once, with more warps.
     """
-    return {
-        "BLOCK_T": min(16, triton.next_power_of_2(T)),
-        "BLOCK_D": min(128 if dtype == torch.float32 else 256, max(16, triton.next_power_of_2(D))),
-    }
+    wide = (1 if dtype == torch.float32 else 2) * (256 if programs > FEW else 1024)
+    width = min(wide, max(16, triton.next_power_of_2(D)))
+    tokens = min(16, triton.next_power_of_2(T))
+    piece = 8 * 16 // dtype.itemsize * 32  # numbers that a warp asks for at once
+    warps = min(16, max(4, tokens * width // piece))
+    return {"BLOCK_T": tokens, "BLOCK_D": width, "num_warps": warps}
 
 
 # ---------------------------------------------------------------- candidate scores
@@ -40,13 +46,13 @@ def blocks(T: int, D: int, dtype: torch.dtype) -> dict[str, int]:
 def scores_kernel(
     X, W, TOK, LEN, S, C, T, D, stride_w, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """One program per (b, c): pool the title's rows, one multiplication by x, one sum at the
-    end.
+    """One program per (b, c): products with x summed along the width for each token, over the
+    tokens at the end. A sum over tokens in the loop would let warps wait for each other.
     """
     # int64 before it is multiplied by a stride
     bc = tl.program_id(0).to(tl.int64)
     n = tl.load(LEN + bc)
-    acc = tl.zeros((BLOCK_D,), tl.float32)
+    acc = tl.zeros((BLOCK_T,), tl.float32)
     for t0 in range(0, n, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
         tok = tl.load(TOK + bc * T + t, mask=t < n, other=0).to(tl.int64)
@@ -58,31 +64,34 @@ def scores_kernel(
                 mask=(t < n)[:, None] & (d < D)[None, :],
                 other=0.0,
             )
-            acc += x * tl.sum(w.to(tl.float32), 0)
+            acc += tl.sum(x[None, :] * w.to(tl.float32), 1)
     tl.store(S + bc, tl.sum(acc, 0) / tl.maximum(n, 1).to(tl.float32))
 
 
 @triton.jit
 def scores_dx_kernel(
-    G, W, TOK, LEN, DX, C, T, D, stride_w, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
+    G, W, TOK, LEN, DX, B, C, T, D, stride_w, share, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """One program per (b, block of D): dx = sum_c g/n sum_t head[tok], written once."""
-    b = tl.program_id(0).to(tl.int64)
+    """One program per (b, block of D, share of b's C * T tokens): its part of
+    dx = sum_c g/n sum_t head[tok], written once.
+    """
+    b, part = tl.program_id(0).to(tl.int64), tl.program_id(2)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    acc = tl.zeros((BLOCK_D,), tl.float32)
-    for c in range(0, C):
-        n = tl.load(LEN + b * C + c)
-        g = tl.load(G + b * C + c) / tl.maximum(n, 1).to(tl.float32)
-        for t0 in range(0, n, BLOCK_T):
-            t = t0 + tl.arange(0, BLOCK_T)
-            tok = tl.load(TOK + (b * C + c) * T + t, mask=t < n, other=0).to(tl.int64)
-            w = tl.load(
-                W + tok[:, None] * stride_w + d[None, :],
-                mask=(t < n)[:, None] & (d < D)[None, :],
-                other=0.0,
-            )
-            acc += g * tl.sum(w.to(tl.float32), 0)
-    tl.store(DX + b * D + d, acc, mask=d < D)
+    acc = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
+    for p0 in range(part * share, (part + 1) * share, BLOCK_T):
+        p = p0 + tl.arange(0, BLOCK_T)
+        bc = b * C + p // T
+        n = tl.load(LEN + bc, mask=p < C * T, other=0)
+        inside = p % T < n
+        g = tl.load(G + bc, mask=inside, other=0.0) / tl.maximum(n, 1).to(tl.float32)
+        tok = tl.load(TOK + b * C * T + p, mask=inside, other=0).to(tl.int64)
+        w = tl.load(
+            W + tok[:, None] * stride_w + d[None, :],
+            mask=inside[:, None] & (d < D)[None, :],
+            other=0.0,
+        )
+        acc += g[:, None] * w.to(tl.float32)
+    tl.store(DX + (part * B + b) * D + d, tl.sum(acc, 0), mask=d < D)
 
 
 def scores(
@@ -103,21 +112,39 @@ def scores(
         T,
         x_BD.shape[1],
         head_VD.stride(0),
-        **blocks(T, x_BD.shape[1], head_VD.dtype),
+        **blocks(T, x_BD.shape[1], head_VD.dtype, B * C),
     )
     return score_BC, None
 
 
 def scores_dx(g_BC: Tensor, _: None, head_VD: Tensor, tok_BCT: Tensor, n_BC: Tensor) -> Tensor:
-    """dx[b] = sum_c g[b, c] / n sum_t head[tok[b, c, t]]: fp32 (B, D)."""
+    """dx[b] = sum_c g[b, c] / n sum_t head[tok[b, c, t]]: fp32 (B, D).
+
+    Where B is small, the tokens of a prompt are shared by several programs, whose sums are added.
+    """
     B, C, T = tok_BCT.shape
     D = head_VD.shape[1]
-    tile = blocks(T, D, head_VD.dtype)
-    dx_BD = torch.empty(B, D, device=g_BC.device)
-    scores_dx_kernel[(B, triton.cdiv(D, tile["BLOCK_D"]))](
-        g_BC, head_VD, tok_BCT, n_BC, dx_BD, C, T, D, head_VD.stride(0), **tile
+    width = min(128 if head_VD.dtype == torch.float32 else 256, max(16, triton.next_power_of_2(D)))
+    programs, steps = B * triton.cdiv(D, width), triton.cdiv(C * T, 16)
+    share = triton.cdiv(steps, min(steps, max(1, 2 * FEW // programs)))  # steps of a program
+    parts = triton.cdiv(steps, share)
+    dx_SBD = torch.empty(parts, B, D, device=g_BC.device)
+    scores_dx_kernel[(B, triton.cdiv(D, width), parts)](
+        g_BC,
+        head_VD,
+        tok_BCT,
+        n_BC,
+        dx_SBD,
+        B,
+        C,
+        T,
+        D,
+        head_VD.stride(0),
+        share * 16,
+        BLOCK_T=16,
+        BLOCK_D=width,
     )
-    return dx_BD
+    return dx_SBD[0] if parts == 1 else dx_SBD.sum(0)
 
 
 # ---------------------------------------------------------------- title likelihood
@@ -139,6 +166,7 @@ def absorb_kernel(
     HAS_BIAS: tl.constexpr,
     GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """One program per row: takes a tile of its logits (tokens v0 .. v0+n) into the running maximum
     M and sum S of exponentials, picks the row's own token if it is among them, and for the gradient
@@ -146,21 +174,25 @@ def absorb_kernel(
     """
     i = tl.program_id(0).to(tl.int64)
     old = tl.load(M + i)
-    top = old
+    # a strip of a few rows, so that a thread's four loads are asked for together; maxima and sums
+    # stay in the threads until the end, where warps wait for each other once
+    strip = tl.arange(0, BLOCK // WIDE)[:, None] * WIDE + tl.arange(0, WIDE)[None, :]
+    tops = tl.full((WIDE,), float("-inf"), tl.float32)
     for j0 in range(0, n, BLOCK):
-        j = j0 + tl.arange(0, BLOCK)
+        j = j0 + strip
         logit = tl.load(L + i * stride_l + j, mask=j < n, other=float("-inf"))
         if HAS_BIAS:
             logit += tl.load(BIAS + v0 + j, mask=j < n, other=0.0)
-        top = tl.maximum(top, tl.max(logit, 0))
-    total = 0.0
+        tops = tl.maximum(tops, tl.max(logit, 0))
+    top = tl.maximum(old, tl.max(tops, 0))
+    totals = tl.zeros((WIDE,), tl.float32)
     for j0 in range(0, n, BLOCK):
-        j = j0 + tl.arange(0, BLOCK)
+        j = j0 + strip
         logit = tl.load(L + i * stride_l + j, mask=j < n, other=float("-inf"))
         if HAS_BIAS:
             logit += tl.load(BIAS + v0 + j, mask=j < n, other=0.0)
         p = tl.exp(logit - top)
-        total += tl.sum(p, 0)
+        totals += tl.sum(p, 0)
         if GRADIENT:
             tl.store(P + i * stride_l + j, p, mask=j < n)
     shrink = tl.exp(old - top)
@@ -170,10 +202,31 @@ def absorb_kernel(
         if HAS_BIAS:
             own += tl.load(BIAS + v0 + at)
         tl.store(PICK + i, own)
-    tl.store(S + i, tl.load(S + i) * shrink + total)
+    tl.store(S + i, tl.load(S + i) * shrink + tl.sum(totals, 0))
     tl.store(M + i, top)
     if GRADIENT:
         tl.store(SHRINK + i, shrink)
+
+
+CELLS = 2**24  # logits of a tile that is made wide, 64 MB: launching costs more where rows are few
+
+
+def strip(rows: int, words: int, gradient: bool) -> dict[str, int]:
+    """Logits of a row at a time, those side by side, and warps of a program: more for each row
+    where rows are few. A thread has four logits next to each other, or eight where it writes as
+    many 16-bit probabilities: sums down the strip then stay in the thread.
+    """
+    warps = 4 if rows > 8 * FEW else 16
+    block = min(512 * warps, triton.next_power_of_2(words))
+    return {"BLOCK": block, "WIDE": max(1, block // (2 if gradient else 4)), "num_warps": warps}
+
+
+def words_at_once(rows: int, V: int) -> int:
+    """Words of the vocabulary in a tile of the logits: all where rows are few. A multiple of 16, so
+    that every row begins where loads are wide.
+    """
+    most = max(8192, CELLS // max(rows, 1) // 8192 * 8192)
+    return min(most, max(16, V // 16 * 16))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -190,7 +243,7 @@ def log_probs(
     bias_V: Tensor | None,
     gradient: bool,
     rows: int = 4096,
-    tile: int = 8192,
+    tile: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(head x[i] + bias)[tok[i]]: fp32 (N,); with gradient also head[tok[i]] - sum_v
     P(v) head[v]: fp32 (N, D), else None.
@@ -201,6 +254,7 @@ def log_probs(
     """
     N, D = x_ND.shape
     V, device = len(head_VD), x_ND.device
+    tile = tile or words_at_once(N, V)
     logp_N = torch.empty(N, device=device)
     diff_ND = torch.empty(N, D, device=device) if gradient else None
     for i in range(0, N, rows):
@@ -226,7 +280,7 @@ def log_probs(
                 logit.stride(0),
                 HAS_BIAS=bias_V is not None,
                 GRADIENT=gradient,
-                BLOCK=min(2048, triton.next_power_of_2(len(head))),
+                **strip(len(x), len(head), gradient),
             )
             if gradient:
                 E.mul_(shrink[:, None]).add_(product(p, head))
@@ -248,7 +302,7 @@ def topk_kernel(
     KEYS,
     n_items,
     S,
-    stride_l,
+    tiles,
     BLOCK_I: tl.constexpr,
     BLOCK_B: tl.constexpr,
     K: tl.constexpr,
@@ -263,6 +317,7 @@ def topk_kernel(
     i, b = lo + tl.arange(0, BLOCK_I), tile * BLOCK_B + tl.arange(0, BLOCK_B)
     start = tl.load(PTR + i, mask=i < n_items, other=0)
     n = (tl.load(PTR + i + 1, mask=i < n_items, other=0) - start).to(tl.int32)
+    stride_l = tiles * BLOCK_B  # so the compiler knows that rows begin at whole blocks
     acc = tl.zeros((BLOCK_B, BLOCK_I), tl.float32)
     for t in range(0, tl.max(n, 0)):
         tok = tl.load(TOK + start + t, mask=t < n, other=0).to(tl.int64)
@@ -320,7 +375,7 @@ def catalogue_topk(
         keys,
         n_items,
         seen_BS.shape[1],
-        wide,
+        wide // BLOCK_B,
         BLOCK_I=BLOCK_I,
         BLOCK_B=BLOCK_B,
         K=K,

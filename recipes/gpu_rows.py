@@ -22,6 +22,10 @@ GATHERS = {  # label: (B, C, T, D, V)
 }
 RIVALS = ("full_logits", "eager_gather", "embedding_bag", "compiled_bag")
 LIKELIHOODS = {  # label: (rows, D, V)
+    "64x49152": (64, 576, 49152),
+    "64x32128": (64, 2048, 32128),
+    "256x49152": (256, 576, 49152),
+    "256x32128": (256, 2048, 32128),
     "2000x49152": (2000, 576, 49152),
     "2000x32128": (2000, 2048, 32128),
     "2000x128256": (2000, 4096, 128256),
@@ -63,10 +67,10 @@ def kernels() -> Names:
         rows |= {f"{base}.backward_share_of_copy": ("share", goal)}
         rows |= {f"{base}.call_us": ("us", None)}
         rows |= {f"{base}.vs_{rival}": ("x", 1) for rival in RIVALS}
-    for label, (_, _, V) in LIKELIHOODS.items():
+    for label, (N, _, V) in LIKELIHOODS.items():
         base = f"likelihood.{label}"
         rows |= {f"{base}.ms": ("ms", None), f"{base}.time_vs_full_logits": ("x", 1)}
-        rows |= {f"{base}.memory_vs_full_logits": ("share", 0.125)}
+        rows |= {f"{base}.memory_vs_full_logits": ("share", 0.125 if N >= 2000 else None)}
         if V <= 2**16:
             rows |= {f"{base}.forward_backward_vs_full_logits": ("x", 1)}
     for n_items in CATALOGUES:
