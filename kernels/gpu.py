@@ -159,6 +159,7 @@ def absorb_kernel(
     S,
     PICK,
     SHRINK,
+    LOGP,
     P,
     v0,
     n,
@@ -169,11 +170,16 @@ def absorb_kernel(
     WIDE: tl.constexpr,
 ):
     """One program per row: takes a tile of its logits (tokens v0 .. v0+n) into the running maximum
-    M and sum S of exponentials, picks the row's own token if it is among them, and for the gradient
-    writes P = e^(l - M) and by what the sums so far SHRINK.
+    M and sum S of exponentials, keeps the logit PICK of the row's own token, and writes the log
+    probability LOGP so far, which the last tile makes right. For the gradient it writes
+    P = e^(l - M), and SHRINK, by what the sums so far are multiplied.
     """
     i = tl.program_id(0).to(tl.int64)
-    old = tl.load(M + i)
+    # all that this program writes at its end is read before its warps meet for the first time
+    old = tl.load(M + i, mask=v0 > 0, other=float("-inf"))
+    before = tl.load(S + i, mask=v0 > 0, other=0.0)
+    at = tl.load(TOK + i) - v0
+    own = tl.load(PICK + i, mask=at < 0, other=0.0)
     # a strip of a few rows, so that a thread's four loads are asked for together; maxima and sums
     # stay in the threads until the end, where warps wait for each other once
     strip = tl.arange(0, BLOCK // WIDE)[:, None] * WIDE + tl.arange(0, WIDE)[None, :]
@@ -196,14 +202,15 @@ def absorb_kernel(
         if GRADIENT:
             tl.store(P + i * stride_l + j, p, mask=j < n)
     shrink = tl.exp(old - top)
-    at = tl.load(TOK + i) - v0
-    if (at >= 0) & (at < n):
-        own = tl.load(L + i * stride_l + at)
-        if HAS_BIAS:
-            own += tl.load(BIAS + v0 + at)
-        tl.store(PICK + i, own)
-    tl.store(S + i, tl.load(S + i) * shrink + tl.sum(totals, 0))
+    here = (at >= 0) & (at < n)
+    own += tl.load(L + i * stride_l + at, mask=here, other=0.0)
+    if HAS_BIAS:
+        own += tl.load(BIAS + v0 + at, mask=here, other=0.0)
+    total = before * shrink + tl.sum(totals, 0)
+    tl.store(PICK + i, own)
+    tl.store(S + i, total)
     tl.store(M + i, top)
+    tl.store(LOGP + i, own - (top + tl.log(total)))
     if GRADIENT:
         tl.store(SHRINK + i, shrink)
 
@@ -250,7 +257,8 @@ def log_probs(
 
     One pass over the head, as attention makes over its keys: cuBLAS makes a rows x tile piece of
     the logits, the kernel folds it into running sums, and the same piece as probabilities times the
-    same tile of the head gives the gradient.
+    same tile of the head gives the gradient. One tile: two launches, fewer than torch makes of
+    full logits.
     """
     N, D = x_ND.shape
     V, device = len(head_VD), x_ND.device
@@ -259,9 +267,8 @@ def log_probs(
     diff_ND = torch.empty(N, D, device=device) if gradient else None
     for i in range(0, N, rows):
         x, tok = x_ND[i : i + rows], tok_N[i : i + rows]
-        m = torch.full((len(x),), -torch.inf, device=device)
-        s, pick, shrink = torch.zeros(3, len(x), device=device)
-        E = torch.zeros(len(x), D, device=device) if gradient else None
+        m, s, pick, shrink = torch.empty(4, len(x), device=device)
+        E = None
         for v0 in range(0, V, tile):
             head = head_VD[v0 : v0 + tile]
             logit = product(x, head.t())
@@ -274,6 +281,7 @@ def log_probs(
                 s,
                 pick,
                 shrink,
+                logp_N[i:],
                 p,
                 v0,
                 len(head),
@@ -283,8 +291,8 @@ def log_probs(
                 **strip(len(x), len(head), gradient),
             )
             if gradient:
-                E.mul_(shrink[:, None]).add_(product(p, head))
-        logp_N[i : i + rows] = pick - (m + s.log())
+                part = product(p, head)
+                E = part if E is None else E.mul_(shrink[:, None]).add_(part)
         if gradient:
             diff_ND[i : i + rows] = head_VD[tok.long()].float() - E / s[:, None]
     return logp_N, diff_ND
