@@ -27,6 +27,7 @@ pytest_plugins = [
     "run_folders",
     "stopped_runs",
     "pictures",
+    "shared_runs",
 ]
 if not torch.cuda.is_available():
     # read when a Triton kernel is defined: the kernels run here, slowly, on the CPU

@@ -29,7 +29,7 @@ SMALL = "--k 3 --batch 8 --samples 40 --evals 1 --val-samples 10 --init-r 4 --ta
 
 
 @pytest.fixture(scope="session")
-def to_tune(toy, sasrec, decoder):
+def small_lm(toy, sasrec, decoder):
     """finetune.py's options of a small LM on the trained SASRec."""
     return (
         f"--dataset {toy.folder} --llm {decoder} --backbone {sasrec} --soft-prompt random {SMALL}"
@@ -46,31 +46,31 @@ def tuned(run, fp32, folder, options):
 
 
 @pytest.fixture(scope="session")
-def one_pass(to_tune, run, fp32, tmp_path_factory):
+def one_pass(small_lm, run, fp32, tmp_path_factory):
     """A run that reads the whole catalogue from one state."""
     folder = tmp_path_factory.mktemp("one_pass") / "mean"
-    return tuned(run, fp32, folder, f"{to_tune} --verbalizer mean --order shuffled")
+    return tuned(run, fp32, folder, f"{small_lm} --verbalizer mean --order shuffled")
 
 
 @pytest.fixture(scope="session")
-def by_title(to_tune, run, fp32, tmp_path_factory):
+def by_title(small_lm, run, fp32, tmp_path_factory):
     """A run that reads title by title, calibrated."""
     folder = tmp_path_factory.mktemp("by_title") / "likelihood"
-    return tuned(run, fp32, folder, f"{to_tune} --order shuffled --calibrate")
+    return tuned(run, fp32, folder, f"{small_lm} --order shuffled --calibrate")
 
 
 @pytest.fixture(scope="session")
-def listing(to_tune, run, fp32, tmp_path_factory):
+def listing(small_lm, run, fp32, tmp_path_factory):
     """A run whose prompts list the candidates."""
     folder = tmp_path_factory.mktemp("listing") / "letter"
-    return tuned(run, fp32, folder, f"{to_tune} --verbalizer letter --order backbone")
+    return tuned(run, fp32, folder, f"{small_lm} --verbalizer letter --order backbone")
 
 
 @pytest.fixture(scope="session")
-def hybrid(to_tune, run, fp32, tmp_path_factory):
+def hybrid(small_lm, run, fp32, tmp_path_factory):
     """A run that is shown titles beside vectors."""
     folder = tmp_path_factory.mktemp("hybrid") / "hybrid"
-    return tuned(run, fp32, folder, f"{to_tune} --input hybrid")
+    return tuned(run, fp32, folder, f"{small_lm} --input hybrid")
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,8 @@ def test_items_without_a_title_are_refused(tmp_path, toy):
 
 def test_titles_that_several_items_have_are_told_apart_by_their_raw_ids(tmp_path):
     (tmp_path / "raw_items.txt").write_text("a\nb\nc\n")
-    data = SimpleNamespace(folder=tmp_path, titles=["", "Mug", "Tea", "Mug"], n_items=3)
+    data = SimpleNamespace(
+        folder=tmp_path, titles=["", "Mug", "Tea", "Mug"], n_items=3, shared=None
+    )
     assert raw_item_ids(data) == ["", "a", "b", "c"]
     assert distinct_titles(data) == ["", "Mug [id a]", "Tea", "Mug [id c]"]

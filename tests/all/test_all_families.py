@@ -4,7 +4,7 @@ Some seven minutes on 2 cores: `pytest tests/all` runs it, `pytest tests` does n
 """
 
 import pytest
-from families import write
+from families import RIGHT_OR_REFUSED, write
 from plain import Reference, load_here, refusal_or_faults
 from shrink import NAMED, TWICE, every_entry, family_of, not_built, other_families
 
@@ -17,7 +17,7 @@ SLOW_TO_FAIL = {
 IMPOSSIBLE = {entry for entry, reason in not_built().items() if reason != TWICE} - SLOW_TO_FAIL
 
 
-@pytest.mark.parametrize("family", other_families(), ids=str)
+@pytest.mark.parametrize("family", [*RIGHT_OR_REFUSED, *other_families()], ids=str)
 def test_a_family_scores_as_plain_transformers_or_is_refused_in_a_sentence(family, toy, tmp_path):
     reference = Reference(family, write(family, tmp_path / "lm"), toy)
     for padded in (False, True)[: 2 if family.kind == "decoder" else 1]:
