@@ -223,7 +223,7 @@ def strip(rows: int, words: int, gradient: bool) -> dict[str, int]:
     where rows are few. A thread has four logits next to each other, or eight where it writes as
     many 16-bit probabilities: sums down the strip then stay in the thread.
     """
-    warps = 4 if rows > 8 * FEW else 16
+    warps = 4 if rows > 2 * FEW else 16
     block = min(512 * warps, triton.next_power_of_2(words))
     return {"BLOCK": block, "WIDE": max(1, block // (2 if gradient else 4)), "num_warps": warps}
 

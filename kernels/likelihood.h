@@ -11,7 +11,9 @@
 
 const int64_t TILE = 192;      // rows of the head at a time, in whole blocks
 static_assert(TILE % MR == 0, "a tile's last block would write behind it");
-const int64_t CHUNK = 4 * NR;  // rows of x in a job
+const int64_t CHUNK = 192;     // rows of x in a job, in whole panels
+static_assert(CHUNK % NR == 0, "a chunk's last panel would write behind it");
+const int64_t STRIP = 4 * NR;  // columns of the head that are packed at a time
 
 // the inputs
 template <class T>
@@ -50,15 +52,15 @@ struct LikelihoodRoom {
     std::vector<float> l;   // the logits of a tile: TILE x NR
     std::vector<C> x;       // the rows of x of a job, packed
     std::vector<C> rows;    // rows of the head that are copied
-    std::vector<C> p;       // e^(l - m) of a tile, packed
-    std::vector<C> values;  // a tile of the head, packed across, with gradients only
+    std::vector<C> p;       // e^(l - m) of a tile and a job, packed, with gradients only
+    std::vector<C> values;  // a strip of a tile of the head, packed across, with gradients only
 
-    LikelihoodRoom(int64_t K, int64_t wide_D, bool gradient)
+    LikelihoodRoom(int64_t K, bool gradient)
         : l(TILE * NR),
           x(CHUNK * K),
           rows(MR * K),
-          p(TILE * NR),
-          values(gradient ? TILE * wide_D : 0) {}
+          p(gradient ? TILE * CHUNK : 0),
+          values(gradient ? TILE * STRIP : 0) {}
 };
 
 // l[v, j] for n rows of the head from v0 on and NR rows of x from i0 on; picks the tokens' own
@@ -104,32 +106,49 @@ static inline Grown absorb(float* l, int64_t n, const float* m, float* s) {
     return grown;
 }
 
-// adds a tile of n rows of the head, weighted by room.l, to the sums E of NR rows of x
-template <class T>
-static inline void absorb_rows(const Grown& grown, const float* m, int64_t n, int64_t D,
-                               int64_t wide_D, LikelihoodRoom<T>& room, float* E) {
-    typedef factor<T> C;
+// rescales the sums E of NR rows of x, and packs the weights room.l of n rows of the head in p
+template <class T, class C>
+static inline void keep_weights(const Grown& grown, const float* m, int64_t n, int64_t wide_D,
+                                LikelihoodRoom<T>& room, C* p, float* E) {
     const int u = unit<C>();
     const int64_t high = padded<C>(n);
     float* l = room.l.data();
-    C* p = room.p.data();
     for (int j = 0; j < NR; j++)
         if (grown.top[j] > m[j]) {
             const float shrink = grown.shrink[j];
-            for (int64_t d = 0; d < D; d++) E[j * wide_D + d] *= shrink;
+            for (int64_t d = 0; d < wide_D; d++) E[j * wide_D + d] *= shrink;
         }
     for (int64_t v = n; v < high; v++)
         for (int j = 0; j < NR; j++) l[v * NR + j] = 0;
     for (int64_t v = 0; v < high; v++)
         for (int j = 0; j < NR; j++) narrow(l[v * NR + j], p[(v / u * NR + j) * u + v % u]);
-    constexpr int left = NR % MR;  // of the NR rows of x, behind the whole blocks
-    for (int64_t d = 0; d < D; d += NR) {
-        const C* values = room.values.data() + d * TILE;
-        for (int j = 0; j + MR <= NR; j += MR)
-            block<NV>(p + j * u, u, NR * u, values, high, E + j * wide_D + d, wide_D, true);
-        if constexpr (left > 0)
-            block<NV, left>(p + (NR - left) * u, u, NR * u, values, high,
-                            E + (NR - left) * wide_D + d, wide_D, true);
+}
+
+// adds n rows of the head from v0 on, weighted by room.p, to the sums E of `count` rows of x: a
+// strip of columns at a time, which stays in the cache for all of these rows
+template <class T>
+static inline void absorb_rows(const LogProbs<T>& in, int64_t v0, int64_t n, int64_t count,
+                               LikelihoodRoom<T>& room, int64_t wide_D, float* E) {
+    typedef factor<T> C;
+    constexpr int left = NR % MR;  // of NR rows of x, behind the whole blocks
+    const int u = unit<C>();
+    const int64_t high = padded<C>(n);
+    for (int64_t d0 = 0; d0 < in.D; d0 += STRIP) {
+        const int64_t d1 = std::min(in.D, d0 + STRIP);
+        for (int64_t d = d0; d < d1; d += NR)
+            pack_across(in.head_VD + v0 * in.stride + d, in.stride, n,
+                        std::min<int64_t>(NR, in.D - d), NR, room.values.data() + (d - d0) * TILE);
+        for (int64_t i = 0; i < count; i += NR)
+            for (int64_t d = d0; d < d1; d += NR) {
+                const C* values = room.values.data() + (d - d0) * TILE;
+                const C* p = room.p.data() + i * TILE;
+                float* sums = E + i * wide_D + d;
+                for (int j = 0; j + MR <= NR; j += MR)
+                    block<NV>(p + j * u, u, NR * u, values, high, sums + j * wide_D, wide_D, true);
+                if constexpr (left > 0)
+                    block<NV, left>(p + (NR - left) * u, u, NR * u, values, high,
+                                    sums + (NR - left) * wide_D, wide_D, true);
+            }
     }
 }
 
@@ -144,19 +163,19 @@ static void sum_part(const LogProbs<T>& in, int64_t part, int64_t n0, int64_t fi
              room.x.data() + (i - n0) * K);
     for (int64_t v0 = first; v0 < last; v0 += TILE) {
         const int64_t n = std::min(TILE, last - v0);
-        if (in.gradient)
-            for (int64_t d = 0; d < D; d += NR)
-                pack_across(in.head_VD + v0 * in.stride + d, in.stride, n,
-                            std::min<int64_t>(NR, D - d), NR, room.values.data() + d * TILE);
         for (int64_t i0 = n0; i0 < end; i0 += NR) {
             const int64_t at = part * to.all + i0;
             float* m = to.m.data() + at;
             tile_logits(in, v0, n, i0, room.x.data() + (i0 - n0) * K, room, to.pick.data());
             const Grown grown = absorb(room.l.data(), n, m, to.s.data() + at);
             if (in.gradient)
-                absorb_rows(grown, m, n, D, to.wide_D, room, to.E.data() + at * to.wide_D);
+                keep_weights(grown, m, n, to.wide_D, room, room.p.data() + (i0 - n0) * TILE,
+                             to.E.data() + at * to.wide_D);
             std::copy(grown.top, grown.top + NR, m);
         }
+        if (in.gradient)
+            absorb_rows(in, v0, n, end - n0, room, to.wide_D,
+                        to.E.data() + (part * to.all + n0) * to.wide_D);
     }
 }
 
@@ -190,7 +209,7 @@ static void likelihood(const LogProbs<T>& in, float* logp_N, float* diff_ND) {
     Running sums(parts, chunks * CHUNK, wide_D, in.gradient);
 #pragma omp parallel
     {
-        LikelihoodRoom<T> room(K, wide_D, in.gradient);
+        LikelihoodRoom<T> room(K, in.gradient);
 #pragma omp for schedule(dynamic)
         for (int64_t job = 0; job < chunks * parts; job++) {
             const int64_t part = job / chunks;

@@ -121,6 +121,11 @@ template <class T, class C>
 static void pack_across(const T* in, int64_t stride, int64_t rows, int64_t columns, int width,
                         C* panel) {
     const int u = unit<C>();
+    if (std::is_same<T, C>::value && u == 1 && columns == NR && width == NR) {
+        for (int64_t k = 0; k < rows; k++)
+            std::memcpy((void*)(panel + k * NR), (const void*)(in + k * stride), NR * sizeof(C));
+        return;
+    }
     if (columns < width || rows % u)
         std::memset((void*)panel, 0, sizeof(C) * padded<C>(rows) * width);
     for (int64_t k = 0; k < rows; k++)
