@@ -1,6 +1,6 @@
 """What the compiler made of the Triton kernels, for four generations of GPUs; no GPU is needed.
 
-    python kernels/compiled.py            a table; two minutes on a CPU, seconds when asked again
+    python kernels/compiled.py            a table; three minutes on a CPU
     python kernels/compiled.py --quick    one kernel of each kind on one card
 
 The launchers of gpu.py are called on tensors without memory (torch's device "meta"). A launch only
@@ -46,7 +46,8 @@ from delrec.runtime import commit, stop, versions  # noqa: E402
 
 BATCHES = (1, 32, 256)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-CANDIDATES, TOKENS, WIDTH, VOCABULARY = 20, 12, 2048, 32128  # Flan-T5-XL's head
+CANDIDATES, TOKENS = 20, 12
+WIDTH, VOCABULARY = 2048, 32128  # of Flan-T5-XL's head
 TITLES = 12_101  # Beauty's catalogue
 
 
@@ -139,7 +140,8 @@ def calls_of(B: int, dtype: torch.dtype) -> dict[str, Callable]:
     def empty(*shape, dtype=torch.int32):
         return torch.empty(*shape, dtype=dtype, device="meta")
 
-    C, T, D, V = CANDIDATES, TOKENS, WIDTH, VOCABULARY
+    C, T = CANDIDATES, TOKENS
+    D, V = WIDTH, VOCABULARY
     x_BD, head_VD = empty(B, D, dtype=dtype), empty(V, D, dtype=dtype)
     tok_BCT, n_BC, g_BC = empty(B, C, T), empty(B, C), empty(B, C, dtype=torch.float32)
     tok_N, x_ND = empty(B * T), empty(B * T, D, dtype=dtype)
@@ -274,7 +276,10 @@ def table(rows: list[dict]) -> str:
         cells = [f"{row['kernel']}, {row['dtype']}", row["card"], shortest(row["warps"])]
         cells += [shortest(row["registers"]), shortest(row["stack"]), shortest(wide)]
         cells += [shortest(row["barriers"]), shortest(row["blocks_held"])]
-        cells += [shortest(row["kb_in_flight"], "{:.0f}"), shortest(row["waves"], "{:.2f}")]
+        cells += [
+            shortest(row["kb_in_flight"], "{:.0f}"),
+            shortest(row["waves"], "{:.2f}").replace("0.", "."),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -151,6 +151,15 @@ def scores_dx(g_BC: Tensor, _: None, head_VD: Tensor, tok_BCT: Tensor, n_BC: Ten
 
 
 @triton.jit
+def logits_at(L, BIAS, j, there, other, HAS_BIAS: tl.constexpr):
+    """The logits j of a row, with their bias; `other` where nothing is there."""
+    logit = tl.load(L + j, mask=there, other=other)
+    if HAS_BIAS:
+        logit += tl.load(BIAS + j, mask=there, other=0.0)
+    return logit
+
+
+@triton.jit
 def absorb_kernel(
     L,
     BIAS,
@@ -186,26 +195,20 @@ def absorb_kernel(
     tops = tl.full((WIDE,), float("-inf"), tl.float32)
     for j0 in range(0, n, BLOCK):
         j = j0 + strip
-        logit = tl.load(L + i * stride_l + j, mask=j < n, other=float("-inf"))
-        if HAS_BIAS:
-            logit += tl.load(BIAS + v0 + j, mask=j < n, other=0.0)
+        logit = logits_at(L + i * stride_l, BIAS + v0, j, j < n, float("-inf"), HAS_BIAS)
         tops = tl.maximum(tops, tl.max(logit, 0))
     top = tl.maximum(old, tl.max(tops, 0))
     totals = tl.zeros((WIDE,), tl.float32)
     for j0 in range(0, n, BLOCK):
         j = j0 + strip
-        logit = tl.load(L + i * stride_l + j, mask=j < n, other=float("-inf"))
-        if HAS_BIAS:
-            logit += tl.load(BIAS + v0 + j, mask=j < n, other=0.0)
+        logit = logits_at(L + i * stride_l, BIAS + v0, j, j < n, float("-inf"), HAS_BIAS)
         p = tl.exp(logit - top)
         totals += tl.sum(p, 0)
         if GRADIENT:
             tl.store(P + i * stride_l + j, p, mask=j < n)
     shrink = tl.exp(old - top)
     here = (at >= 0) & (at < n)
-    own += tl.load(L + i * stride_l + at, mask=here, other=0.0)
-    if HAS_BIAS:
-        own += tl.load(BIAS + v0 + at, mask=here, other=0.0)
+    own += logits_at(L + i * stride_l, BIAS + v0, at, here, 0.0, HAS_BIAS)
     total = before * shrink + tl.sum(totals, 0)
     tl.store(PICK + i, own)
     tl.store(S + i, total)
