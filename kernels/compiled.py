@@ -278,7 +278,7 @@ def table(rows: list[dict]) -> str:
         cells += [shortest(row["barriers"]), shortest(row["blocks_held"])]
         cells += [
             shortest(row["kb_in_flight"], "{:.0f}"),
-            shortest(row["waves"], "{:.2f}").replace("0.", "."),
+            re.sub(r"\b0\.", ".", shortest(row["waves"], "{:.2f}")),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -9,11 +9,12 @@
 #pragma once
 #include "product.h"
 
-const int64_t TILE = 192;      // rows of the head at a time, in whole blocks
+// rows of the head at a time, in whole blocks: two panels of so many stay in the first cache
+const int64_t TILE = W == 16 ? 192 : 96;
 static_assert(TILE % MR == 0, "a tile's last block would write behind it");
 const int64_t CHUNK = 192;     // rows of x in a job, in whole panels
 static_assert(CHUNK % NR == 0, "a chunk's last panel would write behind it");
-const int64_t STRIP = 4 * NR;  // columns of the head that are packed at a time
+const int64_t STRIP = 8 * NR;  // columns of the head that are packed at a time
 
 // the inputs
 template <class T>

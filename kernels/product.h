@@ -29,12 +29,20 @@ constexpr int unit() {
     return 4 / sizeof(C);
 }
 
+// asks the memory for sums that are added to when the products are done
+template <int R, int M>
+static inline void ask_for(const float* out, int64_t ld) {
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < R; v++) __builtin_prefetch(out + m * ld + v * W, 1);
+}
+
 // out[m, n] (+)= sum_k a[m, k] b[k, n] for m < M, n < R * W. a[m, k] stands at
 // a[m * am + k / unit * ak + k % unit], b is packed as [K / unit][n][unit], K is a whole number of
 // units
 template <int R, int M = MR>
 static void block(const float* a, int64_t am, int64_t ak, const float* b, int64_t K, float* out,
                   int64_t ld, bool add) {
+    if (add) ask_for<R, M>(out, ld);
     vec sum[M][R];
     for (int m = 0; m < M; m++)
         for (int v = 0; v < R; v++) sum[m][v] = vec{};
@@ -52,6 +60,7 @@ static void block(const float* a, int64_t am, int64_t ak, const float* b, int64_
 template <int R, int M = MR>
 static void block(const bf16* a, int64_t am, int64_t ak, const bf16* b, int64_t K, float* out,
                   int64_t ld, bool add) {
+    if (add) ask_for<R, M>(out, ld);
     __m512 sum[M][R];
     for (int m = 0; m < M; m++)
         for (int v = 0; v < R; v++) sum[m][v] = _mm512_setzero_ps();
