@@ -107,3 +107,16 @@ def test_a_fault_is_found(code, fault, tmp_path):
 def test_the_shapes_of_the_house_have_no_faults(code, tmp_path):
     (tmp_path / "x.py").write_text(code)
     assert list(faults_of(tmp_path / "x.py")) == []
+
+
+def test_no_two_plugins_define_a_fixture_of_one_name():
+    conftest = ast.parse((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
+    [plugins] = [
+        ast.literal_eval(x.value)
+        for x in conftest.body
+        if isinstance(x, ast.Assign) and x.targets[0].id == "pytest_plugins"
+    ]
+    trees = [ast.parse((ROOT / "tests" / f"{name}.py").read_text("utf-8")) for name in plugins]
+    functions = [x for tree in trees for x in tree.body if isinstance(x, ast.FunctionDef)]
+    names = [f.name for f in functions if is_decorated(f, "fixture")]
+    assert len(names) > 40 and sorted(names) == sorted(set(names))
