@@ -1,5 +1,6 @@
 """Recommenders whose run is a rule, and small runs of every kind to load."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,21 @@ def recommender_of(data, scores_after=by_number, run=RULE) -> Recommender:
     return Recommender(Answerer(Catalogue(data), lambda: scores_after, run))
 
 
+def answers_of_threads(rec, olds) -> list:
+    """The answers after histories of ids, each asked for by a thread of its own."""
+    got = [None] * len(olds)
+
+    def ask(n):
+        got[n] = rec.recommend(ids=olds[n])
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(len(olds))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return got
+
+
 # ---------------------------------------------------------------- runs
 
 SMALL = "--k 3 --batch 8 --samples 40 --evals 1 --val-samples 10 --init-r 4 --target-r 2"
@@ -36,41 +52,42 @@ def small_lm(toy, sasrec, decoder):
     )
 
 
-def tuned(run, fp32, folder, options):
-    """A finished run of finetune.py."""
+@pytest.fixture(scope="session")
+def tune_small(small_lm, run, fp32, tmp_path_factory):
+    """tune_small(name, options): the folder of a finished run of finetune.py."""
     import finetune
 
-    with fp32():
-        run(finetune.main, f"{options} --out {folder}")
-    return folder
+    def tune(name, options):
+        folder = tmp_path_factory.mktemp(name) / name
+        with fp32():
+            run(finetune.main, f"{small_lm} {options} --out {folder}")
+        return folder
+
+    return tune
 
 
 @pytest.fixture(scope="session")
-def one_pass(small_lm, run, fp32, tmp_path_factory):
+def one_pass(tune_small):
     """A run that reads the whole catalogue from one state."""
-    folder = tmp_path_factory.mktemp("one_pass") / "mean"
-    return tuned(run, fp32, folder, f"{small_lm} --verbalizer mean --order shuffled")
+    return tune_small("mean", "--verbalizer mean --order shuffled")
 
 
 @pytest.fixture(scope="session")
-def by_title(small_lm, run, fp32, tmp_path_factory):
+def by_title(tune_small):
     """A run that reads title by title, calibrated."""
-    folder = tmp_path_factory.mktemp("by_title") / "likelihood"
-    return tuned(run, fp32, folder, f"{small_lm} --order shuffled --calibrate")
+    return tune_small("likelihood", "--order shuffled --calibrate")
 
 
 @pytest.fixture(scope="session")
-def listing(small_lm, run, fp32, tmp_path_factory):
+def listing(tune_small):
     """A run whose prompts list the candidates."""
-    folder = tmp_path_factory.mktemp("listing") / "letter"
-    return tuned(run, fp32, folder, f"{small_lm} --verbalizer letter --order backbone")
+    return tune_small("letter", "--verbalizer letter --order backbone")
 
 
 @pytest.fixture(scope="session")
-def hybrid(small_lm, run, fp32, tmp_path_factory):
+def hybrid(tune_small):
     """A run that is shown titles beside vectors."""
-    folder = tmp_path_factory.mktemp("hybrid") / "hybrid"
-    return tuned(run, fp32, folder, f"{small_lm} --input hybrid")
+    return tune_small("hybrid", "--input hybrid")
 
 
 @pytest.fixture(scope="session")

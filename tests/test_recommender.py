@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
-from recommenders import by_number, recommender_of
+from recommenders import answers_of_threads, by_number, recommender_of
 from scripts import ROOT
 from toys import prepare_log
 
@@ -230,17 +229,7 @@ def test_long_histories_and_long_titles_are_answered(trained):
 def test_threads_get_the_answers_of_one(trained):
     olds = [[str(i), str(60 - i)] for i in range(1, 25)]
     alone = [trained.recommend(ids=old) for old in olds]
-    got = [None] * len(olds)
-
-    def ask(n):
-        got[n] = trained.recommend(ids=olds[n])
-
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(len(olds))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert got == alone
+    assert answers_of_threads(trained, olds) == alone
 
 
 def test_importing_the_package_loads_neither_torch_nor_transformers():

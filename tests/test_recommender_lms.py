@@ -1,9 +1,8 @@
 """delrec.Recommender over language models: probabilities where they are trained, threads, pools."""
 
-import threading
-
 import numpy as np
 import pytest
+from recommenders import answers_of_threads
 
 from delrec import Recommender
 from delrec.runtime import load_run
@@ -50,17 +49,7 @@ def test_threads_get_the_answers_of_one(name, request, on_cpu):
     rec = Recommender.load(request.getfixturevalue(name), pool=9)
     olds = [[str(i), str(60 - i)] for i in range(1, 9)]
     alone = [rec.recommend(ids=old) for old in olds]
-    got = [None] * len(olds)
-
-    def ask(n):
-        got[n] = rec.recommend(ids=olds[n])
-
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(len(olds))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert got == alone
+    assert answers_of_threads(rec, olds) == alone
 
 
 def test_an_answer_prints_nothing(by_title, toy, on_cpu, capsys):
