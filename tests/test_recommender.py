@@ -1,5 +1,6 @@
 """delrec.Recommender: ids, titles, users in, ranked ids out; filters, what cannot be meant."""
 
+import pickle
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from toys import prepare_log
 
 from delrec import Recommender
 from delrec.runtime import load_run
+from delrec.serving.ranking import best_of
 from delrec.serving.results import Answers
 
 
@@ -143,6 +145,30 @@ def test_ties_go_to_the_smaller_number(shop):
 
 
 # ---------------------------------------------------------------- answers
+
+
+def test_the_best_of_many_rows_are_the_best_whatever_is_tied():
+    rng = np.random.default_rng(0)
+    for top in (1, 3, 12, 30):
+        s_BI = rng.integers(0, 8, (40, 30)).astype(np.float32)
+        s_BI[rng.random(s_BI.shape) < 0.5] = -np.inf
+        s_BI[0] = -np.inf
+        for s_I, best_k, score_k in zip(s_BI, *best_of(s_BI, top)):
+            expected = sorted(np.flatnonzero(s_I > -np.inf), key=lambda i: (-s_I[i], i))[:top]
+            ranked = score_k > -np.inf
+            assert best_k[ranked].tolist() == expected
+            assert score_k[ranked].tolist() == s_I[expected].tolist()
+
+
+def test_the_items_of_an_answer_are_a_tuple_to_whoever_looks(rec):
+    answer = rec.recommend(["Article 3"], top=3)
+    items = tuple(answer.items)
+    assert answer.items == items and hash(answer.items) == hash(items)
+    assert answer.items[-1] == items[2] and answer.items[:2] == items[:2] and len(items) == 3
+    assert repr(answer.items) == repr(items) and answer == rec.recommend(["Article 3"], top=3)
+    assert answer != rec.recommend(["Article 3"], top=2) and items[0] in answer.items
+    sent = pickle.dumps(answer)
+    assert pickle.loads(sent) == answer and b"Article 20" not in sent  # not the whole catalogue
 
 
 def test_answers_become_tables(rec):

@@ -101,7 +101,7 @@ class HistoryScorer:
         """bias_A: the biases of added items, whose vectors the model's table then holds (Grown)."""
         self.model, self.bias_A = model, bias_A
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, olds: list[np.ndarray]) -> np.ndarray:
         """Scores float32 (B, I+1) after histories, oldest first; padding at -inf. Those of added
         items stand behind; the others' are the same bits without them.

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from delrec.serving.asking import Question
 from delrec.serving.catalogue import Catalogue, Filters
 from delrec.serving.lookup import Unknown
 from delrec.serving.ranking import ScoresAfter, Wanted, best_of, has_probabilities, log_sums
-from delrec.serving.results import Answer, Item, Refused
+from delrec.serving.results import Answer, Items, Names, Refused
 from delrec.serving.vectors import Likeness, likeness_of
 
 CELLS = 2**22  # scores that exist at once
@@ -63,46 +62,58 @@ class Answerer:
         """Yields the answer to each question, some at a time; for a history without a known item
         the items that most people took.
         """
-        for question, s_I, log_sum in self.scored(asked, plan.wanted):
-            items = self.items_of(best_of(s_I, plan.top), s_I, log_sum)
-            yield self.answer(question, items, plan.unknown, plan.top)
+        for some, s_BI, log_sum_B in self.scored(asked, plan.wanted):
+            best = self.items_of(*best_of(s_BI, plan.top), log_sum_B)
+            for question, items in zip(some, best):
+                yield self.answer(question, items, plan.unknown, plan.top)
 
     def scored(
         self, asked: list[Question], wanted: Wanted
-    ) -> Iterator[tuple[Question, np.ndarray, float | None]]:
-        """Yields (question, scores (I+1,), log of the sum of exp of all trained items' scores, or
-        None where the run has no probabilities), some questions at a time.
+    ) -> Iterator[tuple[list[Question], np.ndarray, list[float | None]]]:
+        """Yields (questions, their scores (B, I+1), the logs of the sum of exp of all trained
+        items' scores, None where the run has no probabilities), some questions at a time.
         """
-        known = [question for question in asked if question.found.items]
-        popular, scores = None, self.scores_of(known, wanted)
-        for question in asked:
-            if question.found.items:
-                yield question, *next(scores)
-                continue
-            if popular is None:
-                count_I = self.catalogue.count_I[None].copy()
-                popular = wanted.mask(count_I, [np.zeros(0, np.int64)])[0]
-            yield question, popular, None
-
-    def scores_of(
-        self, asked: list[Question], wanted: Wanted
-    ) -> Iterator[tuple[np.ndarray, float | None]]:
-        """Yields the scores (I+1,) after histories, and the log of their sum, as scored does."""
-        batch = max(1, min(MOST, CELLS // (self.catalogue.n_items + 1)))
-        scores_after = self.open() if asked else None
-        for at in range(0, len(asked), batch):
-            olds = [np.array(q.found.items, np.int64) for q in asked[at : at + batch]]
-            with self.turn:
-                s_BI = scores_after(olds, wanted)
-            if np.isnan(s_BI.max(1)).any():
-                raise Refused(
-                    f"the scores of {self.run.folder} are not numbers: its weights are broken; "
-                    "train it again"
+        for at in range(0, len(asked), self.at_once):
+            some = asked[at : at + self.at_once]
+            olds = [np.array(question.found.items, np.int64) for question in some]
+            known_B = np.array([len(old) > 0 for old in olds])
+            if known_B.all():
+                s_BI, log_sum_B = self.model_scores(olds, wanted)
+            else:
+                s_BI = np.tile(self.catalogue.count_I, (len(olds), 1))
+                log_sum_B = np.full(len(olds), None)
+            if known_B.any() and not known_B.all():
+                s_BI[known_B], log_sum_B[known_B] = self.model_scores(
+                    [old for old in olds if len(old)], wanted
                 )
-            log_sums_B = [None] * len(olds)
-            if self.has_probabilities:
-                log_sums_B = log_sums(s_BI[:, : self.catalogue.data.n_items + 1]).tolist()
-            yield from zip(wanted.mask(s_BI, olds), log_sums_B)
+            yield some, wanted.mask(s_BI, olds), log_sum_B
+
+    def model_scores(
+        self, olds: list[np.ndarray], wanted: Wanted
+    ) -> tuple[np.ndarray, list[float | None]]:
+        """(the model's scores (B, I+1) after histories, the logs of their sums)."""
+        scores_after = self.open()
+        with self.turn:
+            s_BI = scores_after(olds, wanted)
+        if np.isnan(s_BI.max(1)).any():
+            raise Refused(
+                f"the scores of {self.run.folder} are not numbers: its weights are broken; "
+                "train it again"
+            )
+        if not self.has_probabilities:
+            return s_BI, [None] * len(olds)
+        return s_BI, log_sums(s_BI[:, : self.catalogue.data.n_items + 1])
+
+    @property
+    def at_once(self) -> int:
+        """How many histories are scored at once."""
+        return max(1, min(MOST, CELLS // (self.catalogue.n_items + 1)))
+
+    @functools.cached_property
+    def names(self) -> Names:
+        """What the items are called."""
+        lookup = self.catalogue.lookup
+        return Names(lookup.ids, lookup.titles, self.catalogue.data.n_items)
 
     @functools.cached_property
     def likeness(self) -> Likeness:
@@ -114,28 +125,25 @@ class Answerer:
         for question in asked:
             stop_without_history(question)
             item = question.found.items[-1]
-            cosine_I = plan.wanted.mask(self.likeness.cosines(item)[None].copy(), [[item]])[0]
-            items = self.items_of(best_of(cosine_I, plan.top), cosine_I, None)
+            cosine_1I = plan.wanted.mask(self.likeness.cosines(item)[None].copy(), [[item]])
+            (items,) = self.items_of(*best_of(cosine_1I, plan.top), [None])
             answer = self.answer(question, items, plan.unknown, plan.top)
             yield replace(answer, remarks=(*answer.remarks, f"alike by {self.likeness.by}"))
 
     def items_of(
-        self, chosen: np.ndarray, s_I: np.ndarray, log_sum: float | None
-    ) -> tuple[Item, ...]:
-        """Some items with their scores."""
-        titles, ids = self.catalogue.lookup.titles, self.catalogue.lookup.ids
-        trained = self.catalogue.data.n_items
-        found = []
-        for i, score in zip(chosen.tolist(), s_I[chosen].tolist()):
-            is_new = i > trained
-            sure = None if log_sum is None or is_new else math.exp(score - log_sum)
-            found.append(Item(ids[i], titles[i], score, sure, is_new))
-        return tuple(found)
+        self, item_Bk: np.ndarray, score_Bk: np.ndarray, log_sum_B: list[float | None]
+    ) -> list[Items]:
+        """Some items of each row with their scores; those that were not ranked (-inf) stand last
+        and are left out.
+        """
+        n_B = (score_Bk > -np.inf).sum(1).tolist()
+        rows = zip(item_Bk.tolist(), score_Bk.tolist(), n_B, log_sum_B)
+        return [Items(self.names, i_k[:n], s_k[:n], log_sum) for i_k, s_k, n, log_sum in rows]
 
     def answer(
         self,
         question: Question,
-        items: tuple[Item, ...],
+        items: Items,
         unknown: list[Unknown],
         top: int = 0,
     ) -> Answer:
@@ -143,7 +151,7 @@ class Answerer:
         found, ids = question.found, self.catalogue.lookup.ids
         return Answer(
             items=items,
-            history=tuple(ids[i] for i in found.items),
+            history=tuple(map(ids.__getitem__, found.items)),
             unknown=tuple(found.unknown + unknown),
             remarks=tuple(found.remarks),
             short=said_of_top(top, len(items)) if len(items) < top else None,

@@ -64,13 +64,12 @@ def found_of(catalogue: Catalogue, history: Any, kind: str) -> Found:
         some = listed(history)
         if some is None:
             raise Refused(f"a history is {history!r:.60}, expected a list of titles or ids")
+        items = catalogue.lookup.at_once(some, kind)
+        if items is not None:
+            return Found(items, [], [])
         history = [name.item() if isinstance(name, np.generic) else name for name in some]
     elif kind == "id":
         history = [history]
-    if kind == "id" and all(type(name) is str for name in history):
-        items = [catalogue.lookup.by_id.get(name) for name in history]
-        if all(items):  # the usual question, at once
-            return Found(items, [], [])
     try:
         if kind == "id":
             return catalogue.lookup.find([id_asked(name) for name in history])

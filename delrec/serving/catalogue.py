@@ -193,6 +193,8 @@ def texts_of(given: Any, what: str) -> list[str]:
 
 def listed(given: Any) -> list | None:
     """The values of a list, a set, an array or a column of a frame; None for what is no such."""
+    if type(given) is list:
+        return given
     for name in ("tolist", "to_list"):  # numpy and pandas; polars
         if hasattr(given, name):
             given = getattr(given, name)()

@@ -13,7 +13,6 @@ from delrec.runtime import Run
 from delrec.serving.answerer import Answerer, stop_without_history
 from delrec.serving.asking import Question
 from delrec.serving.catalogue import Catalogue
-from delrec.serving.lookup import Found
 from delrec.serving.ranking import Wanted
 from delrec.serving.results import Item, Refused
 
@@ -57,18 +56,21 @@ def explanation(now: Answerer, question: Question, item: int, attention: bool) -
     stop_without_history(question)
     old = np.array(question.found.items, np.int64)
     shown = list(dict.fromkeys(old[-seen_by(now.run) :].tolist()))
-    without = [Question(Found(old[old != i].tolist(), [], [])) for i in shown]
+    without = [old[old != i] for i in shown]
     wanted = Wanted(now.catalogue.mask_of([item]), keep_seen=True, each=True)
-    whole_I, log_sum = next(now.scores_of([question], wanted))
-    lower = [float(whole_I[item] - s_I[item]) for s_I, _ in now.scores_of(without, wanted)]
+    (whole_I,), (log_sum,) = now.model_scores([old], wanted)
+    lower = []
+    for at in range(0, len(without), now.at_once):
+        s_BI, _ = now.model_scores(without[at : at + now.at_once], wanted)
+        lower += (whole_I[item] - s_BI[:, item]).tolist()
     shares = attention_to(now, old) if attention else {}
     titles, ids = now.catalogue.lookup.titles, now.catalogue.lookup.ids
     reasons = [
         Reason(ids[i], titles[i], low, times_together(now.catalogue, i, item), shares.get(i))
         for i, low in zip(shown, lower)
     ]
-    found = now.items_of(np.array([item]), whole_I, log_sum)[0]
-    return Explanation(found, tuple(sorted(reasons, key=lambda reason: -reason.lowers)))
+    (found,) = now.items_of(np.array([[item]]), whole_I[None, [item]], [log_sum])
+    return Explanation(found[0], tuple(sorted(reasons, key=lambda reason: -reason.lowers)))
 
 
 def seen_by(run: Run) -> int:

@@ -144,6 +144,7 @@ class Lookup:
         # at most so many in a title
         self.bars = max((title.count("|") for title in self.titles if "|" in title), default=0)
         self.found: dict[Asked, Found] = {}  # what was asked before
+        self.sure: dict[str, int] = {}  # of it the texts that mean one item, with nothing to say
 
     @cached_property
     def by_folded(self) -> Names:
@@ -241,6 +242,16 @@ class Lookup:
 
     # ------------------------------------------------------------ histories
 
+    def at_once(self, names: list, kind: str) -> list[int] | None:
+        """The items of names that are all known by heart: the usual question. None: they must be
+        read one by one. kind: what the names are, "id" or "either".
+        """
+        try:
+            items = list(map((self.by_id if kind == "id" else self.sure).get, names))
+        except TypeError:  # a name is no text
+            return None
+        return None if None in items else items
+
     def find(self, names: list[Asked]) -> Found:
         """The items of some names, blank ones left out; of several that have a name the first."""
         whole = Found([], [], [])
@@ -252,7 +263,10 @@ class Lookup:
                 one = self.find_one(Asked(asked.text.strip(), asked.kind))
                 if len(self.found) >= MOST_KEPT:
                     self.found.clear()
+                    self.sure.clear()
                 self.found[asked] = one
+                if asked.kind == "either" and one.items and not one.remarks:
+                    self.sure[asked.text] = one.items[0]
             whole.items += one.items
             whole.unknown += one.unknown
             whole.remarks += [said for said in one.remarks if said not in whole.remarks]

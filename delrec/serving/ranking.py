@@ -12,7 +12,7 @@ import click
 import numpy as np
 import torch
 
-from delrec.backbone.ranking import HistoryScorer, history_scorer
+from delrec.backbone.ranking import HistoryScorer, best_items, history_scorer
 from delrec.data.prepared import Data
 from delrec.lm import new_items
 from delrec.lm.ragged import ragged
@@ -103,22 +103,24 @@ def has_probabilities(run: Run) -> bool:
     return on_vectors or getattr(run, "loss", None) == "catalogue"
 
 
-def best_of(s_I: np.ndarray, top: int) -> np.ndarray:
-    """The `top` best items of one history's scores that were ranked, the best first, ties by the
-    smaller number: int64.
+def best_of(s_BI: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """(items, scores) (B, k) of the `top` best items of each row, or all of them, the best first,
+    ties by the smaller number; what is behind a score of -inf was not ranked.
     """
-    least = np.partition(s_I, len(s_I) - top)[len(s_I) - top] if top < len(s_I) else -np.inf
-    items = np.flatnonzero(s_I >= least)
-    best = items[np.argsort(-s_I[items], kind="stable")[:top]]
-    return best[s_I[best] > -np.inf]
+    s_BI, k = torch.from_numpy(s_BI), min(top, s_BI.shape[1])
+    # one more than asked: it tells whether others have the score of the last
+    score_Bk, best_Bk = (x.numpy() for x in s_BI.topk(min(k + 1, s_BI.shape[1])))
+    tied_Bk = (score_Bk[:, 1:] == score_Bk[:, :-1]) & (score_Bk[:, 1:] > -np.inf)
+    best_Bk, score_Bk = best_Bk[:, :k], score_Bk[:, :k]
+    if tied_Bk.any():
+        tied_B = tied_Bk.any(1)
+        best_Bk[tied_B] = best_items(s_BI[tied_B], k).numpy()
+    return best_Bk, score_Bk
 
 
-def log_sums(s_BI: np.ndarray) -> np.ndarray:
-    """log sum_i exp(s_bi) of each row, float32 (B,): what a score less it is the log probability
-    of.
-    """
-    most_B1 = s_BI.max(1, keepdims=True)
-    return np.log(np.exp(s_BI - most_B1).sum(1)) + most_B1[:, 0]
+def log_sums(s_BI: np.ndarray) -> list[float]:
+    """log sum_i exp(s_bi) of each row: what a score less it is the log probability of."""
+    return torch.from_numpy(s_BI).logsumexp(1).tolist()
 
 
 # ---------------------------------------------------------------- the kinds of run
@@ -264,8 +266,13 @@ class Chooser:
     def best(self, s_I: np.ndarray) -> np.ndarray:
         """The best trained items, and behind them the best of the added ones."""
         first = self.trained + 1
-        new = best_of(s_I[first:], self.size) + first
-        return np.concatenate([best_of(s_I[:first], self.size), new])
+        new = self.ranked(s_I[first:]) + first
+        return np.concatenate([self.ranked(s_I[:first]), new])
+
+    def ranked(self, s_I: np.ndarray) -> np.ndarray:
+        """The best of some items that may be ranked at all."""
+        (best_k,), (score_k,) = best_of(s_I[None], self.size)
+        return best_k[score_k > -np.inf]
 
     def with_items(self, n: int, rows_of: RowsOf) -> "Chooser":
         """The same with n items that training never saw."""

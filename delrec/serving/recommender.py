@@ -176,11 +176,12 @@ class Recommender:
         for question in asked:
             stop_without_history(question)
         wanted = Wanted(now.catalogue.mask_of(items), keep_seen=True, each=True)
-        answers = tuple(
-            now.answer(question, now.items_of(np.array(items), s_I, log_sum), unknown)
-            for question, s_I, log_sum in now.scored(asked, wanted)
-        )
-        return Answers(answers) if many else answers[0]
+        answers = []
+        for some, s_BI, log_sum_B in now.scored(asked, wanted):
+            item_BC = np.tile(items, (len(some), 1))
+            scored = now.items_of(item_BC, s_BI[:, items], log_sum_B)
+            answers += [now.answer(*each, unknown) for each in zip(some, scored)]
+        return Answers(tuple(answers)) if many else answers[0]
 
     @in_python
     def similar(self, item: Any, *, top: int = 10, **filters: Unpack[Kept]) -> Answer | Answers:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,10 +31,62 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """What items are called, by their numbers; those behind the trained ones were added."""
+
+    ids: list[str]
+    titles: list[str]
+    trained: int  # items that training saw
+
+
+class Items(Sequence):
+    """The ranked items of an answer, a tuple of Item to whoever looks; each is made when it is
+    read. Making them all would take longer than a small model's scores.
+    """
+
+    __slots__ = ("log_sum", "names", "numbers", "scores")
+
+    def __init__(
+        self, names: Names, numbers: list[int], scores: list[float], log_sum: float | None
+    ):
+        """log_sum: of the exp of all trained items' scores; None: the run has no probabilities."""
+        self.names, self.numbers, self.scores, self.log_sum = names, numbers, scores, log_sum
+
+    def item(self, number: int, score: float) -> Item:
+        """One of them."""
+        names, is_new = self.names, number > self.names.trained
+        sure = None if self.log_sum is None or is_new else math.exp(score - self.log_sum)
+        return Item(names.ids[number], names.titles[number], score, sure, is_new)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Item]:
+        return map(self.item, self.numbers, self.scores)
+
+    def __getitem__(self, n: int | slice) -> Item | tuple[Item, ...]:
+        if isinstance(n, slice):
+            return tuple(map(self.item, self.numbers[n], self.scores[n]))
+        return self.item(self.numbers[n], self.scores[n])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Items | tuple) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __reduce__(self) -> tuple:
+        return tuple, (tuple(self),)  # a copy elsewhere needs no catalogue
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The answer about one history."""
 
-    items: tuple[Item, ...]  # the best first; of score() in the order of the candidates
+    items: Sequence[Item]  # the best first; of score() in the order of the candidates
     history: tuple[str, ...]  # the ids that the history was read as, oldest first
     unknown: tuple[Unknown, ...]  # names that nobody has, left out; str(..) says what is near
     remarks: tuple[str, ...]  # sentences about names that several items have
