@@ -22,8 +22,9 @@ lint: $(VENV)/ready          ## the code's form: ruff's rules (pyproject.toml) a
 test: lint                   ## the code's form, then all tests (about twelve minutes on 2 cores)
 	$(PY) -m pytest -q -n 2 --dist worksteal tests
 
-test-all: test gpu-rehearse  ## make test, the rehearsal of make gpu, then every LM family that transformers knows against plain transformers (half an hour on 2 cores)
+test-all: test gpu-rehearse  ## make test, the rehearsal of make gpu, the long tests, then every LM family that transformers knows against plain transformers (half an hour on 2 cores)
 	$(PY) -m pytest -q -n 2 --dist worksteal tests/all
+	$(PY) -m pytest -q -n 2 --dist worksteal -m long tests
 
 soak: $(VENV)/ready          ## kill the scripts fifty times at random moments and compare (about ten minutes on 2 cores)
 	$(PY) -m pytest -q -s tests/soak.py

@@ -255,6 +255,7 @@ def test_a_process_that_is_ended_goes_on(jobs, whole, start, tmp_path, number):
     assert same(tmp_path / "run", whole("distill"))
 
 
+@pytest.mark.long
 def test_a_process_that_dies_is_started_again_and_the_run_goes_on(jobs, tmp_path):
     main, args = jobs["train_backbone"]
     # a process draws its own dropout: without it two give what one gives

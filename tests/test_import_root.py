@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from scripts import ROOT
 
 # bottom up: a part imports itself and what stands on the floors under it, never its neighbours
@@ -122,6 +123,7 @@ def run(args, site, **more):
     return subprocess.run([sys.executable, *args], env=env, capture_output=True, text=True, **more)
 
 
+@pytest.mark.long
 def test_an_lm_loads_beside_packages_named_kernels_data_and_common(decoder, tmp_path):
     site = dummies(tmp_path / "site")
     code = PROBE.format(path=[str(ROOT), site], llm=decoder)

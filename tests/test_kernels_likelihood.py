@@ -35,6 +35,8 @@ def test_title_likelihood_and_gradients_equal_the_loop(ops, bias, normalise, tra
 @pytest.mark.parametrize("N, V, D", [(1, 2, 1), (7, 300, 64), (60, 1000, 33), (250, 2600, 96)])
 def test_likelihood_and_gradient_round_no_worse_than_torch(ops, dtype, N, V, D):
     # more rows than a block, more words than a tile; odd widths, large logits
+    if ops.name == "interpreted" and N > 60 and dtype != torch.float32:
+        pytest.skip("ten seconds in the interpreter; the smaller ones round alike")
     g = torch.Generator().manual_seed(N)
     x, head, b = (torch.randn(*s, generator=g).to(dtype) for s in ((N, D), (V, D), (V,)))
     tok, ptr = torch.randint(0, V, (N,), generator=g), torch.arange(N + 1)

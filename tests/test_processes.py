@@ -19,6 +19,7 @@ import evaluate
 import finetune
 
 
+@pytest.mark.long
 def test_three_processes_with_a_part_of_the_lm_each_give_what_one_with_all_of_it_gives(
     chain, toy, backbone, decoder, two_processes, script, on_cpu, tmp_path
 ):

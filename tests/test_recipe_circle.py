@@ -12,6 +12,7 @@ from recipes import circle
 SMALL = "--layers 1 --windows 80 --small-windows 80 --val-samples 10 --test-samples 30 --procs 1"
 
 
+@pytest.mark.long
 def test_the_circle_closes(here, toy, decoder, tmp_path):
     llm = shutil.copytree(decoder, tmp_path / "lm")
     args = ["--dataset", str(toy.folder), "--llm", str(llm), *SMALL.split()]

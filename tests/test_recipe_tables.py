@@ -74,6 +74,7 @@ def means_stand_in_the_table(folder, words):
     assert "±" in (folder / "table3.html").read_text()
 
 
+@pytest.mark.long
 def test_table5_speaks_of_all_seeds(here, on_decoder):
     small = ["--seeds", "2", "--budget", "80", "--test-samples", "20", "--jobs", "1"]
     small += ["--val-samples", "10"]
@@ -90,6 +91,7 @@ def test_table5_speaks_of_all_seeds(here, on_decoder):
     assert float(said["p"]) == pytest.approx(test["p"], rel=0.01)
 
 
+@pytest.mark.long
 def test_layers_is_a_table_and_a_figure_of_each_depth(here, on_decoder):
     args = ["--seeds", 1, "--budget", "80", "--test-samples", "20", "--jobs", "1"]
     with drawing():

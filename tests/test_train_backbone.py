@@ -212,6 +212,7 @@ def agents_of(n, *command) -> list:
     ]
 
 
+@pytest.mark.long
 def test_two_agents_train_as_one_process(cycle, train_on_cycle, on_cpu, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     train_on_cycle(one, f"{QUICK} --dropout 0")
