@@ -71,6 +71,9 @@ def test_keywords_are_the_flags_of_the_two_commands(here, monkeypatch):
         *("--dataset", str(here / "data" / "shop"), "--model", "gru4rec"),
         *("--out", str(here / "runs" / "shop" / "gru4rec"), "--epochs", "3"),
     ]
+    to_prepare, to_train = fitting.divided({"min_watch": 3, "seed": 1, "overwrite": True, "lr": 1})
+    assert to_prepare == {"min_watch": 3, "overwrite": True}
+    assert to_train == {"seed": 1, "overwrite": True, "lr": 1}
     assert fitting.as_flags({"overwrite": True, "drop_incomplete": False}) == ["--overwrite"]
 
 
@@ -84,15 +87,16 @@ BAD = {
         (LOG, None),
         "interactions has the columns user, item, timestamp and lacks title",
     ),
+    "a folder of its own": ((LOG, ARTICLES), "fit() was given out='here'", ("out", "here")),
     "no title in items": ((LOG, ARTICLES.drop("title")), "items has the columns item, category"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_cannot_be_fitted_is_a_sentence_and_writes_nothing(case, here):
-    given, says = BAD[case]
+    given, says, *flags = BAD[case]
     with pytest.raises(ValueError) as refused:
-        Recommender.fit(*given)
+        Recommender.fit(*given, **dict(flags))
     assert says in str(refused.value) and "\n" not in str(refused.value)
     assert not list(here.iterdir())
 

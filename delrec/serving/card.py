@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from delrec.backbone.ranking import must_hold_model
 from delrec.data.prepared import Data
 from delrec.data.shared import ITEMS, write_items
 from delrec.data.terms import terms_of
@@ -61,11 +62,8 @@ def write_card(run: Run, data: Data, table: Path, overwrite: bool = False) -> No
     readme = run.folder / "README.md"
     if readme.exists() and not overwrite:
         stop(f"{readme} is there already, and may hold your own words; --overwrite writes it anew")
-    if run.stage == "train_backbone" and not (run.folder / "model.safetensors").exists():
-        stop(
-            f"{run.folder} holds no model.safetensors, so it answers nothing and is not worth "
-            "sharing; give a run of train_backbone.py"
-        )
+    if run.stage == "train_backbone":
+        must_hold_model(run)
     must_be_writable(run.folder)
     with adding_to(run.folder):
         stop_if_replaced(run)

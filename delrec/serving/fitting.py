@@ -19,12 +19,9 @@ from delrec.serving.results import Refused
 if TYPE_CHECKING:
     import polars as pl
 
-# keywords that are flags of data/prepare.py; all others are train_backbone.py's
-OF_PREPARE = {
-    *("user_column", "item_column", "time_column", "position_column", "title_column"),
-    *("time_format", "encoding", "drop_incomplete", "core", "split", "ties", "max_eval"),
-    *("noun", "verb"),
-}
+# flags that both scripts have: the seed is training's, and both replace what is there
+OF_TRAINING, OF_BOTH = {"seed"}, {"overwrite"}
+OUR_OWN = {"dataset", "out", "raw"}  # which fit gives them itself
 USUAL = {"user_column": "user", "item_column": "item", "title_column": "title"}
 
 
@@ -43,10 +40,7 @@ def fit(
     for script in scripts:
         stop_without(script)
     data, run = Path.cwd() / "data" / name, Path.cwd() / "runs" / name / model
-    to_prepare = {key: value for key, value in flags.items() if key in OF_PREPARE}
-    to_train = {key: value for key, value in flags.items() if key not in OF_PREPARE}
-    if "overwrite" in flags:
-        to_prepare["overwrite"] = flags["overwrite"]
+    to_prepare, to_train = divided(flags)
     with tempfile.TemporaryDirectory() as folder:
         log = as_file(interactions, Path(folder) / "interactions.parquet", "interactions")
         stop_unless_named(interactions, items, flags)
@@ -60,6 +54,22 @@ def fit(
     train = ["--dataset", str(data), "--model", model, "--out", str(run), *as_flags(to_train)]
     run_script(scripts[1], train, said)
     return run
+
+
+def divided(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the flags of data/prepare.py, those of train_backbone.py) among keywords."""
+    from delrec.data import prepare
+
+    for key in OUR_OWN & set(flags):
+        raise Refused(
+            f"fit() was given {key}={flags[key]!r:.60}, but it writes data/NAME and "
+            "runs/NAME/MODEL of the current folder; give name= and model=, or call the scripts"
+        )
+    names = {opt[2:].replace("-", "_") for param in prepare.main.params for opt in param.opts}
+    of_prepare = names - OF_TRAINING
+    to_prepare = {key: value for key, value in flags.items() if key in of_prepare}
+    not_to_train = of_prepare - OF_BOTH
+    return to_prepare, {key: value for key, value in flags.items() if key not in not_to_train}
 
 
 def script_of_prepare() -> str:
