@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,7 +69,7 @@ class Answerer:
 
     def scored(
         self, asked: list[Question], wanted: Wanted
-    ) -> Iterator[tuple[list[Question], np.ndarray, list[float | None]]]:
+    ) -> Iterator[tuple[list[Question], np.ndarray, np.ndarray]]:
         """Yields (questions, their scores (B, I+1), the logs of the sum of exp of all trained
         items' scores, None where the run has no probabilities), some questions at a time.
         """
@@ -77,15 +77,11 @@ class Answerer:
             some = asked[at : at + self.at_once]
             olds = [np.array(question.found.items, np.int64) for question in some]
             known_B = np.array([len(old) > 0 for old in olds])
-            if known_B.all():
-                s_BI, log_sum_B = self.model_scores(olds, wanted)
-            else:
-                s_BI = np.tile(self.catalogue.count_I, (len(olds), 1))
-                log_sum_B = np.full(len(olds), None)
-            if known_B.any() and not known_B.all():
-                s_BI[known_B], log_sum_B[known_B] = self.model_scores(
-                    [old for old in olds if len(old)], wanted
-                )
+            s_BI = np.tile(self.catalogue.count_I, (len(olds), 1))
+            log_sum_B = np.full(len(olds), None)
+            if known_B.any():
+                known = [old for old in olds if len(old)]
+                s_BI[known_B], log_sum_B[known_B] = self.model_scores(known, wanted)
             yield some, wanted.mask(s_BI, olds), log_sum_B
 
     def model_scores(
@@ -131,7 +127,7 @@ class Answerer:
             yield replace(answer, remarks=(*answer.remarks, f"alike by {self.likeness.by}"))
 
     def items_of(
-        self, item_Bk: np.ndarray, score_Bk: np.ndarray, log_sum_B: list[float | None]
+        self, item_Bk: np.ndarray, score_Bk: np.ndarray, log_sum_B: Sequence[float | None]
     ) -> list[Items]:
         """Some items of each row with their scores; those that were not ranked (-inf) stand last
         and are left out.
