@@ -50,7 +50,8 @@ class Items(Sequence):
         self, names: Names, numbers: list[int], scores: list[float], log_sum: float | None
     ):
         """log_sum: of the exp of all trained items' scores; None: the run has no probabilities."""
-        self.names, self.numbers, self.scores, self.log_sum = names, numbers, scores, log_sum
+        self.names, self.log_sum = names, log_sum
+        self.numbers, self.scores = numbers, scores
 
     def item(self, number: int, score: float) -> Item:
         """One of them."""
