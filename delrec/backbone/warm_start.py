@@ -4,17 +4,17 @@ What the run learnt of an item stays with the item's raw id, whatever its number
 that the run never saw begins as the mean of all those it knew: until it is trained its score is
 that of an ordinary item of its popularity. The optimiser begins anew.
 
-Names: I items of the new data (ids 1..I, 0 pads), J items of the run's, E width.
+Names: I items of the new data (ids 1..I, 0 pads), E width.
 """
 
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from delrec.backbone.models import MODELS, load
 from delrec.backbone.ranking import must_hold_model
-from delrec.data.prepared import Data, load_data_of, raw_item_ids
+from delrec.data.grown import counted, known_before
+from delrec.data.prepared import Data
 from delrec.runtime import load_run, stop
 
 FIXED = ("model", "width", "history")  # the shapes of the weights
@@ -52,9 +52,7 @@ def carry_over(model: torch.nn.Module, name: str, data: Data) -> str:
     """What was carried over from a run into an untrained model of the same shape, as a sentence.
     The model's biases are those of popularity in the new data."""
     run = load_run(name)
-    old_data = load_data_of(run)
-    load_run(name, old_data)  # stops where those are others
-    from_I = places_in(old_data, data)
+    from_I, n_before = known_before(run, data)
     is_known_I = from_I > 0
     old = load(run.folder).state_dict()
     weights = {key: value for key, value in old.items() if key not in ("item.weight", "bias")}
@@ -68,31 +66,7 @@ def carry_over(model: torch.nn.Module, name: str, data: Data) -> str:
     bias_I += (own_I - bias_I[known]).mean()
     bias_I[known] = own_I
     model.load_state_dict(weights | {"item.weight": item_IE, "bias": bias_I})
-    gone = old_data.n_items - int(is_known_I.sum())
     return (
         f"{run.folder}: {int(is_known_I.sum())} of {data.n_items} items keep what they learnt, "
-        f"{int(new.sum())} are new" + (f", {gone} are no longer there" if gone else "")
+        + counted(from_I, n_before)
     )
-
-
-def places_in(old_data: Data, data: Data) -> np.ndarray:
-    """(I+1,): the number that each item had in the old data, by its raw id; 0 where it had none.
-    Stops where the ids are of another shop."""
-    number_of = {raw: number for number, raw in enumerate(raw_item_ids(old_data))}
-    from_I = np.array([number_of.get(raw, 0) for raw in raw_item_ids(data)])
-    both = np.flatnonzero(from_I)
-    if not len(both):
-        stop(
-            f"no item of {data.folder} has a raw id that {old_data.folder} knows, so there is "
-            "nothing to go on from; train from scratch without --from"
-        )
-    other = [i for i in both if data.titles[i] != old_data.titles[from_I[i]]]
-    if 2 * len(other) > len(both):
-        i = other[0]
-        stop(
-            f"{len(other)} of the {len(both)} raw ids that {data.folder} and {old_data.folder} "
-            f"share stand for another title (the first: '{data.titles[i]}' and "
-            f"'{old_data.titles[from_I[i]]}'), so this is another log; train from scratch without "
-            "--from"
-        )
-    return from_I
