@@ -12,6 +12,7 @@ import finetune
 from delrec.lm import samples
 from delrec.lm.adalora import add_adalora, orthogonality, pruning_steps
 from delrec.lm.layers import adapt_modules
+from delrec.lm.model import adapted, load_lm
 from delrec.runtime import load_run
 
 
@@ -85,6 +86,23 @@ def test_ranks_are_cut_for_the_last_time_where_prune_end_says(share, steps, want
         assert pruning_steps(adapter) == (*want, steps)
     finally:
         adapter.unload()
+
+
+def test_of_a_bf16_lm_only_the_adapters_own_weights_train(decoder):
+    lm = load_lm(decoder, torch.device("cpu"), torch.bfloat16, checked=False)
+    cfg = SimpleNamespace(init_r=4, target_r=2, alpha=8, dropout=0.0, prune_end=0.2)
+    adapter = add_adalora(lm, adapt_modules(lm, "qv"), cfg, 10)
+    kinds = {name.split(".")[-2] for name, p in adapter.named_parameters() if p.requires_grad}
+    assert kinds == {"lora_A", "lora_B", "lora_E"}
+
+
+def test_an_adapter_is_opened_as_it_was_saved_whatever_the_lm_computes_in(chain, decoder):
+    saved = adapter_of(chain.delrec)
+    for dtype in (torch.float32, torch.bfloat16):
+        lm = load_lm(decoder, torch.device("cpu"), dtype, checked=False)
+        named = adapted(lm, load_run(chain.delrec)).named_parameters()
+        opened = {name.replace(".default", ""): p for name, p in named}
+        assert all(torch.equal(opened[name], w) for name, w in saved.items())
 
 
 def best_at(number):

@@ -31,7 +31,17 @@ def add_adalora(lm: LM, modules: list[str], cfg: SimpleNamespace, steps: int) ->
         deltaT=1,
         orth_reg_weight=0.0,  # orthogonality() is the term
     )
-    return get_peft_model(lm.model, config)
+    return with_fixed_scale(get_peft_model(lm.model, config))
+
+
+def with_fixed_scale(adapter: torch.nn.Module) -> torch.nn.Module:
+    """The adapter, of which only A, E and B train. In peft the rank that a layer's product is
+    divided by (ranknum) is a parameter too, which no run folder holds; where it casts adapters of a
+    bf16 LM to fp32, it would let that train."""
+    for name, p in adapter.named_parameters():
+        if "ranknum" in name:
+            p.requires_grad_(False)
+    return adapter
 
 
 def end_of_pruning(share: float, steps: int) -> int:

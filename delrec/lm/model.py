@@ -26,7 +26,17 @@ from delrec.lm.pretrained import (
 from delrec.lm.probes import HalfFails
 from delrec.lm.reading import reader_of
 from delrec.lm.text import encode, fingerprint
-from delrec.runtime import CACHE, Run, first_line, folder_of, is_folder, is_run, load_run, stop
+from delrec.runtime import (
+    CACHE,
+    Run,
+    first_line,
+    folder_of,
+    is_folder,
+    is_run,
+    load_run,
+    read_tensors,
+    stop,
+)
 
 if TYPE_CHECKING:
     from delrec.lm.items import Items
@@ -274,15 +284,27 @@ def adapted(lm: LM, run: Run) -> torch.nn.Module:
     from peft import PeftModel
 
     adapter = run.folder / "adapter"
-    if not (adapter / "adapter_model.safetensors").exists():
+    saved = adapter / "adapter_model.safetensors"
+    if not saved.exists():
         stop(f"{adapter} lacks adapter_model.safetensors; train the run again")
     try:
-        return PeftModel.from_pretrained(lm.model, adapter)
+        model = PeftModel.from_pretrained(lm.model, adapter)
+        set_exactly(model, read_tensors(saved))
+        return model
     except Exception as bad:  # of whatever kind: peft's own and torch's
         stop(
             f"the adapter of {run.folder} does not fit {run.llm} ({first_line(bad)}): that is not "
             "the LM it was trained on; bring that one back, or train again"
         )
+
+
+@torch.no_grad()
+def set_exactly(adapter: torch.nn.Module, saved: dict[str, torch.Tensor]) -> None:
+    """Gives the weights of an adapter the values that were saved. peft makes those of pruned ranks
+    anew in the dtype of the LM, so that they came rounded to bf16."""
+    for name, p in adapter.named_parameters():
+        if (own := saved.get(name.replace(".default", ""))) is not None:
+            p.copy_(own)
 
 
 def must_be_of(lm: LM, run: Run) -> None:
