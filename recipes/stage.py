@@ -159,13 +159,13 @@ def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
 
 
 def made_before(folder: Path, made: dict) -> list[str]:
-    """Of what the run in `folder` was made of (backbone, soft prompt, teacher, maps, LM), what was
-    finished after it began.
+    """Of what the run in `folder` was made of (backbone, soft prompt, teacher, maps, LM, the run it
+    went on from), what was finished after it began.
     """
     if "finished" not in made:  # of earlier versions
         return []
     began, newer = made["finished"] - made["seconds"], []
-    for key in ("backbone_run", "soft_prompt", "teacher", "maps", "llm"):
+    for key in ("backbone_run", "soft_prompt", "teacher", "maps", "llm", "from_run"):
         source = folder_of("runs", made.get(key) or "none")
         if source == folder or not is_run(source):
             continue

@@ -122,6 +122,8 @@ def note_of(run: Run) -> str:
         note = f"{getattr(run, 'loss', 'unknown')} loss"
         if getattr(run, "teacher", None):
             note += f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})"
+        if getattr(run, "from_run", None):
+            note += f", went on from {Path(run.from_run).name}"
         if getattr(run, "backbone_run", None):  # recipes/mlp.py
             note += f", an MLP on the state of {Path(run.backbone_run).name}"
         return note
@@ -152,6 +154,8 @@ def tuning_notes(run: Run) -> list[str]:
     if getattr(run, "layers", None):
         teacher = f"taught by {Path(run.teacher).name}" if run.teacher else "no teacher"
         notes.append(f"{run.layers} layers, {teacher}")
+    if getattr(run, "from_run", None):
+        notes.append(f"went on from {Path(run.from_run).name}")
     prompt = Path(run.soft_prompt).name if run.soft_prompt else "none"
     return [
         *notes,

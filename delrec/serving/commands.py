@@ -8,12 +8,15 @@ from typing import Any
 
 from delrec.data.prepared import Data
 from delrec.data.terms import TERMS
+from delrec.places import RUNS
 from delrec.runtime import Run, is_run, load_run, read_json
 
 # flags that are said also where they are off
 BOTH_WAYS = {"show", "instruct", "check_llm", "cache_prefix", "offset", "calibrate"}
 # what a command does not need to make the same run
 UNSAID = {"dataset", "out", "resume", "overwrite", "checkpoint_every", "paper"}
+# where a run went on from one, that one's is kept
+KEPT = {"soft_prompt"}
 # with --input ids they are fixed
 FIXED = {"distill": {"verbalizer", "show"}}
 FIXED["finetune"] = FIXED["distill"] | {"order", "loss", "calibrate"}
@@ -35,9 +38,14 @@ def lm_name(run: Run) -> str:
 
 
 def commands(run: Run, data: Data) -> list[str]:
-    """The commands that made a run, from the log on."""
-    found = [prepare_command(data)]
+    """The commands that made a run, from the log on; of runs on an earlier log (--from) too."""
+    found, log = [], None  # log: the hash of what the commands so far were run on
     for one in made_by(run):
+        its_log = getattr(one, "data_hash", run.data_hash)
+        if its_log != log:
+            earlier = f"# on an earlier log, whose preparation has the hash {its_log}:"
+            found.append(prepare_command(data) if its_log == run.data_hash else earlier)
+        log = its_log
         found.append(command_of(one) if isinstance(one, Run) else f"# {one} is not here any more")
     found.append(["python", "evaluate.py", "--ckpt", name_of(run.folder)])
     return [line if isinstance(line, str) else wrapped(line) for line in found]
@@ -72,10 +80,12 @@ def made_by(run: Run, seen: set | None = None) -> Iterator[Run | str]:
     """
     seen = set() if seen is None else seen
     seen.add(str(run.folder))
-    for key in ("backbone_run", "teacher", "soft_prompt", "maps"):
+    for key in ("from_run", "backbone_run", "teacher", "soft_prompt", "maps"):
         place = getattr(run, key, None)
         is_place = isinstance(place, str) and Path(place).is_absolute()
-        if is_place and place not in seen:
+        if place == str(run.folder):  # it has taken the place of the run it went on from
+            yield f"{name_of(place)} of before"
+        elif is_place and place not in seen:
             seen.add(place)
             yield from made_by(load_run(place), seen) if is_run(place) else [name_of(place)]
     yield run
@@ -89,6 +99,7 @@ def command_of(run: Run) -> list[str]:
     keys = list(config)
     flags = {key: config[key] for key in keys[1 : keys.index("data_folder")]}
     left_out = UNSAID | (FIXED[run.stage] if flags.get("input") == "ids" else set())
+    left_out = left_out | (KEPT if flags.get("from_run") else set())
     words = ["python", f"{run.stage}.py", "--dataset", dataset_of(run)]
     for key, value in flags.items():
         if key not in left_out:
@@ -108,12 +119,12 @@ def said_value(run: Run, key: str, value: Any) -> Any:
     if key == "backbone":
         return name_of(run.backbone_run)
     is_place = isinstance(value, str) and ("/" in value or Path(value).is_absolute())
-    return name_of(value) if is_place and key in ("soft_prompt", "teacher", "maps") else value
+    return name_of(value) if is_place and key in RUNS else value
 
 
 def words_of(key: str, value: Any) -> list[str]:
     """A flag with its value, as it is typed; nothing where it is off."""
-    flag = "candidates" if key == "C" else key.replace("_", "-")
+    flag = {"C": "candidates", "from_run": "from"}.get(key, key.replace("_", "-"))
     if isinstance(value, bool):
         return [f"--{flag}"] if value else [f"--no-{flag}"] if key in BOTH_WAYS else []
     if value is None:
