@@ -8,6 +8,7 @@
     python finetune.py --input ids --out ml-100k/e4srec              items as vectors, no stage 1
     python finetune.py --teacher ml-100k/e4srec --layers 6 --out ml-100k/slmrec
                                                                      a small LM taught by it
+    python finetune.py --dataset shop --from shop/old                go on, the log has grown
 
 Paper: arXiv 2406.11156, section IV-C.
 
@@ -20,7 +21,6 @@ evaluate.py --ckpt runs/<dataset>/delrec then scores the test part.
 (arXiv 2405.17890, section 4): L = L_ce + l1 D_cos + l2 D_norm + l3 L_ms, see delrec/lm/slmrec.py.
 """
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import click
@@ -42,14 +42,15 @@ from delrec.lm import (
     slmrec,
     soft_prompt,
     student,
+    warm_start,
 )
 from delrec.lm.model import located
 from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read, read_examples, read_prefix
 from delrec.lm.verbalizers import SCORES_ALL, loss_over_all, score, verbalise
 from delrec.lm.windows import WindowPrompt, targets_of
-from delrec.processes import finish, sum_gradients
-from delrec.runtime import Run, described
+from delrec.processes import Ranks, finish, sum_gradients
+from delrec.runtime import described
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
 
@@ -67,9 +68,10 @@ FIXED = dict(verbalizer="items", show=False, order="shuffled", loss="candidates"
 # ---------------------------------------------------------------- the flags and what they mean
 
 
-def settle(cfg: SimpleNamespace, typed: set[str], data: Data) -> tuple[Run | None, Run | None]:
-    """The runs of the teacher and of the soft prompt, or None. Gives every flag its final value."""
+def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> student.Origins:
+    """The runs that this one begins with. Gives every flag its final value."""
     cfg.llm = located(cfg.llm)
+    start = warm_start.settle(cfg, typed, data, ranks) if cfg.from_run else None
     teacher_run = slmrec.settle_by_teacher(cfg, typed, data) if cfg.teacher else None
     fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
     fill(cfg, slmrec.TAUGHT[cfg.norm] if cfg.teacher else slmrec.ALONE)
@@ -77,11 +79,11 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data) -> tuple[Run | Non
     check(cfg, typed)
     if cfg.input == "ids":
         vars(cfg).update(FIXED)
-    prompt_run = soft_prompt.prompt_run_of(cfg, data)
+    prompt_run = None if start else soft_prompt.prompt_run_of(cfg, data)
     cfg.llm = soft_prompt.lm_of(cfg, prompt_run)
     cfg.maps = items.maps_folder(cfg, data, prompt_run)
     crossfit.settle_folds(cfg, data, prompt_run, teacher_run)
-    return teacher_run, prompt_run
+    return student.Origins(teacher_run, prompt_run, start)
 
 
 def check(cfg: SimpleNamespace, typed: set[str]) -> None:
@@ -96,9 +98,13 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             "to reallocate otherwise",
         ),
         (
-            n_steps < 5,
+            n_steps < 5 and not cfg.from_run,
             f"--samples {cfg.samples} with --batch {cfg.batch} is {n_steps} steps; AdaLoRA needs "
             "at least 5 to reallocate its ranks",
+        ),
+        (
+            cfg.samples < cfg.batch,
+            f"--samples {cfg.samples} are not a step of --batch {cfg.batch}; raise --samples",
         ),
         (
             not titles and about_titles,
@@ -248,6 +254,11 @@ class ByVectors:
 @common.adalora_options
 # training
 @click.option(
+    "--from",
+    "from_run",
+    help="go on from this run, made when the log had fewer items and users; same raw ids",
+)
+@click.option(
     "--loss",
     default="candidates",
     type=click.Choice(["titles", "candidates", "both", "catalogue"]),
@@ -295,15 +306,15 @@ def main(ctx: click.Context, **config) -> None:
     """Stage 2: AdaLoRA on the LM with the soft prompt fixed."""
     cfg, typed = common.settled(ctx, config, PAPER)
     ranks, data, folder = common.enter(cfg, "delrec")
-    teacher_run, prompt_run = settle(cfg, typed, data)
+    origins = settle(cfg, typed, data, ranks)
     common.say_paper(cfg, differences.STAGE_2, ranks)
     n_steps = cfg.samples // cfg.batch
-    r, teacher, maps = student.open_student(cfg, data, ranks, prompt_run, teacher_run)
+    r, teacher, maps = student.open_student(cfg, data, ranks, origins)
     task = ByVectors(r) if cfg.input == "ids" else ByTitles(r, cfg)
     blocks = slmrec.BlockLosses(r.lm, maps, cfg) if cfg.teacher or cfg.lambda_ms else None
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun
-    made = student.made_with(cfg, ranks, r, teacher_run)
+    made = student.made_with(cfg, ranks, r, origins)
     out, record = common.start_run(folder, "finetune", cfg, data, ranks)
     record |= student.write_pruned(cfg, r.lm, out, ranks)
     if teacher:
@@ -311,7 +322,7 @@ def main(ctx: click.Context, **config) -> None:
         del teacher
 
     # AdaLoRA begins at full rank, is pruned to its budget, goes on at the ranks that were found
-    moving = student.Moving(cfg, r, maps, modules, n_steps)
+    moving = student.Moving(cfg, r, maps, modules, n_steps, origins.start)
     adapter, params = moving.adapter, moving.params
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
     moved, best = Weights(params), Best(ranks.device)
@@ -326,11 +337,22 @@ def main(ctx: click.Context, **config) -> None:
         losses = task.losses(examples)
         return losses | blocks.losses(task, examples, numbers) if blocks else losses
 
+    def validated(done: int) -> dict[str, float]:
+        """What validation says after so many steps. With final ranks they may be the best."""
+        with loop.elsewhere_than_steps("validation"):
+            score_nC, found = valid.ask(r, ranks)
+        common.say(ranks, f"step {done}: {valid.said(found)}; rank {adalora.active_rank(adapter)}")
+        if adalora.ranks_are_final(adapter, done):
+            best.offer(samples.criterion(found), done, moved.state_dict(), scores=score_nC)
+        return found
+
     trials = student.trials(r, seen, losses_of)
     micro = record["micro"] = common.settle_micro(cfg, 1, trials, ranks)
     loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
     loop.keep(adalora=adalora.Importances(adapter, ranks.device))
 
+    if cfg.from_run and loop.step == 0:  # the run as it was may stay the best
+        loop.log(0, **validated(0))
     for step, at in loop.over(np.arange(n_steps * cfg.batch).reshape(n_steps, -1)):
         with loop.elsewhere_than_steps():
             batch = samples.batch_of(seen, r, cfg, at)
@@ -354,14 +376,7 @@ def main(ctx: click.Context, **config) -> None:
         optimiser.step()
         adalora.reallocate(adapter, step + 1)  # reads the gradients
 
-        if step in loop.validations:
-            with loop.elsewhere_than_steps("validation"):
-                score_nC, found = valid.ask(r, ranks)
-            fields |= found
-            rank = adalora.active_rank(adapter)
-            common.say(ranks, f"step {step + 1}: {valid.said(found)}; rank {rank}")
-            if adalora.ranks_are_final(adapter, step + 1):
-                best.offer(samples.criterion(found), step + 1, moved.state_dict(), scores=score_nC)
+        fields |= validated(step + 1) if step in loop.validations else {}
         loop.log(step + 1, **fields, lr=cfg.lr * share)
     loop.close()
 
@@ -373,23 +388,10 @@ def main(ctx: click.Context, **config) -> None:
         record |= student.write_parts(out, r, adapter, neutral_I, valid.among_all(score_nC))
         record |= {"settings": r.settings, "calibration": w, "best_step": best.step}
         record["rank"] = [moving.lora_ranks[0], adalora.active_rank(adapter)]
-        record["soft_prompt"] = str(prompt_run.folder) if prompt_run else cfg.soft_prompt
+        record["soft_prompt"] = str(origins.prompt.folder) if origins.prompt else cfg.soft_prompt
         quality = valid.quality(score_nC - w * neutral_I[valid.cand_nC])
-        close_run(folder, record, loop, quality, len(valid.which))
+        student.close_run(folder, record, loop, quality, len(valid.which))
     finish(ranks)
-
-
-def close_run(folder: Path, record: dict, loop: Loop, quality: tuple, n_val: int) -> None:
-    """Puts the run in its place and prints what came of it. quality: HR@1, NDCG@10, calibrated."""
-    record |= {
-        **{key: record["settings"][key] for key in ("backbone_run", "backbone_digest")},
-        "lm_share": loop.lm_share(),
-        "samples_per_second": round(record["batch"] * loop.total / loop.spent["steps"], 3),
-        "train_seconds": round(loop.spent["steps"], 3),
-    }
-    record["started"] -= loop.earlier  # what it took before it was killed counts too
-    common.finish_run(folder, record)
-    student.print_result(folder, record, quality, n_val)
 
 
 if __name__ == "__main__":

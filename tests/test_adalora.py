@@ -10,7 +10,7 @@ from tuning import BY_MEAN, stored_scores
 
 import finetune
 from delrec.lm import samples
-from delrec.lm.adalora import add_adalora, orthogonality, pruning_steps
+from delrec.lm.adalora import add_adalora, go_on, orthogonality, pruning_steps
 from delrec.lm.layers import adapt_modules
 from delrec.lm.model import adapted, load_lm
 from delrec.runtime import load_run
@@ -88,10 +88,14 @@ def test_ranks_are_cut_for_the_last_time_where_prune_end_says(share, steps, want
         adapter.unload()
 
 
-def test_of_a_bf16_lm_only_the_adapters_own_weights_train(decoder):
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_of_a_bf16_lm_only_the_adapters_own_weights_train(goes_on, chain, decoder):
     lm = load_lm(decoder, torch.device("cpu"), torch.bfloat16, checked=False)
-    cfg = SimpleNamespace(init_r=4, target_r=2, alpha=8, dropout=0.0, prune_end=0.2)
-    adapter = add_adalora(lm, adapt_modules(lm, "qv"), cfg, 10)
+    if goes_on:
+        adapter = go_on(lm, load_run(chain.delrec), dropout=0.1)
+    else:
+        cfg = SimpleNamespace(init_r=4, target_r=2, alpha=8, dropout=0.0, prune_end=0.2)
+        adapter = add_adalora(lm, adapt_modules(lm, "qv"), cfg, 10)
     kinds = {name.split(".")[-2] for name, p in adapter.named_parameters() if p.requires_grad}
     assert kinds == {"lora_A", "lora_B", "lora_E"}
 

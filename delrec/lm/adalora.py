@@ -6,10 +6,12 @@ average; then training goes on at the ranks that were found. Only then can a ste
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
-from delrec.lm.model import LM
+from delrec.lm.model import LM, adapted
+from delrec.runtime import Run
 
 
 def add_adalora(lm: LM, modules: list[str], cfg: SimpleNamespace, steps: int) -> torch.nn.Module:
@@ -44,6 +46,14 @@ def with_fixed_scale(adapter: torch.nn.Module) -> torch.nn.Module:
     return adapter
 
 
+def go_on(lm: LM, run: Run, dropout: float) -> torch.nn.Module:
+    """The LM's model with the adapter of a run, which trains on; the ranks found there are
+    final."""
+    adapter = with_fixed_scale(adapted(lm, run, dropout))
+    adapter.base_model.rankallocator = None
+    return adapter
+
+
 def end_of_pruning(share: float, steps: int) -> int:
     """The step at which ranks are cut for the last time, that share of all steps; 2 at least, as
     the first cut comes before."""
@@ -55,6 +65,12 @@ def has_adapters(model: torch.nn.Module) -> bool:
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
+
+
+def allocator_of(adapter: torch.nn.Module) -> Any:
+    """peft's, which moves the ranks; None where there are no adapters, or their ranks are final
+    from the beginning."""
+    return adapter.base_model.rankallocator if has_adapters(adapter) else None
 
 
 def orthogonality(adapter: torch.nn.Module) -> torch.Tensor:
@@ -78,13 +94,18 @@ def orthogonality(adapter: torch.nn.Module) -> torch.Tensor:
 
 def reallocate(adapter: torch.nn.Module, step: int) -> None:
     """Moves the ranks after step number `step`, by the importances that its gradients give."""
-    if has_adapters(adapter):
+    if allocator_of(adapter) is not None:
         adapter.base_model.update_and_allocate(step)
 
 
 def adapted_layers(adapter: torch.nn.Module) -> int:
     """How many layers have an adapter."""
     return sum("lora_E" in name for name, _ in adapter.named_parameters())
+
+
+def whole_rank(adapter: torch.nn.Module) -> int:
+    """Singular values that the adapters have, over all adapted layers, whether kept or cut."""
+    return sum(len(p) for name, p in adapter.named_parameters() if "lora_E" in name)
 
 
 def active_rank(adapter: torch.nn.Module) -> int:
@@ -95,7 +116,7 @@ def active_rank(adapter: torch.nn.Module) -> int:
     """
     if has_adapters(adapter) and (kept := adapter.peft_config["default"].rank_pattern):
         return sum(map(sum, kept.values()))
-    return sum(len(p) for name, p in adapter.named_parameters() if "lora_E" in name)
+    return whole_rank(adapter)
 
 
 def pruning_steps(adapter: torch.nn.Module) -> tuple[int, int, int]:
@@ -105,8 +126,8 @@ def pruning_steps(adapter: torch.nn.Module) -> tuple[int, int, int]:
 
 
 def last_cut(adapter: torch.nn.Module) -> int:
-    """The step at which ranks are cut for the last time; 0 where there are no adapters."""
-    return pruning_steps(adapter)[1] if has_adapters(adapter) else 0
+    """The step at which ranks are cut for the last time; 0 where none are."""
+    return pruning_steps(adapter)[1] if allocator_of(adapter) is not None else 0
 
 
 def ranks_are_final(adapter: torch.nn.Module, step: int) -> bool:
@@ -120,14 +141,13 @@ class Importances:
     AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 
     def __init__(self, adapter: torch.nn.Module, device: torch.device):
-        self.device, self.allocator = device, None
-        if has_adapters(adapter):
+        self.device, self.allocator = device, allocator_of(adapter)
+        if self.allocator is not None:
             self.config = adapter.peft_config["default"]
-            self.allocator = adapter.base_model.rankallocator
 
     def state_dict(self) -> dict:
-        """The averages of each weight's importance, and the pattern of ranks; nothing where there
-        are no adapters."""
+        """The averages of each weight's importance, and the pattern of ranks; nothing where no
+        ranks move."""
         if self.allocator is None:
             return {}
         averages = {

@@ -173,20 +173,22 @@ def save_items(lm: LM, folder: Path) -> None:
 
 
 def read_items(
-    lm: LM, folder: Path | str, n_items: int
+    lm: LM, folder: Path | str, n_items: int | None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """What save_items wrote: E and the maps' own tensors by name."""
+    """What save_items wrote: E and the maps' own tensors by name. n_items: None: of however many
+    items."""
     t = read_tensors(Path(folder) / "items.safetensors")
     want, D = {"E", "in.weight", "in.bias", "out.weight", "out.bias"}, lm.head_VD.shape[1]
     if (
         set(t) != want
         or t["in.weight"].shape != (tokens_width(lm), t["E"].shape[1])
         or t["out.weight"].shape[1] != D
-        or len(t["E"]) != n_items + 1
+        or n_items not in (None, len(t["E"]) - 1)
     ):
+        of = "items'" if n_items is None else f"{n_items} items'"
         stop(
-            f"{folder}/items.safetensors does not hold the {n_items} items' vectors and maps of an "
-            f"LM of width {D}; train the run again"
+            f"{folder}/items.safetensors does not hold the {of} vectors and maps of an LM of width "
+            f"{D}; train the run again"
         )
     return t.pop("E"), t
 
@@ -220,6 +222,18 @@ def load_maps(lm: LM, folder: Path | str, n_items: int) -> None:
             "or distil again from this one"
         )
     lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **tensors})
+
+
+def keep_maps(lm: LM, folder: Path | str) -> None:
+    """Sets the maps to those of a run on a log with fewer items, whose vectors were as wide."""
+    E, tensors = read_items(lm, folder, None)
+    if E.shape[1] != lm.items.E.shape[1]:
+        stop(
+            f"{folder} reads item vectors of width {E.shape[1]}, those of the backbone now are "
+            f"{lm.items.E.shape[1]} wide; give the --backbone that train_backbone.py --from makes "
+            "of its own"
+        )
+    lm.items.maps.load_state_dict(tensors)
 
 
 def first_maps(

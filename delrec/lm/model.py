@@ -279,16 +279,20 @@ def load_merged(
     return lm
 
 
-def adapted(lm: LM, run: Run) -> torch.nn.Module:
-    """peft's model: the LM with a run's adapter around its layers, not merged."""
-    from peft import PeftModel
+def adapted(lm: LM, run: Run, dropout: float | None = None) -> torch.nn.Module:
+    """peft's model: the LM with a run's adapter around its layers, not merged. With a dropout the
+    adapter trains on."""
+    from peft import PeftConfig, PeftModel
 
     adapter = run.folder / "adapter"
     saved = adapter / "adapter_model.safetensors"
     if not saved.exists():
         stop(f"{adapter} lacks adapter_model.safetensors; train the run again")
     try:
-        model = PeftModel.from_pretrained(lm.model, adapter)
+        config, trains = PeftConfig.from_pretrained(adapter), dropout is not None
+        if trains:
+            config.lora_dropout = dropout
+        model = PeftModel.from_pretrained(lm.model, adapter, is_trainable=trains, config=config)
         set_exactly(model, read_tensors(saved))
         return model
     except Exception as bad:  # of whatever kind: peft's own and torch's

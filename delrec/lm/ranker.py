@@ -25,6 +25,9 @@ from delrec.runtime import Run, load_run, read_npy, read_tensors, stop
 from delrec.training.log import Log
 from delrec.training.memory import CPU_TOKENS
 
+# of a run's folder
+ADAPTER, ITEMS = "adapter/adapter_model.safetensors", "items.safetensors"
+PROMPT = "soft_prompt.safetensors"
 LISTED = 10  # items of a list that is stored beside the ranks over the catalogue
 
 
@@ -109,26 +112,32 @@ def open_run(
     and soft prompt, and the score it subtracts per item: (ranker, penalty float32 (I+1,))."""
     lm = load_lm(run.llm, device, shard=shard, checked=getattr(run, "check_llm", True))
     must_be_of(lm, run)
-    shown = run.settings.get("input", "titles")
+    own = own_files(run)
+    P_kD = load_soft_prompt(run.folder, lm) if PROMPT in own else None
+    if ADAPTER in own:
+        lm.set_adapter(adapted(lm, run))  # wraps the layers of lm.model in place
+    if ITEMS in own:
+        items.open_items(lm, run.folder, data.n_items)
+    return make_ranker(lm, data, run.settings, P_kD), penalty_of(run, data)
+
+
+def own_files(run: Run) -> list[str]:
+    """The files of its folder with which a run ranks: ADAPTER, ITEMS, PROMPT. Stops where one is
+    missing."""
     whole = getattr(run, "adapt", "qv") == "all"  # the LM's own weights were trained
-    has_adapter = run.stage == "finetune" and not whole or getattr(run, "lr_lm", 0)
-    has_prompt = run.soft_prompt not in ("none", "words")
-    for needed, part in (
-        (has_adapter, "adapter/adapter_model.safetensors"),
-        (shown != "titles", "items.safetensors"),
-        (has_prompt, "soft_prompt.safetensors"),
-    ):
-        if needed and not (run.folder / part).exists():
+    needed = {
+        ADAPTER: run.stage == "finetune" and not whole or getattr(run, "lr_lm", 0),
+        ITEMS: run.settings.get("input", "titles") != "titles",
+        PROMPT: run.soft_prompt not in ("none", "words"),
+    }
+    own = [part for part in needed if needed[part]]
+    for part in own:
+        if not (run.folder / part).exists():
             stop(
                 f"{run.folder} lacks {part}, which its config.json says it was trained with; train "
                 "it again"
             )
-    P_kD = load_soft_prompt(run.folder, lm) if has_prompt else None
-    if has_adapter:
-        lm.set_adapter(adapted(lm, run))  # wraps the layers of lm.model in place
-    if shown != "titles":
-        items.open_items(lm, run.folder, data.n_items)
-    return make_ranker(lm, data, run.settings, P_kD), penalty_of(run, data)
+    return own
 
 
 def penalty_of(run: Run, data: Data) -> np.ndarray:

@@ -40,7 +40,7 @@ class Example:
 class Histories:
     """n training samples, one history each, in the order they are seen: of those that have a list
     where candidates stand in the backbone's order. cfg: order, seed, C, loss, input, history,
-    without_fold."""
+    without_fold, from_run."""
 
     def __init__(self, cfg: SimpleNamespace, data: Data, backbone_run: Path | str, n: int):
         known = seen_by(cfg, data, backbone_run)
@@ -53,7 +53,12 @@ class Histories:
 
     def prompts(self, r: Ranker, at: np.ndarray) -> list[Example]:
         """Samples number `at` as prompts of a ranker."""
-        return examples(r, self.cfg, self.which[at], at / len(self.which))
+        return examples(r, self.cfg, self.which[at], self.done(at))
+
+    def done(self, at: np.ndarray) -> np.ndarray:
+        """The share of the training before samples number `at`; all of it in a run that goes on
+        from one."""
+        return np.ones(len(at)) if self.cfg.from_run else at / len(self.which)
 
 
 def examples(r: Ranker, cfg: SimpleNamespace, which: np.ndarray, done: np.ndarray) -> list[Example]:

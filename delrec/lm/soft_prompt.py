@@ -123,7 +123,8 @@ def shows_candidates(settings: dict) -> bool:
 
 
 def first_soft_prompt(cfg: SimpleNamespace, run: Run | None, lm: LM) -> torch.Tensor | None:
-    """P (k, D) that stage 2 begins with: of a run, random, or none."""
-    if run:
+    """P (k, D) that stage 2 begins with: of a run, random, or none. A run gone on from may have
+    none."""
+    if run and cfg.soft_prompt not in ("none", "words"):
         return load_soft_prompt(run.folder, lm)
     return random_soft_prompt(lm, cfg.k, cfg.seed) if cfg.soft_prompt == "random" else None

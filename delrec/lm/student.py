@@ -4,7 +4,7 @@ moves, what must hold at the end, and what is written.
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ from delrec.lm import adalora, crossfit, items, layers, slmrec, soft_prompt
 from delrec.lm.calibration import calibrate, neutral_scores
 from delrec.lm.listed import backbone_of, say_if_another
 from delrec.lm.lists import said_of_folds
-from delrec.lm.model import LM, load_lm, located
+from delrec.lm.model import LM, load_lm, located, must_be_of
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
 from delrec.lm.samples import Histories, Validation
 from delrec.lm.text import digest, fingerprint
@@ -25,21 +25,35 @@ from delrec.metrics import chance
 from delrec.processes import Ranks
 from delrec.runtime import Run, follow_umask, load_run, stop, write_npy
 from delrec.training import checkpoints
+from delrec.training.loop import Loop
+from delrec.training.run_folders import finish_run
 from delrec.training.steps import groups_of
 
 
+@dataclass
+class Origins:
+    """The finished runs that stage 2 begins with; None where there is none of the kind."""
+
+    teacher: Run | None  # --teacher
+    prompt: Run | None  # whose soft prompt it takes
+    start: Run | None  # --from
+
+
 def open_student(
-    cfg: SimpleNamespace, data: Data, ranks: Ranks, prompt_run: Run | None, teacher_run: Run | None
+    cfg: SimpleNamespace, data: Data, ranks: Ranks, origins: Origins
 ) -> tuple[Ranker, Ranker | None, torch.nn.ModuleDict]:
     """The LM to train as a ranker, its teacher (a ranker, or None), and the maps beside it."""
+    teacher_run, prompt_run, start = origins.teacher, origins.prompt, origins.start
     whole = cfg.adapt == "all"
     if whole and cfg.shard:
         stop("--adapt all trains weights that --shard divides; leave one of them out")
     dtype = torch.float32 if whole else None  # bf16 would round most steps away
     shard = cfg.shard and not cfg.layers
     lm = load_lm(cfg.llm, ranks.device, dtype, shard, cfg.check_llm)
-    P = soft_prompt.first_soft_prompt(cfg, prompt_run, lm)
-    backbone, backbone_run = backbone_of(cfg.backbone, data, prompt_run)
+    if start:
+        must_be_of(lm, start)
+    P = soft_prompt.first_soft_prompt(cfg, prompt_run or start, lm)
+    backbone, backbone_run = backbone_of(cfg.backbone, data, prompt_run or start)
     settings = settings_of(cfg, backbone, backbone_run)
     for run in filter(None, (prompt_run, teacher_run)):
         say_if_another(run, ranks)
@@ -55,6 +69,8 @@ def open_student(
     if cfg.input != "titles":
         inner = b - 1 if on_vectors and cfg.lambda_ms else 0
         maps = items.first_maps(lm, cfg, backbone_run, data.n_items, inner)
+        if start:
+            items.keep_maps(lm, start.folder)
         if teacher:
             items.share_maps(lm, teacher.lm)
     if cfg.lambda_ms and not on_vectors:  # titles are scored by the head, which reads states
@@ -79,15 +95,17 @@ def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
     return Histories(cfg, r.data, r.backbone_run, n)
 
 
-def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, teacher_run: Run | None) -> dict:
+def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, origins: Origins) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
     if r.P is not None:
         made["soft_prompt"] = digest(r.P)
     if r.settings["backbone_digest"]:
         made["backbone_digest"] = r.settings["backbone_digest"]
-    if teacher_run:
-        made["teacher"] = slmrec.adapter_digest(teacher_run)
+    if origins.teacher:
+        made["teacher"] = slmrec.adapter_digest(origins.teacher)
+    if origins.start:
+        made["adapter"] = slmrec.adapter_digest(origins.start)
     if r.lm.items is not None:  # of a backbone, which may have been trained again meanwhile
         made["item_vectors"] = items.vectors_digest(r.lm)
     return made
@@ -111,12 +129,16 @@ class Moving:
         maps: torch.nn.ModuleDict,
         modules: list[str],
         n_steps: int,
+        start: Run | None = None,
     ):
         self.cfg, self.r, self.maps = cfg, r, maps
         if cfg.adapt == "all":
             self.adapter, self.adapted = r.lm.model, layers.train_whole(r.lm)
         else:
-            self.adapter = adalora.add_adalora(r.lm, modules, cfg, n_steps)
+            if start:
+                self.adapter = adalora.go_on(r.lm, start, cfg.dropout)
+            else:
+                self.adapter = adalora.add_adalora(r.lm, modules, cfg, n_steps)
             self.adapted = [p for p in self.adapter.parameters() if p.requires_grad]
         if cfg.gradient_checkpointing:
             layers.checkpoint_layers(r.lm.model)
@@ -129,7 +151,8 @@ class Moving:
         self.params = [p for group in self.groups for p in group["params"]]
         self.layers = adalora.adapted_layers(self.adapter)
         # singular values over all layers, at the beginning and at the end
-        self.lora_ranks = [self.layers * cfg.init_r, self.layers * cfg.target_r]
+        whole_rank = adalora.whole_rank(self.adapter)
+        self.lora_ranks = [whole_rank, whole_rank if start else self.layers * cfg.target_r]
 
     def said(self) -> str:
         """What trains, in a line."""
@@ -139,12 +162,11 @@ class Moving:
         said = f"LM {cfg.llm} ({lm.kind}, {lm.dtype}): {moved:,} of {whole:,} parameters train; "
         if cfg.adapt == "all":
             return said + "no adapters, the weights of its layers themselves"
+        said, (whole_rank, budget) = f"{said}{self.layers} layers adapted; ", self.lora_ranks
+        if not adalora.last_cut(self.adapter):
+            return f"{said}ranks stay {budget}, as the run had them that this one goes on from"
         first, last, n_steps = adalora.pruning_steps(self.adapter)
-        whole_rank, budget = self.lora_ranks
-        return (
-            f"{said}{self.layers} layers adapted; ranks {whole_rank} -> {budget} between step "
-            f"{first} and {last} of {n_steps}"
-        )
+        return f"{said}ranks {whole_rank} -> {budget} between step {first} and {last} of {n_steps}"
 
     def must_hold(self) -> None:
         """Stops unless what was adapted moved, its ranks came down to the budget, and the soft
@@ -223,11 +245,25 @@ def write_parts(
     return about_lm
 
 
+def close_run(folder: Path, record: dict, loop: Loop, quality: tuple, n_val: int) -> None:
+    """Puts the run in its place and prints what came of it. quality: HR@1, NDCG@10, calibrated."""
+    record |= {
+        **{key: record["settings"][key] for key in ("backbone_run", "backbone_digest")},
+        "lm_share": loop.lm_share(),
+        "samples_per_second": round(record["batch"] * loop.total / loop.spent["steps"], 3),
+        "train_seconds": round(loop.spent["steps"], 3),
+    }
+    record["started"] -= loop.earlier  # what it took before it was killed counts too
+    finish_run(folder, record)
+    print_result(folder, record, quality, n_val)
+
+
 def print_result(folder: Path, record: dict, quality: tuple, n_val: int) -> None:
     """Prints what came of stage 2. quality: HR@1 and NDCG@10 of n_val validation samples."""
     first, last = record["rank"]
     share = record["lm_share"]
-    moved = f"ranks reallocated {first} -> {last}" if first else "no adapters"
+    kept = f"ranks stay {last}" if first else "no adapters"
+    moved = kept if first == last else f"ranks reallocated {first} -> {last}"
     print(
         f"best step {record['best_step']}; {moved}; calibration weight {record['calibration']}; "
         f"{record['samples_per_second']:.2f} samples/s in training, {share:.0%} of the time in "
