@@ -56,7 +56,7 @@ def said_of_folds(folder: Path | str, folds: int) -> str:
         )
     return (
         f"{folder}: training samples are answered by the model that was trained on them, so "
-        "it knows the truth too often; train_backbone.py --folds 5 answers them out of fold"
+        "it knows the truth too often; train_backbone.py --folds 5, from scratch, does not"
     )
 
 
