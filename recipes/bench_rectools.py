@@ -109,7 +109,7 @@ def programs(epochs: int, python: str | None) -> list[Program]:
     """Our program, and theirs where there is a python that has it. epochs: 0: as many as each does
     by itself.
     """
-    said = f"{epochs} epochs" if epochs else "as it comes"
+    said = f"--epochs {epochs}" if epochs else "as it comes"
     given = f"epochs={epochs}" if epochs else ""
     ours = OURS.format(settings=f", {given}" if given else "")
     made = [Program(f"delrec, {said}", sys.executable, ours, OUR_ANSWERS)]
@@ -341,10 +341,9 @@ def main(
                 run = measured(program, shop, Path(room) / f"{repeat}-{n}", threads)
                 runs[program].append(run)
                 print(f"{program.name}: {run.seconds:.1f} s, {run.hit_n.mean():.3f}", flush=True)
-        floors = {
-            "popularity": float(hits(popular(taken, list(shop.last)), shop.last).mean()),
-            "chance": chance(taken, list(shop.last)),
-        }
+        by_popularity = hits(popular(taken, list(shop.last)), shop.last).mean()
+        by_chance = chance(taken, list(shop.last))
+        floors = {"popularity": round(float(by_popularity), 4), "chance": round(by_chance, 4)}
     rows = [row_of(program, some, shop) for program, some in runs.items()]
     print_rows(rows, floors)
     rest = {"floors": floors, "differences": differences(runs) if theirs else []}
