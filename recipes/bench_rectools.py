@@ -282,7 +282,7 @@ def row_of(program: Program, runs: list[Measured], shop: Shop) -> dict:
     shown = {"program": program.name, "lines": program.lines} | middle
     low, high = interval(hit_n, np.arange(len(shop.last)))
     found = {"found": hit_n.mean(), "low": low, "high": high}
-    return shown | {name: round(float(x), 4) for name, x in found.items()}
+    return shown | {name: round(float(x), 5) for name, x in found.items()}
 
 
 def differences(runs: dict[Program, list[Measured]]) -> list[dict]:
@@ -292,7 +292,7 @@ def differences(runs: dict[Program, list[Measured]]) -> list[dict]:
         more_n = np.mean([run.hit_n for run in runs[ours]], axis=0)
         more_n -= np.mean([run.hit_n for run in runs[theirs]], axis=0)
         ends = (more_n.mean(), *interval(more_n, np.arange(len(more_n))))
-        mean, low, high = (round(float(x), 4) for x in ends)
+        mean, low, high = (round(float(x), 5) for x in ends)
         found.append({"programs": [ours.name, theirs.name], "mean": mean, "low": low, "high": high})
         print(f"{ours.name} - {theirs.name}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
     return found
@@ -321,7 +321,12 @@ def print_rows(rows: list[dict], floors: dict[str, float]) -> None:
     type=click.IntRange(0),
     help="that both train; 0: as many as each does by itself; may be given several times",
 )
-@click.option("--customers", default=1000, help="whose last article is held out, at most")
+@click.option(
+    "--customers",
+    default=1000,
+    type=click.IntRange(1),
+    help="whose last article is held out, at most",
+)
 @click.option("--repeats", default=1, type=click.IntRange(1), help="runs of each, in turns")
 @click.option("--threads", default=1, type=click.IntRange(1), help="of each program")
 def main(

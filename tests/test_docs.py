@@ -26,6 +26,7 @@ CLICK = {  # script -> module whose `main` is its command
     "recipes/mlp.py": "recipes.mlp",
     "recipes/retrain.py": "recipes.retrain",
     "recipes/bench_serve.py": "recipes.bench_serve",
+    "recipes/bench_rectools.py": "recipes.bench_rectools",
 }
 OTHERS = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"}
 OTHERS |= {
