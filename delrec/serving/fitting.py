@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,13 @@ def fit(
 
 def divided(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the flags of data/prepare.py, those of train_backbone.py) among keywords."""
-    from delrec.data import prepare
-
     for key in OUR_OWN & set(flags):
         raise Refused(
             f"fit() was given {key}={flags[key]!r:.60}, but it writes data/NAME and "
             "runs/NAME/MODEL of the current folder; give name= and model=, or call the scripts"
         )
-    names = {opt[2:].replace("-", "_") for param in prepare.main.params for opt in param.opts}
+    prepare = import_module("delrec.data.prepare").main  # a script, which nobody else imports
+    names = {opt[2:].replace("-", "_") for param in prepare.params for opt in param.opts}
     of_prepare = names - OF_TRAINING
     to_prepare = {key: value for key, value in flags.items() if key in of_prepare}
     not_to_train = of_prepare - OF_BOTH
