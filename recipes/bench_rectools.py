@@ -63,12 +63,14 @@ ENDING = """
 import json, resource, time
 ended = time.time()
 own, child = (resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+# ru_maxrss of a process begins with the memory of the one that started it; VmHWM does not
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 everyone = open("everyone.txt").read().split()
 {answers}
 cost = dict(
     ended=ended,
     processor_seconds=own.ru_utime + own.ru_stime + child.ru_utime + child.ru_stime,
-    peak_gb=(own.ru_maxrss + child.ru_maxrss) / 2**20,
+    peak_gb=(int(peak.split()[1]) + child.ru_maxrss) / 2**20,
 )
 json.dump(dict(cost=cost, best=best), open("measured.json", "w"))
 """
