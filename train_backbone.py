@@ -44,10 +44,11 @@ import common
 from common import WHOLE
 from delrec.backbone import dllm2rec, folds, results, warm_start
 from delrec.backbone.batches import Targets, lengthen
+from delrec.backbone.epoch_loss import EpochLoss
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import build
 from delrec.data.prepared import Data
-from delrec.processes import Ranks, finish, sum_gradients, sum_over_ranks
+from delrec.processes import Ranks, finish, sum_gradients
 from delrec.runtime import NAMES, described, stop
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState
@@ -87,42 +88,6 @@ def loss_of(
         loss = binary_loss(model, x_NE, target_N, negative_BL[:, -x_BLE.shape[1] :][at_N])
     # L = L_student + lam L_d
     return loss if taught is None else loss + taught(model, x_NE, at_N, x_BLE.shape[1])
-
-
-class EpochLoss:
-    """The mean loss of an epoch, from sums that every process keeps of its own rows; a part of a
-    checkpoint."""
-
-    def __init__(self, ranks: Ranks):
-        self.ranks, self.mean = ranks, None
-        self.total = torch.zeros((), device=ranks.device)
-
-    def add(self, loss: torch.Tensor) -> None:
-        """Adds a sum over some targets."""
-        self.total += loss.detach()
-
-    def close(self, n_targets: int) -> None:
-        """Ends an epoch of so many targets."""
-        self.mean = sum_over_ranks(self.total, self.ranks).item() / n_targets
-        self.total = torch.zeros_like(self.total)
-
-    def fields(self) -> dict:
-        """What is logged: nothing before the first epoch."""
-        return {} if self.mean is None else {"loss": self.mean}
-
-    def state_dict(self) -> dict:
-        """Every process' sum of this epoch, and the mean of the last."""
-        zero = torch.zeros_like(self.total)
-        own = [self.total if r == self.ranks.rank else zero for r in range(self.ranks.world)]
-        return {
-            "totals": torch.stack([sum_over_ranks(t, self.ranks) for t in own]),
-            "mean": self.mean,
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """Takes this process' sum, and the mean of the last epoch."""
-        self.total = state["totals"][self.ranks.rank].to(self.ranks.device)
-        self.mean = state["mean"]
 
 
 def check(cfg: SimpleNamespace, data: Data) -> None:
