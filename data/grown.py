@@ -3,6 +3,8 @@
 Names: I items of the new data (ids 1..I, 0 pads), J items of the run's.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from delrec.data.prepared import Data, load_data_of, raw_item_ids
@@ -47,3 +49,32 @@ def counted(from_I: np.ndarray, n_before: int) -> str:
     gone = n_before - known
     said = f"{len(from_I) - 1 - known} are new"
     return said + (f", {gone} are no longer there" if gone else "")
+
+
+# ---------------------------------------------------------------- flags of a run that goes on
+
+
+def settle(
+    cfg: SimpleNamespace, typed: set[str], own: dict[str, object], fixed: tuple[str, ...], run: Run
+) -> None:
+    """Gives each flag of `own`, the run's values, that nobody typed the run's value. Stops where
+    another value was typed of a flag that `fixed` names."""
+    for key in fixed:
+        given = getattr(cfg, key)
+        if key in typed and given != own[key]:
+            stop(
+                f"{said(key, given)} was given, but {run.folder} has {said(key, own[key])}, which "
+                f"--from cannot change; leave {said(key, given)} out, or train from scratch "
+                "without --from"
+            )
+    for key, value in own.items():
+        if key not in typed:
+            setattr(cfg, key, value)
+
+
+def said(flag: str, value: object = None) -> str:
+    """A flag as it is typed, with its value where one is given."""
+    name = flag.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}" if value is None else f"--{name} {value}"

@@ -13,6 +13,7 @@ import torch
 
 from delrec.backbone.models import MODELS, load
 from delrec.backbone.ranking import must_hold_model
+from delrec.data import grown
 from delrec.data.grown import counted, known_before
 from delrec.data.prepared import Data
 from delrec.runtime import load_run, stop
@@ -35,16 +36,8 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
                 f"users, and without a teacher's help; leave --{flag} out, or train from scratch "
                 "without --from"
             )
-    for key in FIXED:
-        given, own = getattr(cfg, key), getattr(run, key)
-        if key in typed and given != own:
-            stop(
-                f"--{key} {given} was given, but {run.folder} has {own}, which --from cannot "
-                f"change; leave --{key} out, or train from scratch without --from"
-            )
-    for key in (*FIXED, *TAKEN):
-        if key not in typed:
-            setattr(cfg, key, getattr(run, key))
+    own = {key: getattr(run, key) for key in (*FIXED, *TAKEN)}
+    grown.settle(cfg, typed, own, FIXED, run)
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ its vector, which is the backbone's. The optimiser begins anew.
 from pathlib import Path
 from types import SimpleNamespace
 
-from delrec.data.grown import counted, known_before
+from delrec.data import grown
+from delrec.data.grown import counted, known_before, said
 from delrec.data.prepared import Data
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import located
@@ -45,16 +46,8 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> R
                 f"{said(flag)} and --from were given, but --from goes on with {run.folder} as it "
                 f"is: {instead}; leave {said(flag)} out, or train from scratch without --from"
             )
-    for key in FIXED:
-        given, own = getattr(cfg, key), own_value(run, key, cfg)
-        if key in typed and given != own:
-            stop(
-                f"{said(key, given)} was given, but {run.folder} has {said(key, own)}, which "
-                f"--from cannot change; leave {said(key, given)} out, or train without --from"
-            )
-    for key in (*FIXED, *TAKEN):
-        if key not in typed:
-            setattr(cfg, key, own_value(run, key, cfg))
+    own = {key: own_value(run, key, cfg) for key in (*FIXED, *TAKEN)}
+    grown.settle(cfg, typed, own, FIXED, run)
     cfg.soft_prompt = run.soft_prompt
     cfg.backbone = cfg.backbone or f"{data.folder_name}/sasrec"
     own_files(run)  # stops where one is missing
@@ -65,14 +58,6 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> R
         print(f"going on from {run.folder}: {known}, {counted(from_I, n_before)}", flush=True)
         print(note, end="", flush=True)
     return run
-
-
-def said(flag: str, value: object = None) -> str:
-    """A flag as it is typed, with its value where one is given."""
-    name = flag.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name}" if value is None else f"--{name} {value}"
 
 
 def own_value(run: Run, key: str, cfg: SimpleNamespace) -> object:
