@@ -25,6 +25,7 @@ CLICK = {  # script -> module whose `main` is its command
     "recipes/demo.py": "recipes.demo",
     "recipes/mlp.py": "recipes.mlp",
     "recipes/retrain.py": "recipes.retrain",
+    "recipes/tune.py": "recipes.tune",
     "recipes/bench_serve.py": "recipes.bench_serve",
     "recipes/bench_rectools.py": "recipes.bench_rectools",
 }

@@ -124,7 +124,10 @@ def test_a_run_is_replaced_by_what_goes_on_from_it(logs, last_week, run, tmp_pat
 @pytest.mark.parametrize(
     "options, says",
     [
-        ("--model caser", "--model caser was given, but .* has --model sasrec, which --from cannot change"),
+        (
+            "--model caser",
+            "--model caser was given, but .* has --model sasrec, which --from cannot change",
+        ),
         ("--width 32", "--width 32 was given, but .* has --width 16"),
         ("--history 9", "--history 9 was given, but .* has --history 8"),
         ("--teacher tfidf", "--teacher and --from were given"),

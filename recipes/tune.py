@@ -1,0 +1,217 @@
+"""Which settings does a conventional model want on a log? A random search on validation.
+
+    python recipes/tune.py --dataset beauty --model sasrec --trials 24
+    python recipes/tune.py --dataset beauty --model gru4rec --jobs 4       four trials side by side
+    python recipes/tune.py --dataset beauty --flags "--loss sampled"       all trials with a flag
+
+Trial 0 has the model's own defaults, the others are drawn from GRID, each once. Successive halving
+(arXiv 1502.07943): all trials are trained for a few epochs, the best third of them three times as
+long, and so on; at most three are trained to their own end. Each round trains from scratch, so that
+a run of it is what its command alone makes.
+
+What counts is the NDCG@10 over all items on validation. No row of the test part is read here:
+train_backbone.py ranks it, as always, and this program does not look.
+
+Every trial is a run under runs/<dataset>/tune-<model>/. A finished one is not repeated, a killed
+one goes on: so the same command goes on where it was killed, and one with more --trials adds to it.
+The folder's tune.txt has the table, tune.json the same, with all that was spent.
+"""
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+# run as a script, only this folder is on the path
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from delrec import runtime
+from delrec.data.prepared import load_data
+from delrec.runtime import described, load_run, write_json, write_text
+from recipes.runs import side_by_side
+from recipes.stage import stage, typed
+
+# the values that a trial may have, and those of single models
+GRID = {
+    "width": (50, 64, 100, 128, 256),
+    "dropout": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+    "lr": (3e-4, 5e-4, 1e-3, 2e-3),
+    "batch": (64, 128, 256),
+    "history": (20, 50),
+}
+OWN = {"caser": {"history": (5, 10)}, "bsarec": {"history": (50,)}}
+THIRD = 3  # of the trials of a round, one in so many goes on, so many times as long
+# no later stage reads these runs' lists
+FEW = ["--lists", 1000]
+
+
+@dataclass
+class Trial:
+    """One setting of the search."""
+
+    number: int
+    settings: dict  # flag of train_backbone.py -> value; empty: the model's defaults
+    found: float = -1.0  # its NDCG@10 on validation in the last round that it was in
+    epochs: int = 0  # of that round; 0: its own end
+    minutes: float = 0.0  # of all its rounds
+
+    @property
+    def flags(self) -> list:
+        """Its settings as they are typed."""
+        return [x for flag, value in self.settings.items() for x in (f"--{flag}", value)]
+
+
+def draw(model: str, n: int, seed: int) -> list[Trial]:
+    """The defaults and n - 1 other settings; the first of them are the same whatever n is."""
+    grid = GRID | OWN.get(model, {})
+    size = int(np.prod([len(values) for values in grid.values()]))
+    if n - 1 > size:
+        sys.exit(f"tune: --trials {n} is more than the grid's {size} settings; ask for fewer")
+    places = np.random.default_rng(seed).permutation(size)[: n - 1]
+    trials = [Trial(0, {})]
+    for number, place in enumerate(places, 1):
+        at = np.unravel_index(place, [len(values) for values in grid.values()])
+        settings = {flag: grid[flag][i] for flag, i in zip(grid, at)}
+        trials.append(Trial(number, settings))
+    return trials
+
+
+def rounds(n: int, first: int) -> list[tuple[int, int]]:
+    """(trials, epochs) of each round; the last one trains to the end (0 epochs): as many as the
+    round before leaves, three at most."""
+    found, epochs = [], first
+    while n > THIRD:
+        found.append((n, epochs))
+        n, epochs = -(-n // THIRD), epochs * THIRD
+    return [*found, (n, 0)]
+
+
+def best_on_validation(folder: Path) -> float:
+    """The NDCG@10 over all items on validation of a run's best epoch."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return max(line["val_ndcg@10"] for line in lines if "val_ndcg@10" in line)
+
+
+@dataclass
+class Search:
+    """What is asked for."""
+
+    dataset: str
+    model: str
+    trials: int
+    first: int  # epochs of the first round
+    jobs: int
+    seed: int
+    flags: str  # of train_backbone.py, for all trials
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its runs and its table."""
+        return runtime.ROOT / "runs" / Path(self.dataset).name / f"tune-{self.model}"
+
+    def command(self, trial: Trial) -> list:
+        """What trains a trial to its own end, without the folder."""
+        on = ["train_backbone.py", "--dataset", self.dataset, "--model", self.model]
+        return [*on, *shlex.split(self.flags), *trial.flags]
+
+    def train(self, trial: Trial, epochs: int, job: int) -> None:
+        """Trains a trial for so many epochs, 0 to its end, and notes what it found."""
+        name = f"{trial.number:03}-" + (f"{epochs}-epochs" if epochs else "whole")
+        folder = self.folder / name
+        cut = ["--epochs", epochs, "--patience", epochs] if epochs else []
+        args = [*self.command(trial), *cut, *FEW, "--seed", self.seed, "--out", folder]
+        stage(folder, *args, jobs=self.jobs, job=job)
+        trial.found, trial.epochs = best_on_validation(folder), epochs
+        trial.minutes += load_run(folder).seconds / 60
+
+    def train_all(self, trials: list[Trial], epochs: int) -> None:
+        """Trains every trial of a round, some side by side."""
+        label = f"{epochs} epochs each" if epochs else "to the end"
+        with tqdm(total=len(trials), desc=f"{len(trials)} trials, {label}", unit="trial") as bar:
+
+            def one(trial, job):
+                self.train(trial, epochs, job)
+                bar.update()
+
+            side_by_side(self, [partial(one, trial) for trial in trials])
+
+    def run(self) -> list[Trial]:
+        """All trials, best first: those that went further stand before the others."""
+        trials = draw(self.model, self.trials, self.seed)
+        alive, out = trials, []
+        for n, epochs in rounds(len(trials), self.first):
+            out = alive[n:] + out
+            alive = alive[:n]
+            self.train_all(alive, epochs)
+            alive.sort(key=lambda trial: -trial.found)
+        return alive + out
+
+
+# ---------------------------------------------------------------- the table
+
+
+def table_lines(search: Search, ranked: list[Trial]) -> list[str]:
+    """The table, best trial first, and the command that trains the best."""
+    flags = list(GRID)
+    head = f"{'trial':>5}" + "".join(f"{flag:>10}" for flag in flags)
+    lines = [
+        f"{search.dataset}, {search.model}: {len(ranked)} trials, seed {search.seed}, "
+        f"{sum(trial.minutes for trial in ranked):.1f} minutes of training; NDCG@10 over all items "
+        "on validation; a trial of few epochs went no further",
+        f"{head}{'epochs':>10}{'val ndcg@10':>13}{'minutes':>9}",
+    ]
+    for trial in ranked:
+        values = "".join(f"{trial.settings.get(flag, 'default')!s:>10}" for flag in flags)
+        length = trial.epochs or "to end"
+        lines.append(
+            f"{trial.number:>5}{values}{length!s:>10}{trial.found:13.5f}{trial.minutes:9.2f}"
+        )
+    return [*lines, "", f"the best one: {typed(search.command(ranked[0]))}"]
+
+
+@click.command(**described(__doc__))
+@click.option("--dataset", default="ml-100k", help="name under data/, or a prepared folder")
+@click.option("--model", default="sasrec", help="a model of train_backbone.py")
+@click.option(
+    "--trials", default=24, type=click.IntRange(1), help="settings tried, the defaults among them"
+)
+@click.option("--first", default=4, type=click.IntRange(1), help="epochs of the first round")
+@click.option(
+    "--jobs",
+    default=0,
+    type=click.IntRange(0),
+    help="trials side by side, each with its share of the cores or GPUs; 0: one a core, or a GPU",
+)
+@click.option("--seed", default=0, type=click.IntRange(0), help="of the draws, and of every trial")
+@click.option("--flags", default="", help="flags of train_backbone.py that all trials have")
+def main(**options) -> None:
+    """Search a model's settings on validation."""
+    search = Search(**options)
+    search.jobs = min(search.jobs or places(), search.trials)
+    if search.dataset == "ml-100k":
+        stage(None, "data/prepare.py", search.dataset)
+    load_data(search.dataset)  # says how to prepare it
+    ranked = search.run()
+    lines = table_lines(search, ranked)
+    write_text(search.folder / "tune.txt", "\n".join(lines) + "\n")
+    rows = [vars(trial) for trial in ranked]
+    write_json(search.folder / "tune.json", {"command": options, "grid": GRID, "trials": rows})
+    print("\n" + "\n".join(lines))
+
+
+def places() -> int:
+    """How many trials fit side by side."""
+    import torch
+
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""recipes/tune.py: what is drawn, who goes on, and that it never does a training twice."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from recipes import tune
+from recipes.tune import Search, Trial
+
+
+def search(**changed):
+    """A search of three epochs in its first round."""
+    asked = dict(dataset="log", model="sasrec", trials=20, first=3, jobs=1, seed=0, flags="")
+    return Search(**(asked | changed))
+
+
+def tuned(*args):
+    """What the command prints."""
+    done = CliRunner().invoke(tune.main, [str(a) for a in args])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_more_trials_begin_with_the_fewer_ones_and_the_defaults_are_first():
+    few, many = tune.draw("sasrec", 5, 0), tune.draw("sasrec", 30, 0)
+    assert many[:5] == few and few[0].settings == {}
+    drawn = [tuple(trial.settings.values()) for trial in many[1:]]
+    assert len(set(drawn)) == 29
+    assert tune.draw("sasrec", 5, 1) != few
+
+
+def test_what_a_model_may_have_is_its_own():
+    assert {trial.settings["history"] for trial in tune.draw("caser", 60, 0)[1:]} == {5, 10}
+
+
+def test_more_trials_than_settings_is_one_sentence():
+    with pytest.raises(SystemExit, match="ask for fewer"):
+        tune.draw("caser", 10**6, 0)
+
+
+@pytest.mark.parametrize(
+    "n, wanted",
+    [
+        (24, [(24, 3), (8, 9), (3, 0)]),
+        (4, [(4, 3), (2, 0)]),
+        (3, [(3, 0)]),
+        (1, [(1, 0)]),
+    ],
+)
+def test_a_third_goes_on_three_times_as_long(n, wanted):
+    assert tune.rounds(n, 3) == wanted
+
+
+def test_the_best_setting_is_found_and_few_are_trained_long(monkeypatch):
+    trained = []
+
+    def train(self, trial, epochs, job):
+        trained.append((trial.number, epochs))
+        # learning rates far from 1e-3 and much dropout are bad, and longer is better
+        lr, dropout = trial.settings.get("lr", 1e-2), trial.settings.get("dropout", 0.9)
+        trial.found = 1 - abs(lr - 1e-3) * 100 - dropout + 0.01 * (epochs or 100)
+        trial.epochs = epochs
+
+    monkeypatch.setattr(Search, "train", train)
+    ranked = search().run()
+    assert len(ranked) == len({trial.number for trial in ranked}) == 20
+    best = max(tune.draw("sasrec", 20, 0)[1:], key=lambda t: value_of(t.settings))
+    assert ranked[0].settings == best.settings and ranked[0].epochs == 0
+    assert len([1 for _, epochs in trained if epochs == 3]) == 20
+    assert len([1 for _, epochs in trained if epochs == 0]) == 3
+    # the worst stand last: nobody who stopped early is above one who went on
+    assert [trial.epochs for trial in ranked] == [0] * 3 + [9] * 4 + [3] * 13
+
+
+def value_of(settings):
+    """How good a setting was made, above."""
+    return 1 - abs(settings["lr"] - 1e-3) * 100 - settings["dropout"]
+
+
+def test_the_table_names_the_command_of_the_best():
+    ranked = [Trial(4, {"lr": 0.002, "width": 64}, 0.2, 0, 3.0), Trial(0, {}, 0.1, 3, 1.0)]
+    text = "\n".join(tune.table_lines(search(flags="--loss sampled"), ranked))
+    wanted = "python train_backbone.py --dataset log --model sasrec --loss sampled --lr 0.002"
+    assert f"{wanted} --width 64" in text
+    assert "4.0 minutes of training" in text and "default" in text
+
+
+def test_a_search_runs_reads_validation_alone_and_repeats_nothing(here, toy, monkeypatch):
+    monkeypatch.setitem(tune.OWN, "sasrec", {"width": (8, 16), "history": (6,), "batch": (64,)})
+    args = ["--dataset", toy.folder, "--trials", 4, "--first", 1, "--jobs", 1]
+    printed = tuned(*args)
+    folder = here.root / toy.folder.name / "tune-sasrec"
+    saved = json.loads((folder / "tune.json").read_text())["trials"]
+    assert len(saved) == 4 and [t["epochs"] for t in saved] == [0, 0, 1, 1]
+    assert len(here.ran) == 6 and "the best one: python train_backbone.py" in printed
+    # the figures are the best epochs' of validation
+    whole = folder / f"{saved[0]['number']:03}-whole"
+    logged = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert saved[0]["found"] == max(line["val_ndcg@10"] for line in logged)
+    tuned(*args)
+    assert len(here.ran) == 6
