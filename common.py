@@ -92,59 +92,6 @@ slmrec_options = options(
         "needs none",
     ),
 )
-# a teacher for a conventional model (DLLM2Rec)
-dllm2rec_options = options(
-    click.option(
-        "--teacher",
-        help="run folder of an LM after evaluate.py --ckpt RUN --export; tfidf: no LM, the titles' "
-        "vectors are bags of words (the control)",
-    ),
-    click.option(
-        "--lam",
-        default=0.0,
-        type=FROM_0,
-        help="weight of the teacher's lists, lambda (paper: .1 to 1); 0: without; they helped "
-        "Caser (.1), not SASRec",
-    ),
-    click.option(
-        "--list-loss",
-        default="softmax",
-        type=click.Choice(["softmax", "sigmoid"]),
-        help="listed items against the catalogue, or against one unlisted item (the paper)",
-    ),
-    click.option("--w-position", default=0.3, type=FROM_0, help="weight of a listed item's place"),
-    click.option(
-        "--w-confidence",
-        default=0.5,
-        type=FROM_0,
-        help="weight of the teacher's confidence, g: a list counts 1 + g (c / mean c - 1), at most "
-        "1; with --confidence listed the weight of an item within its list",
-    ),
-    click.option(
-        "--w-consistency",
-        default=0.1,
-        type=FROM_0,
-        help="weight of being in the student's own best K",
-    ),
-    click.option(
-        "--confidence",
-        default="truth",
-        type=click.Choice(["truth", "permuted", "listed"]),
-        help="c = exp(-(1 - p) / T), p the teacher's probability of the true item: how much its "
-        "list counts (paper's text); permuted: that of another sample (the control); of the listed "
-        "item: within its list only (its code)",
-    ),
-    click.option("--temperature", default=0.3, type=ABOVE_0, help="of the confidence, T"),
-    click.option(
-        "--eta",
-        default=1.0,
-        type=FROM_0,
-        help="weight of the titles' vectors in the item vectors (paper: .1 to 1); 0: without",
-    ),
-    click.option(
-        "--offset/--no-offset", default=True, help="learn a vector of each item beside its title's"
-    ),
-)
 # the adapters of the LM
 adalora_options = options(
     click.option(

@@ -42,7 +42,7 @@ from torch.nn.utils import parametrize
 
 import common
 from common import WHOLE
-from delrec.backbone import dllm2rec, folds, results, warm_start
+from delrec.backbone import contrast, dllm2rec, dros, folds, options, results, warm_start
 from delrec.backbone.batches import Targets, lengthen
 from delrec.backbone.epoch_loss import EpochLoss
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
@@ -69,12 +69,14 @@ def loss_of(
     target_BL: torch.Tensor,
     negative_BL: torch.Tensor | None = None,
     taught: Callable | None = None,
+    robust: dros.Robust | None = None,
 ) -> torch.Tensor:
     """Sum of the losses of the positions that have a target.
 
     negative_BL: none, the softmax runs over all items; (n,) items shared by all positions, a
     sampled softmax; one a position (B, L), binary cross-entropy. taught(model, x_NE, at_N, L): the
-    teacher's part (DLLM2Rec), from the states and their places in the last L columns.
+    teacher's part (DLLM2Rec), from the states and their places in the last L columns. robust: the
+    term of DROS.
     """
     x_BLE = model(seq_BL)
     target_BL = target_BL[:, -x_BLE.shape[1] :]  # Caser has one state, the last
@@ -86,6 +88,8 @@ def loss_of(
         loss = sampled_loss(model, x_NE, target_N, negative_BL)
     else:
         loss = binary_loss(model, x_NE, target_N, negative_BL[:, -x_BLE.shape[1] :][at_N])
+    if robust:
+        loss = loss + robust.term(model, x_NE, target_N)
     # L = L_student + lam L_d
     return loss if taught is None else loss + taught(model, x_NE, at_N, x_BLE.shape[1])
 
@@ -186,7 +190,8 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
     "small log as many as make 150 steps",
 )
 @common.seed_option
-@common.dllm2rec_options
+@common.options(*options.dllm2rec_options)
+@common.options(*options.added_options)
 # what is written
 @click.option("--top-h", default=20, type=WHOLE, help="length of the stored lists, h")
 @click.option(
@@ -265,6 +270,8 @@ def begin(
         common.say(ranks, warm_start.carry_over(model, cfg.from_run, data))
     if cfg.teacher and cfg.eta:
         dllm2rec.add_titles(model, export.titles, cfg)
+    if cfg.contrast:
+        contrast.add_mask(model, cfg)
     params = [p for p in model.parameters() if p.requires_grad]
     return model, params, torch.optim.Adam(params, lr=cfg.lr, fused=True)
 
@@ -287,7 +294,9 @@ def fit(
     torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)  # weights alike on all ranks, dropout not
 
     targets, most = Targets(cfg, data), epochs or cfg.epochs
-    teacher = dllm2rec.Teacher(cfg, data, export) if cfg.teacher and cfg.lam else None
+    robust = dros.Robust(cfg, data, ranks.device) if cfg.dros else None
+    views = contrast.Contrast(cfg, data) if cfg.contrast else None
+    teacher = dllm2rec.Teacher(cfg, data, export, robust) if cfg.teacher and cfg.lam else None
     best, mean = Best(ranks.device), EpochLoss(ranks)
     made = checkpoints.made_with(cfg, data, ranks)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
@@ -297,10 +306,7 @@ def fit(
     while True:
         epoch = loop.epoch  # 0 is the untrained model
         if loop.step == 0:
-            found = {}
-            if protocol:
-                with parametrize.cached():
-                    found = protocol.validate(model, ranks)
+            found = protocol.validate(model, ranks) if protocol else {}
             best.offer((found.get("val_ndcg@10", epoch),), epoch, model.state_dict())
             loop.log(epoch, **mean.fields(), **found)
         if epoch == most or epoch - best.step >= cfg.patience:
@@ -314,9 +320,11 @@ def fit(
             optimiser.zero_grad(set_to_none=False)
             if len(mine[0]):
                 with parametrize.cached():  # item vectors made of titles are computed once a step
-                    loss = loss_of(model, *mine, taught=taught) / batch.n_targets
+                    loss = loss_of(model, *mine, taught=taught, robust=robust) / batch.n_targets
                     loss.backward()
                 mean.add(loss * batch.n_targets)
+            if views:
+                views.term(model, batch, (epoch, step), ranks).backward()
             sum_gradients(params, ranks)
             number = f"{step + 1} of epoch {epoch + 1}"
             steps.stop_unless_finite(params, number, batch.last_B, data)
@@ -326,9 +334,16 @@ def fit(
     loop.close()
 
     model.load_state_dict(best.weights)
-    if cfg.teacher and cfg.eta:
-        dllm2rec.fold_titles(model)  # from here on plain item vectors
+    leave_plain(model, cfg)
     return Fitted(model, epoch, best.step, loop)
+
+
+def leave_plain(model: torch.nn.Module, cfg: SimpleNamespace) -> None:
+    """Takes off what only training needs: from here on item vectors are plain ones."""
+    if cfg.teacher and cfg.eta:
+        dllm2rec.fold_titles(model)
+    if cfg.contrast:
+        contrast.drop_mask(model)
 
 
 def answer_out_of_fold(

@@ -175,12 +175,25 @@ def test_same_seed_same_bits_other_seed_other_bits(train_on_cycle, tmp_path):
     assert (lists[0] == lists[1]).all()
 
 
+TERMS = "--loss bce --dros 0.5 --contrast 0.5"
+
+
 def test_two_processes_equal_one(cycle, train_on_cycle, on_cpu, two_processes, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    train_on_cycle(one, f"{QUICK} --dropout 0")
-    args = f"--dataset {cycle.folder} --out {two} {QUICK} --dropout 0"
-    said = two_processes([("train_backbone", args.split())])
+    asked = {"plain": "", "terms": TERMS}
+    jobs = []
+    for name, more in asked.items():
+        options = f"{QUICK} --dropout 0 {more}"
+        train_on_cycle(tmp_path / name, options)
+        args = f"--dataset {cycle.folder} --out {tmp_path / name}-two {options}"
+        jobs.append(("train_backbone", args.split()))
+    said = two_processes(jobs)
     assert json.loads(said.strip().split("\n")[-1])["stage"] == "train_backbone"
+    for name in asked:
+        must_be_alike(tmp_path / name, tmp_path / f"{name}-two", cycle)
+
+
+def must_be_alike(one, two, cycle):
+    """Two processes' run has one's scores and metrics."""
     assert load_run(str(two), cycle).world == 2
     for s in ("val", "test"):
         scores = [np.load(folder / f"scores_{s}_15.npy") for folder in (two, one)]

@@ -14,7 +14,8 @@ import torch
 import torch.nn as nn
 from torch.nn.utils import parametrize
 
-from delrec.backbone.losses import list_loss
+from delrec.backbone.dros import Robust
+from delrec.backbone.losses import list_loss, list_weights
 from delrec.data.prepared import Data
 from delrec.data.words import tfidf
 from delrec.processes import Ranks
@@ -117,8 +118,10 @@ def export_folder(run: Run, name: str) -> Path:
 class Teacher:
     """lam L_d: what the student learns from the teacher's lists (section 4)."""
 
-    def __init__(self, cfg: SimpleNamespace, data: Data, export: Export):
-        self.cfg, self.export = cfg, export
+    def __init__(
+        self, cfg: SimpleNamespace, data: Data, export: Export, robust: Robust | None = None
+    ):
+        self.cfg, self.export, self.robust = cfg, export, robust
         self.row_of = np.full(len(data.items), -1)  # a target's row among the training samples
         self.row_of[data.train] = np.arange(len(data.train))
 
@@ -141,11 +144,14 @@ class Teacher:
                 return 0.0
             item_NK = self.export.topk[row_N[have]].astype(np.int64)
             weight_NK, trust_N = (a[row_N[have]] for a in (self.export.weight, self.export.trust))
-            have, *asked = (
+            have, item_NK, weight_NK, trust_N, unlisted_N = (
                 torch.from_numpy(np.ascontiguousarray(a)).to(ranks.device)
                 for a in (have, item_NK, weight_NK, trust_N, unlisted_N[have])
             )
-            return scale * list_loss(model, x_NE[have], *asked, cfg)
+            x_NE = x_NE[have]
+            w_NK = list_weights(model, x_NE, item_NK, weight_NK, trust_N, cfg)
+            against = (unlisted_N, self.robust) if cfg.list_loss == "sigmoid" else ()
+            return scale * list_loss(model, x_NE, item_NK, w_NK, *against)
 
         return taught
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import FunctionCtx
 
+from delrec.backbone.dros import Robust
+
 
 class CrossEntropy(torch.autograd.Function):
     """Sum over N positions of -sum_k weight_NK log softmax(x_NE . item_IE + bias_I)[target_NK];
@@ -91,17 +93,15 @@ def binary_loss(
 # ---------------------------------------------------------------- a teacher's lists
 
 
-def list_loss(
+def list_weights(
     model: torch.nn.Module,
     x_NE: torch.Tensor,
     item_NK: torch.Tensor,
     weight_NK: torch.Tensor,
     trust_N: torch.Tensor,
-    negative_N: torch.Tensor,
     cfg: SimpleNamespace,
 ) -> torch.Tensor:
-    """L_d (arXiv 2405.00338, section 4): the listed items against one unlisted negative (sigmoid,
-    the paper) or against the catalogue (softmax).
+    """w (N, K), what each listed item counts (arXiv 2405.00338, section 4).
 
     item_NK: 0 where nothing is listed; weight_NK: the fixed part of the weights; trust_N: m, what a
     list counts. The weight of consistency comes here.
@@ -115,14 +115,31 @@ def list_loss(
     even_NK = listed_NK / listed_NK.sum(1, keepdim=True).clamp(min=1)
     sum_N1 = weight_NK.sum(1, keepdim=True)
     w_NK = torch.where(sum_N1 > 0, weight_NK / sum_N1.clamp(min=1e-9), even_NK)
-    w_NK = trust_N[:, None] * w_NK
-    if cfg.list_loss == "softmax":
+    return trust_N[:, None] * w_NK
+
+
+def list_loss(
+    model: torch.nn.Module,
+    x_NE: torch.Tensor,
+    item_NK: torch.Tensor,
+    w_NK: torch.Tensor,
+    negative_N: torch.Tensor | None = None,
+    robust: Robust | None = None,
+) -> torch.Tensor:
+    """L_d: the listed items against the catalogue, or against one unlisted item each (the paper's
+    sigmoid), then with DROS's term of every listed item as the target, if there is one."""
+    if negative_N is None:
         item_NK = (item_NK - 1).clamp(min=0)
         return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], item_NK, w_NK)
     y_NK = (model.item(item_NK) * x_NE[:, None]).sum(-1) + model.bias[item_NK]
     y_N = (model.item(negative_N) * x_NE).sum(-1) + model.bias[negative_N]
     is_unlisted_N = (item_NK != negative_N[:, None]).all(1)
-    return (w_NK * (F.softplus(-y_NK) + (F.softplus(y_N) * is_unlisted_N)[:, None])).sum()
+    loss = (w_NK * (F.softplus(-y_NK) + (F.softplus(y_N) * is_unlisted_N)[:, None])).sum()
+    if robust:
+        at_X, K = item_NK.flatten() > 0, item_NK.shape[1]
+        each_XE = x_NE.repeat_interleave(K, 0)[at_X]
+        loss = loss + robust.term(model, each_XE, item_NK.flatten()[at_X], w_NK.flatten()[at_X])
+    return loss
 
 
 @torch.no_grad()

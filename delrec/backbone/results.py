@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.nn.utils import parametrize
 
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import Data, candidates, halves_of_validation, subset
@@ -71,7 +72,8 @@ class Protocol:
 
     def validate(self, model: torch.nn.Module, ranks: Ranks) -> dict[str, float]:
         """What of a validation stands in the log: of the samples that choose the epoch."""
-        got = rank_all(model, self.data, self.choosing, ranks, cand=self.shown)
+        with parametrize.cached():  # item vectors made of titles are computed once
+            got = rank_all(model, self.data, self.choosing, ranks, cand=self.shown)
         target_n, among = self.data.items[self.choosing], {}
         for C, cand_nC in self.shown.items():
             right_nC = cand_nC == target_n[:, None]

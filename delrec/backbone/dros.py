@@ -1,0 +1,87 @@
+"""DROS (SIGIR 2023): a term that keeps a model's largest scores small, added to any loss.
+
+L = L_base + alpha mean_N log sum_i exp(p_i (s_i - y_i)^2 / beta), over all I items; s_i: the score
+of item i, y_i: 1 for the target, else 0, p_i = ((n_i + 1) / sum_j (n_j + 1))^.05, n_i: how often i
+is a training target. In effect a soft cap on the largest |s_i|: the softmax of the exponents gives
+nearly all of its weight to scores above some 4.
+
+Names: N positions with a target, E width, I items.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch.autograd.function import FunctionCtx
+
+from delrec.data.prepared import Data
+
+POWER = 0.05  # of an item's share of the targets: .57 for rare items, .74 for common ones
+
+
+class Worst(torch.autograd.Function):
+    """Sum over N positions of weight_N log sum_i exp(p_i (s_i - y_i)^2 / beta).
+
+    Works on a few rows at a time and takes the gradients on the way, as losses.CrossEntropy does:
+    d / d s_i = q_i 2 p_i (s_i - y_i) / beta, q the softmax of the exponents.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x_NE: torch.Tensor,
+        item_IE: torch.Tensor,
+        bias_I: torch.Tensor,
+        target_N: torch.Tensor,
+        weight_N: torch.Tensor,
+        p_I: torch.Tensor,
+    ) -> torch.Tensor:
+        """The sum, a scalar. target_N: rows of item_IE; p_I: p / beta."""
+        rows = max(1, 2 ** (28 if x_NE.is_cuda else 22) // len(item_IE))
+        dx_NE, ditem_IE = torch.empty_like(x_NE), torch.zeros_like(item_IE)
+        dbias_I, loss = torch.zeros_like(bias_I), 0
+        for x, dx, target, weight in zip(
+            x_NE.split(rows), dx_NE.split(rows), target_N.split(rows), weight_N.split(rows)
+        ):
+            d = torch.addmm(bias_I, x, item_IE.T)  # s - y
+            d.scatter_add_(1, target[:, None], torch.full_like(target[:, None], -1, dtype=d.dtype))
+            exponent = p_I * d * d
+            loss = loss + (weight * exponent.logsumexp(1)).sum()
+            g = exponent.softmax(1) * (2 * p_I * d) * weight[:, None]
+            torch.mm(g, item_IE, out=dx)
+            ditem_IE.addmm_(g.T, x)
+            dbias_I += g.sum(0)
+        ctx.save_for_backward(dx_NE, ditem_IE, dbias_I)
+        return loss
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients of x_NE, item_IE and bias_I; none of the others."""
+        return (*(grad * d for d in ctx.saved_tensors), None, None, None)
+
+
+def shares(data: Data) -> np.ndarray:
+    """p fp32 (I,) of items 1..I, from the training part alone."""
+    n_I = np.bincount(data.items[data.train], minlength=data.n_items + 1)[1:] + 1.0
+    return ((n_I / n_I.sum()) ** POWER).astype(np.float32)
+
+
+class Robust:
+    """alpha times DROS's term of some positions (train_backbone.py --dros alpha)."""
+
+    def __init__(self, cfg: SimpleNamespace, data: Data, device: torch.device):
+        self.alpha = cfg.dros
+        self.p_I = torch.from_numpy(shares(data) / cfg.dros_beta).to(device)
+
+    def term(
+        self,
+        model: torch.nn.Module,
+        x_NE: torch.Tensor,
+        target_N: torch.Tensor,
+        weight_N: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """alpha sum_N weight_N log sum_i exp(..), weights 1 where none are given. target_N: items
+        1..I."""
+        weight_N = torch.ones_like(x_NE[:, 0]) if weight_N is None else weight_N
+        items = (model.item.weight[1:], model.bias[1:])
+        return self.alpha * Worst.apply(x_NE, *items, target_N - 1, weight_N, self.p_I)
