@@ -1,17 +1,26 @@
 """What is a title worth, where an item has no history? Items are held out, and added again.
 
     python recipes/new_items.py --dataset ml-100k --epochs 30      some minutes on one core
+    python recipes/new_items.py --dataset beauty --flags "--text tfidf"
 
 A tenth of the items is taken out of the log, a backbone is trained on what is left, and
 Recommender.add_items brings them back by their titles. Of the test part's interactions with such an
 item it says how often the item is among the first 20 of all, and among the first 10 of the
-held-out ones; beside that by chance, and with the held-out titles permuted. The last line is one
-JSON object.
+held-out ones. Beside that:
+
+    permuted titles    the same with the held-out titles permuted
+    title similarity   TF-IDF cosine of each title to the history; nothing is trained
+    trained            the same model on the whole log, asked with the same histories
+    chance             and popularity, which never shows an item that nobody has bought
+
+The last line is one JSON object.
 """
 
 import csv
 import json
+import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -23,6 +32,7 @@ if __name__ == "__main__":
 from delrec import runtime
 from delrec.data.counts import popularity
 from delrec.data.prepared import Data, load_data, raw_item_ids, raw_user_ids, users
+from delrec.evaluation.floors import similarity_to
 from delrec.evaluation.stats import interval
 from delrec.runtime import described
 from delrec.serving.recommender import Recommender
@@ -45,32 +55,44 @@ def write_log(folder: Path, data: Data, is_out_I: np.ndarray) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     item_ids, user_ids = raw_item_ids(data), raw_user_ids(data)
     user = users(data, np.arange(len(data.items)))
+    # where only an order is known, it is the place in the log
+    place_M = np.arange(len(data.items)) if data.times is None else data.times
     with open(folder / "interactions.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(["user", "item", "timestamp"])
-        for place in np.flatnonzero(~is_out_I[data.items]):
-            rows.writerow(
-                [user_ids[user[place]], item_ids[data.items[place]], int(data.times[place])]
-            )
+        rows.writerow(["user", "item", "position" if data.times is None else "timestamp"])
+        for at in np.flatnonzero(~is_out_I[data.items]):
+            rows.writerow([user_ids[user[at]], item_ids[data.items[at]], int(place_M[at])])
     with open(folder / "items.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["item", "title"])
         rows.writerows(zip(item_ids[1:], data.titles[1:]))
 
 
-def asked(data: Data, is_out_I: np.ndarray) -> tuple[list[list[str]], list[str], np.ndarray]:
-    """(histories without held-out items, the held-out targets, their users) of the test part."""
-    ids = raw_item_ids(data)
-    histories, targets, of_user = [], [], []
+@dataclass
+class Asked:
+    """The test part's interactions with held-out items."""
+
+    old: list[np.ndarray]  # the history of each, without held-out items
+    target_n: np.ndarray  # the items, by their numbers in the whole log
+    user_n: np.ndarray
+
+    def last(self, L: int) -> np.ndarray:
+        """The last L items of the histories, padded on the left with 0: (n, L)."""
+        return np.stack([np.pad(items[-L:], (max(L - len(items), 0), 0)) for items in self.old])
+
+
+def asked(data: Data, is_out_I: np.ndarray) -> Asked:
+    """What is asked: a sample with nothing left of its history is left out."""
+    old, targets, of_user = [], [], []
     samples = np.asarray(data.test)
     for sample, user in zip(samples, users(data, samples)):
-        old = data.items[data.ptr[user] : sample]
-        old = old[~is_out_I[old]]
-        if is_out_I[data.items[sample]] and len(old):
-            histories.append([ids[i] for i in old])
-            targets.append(ids[data.items[sample]])
+        items = data.items[data.ptr[user] : sample]
+        items = items[~is_out_I[items]]
+        if is_out_I[data.items[sample]] and len(items):
+            old.append(items)
+            targets.append(data.items[sample])
             of_user.append(user)
-    return histories, targets, np.array(of_user)
+    return Asked(old, np.array(targets), np.array(of_user))
 
 
 def hits(
@@ -85,32 +107,83 @@ def hits(
     }
 
 
+def similarity_hits(data: Data, question: Asked, is_out_I: np.ndarray) -> dict[str, np.ndarray]:
+    """The same by title similarity; a tie counts against the target."""
+    every_I = np.arange(1, data.n_items + 1)
+    of_all, of_new = [], []
+    for i in range(0, len(question.old), 100):
+        part = Asked(*(rows[i : i + 100] for rows in vars(question).values()))
+        cand_nI = np.broadcast_to(every_I, (len(part.old), data.n_items))
+        score_nI = similarity_to(data, part.last(10), cand_nI)
+        for row, items in enumerate(part.old):  # as Recommender leaves them out
+            score_nI[row, items - 1] = -np.inf
+        own_n = score_nI[np.arange(len(part.old)), part.target_n - 1]
+        before_nI = score_nI >= own_n[:, None]
+        of_all.append(before_nI.sum(1) <= TOP)
+        of_new.append(before_nI[:, is_out_I[1:]].sum(1) <= TOP_NEW)
+    return {
+        f"hr@{TOP} of all": np.concatenate(of_all).astype(float),
+        f"hr@{TOP_NEW} of new": np.concatenate(of_new).astype(float),
+    }
+
+
+def make_runs(data: Data, is_out_I: np.ndarray, model: str, flags: list, seed: int) -> tuple:
+    """(the run that never saw the held-out items, the run of the whole log)."""
+    name = f"{data.folder_name}-without-{seed}"
+    raw = runtime.ROOT / "runs" / "new-items" / name
+    if not (runtime.ROOT / "data" / name / "meta.json").exists():
+        write_log(raw, data, is_out_I)
+        split = ["--split", data.meta["split"]]
+        stage(None, "data/prepare.py", name, "--raw", raw, "--core", 1, *split)
+    runs = []
+    for dataset in (name, data.folder):
+        run = (
+            runtime.ROOT
+            / "runs"
+            / Path(dataset).name
+            / "-".join(["new", model, *(flag.strip("-").replace("/", "-") for flag in flags)])
+        )
+        stage(
+            run, "train_backbone.py", "--dataset", dataset, "--model", model, *flags, "--out", run
+        )
+        runs.append(run)
+    return tuple(runs)
+
+
 @click.command(**described(__doc__))
-@click.option("--dataset", default="ml-100k", help="a prepared data set with times")
+@click.option("--dataset", default="ml-100k", help="name under data/, or a prepared folder")
 @click.option("--model", default="sasrec", help="the backbone")
 @click.option("--epochs", default=30, help="that it is trained for, at most")
+@click.option("--flags", default="", help="more flags of train_backbone.py")
 @click.option("--share", default=0.1, help="of the items that are held out")
 @click.option("--seed", default=0, help="of the draw")
-def main(dataset: str, model: str, epochs: int, share: float, seed: int) -> None:
+def main(dataset: str, model: str, epochs: int, flags: str, share: float, seed: int) -> None:
     """What add_items is worth for a backbone."""
     data = load_data(dataset)
     is_out_I = held_out(data, share, seed)
-    name = f"{data.folder_name}-without-{seed}"
-    raw = runtime.ROOT / "runs" / "new-items" / name
-    write_log(raw, data, is_out_I)
-    run = runtime.ROOT / "runs" / name / model
-    stage(None, *f"data/prepare.py {name} --raw {raw} --core 1".split())
-    stage(run, *f"train_backbone.py --dataset {name} --model {model} --epochs {epochs}".split())
-    ids = raw_item_ids(data)
+    more = ["--epochs", str(epochs), *shlex.split(flags)]
+    without, trained = make_runs(data, is_out_I, model, more, seed)
+    ids, question = raw_item_ids(data), asked(data, is_out_I)
     titles = {ids[i]: data.titles[i] for i in np.flatnonzero(is_out_I)}
     order = np.random.default_rng([seed, 1]).permutation(list(titles.values())).tolist()
-    histories, targets, user = asked(data, is_out_I)
-    found = {"asked": len(targets), "users": len(set(user)), "new": len(titles)}
-    for row, given in (("titles", titles), ("permuted titles", dict(zip(titles, order)))):
-        rec = Recommender.load(run)
+    histories = [[ids[i] for i in items] for items in question.old]
+    targets, new = [ids[i] for i in question.target_n], list(titles)
+
+    def by_titles(given):
+        rec = Recommender.load(without)
         rec.add_items(given)
-        for what, hit_n in hits(rec, histories, targets, list(titles)).items():
-            low, high = interval(hit_n, user)
+        return hits(rec, histories, targets, new)
+
+    rows = {
+        "titles": by_titles(titles),
+        "permuted titles": by_titles(dict(zip(titles, order))),
+        "title similarity": similarity_hits(data, question, is_out_I),
+        "trained": hits(Recommender.load(trained), histories, targets, new),
+    }
+    found = {"asked": len(targets), "users": len(set(question.user_n)), "new": len(titles)}
+    for row, each in rows.items():
+        for what, hit_n in each.items():
+            low, high = interval(hit_n, question.user_n)
             found[f"{row}: {what}"] = [round(float(x), 4) for x in (hit_n.mean(), low, high)]
             print(f"{row:<16} {what:<14} {hit_n.mean():.3f} [{low:.3f}, {high:.3f}]", flush=True)
     found[f"chance: hr@{TOP} of all"] = round(TOP / data.n_items, 4)

@@ -16,10 +16,37 @@ def test_held_out_items_are_nowhere_but_among_the_targets(toy, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == (~is_out_I[toy.items]).sum()
     assert not {row["item"] for row in rows} & {str(i) for i in np.flatnonzero(is_out_I)}
-    histories, targets, user = new_items.asked(toy, is_out_I)
-    assert len(histories) == len(targets) == len(user) > 0
-    assert all(is_out_I[int(target)] for target in targets)
-    assert not any(is_out_I[int(i)] for old in histories for i in old)
+    asked = new_items.asked(toy, is_out_I)
+    assert len(asked.old) == len(asked.target_n) == len(asked.user_n) > 0
+    assert is_out_I[asked.target_n].all()
+    assert not any(is_out_I[items].any() for items in asked.old)
+    padded = asked.last(3)
+    assert padded.shape == (len(asked.old), 3) and (padded[:, -1] > 0).all()
+
+
+def test_where_only_an_order_is_known_the_log_is_in_that_order(toy, tmp_path):
+    from dataclasses import replace
+
+    ordered = replace(toy, times=None)
+    new_items.write_log(tmp_path, ordered, np.zeros(toy.n_items + 1, bool))
+    with open(tmp_path / "interactions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["item"]) for row in rows] == toy.items.tolist()
+    assert [int(row["position"]) for row in rows] == list(range(len(toy.items)))
+
+
+def test_title_similarity_finds_a_new_item_by_its_words(toy):
+    from dataclasses import replace
+
+    # every title has a word of its own; 60 is called like 7
+    titles = ["", *(f"word{i}" for i in range(1, 60)), "word7"]
+    named = replace(toy, titles=titles)
+    is_out_I = np.zeros(61, bool)
+    is_out_I[[60, *range(20, 40)]] = True
+    asked = new_items.Asked([np.array([7]), np.array([8])], np.array([60, 60]), np.array([0, 1]))
+    found = new_items.similarity_hits(named, asked, is_out_I)
+    assert found["hr@20 of all"].tolist() == [1, 0]
+    assert found["hr@10 of new"].tolist() == [1, 0]
 
 
 def test_hits_count_the_first_places(toy):

@@ -21,17 +21,23 @@ def title_similarity(
     """TF-IDF cosine of each candidate's title to the history, item j steps ago weighing decay^j:
     float32 (n, C).
     """
+    return similarity_to(data, histories(data, samples, L), cand_nC, decay, chunk)
+
+
+def similarity_to(
+    data: Data, old_nL: np.ndarray, cand_nC: np.ndarray, decay: float = 0.8, chunk: int = 1000
+) -> np.ndarray:
+    """The same of histories that are given, padded on the left with 0."""
     id_IT, weight_IT, V = tfidf(data.titles)
-    weight_L = weights_of(L, decay)
+    weight_L = weights_of(old_nL.shape[1], decay)
     score_nC = np.zeros(cand_nC.shape, np.float32)
-    for i in range(0, len(samples), chunk):
-        old_nL = histories(data, samples[i : i + chunk], L)
-        profile = np.zeros((len(old_nL), V), np.float32)
-        row = np.arange(len(old_nL))[:, None, None]
-        weighted_nLT = weight_IT[old_nL] * weight_L[None, :, None]
-        np.add.at(profile, (row, id_IT[old_nL]), weighted_nLT)
+    for i in range(0, len(old_nL), chunk):
+        old, c = old_nL[i : i + chunk], cand_nC[i : i + chunk]
+        profile = np.zeros((len(old), V), np.float32)
+        row = np.arange(len(old))[:, None, None]
+        weighted_nLT = weight_IT[old] * weight_L[None, :, None]
+        np.add.at(profile, (row, id_IT[old]), weighted_nLT)
         profile /= np.maximum(np.linalg.norm(profile, axis=1, keepdims=True), 1e-9)
-        c = cand_nC[i : i + chunk]
         score_nC[i : i + chunk] = (profile[row, id_IT[c]] * weight_IT[c]).sum(2)
     return score_nC
 
