@@ -48,8 +48,9 @@ from delrec.backbone.epoch_loss import EpochLoss
 from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import build
 from delrec.data.prepared import Data
+from delrec.names import NAMES
 from delrec.processes import Ranks, finish, sum_gradients
-from delrec.runtime import NAMES, described, stop
+from delrec.runtime import described, stop
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState
 

@@ -62,8 +62,6 @@ __all__ = [  # also of files.py, by this module's name
     "writing",
 ]
 ROOT = Path(__file__).resolve().parent.parent
-# the conventional models as prompts and tables call them
-NAMES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser"}
 
 
 def cache_folder() -> Path:

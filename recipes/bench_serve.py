@@ -27,7 +27,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec.backbone.models import build, score
 from delrec.data.prepared import Data, histories, load_data, subset
-from delrec.runtime import NAMES, described, machine
+from delrec.names import NAMES
+from delrec.runtime import described, machine
 from delrec.serving.onnx_file import file_of, serialised, session_of, stop_unless_installed
 from train_backbone import DEFAULTS
 

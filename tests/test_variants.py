@@ -13,7 +13,8 @@ from delrec.lm.model import load_lm
 from delrec.lm.prompts import PATTERN
 from delrec.lm.ranker import make_ranker, open_run, score_samples
 from delrec.lm.text import SLOT
-from delrec.runtime import NAMES, load_run
+from delrec.names import NAMES
+from delrec.runtime import load_run
 
 
 def test_the_pattern_in_words_stands_where_the_vectors_stood(load, toy):
@@ -34,7 +35,7 @@ def test_the_pattern_in_words_stands_where_the_vectors_stood(load, toy):
     assert "Movies the user watched" in said
     plain = make_ranker(m, toy, settings | {"words": False}).prompts.prefix
     assert SLOT not in plain and "GRU4Rec" not in m.tok.decode(plain)
-    assert len({PATTERN[x] for x in NAMES.values()}) == 3
+    assert len({PATTERN[x] for x in NAMES.values()}) == len(NAMES)
 
 
 def opened_again(folder, toy, alone):

@@ -16,19 +16,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from delrec.backbone.layers import Dropout, seen
 from delrec.runtime import load_run, read_tensors
-
-
-class Dropout(nn.Dropout):
-    """Dropout from uniform numbers: on a CPU torch's own draws Bernoulli numbers, which takes four
-    times as long, a quarter of a training step.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x of any shape: in training a share p of it is 0, and the rest grows by 1 / (1 - p)."""
-        return (
-            x * ((torch.rand_like(x) >= self.p) / (1 - self.p)) if self.training and self.p else x
-        )
 
 
 class SASRec(nn.Module):
@@ -58,12 +47,7 @@ class SASRec(nn.Module):
         x_BLE = self.drop(
             self.item(seq_BL) * self.item.embedding_dim**0.5 + self.position.weight[:L].flip(0)
         )
-        # Seen from each position: itself (always, so that no row of the softmax is empty) and the
-        # real items before it.
-        see_LL = torch.ones(L, L, dtype=torch.bool, device=seq_BL.device).tril()
-        see_BLL = see_LL & (seq_BL != 0)[:, None, :] | torch.eye(
-            L, dtype=torch.bool, device=seq_BL.device
-        )
+        see_BLL = seen(seq_BL)
         x_BLE = self.blocks[0](x_BLE, see_BLL, L)
         x_BLE = self.blocks[1](x_BLE, see_BLL, 1 if last else L)
         return self.norm(x_BLE)
@@ -180,7 +164,7 @@ class Grown(nn.Module):
         return x_BLE
 
 
-# by the name that train_backbone.py --model gives; runtime.NAMES says how prompts call them
+# by the name that train_backbone.py --model gives; delrec/names.py says how prompts call them
 MODELS = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}
 
 

@@ -13,8 +13,9 @@ from torch.nn.utils import parametrize
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import Data, candidates, halves_of_validation, subset
 from delrec.metrics import chance, compare, metrics
+from delrec.names import NAMES
 from delrec.processes import Ranks
-from delrec.runtime import NAMES, write_json, write_npy, write_tensors
+from delrec.runtime import write_json, write_npy, write_tensors
 
 COLUMNS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 

@@ -10,7 +10,8 @@ import numpy as np
 from delrec.evaluation.stats import Intervals, RowMetrics, unseeded
 from delrec.evaluation.wording import SHOWN
 from delrec.lm.pretrained import seed_and_name
-from delrec.runtime import NAMES, ROOT, Run, read_json
+from delrec.names import NAMES
+from delrec.runtime import ROOT, Run, read_json
 
 DATASETS = {
     "ml-100k": "MovieLens-100K",

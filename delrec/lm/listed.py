@@ -9,9 +9,9 @@ import hashlib
 from pathlib import Path
 
 from delrec.data.prepared import Data
+from delrec.names import NAMES
 from delrec.processes import Ranks
 from delrec.runtime import (
-    NAMES,
     Run,
     folder_of,
     load_run,

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec.data.prepared import Data, with_lists
-from delrec.runtime import NAMES, folder_of, load_run, read_npy, settle, stop
+from delrec.names import NAMES
+from delrec.runtime import folder_of, load_run, read_npy, settle, stop
 
 
 @dataclass

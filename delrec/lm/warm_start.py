@@ -15,8 +15,9 @@ from delrec.lm.listed import backbone_digest
 from delrec.lm.model import located
 from delrec.lm.ranker import own_files
 from delrec.lm.slmrec import PROMPT_FLAGS
+from delrec.names import NAMES
 from delrec.processes import Ranks
-from delrec.runtime import NAMES, Run, folder_of, is_run, load_run, stop
+from delrec.runtime import Run, folder_of, is_run, load_run, stop
 
 # what shapes prompts and weights: it is the run's, and nothing else may be typed
 FIXED = ("llm", *PROMPT_FLAGS, "k", "adapt", "init_r", "target_r", "alpha", "prune_end")

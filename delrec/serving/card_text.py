@@ -9,7 +9,8 @@ from delrec.data.prepared import Data
 from delrec.data.terms import UNKNOWN, terms_of
 from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.metrics import chance
-from delrec.runtime import NAMES, Run, read_json
+from delrec.names import NAMES
+from delrec.runtime import Run, read_json
 from delrec.serving.commands import commands, lm_name, name_of
 
 KINDS = {"distill": "a soft prompt for", "finetune": "a fine-tuned", "lm": "a plain"}

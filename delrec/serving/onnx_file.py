@@ -18,9 +18,9 @@ from delrec.backbone.graphs import GRAPHS, Graph
 from delrec.backbone.models import load, score
 from delrec.backbone.ranking import must_hold_model
 from delrec.data.prepared import Data, histories, raw_item_ids, subset
+from delrec.names import NAMES
 from delrec.processes import Ranks
 from delrec.runtime import (
-    NAMES,
     Run,
     adding_to,
     must_be_writable,
