@@ -5,4 +5,5 @@ NAMES = {
     "sasrec": "SASRec",
     "gru4rec": "GRU4Rec",
     "caser": "Caser",
+    "esasrec": "eSASRec",
 }

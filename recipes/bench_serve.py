@@ -1,6 +1,6 @@
 """make bench-serve: what a request to a backbone costs, by torch and as an ONNX file, on one core.
 
-    python recipes/bench_serve.py                          the three backbones on ml-100k
+    python recipes/bench_serve.py                          every backbone on ml-100k
     python recipes/bench_serve.py --items 1300000          and a catalogue of so many items
     python recipes/bench_serve.py --items 0                without it
 

@@ -41,6 +41,7 @@ WIDE = "--width 32 --batch 32"
         ("sasrec", 0.9, "--lr 5e-3 --epochs 12 --dropout 0.1"),
         ("gru4rec", 0.9, "--lr 0.1 --epochs 20 --dropout 0"),
         ("caser", 0.8, "--lr 5e-3 --epochs 6 --dropout 0.1"),
+        ("esasrec", 0.9, "--history 20 --lr 5e-3 --epochs 8 --dropout 0.1"),
     ],
 )
 def test_each_model_finds_the_planted_rule(model, least, options, train_on_cycle, tmp_path):

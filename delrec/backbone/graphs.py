@@ -5,7 +5,8 @@ minute, and torch's older one makes 132 nodes of a GRU4Rec, here it has 25. And 
 matrices of weights can be formed once, at export. Whoever writes a file checks it against the model
 itself (delrec/serving/onnx_file.py).
 
-Names: B requests, L window, E width, I items (ids 1..I, 0 pads on the left), X filters.
+Names: B requests, L window, R places of it, E width, I items (ids 1..I, 0 pads on the left), X
+filters, F inner width.
 """
 
 from collections.abc import Callable
@@ -79,13 +80,8 @@ def sasrec(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
     L, E = model.position.weight.shape
     x_BLE = graph.add("Mul", graph.add("Gather", "item_IE", seq_BL), np.float32(E**0.5))
     x_BLE = graph.add("Add", x_BLE, model.position.weight.flip(0))
-    # A place sees the real items up to its own. The last one is never padding, but in an empty
-    # history, where it sees itself: no number is equal to -1.
-    padding_L = np.array([0] * (L - 1) + [-1])
-    unseen_BL = graph.add("Where", graph.add("Equal", seq_BL, padding_L), UNSEEN, np.float32(0))
-    unseen_B1L = graph.add("Unsqueeze", unseen_BL, np.array([1]))
-    later_LL = UNSEEN * np.triu(np.ones((L, L), np.float32), 1)
-    unseen_BLL = graph.add("Add", unseen_B1L, later_LL)
+    unseen_B1L = unseen_by_last(graph, seq_BL, L)
+    unseen_BLL = graph.add("Add", unseen_B1L, later(L))
 
     first, second = model.blocks
     x_NE = graph.add("Reshape", x_BLE, np.array([-1, E]))
@@ -105,6 +101,21 @@ def sasrec(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
     z_B1E = attention(graph, u_B1E, y_BLE, unseen_B1L)
     x_BE = rest_of_block(graph, second, x_BE, graph.add("Squeeze", z_B1E, np.array([1])))
     return normed(graph, x_BE, model.norm)
+
+
+def unseen_by_last(graph: Graph, seq_BL: str, L: int) -> str:
+    """unseen_B1L, what is added to what the last place gives every place: it sees the real items.
+    It is never padding itself, but in an empty history, where it sees itself: no number is equal
+    to -1.
+    """
+    padding_L = np.array([0] * (L - 1) + [-1])
+    unseen_BL = graph.add("Where", graph.add("Equal", seq_BL, padding_L), UNSEEN, np.float32(0))
+    return graph.add("Unsqueeze", unseen_BL, np.array([1]))
+
+
+def later(L: int) -> np.ndarray:
+    """What is added to what a place (row) gives another, (L, L): no place sees a later one."""
+    return UNSEEN * np.triu(np.ones((L, L), np.float32), 1)
 
 
 def queries(graph: Graph, block: torch.nn.Module, y_NE: str) -> str:
@@ -178,9 +189,73 @@ def caser(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
     return graph.add("Relu", linear(graph, graph.add("Concat", *found, axis=1), model.out))
 
 
+# ---------------------------------------------------------------- layers.py
+
+
+def mixed(graph: Graph, layer: torch.nn.Module, y_BRE: str, y_BLE: str, unseen: str) -> str:
+    """z_BRE, the attention of R places to all L; see queries for what is formed at export."""
+    E = layer.q.in_features
+    key, value = layer.kv.weight.split(E)
+    heads = []
+    for at in torch.arange(E).chunk(layer.heads):
+        scale = len(at) ** -0.5
+        u_BRE = graph.add("MatMul", y_BRE, scale * product(layer.q.weight[at].T, key[at]))
+        u_BRE = graph.add("Add", u_BRE, scale * product(layer.q.bias[None, at], key[at])[0])
+        z_BRE = attention(graph, u_BRE, y_BLE, unseen)
+        heads.append(graph.add("MatMul", z_BRE, product(value[at].T, layer.out.weight[:, at].T)))
+    bias_E = product(layer.kv.bias[None, E:], layer.out.weight.T)[0] + layer.out.bias
+    return graph.add("Sum", *heads, bias_E)
+
+
+def last_place(graph: Graph, x_BLE: str) -> str:
+    """x_B1E, the last place's row."""
+    return graph.add("Gather", x_BLE, np.array([-1]), axis=1)
+
+
+def product_with(graph: Graph, x_BRE: str, layer: torch.nn.Linear) -> str:
+    """A linear layer of rows that stand in windows."""
+    x_BRF = graph.add("MatMul", x_BRE, layer.weight.T)
+    return x_BRF if layer.bias is None else graph.add("Add", x_BRF, layer.bias)
+
+
+# ---------------------------------------------------------------- eSASRec
+
+
+def esasrec(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
+    """x_BE, the state after the last item."""
+    L = model.history
+    x_BLE = graph.add("Gather", "item_IE", seq_BL)
+    x_BLE = graph.add("Add", x_BLE, model.position.weight.flip(0))
+    unseen_B1L = unseen_by_last(graph, seq_BL, L)
+    unseen_BLL = graph.add("Add", unseen_B1L, later(L))
+    first, second = model.blocks
+    y_BLE = normed(graph, x_BLE, first.norm1)
+    x_BLE = ligr(graph, first, x_BLE, mixed(graph, first.attention, y_BLE, y_BLE, unseen_BLL))
+    y_BLE = normed(graph, x_BLE, second.norm1)
+    y_B1E, x_B1E = (last_place(graph, x) for x in (y_BLE, x_BLE))
+    z_B1E = mixed(graph, second.attention, y_B1E, y_BLE, unseen_B1L)
+    return graph.add("Squeeze", ligr(graph, second, x_B1E, z_B1E), np.array([1]))
+
+
+def ligr(graph: Graph, block: torch.nn.Module, x_BRE: str, z_BRE: str) -> str:
+    """The block's rows from its input and its attention: both of its halves are gated."""
+    x_BRE = graph.add("Add", x_BRE, gated(graph, block.gate1, x_BRE, z_BRE))
+    v_BRE, ff = normed(graph, x_BRE, block.norm2), block.ff
+    one_BRF, three_BRF = (product_with(graph, v_BRE, layer) for layer in (ff.w1, ff.w3))
+    silu_BRF = graph.add("Mul", one_BRF, graph.add("Sigmoid", one_BRF))
+    ff_BRE = product_with(graph, graph.add("Mul", silu_BRF, three_BRF), ff.w2)
+    return graph.add("Add", x_BRE, gated(graph, block.gate2, x_BRE, ff_BRE))
+
+
+def gated(graph: Graph, gate: torch.nn.Linear, x_BRE: str, half_BRE: str) -> str:
+    """sigmoid(G x) times what a half of the block says."""
+    return graph.add("Mul", graph.add("Sigmoid", product_with(graph, x_BRE, gate)), half_BRE)
+
+
 # by the name that train_backbone.py --model gives
 GRAPHS: dict[str, Callable[[Graph, torch.nn.Module, str], str]] = {
     "sasrec": sasrec,
     "gru4rec": gru4rec,
     "caser": caser,
+    "esasrec": esasrec,
 }

@@ -1,5 +1,5 @@
 """The conventional models, seq_BL -> x_BLE, the state after each position; building, scoring,
-loading them.
+loading them. The papers' three stand here, each other one in a file of its own.
 
 A model is made by (n_items, cfg), has its item vectors as `item` (row 0 is the padding's), and says
 the same when columns of padding are cut off. one_state: only the last state of a window is computed
@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from delrec.backbone.layers import Dropout, seen
+from delrec.backbone.ligr import ESASRec
 from delrec.runtime import load_run, read_tensors
 
 
@@ -165,7 +166,12 @@ class Grown(nn.Module):
 
 
 # by the name that train_backbone.py --model gives; delrec/names.py says how prompts call them
-MODELS = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}
+MODELS = {
+    "sasrec": SASRec,
+    "gru4rec": GRU4Rec,
+    "caser": Caser,
+    "esasrec": ESASRec,
+}
 
 
 def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:

@@ -32,6 +32,8 @@ PATTERN = {
     "count most, older ones fade.",
     "Caser": "{b} looks for patterns among the last few {n}s, pairs and triples that follow one "
     "another, and adds the user's general taste.",
+    "eSASRec": "{b} weighs all {n}s of the history as attention does, and a gate decides how much "
+    "of what it found counts beside the latest {n}.",
 }
 # One instruction a task (section IV-A), in our words: stage 2, and stage 1's two tasks.
 INSTRUCTIONS = {

@@ -1,0 +1,91 @@
+"""The newer conventional models: what each paper's equations say, and what every script needs."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from delrec.backbone import models
+
+N_ITEMS = 30
+# they have a state after each position, which later items do not move
+CAUSAL = ["sasrec", "gru4rec", "esasrec"]
+
+
+def small(name, history=8, **more):
+    """A model that does not train, its weights large enough that a difference shows."""
+    torch.manual_seed(0)
+    cfg = SimpleNamespace(**({"history": history, "width": 8, "dropout": 0.3} | more))
+    model = models.build(name, N_ITEMS, cfg).eval()
+    torch.nn.init.normal_(model.item.weight[1:].detach())
+    torch.nn.init.normal_(model.bias)
+    return model
+
+
+# ---------------------------------------------------------------- all of them
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@torch.no_grad()
+def test_a_state_does_not_move_when_a_later_item_changes(name):
+    model = small(name)
+    seq_BL = torch.tensor([[0, 0, 3, 7, 1, 9, 4, 2], [5, 3, 3, 8, 1, 9, 4, 2]])
+    other_BL = seq_BL.clone()
+    other_BL[:, 5:] = torch.tensor([20, 21, 22])
+    x_BLE, other_BLE = model(seq_BL), model(other_BL)
+    torch.testing.assert_close(x_BLE[:, 2:5], other_BLE[:, 2:5])
+    assert (x_BLE[:, 5:] - other_BLE[:, 5:]).abs().amax(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@torch.no_grad()
+def test_the_last_state_alone_is_the_last_of_all(name):
+    model = small(name)
+    seq_BL = torch.tensor([[0, 0, 3, 7, 1, 9, 4, 2], [5, 3, 3, 8, 1, 9, 4, 2]])
+    torch.testing.assert_close(model(seq_BL, last=True), model(seq_BL)[:, -1:])
+
+
+# ---------------------------------------------------------------- eSASRec
+
+
+def plain_attention(layer, y_LE):
+    """Causal attention of one head and one row, by torch."""
+    q, (k, v) = layer.q(y_LE), layer.kv(y_LE).chunk(2, -1)
+    return layer.out(F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0])
+
+
+def forced(model, bias):
+    """The model with gates that say the same whatever they read."""
+    for block in model.blocks:
+        for gate in (block.gate1, block.gate2):
+            gate.weight.data.zero_()
+            gate.bias.data.fill_(bias)
+    return model
+
+
+@torch.no_grad()
+def test_closed_gates_leave_the_input_and_open_ones_make_a_plain_pre_norm_block():
+    seq_BL = torch.tensor([[5, 3, 8, 1, 9, 4, 2, 6]])
+    closed = forced(small("esasrec"), -100.0)
+    y_LE = (closed.item(seq_BL) + closed.position.weight.flip(0))[0]
+    torch.testing.assert_close(closed(seq_BL)[0], y_LE)
+    opened = forced(small("esasrec"), 100.0)
+    for block in opened.blocks:
+        y_LE = y_LE + plain_attention(block.attention, block.norm1(y_LE))
+        v_LE, ff = block.norm2(y_LE), block.ff
+        y_LE = y_LE + (F.silu(v_LE @ ff.w1.weight.T) * (v_LE @ ff.w3.weight.T)) @ ff.w2.weight.T
+    torch.testing.assert_close(opened(seq_BL)[0], y_LE)
+
+
+@torch.no_grad()
+def test_the_gates_read_the_input_and_not_its_norm():
+    model = small("esasrec")
+    block, y_BLE = model.blocks[0], torch.randn(1, 4, 8)
+    see_BLL = torch.ones(1, 4, 4, dtype=torch.bool)
+    block.gate2.weight.data.zero_()
+    block.gate2.bias.data.fill_(-100.0)
+    added = block(y_BLE, see_BLL, 4) - y_BLE
+    half = block.attention(block.norm1(y_BLE), see_BLL, 4)
+    gate = torch.sigmoid(y_BLE @ block.gate1.weight.T + block.gate1.bias)
+    torch.testing.assert_close(added, gate * half)

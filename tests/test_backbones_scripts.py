@@ -1,0 +1,34 @@
+"""The newer conventional models in the scripts: killed and resumed, out of fold, asked."""
+
+import numpy as np
+import pytest
+from cycle import N_ITEMS
+from stopped_runs import same, stop_and_resume
+
+import evaluate
+import train_backbone
+from delrec.backbone.models import MODELS
+
+NEWER = sorted(set(MODELS) - {"sasrec", "gru4rec", "caser"})
+SMALL = "--epochs 2 --patience 9 --width 16 --batch 64 --history 8 --folds 2"
+
+
+@pytest.mark.parametrize("model", NEWER)
+def test_a_stopped_run_goes_on_bit_for_bit_and_answers(
+    model, cycle, train_on_cycle, run, tmp_path, monkeypatch
+):
+    options = f"--model {model} {SMALL} --checkpoint-every 1000"
+
+    def args(out, *more):
+        return ["--dataset", str(cycle.folder), "--out", str(out), *options.split(), *more]
+
+    train_on_cycle(tmp_path / "whole", options)
+    jobs = {"again": (train_backbone.main, args)}
+    again = stop_and_resume(jobs, "again", tmp_path, monkeypatch, 11)
+    assert same(again, tmp_path / "whole")
+    # what the next stages read: lists of every training sample, states and the folds' vectors
+    lists = np.load(again / "topk_train.npy")
+    assert lists.shape == (len(cycle.train), 20) and 0 < lists.min() <= lists.max() <= N_ITEMS
+    assert np.load(again / "states_test.npy").shape == (len(cycle.test), 16)
+    top = run(evaluate.main, f"--ckpt {again} --history-json [3,6,12]").json["top"]
+    assert len({x["id"] for x in top} - {"3", "6", "12"}) == 10
