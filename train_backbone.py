@@ -45,7 +45,7 @@ from common import WHOLE
 from delrec.backbone import contrast, dllm2rec, dros, folds, options, results, warm_start
 from delrec.backbone.batches import Targets, lengthen
 from delrec.backbone.epoch_loss import EpochLoss
-from delrec.backbone.losses import binary_loss, catalogue_loss, sampled_loss
+from delrec.backbone.losses import binary_loss, calibrated_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import build
 from delrec.data.prepared import Data
 from delrec.names import NAMES
@@ -74,13 +74,14 @@ def loss_of(
     negative_BL: torch.Tensor | None = None,
     taught: Callable | None = None,
     robust: dros.Robust | None = None,
+    gbce: bool = False,
 ) -> torch.Tensor:
     """Sum of the losses of the positions that have a target.
 
     negative_BL: none, the softmax runs over all items; (n,) items shared by all positions, a
-    sampled softmax; one a position (B, L), binary cross-entropy. taught(model, x_NE, at_N, L): the
-    teacher's part (DLLM2Rec), from the states and their places in the last L columns. robust: the
-    term of DROS.
+    sampled softmax, or gBCE; one a position (B, L), binary cross-entropy.
+    taught(model, x_NE, at_N, L): the teacher's part (DLLM2Rec), from the states and their places
+    in the last L columns. robust: the term of DROS.
     """
     x_BLE = model(seq_BL)
     target_BL = target_BL[:, -x_BLE.shape[1] :]  # Caser has one state, the last
@@ -89,7 +90,8 @@ def loss_of(
     if negative_BL is None:
         loss = catalogue_loss(model, x_NE, target_N)
     elif negative_BL.dim() == 1:
-        loss = sampled_loss(model, x_NE, target_N, negative_BL)
+        shared_loss = calibrated_loss if gbce else sampled_loss
+        loss = shared_loss(model, x_NE, target_N, negative_BL)
     else:
         loss = binary_loss(model, x_NE, target_N, negative_BL[:, -x_BLE.shape[1] :][at_N])
     if robust:
@@ -171,12 +173,12 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
 @click.option(
     "--loss",
     default="ce",
-    type=click.Choice(["ce", "sampled", "bce"]),
+    type=click.Choice(["ce", "sampled", "gbce", "bce"]),
     help="ce: softmax over all items; sampled: over --negatives of them, for catalogues of "
-    "100,000 and more; bce: the paper's one negative",
+    "100,000 and more; gbce: gSASRec's, over as many; bce: the paper's one negative",
 )
 @click.option(
-    "--negatives", default=1024, type=WHOLE, help="items that --loss sampled draws for each batch"
+    "--negatives", default=1024, type=WHOLE, help="items that sampled and gbce draw for each batch"
 )
 @click.option("--lr", type=common.ABOVE_0, help="learning rate of Adam; 1e-3")
 @click.option(
@@ -269,7 +271,7 @@ def begin(
 ) -> tuple[torch.nn.Module, list[torch.nn.Parameter], torch.optim.Optimizer]:
     """(a model before its first step, its parameters that train, their optimiser)."""
     model = build(cfg.model, data.n_items, cfg).to(ranks.device)
-    results.begin_at_popularity(model, data)
+    results.begin_at_popularity(model, data, cfg)
     if cfg.from_run:
         common.say(ranks, warm_start.carry_over(model, cfg.from_run, data))
     if cfg.teacher and cfg.eta:
@@ -318,13 +320,13 @@ def fit(
         model.train()
         for step, (first, last) in loop.over(targets.epoch(epoch)):
             batch = targets.batch(first, last, epoch, step)
-            mine, taught = batch.of(ranks), None
-            if teacher:
-                taught = targets.taught_by(teacher, batch, epoch, step, ranks)
+            mine = batch.of(ranks)
+            taught = teacher and targets.taught_by(teacher, batch, epoch, step, ranks)
             optimiser.zero_grad(set_to_none=False)
             if len(mine[0]):
                 with parametrize.cached():  # item vectors made of titles are computed once a step
-                    loss = loss_of(model, *mine, taught=taught, robust=robust) / batch.n_targets
+                    terms = dict(taught=taught, robust=robust, gbce=cfg.loss == "gbce")
+                    loss = loss_of(model, *mine, **terms) / batch.n_targets
                     loss.backward()
                 mean.add(loss * batch.n_targets)
             if views:

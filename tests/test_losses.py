@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import train_backbone
 from delrec.backbone import models
-from delrec.backbone.losses import CrossEntropy, list_loss, list_weights
+from delrec.backbone.losses import CrossEntropy, calibrated_loss, list_loss, list_weights
 
 N_ITEMS = 30
 
@@ -54,7 +54,7 @@ def test_weighted_cross_entropy_equals_torch():
     same_gradients(ours, -(log_p.gather(1, target) * weight).sum(), one, two)
 
 
-@pytest.mark.parametrize("loss", ["ce", "bce"])
+@pytest.mark.parametrize("loss", ["ce", "bce", "gbce"])
 @pytest.mark.parametrize("model", list(train_backbone.DEFAULTS))
 def test_the_losses_of_two_shares_sum_to_that_of_the_batch(model, loss):
     torch.manual_seed(0)
@@ -63,8 +63,9 @@ def test_the_losses_of_two_shares_sum_to_that_of_the_batch(model, loss):
     # windows that own a different number of targets
     target[:3, :4] = 0
     rows = [seq, target, negative][: 3 if loss == "bce" else 2]
-    shares = [train_backbone.loss_of(net, *[r[i::2] for r in rows]) for i in (0, 1)]
-    torch.testing.assert_close(sum(shares), train_backbone.loss_of(net, *rows))
+    shared = {"negative_BL": torch.tensor([3, 9, 9]), "gbce": True} if loss == "gbce" else {}
+    shares = [train_backbone.loss_of(net, *[r[i::2] for r in rows], **shared) for i in (0, 1)]
+    torch.testing.assert_close(sum(shares), train_backbone.loss_of(net, *rows, **shared))
 
 
 # ---------------------------------------------------------------- the sampled softmax
@@ -100,6 +101,43 @@ def test_the_sampled_softmax_is_right_on_average(asked):
     found = torch.stack(losses).exp()
     want = train_backbone.loss_of(model, seq[:1], target[:1]).exp()
     assert abs(found.mean() - want) < 4 * found.std() / 1000**0.5 + 0.01 * want
+
+
+# ---------------------------------------------------------------- gBCE
+
+
+@pytest.mark.parametrize("t", [0, 0.75, 1])
+def test_gbce_is_its_formula(t, asked):
+    model, seq, target = asked
+    negative = torch.tensor([7, 3, 50, 7, 81])  # the first target's own is no negative of it
+    x = model(seq)[:, -1]
+    y = x @ model.item.weight.T + model.bias
+    alpha, want = 5 / 99, 0.0
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    for s in range(4):
+        parts = [torch.log(1 - torch.sigmoid(y[s, i])) for i in negative if i != target[s, -1]]
+        positive = torch.log(torch.sigmoid(y[s, target[s, -1]]) ** beta)
+        want -= (positive + sum(parts)) / 6
+    found = calibrated_loss(model, x, target[:, -1], negative, t)
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_gbce_without_calibration_is_binary_cross_entropy_of_k_negatives(asked):
+    model, seq, target = asked
+    negative, x = torch.tensor([7, 50, 81]), model(seq)[:, -1]
+    y = x @ model.item.weight.T + model.bias
+    logits = torch.cat([y.gather(1, target[:, -1:]), y[:, negative]], 1)
+    truth = torch.zeros_like(logits)
+    truth[:, 0] = 1
+    want = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / 4
+    torch.testing.assert_close(calibrated_loss(model, x, target[:, -1], negative, 0.0), want)
+
+
+def test_gbce_that_draws_every_item_weighs_the_truth_as_one(asked):
+    model, seq, target = asked
+    every, x = torch.arange(1, 101).repeat(3), model(seq)[:, -1]
+    found = calibrated_loss(model, x, target[:, -1], every, 1.0)
+    torch.testing.assert_close(found, calibrated_loss(model, x, target[:, -1], every, 0.0))
 
 
 # ---------------------------------------------------------------- the loss on a teacher's list

@@ -72,9 +72,10 @@ def test_bce_learns_too(train_on_cycle, tmp_path):
     assert lines[-1]["val_ndcg@10"] > 2 * lines[0]["val_ndcg@10"], lines
 
 
-def test_the_sampled_softmax_learns_too(train_on_cycle, tmp_path):
-    options = "--loss sampled --negatives 40 --lr 5e-3 --epochs 12 --patience 9 --dropout 0.1"
-    got = train_on_cycle(tmp_path / "sampled", f"{WIDE} {options}").json
+@pytest.mark.parametrize("loss", ["sampled", "gbce"])
+def test_drawn_items_teach_too(loss, train_on_cycle, tmp_path):
+    options = f"--loss {loss} --negatives 40 --lr 5e-3 --epochs 12 --patience 9 --dropout 0.1"
+    got = train_on_cycle(tmp_path / loss, f"{WIDE} {options}").json
     assert got["test_hr@1"] > 0.9, got
 
 

@@ -26,7 +26,7 @@ class Batch:
 
     seq_BL: np.ndarray  # items, 0 pads on the left
     target_BL: np.ndarray  # the item after each position, 0 where none is asked
-    negative: np.ndarray | None  # of --loss bce (B, L), of --loss sampled (n,)
+    negative: np.ndarray | None  # of --loss bce (B, L), of sampled and gbce (n,)
     last_B: np.ndarray  # the place of each window's last target in data.items
 
     @property
@@ -34,16 +34,18 @@ class Batch:
         """How many targets there are."""
         return int(np.count_nonzero(self.target_BL))
 
-    def of(self, ranks: Ranks) -> list[torch.Tensor]:
-        """This process' rows as tensors; columns of nothing but padding are cut off."""
+    def of(self, ranks: Ranks) -> list[torch.Tensor | None]:
+        """(items, targets, negatives or None) of this process' rows as tensors; columns of nothing
+        but padding are cut off."""
         L = (self.seq_BL != 0).any(0).sum()
-        arrays = [self.seq_BL, self.target_BL]
-        if self.negative is not None and self.negative.ndim == 2:
-            arrays.append(self.negative)
-        mine = [a[ranks.rank :: ranks.world, -L:] for a in arrays]
-        if self.negative is not None and self.negative.ndim == 1:
-            mine.append(self.negative)
-        return [torch.from_numpy(a).to(ranks.device) for a in mine]
+
+        def mine(rows):
+            if rows is None:
+                return None
+            own = rows[ranks.rank :: ranks.world, -L:] if rows.ndim == 2 else rows
+            return torch.from_numpy(own).to(ranks.device)
+
+        return [mine(rows) for rows in (self.seq_BL, self.target_BL, self.negative)]
 
 
 def steps_of_epoch(cfg: SimpleNamespace, data: Data) -> int:
@@ -97,7 +99,7 @@ class Targets:
         rng = np.random.default_rng([cfg.seed, epoch, step])
         if cfg.loss == "bce":
             negative = negatives(data, first, target_BL, self.seen, rng)
-        elif cfg.loss == "sampled":
+        elif cfg.loss in ("sampled", "gbce"):
             negative = rng.integers(1, data.n_items + 1, cfg.negatives)
         return Batch(seq_BL, target_BL, negative, last)
 

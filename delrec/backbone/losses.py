@@ -13,6 +13,8 @@ from torch.autograd.function import FunctionCtx
 
 from delrec.backbone.dros import Robust
 
+CALIBRATION = 0.75  # t of gBCE, the paper's
+
 
 class CrossEntropy(torch.autograd.Function):
     """Sum over N positions of -sum_k weight_NK log softmax(x_NE . item_IE + bias_I)[target_NK];
@@ -73,11 +75,45 @@ def sampled_loss(
     """The same over the target and n items drawn uniformly, shared by all positions. Each stands
     for (I - 1) / n items, so the sum below the fraction is right on average (arXiv 1412.2007,
     section 3)."""
-    s_N = (model.item(target_N) * x_NE).sum(-1) + model.bias[target_N]
+    s_N, s_Nn = scores_beside(model, x_NE, target_N, negative_n)
     stands_for = np.log((len(model.bias) - 2) / len(negative_n))
-    s_Nn = torch.addmm(model.bias[negative_n], x_NE, model.item(negative_n).T) + stands_for
-    s_Nn = s_Nn.masked_fill(negative_n == target_N[:, None], -torch.inf)
-    return (torch.logaddexp(s_N, s_Nn.logsumexp(1)) - s_N).sum()
+    return (torch.logaddexp(s_N, (s_Nn + stands_for).logsumexp(1)) - s_N).sum()
+
+
+def scores_beside(
+    model: torch.nn.Module, x_NE: torch.Tensor, target_N: torch.Tensor, negative_n: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The targets' scores (N,), and those of drawn items beside each (N, n), -inf where the drawn
+    one is the target."""
+    s_N = (model.item(target_N) * x_NE).sum(-1) + model.bias[target_N]
+    s_Nn = torch.addmm(model.bias[negative_n], x_NE, model.item(negative_n).T)
+    return s_N, s_Nn.masked_fill(negative_n == target_N[:, None], -torch.inf)
+
+
+def calibrated_loss(
+    model: torch.nn.Module,
+    x_NE: torch.Tensor,
+    target_N: torch.Tensor,
+    negative_n: torch.Tensor,
+    t: float = CALIBRATION,
+) -> torch.Tensor:
+    """gBCE (arXiv 2308.07192): binary cross-entropy whose positive part has the power
+    beta, as drawn items are fewer than all. Ours: all positions share the k = n drawn items.
+
+    L = - (beta log sigmoid(s+) + sum_k log(1 - sigmoid(s_k))) / (k + 1), beta from the share alpha
+    of the items that is drawn: t = 0 is plain binary cross-entropy, t = 1 fully calibrated.
+    """
+    s_N, s_Nk = scores_beside(model, x_NE, target_N, negative_n)
+    k = len(negative_n)
+    beta = power_of_truth(k, len(model.bias) - 1, t)
+    return (beta * F.softplus(-s_N) + F.softplus(s_Nk).sum(1)).sum() / (k + 1)
+
+
+def power_of_truth(k: int, n_items: int, t: float = CALIBRATION) -> float:
+    """beta = alpha (t (1 - 1 / alpha) + 1 / alpha), alpha = k / (I - 1); at most 1, where a small
+    catalogue is drawn more than once."""
+    alpha = min(1.0, k / max(n_items - 1, 1))
+    return alpha * (t * (1 - 1 / alpha) + 1 / alpha)
 
 
 def binary_loss(

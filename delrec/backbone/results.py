@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parametrize
 
+from delrec.backbone.losses import power_of_truth
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import Data, candidates, halves_of_validation, subset
 from delrec.metrics import chance, compare, metrics
@@ -20,11 +21,14 @@ from delrec.runtime import write_json, write_npy, write_tensors
 COLUMNS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 
 
-def begin_at_popularity(model: torch.nn.Module, data: Data) -> None:
+def begin_at_popularity(model: torch.nn.Module, data: Data, cfg: SimpleNamespace) -> None:
     """Sets the biases to the log-odds of each item in the training part, where all losses have
-    their optimum without a history."""
+    their optimum without a history. That of gBCE is lower: an item is drawn k times as often, and
+    its truth has the power beta. From elsewhere the item vectors all go one way, and stay there."""
     count_I = np.bincount(data.items[data.train], minlength=data.n_items + 1) + 1.0
     odds_I = np.log(count_I / count_I.sum() * data.n_items)
+    if cfg.loss == "gbce":
+        odds_I += np.log(power_of_truth(cfg.negatives, data.n_items) / cfg.negatives)
     model.bias.data = torch.tensor(odds_I, dtype=torch.float32, device=model.bias.device)
 
 

@@ -24,6 +24,7 @@ VALIDATIONS = ("val_hr@1", "val_hr@1_of_15")
 OF_BACKBONES = {
     "ce": "over all items",
     "sampled": "over sampled items",
+    "gbce": "binary, sampled items",
     "bce": "binary, one negative",
 }
 # what a validation is, over its axes

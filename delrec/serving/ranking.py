@@ -92,7 +92,8 @@ def run_scorer(
 
 def has_probabilities(run: Run) -> bool:
     """True for a run whose scores were trained as those of a softmax over the whole catalogue, and
-    are not changed since: a backbone without --loss bce, an LM on vectors, one of --loss catalogue.
+    are not changed since: a backbone of --loss ce or sampled, an LM on vectors, one of --loss
+    catalogue.
     """
     if run.stage == "train_backbone":
         return getattr(run, "loss", None) in ("ce", "sampled")
