@@ -6,4 +6,5 @@ NAMES = {
     "gru4rec": "GRU4Rec",
     "caser": "Caser",
     "esasrec": "eSASRec",
+    "bsarec": "BSARec",
 }

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from delrec.backbone import models
+from delrec.backbone.bsarec import low_pass
 
 N_ITEMS = 30
 # they have a state after each position, which later items do not move
@@ -89,3 +90,45 @@ def test_the_gates_read_the_input_and_not_its_norm():
     half = block.attention(block.norm1(y_BLE), see_BLL, 4)
     gate = torch.sigmoid(y_BLE @ block.gate1.weight.T + block.gate1.bias)
     torch.testing.assert_close(added, gate * half)
+
+
+# ---------------------------------------------------------------- BSARec
+
+
+def filtered_by_fft(y_BLE, c):
+    """What BSARec's own code does: real Fourier transform over positions, cut, back."""
+    bins = torch.fft.rfft(y_BLE, dim=1, norm="ortho")
+    bins[:, c // 2 + 1 :] = 0
+    return torch.fft.irfft(bins, n=y_BLE.shape[1], dim=1, norm="ortho")
+
+
+@pytest.mark.parametrize("L", [1, 2, 4, 5, 8, 50, 51])
+@pytest.mark.parametrize("c", [1, 3, 5, 9])
+def test_the_fixed_matrix_is_the_low_pass_of_a_fourier_transform(L, c):
+    y_BLE = torch.randn(2, L, 3, generator=torch.Generator().manual_seed(L))
+    torch.testing.assert_close(low_pass(L, c) @ y_BLE, filtered_by_fft(y_BLE, c))
+
+
+@torch.no_grad()
+def test_a_block_of_bsarec_is_its_equations():
+    block, y_BLE = small("bsarec").blocks[0], torch.randn(2, 8, 8)
+    see_BLL = torch.ones(8, 8, dtype=torch.bool).tril().expand(2, -1, -1)
+    low_BLE = filtered_by_fft(y_BLE, 5)
+    d_BLE = F.layer_norm(low_BLE + block.beta**2 * (y_BLE - low_BLE) + y_BLE, (8,))
+    a_BLE = torch.stack([plain_attention(block.attention, y_LE) for y_LE in y_BLE])
+    z_BLE = 0.7 * d_BLE + 0.3 * F.layer_norm(a_BLE + y_BLE, (8,))
+    want = F.layer_norm(block.ffn.outer(F.gelu(block.ffn.inner(z_BLE))) + z_BLE, (8,))
+    found = block(y_BLE, see_BLL, low_pass(8, 5))
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(block(y_BLE, see_BLL, low_pass(8, 5)[-1:]), found[:, -1:])
+
+
+@torch.no_grad()
+def test_bsarec_hears_its_padding_so_another_window_is_another_model():
+    short, long = small("bsarec", 8), small("bsarec", 12)
+    own = short.state_dict()
+    tail = own["position.weight"]
+    position = torch.cat([torch.zeros(4, 8), tail])
+    long.load_state_dict(own | {"position.weight": position})
+    gap = models.score(short, [[3, 7]])[0, 1:] - models.score(long, [[3, 7]])[0, 1:]
+    assert gap.abs().max() > 1e-2

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from delrec.backbone.bsarec import ALPHA
+
 # added to the score of a place that is not seen: e to its power is 0, and 0 times it is a number
 UNSEEN = np.float32(-1e30)
 
@@ -252,10 +254,54 @@ def gated(graph: Graph, gate: torch.nn.Linear, x_BRE: str, half_BRE: str) -> str
     return graph.add("Mul", graph.add("Sigmoid", product_with(graph, x_BRE, gate)), half_BRE)
 
 
+# ---------------------------------------------------------------- BSARec
+
+
+def bsarec(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
+    """x_BE, the state after the last item."""
+    L, low_LL = model.history, model.low_LL
+    y_BLE = graph.add("Add", graph.add("Gather", "item_IE", seq_BL), model.position.weight)
+    y_BLE = normed(graph, y_BLE, model.norm)
+    unseen_B1L = unseen_by_last(graph, seq_BL, L)
+    # padding is heard by the filter, so what padding sees counts: itself
+    unseen_BLL = graph.add("Mul", unseen_B1L, 1 - np.eye(L, dtype=np.float32))
+    unseen_BLL = graph.add("Add", unseen_BLL, later(L))
+    first, second = model.blocks
+    y_BLE = filtered(graph, first, y_BLE, y_BLE, (low_LL, unseen_BLL))
+    y_B1E = last_place(graph, y_BLE)
+    y_B1E = filtered(graph, second, y_B1E, y_BLE, (low_LL[-1:], unseen_B1L))
+    return graph.add("Squeeze", y_B1E, np.array([1]))
+
+
+def filtered(
+    graph: Graph, block: torch.nn.Module, y_BRE: str, y_BLE: str, way: tuple[torch.Tensor, str]
+) -> str:
+    """The block's rows of R places. way: the filter's rows low_RL, and what they do not see."""
+    low_RL, unseen = way
+    low_BRE = graph.add("MatMul", low_RL, y_BLE)
+    high_BRE = graph.add("Mul", graph.add("Sub", y_BRE, low_BRE), block.beta**2)
+    d_BRE = normed(graph, graph.add("Sum", low_BRE, high_BRE, y_BRE), block.norm_d)
+    a_BRE = mixed(graph, block.attention, y_BRE, y_BLE, unseen)
+    a_BRE = normed(graph, graph.add("Add", a_BRE, y_BRE), block.norm_a)
+    d_BRE = graph.add("Mul", d_BRE, np.float32(ALPHA))
+    a_BRE = graph.add("Mul", a_BRE, np.float32(1 - ALPHA))
+    return position_wise(graph, block.ffn, graph.add("Add", d_BRE, a_BRE))
+
+
+def position_wise(graph: Graph, layer: torch.nn.Module, y_BRE: str) -> str:
+    """LN(W_2 gelu(W_1 y) + y); gelu(v) = v (1 + erf(v / sqrt 2)) / 2."""
+    v_BRF = product_with(graph, y_BRE, layer.inner)
+    erf_BRF = graph.add("Erf", graph.add("Mul", v_BRF, np.float32(0.5**0.5)))
+    v_BRF = graph.add("Mul", v_BRF, graph.add("Add", erf_BRF, np.float32(1)))
+    outer_BRE = product_with(graph, graph.add("Mul", v_BRF, np.float32(0.5)), layer.outer)
+    return normed(graph, graph.add("Add", outer_BRE, y_BRE), layer.norm)
+
+
 # by the name that train_backbone.py --model gives
 GRAPHS: dict[str, Callable[[Graph, torch.nn.Module, str], str]] = {
     "sasrec": sasrec,
     "gru4rec": gru4rec,
     "caser": caser,
     "esasrec": esasrec,
+    "bsarec": bsarec,
 }

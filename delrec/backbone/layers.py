@@ -66,3 +66,12 @@ class PositionWise(nn.Module):
         """x_BLE."""
         inner_BLF = self.inner_drop(F.gelu(self.inner(y_BLE)))
         return self.norm(self.drop(self.outer(inner_BLF)) + y_BLE)
+
+
+def begin_small(model: nn.Module) -> None:
+    """Draws every matrix of a model from N(0, .02), as BERT does; biases are 0."""
+    for part in model.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -16,6 +16,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from delrec.backbone.bsarec import BSARec
 from delrec.backbone.layers import Dropout, seen
 from delrec.backbone.ligr import ESASRec
 from delrec.runtime import load_run, read_tensors
@@ -171,6 +172,7 @@ MODELS = {
     "gru4rec": GRU4Rec,
     "caser": Caser,
     "esasrec": ESASRec,
+    "bsarec": BSARec,
 }
 
 

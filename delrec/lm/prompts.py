@@ -34,6 +34,8 @@ PATTERN = {
     "another, and adds the user's general taste.",
     "eSASRec": "{b} weighs all {n}s of the history as attention does, and a gate decides how much "
     "of what it found counts beside the latest {n}.",
+    "BSARec": "{b} looks at the slow drift and the quick turns of the user's taste: what the "
+    "history has in common, and the latest {n}s where they differ.",
 }
 # One instruction a task (section IV-A), in our words: stage 2, and stage 1's two tasks.
 INSTRUCTIONS = {
