@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+import numpy as np
 
 from delrec.data.prepared import Data, load_data
 from delrec.processes import Ranks, restarted, setup
@@ -307,6 +308,13 @@ def say(ranks: Ranks, line: str) -> None:
     """Prints a line, once for all processes."""
     if ranks.main:
         print(line, flush=True)
+
+
+def minilm(data: Data, ranks: Ranks) -> np.ndarray:
+    """MiniLM's vectors of the titles, float32 (I+1, 384). Who asks for none imports no LM."""
+    from delrec.lm.minilm import title_vectors
+
+    return title_vectors(data, ranks)
 
 
 def enter(cfg: SimpleNamespace, name: str) -> tuple[Ranks, Data, Path]:

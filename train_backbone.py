@@ -8,6 +8,7 @@ The model is SASRec, GRU4Rec, Caser or a newer one (docs/commands.md lists them)
     python train_backbone.py --dataset shop --from shop/old           go on, the log has grown
     python train_backbone.py --teacher ml-100k/slmrec                 taught by an LM, once
                                        evaluate.py --ckpt ml-100k/slmrec --export has been run
+    python train_backbone.py --text tfidf                             titles in the item vectors
 
 Reads data/<dataset>/ (data/prepare.py), writes runs/<dataset>/<model>/:
 
@@ -23,8 +24,9 @@ catalogue (--loss ce), which is far stronger.
 
 --teacher is DLLM2Rec (arXiv 2405.00338, section 4). The student also learns the teacher's list of
 every training sample, weighted by place, confidence and agreement: L = L_student + lam L_d. Its
-item vectors are e_i = b_i + eta (W z_i + c), where z_i is the LM's vector of the title. They are
-plain vectors after training, so serving needs no LM.
+item vectors are e_i = b_i + eta (W z_i + c), where z_i is the LM's vector of the title. --text
+takes z_i from elsewhere, --text-in makes e_i otherwise (docs/text.md). They are plain vectors
+after training, so serving needs no LM.
 
 Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N training
 positions, C candidates, h list length.
@@ -42,11 +44,22 @@ from torch.nn.utils import parametrize
 
 import common
 from common import WHOLE
-from delrec.backbone import contrast, dllm2rec, dros, folds, options, results, warm_start
+from delrec.backbone import (
+    contrast,
+    dllm2rec,
+    dros,
+    folds,
+    options,
+    results,
+    text,
+    text_ways,
+    warm_start,
+)
 from delrec.backbone.batches import Targets, lengthen
 from delrec.backbone.epoch_loss import EpochLoss
 from delrec.backbone.losses import binary_loss, calibrated_loss, catalogue_loss, sampled_loss
 from delrec.backbone.models import build
+from delrec.backbone.text_options import text_options
 from delrec.data.prepared import Data
 from delrec.names import NAMES
 from delrec.processes import Ranks, finish, sum_gradients
@@ -119,11 +132,6 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
             f"--w-confidence {cfg.w_confidence} would let a list count less than nothing; it is a "
             "share, at most 1, unless --confidence is listed",
         ),
-        (
-            not cfg.offset and not (cfg.teacher and cfg.eta),
-            "--no-offset leaves the titles' vectors only, but there are none: it needs --teacher "
-            "and --eta above 0",
-        ),
     ]
     faults += [
         (
@@ -137,7 +145,7 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
             "them; leave one of the two out",
         ),
     ]
-    common.refuse(faults)
+    common.refuse(faults + text_ways.faults_of(cfg))
 
 
 # ---------------------------------------------------------------- the script
@@ -148,7 +156,8 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
 @common.dataset_option
 @click.option(
     "--out",
-    help="run folder to write; runs/<dataset>/<model>, with a teacher <model>-taught, if not given",
+    help="run folder to write; runs/<dataset>/<model> if not given, with --teacher <model>-taught, "
+    "with --text <model>-text",
 )
 # model (paper's values per model: width 100/64/100, dropout .5/.3/.4)
 @click.option(
@@ -165,6 +174,7 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
     type=click.FloatRange(0, 0.95),
     help="share dropped in training; .5, GRU4Rec .3, Caser .4, newer ones: docs/commands.md",
 )
+@common.options(*text_options)
 # training
 @click.option(
     "--from",
@@ -223,22 +233,26 @@ def main(**config) -> None:
     if cfg.from_run:
         warm_start.settle(cfg, common.typed_of(click.get_current_context(), config))
     common.fill(cfg, DEFAULTS[cfg.model])
-    ranks, data, folder = common.enter(cfg, f"{cfg.model}{'-taught' if cfg.teacher else ''}")
+    ranks, data, folder = common.enter(cfg, f"{cfg.model}{text.ending_of(cfg)}")
     lengthen(cfg, asked, data)
     check(cfg, data)
-    export = dllm2rec.read_export(cfg.teacher, data, cfg) if cfg.teacher else None
+    given = dllm2rec.read_given(cfg, data, ranks, common.minilm)
     out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)
     common.say(ranks, common.held(cfg.batch, cfg.batch, ranks.world, "windows"))
-    if cfg.lam and export:
-        common.say(ranks, export.said())
-        record["teacher_out_of_fold"] = export.out_of_fold
+    if cfg.lam and cfg.teacher:
+        common.say(ranks, given.said())
+        record["teacher_out_of_fold"] = given.out_of_fold
+    if given.text:
+        about = given.text.about(data)
+        record |= about
+        common.say(ranks, text.said(about, cfg))
 
     protocol = results.Protocol(cfg, data)
-    full = fit(cfg, data, ranks, out, export, protocol)
+    full = fit(cfg, data, ranks, out, given, protocol)
     # the lists and scores of every sample, with the best weights; the only look at the test part
     got = protocol.rank_splits(full.model, ranks, cfg.top_h, states=cfg.folds > 0)
     if cfg.folds:
-        record["out_of_fold"] = answer_out_of_fold(cfg, ranks, out, protocol, full, got)
+        record["out_of_fold"] = answer_out_of_fold(cfg, ranks, out, protocol, given, full, got)
     if ranks.main:
         found = results.write_results(out, full.model, protocol, got)
         record["started"] -= full.loop.earlier  # what it took before it was killed counts too
@@ -268,15 +282,14 @@ class Fitted:
 
 
 def begin(
-    cfg: SimpleNamespace, data: Data, ranks: Ranks, export: dllm2rec.Export | None
+    cfg: SimpleNamespace, data: Data, ranks: Ranks, given: dllm2rec.Given
 ) -> tuple[torch.nn.Module, list[torch.nn.Parameter], torch.optim.Optimizer]:
     """(a model before its first step, its parameters that train, their optimiser)."""
     model = build(cfg.model, data.n_items, cfg).to(ranks.device)
     results.begin_at_popularity(model, data, cfg)
     if cfg.from_run:
         common.say(ranks, warm_start.carry_over(model, cfg.from_run, data))
-    if cfg.teacher and cfg.eta:
-        dllm2rec.add_titles(model, export.titles, cfg)
+    text_ways.enter(model, given.text, cfg, data, ranks)
     if cfg.contrast:
         contrast.add_mask(model, cfg)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -288,7 +301,7 @@ def fit(
     data: Data,
     ranks: Ranks,
     out: Path,
-    export: dllm2rec.Export | None = None,
+    given: dllm2rec.Given,
     protocol: results.Protocol | None = None,
     epochs: int | None = None,
 ) -> Fitted:
@@ -296,16 +309,16 @@ def fit(
     many, without a validation."""
     if epochs:  # a fold begins with the full model's weights
         torch.manual_seed(cfg.seed)
-    model, params, optimiser = begin(cfg, data, ranks, export)
+    model, params, optimiser = begin(cfg, data, ranks, given)
     steps.zero_gradients(params)  # a process with no row in a small last batch adds zeros
     torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)  # weights alike on all ranks, dropout not
 
     targets, most = Targets(cfg, data), epochs or cfg.epochs
     robust = dros.Robust(cfg, data, ranks.device) if cfg.dros else None
     views = contrast.Contrast(cfg, data) if cfg.contrast else None
-    teacher = dllm2rec.Teacher(cfg, data, export, robust) if cfg.teacher and cfg.lam else None
+    teacher = dllm2rec.Teacher(cfg, data, given, robust) if cfg.teacher and cfg.lam else None
     best, mean = Best(ranks.device), EpochLoss(ranks)
-    made = checkpoints.made_with(cfg, data, ranks)
+    made = checkpoints.made_with(cfg, data, ranks) | (given.text.made if given.text else {})
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
     loop = Loop(saver, NAMES[cfg.model], most, cfg.resume, unit="epoch")
     loop.keep(model=model, opt=OptimiserState(optimiser), best=best, loss=mean)
@@ -347,8 +360,7 @@ def fit(
 
 def leave_plain(model: torch.nn.Module, cfg: SimpleNamespace) -> None:
     """Takes off what only training needs: from here on item vectors are plain ones."""
-    if cfg.teacher and cfg.eta:
-        dllm2rec.fold_titles(model)
+    text_ways.fold(model)
     if cfg.contrast:
         contrast.drop_mask(model)
 
@@ -358,6 +370,7 @@ def answer_out_of_fold(
     ranks: Ranks,
     out: Path,
     protocol: results.Protocol,
+    given: dllm2rec.Given,
     full: Fitted,
     got: dict[str, dict],
 ) -> dict:
@@ -372,7 +385,7 @@ def answer_out_of_fold(
         place = out / "checkpoints" / f"fold-{fold}"
         place.mkdir(parents=True, exist_ok=True)
         epochs = max(full.best_epoch, 1)
-        part = fit(cfg, folds.without(data, fold_U, fold), ranks, place, epochs=epochs)
+        part = fit(cfg, folds.without(data, fold_U, fold), ranks, place, given, epochs=epochs)
         answers.add(fold, part.model, ranks, cfg.top_h)
     tables = folds.gaps(protocol, cfg.history, inside, got["train"], got["val"])
     cosine = float(np.mean(answers.cosines))

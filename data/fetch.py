@@ -2,6 +2,7 @@
 and the embedded language model.
 """
 
+import contextlib
 import http.client
 import importlib.util
 import io
@@ -13,6 +14,7 @@ import tempfile
 import time
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -265,15 +267,22 @@ def fetch_llm() -> Path:
             "the embedded language model is stored as GGUF and the package gguf, which reads it, "
             "is missing; pip install gguf"
         )
-    make_cache(CACHE, 2**30)
-    with open(CACHE / "smollm2-135m.lock", "w") as lock:
-        wait_for(lock)
+    with one_at_a_time("smollm2-135m"):
         if not folder.exists():
             make_llm(folder)
     return folder
 
 
-def wait_for(lock: TextIO) -> None:
+@contextlib.contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Within it no other process of this machine makes the same thing of the cache."""
+    make_cache(CACHE, 2**30)
+    with open(CACHE / f"{name}.lock", "w") as lock:
+        wait_for(lock, name)
+        yield
+
+
+def wait_for(lock: TextIO, name: str) -> None:
     """Waits until the lock of an open file is this process's; returns at once where the system has
     no such locks.
     """
@@ -282,10 +291,7 @@ def wait_for(lock: TextIO) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(
-            "another process is fetching the embedded language model; waiting for it ...",
-            flush=True,
-        )
+        print(f"another process is making {name}; waiting for it ...", flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 

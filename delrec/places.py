@@ -19,10 +19,10 @@ from typing import Any
 
 KINDS = ("runs", "data")  # the folders that a root holds
 FOLDERS = ("data_folder", "backbone_run", "out")  # always a folder, there or not
-RUNS = ("soft_prompt", "teacher", "maps", "backbone", "from_run")  # a run, or a word
+RUNS = ("soft_prompt", "teacher", "maps", "backbone", "from_run", "text")  # a run, or a word
 LMS = ("llm", "llm_from")  # a folder, a run, or the id of an LM
 PLACES = {*FOLDERS, *RUNS, *LMS}
-WORDS = {"none", "random", "words", "tfidf"}  # that stand for no run
+WORDS = {"none", "random", "words", "tfidf", "minilm"}  # that stand for no run
 RANDOM = re.compile(r"(random(?:-\d+)?:)?(.*)", re.DOTALL)  # in front of an LM: random weights
 
 

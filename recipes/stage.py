@@ -168,7 +168,7 @@ def made_before(folder: Path, made: dict) -> list[str]:
     if "finished" not in made:  # of earlier versions
         return []
     began, newer = made["finished"] - made["seconds"], []
-    for key in ("backbone_run", "soft_prompt", "teacher", "maps", "llm", "from_run"):
+    for key in ("backbone_run", "soft_prompt", "teacher", "text", "maps", "llm", "from_run"):
         source = folder_of("runs", made.get(key) or "none")
         if source == folder or not is_run(source):
             continue

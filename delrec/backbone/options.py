@@ -10,7 +10,7 @@ dllm2rec_options = (
     click.option(
         "--teacher",
         help="run folder of an LM after evaluate.py --ckpt RUN --export; tfidf: no LM, the titles' "
-        "vectors are bags of words (the control)",
+        "vectors are bags of words (the control); --text names other vectors",
     ),
     click.option(
         "--lam",

@@ -36,6 +36,12 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
                 f"users, and without a teacher's help; leave --{flag} out, or train from scratch "
                 "without --from"
             )
+    if cfg.text:
+        stop(
+            "--text and --from were given, but the item vectors that --from goes on from are "
+            "trained already, with their titles or without; leave --text out, or train from "
+            "scratch without --from"
+        )
     own = {key: getattr(run, key) for key in (*FIXED, *TAKEN)}
     grown.settle(cfg, typed, own, FIXED, run)
 

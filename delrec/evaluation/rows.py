@@ -122,6 +122,9 @@ def note_of(run: Run) -> str:
         note = f"{getattr(run, 'loss', 'unknown')} loss"
         if getattr(run, "teacher", None):
             note += f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})"
+        if getattr(run, "text", None):
+            note += f", titles' vectors: {Path(run.text).name} ({run.text_in})"
+            note += ", permuted" if run.permute_text else ""
         if getattr(run, "from_run", None):
             note += f", went on from {Path(run.from_run).name}"
         if getattr(run, "backbone_run", None):  # recipes/mlp.py

@@ -156,6 +156,10 @@ def licences(run: Run, data: Data) -> list[str]:
         said = "Apache-2.0" if is_embedded else UNKNOWN
         inside = "; `lm/` holds weights made of it" if (run.folder / "lm").is_dir() else ""
         lines.append(f"- Language model {lm_name(run)}: {said}{inside}.")
+    if "minilm" in str(getattr(run, "text", None)).split("+"):
+        lines.append(
+            "- all-MiniLM-L6-v2, whose vectors of titles are in the item vectors: Apache-2.0."
+        )
     return [*lines, f"- These weights: {UNKNOWN}.", "- The program delrec: Apache-2.0."]
 
 

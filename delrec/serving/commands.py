@@ -80,9 +80,10 @@ def made_by(run: Run, seen: set | None = None) -> Iterator[Run | str]:
     """
     seen = set() if seen is None else seen
     seen.add(str(run.folder))
-    for key in ("from_run", "backbone_run", "teacher", "soft_prompt", "maps"):
+    for key in ("from_run", "backbone_run", "teacher", "text", "soft_prompt", "maps"):
         place = getattr(run, key, None)
         is_place = isinstance(place, str) and Path(place).is_absolute()
+        is_place = is_place and Path(place).suffix != ".npy"  # --text may name a file
         if place == str(run.folder):  # it has taken the place of the run it went on from
             yield f"{name_of(place)} of before"
         elif is_place and place not in seen:
