@@ -47,7 +47,9 @@ def digest_of(folder: Path, titles: list[str]) -> str:
 def encoded(folder: Path, titles: list[str], ranks: Ranks) -> np.ndarray:
     """The vectors of titles[1:], float32 (I+1, D), of norm 1; row 0 is 0."""
     from transformers import AutoTokenizer, BertModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     here = {"local_files_only": True}
     with quietly():
         tok = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **here)
