@@ -41,11 +41,12 @@ Recommender.load({run!r}, dataset={dataset!r})
 print(time.time() - began)
 """
 ALL_USERS = """
-import resource, sys, time
+import sys, time
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads({threads})
 from delrec import Recommender
+from delrec.training.memory import peak_gb
 rec = Recommender.load({run!r}, dataset={dataset!r})
 users = list(rec.now.catalogue.user_of)
 asked = [users[i % len(users)] for i in range({n})]
@@ -53,7 +54,7 @@ began = time.time()
 answers = rec.recommend(users=asked, top=10)
 seconds = time.time() - began
 assert len(answers) == {n} and all(len(answer.items) == 10 for answer in answers)
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(seconds, peak_gb())
 """
 
 

@@ -1,10 +1,14 @@
 """The benchmarks' own parts, on shapes small enough to test: what is timed must be what it says."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scripts import ROOT
 
 from delrec.kernels import bench as kernel_bench
 from delrec.kernels import cpu
@@ -142,6 +146,15 @@ def test_kernel_rows_on_a_small_shape():
     assert "candidate_scores.cpu.bf16.2x3x4x16.vs_full_logits" in names
     assert "title_likelihood.cpu.fp32.20x60.memory_vs_full_logits" in names
     assert "catalogue.cpu.300.fp32.ms_per_user" in names and len(names) == len(set(names))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it")
+def test_the_peak_of_a_process_is_not_its_starters():
+    held = np.ones(2**30, np.uint8)
+    code = "from delrec.training.memory import peak_gb; print(peak_gb())"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert 0.05 < float(done.stdout) < 0.8 < held.nbytes / 2**30
 
 
 def test_peak_memory_is_what_a_call_adds():

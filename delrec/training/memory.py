@@ -25,13 +25,34 @@ CPU_TOKENS = 5000  # of a pass on a CPU: about what its caches hold
 def peak_gb(children: bool = False) -> float:
     """Most memory this process has held so far, GB (host; plus the GPU's where there is one); or
     any of its children. 0 for the host where the system does not tell (Windows)."""
-    host = 0.0
-    if resource is not None:
-        unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes
-        who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
-        host = resource.getrusage(who).ru_maxrss / unit
+    host = None if children else own_peak()
+    if host is None:
+        host = counted_peak(children)
     own_gpu = torch.cuda.is_available() and not children
     return host + (torch.cuda.max_memory_allocated() / 2**30 if own_gpu else 0)
+
+
+def own_peak() -> float | None:
+    """The most that Linux has seen of this process' own memory, GB; None on other systems."""
+    try:
+        return of_status("VmHWM") / 2**30
+    except (OSError, StopIteration):
+        return None
+
+
+def counted_peak(children: bool) -> float:
+    """The same as every Unix counts it, GB: it begins with the memory of who started the process."""
+    if resource is None:
+        return 0.0
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes
+    who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+    return resource.getrusage(who).ru_maxrss / unit
+
+
+def of_status(key: str) -> int:
+    """Bytes that a line of this process' status tells (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def extra_bytes(f: Callable[[], Any], device: torch.device) -> int | None:
@@ -48,18 +69,14 @@ def extra_bytes(f: Callable[[], Any], device: torch.device) -> int | None:
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
-    def status(key):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(key))
-
     try:
         with open("/proc/self/clear_refs", "w") as mark:  # 5: forget the high-water mark
             mark.write("5")
-        before = status("VmRSS")
+        before = of_status("VmRSS")
     except (OSError, StopIteration):
         return None
     f()
-    return max(status("VmHWM") - before, 0)
+    return max(of_status("VmHWM") - before, 0)
 
 
 def total_bytes(device: torch.device) -> int | None:
