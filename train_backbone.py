@@ -78,6 +78,7 @@ DEFAULTS = {
     # 256, sixteen times the work; two blocks, as it has on dense data, where its layers pay.
     "esasrec": dict(history=50, width=64, dropout=0.2, lr=1e-3, batch=128, epochs=200, patience=50),
     "bsarec": dict(history=50, width=64, dropout=0.5, lr=5e-4, batch=256, epochs=200, patience=10),
+    "lrurec": dict(history=50, width=64, dropout=0.2, lr=1e-3, batch=128, epochs=100, patience=10),
 }
 
 

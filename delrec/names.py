@@ -7,4 +7,5 @@ NAMES = {
     "caser": "Caser",
     "esasrec": "eSASRec",
     "bsarec": "BSARec",
+    "lrurec": "LRURec",
 }

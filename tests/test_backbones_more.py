@@ -8,10 +8,11 @@ import torch.nn.functional as F
 
 from delrec.backbone import models
 from delrec.backbone.bsarec import low_pass
+from delrec.backbone.lru import recurrence
 
 N_ITEMS = 30
 # they have a state after each position, which later items do not move
-CAUSAL = ["sasrec", "gru4rec", "esasrec"]
+CAUSAL = ["sasrec", "gru4rec", "esasrec", "lrurec"]
 
 
 def small(name, history=8, **more):
@@ -132,3 +133,42 @@ def test_bsarec_hears_its_padding_so_another_window_is_another_model():
     long.load_state_dict(own | {"position.weight": position})
     gap = models.score(short, [[3, 7]])[0, 1:] - models.score(long, [[3, 7]])[0, 1:]
     assert gap.abs().max() > 1e-2
+
+
+# ---------------------------------------------------------------- LRURec
+
+
+@pytest.mark.parametrize("L", [1, 2, 3, 8, 13, 50])
+def test_the_recurrence_is_a_loop_over_the_places_and_a_sum_of_powers(L):
+    draw = torch.Generator().manual_seed(L)
+    u_BLS = torch.randn(2, L, 5, generator=draw, dtype=torch.complex64)
+    turn = 6.28 * torch.rand(5, generator=draw)
+    lam_S = torch.polar(0.8 + 0.19 * torch.rand(5, generator=draw), turn)
+    h_BS, found = torch.zeros(2, 5, dtype=torch.complex64), recurrence(u_BLS, lam_S)
+    for t in range(L):
+        h_BS = lam_S * h_BS + u_BLS[:, t]
+        torch.testing.assert_close(found[:, t], h_BS, rtol=1e-4, atol=1e-4)
+    faded = lam_S ** torch.arange(L - 1, -1, -1)[:, None]
+    torch.testing.assert_close(found[:, -1], (faded * u_BLS).sum(1), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_block_of_lrurec_is_its_equations():
+    block, y_BLE = small("lrurec").blocks[0], torch.randn(2, 8, 8)
+    real_BL = torch.tensor([[False] * 3 + [True] * 5, [True] * 8])
+    lru, (re_w, im_w) = block.lru, block.lru.inward.weight.chunk(2)
+    lam_S = torch.exp(-lru.nu.exp() + 1j * lru.theta.exp())
+    assert lam_S.abs().min() >= 0.8 and lam_S.abs().max() <= 0.99 and lam_S.shape == (16,)
+    torch.testing.assert_close(lru.log_gamma.exp() ** 2, 1 - lam_S.abs() ** 2)
+    W_in, b = torch.complex(re_w, im_w), torch.complex(*lru.inward.bias.chunk(2))
+    re_w, im_w = lru.outward.weight.chunk(2, 1)
+    W_out = torch.complex(re_w, -im_w)  # Re(W h) = re(W) re(h) - im(W) im(h)
+    for row, (y_LE, real_L) in enumerate(zip(y_BLE, real_BL)):
+        h_S, y_LE = torch.zeros(16, dtype=torch.complex64), y_LE[real_L]
+        for t, y_E in enumerate(y_LE):
+            h_S = lam_S * h_S + lru.log_gamma.exp() * (W_in @ y_E.to(W_in.dtype) + b)
+            x_E = (W_out @ h_S).real + lru.outward.bias
+            z_E = F.layer_norm(x_E + y_E, (8,))
+            want = F.layer_norm(block.ffn.outer(F.gelu(block.ffn.inner(z_E))) + z_E, (8,))
+            found = block(y_BLE, real_BL, 8)[row, int((~real_L).sum()) + t]
+            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)

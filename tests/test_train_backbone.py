@@ -42,6 +42,7 @@ WIDE = "--width 32 --batch 32"
         ("gru4rec", 0.9, "--lr 0.1 --epochs 20 --dropout 0"),
         ("caser", 0.8, "--lr 5e-3 --epochs 6 --dropout 0.1"),
         ("bsarec", 0.9, "--history 8 --lr 5e-3 --epochs 4 --dropout 0.1"),
+        ("lrurec", 0.9, "--history 20 --lr 5e-3 --epochs 8 --dropout 0.1"),
         ("esasrec", 0.9, "--history 20 --lr 5e-3 --epochs 8 --dropout 0.1"),
     ],
 )

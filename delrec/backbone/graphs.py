@@ -6,7 +6,7 @@ matrices of weights can be formed once, at export. Whoever writes a file checks 
 itself (delrec/serving/onnx_file.py).
 
 Names: B requests, L window, R places of it, E width, I items (ids 1..I, 0 pads on the left), X
-filters, F inner width.
+filters.
 """
 
 from collections.abc import Callable
@@ -14,65 +14,18 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from delrec.backbone.bsarec import ALPHA
-
-# added to the score of a place that is not seen: e to its power is 0, and 0 times it is a number
-UNSEEN = np.float32(-1e30)
-
-
-class Graph:
-    """Nodes of an ONNX graph, one behind the other, and the arrays they read."""
-
-    def __init__(self) -> None:
-        self.nodes: list = []
-        self.weights: dict[str, np.ndarray] = {}
-
-    def keep(self, array: np.ndarray | torch.Tensor | list | float, name: str = "") -> str:
-        """The name of an array that nodes read; numbers with a fraction are float32."""
-        array = array.detach().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
-        array = array.astype(np.float32) if array.dtype == np.float64 else array
-        name = name or f"w{len(self.weights)}"
-        self.weights[name] = array.copy(order="C")
-        return name
-
-    def add(self, op: str, *inputs, name: str = "", **attributes) -> str:
-        """The name of a new node's first output. inputs: names of outputs, or arrays."""
-        from onnx import helper
-
-        names = [x if isinstance(x, str) else self.keep(x) for x in inputs]
-        name = name or f"x{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, names, [name], **attributes))
-        return name
-
-    def add_many(self, op: str, outputs: list[str], *inputs, **attributes) -> list[str]:
-        """The names of all outputs of a new node; a blank one is not asked for."""
-        self.add(op, *inputs, **attributes)
-        self.nodes[-1].output[:] = outputs
-        return outputs
-
-
-def product(*weights: torch.Tensor) -> torch.Tensor:
-    """The product of some matrices, formed in 64 bits: nothing is rounded before its end."""
-    whole = weights[0].double()
-    for weight in weights[1:]:
-        whole = whole @ weight.double()
-    return whole.detach().float()
-
-
-def linear(graph: Graph, x_NE: str, layer: torch.nn.Linear) -> str:
-    """A linear layer of rows."""
-    return affine(graph, x_NE, layer.weight.T, layer.bias)
-
-
-def affine(graph: Graph, x_NE: str, weight: torch.Tensor, bias: torch.Tensor) -> str:
-    """The rows x W + b, by one node."""
-    return graph.add("Gemm", x_NE, weight, bias)
-
-
-def normed(graph: Graph, x_NE: str, layer: torch.nn.LayerNorm) -> str:
-    """A norm of rows."""
-    return graph.add("LayerNormalization", x_NE, layer.weight, layer.bias, epsilon=layer.eps)
-
+from delrec.backbone.graphs_attention import bsarec, esasrec
+from delrec.backbone.graphs_lru import lrurec
+from delrec.backbone.onnx_nodes import (
+    Graph,
+    affine,
+    attention,
+    later,
+    linear,
+    normed,
+    product,
+    unseen_by_last,
+)
 
 # ---------------------------------------------------------------- SASRec
 
@@ -105,21 +58,6 @@ def sasrec(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
     return normed(graph, x_BE, model.norm)
 
 
-def unseen_by_last(graph: Graph, seq_BL: str, L: int) -> str:
-    """unseen_B1L, what is added to what the last place gives every place: it sees the real items.
-    It is never padding itself, but in an empty history, where it sees itself: no number is equal
-    to -1.
-    """
-    padding_L = np.array([0] * (L - 1) + [-1])
-    unseen_BL = graph.add("Where", graph.add("Equal", seq_BL, padding_L), UNSEEN, np.float32(0))
-    return graph.add("Unsqueeze", unseen_BL, np.array([1]))
-
-
-def later(L: int) -> np.ndarray:
-    """What is added to what a place (row) gives another, (L, L): no place sees a later one."""
-    return UNSEEN * np.triu(np.ones((L, L), np.float32), 1)
-
-
 def queries(graph: Graph, block: torch.nn.Module, y_NE: str) -> str:
     """What meets the keys. There is one head, so a query meets a key as y Q K' y', and the two
     matrices are one. What a query adds to all keys alike is nothing after the softmax."""
@@ -127,13 +65,6 @@ def queries(graph: Graph, block: torch.nn.Module, y_NE: str) -> str:
     query, key, scale = block.q, block.kv.weight[:E], E**-0.5
     bias_E = product(query.bias[None], key)[0]
     return affine(graph, y_NE, scale * product(query.weight.T, key), scale * bias_E)
-
-
-def attention(graph: Graph, u_BRE: str, y_BLE: str, unseen: str) -> str:
-    """z_BRE, the mean that R places take of what they see."""
-    y_BEL = graph.add("Transpose", y_BLE, perm=[0, 2, 1])
-    a_BRL = graph.add("Add", graph.add("MatMul", u_BRE, y_BEL), unseen)
-    return graph.add("MatMul", graph.add("Softmax", a_BRL), y_BLE)
 
 
 def rest_of_block(graph: Graph, block: torch.nn.Module, x_NE: str, z_NE: str) -> str:
@@ -191,112 +122,6 @@ def caser(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
     return graph.add("Relu", linear(graph, graph.add("Concat", *found, axis=1), model.out))
 
 
-# ---------------------------------------------------------------- layers.py
-
-
-def mixed(graph: Graph, layer: torch.nn.Module, y_BRE: str, y_BLE: str, unseen: str) -> str:
-    """z_BRE, the attention of R places to all L; see queries for what is formed at export."""
-    E = layer.q.in_features
-    key, value = layer.kv.weight.split(E)
-    heads = []
-    for at in torch.arange(E).chunk(layer.heads):
-        scale = len(at) ** -0.5
-        u_BRE = graph.add("MatMul", y_BRE, scale * product(layer.q.weight[at].T, key[at]))
-        u_BRE = graph.add("Add", u_BRE, scale * product(layer.q.bias[None, at], key[at])[0])
-        z_BRE = attention(graph, u_BRE, y_BLE, unseen)
-        heads.append(graph.add("MatMul", z_BRE, product(value[at].T, layer.out.weight[:, at].T)))
-    bias_E = product(layer.kv.bias[None, E:], layer.out.weight.T)[0] + layer.out.bias
-    return graph.add("Sum", *heads, bias_E)
-
-
-def last_place(graph: Graph, x_BLE: str) -> str:
-    """x_B1E, the last place's row."""
-    return graph.add("Gather", x_BLE, np.array([-1]), axis=1)
-
-
-def product_with(graph: Graph, x_BRE: str, layer: torch.nn.Linear) -> str:
-    """A linear layer of rows that stand in windows."""
-    x_BRF = graph.add("MatMul", x_BRE, layer.weight.T)
-    return x_BRF if layer.bias is None else graph.add("Add", x_BRF, layer.bias)
-
-
-# ---------------------------------------------------------------- eSASRec
-
-
-def esasrec(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
-    """x_BE, the state after the last item."""
-    L = model.history
-    x_BLE = graph.add("Gather", "item_IE", seq_BL)
-    x_BLE = graph.add("Add", x_BLE, model.position.weight.flip(0))
-    unseen_B1L = unseen_by_last(graph, seq_BL, L)
-    unseen_BLL = graph.add("Add", unseen_B1L, later(L))
-    first, second = model.blocks
-    y_BLE = normed(graph, x_BLE, first.norm1)
-    x_BLE = ligr(graph, first, x_BLE, mixed(graph, first.attention, y_BLE, y_BLE, unseen_BLL))
-    y_BLE = normed(graph, x_BLE, second.norm1)
-    y_B1E, x_B1E = (last_place(graph, x) for x in (y_BLE, x_BLE))
-    z_B1E = mixed(graph, second.attention, y_B1E, y_BLE, unseen_B1L)
-    return graph.add("Squeeze", ligr(graph, second, x_B1E, z_B1E), np.array([1]))
-
-
-def ligr(graph: Graph, block: torch.nn.Module, x_BRE: str, z_BRE: str) -> str:
-    """The block's rows from its input and its attention: both of its halves are gated."""
-    x_BRE = graph.add("Add", x_BRE, gated(graph, block.gate1, x_BRE, z_BRE))
-    v_BRE, ff = normed(graph, x_BRE, block.norm2), block.ff
-    one_BRF, three_BRF = (product_with(graph, v_BRE, layer) for layer in (ff.w1, ff.w3))
-    silu_BRF = graph.add("Mul", one_BRF, graph.add("Sigmoid", one_BRF))
-    ff_BRE = product_with(graph, graph.add("Mul", silu_BRF, three_BRF), ff.w2)
-    return graph.add("Add", x_BRE, gated(graph, block.gate2, x_BRE, ff_BRE))
-
-
-def gated(graph: Graph, gate: torch.nn.Linear, x_BRE: str, half_BRE: str) -> str:
-    """sigmoid(G x) times what a half of the block says."""
-    return graph.add("Mul", graph.add("Sigmoid", product_with(graph, x_BRE, gate)), half_BRE)
-
-
-# ---------------------------------------------------------------- BSARec
-
-
-def bsarec(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
-    """x_BE, the state after the last item."""
-    L, low_LL = model.history, model.low_LL
-    y_BLE = graph.add("Add", graph.add("Gather", "item_IE", seq_BL), model.position.weight)
-    y_BLE = normed(graph, y_BLE, model.norm)
-    unseen_B1L = unseen_by_last(graph, seq_BL, L)
-    # padding is heard by the filter, so what padding sees counts: itself
-    unseen_BLL = graph.add("Mul", unseen_B1L, 1 - np.eye(L, dtype=np.float32))
-    unseen_BLL = graph.add("Add", unseen_BLL, later(L))
-    first, second = model.blocks
-    y_BLE = filtered(graph, first, y_BLE, y_BLE, (low_LL, unseen_BLL))
-    y_B1E = last_place(graph, y_BLE)
-    y_B1E = filtered(graph, second, y_B1E, y_BLE, (low_LL[-1:], unseen_B1L))
-    return graph.add("Squeeze", y_B1E, np.array([1]))
-
-
-def filtered(
-    graph: Graph, block: torch.nn.Module, y_BRE: str, y_BLE: str, way: tuple[torch.Tensor, str]
-) -> str:
-    """The block's rows of R places. way: the filter's rows low_RL, and what they do not see."""
-    low_RL, unseen = way
-    low_BRE = graph.add("MatMul", low_RL, y_BLE)
-    high_BRE = graph.add("Mul", graph.add("Sub", y_BRE, low_BRE), block.beta**2)
-    d_BRE = normed(graph, graph.add("Sum", low_BRE, high_BRE, y_BRE), block.norm_d)
-    a_BRE = mixed(graph, block.attention, y_BRE, y_BLE, unseen)
-    a_BRE = normed(graph, graph.add("Add", a_BRE, y_BRE), block.norm_a)
-    d_BRE = graph.add("Mul", d_BRE, np.float32(ALPHA))
-    a_BRE = graph.add("Mul", a_BRE, np.float32(1 - ALPHA))
-    return position_wise(graph, block.ffn, graph.add("Add", d_BRE, a_BRE))
-
-
-def position_wise(graph: Graph, layer: torch.nn.Module, y_BRE: str) -> str:
-    """LN(W_2 gelu(W_1 y) + y); gelu(v) = v (1 + erf(v / sqrt 2)) / 2."""
-    v_BRF = product_with(graph, y_BRE, layer.inner)
-    erf_BRF = graph.add("Erf", graph.add("Mul", v_BRF, np.float32(0.5**0.5)))
-    v_BRF = graph.add("Mul", v_BRF, graph.add("Add", erf_BRF, np.float32(1)))
-    outer_BRE = product_with(graph, graph.add("Mul", v_BRF, np.float32(0.5)), layer.outer)
-    return normed(graph, graph.add("Add", outer_BRE, y_BRE), layer.norm)
-
-
 # by the name that train_backbone.py --model gives
 GRAPHS: dict[str, Callable[[Graph, torch.nn.Module, str], str]] = {
     "sasrec": sasrec,
@@ -304,4 +129,5 @@ GRAPHS: dict[str, Callable[[Graph, torch.nn.Module, str], str]] = {
     "caser": caser,
     "esasrec": esasrec,
     "bsarec": bsarec,
+    "lrurec": lrurec,
 }

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from delrec.backbone.bsarec import BSARec
 from delrec.backbone.layers import Dropout, seen
 from delrec.backbone.ligr import ESASRec
+from delrec.backbone.lru import LRURec
 from delrec.runtime import load_run, read_tensors
 
 
@@ -173,6 +174,7 @@ MODELS = {
     "caser": Caser,
     "esasrec": ESASRec,
     "bsarec": BSARec,
+    "lrurec": LRURec,
 }
 
 

@@ -36,6 +36,8 @@ PATTERN = {
     "of what it found counts beside the latest {n}.",
     "BSARec": "{b} looks at the slow drift and the quick turns of the user's taste: what the "
     "history has in common, and the latest {n}s where they differ.",
+    "LRURec": "{b} reads the {n}s one after another, and each fades at its own speed: some habits "
+    "last, some are over with the next {n}.",
 }
 # One instruction a task (section IV-A), in our words: stage 2, and stage 1's two tasks.
 INSTRUCTIONS = {
