@@ -45,6 +45,7 @@ from torch.nn.utils import parametrize
 import common
 from common import WHOLE
 from delrec.backbone import (
+    bert4rec,
     contrast,
     dllm2rec,
     dros,
@@ -79,6 +80,9 @@ DEFAULTS = {
     "esasrec": dict(history=50, width=64, dropout=0.2, lr=1e-3, batch=128, epochs=200, patience=50),
     "bsarec": dict(history=50, width=64, dropout=0.5, lr=5e-4, batch=256, epochs=200, patience=10),
     "lrurec": dict(history=50, width=64, dropout=0.2, lr=1e-3, batch=128, epochs=100, patience=10),
+    "bert4rec": dict(
+        history=50, width=64, dropout=0.1, lr=1e-3, batch=128, epochs=200, patience=20
+    ),
 }
 
 
@@ -134,19 +138,8 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
             "share, at most 1, unless --confidence is listed",
         ),
     ]
-    faults += [
-        (
-            cfg.folds == 1 or cfg.folds > data.n_users,
-            f"--folds {cfg.folds} leaves nobody to train on, or a fold without a user; choose 2 to "
-            f"{data.n_users} (5 is usual)",
-        ),
-        (
-            cfg.folds and cfg.teacher,
-            "--folds trains without a fold's users, but what --teacher says was learnt from all of "
-            "them; leave one of the two out",
-        ),
-    ]
-    common.refuse(faults + text_ways.faults_of(cfg))
+    faults += folds.faults(cfg, data) + text_ways.faults_of(cfg) + bert4rec.faults(cfg)
+    common.refuse(faults)
 
 
 # ---------------------------------------------------------------- the script
@@ -346,11 +339,12 @@ def fit(
                 mean.add(loss * batch.n_targets)
             if views:
                 views.term(model, batch, (epoch, step), ranks).backward()
+            mean.count(batch.n_targets)
             sum_gradients(params, ranks)
             number = f"{step + 1} of epoch {epoch + 1}"
             steps.stop_unless_finite(params, number, batch.last_B, data)
             optimiser.step()
-        mean.close(len(data.train))
+        mean.close()
         loop.next_epoch()
     loop.close()
 

@@ -8,4 +8,5 @@ NAMES = {
     "esasrec": "eSASRec",
     "bsarec": "BSARec",
     "lrurec": "LRURec",
+    "bert4rec": "BERT4Rec",
 }

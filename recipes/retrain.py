@@ -134,7 +134,7 @@ def print_rows(rows: dict[str, list[dict]], n_items: int) -> dict[str, dict]:
 
 @click.command(**described(__doc__))
 @click.option("--dataset", default="ml-100k", help="name under data/, or a prepared folder")
-@click.option("--model", default="sasrec", help="sasrec, gru4rec or caser")
+@click.option("--model", default="sasrec", help="a model of train_backbone.py")
 @click.option("--seeds", default=3, type=click.IntRange(1), help="runs of every row")
 def main(dataset: str, model: str, seeds: int) -> None:
     """Going on from a run against training from scratch, on a log that has grown."""

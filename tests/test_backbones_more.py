@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from delrec.backbone import models
+from delrec.backbone import batches, bert4rec, models
 from delrec.backbone.bsarec import low_pass
 from delrec.backbone.lru import recurrence
 
@@ -172,3 +173,60 @@ def test_a_block_of_lrurec_is_its_equations():
             want = F.layer_norm(block.ffn.outer(F.gelu(block.ffn.inner(z_E))) + z_E, (8,))
             found = block(y_BLE, real_BL, 8)[row, int((~real_L).sum()) + t]
             torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------- BERT4Rec
+
+
+def cloze_batches(data):
+    """Every batch of an epoch of BERT4Rec."""
+    cfg = SimpleNamespace(model="bert4rec", history=8, batch=64, loss="ce", seed=0)
+    targets = batches.Targets(cfg, data)
+    for step, (first, last) in enumerate(targets.epoch(1)):
+        yield targets.batch(first, last, 1, step)
+
+
+def test_each_window_hides_a_fifth_of_its_items_and_at_least_one(cycle):
+    parts = list(cloze_batches(cycle))
+    seq_BL = np.concatenate([part.seq_BL for part in parts])
+    target_BL = np.concatenate([part.target_BL for part in parts])
+    is_hidden_BL = seq_BL == bert4rec.MASK
+    assert (is_hidden_BL == (target_BL > 0)).all() and is_hidden_BL.any(1).all()
+    last_n = np.concatenate([part.last_B for part in parts])
+    place_BL = last_n[:, None] - np.arange(7, -1, -1)
+    real_BL = seq_BL != 0
+    whole_BL = np.where(is_hidden_BL, target_BL, seq_BL)
+    assert (whole_BL[real_BL] == cycle.items[place_BL[real_BL]]).all()
+    many = real_BL.all(1)
+    assert is_hidden_BL[many, :-1].mean() == pytest.approx(0.2, abs=0.03)
+    allowed = np.union1d(cycle.train, np.asarray(cycle.ptr)[:-1])
+    assert np.isin(place_BL[real_BL], allowed).all()  # nothing of validation or test
+
+
+@torch.no_grad()
+def test_bert4rec_is_told_nothing_of_what_it_shall_say():
+    model, rng = small("bert4rec"), np.random.default_rng(0)
+    items_BL = rng.integers(1, N_ITEMS + 1, (4, 8))
+    seq_BL, target_BL = bert4rec.hide(np.roll(items_BL, 1, 1), items_BL, np.random.default_rng(1))
+    other_BL = np.where(target_BL > 0, items_BL % N_ITEMS + 1, items_BL)
+    again_BL, told_BL = bert4rec.hide(np.roll(other_BL, 1, 1), other_BL, np.random.default_rng(1))
+    assert (again_BL == seq_BL).all() and (told_BL[target_BL > 0] != target_BL[target_BL > 0]).all()
+    # the state at a hidden item hears both sides
+    window_BL = torch.tensor([[0, 3, 7, bert4rec.MASK, 9, 2]])
+    state_E = model(window_BL)[0, 3]
+    for place in (1, 2, 4, 5):
+        moved_BL = window_BL.clone()
+        moved_BL[0, place] = 25
+        assert (model(moved_BL)[0, 3] - state_E).abs().max() > 1e-5
+
+
+@torch.no_grad()
+def test_a_history_is_its_last_items_and_a_hidden_one():
+    model = small("bert4rec")
+    history_BL = torch.tensor([[5, 3, 8, 1, 9, 4, 2, 6]])
+    window_BL = torch.tensor([[3, 8, 1, 9, 4, 2, 6, bert4rec.MASK]])
+    torch.testing.assert_close(model(history_BL, last=True), model(window_BL)[:, -1:])
+    x_BE = models.state(model, [[3, 7]])
+    window_BL = torch.tensor([[0, 0, 0, 0, 0, 3, 7, bert4rec.MASK]])
+    torch.testing.assert_close(x_BE, model(window_BL)[:, -1])
+    assert len(model.item.weight) == N_ITEMS + 1

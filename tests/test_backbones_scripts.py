@@ -1,13 +1,17 @@
 """The newer conventional models in the scripts: killed and resumed, out of fold, asked."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from cycle import N_ITEMS
 from stopped_runs import same, stop_and_resume
 
 import evaluate
 import train_backbone
-from delrec.backbone.models import MODELS
+from delrec.backbone.batches import Targets
+from delrec.backbone.models import MODELS, build
 
 NEWER = sorted(set(MODELS) - {"sasrec", "gru4rec", "caser"})
 SMALL = "--epochs 2 --patience 9 --width 16 --batch 64 --history 8 --folds 2"
@@ -32,3 +36,19 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_answers(
     assert np.load(again / "states_test.npy").shape == (len(cycle.test), 16)
     top = run(evaluate.main, f"--ckpt {again} --history-json [3,6,12]").json["top"]
     assert len({x["id"] for x in top} - {"3", "6", "12"}) == 10
+
+
+@pytest.mark.parametrize("loss", ["ce", "gbce"])
+@pytest.mark.parametrize("model", NEWER)
+def test_three_processes_add_up_to_the_loss_of_one(model, loss, cycle):
+    cfg = dict(model=model, history=8, width=16, dropout=0, batch=20, seed=0, loss=loss)
+    cfg = SimpleNamespace(**cfg, negatives=30)
+    torch.manual_seed(0)
+    net, targets = build(model, N_ITEMS, cfg), Targets(cfg, cycle)
+    batch = targets.batch(*targets.epoch(0)[0], 0, 0)
+
+    def loss_of(rank, world):
+        ranks = SimpleNamespace(rank=rank, world=world, device=torch.device("cpu"))
+        return train_backbone.loss_of(net, *batch.of(ranks), gbce=loss == "gbce")
+
+    torch.testing.assert_close(sum(loss_of(rank, 3) for rank in range(3)), loss_of(0, 1))

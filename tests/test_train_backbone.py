@@ -42,6 +42,7 @@ WIDE = "--width 32 --batch 32"
         ("gru4rec", 0.9, "--lr 0.1 --epochs 20 --dropout 0"),
         ("caser", 0.8, "--lr 5e-3 --epochs 6 --dropout 0.1"),
         ("bsarec", 0.9, "--history 8 --lr 5e-3 --epochs 4 --dropout 0.1"),
+        ("bert4rec", 0.9, "--history 4 --lr 5e-3 --epochs 18 --dropout 0.1"),
         ("lrurec", 0.9, "--history 20 --lr 5e-3 --epochs 8 --dropout 0.1"),
         ("esasrec", 0.9, "--history 20 --lr 5e-3 --epochs 8 --dropout 0.1"),
     ],
@@ -249,6 +250,8 @@ def test_two_agents_train_as_one_process(cycle, train_on_cycle, on_cpu, tmp_path
     "options, says",
     [
         ("--top-h 101", "--top-h 101 is more than the 100 items"),
+        ("--model bert4rec --width 15", "15 cannot be dealt out to BERT4Rec's 2 heads"),
+        ("--model bert4rec --teacher x --lam .5", "BERT4Rec learns items in the midst of one"),
         ("--dataset nothing-here", "no prepared data set in .*nothing-here"),
     ],
 )
@@ -259,7 +262,7 @@ def test_refusals_are_one_sentence(options, says, cycle, refused, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    ["--model bert4rec", "--dropout 1.5", "--history 0", "--loss hinge", "--widht 8"],
+    ["--model bert5rec", "--dropout 1.5", "--history 0", "--loss hinge", "--widht 8"],
 )
 def test_bad_flags_stop(options, cycle, run, tmp_path):
     where = f"--dataset {cycle.folder} --out {tmp_path}/x"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from delrec.backbone import dllm2rec
+from delrec.backbone.bert4rec import hide
 from delrec.backbone.models import MODELS
 from delrec.data.prepared import Data, batch_of, runs_of_targets, users
 from delrec.processes import Ranks
@@ -24,8 +25,8 @@ LEAST_STEPS, LEAST_WAIT = 1000, 150
 class Batch:
     """Windows of one step, of all processes."""
 
-    seq_BL: np.ndarray  # items, 0 pads on the left
-    target_BL: np.ndarray  # the item after each position, 0 where none is asked
+    seq_BL: np.ndarray  # items, 0 pads on the left, MASK where one is hidden (BERT4Rec)
+    target_BL: np.ndarray  # the item after each position (or hidden there), 0 where none is asked
     negative: np.ndarray | None  # of --loss bce (B, L), of sampled and gbce (n,)
     last_B: np.ndarray  # the place of each window's last target in data.items
 
@@ -72,7 +73,8 @@ def span_of(cfg: SimpleNamespace) -> int:
 
 
 class Targets:
-    """Every training target once an epoch, in windows that are cut anew in each."""
+    """Every training target once an epoch, in windows that are cut anew in each. For a model of
+    hidden items the same windows, in which each epoch hides others."""
 
     def __init__(self, cfg: SimpleNamespace, data: Data):
         self.cfg, self.data = cfg, data
@@ -97,6 +99,8 @@ class Targets:
         cfg, data, negative = self.cfg, self.data, None
         seq_BL, target_BL = batch_of(data, first, last, cfg.history, self.is_target)
         rng = np.random.default_rng([cfg.seed, epoch, step])
+        if MODELS[cfg.model].cloze:
+            seq_BL, target_BL = hide(seq_BL, target_BL, rng)
         if cfg.loss == "bce":
             negative = negatives(data, first, target_BL, self.seen, rng)
         elif cfg.loss in ("sampled", "gbce"):

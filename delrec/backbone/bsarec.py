@@ -24,7 +24,7 @@ EPS = 1e-12  # of the norms
 class BSARec(nn.Module):
     """Two post-norm blocks over items and absolute positions of the window."""
 
-    one_state = True
+    one_state, cloze = True, False
 
     def __init__(self, n_items: int, cfg: SimpleNamespace):
         super().__init__()

@@ -192,3 +192,19 @@ def print_gaps(tables: dict[str, dict], K: int, cosine: float) -> None:
         for name, row in table.items():
             shown = f"{row['in_sample']:12.4f}{row['out_of_fold']:13.4f}{row['val']:12.4f}"
             print(f"{name:22}{shown}{row['closed']:11.0%}")
+
+
+def faults(cfg: SimpleNamespace, data: Data) -> list[tuple[bool, str]]:
+    """What cannot be meant by --folds: (is it so?, a sentence)."""
+    return [
+        (
+            cfg.folds == 1 or cfg.folds > data.n_users,
+            f"--folds {cfg.folds} leaves nobody to train on, or a fold without a user; choose 2 to "
+            f"{data.n_users} (5 is usual)",
+        ),
+        (
+            cfg.folds and cfg.teacher,
+            "--folds trains without a fold's users, but what --teacher says was learnt from all of "
+            "them; leave one of the two out",
+        ),
+    ]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from delrec.backbone.graphs_attention import bsarec, esasrec
+from delrec.backbone.graphs_attention import bert4rec, bsarec, esasrec
 from delrec.backbone.graphs_lru import lrurec
 from delrec.backbone.onnx_nodes import (
     Graph,
@@ -130,4 +130,5 @@ GRAPHS: dict[str, Callable[[Graph, torch.nn.Module, str], str]] = {
     "esasrec": esasrec,
     "bsarec": bsarec,
     "lrurec": lrurec,
+    "bert4rec": bert4rec,
 }

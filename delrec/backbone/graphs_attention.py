@@ -1,4 +1,4 @@
-"""eSASRec and BSARec as ONNX graphs; see graphs.py.
+"""eSASRec, BSARec and BERT4Rec as ONNX graphs; see graphs.py.
 
 Names: B requests, L window, R places of it, E width, F inner width, I items.
 """
@@ -84,3 +84,31 @@ def filtered(
     d_BRE = graph.add("Mul", d_BRE, np.float32(ALPHA))
     a_BRE = graph.add("Mul", a_BRE, np.float32(1 - ALPHA))
     return position_wise(graph, block.ffn, graph.add("Add", d_BRE, a_BRE))
+
+
+# ---------------------------------------------------------------- BERT4Rec
+
+
+def bert4rec(graph: Graph, model: torch.nn.Module, seq_BL: str) -> str:
+    """x_BE, the state of the hidden item behind the last one."""
+    L = model.history
+    rest_BL = graph.add("Slice", seq_BL, np.array([1]), np.array([L]), np.array([1]))
+    # the hidden item is written as padding, whose vector is 0, and the mask's is added there
+    seq_BL = graph.add("Pad", rest_BL, np.array([0, 0, 0, 1]), np.int64(0))
+    added_LE = model.position.weight.detach().flip(0)
+    added_LE[-1] += model.mask.detach()
+    y_BLE = graph.add("Add", graph.add("Gather", "item_IE", seq_BL), added_LE)
+    y_BLE = normed(graph, y_BLE, model.norm)
+    # all places see the same: nobody reads what padding makes of it
+    unseen_B1L = unseen_by_last(graph, seq_BL, L)
+    first, second = model.blocks
+    y_BLE = both_ways(graph, first, y_BLE, y_BLE, unseen_B1L)
+    y_B1E = both_ways(graph, second, last_place(graph, y_BLE), y_BLE, unseen_B1L)
+    return graph.add("Squeeze", y_B1E, np.array([1]))
+
+
+def both_ways(graph: Graph, block: torch.nn.Module, y_BRE: str, y_BLE: str, unseen_B1L: str) -> str:
+    """The block's rows of R places, from what they see of all L."""
+    a_BRE = mixed(graph, block.attention, y_BRE, y_BLE, unseen_B1L)
+    a_BRE = normed(graph, graph.add("Add", a_BRE, y_BRE), block.norm)
+    return position_wise(graph, block.ffn, a_BRE)

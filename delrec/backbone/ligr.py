@@ -17,7 +17,7 @@ class ESASRec(nn.Module):
     norm after the last block.
     """
 
-    one_state = False
+    one_state, cloze = False, False
 
     def __init__(self, n_items: int, cfg: SimpleNamespace):
         super().__init__()

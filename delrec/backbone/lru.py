@@ -18,7 +18,7 @@ SLOWEST, FASTEST = 0.99, 0.8  # |lambda| at the start lies between
 class LRURec(nn.Module):
     """Two blocks of a recurrence and a position-wise layer; no positions."""
 
-    one_state = False
+    one_state, cloze = False, False
 
     def __init__(self, n_items: int, cfg: SimpleNamespace):
         super().__init__()

@@ -3,7 +3,8 @@ loading them. The papers' three stand here, each other one in a file of its own.
 
 A model is made by (n_items, cfg), has its item vectors as `item` (row 0 is the padding's), and says
 the same when columns of padding are cut off. one_state: only the last state of a window is computed
-at all. build() adds a bias an item, and how long a history is.
+at all. cloze: it learns items that are hidden in its window. build() adds a bias an item, and how
+long a history is.
 
 Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left).
 """
@@ -16,6 +17,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from delrec.backbone.bert4rec import BERT4Rec
 from delrec.backbone.bsarec import BSARec
 from delrec.backbone.layers import Dropout, seen
 from delrec.backbone.ligr import ESASRec
@@ -30,7 +32,7 @@ class SASRec(nn.Module):
     however long the history is, and columns of padding can be cut off without changing anything.
     """
 
-    one_state = False
+    one_state, cloze = False, False
 
     def __init__(self, n_items: int, cfg: SimpleNamespace):
         super().__init__()
@@ -87,7 +89,7 @@ class GRU4Rec(nn.Module):
     Padding on the left leaves the state at zero: see forward.
     """
 
-    one_state = False
+    one_state, cloze = False, False
 
     def __init__(self, n_items: int, cfg: SimpleNamespace):
         super().__init__()
@@ -117,7 +119,7 @@ class Caser(nn.Module):
     ids can be scored.
     """
 
-    one_state = True
+    one_state, cloze = True, False
 
     def __init__(self, n_items: int, cfg: SimpleNamespace):
         super().__init__()
@@ -175,6 +177,7 @@ MODELS = {
     "esasrec": ESASRec,
     "bsarec": BSARec,
     "lrurec": LRURec,
+    "bert4rec": BERT4Rec,
 }
 
 

@@ -38,6 +38,8 @@ PATTERN = {
     "history has in common, and the latest {n}s where they differ.",
     "LRURec": "{b} reads the {n}s one after another, and each fades at its own speed: some habits "
     "last, some are over with the next {n}.",
+    "BERT4Rec": "{b} reads the history in both directions and fills in the {n} that is missing: "
+    "the one behind the last, from all that stand around it.",
 }
 # One instruction a task (section IV-A), in our words: stage 2, and stage 1's two tasks.
 INSTRUCTIONS = {
