@@ -37,4 +37,4 @@ def test_a_function_that_the_page_names_is_there(name, path):
 
 def test_every_paper_has_functions():
     papers = PAGE.split("\n## ")[1:]
-    assert len(papers) == 7 and all(".py" in paper for paper in papers)
+    assert len(papers) == 8 and all(".py" in paper for paper in papers)

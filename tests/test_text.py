@@ -1,10 +1,9 @@
-"""text.py, text_ways.py, minilm.py: vectors of titles, what is fitted to them, and how they enter a
+"""text.py, text_ways.py: vectors of titles, what is fitted to them, and how they enter a
 conventional model (train_backbone.py --text).
 """
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +14,7 @@ from stopped_runs import same, stop_and_resume, stopped
 
 import train_backbone
 from delrec.backbone import models, text, text_ways
-from delrec.data import fetch
 from delrec.data.counts import seen_in_training
-from delrec.lm import minilm
 
 SHORT = "--epochs 2 --width 16 --batch 16"
 USUAL = {"text_in": "fold", "text_whiten": None, "text_width": None, "permute_text": False}
@@ -330,42 +327,6 @@ def test_what_only_titles_tell_is_learnt_with_them_and_not_with_others(
         more = f"--text tfidf --text-in {way} {options} --out {tmp_path}/{name}"
         found[name] = run(train_backbone.main, f"{base} {more}").json["test_full_ndcg@10"]
     assert found["real"] > 0.2 and found["real"] > 1.8 * found["control"], found
-
-
-# ---------------------------------------------------------------- MiniLM
-
-
-def test_a_title_s_vector_is_the_mean_state_of_its_pieces(encoder, alone):
-    from transformers import AutoTokenizer, BertForMaskedLM
-
-    titles = ["", "Silver River", "The Crimson Machine of the North (1994)", "x", ""]
-    Z = minilm.encoded(encoder, titles, alone)
-    tok, model = AutoTokenizer.from_pretrained(encoder), BertForMaskedLM.from_pretrained(encoder)
-    for title, z in zip(titles[1:], Z[1:]):
-        with torch.no_grad():
-            out = model(**tok(title, return_tensors="pt"), output_hidden_states=True)
-        mean = out.hidden_states[-1][0].mean(0)
-        np.testing.assert_allclose(z, mean / mean.norm(), atol=1e-5)
-    assert not Z[0].any()
-    long = minilm.encoded(encoder, ["", "river " * 400, "river " * 254], alone)
-    np.testing.assert_allclose(long[1], long[2], atol=1e-5)
-
-
-def test_minilm_reads_the_titles_once(kinds, encoder, run, on_cpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(minilm, "fetch_minilm", lambda: Path(encoder))
-    monkeypatch.setattr(fetch, "CACHE", tmp_path / "cache")
-    where = f"--dataset {kinds.folder} {SHORT} --text tfidf+minilm"
-    said = run(train_backbone.main, f"{where} --out {tmp_path}/first").output
-    [kept] = kinds.folder.glob("minilm-*.npy")
-    Z = np.load(kept)
-    assert Z.shape == (kinds.n_items + 1, 32) and Z.dtype == np.float32 and "tfidf+minilm" in said
-    monkeypatch.setattr(minilm, "encoded", lambda *_: pytest.fail("it is there already"))
-    run(train_backbone.main, f"{where} --out {tmp_path}/second")
-    first, second = (tmp_path / n / "model.safetensors" for n in ("first", "second"))
-    assert first.read_bytes() == second.read_bytes()
-    # other titles are other vectors
-    assert minilm.digest_of(Path(encoder), kinds.titles) in kept.name
-    assert minilm.digest_of(Path(encoder), kinds.titles[:-1] + ["z"]) not in kept.name
 
 
 # ---------------------------------------------------------------- refusals

@@ -14,6 +14,7 @@ Names: K folds, U users, I items, E width.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
