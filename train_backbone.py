@@ -301,8 +301,6 @@ def fit(
 ) -> Fitted:
     """A model trained on data.train: the best epoch's by validation; with `epochs` the last's of so
     many, without a validation."""
-    if epochs:  # a fold begins with the full model's weights
-        torch.manual_seed(cfg.seed)
     model, params, optimiser = begin(cfg, data, ranks, given)
     steps.zero_gradients(params)  # a process with no row in a small last batch adds zeros
     torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)  # weights alike on all ranks, dropout not
@@ -380,6 +378,7 @@ def answer_out_of_fold(
         place = out / "checkpoints" / f"fold-{fold}"
         place.mkdir(parents=True, exist_ok=True)
         epochs = max(full.best_epoch, 1)
+        torch.manual_seed(cfg.seed)  # a fold begins with the full model's weights
         part = fit(cfg, folds.without(data, fold_U, fold), ranks, place, given, epochs=epochs)
         answers.add(fold, part.model, ranks, cfg.top_h)
     tables = folds.gaps(protocol, cfg.history, inside, got["train"], got["val"])
