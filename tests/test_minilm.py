@@ -10,6 +10,8 @@ import torch
 import train_backbone
 from delrec.data import fetch
 from delrec.lm import minilm
+from delrec.runtime import load_run
+from delrec.serving.card_text import licences
 
 
 def test_a_title_s_vector_is_the_mean_state_of_its_pieces(encoder, alone):
@@ -41,6 +43,7 @@ def test_minilm_reads_the_titles_once(toy, encoder, run, on_cpu, tmp_path, monke
     run(train_backbone.main, f"{where} --out {tmp_path}/second")
     first, second = (tmp_path / n / "model.safetensors" for n in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
+    assert any("MiniLM" in line for line in licences(load_run(tmp_path / "first"), toy))
     # other titles are other vectors
     assert minilm.digest_of(Path(encoder), toy.titles) in kept.name
     assert minilm.digest_of(Path(encoder), toy.titles[:-1] + ["z"]) not in kept.name

@@ -15,9 +15,12 @@ from stopped_runs import same, stop_and_resume, stopped
 import train_backbone
 from delrec.backbone import models, text, text_ways
 from delrec.data.counts import seen_in_training
+from delrec.evaluation.rows import note_of
+from delrec.runtime import load_run
 
 SHORT = "--epochs 2 --width 16 --batch 16"
 USUAL = {"text_in": "fold", "text_whiten": None, "text_width": None, "permute_text": False}
+USUAL |= {"text_graph": 0.0}
 USUAL |= {"text": "some", "teacher": None, "eta": 1.0, "offset": True, "width": 16, "folds": 0}
 
 
@@ -187,11 +190,12 @@ def entered(data, alone, **changes):
     return model, torch.from_numpy(some.fitted(data, cfg))
 
 
-@pytest.mark.parametrize("way", ["fold", "adaptor", "start", "alphafuse"])
-@pytest.mark.parametrize("offset", [True, False])
+@pytest.mark.parametrize(
+    "way, offset",
+    [(way, offset) for way in ("fold", "adaptor", "alphafuse") for offset in (True, False)]
+    + [("start", True)],
+)
 def test_folding_leaves_a_plain_table_with_the_same_vectors(toy, alone, way, offset):
-    if way == "start" and not offset:
-        pytest.skip("refused")
     model, _ = entered(toy, alone, text_in=way, offset=offset)
     before = model.item.weight.detach().clone()
     seq = torch.arange(1, 9)[None]
@@ -251,6 +255,7 @@ def test_every_way_trains_and_leaves_a_run_that_needs_no_text(way, train, toy):
     config = json.loads((out / "config.json").read_text())
     assert (config["text"], config["text_in"]) == ("tfidf", way)
     assert config["text_numbers"] > 20 and 0 < config["text_cosine"] < 0.8
+    assert f"titles' vectors: tfidf ({way})" in note_of(load_run(out))
     model = models.load(out)
     assert model.state_dict().keys() == built().state_dict().keys()
     assert not model.item.weight[0].any()
@@ -345,6 +350,7 @@ def with_a_hole() -> np.ndarray:
         (skewed(n=120), "it belongs to other data"),
         (skewed()[:, 0], "has shape (61,)"),
         (with_a_hole(), "holds numbers that are not finite"),
+        (np.full((60, 4), 1e300), "holds numbers that are not finite"),
         (np.array([["a"]] * 60), "holds no numbers"),
         (np.ones((60, 4)), "the same vector"),
     ],
@@ -366,6 +372,7 @@ def test_a_file_that_does_not_fit_is_one_sentence(array, says, toy, refused, tmp
         ("--text tfidf --text-in start --no-offset", "--no-offset has nothing to leave out"),
         ("--text tfidf --text-in alphafuse --text-width 4", "leave --text-width 4 out"),
         ("--text nothing/here", "nothing/here is no run folder"),
+        ("--text tfidf --text-graph 1 --text-whiten .5", "leave one of the two out"),
         ("--text tfidf+", "--text has a + with nothing beside it"),
         ("--text nothing/here --folds 2", "the LM of nothing/here has learnt from all"),
         ("--text /no/such.npy", "/no/such.npy cannot be read"),

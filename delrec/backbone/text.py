@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from delrec.backbone.exports import export_folder
+from delrec.backbone.rec_pca import turned_by_graph
 from delrec.data.counts import seen_in_training
 from delrec.data.prepared import Data
 from delrec.data.words import tfidf
@@ -47,7 +48,10 @@ class Text:
         whiten = cfg.text_whiten
         if whiten is None:  # AlphaFuse standardises
             whiten = float(cfg.text_in == "alphafuse")
-        Z_ID = turned(Z_ID, trained, whiten, wide)
+        if cfg.text_graph:
+            Z_ID = turned_by_graph(Z_ID, data, cfg.text_graph, wide or cfg.width)
+        else:
+            Z_ID = turned(Z_ID, trained, whiten, wide)
         if cfg.permute_text:
             Z_ID = permuted(Z_ID, trained)
         return Z_ID
@@ -126,11 +130,13 @@ def file_vectors(path: Path, data: Data) -> np.ndarray:
             f"{data.folder}/titles.txt) or {n + 1} with the padding's first; it belongs to other "
             "data, make it again"
         )
-    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        bad = "no numbers" if array.dtype.kind not in "fiu" else "numbers that are not finite"
-        stop(f"{path} holds {bad}, expected a finite vector of each title; make it again")
+    if array.dtype.kind not in "fiu":
+        stop(f"{path} holds no numbers ({array.dtype}), expected a vector of each title")
     Z_ID = np.zeros((n + 1, array.shape[1]), np.float32)
-    Z_ID[1:] = array[-n:]
+    with np.errstate(over="ignore"):  # what is too large for fp32 is not finite then
+        Z_ID[1:] = array[-n:]
+    if not np.isfinite(Z_ID).all():
+        stop(f"{path} holds numbers that are not finite, expected finite ones; make it again")
     return Z_ID
 
 

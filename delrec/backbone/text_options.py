@@ -29,6 +29,14 @@ text_options = (
         help="leave so many leading directions of the vectors (PCA); all if not given",
     ),
     click.option(
+        "--text-graph",
+        default=0.0,
+        type=click.FloatRange(0),
+        help="choose the directions (--text-width; --width of them if not given) by their variance "
+        "less so many times their variation among items that were taken together (Rec-PCA); "
+        "0: without",
+    ),
+    click.option(
         "--permute-text", is_flag=True, help="give each item another item's vector (the control)"
     ),
 )

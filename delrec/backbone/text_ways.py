@@ -146,6 +146,7 @@ def faults_of(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
         "--text-in": cfg.text_in != "fold",
         "--text-whiten": cfg.text_whiten is not None,
         "--text-width": cfg.text_width is not None,
+        "--text-graph": cfg.text_graph,
         "--permute-text": cfg.permute_text,
     }
     first = next((flag for flag, typed in asked.items() if typed), None)
@@ -171,6 +172,11 @@ def faults_of(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
             cfg.text_width is not None and cfg.text_in in FIRST_WIDE,
             f"--text-in {cfg.text_in} takes as many directions as an item vector has (--width); "
             f"leave --text-width {cfg.text_width} out",
+        ),
+        (
+            cfg.text_graph and cfg.text_whiten,
+            "--text-graph chooses directions and --text-whiten scales those of the variance; leave "
+            "one of the two out",
         ),
         (
             cfg.folds and runs,

@@ -83,7 +83,7 @@ def made_by(run: Run, seen: set | None = None) -> Iterator[Run | str]:
     for key in ("from_run", "backbone_run", "teacher", "text", "soft_prompt", "maps"):
         place = getattr(run, key, None)
         is_place = isinstance(place, str) and Path(place).is_absolute()
-        is_place = is_place and Path(place).suffix != ".npy"  # --text may name a file
+        is_place = is_place and ".npy" not in place  # --text may name a file
         if place == str(run.folder):  # it has taken the place of the run it went on from
             yield f"{name_of(place)} of before"
         elif is_place and place not in seen:
