@@ -37,7 +37,7 @@ def weights_of(folder) -> dict:
 # ---------------------------------------------------------------- what the student becomes
 
 
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "caser", "bert4rec"])
 def test_without_lists_and_titles_the_student_is_the_plain_backbone_bit_for_bit(
     model, student, train
 ):

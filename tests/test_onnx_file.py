@@ -30,7 +30,7 @@ EXAMPLE = re.compile(r"```python\n(.*?)```", re.S)
 @pytest.fixture(scope="module")
 def trained(cycle, train_on_cycle, tmp_path_factory):
     """{model: a run folder trained for an epoch}."""
-    place, small = tmp_path_factory.mktemp("runs"), "--epochs 1 --width 16 --batch 16"
+    place, small = tmp_path_factory.mktemp("runs"), "--epochs 1 --width 16 --batch 64"
     for model in MODELS:
         train_on_cycle(place / model, f"--model {model} {small}")
     return {model: place / model for model in MODELS}

@@ -106,7 +106,9 @@ def test_settings_come_from_the_run_unless_something_else_is_typed(go_on, last_w
 @pytest.mark.parametrize("model", sorted(set(MODELS) - {"sasrec"}))
 def test_every_model_goes_on(model, logs, go_on, run, tmp_path):
     start = tmp_path / "start"
-    flags = f"--dataset {logs[0].folder} --out {start} --model {model} --epochs 1 {SMALL}"
+    flags = (
+        f"--dataset {logs[0].folder} --out {start} --model {model} --epochs 1 {SMALL} --batch 64"
+    )
     run(train_backbone.main, flags)
     out, _ = go_on("--epochs 1", "on", start)
     answer = run(evaluate.main, f'--ckpt {out} --history-json ["a12"]')
