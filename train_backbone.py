@@ -103,7 +103,7 @@ def loss_of(
     in the last L columns. robust: the term of DROS.
     """
     x_BLE = model(seq_BL)
-    target_BL = target_BL[:, -x_BLE.shape[1] :]  # Caser has one state, the last
+    target_BL = target_BL[:, -x_BLE.shape[1] :]  # Caser and BSARec have one state, the last
     at_N = (target_BL != 0).nonzero(as_tuple=True)
     x_NE, target_N = x_BLE[at_N], target_BL[at_N]
     if negative_BL is None:
@@ -159,14 +159,14 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
     "--student",
     default="sasrec",
     type=click.Choice(list(DEFAULTS)),
-    help="the conventional model",
+    help="the conventional model; docs/commands.md has the defaults of the newer ones",
 )
-@click.option("--history", type=WHOLE, help="items the model sees, L; 20, Caser 5, newer ones 50")
-@click.option("--width", type=WHOLE, help="width of the item vectors, E; 64, SASRec, Caser 100")
+@click.option("--history", type=WHOLE, help="items the model sees, L; 20, Caser 5")
+@click.option("--width", type=WHOLE, help="width of the item vectors, E; 100, GRU4Rec 64")
 @click.option(
     "--dropout",
     type=click.FloatRange(0, 0.95),
-    help="share dropped in training; .5, GRU4Rec .3, Caser .4, newer ones: docs/commands.md",
+    help="share dropped in training; .5, GRU4Rec .3, Caser .4",
 )
 @common.options(*text_options)
 # training

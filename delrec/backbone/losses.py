@@ -97,8 +97,8 @@ def calibrated_loss(
     negative_n: torch.Tensor,
     t: float = CALIBRATION,
 ) -> torch.Tensor:
-    """gBCE (arXiv 2308.07192): binary cross-entropy whose positive part has the power
-    beta, as drawn items are fewer than all. Ours: all positions share the k = n drawn items.
+    """gBCE (arXiv 2308.07192): binary cross-entropy whose positive part has the power beta: fewer
+    items are drawn than there are. Ours: all positions share the k = n drawn items.
 
     L = - (beta log sigmoid(s+) + sum_k log(1 - sigmoid(s_k))) / (k + 1), beta from the share alpha
     of the items that is drawn: t = 0 is plain binary cross-entropy, t = 1 fully calibrated.

@@ -93,8 +93,8 @@ def attention(graph: Graph, u_BRE: str, y_BLE: str, unseen: str) -> str:
 
 
 def mixed(graph: Graph, layer: torch.nn.Module, y_BRE: str, y_BLE: str, unseen: str) -> str:
-    """z_BRE, the attention of R places to all L. A query meets a key as y Q K' y', so
-    the two matrices are one, formed at export; V and W_o too."""
+    """z_BRE, the attention of R places to all L. A query meets a key as y Q K' y', so the
+    two matrices are one, formed at export; V and W_o too."""
     E = layer.q.in_features
     key, value = layer.kv.weight.split(E)
     heads = []
