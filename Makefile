@@ -19,7 +19,7 @@ lint: $(VENV)/ready          ## the code's form: ruff's rules (pyproject.toml) a
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-test: lint                   ## the code's form, then all tests (about eleven minutes on 2 cores)
+test: lint                   ## the code's form, then all tests (seven to eleven minutes on 2 cores)
 	$(PY) -m pytest -q -n 2 --dist worksteal tests
 
 test-all: test gpu-rehearse  ## make test, the rehearsal of make gpu, the long tests, then every LM family that transformers knows against plain transformers (half an hour on 2 cores)

@@ -180,7 +180,8 @@ def test_a_block_of_lrurec_is_its_equations():
 
 def cloze_batches(data):
     """Every batch of an epoch of BERT4Rec."""
-    cfg = SimpleNamespace(model="bert4rec", history=8, batch=64, loss="ce", seed=0)
+    cfg = dict(model="bert4rec", history=8, batch=64, loss="ce", seed=0, one_target=False)
+    cfg = SimpleNamespace(**cfg)
     targets = batches.Targets(cfg, data)
     for step, (first, last) in enumerate(targets.epoch(1)):
         yield targets.batch(first, last, 1, step)

@@ -48,7 +48,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_answers(
 @pytest.mark.parametrize("model", NEWER)
 def test_three_processes_add_up_to_the_loss_of_one(model, loss, cycle):
     cfg = dict(model=model, history=8, width=16, dropout=0, batch=20, seed=0, loss=loss)
-    cfg = SimpleNamespace(**cfg, negatives=30)
+    cfg = SimpleNamespace(**cfg, negatives=30, one_target=False)
     torch.manual_seed(0)
     net, targets = build(model, N_ITEMS, cfg), Targets(cfg, cycle)
     batch = targets.batch(*targets.epoch(0)[0], 0, 0)

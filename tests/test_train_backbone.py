@@ -54,6 +54,7 @@ def test_each_model_finds_the_planted_rule(model, least, options, train_on_cycle
 
 def test_a_small_log_has_steps_enough(cycle):
     asked = dict(model="gru4rec", history=20, batch=50, epochs=40, patience=5, loss="ce", seed=0)
+    asked["one_target"] = False
     cfg = SimpleNamespace(**asked)
     a_epoch = batches.steps_of_epoch(cfg, cycle)
     assert 40 * a_epoch < 1000 and a_epoch == len(batches.Targets(cfg, cycle).epoch(0))
@@ -83,6 +84,16 @@ def test_drawn_items_teach_too(loss, train_on_cycle, tmp_path):
 
 
 # ---------------------------------------------------------------- the batches
+
+
+def test_one_target_gives_each_training_target_a_window_of_its_own(cycle):
+    cfg = SimpleNamespace(model="sasrec", history=8, batch=32, loss="ce", seed=0, one_target=True)
+    targets, asked = batches.Targets(cfg, cycle), []
+    for step, (first, last) in enumerate(targets.epoch(0)):
+        batch = targets.batch(first, last, 0, step)
+        assert (batch.target_BL[:, :-1] == 0).all() and (batch.target_BL[:, -1] > 0).all()
+        asked += batch.last_B.tolist()
+    assert sorted(asked) == sorted(np.asarray(cycle.train).tolist())
 
 
 @pytest.mark.parametrize("span, L", [(8, 8), (1, 5), (3, 8)])

@@ -68,8 +68,9 @@ def lengthen(cfg: SimpleNamespace, asked: dict[str, int | None], data: Data) -> 
 
 
 def span_of(cfg: SimpleNamespace) -> int:
-    """How many targets a window may have: one where a model has one state a window."""
-    return 1 if MODELS[cfg.model].one_state else cfg.history
+    """How many targets a window may have: one where a model has one state a window, or --one-target
+    was given."""
+    return 1 if MODELS[cfg.model].one_state or cfg.one_target else cfg.history
 
 
 class Targets:

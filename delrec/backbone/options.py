@@ -78,4 +78,10 @@ added_options = (
         "(.1 is usual); 0: without",
     ),
     click.option("--contrast-tau", default=0.5, type=ABOVE_0, help="its temperature, tau"),
+    click.option(
+        "--one-target",
+        is_flag=True,
+        help="a window of its own for every target, as Caser and BSARec always have it: many times "
+        "as much work an epoch (a control: what is that alone worth?)",
+    ),
 )
