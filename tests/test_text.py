@@ -20,7 +20,7 @@ from delrec.runtime import load_run
 
 SHORT = "--epochs 2 --width 16 --batch 16"
 USUAL = {"text_in": "fold", "text_whiten": None, "text_width": None, "permute_text": False}
-USUAL |= {"text_graph": 0.0}
+USUAL |= {"text_graph": 0.0, "cold_out": False, "loss": "ce"}
 USUAL |= {"text": "some", "teacher": None, "eta": 1.0, "offset": True, "width": 16, "folds": 0}
 
 
@@ -373,6 +373,8 @@ def test_a_file_that_does_not_fit_is_one_sentence(array, says, toy, refused, tmp
         ("--text tfidf --text-in alphafuse --text-width 4", "leave --text-width 4 out"),
         ("--text nothing/here", "nothing/here is no run folder"),
         ("--text tfidf --text-graph 1 --text-whiten .5", "leave one of the two out"),
+        ("--cold-out", "--cold-out ranks items that training never saw by their text"),
+        ("--text tfidf --cold-out --loss bce", "--loss is bce; use --loss ce"),
         ("--text tfidf+", "--text has a + with nothing beside it"),
         ("--text nothing/here --folds 2", "the LM of nothing/here has learnt from all"),
         ("--text /no/such.npy", "/no/such.npy cannot be read"),

@@ -65,8 +65,12 @@ class CrossEntropy(torch.autograd.Function):
 def catalogue_loss(
     model: torch.nn.Module, x_NE: torch.Tensor, target_N: torch.Tensor
 ) -> torch.Tensor:
-    """- log softmax over all I items, summed (ours: --loss ce)."""
-    return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], target_N[:, None] - 1)
+    """- log softmax over all I items, summed (ours: --loss ce); items that model.barred_I bars have
+    no part in it (--cold-out)."""
+    bias_I = model.bias[1:]
+    if model.barred_I is not None:
+        bias_I = bias_I + model.barred_I
+    return CrossEntropy.apply(x_NE, model.item.weight[1:], bias_I, target_N[:, None] - 1)
 
 
 def sampled_loss(

@@ -191,6 +191,9 @@ def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
     model.item.weight.data[0] = 0
     model.bias = nn.Parameter(torch.zeros(n_items + 1))
     model.history = cfg.history
+    model.barred_I = (
+        None  # (I,) -inf at items 1..I that the softmax of a training leaves out, else 0
+    )
     return model
 
 

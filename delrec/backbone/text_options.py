@@ -39,4 +39,10 @@ text_options = (
     click.option(
         "--permute-text", is_flag=True, help="give each item another item's vector (the control)"
     ),
+    click.option(
+        "--cold-out",
+        is_flag=True,
+        help="items that training never saw are no negatives and have their text's vector alone, "
+        "so that they are ranked by it; without, every step pushes them down",
+    ),
 )

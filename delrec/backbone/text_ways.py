@@ -19,6 +19,7 @@ import torch.nn as nn
 from torch.nn.utils import parametrize
 
 from delrec.backbone.text import FIRST_WIDE, WORDS, Text, names_of
+from delrec.data.counts import seen_in_training
 from delrec.data.prepared import Data
 from delrec.processes import Ranks
 
@@ -111,6 +112,10 @@ def enter(
     Z = of_first(torch.from_numpy(text.fitted(data, cfg)).to(ranks.device), ranks)
     table_IE = model.item.weight
     E = table_IE.shape[1]
+    if cfg.cold_out:
+        is_cold_I = torch.ones(len(table_IE), dtype=torch.bool, device=ranks.device)
+        is_cold_I[seen_in_training(data)] = False
+        model.barred_I = torch.where(is_cold_I[1:], -torch.inf, 0.0)
     if cfg.text_in == "start":
         table_IE.copy_(cfg.eta * widened(Z, E))
         return
@@ -118,6 +123,8 @@ def enter(
         table_IE.requires_grad_(False)
     if not cfg.offset or cfg.text_in == "alphafuse":
         table_IE.zero_()
+    if cfg.cold_out:
+        table_IE[is_cold_I] = 0
     way = WAYS[cfg.text_in](Z, E, cfg.eta).to(ranks.device)
     parametrize.register_parametrization(model.item, "weight", way)
 
@@ -177,6 +184,16 @@ def faults_of(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
             cfg.text_graph and cfg.text_whiten,
             "--text-graph chooses directions and --text-whiten scales those of the variance; leave "
             "one of the two out",
+        ),
+        (
+            cfg.cold_out and not has_text,
+            "--cold-out ranks items that training never saw by their text, but there is none: it "
+            "needs --text or --teacher, and --eta above 0",
+        ),
+        (
+            cfg.cold_out and cfg.loss != "ce",
+            f"--cold-out leaves items out of the softmax over all items, but --loss is {cfg.loss}; "
+            "use --loss ce",
         ),
         (
             cfg.folds and runs,

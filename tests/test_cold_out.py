@@ -1,0 +1,68 @@
+"""train_backbone.py --cold-out: items that training never saw are ranked by their text."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train_backbone
+from delrec.backbone import models, text_ways
+from delrec.backbone.losses import catalogue_loss
+from delrec.backbone.text import Text
+from delrec.data.counts import seen_in_training
+
+KINDS, SEEN, COLD = 30, 8, 3  # kinds of things, things of a kind that are taken, and that come last
+
+
+@pytest.fixture(scope="module")
+def news(make_data, tmp_path_factory):
+    """90 users who take six things of one kind each, and last one that nobody took before."""
+    rng, rows, each = np.random.default_rng(5), [], SEEN + COLD
+    for u in range(90):
+        kind, nth = u % KINDS, u // KINDS
+        old = kind * each + rng.permutation(SEEN)[:6] + 1
+        rows += [(u, int(i), 10 * t + u % 7) for t, i in enumerate(old)]
+        rows.append((u, kind * each + SEEN + nth + 1, 1000))
+    titles = {i: f"kind{(i - 1) // each} {i}" for i in range(1, KINDS * each + 1)}
+    split = ("--split", "leave-one-out")
+    return make_data(tmp_path_factory.mktemp("news"), rows, titles, "news", *split)
+
+
+def test_what_nobody_took_is_found_by_its_title(news, run, on_cpu, tmp_path):
+    assert not np.isin(news.items[news.test], seen_in_training(news)).any()
+    base = f"--dataset {news.folder} --width 32 --batch 32 --dropout 0.1 --lr 5e-3 --epochs 10"
+    found = {}
+    asked = {"out": "--cold-out", "in": "", "permuted": "--cold-out --permute-text"}
+    for name, options in asked.items():
+        more = f"--text tfidf --eta 20 {options} --out {tmp_path}/{name}"
+        found[name] = run(train_backbone.main, f"{base} {more}").json["test_full_ndcg@10"]
+    assert found["out"] > 0.2 and found["out"] > 1.4 * found["in"], found
+    assert found["permuted"] < 0.1
+
+
+@pytest.mark.parametrize("way", ["fold", "adaptor", "start", "alphafuse"])
+def test_barred_items_have_their_text_alone_and_no_part_in_the_softmax(way, toy, alone):
+    from dataclasses import replace
+
+    data = replace(toy, train=toy.train[:60])
+    cold = np.setdiff1d(np.arange(1, toy.n_items + 1), seen_in_training(data))
+    cfg = SimpleNamespace(history=8, width=16, dropout=0, text_in=way, text_whiten=None, eta=1.0)
+    vars(cfg).update(
+        text_width=None, text_graph=0.0, permute_text=False, offset=True, cold_out=True
+    )
+    torch.manual_seed(0)
+    model = models.build("sasrec", toy.n_items, cfg)
+    Z = np.random.default_rng(0).normal(size=(toy.n_items + 1, 24)).astype(np.float32)
+    text_ways.enter(model, Text("some", [Z], {}), cfg, data, alone)
+    x, target = torch.randn(5, 16), torch.as_tensor(seen_in_training(data)[:5])
+    loss = catalogue_loss(model, x, target)
+    loss.backward()
+    score = x @ model.item.weight.T + model.bias
+    score[:, [0, *cold]] = -torch.inf
+    torch.testing.assert_close(loss, F.cross_entropy(score, target, reduction="sum"))
+    assert not model.bias.grad[cold].any() and model.bias.grad[target].all()
+    if way in ("fold", "adaptor"):  # nothing of their own
+        own = model.item.parametrizations.weight.original
+        assert not own[cold].any() and not own.grad[cold].any()
