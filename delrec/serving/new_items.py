@@ -14,9 +14,9 @@ from delrec.data.counts import seen_in_training
 from delrec.data.prepared import Data
 from delrec.data.words import Words
 
-# r, where a title has norm 1; of .1 to 30 the one that tells most of a SASRec's vectors of items
-# that were left out: 14 % of their variance on ml-100k (1: 14 %), 10 % on beauty (1: 7 %)
-RIDGE = 3.0
+# r, where a title has norm 1; 3 tells a little more of the vectors of items that were left out, and
+# finds fewer of these items (docs/serving.md)
+RIDGE = 1.0
 STEPS = 60  # of conjugate gradients, at most
 CLOSE = 1e-4  # share of the first residual at which they end
 
