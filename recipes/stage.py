@@ -153,12 +153,25 @@ def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
         key = flag.removeprefix("--").replace("-", "_")
         if flag == "--backbone":
             key = "backbone_run"
-        # a run is named by its folder
-        if key in made and Path(str(made[key])).name != Path(str(value)).name:
+        if key in made and not same_value(made[key], value):
             sys.exit(
                 f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is "
                 f"{value}; move that folder away, or ask for what made it"
             )
+
+
+def same_value(made: object, asked: object) -> bool:
+    """Whether a flag's value in a config is the one asked for, as a number (.2 is 0.2) or by name:
+    a run is named by its folder."""
+    try:
+        return float(str(made)) == float(str(asked))
+    except ValueError:
+        return Path(str(made)).name == Path(str(asked)).name
+
+
+def name_of(flags: Sequence[str]) -> str:
+    """Flags as a part of a folder's name, so that runs of other flags are not taken for these."""
+    return "-".join(flag.strip("-").replace("/", "-") for flag in flags)
 
 
 def made_before(folder: Path, made: dict) -> list[str]:

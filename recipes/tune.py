@@ -12,7 +12,7 @@ a run of it is what its command alone makes.
 What counts is the NDCG@10 over all items on validation. No row of the test part is read here:
 train_backbone.py ranks it, as always, and this program does not look.
 
-Every trial is a run under runs/<dataset>/tune-<model>/. A finished one is not repeated, a killed
+Every trial is a run under runs/<dataset>/tune-<model>[-<flags>]/. A finished one is not repeated, a killed
 one goes on: so the same command goes on where it was killed, and one with more --trials adds to it.
 The folder's tune.txt has the table, tune.json the same, with all that was spent.
 """
@@ -36,7 +36,7 @@ from delrec import runtime
 from delrec.data.prepared import load_data
 from delrec.runtime import described, load_run, write_json, write_text
 from recipes.runs import side_by_side
-from recipes.stage import stage, typed
+from recipes.stage import name_of, stage, typed
 
 # the values that a trial may have, and those of single models
 GRID = {
@@ -50,6 +50,8 @@ OWN = {"caser": {"history": (5, 10)}, "bsarec": {"history": (50,)}}
 THIRD = 3  # of the trials of a round, one in so many goes on, so many times as long
 # no later stage reads these runs' lists
 FEW = ["--lists", 1000]
+# what --flags cannot say, because this program says it
+SAID = ("dataset", "model", "student", "seed", "out", "lists", "resume", "overwrite")
 
 
 @dataclass
@@ -83,6 +85,17 @@ def draw(model: str, n: int, seed: int) -> list[Trial]:
     return trials
 
 
+def stop_if_said(flags: str) -> None:
+    """Ends the process if --flags holds a flag that trials differ in, or that this program gives:
+    the later one on a command line counts, and the table would say what is not so."""
+    names = [word.removeprefix("--").partition("=")[0] for word in shlex.split(flags)]
+    for name in names:
+        if name in GRID:
+            sys.exit(f"tune: --flags holds --{name}, which trials differ in; leave it out")
+        if name in SAID:
+            sys.exit(f"tune: --flags holds --{name}, which this program gives; leave it out")
+
+
 def rounds(n: int, first: int) -> list[tuple[int, int]]:
     """(trials, epochs) of each round; the last one trains to the end (0 epochs): as many as the
     round before leaves, three at most."""
@@ -114,7 +127,8 @@ class Search:
     @property
     def folder(self) -> Path:
         """The folder of its runs and its table."""
-        return runtime.ROOT / "runs" / Path(self.dataset).name / f"tune-{self.model}"
+        name = name_of(["tune", self.model, *shlex.split(self.flags)])
+        return runtime.ROOT / "runs" / Path(self.dataset).name / name
 
     def command(self, trial: Trial) -> list:
         """What trains a trial to its own end, without the folder."""
@@ -193,6 +207,7 @@ def table_lines(search: Search, ranked: list[Trial]) -> list[str]:
 @click.option("--flags", default="", help="flags of train_backbone.py that all trials have")
 def main(**options) -> None:
     """Search a model's settings on validation."""
+    stop_if_said(options["flags"])
     search = Search(**options)
     search.jobs = min(search.jobs or places(), search.trials)
     if search.dataset == "ml-100k":

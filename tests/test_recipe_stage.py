@@ -105,3 +105,10 @@ def test_a_killed_stage_goes_on_from_the_folder_it_is_built_in(tmp_path, monkeyp
     (tmp_path / "b.unfinished" / "checkpoints").mkdir(parents=True)
     stage.stage(tmp_path / "b", "distill.py")
     assert "--resume" not in ran[0] and ran[1][-1] == "--resume"
+
+
+def test_a_number_is_the_same_however_it_is_written(tmp_path):
+    made = {"lr": 0.0005, "dropout": 0.2}
+    stage.stop_if_made_otherwise(tmp_path, made, ["train.py", "--lr", "5e-4", "--dropout", ".2"])
+    with pytest.raises(SystemExit, match="was made with --lr 0.0005, here it is 5e-3"):
+        stage.stop_if_made_otherwise(tmp_path, made, ["train.py", "--lr", "5e-3"])

@@ -102,3 +102,17 @@ def test_a_search_runs_reads_validation_alone_and_repeats_nothing(here, toy, mon
     assert saved[0]["found"] == max(line["val_ndcg@10"] for line in logged)
     tuned(*args)
     assert len(here.ran) == 6
+
+
+def test_runs_of_other_flags_are_not_taken_for_these():
+    plain, text = search(), search(flags="--text tfidf")
+    other = search(flags="--text tfidf --permute-text")
+    assert plain.folder.name == "tune-sasrec"
+    assert len({s.folder for s in (plain, text, other)}) == 3
+
+
+@pytest.mark.parametrize("flags", ["--lr 1e-3", "--loss bce --width=32", "--seed 3", "--out x"])
+def test_a_flag_that_a_trial_would_overrule_is_refused(flags):
+    with pytest.raises(SystemExit, match="leave it out"):
+        tune.stop_if_said(flags)
+    tune.stop_if_said("--text tfidf --epochs 30")
