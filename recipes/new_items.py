@@ -17,6 +17,7 @@ The last line is one JSON object.
 """
 
 import csv
+import hashlib
 import json
 import shlex
 import sys
@@ -34,9 +35,9 @@ from delrec.data.counts import popularity
 from delrec.data.prepared import Data, load_data, raw_item_ids, raw_user_ids, users
 from delrec.evaluation.floors import similarity_to
 from delrec.evaluation.stats import interval
-from delrec.runtime import described
+from delrec.runtime import described, stop
 from delrec.serving.recommender import Recommender
-from recipes.stage import stage
+from recipes.stage import name_of, stage
 
 TOP, TOP_NEW = 20, 10  # places that count, among all items and among the held-out ones
 
@@ -127,9 +128,11 @@ def similarity_hits(data: Data, question: Asked, is_out_I: np.ndarray) -> dict[s
     }
 
 
-def make_runs(data: Data, is_out_I: np.ndarray, model: str, flags: list, seed: int) -> tuple:
+def make_runs(data: Data, is_out_I: np.ndarray, model: str, flags: list) -> tuple:
     """(the run that never saw the held-out items, the run of the whole log)."""
-    name = f"{data.folder_name}-without-{seed}"
+    # another share, seed or log holds out others: a log without these is taken for none of them
+    which = hashlib.sha256(data.meta["hash"].encode() + is_out_I.tobytes()).hexdigest()[:8]
+    name = f"{data.folder_name}-without-{which}"
     raw = runtime.ROOT / "runs" / "new-items" / name
     if not (runtime.ROOT / "data" / name / "meta.json").exists():
         write_log(raw, data, is_out_I)
@@ -137,12 +140,7 @@ def make_runs(data: Data, is_out_I: np.ndarray, model: str, flags: list, seed: i
         stage(None, "data/prepare.py", name, "--raw", raw, "--core", 1, *split)
     runs = []
     for dataset in (name, data.folder):
-        run = (
-            runtime.ROOT
-            / "runs"
-            / Path(dataset).name
-            / "-".join(["new", model, *(flag.strip("-").replace("/", "-") for flag in flags)])
-        )
+        run = runtime.ROOT / "runs" / Path(dataset).name / name_of(["new", model, *flags])
         stage(
             run, "train_backbone.py", "--dataset", dataset, "--model", model, *flags, "--out", run
         )
@@ -155,15 +153,27 @@ def make_runs(data: Data, is_out_I: np.ndarray, model: str, flags: list, seed: i
 @click.option("--model", default="sasrec", help="the backbone")
 @click.option("--epochs", default=30, help="that it is trained for, at most")
 @click.option("--flags", default="", help="more flags of train_backbone.py")
-@click.option("--share", default=0.1, help="of the items that are held out")
-@click.option("--seed", default=0, help="of the draw")
+@click.option(
+    "--share",
+    default=0.1,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="of the items that are held out",
+)
+@click.option("--seed", default=0, type=click.IntRange(0), help="of the draw")
 def main(dataset: str, model: str, epochs: int, flags: str, share: float, seed: int) -> None:
     """What add_items is worth for a backbone."""
     data = load_data(dataset)
     is_out_I = held_out(data, share, seed)
+    question = asked(data, is_out_I)
+    if not question.old:
+        stop(
+            f"none of the {len(data.test)} test samples of {data.folder} asks for one of the "
+            f"{is_out_I.sum()} held-out items after a history; hold out more (--share), or take a "
+            "larger log"
+        )
     more = ["--epochs", str(epochs), *shlex.split(flags)]
-    without, trained = make_runs(data, is_out_I, model, more, seed)
-    ids, question = raw_item_ids(data), asked(data, is_out_I)
+    without, trained = make_runs(data, is_out_I, model, more)
+    ids = raw_item_ids(data)
     titles = {ids[i]: data.titles[i] for i in np.flatnonzero(is_out_I)}
     order = np.random.default_rng([seed, 1]).permutation(list(titles.values())).tolist()
     histories = [[ids[i] for i in items] for items in question.old]

@@ -59,3 +59,26 @@ def test_hits_count_the_first_places(toy):
     found = new_items.hits(rec, [["1"], ["1"]], ["41", "15"], new)
     assert found["hr@20 of all"].tolist() == [1, 0]
     assert found["hr@10 of new"].tolist() == [0, 1]
+
+
+def test_a_log_without_other_items_is_a_log_of_its_own(toy, monkeypatch, tmp_path):
+    monkeypatch.setattr(new_items.runtime, "ROOT", tmp_path)
+    did = []
+    monkeypatch.setattr(new_items, "stage", lambda *args, **_: did.append([str(a) for a in args]))
+
+    def prepared_for(share, seed=0):
+        did.clear()
+        new_items.make_runs(toy, new_items.held_out(toy, share, seed), "sasrec", [])
+        return next(args[2] for args in did if args[1] == "data/prepare.py")
+
+    names = [prepared_for(0.1), prepared_for(0.2), prepared_for(0.1, seed=1)]
+    assert len(set(names)) == 3 and prepared_for(0.1) == names[0]
+
+
+def test_a_test_part_that_asks_for_no_held_out_item_is_one_sentence(toy):
+    from click.testing import CliRunner
+
+    done = CliRunner().invoke(
+        new_items.main, ["--dataset", str(toy.folder), "--share", "0.001"], catch_exceptions=False
+    )
+    assert done.exit_code == 1 and "hold out more (--share)" in done.output
