@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from commands import log_of, metrics_of
 from cycle import N_ITEMS, QUICK
+from safetensors.torch import load_file
 
 import train_backbone
 from delrec.backbone import batches
@@ -206,6 +207,13 @@ def test_two_processes_equal_one(cycle, train_on_cycle, on_cpu, two_processes, t
     assert json.loads(said.strip().split("\n")[-1])["stage"] == "train_backbone"
     for name in asked:
         must_be_alike(tmp_path / name, tmp_path / f"{name}-two", cycle)
+
+
+def test_padding_learns_nothing_of_changed_histories(cycle, train_on_cycle, tmp_path):
+    # BSARec hears its padding
+    train_on_cycle(tmp_path / "run", f"--model bsarec {QUICK} --history 6 --contrast 1 --width 16")
+    weight_IE = load_file(tmp_path / "run" / "model.safetensors")["item.weight"]
+    assert not weight_IE[0].any() and weight_IE[1:].any(1).all()
 
 
 def must_be_alike(one, two, cycle):

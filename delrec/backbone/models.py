@@ -163,7 +163,8 @@ class Grown(nn.Module):
     def forward(self, seq_BL: torch.Tensor) -> torch.Tensor:
         """The vectors of items, x_BLE."""
         is_new_BL = seq_BL >= len(self.weight)
-        x_BLE = F.embedding(seq_BL.masked_fill(is_new_BL, 0), self.weight)
+        # the padding's vector has no gradient, as in nn.Embedding: it stays 0
+        x_BLE = F.embedding(seq_BL.masked_fill(is_new_BL, 0), self.weight, padding_idx=0)
         if is_new_BL.any():
             x_BLE[is_new_BL] = self.new_AE[seq_BL[is_new_BL] - len(self.weight)]
         return x_BLE
