@@ -1,5 +1,6 @@
 """train_backbone.py --from: a backbone goes on where the log has grown."""
 
+import json
 import re
 import shutil
 
@@ -101,6 +102,20 @@ def test_settings_come_from_the_run_unless_something_else_is_typed(go_on, last_w
     assert (on.model, on.width, on.history, on.batch, on.lr) == ("sasrec", 16, 8, 16, 5e-3)
     assert (on.dropout, on.loss) == (0.3, "bce")
     assert on.from_run == str(last_week)
+
+
+def test_what_a_run_learnt_by_beside_its_loss_goes_on_too(logs, go_on, run, tmp_path):
+    start = tmp_path / "start"
+    terms = "--loss bce --dros .5 --dros-beta 2 --contrast .2 --one-target"
+    flags = f"--dataset {logs[0].folder} --out {start} --epochs 0 {SMALL} {terms}"
+    run(train_backbone.main, flags)
+    on = load_run(go_on("--epochs 0 --contrast .3", "on", start)[0])
+    assert (on.dros, on.dros_beta, on.contrast, on.one_target) == (0.5, 2, 0.3, True)
+    # of a version that had no such flags
+    config = json.loads((start / "config.json").read_text())
+    keys = ("dros", "dros_beta", "contrast", "contrast_tau", "one_target")
+    (start / "config.json").write_text(json.dumps({k: config[k] for k in config if k not in keys}))
+    assert load_run(go_on("--epochs 0", "old", start)[0]).dros == 0
 
 
 @pytest.mark.parametrize("model", sorted(set(MODELS) - {"sasrec"}))

@@ -19,7 +19,9 @@ from delrec.data.prepared import Data
 from delrec.runtime import load_run, stop
 
 FIXED = ("model", "width", "history")  # the shapes of the weights
-TAKEN = ("dropout", "loss", "negatives", "lr", "batch")  # unless something else is typed
+# unless something else is typed; runs of earlier versions have not all of them
+TAKEN = ("dropout", "loss", "negatives", "lr", "batch")
+TAKEN += ("dros", "dros_beta", "contrast", "contrast_tau", "one_target")
 
 
 def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
@@ -42,7 +44,7 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
             "trained already, with their titles or without; leave --text out, or train from "
             "scratch without --from"
         )
-    own = {key: getattr(run, key) for key in (*FIXED, *TAKEN)}
+    own = {key: getattr(run, key) for key in (*FIXED, *TAKEN) if hasattr(run, key)}
     grown.settle(cfg, typed, own, FIXED, run)
 
 
