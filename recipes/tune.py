@@ -12,9 +12,10 @@ a run of it is what its command alone makes.
 What counts is the NDCG@10 over all items on validation. No row of the test part is read here:
 train_backbone.py ranks it, as always, and this program does not look.
 
-Every trial is a run under runs/<dataset>/tune-<model>[-<flags>]/. A finished one is not repeated, a killed
-one goes on: so the same command goes on where it was killed, and one with more --trials adds to it.
-The folder's tune.txt has the table, tune.json the same, with all that was spent.
+Every trial is a run under runs/<dataset>/tune-<model>/, whose name ends in what --flags says. A
+finished one is not repeated, a killed one goes on: so the same command goes on where it was killed,
+and one with more --trials adds to it. The folder's tune.txt has the table, tune.json the same, with
+all that was spent.
 """
 
 import json
