@@ -89,6 +89,11 @@ def faults(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
         return []
     return [
         (
+            cfg.history < 2,
+            "--history 1 leaves BERT4Rec no item to read, because the hidden one takes a place of "
+            "the window; give 2 or more",
+        ),
+        (
             bool(cfg.width % HEADS),
             f"--width {cfg.width} cannot be dealt out to BERT4Rec's {HEADS} heads; give an even "
             "number",

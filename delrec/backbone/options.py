@@ -1,5 +1,7 @@
 """The options of train_backbone.py that say what a conventional model learns beside its targets."""
 
+from types import SimpleNamespace
+
 import click
 
 FROM_0 = click.FloatRange(0)
@@ -85,3 +87,25 @@ added_options = (
         "as much work an epoch (a control: what is that alone worth?)",
     ),
 )
+
+OF_LISTS = {"list_loss", "w_position", "w_confidence", "w_consistency", "confidence", "temperature"}
+
+
+def idle(cfg: SimpleNamespace, typed: set[str]) -> list[tuple[bool, str]]:
+    """Flags that were typed and would change nothing: (is it so?, a sentence). typed: their
+    names."""
+
+    def beside(flag, is_idle, needed):
+        name = f"--{flag.replace('_', '-')}"
+        sentence = f"{name} changes nothing without {needed}; give that too, or leave {name} out"
+        return flag in typed and is_idle, sentence
+
+    has_lists = cfg.teacher and cfg.lam
+    return [
+        beside("dros_beta", not cfg.dros, "--dros"),
+        beside("contrast_tau", not cfg.contrast, "--contrast"),
+        beside("negatives", cfg.loss not in ("sampled", "gbce"), "--loss sampled or gbce"),
+        beside("lam", cfg.lam and not cfg.teacher, "--teacher"),
+        beside("eta", cfg.eta not in (0, 1) and not (cfg.teacher or cfg.text), "--text"),
+        *(beside(flag, not has_lists, "--teacher and --lam") for flag in sorted(OF_LISTS)),
+    ]

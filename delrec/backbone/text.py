@@ -21,13 +21,14 @@ from delrec.backbone.exports import export_folder
 from delrec.backbone.rec_pca import turned_by_graph
 from delrec.data.counts import seen_in_training
 from delrec.data.prepared import Data
-from delrec.data.words import tfidf
+from delrec.data.words import Words
 from delrec.processes import Ranks
 from delrec.runtime import folder_of, load_run, read_npy, stop
 
 WORDS = ("tfidf", "minilm")  # sources that are no file and no run
 FIRST_WIDE = ("start", "alphafuse")  # ways that take as many directions as an item vector has
 SMALL = 1e-5  # added to every variance, as a share of the largest, before whitening
+DUST = 1e-6  # what is left of like vectors without their mean is rounding, as a share of their norm
 NONE = 1e-9  # a direction with less than this share of the largest variance has none
 
 
@@ -36,14 +37,15 @@ class Text:
     """The titles' vectors as their sources give them."""
 
     source: str  # as it was named
-    parts: list[np.ndarray]  # float32 (I+1, D) of each source
+    parts: list[np.ndarray | None]  # float32 (I+1, D) of each source; None: TF-IDF, fitted itself
     made: dict[str, str]  # what tells read files apart, for a run that goes on
 
     def fitted(self, data: Data, cfg: SimpleNamespace) -> np.ndarray:
         """The vectors that enter a model, float32 (I+1, D): fitted on the items that occur in
         data.train."""
         trained = seen_in_training(data)
-        Z_ID = np.concatenate([centred(part, trained, self.source) for part in self.parts], 1)
+        parts = [centred(part, trained, self.source) for part in self.vectors(data)]
+        Z_ID = np.concatenate(parts, 1)
         wide = cfg.width if cfg.text_in in FIRST_WIDE else cfg.text_width
         whiten = cfg.text_whiten
         if whiten is None:  # AlphaFuse standardises
@@ -56,10 +58,15 @@ class Text:
             Z_ID = permuted(Z_ID, trained)
         return Z_ID
 
+    def vectors(self, data: Data) -> list[np.ndarray]:
+        """The sources' vectors, float32 (I+1, D) each: TF-IDF of the items that occur in
+        data.train."""
+        return [tfidf_vectors(data) if part is None else part for part in self.parts]
+
     def about(self, data: Data) -> dict[str, float]:
         """What a run's record says of the vectors: how many numbers, and how far they all point in
         one direction."""
-        Z_ID = np.concatenate(self.parts, 1)
+        Z_ID = np.concatenate(self.vectors(data), 1)
         cosine = mean_cosine(Z_ID[seen_in_training(data)])
         return {"text_numbers": Z_ID.shape[1], "text_cosine": round(cosine, 3)}
 
@@ -94,14 +101,21 @@ def read_text(
     parts, made = [], {}
     for name in names_of(source):
         if name == "tfidf":
-            Z_ID = tfidf_vectors(data)
+            Z_ID = None
         elif name == "minilm":
             Z_ID = minilm(data, ranks)
         else:
             Z_ID = read_vectors(name, data)
             made[f"vectors of {name}"] = hashlib.sha256(Z_ID.tobytes()).hexdigest()[:16]
         parts.append(Z_ID)
-    return Text(source, parts, made)
+    text = Text(source, parts, made)
+    numbers = sum(part.shape[1] for part in text.vectors(data))
+    if cfg.text_width and cfg.text_width > numbers:
+        stop(
+            f"--text-width {cfg.text_width} is more than the {numbers} numbers that a title has "
+            f"from {source}; lower it, or leave it out"
+        )
+    return text
 
 
 def names_of(source: str) -> list[str]:
@@ -141,19 +155,23 @@ def file_vectors(path: Path, data: Data) -> np.ndarray:
 
 
 def tfidf_vectors(data: Data, D: int = 512) -> np.ndarray:
-    """Titles as their D leading directions of TF-IDF (latent semantic analysis): fp32 (I+1, D)."""
-    id_IT, weight_IT, V = tfidf(data.titles)
-    row, col = np.nonzero(weight_IT)
-    A = torch.sparse_coo_tensor(
-        np.stack([row, id_IT[row, col]]),
-        weight_IT[row, col],
-        (len(id_IT), V),
-        check_invariants=True,
-    ).coalesce()
+    """Titles as D directions of TF-IDF (latent semantic analysis): fp32 (I+1, D). The words, their
+    weights and the leading directions are those of the items that occur in training."""
+    trained = seen_in_training(data)
+    words = Words(["", *(data.titles[i] for i in trained)])
+    id_IT, weight_IT = words.bags(data.titles)
+
+    def sparse(of):
+        row, col = np.nonzero(weight_IT[of])
+        at = np.stack([row, id_IT[of][row, col]])
+        weight, shape = weight_IT[of][row, col], (len(id_IT[of]), len(words))
+        return torch.sparse_coo_tensor(at, weight, shape, check_invariants=True).coalesce()
+
+    A_nV = sparse(trained)
     with torch.random.fork_rng(devices=[]):  # the model's own draws stay what they are
         torch.manual_seed(0)
-        u, s, _ = torch.svd_lowrank(A, q=min(D, *A.shape), niter=4)
-    return (u * s).numpy()
+        _, _, direction_VD = torch.svd_lowrank(A_nV, q=min(D, *A_nV.shape), niter=4)
+    return (sparse(slice(None)) @ direction_VD).numpy()
 
 
 # ---------------------------------------------------------------- geometry
@@ -162,16 +180,18 @@ def tfidf_vectors(data: Data, D: int = 512) -> np.ndarray:
 def centred(Z_ID: np.ndarray, trained: np.ndarray, source: str = "the text") -> np.ndarray:
     """The vectors around the mean of the trained items, of norm about 1 there; padding is 0.
     trained: the numbers of those items."""
-    Z_ID = Z_ID - Z_ID[trained].mean(0)
+    Z_ID = Z_ID.astype(np.float64)  # whose squares neither overflow nor vanish
+    before = np.linalg.norm(Z_ID[trained], axis=1).mean()
+    Z_ID -= Z_ID[trained].mean(0)
     norm = np.linalg.norm(Z_ID[trained], axis=1).mean()
-    if not norm > 0:
+    if not norm > DUST * before:
         stop(
             f"{source} gives every title that occurs in training the same vector, so it says "
             "nothing of an item; use another --text, or none"
         )
     Z_ID /= norm
     Z_ID[0] = 0
-    return Z_ID
+    return Z_ID.astype(np.float32)
 
 
 def directions(Z_ID: np.ndarray, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,12 +227,17 @@ def turned(
 
 
 def permuted(Z_ID: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """The same vectors at other items, always the same others: the control without meaning. Trained
-    items change among themselves, and so do the others, so that the spectrum stays."""
-    rng, order = np.random.default_rng(8), np.arange(len(Z_ID))
-    others = np.setdiff1d(order[1:], trained)
-    for group in (trained, others):
-        order[group] = rng.permutation(group)
+    """The same vectors at other items: the control without meaning. Trained items change among
+    themselves, and so do the others, so that the spectrum stays.
+
+    All items stand in one random order, always the same, and each takes the vector of the next of
+    its kind. So none keeps its own, and in a fold, which has fewer trained items, most items get
+    the vector that they have in the full model."""
+    ring = np.random.default_rng(8).permutation(len(Z_ID) - 1) + 1
+    is_trained = np.isin(ring, trained)
+    order = np.arange(len(Z_ID))
+    for group in (ring[is_trained], ring[~is_trained]):
+        order[group] = np.roll(group, -1)
     return Z_ID[order]
 
 

@@ -158,7 +158,7 @@ def faults_of(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
     }
     first = next((flag for flag, typed in asked.items() if typed), None)
     runs = [name for name in names_of(cfg.text or "tfidf") if name not in WORDS]
-    runs = [name for name in runs if not name.endswith(".npy")]
+    runs = [name for name in runs if name and not name.endswith(".npy")]
     return [
         (
             not cfg.offset and not has_text,

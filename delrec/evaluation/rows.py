@@ -120,10 +120,13 @@ def note_of(run: Run) -> str:
     """What a run chose, where it differs from the paper."""
     if run.stage == "train_backbone":
         note = f"{getattr(run, 'loss', 'unknown')} loss"
+        for term in ("dros", "contrast"):
+            note += f", --{term} {getattr(run, term):g}" if getattr(run, term, 0) else ""
+        note += ", a window a target" if getattr(run, "one_target", False) else ""
         if getattr(run, "teacher", None):
             note += f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})"
         if getattr(run, "text", None):
-            note += f", titles' vectors: {Path(run.text).name} ({run.text_in})"
+            note += f", titles' vectors: {Path(run.text).name} ({run.text_in}{shape_of_text(run)})"
             note += ", permuted" if run.permute_text else ""
         if getattr(run, "from_run", None):
             note += f", went on from {Path(run.from_run).name}"
@@ -136,6 +139,14 @@ def note_of(run: Run) -> str:
     if getattr(run, "calibration", 0):
         parts.append(f"calibration {run.calibration}")
     return ", ".join(parts)
+
+
+def shape_of_text(run: Run) -> str:
+    """What else was said of a run's titles' vectors, where it differs from the defaults."""
+    usual = {"text_whiten": None, "text_width": None, "text_graph": 0.0, "eta": 1.0}
+    said = {key: getattr(run, key, value) for key, value in usual.items()}
+    named = [f", {k.removeprefix('text_')} {v:g}" for k, v in said.items() if v != usual[k]]
+    return "".join(named) + ("" if getattr(run, "offset", True) else ", no offset")
 
 
 def prompt_notes(settings: dict) -> list[str]:
