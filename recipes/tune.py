@@ -134,14 +134,15 @@ class Search:
     def command(self, trial: Trial) -> list:
         """What trains a trial to its own end, without the folder."""
         on = ["train_backbone.py", "--dataset", self.dataset, "--model", self.model]
-        return [*on, *shlex.split(self.flags), *trial.flags]
+        seed = ["--seed", self.seed] if self.seed else []
+        return [*on, *shlex.split(self.flags), *trial.flags, *seed]
 
     def train(self, trial: Trial, epochs: int, job: int) -> None:
         """Trains a trial for so many epochs, 0 to its end, and notes what it found."""
         name = f"{trial.number:03}-" + (f"{epochs}-epochs" if epochs else "whole")
         folder = self.folder / name
         cut = ["--epochs", epochs, "--patience", epochs] if epochs else []
-        args = [*self.command(trial), *cut, *FEW, "--seed", self.seed, "--out", folder]
+        args = [*self.command(trial), *cut, *FEW, "--out", folder]
         stage(folder, *args, jobs=self.jobs, job=job)
         trial.found, trial.epochs = best_on_validation(folder), epochs
         trial.minutes += load_run(folder).seconds / 60

@@ -82,3 +82,11 @@ def test_a_test_part_that_asks_for_no_held_out_item_is_one_sentence(toy):
         new_items.main, ["--dataset", str(toy.folder), "--share", "0.001"], catch_exceptions=False
     )
     assert done.exit_code == 1 and "hold out more (--share)" in done.output
+
+
+def test_permuted_titles_leave_no_item_its_own():
+    titles = {f"i{n}": f"title {n}" for n in range(12)}
+    for seed in range(5):
+        other = new_items.permuted(titles, seed)
+        assert sorted(other.values()) == sorted(titles.values()) and other.keys() == titles.keys()
+        assert not any(other[i] == titles[i] for i in titles)

@@ -86,6 +86,8 @@ def test_the_table_names_the_command_of_the_best():
     wanted = "python train_backbone.py --dataset log --model sasrec --loss sampled --lr 0.002"
     assert f"{wanted} --width 64" in text
     assert "4.0 minutes of training" in text and "default" in text
+    assert "--seed" not in text
+    assert tune.table_lines(search(seed=3), ranked)[-1].endswith("--width 64 --seed 3")
 
 
 def test_a_search_runs_reads_validation_alone_and_repeats_nothing(here, toy, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from delrec.backbone.text import names_of as names_of_text
 from delrec.data.counts import cooccurrence, popularity
 from delrec.data.prepared import Data, load_data, load_data_of
 from delrec.evaluation.floors import best_weight, fused, title_similarity
@@ -126,7 +127,8 @@ def note_of(run: Run) -> str:
         if getattr(run, "teacher", None):
             note += f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})"
         if getattr(run, "text", None):
-            note += f", titles' vectors: {Path(run.text).name} ({run.text_in}{shape_of_text(run)})"
+            sources = "+".join(Path(name).name for name in names_of_text(run.text))
+            note += f", titles' vectors: {sources} ({run.text_in}{shape_of_text(run)})"
             note += ", permuted" if run.permute_text else ""
         if getattr(run, "from_run", None):
             note += f", went on from {Path(run.from_run).name}"
