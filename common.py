@@ -252,6 +252,12 @@ def typed_of(ctx: click.Context, config: dict[str, Any]) -> set[str]:
     return {k for k in config if ctx.get_parameter_source(k).name == "COMMANDLINE"}
 
 
+def moved_of(ctx: click.Context, config: dict[str, Any]) -> set[str]:
+    """The names of the flags that were typed with another value than their default."""
+    usual = {param.name: param.default for param in ctx.command.params}
+    return {key for key in typed_of(ctx, config) if config[key] != usual[key]}
+
+
 def fill(cfg: SimpleNamespace, values: dict[str, Any]) -> None:
     """Gives each flag that nobody set its value."""
     for name, value in values.items():

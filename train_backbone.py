@@ -224,10 +224,10 @@ def main(**config) -> None:
     """Stage 0: train a conventional model on item ids and write its lists and scores."""
     cfg = SimpleNamespace(**config)
     asked = {key: getattr(cfg, key) for key in ("epochs", "patience")}
-    typed = common.typed_of(click.get_current_context(), config)
+    ctx = click.get_current_context()
     if cfg.from_run:
-        warm_start.settle(cfg, typed)
-    common.refuse(options.idle(cfg, typed))
+        warm_start.settle(cfg, common.typed_of(ctx, config))
+    common.refuse(options.idle(cfg, common.moved_of(ctx, config)))
     common.fill(cfg, DEFAULTS[cfg.model])
     ranks, data, folder = common.enter(cfg, f"{cfg.model}{text.ending_of(cfg)}")
     lengthen(cfg, asked, data)

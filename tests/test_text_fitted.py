@@ -14,6 +14,7 @@ import train_backbone
 from delrec.backbone import folds, text
 from delrec.data.counts import seen_in_training
 from delrec.evaluation.rows import note_of
+from delrec.serving.commands import said_value
 
 
 def test_tfidf_knows_no_word_of_a_title_that_training_never_saw(toy):
@@ -91,3 +92,19 @@ def test_a_table_says_what_a_backbone_learnt_by_and_of():
     assert note.startswith("bce loss, --dros 0.5, a window a target, titles' vectors: ")
     assert "tfidf+titles.npy (fold" in note
     assert note.endswith(", whiten 0.5, eta 2), permuted") and "contrast" not in note
+
+
+def test_a_default_may_be_typed_as_a_card_s_command_does(toy, run, on_cpu, tmp_path):
+    usual = "--dros-beta 1 --contrast-tau .5 --negatives 1024 --lam 0 --eta 1 --list-loss softmax"
+    where = f"--dataset {toy.folder} --out {tmp_path}/run --epochs 0 --width 8"
+    run(train_backbone.main, f"{where} {usual}")
+
+
+def test_a_card_s_command_names_every_source_of_the_text():
+    for kept, said in (
+        ("tfidf", "tfidf"),
+        ("tfidf+/shop/runs/toy/slmrec", "tfidf+toy/slmrec"),
+        ("minilm+own/titles.npy", "minilm+titles.npy"),
+    ):
+        assert said_value(SimpleNamespace(), "text", kept) == said
+    assert said_value(SimpleNamespace(), "teacher", "/shop/runs/toy/slmrec") == "toy/slmrec"

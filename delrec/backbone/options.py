@@ -91,14 +91,14 @@ added_options = (
 OF_LISTS = {"list_loss", "w_position", "w_confidence", "w_consistency", "confidence", "temperature"}
 
 
-def idle(cfg: SimpleNamespace, typed: set[str]) -> list[tuple[bool, str]]:
-    """Flags that were typed and would change nothing: (is it so?, a sentence). typed: their
-    names."""
+def idle(cfg: SimpleNamespace, moved: set[str]) -> list[tuple[bool, str]]:
+    """Flags that would change nothing: (is it so?, a sentence). moved: the names of those that were
+    typed with another value than their default."""
 
     def beside(flag, is_idle, needed):
         name = f"--{flag.replace('_', '-')}"
         sentence = f"{name} changes nothing without {needed}; give that too, or leave {name} out"
-        return flag in typed and is_idle, sentence
+        return flag in moved and is_idle, sentence
 
     has_lists = cfg.teacher and cfg.lam
     return [
@@ -106,6 +106,6 @@ def idle(cfg: SimpleNamespace, typed: set[str]) -> list[tuple[bool, str]]:
         beside("contrast_tau", not cfg.contrast, "--contrast"),
         beside("negatives", cfg.loss not in ("sampled", "gbce"), "--loss sampled or gbce"),
         beside("lam", cfg.lam and not cfg.teacher, "--teacher"),
-        beside("eta", cfg.eta not in (0, 1) and not (cfg.teacher or cfg.text), "--text"),
+        beside("eta", cfg.eta and not (cfg.teacher or cfg.text), "--text"),
         *(beside(flag, not has_lists, "--teacher and --lam") for flag in sorted(OF_LISTS)),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from delrec.backbone.text import names_of as names_of_text
 from delrec.data.prepared import Data
 from delrec.data.terms import TERMS
 from delrec.places import RUNS
@@ -119,8 +120,10 @@ def said_value(run: Run, key: str, value: Any) -> Any:
         return lm_name(run)
     if key == "backbone":
         return name_of(run.backbone_run)
-    is_place = isinstance(value, str) and ("/" in value or Path(value).is_absolute())
-    return name_of(value) if is_place and key in RUNS else value
+    if not isinstance(value, str) or key not in RUNS:
+        return value
+    sources = names_of_text(value) if key == "text" else [value]
+    return "+".join(name_of(source) if "/" in source else source for source in sources)
 
 
 def words_of(key: str, value: Any) -> list[str]:
