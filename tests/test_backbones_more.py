@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from delrec.backbone import batches, bert4rec, models
+from delrec.backbone import batches, bert4rec, contrast, models
 from delrec.backbone.bsarec import low_pass
 from delrec.backbone.lru import recurrence
 
@@ -231,3 +231,19 @@ def test_a_history_is_its_last_items_and_a_hidden_one():
     window_BL = torch.tensor([[0, 0, 0, 0, 0, 3, 7, bert4rec.MASK]])
     torch.testing.assert_close(x_BE, model(window_BL)[:, -1])
     assert len(model.item.weight) == N_ITEMS + 1
+
+
+def test_changed_histories_are_made_of_the_items_that_bert4rec_hides(cycle, alone, monkeypatch):
+    given, cfg = [], dict(model="bert4rec", history=8, width=16, dropout=0, seed=0)
+    cfg = SimpleNamespace(**cfg, contrast=0.5, contrast_tau=0.5)
+    made = contrast.views_of
+    monkeypatch.setattr(
+        contrast, "views_of", lambda seq_BL, *rest: given.append(seq_BL) or made(seq_BL, *rest)
+    )
+    net, batch = models.build("bert4rec", cycle.n_items, cfg), next(cloze_batches(cycle))
+    contrast.add_mask(net, cfg)
+    contrast.Contrast(cfg, cycle).term(net, batch, (0, 0), alone)
+    place_BL = batch.last_B[:, None] - np.arange(7, -1, -1)
+    real_BL = batch.seq_BL != 0
+    assert (batch.seq_BL == bert4rec.MASK).any()
+    assert (given[0][real_BL] == cycle.items[place_BL[real_BL]]).all()

@@ -89,7 +89,9 @@ class Contrast:
         """w L_cl over the histories of all processes; at: (epoch, step). Its gradient is that of
         this process' own states, so that the sum over the processes is the whole one."""
         rng = np.random.default_rng([self.cfg.seed, *at, 2])
-        views_2BL = views_of(batch.seq_BL, self.data.n_items + 1, rng)
+        # what BERT4Rec hides for its own sake is put back
+        seq_BL = np.where(batch.seq_BL < 0, batch.target_BL, batch.seq_BL)
+        views_2BL = views_of(seq_BL, self.data.n_items + 1, rng)
         user_B = torch.from_numpy(users(self.data, batch.last_B)).to(ranks.device)
         mine = slice(ranks.rank, None, ranks.world)
         own = [states(model, torch.from_numpy(view[mine]).to(ranks.device)) for view in views_2BL]

@@ -109,12 +109,13 @@ def read_text(
             made[f"vectors of {name}"] = hashlib.sha256(Z_ID.tobytes()).hexdigest()[:16]
         parts.append(Z_ID)
     text = Text(source, parts, made)
-    numbers = sum(part.shape[1] for part in text.vectors(data))
-    if cfg.text_width and cfg.text_width > numbers:
-        stop(
-            f"--text-width {cfg.text_width} is more than the {numbers} numbers that a title has "
-            f"from {source}; lower it, or leave it out"
-        )
+    if cfg.text_width:
+        numbers = sum(part.shape[1] for part in text.vectors(data))
+        if cfg.text_width > numbers:
+            stop(
+                f"--text-width {cfg.text_width} is more than the {numbers} numbers that a title "
+                f"has from {source}; lower it, or leave it out"
+            )
     return text
 
 
