@@ -13,6 +13,7 @@ import torch
 
 from delrec import runtime
 from delrec.lm.listed import backbone_digest
+from delrec.places import hash_in
 from delrec.runtime import (
     beside,
     config_of_run,
@@ -133,6 +134,7 @@ def reuse(folder: Path, mark: str, args: Sequence) -> None:
         return
     made = {"input": "titles", **config_of_run(folder)}
     stop_if_made_otherwise(folder, made, args)
+    stop_if_of_other_data(folder, made, args)
     print(f"=== {folder} is there", flush=True)
     if newer := made_before(folder, made):
         print(
@@ -158,6 +160,17 @@ def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
                 f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is "
                 f"{value}; move that folder away, or ask for what made it"
             )
+
+
+def stop_if_of_other_data(folder: Path, made: dict, args: Sequence) -> None:
+    """Ends the process if the data set was prepared anew, with another result, since the run."""
+    dataset = next((value for flag, value in zip(args, args[1:]) if flag == "--dataset"), None)
+    now = hash_in(folder_of("data", str(dataset))) if dataset else None
+    if now and made.get("data_hash", now) != now:
+        sys.exit(
+            f"{Path(sys.argv[0]).stem}: {folder} was trained on another preparation of {dataset} "
+            f"(hash {made['data_hash']}, now {now}); move that folder away"
+        )
 
 
 def same_value(made: object, asked: object) -> bool:

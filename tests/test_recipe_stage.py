@@ -112,3 +112,17 @@ def test_a_number_is_the_same_however_it_is_written(tmp_path):
     stage.stop_if_made_otherwise(tmp_path, made, ["train.py", "--lr", "5e-4", "--dropout", ".2"])
     with pytest.raises(SystemExit, match="was made with --lr 0.0005, here it is 5e-3"):
         stage.stop_if_made_otherwise(tmp_path, made, ["train.py", "--lr", "5e-3"])
+
+
+def test_a_run_of_an_earlier_preparation_is_not_taken_for_one_of_this(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    run = tmp_path / "runs" / "shop" / "trial"
+    (tmp_path / "data" / "shop").mkdir(parents=True)
+    run.mkdir(parents=True)
+    write_json(tmp_path / "data" / "shop" / "meta.json", {"hash": "1"})
+    made = {"stage": "train_backbone", "dataset": "shop", "data_hash": "1"}
+    write_json(run / "config.json", made)
+    stage.stage(run, "train_backbone.py", "--dataset", "shop")
+    write_json(tmp_path / "data" / "shop" / "meta.json", {"hash": "2"})
+    with pytest.raises(SystemExit, match="another preparation of shop .hash 1, now 2"):
+        stage.stage(run, "train_backbone.py", "--dataset", "shop")
