@@ -38,7 +38,7 @@ def test_what_nobody_took_is_found_by_its_title(news, run, on_cpu, tmp_path):
     for name, options in asked.items():
         more = f"--text tfidf --eta 20 {options} --out {tmp_path}/{name}"
         found[name] = run(train_backbone.main, f"{base} {more}").json["test_full_ndcg@10"]
-    assert found["out"] > 0.2 and found["out"] > 1.4 * found["in"], found
+    assert found["out"] > 0.2 and found["out"] > 1.2 * found["in"], found
     assert found["permuted"] < 0.1
 
 

@@ -130,6 +130,7 @@ def note_of(run: Run) -> str:
             sources = "+".join(Path(name).name for name in names_of_text(run.text))
             note += f", titles' vectors: {sources} ({run.text_in}{shape_of_text(run)})"
             note += ", permuted" if run.permute_text else ""
+            note += ", new items are no negatives" if getattr(run, "cold_out", False) else ""
         if getattr(run, "from_run", None):
             note += f", went on from {Path(run.from_run).name}"
         if getattr(run, "backbone_run", None):  # recipes/mlp.py
