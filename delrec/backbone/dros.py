@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.autograd.function import FunctionCtx
 
+from delrec.backbone.by_rows import loss_by_rows
 from delrec.data.prepared import Data
 
 POWER = 0.05  # of an item's share of the targets: .57 for rare items, .74 for common ones
@@ -22,7 +23,6 @@ POWER = 0.05  # of an item's share of the targets: .57 for rare items, .74 for c
 class Worst(torch.autograd.Function):
     """Sum over N positions of weight_N log sum_i exp(p_i (s_i - y_i)^2 / beta).
 
-    Works on a few rows at a time and takes the gradients on the way, as losses.CrossEntropy does:
     d / d s_i = q_i 2 p_i (s_i - y_i) / beta, q the softmax of the exponents.
     """
 
@@ -37,21 +37,16 @@ class Worst(torch.autograd.Function):
         p_I: torch.Tensor,
     ) -> torch.Tensor:
         """The sum, a scalar. target_N: rows of item_IE; p_I: p / beta."""
-        rows = max(1, 2 ** (28 if x_NE.is_cuda else 22) // len(item_IE))
-        dx_NE, ditem_IE = torch.empty_like(x_NE), torch.zeros_like(item_IE)
-        dbias_I, loss = torch.zeros_like(bias_I), 0
-        for x, dx, target, weight in zip(
-            x_NE.split(rows), dx_NE.split(rows), target_N.split(rows), weight_N.split(rows)
-        ):
-            d = torch.addmm(bias_I, x, item_IE.T)  # s - y
-            d.scatter_add_(1, target[:, None], torch.full_like(target[:, None], -1, dtype=d.dtype))
+
+        def part(s_nI, at):
+            target, weight = target_N[at, None], weight_N[at]
+            d = s_nI.scatter_add_(1, target, torch.full_like(target, -1, dtype=s_nI.dtype))  # s - y
             exponent = p_I * d * d
-            loss = loss + (weight * exponent.logsumexp(1)).sum()
-            g = exponent.softmax(1) * (2 * p_I * d) * weight[:, None]
-            torch.mm(g, item_IE, out=dx)
-            ditem_IE.addmm_(g.T, x)
-            dbias_I += g.sum(0)
-        ctx.save_for_backward(dx_NE, ditem_IE, dbias_I)
+            loss = (weight * exponent.logsumexp(1)).sum()
+            return loss, exponent.softmax(1) * (2 * p_I * d) * weight[:, None]
+
+        loss, gradients = loss_by_rows(x_NE, item_IE, bias_I, part)
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import FunctionCtx
 
+from delrec.backbone.by_rows import loss_by_rows
 from delrec.backbone.dros import Robust
 
 CALIBRATION = 0.75  # t of gBCE, the paper's
@@ -20,8 +21,7 @@ class CrossEntropy(torch.autograd.Function):
     """Sum over N positions of -sum_k weight_NK log softmax(x_NE . item_IE + bias_I)[target_NK];
     without weights K is 1.
 
-    Works on a few rows at a time and takes the gradients on the way (d logit = softmax - one-hot),
-    so the N x I logits never exist at once: faster in cache, and a large catalogue fits.
+    d logit = softmax - one-hot.
     """
 
     @staticmethod
@@ -34,23 +34,18 @@ class CrossEntropy(torch.autograd.Function):
         weight_NK: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The sum, a scalar. x (N, E), items (I, E), biases (I,), targets and weights (N, K)."""
-        rows = max(1, 2 ** (28 if x_NE.is_cuda else 22) // len(item_IE))
-        dx_NE, ditem_IE = torch.empty_like(x_NE), torch.zeros_like(item_IE)
-        dbias_I, loss = torch.zeros_like(bias_I), 0
         ones = torch.ones(1, device=x_NE.device).expand(target_NK.shape)
         weights = ones if weight_NK is None else weight_NK
-        for x, dx, target, weight in zip(
-            x_NE.split(rows), dx_NE.split(rows), target_NK.split(rows), weights.split(rows)
-        ):
-            p = torch.addmm(bias_I, x, item_IE.T).softmax(1)
-            loss = loss - (weight * p.gather(1, target).clamp(min=1e-37).log()).sum()
+
+        def part(s_nI, at):
+            p, target, weight = s_nI.softmax(1), target_NK[at], weights[at]
+            loss = -(weight * p.gather(1, target).clamp(min=1e-37).log()).sum()
             if weight_NK is not None:
                 p *= weight.sum(1, keepdim=True)
-            p.scatter_add_(1, target, -weight)
-            torch.mm(p, item_IE, out=dx)
-            ditem_IE.addmm_(p.T, x)
-            dbias_I += p.sum(0)
-        ctx.save_for_backward(dx_NE, ditem_IE, dbias_I)
+            return loss, p.scatter_add_(1, target, -weight)
+
+        loss, gradients = loss_by_rows(x_NE, item_IE, bias_I, part)
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
