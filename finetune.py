@@ -46,9 +46,9 @@ from delrec.lm import (
 )
 from delrec.lm.model import located
 from delrec.lm.ranker import Ranker
-from delrec.lm.reading import read, read_examples, read_prefix
+from delrec.lm.reading import read, read_prefix
 from delrec.lm.verbalizers import SCORES_ALL, loss_over_all, score, verbalise
-from delrec.lm.windows import WindowPrompt, targets_of
+from delrec.lm.windows import ByVectors, targets_of
 from delrec.processes import Ranks, finish, sum_gradients
 from delrec.runtime import described
 from delrec.training import checkpoints, steps
@@ -185,28 +185,6 @@ class ByTitles:
         """The candidates (B, C) and the places (B,) of the truths among them."""
         truth_B = torch.tensor([e.truth for e in batch], device=self.r.lm.device)
         return np.stack([e.cand for e in batch]), truth_B
-
-
-class ByVectors:
-    """Each next item of a window among all I, scored by its vector (E4SRec)."""
-
-    def __init__(self, r: Ranker):
-        self.r = r
-
-    def losses(self, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
-        """The loss as a sum over the targets of a batch."""
-        r = self.r
-        x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), batch)
-        return {"candidates": self.loss_from(items.item_space(r.lm, x_ND), batch)}
-
-    def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
-        """L_ce = - log softmax over all items of E W_out x. e_NE: W_out x."""
-        target_N = torch.as_tensor(targets_of(batch), device=e_NE.device)
-        return F.cross_entropy(self.scores_from(e_NE, batch), target_N - 1, reduction="sum")
-
-    def scores_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
-        """E W_out x, the scores of all items (N, I). e_NE: W_out x."""
-        return items.scores_in_tables(self.r.lm, e_NE, targets_of(batch, "table"))
 
 
 # ---------------------------------------------------------------- the script

@@ -5,8 +5,13 @@ with which backbone the scores were made that an evaluation stored there. Runs w
 which earlier versions made, say nothing.
 """
 
+from __future__ import annotations
+
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from delrec.data.prepared import Data
 from delrec.names import NAMES
@@ -16,10 +21,15 @@ from delrec.runtime import (
     folder_of,
     load_run,
     read_json,
+    read_npy,
     settle,
+    stop,
     when,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from delrec.lm.ranker import Ranker
 
 
 def backbone_of(name: str | None, data: Data, prompt_run: Run | None = None) -> tuple[str, Path]:
@@ -45,6 +55,24 @@ def backbone_digest(folder: Path | str) -> str | None:
             with open(path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return None
+
+
+def listing(r: Ranker, split: str, C: int, which: np.ndarray) -> np.ndarray:
+    """The order in which the prompt lists the candidates of some samples of a split, as places in
+    the stored rows: int64 (n, C)."""
+    if r.order == "shuffled" or not r.show:
+        return np.broadcast_to(np.arange(C), (len(which), C))
+    name = f"scores_{split}_{C}{'_shuffled' if r.shuffled else ''}.npy"
+    path = Path(r.backbone_run) / name
+    if not path.exists():
+        stop(
+            f"candidates in the backbone's order need {path}; train the backbone with "
+            "train_backbone.py, or the LM with finetune.py --order shuffled"
+        )
+    if (Path(r.backbone_run) / "config.json").exists():
+        load_run(r.backbone_run, r.data)  # another preparation's scores are of other samples
+    score_nC = read_npy(path, (len(getattr(r.data, split)), C))[which]
+    return np.argsort(-score_nC, axis=1, kind="stable")
 
 
 def lists_candidates(run: Run) -> bool:

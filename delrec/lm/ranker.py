@@ -11,7 +11,7 @@ import torch
 
 from delrec.data.prepared import Data, candidates, histories, shuffled, users
 from delrec.lm import items
-from delrec.lm.listed import backbone_digest
+from delrec.lm.listed import backbone_digest, listing
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
 from delrec.lm.prompts import Prompts
 from delrec.lm.ragged import of_padded, ragged
@@ -21,7 +21,7 @@ from delrec.lm.titles import Titles, tokenise_titles
 from delrec.lm.transfer import fetched_later, one_behind
 from delrec.lm.verbalizers import SCORES_ALL, score, verbalise, verbalise_all
 from delrec.processes import Ranks, gather_rows, shares
-from delrec.runtime import Run, load_run, read_npy, read_tensors, stop
+from delrec.runtime import Run, read_npy, read_tensors, stop
 from delrec.training.log import Log
 from delrec.training.memory import CPU_TOKENS
 
@@ -240,24 +240,6 @@ def score_tails(
     if log:
         log.close()
     return gather_rows(rows, mine, len(tails), ranks)
-
-
-def listing(r: Ranker, split: str, C: int, which: np.ndarray) -> np.ndarray:
-    """The order in which the prompt lists the candidates of some samples of a split, as places in
-    the stored rows: int64 (n, C)."""
-    if r.order == "shuffled" or not r.show:
-        return np.broadcast_to(np.arange(C), (len(which), C))
-    name = f"scores_{split}_{C}{'_shuffled' if r.shuffled else ''}.npy"
-    path = Path(r.backbone_run) / name
-    if not path.exists():
-        stop(
-            f"candidates in the backbone's order need {path}; train the backbone with "
-            "train_backbone.py, or the LM with finetune.py --order shuffled"
-        )
-    if (Path(r.backbone_run) / "config.json").exists():
-        load_run(r.backbone_run, r.data)  # another preparation's scores are of other samples
-    score_nC = read_npy(path, (len(getattr(r.data, split)), C))[which]
-    return np.argsort(-score_nC, axis=1, kind="stable")
 
 
 def score_samples(

@@ -152,8 +152,8 @@ def identity_maps(lm: LM, b: int) -> torch.nn.ModuleDict:
 
 
 class Task(Protocol):
-    """What a batch asks: ByTitles or ByVectors of finetune.py. States x are the LM's own, or with
-    --input ids W x."""
+    """What a batch asks: ByTitles of finetune.py, or ByVectors of windows.py. States x are the LM's
+    own, or with --input ids W x."""
 
     def loss_from(self, x_ND: torch.Tensor, batch: list, /) -> torch.Tensor:
         """The loss as a sum, from states x."""

@@ -5,11 +5,14 @@ every item of it (E4SRec, arXiv 2312.02443).
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from delrec.data.prepared import Data, batch_of, runs_of_targets, users
-from delrec.lm.items import in_tables, table_of
+from delrec.lm.items import in_tables, item_space, scores_in_tables, table_of
 from delrec.lm.ragged import Ragged, of_padded
 from delrec.lm.ranker import Ranker
+from delrec.lm.reading import read_examples, read_prefix
 from delrec.runtime import stop
 
 
@@ -89,3 +92,25 @@ def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
     at_masks = [getattr(e, key)[0] for e in batch]
     others = [getattr(e, key)[1:] for e in batch]
     return np.concatenate([at_masks, *others]).astype(np.int64)
+
+
+class ByVectors:
+    """Each next item of a window among all I, scored by its vector (E4SRec)."""
+
+    def __init__(self, r: Ranker):
+        self.r = r
+
+    def losses(self, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
+        """The loss as a sum over the targets of a batch."""
+        r = self.r
+        x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), batch)
+        return {"candidates": self.loss_from(item_space(r.lm, x_ND), batch)}
+
+    def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
+        """L_ce = - log softmax over all items of E W_out x. e_NE: W_out x."""
+        target_N = torch.as_tensor(targets_of(batch), device=e_NE.device)
+        return F.cross_entropy(self.scores_from(e_NE, batch), target_N - 1, reduction="sum")
+
+    def scores_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
+        """E W_out x, the scores of all items (N, I). e_NE: W_out x."""
+        return scores_in_tables(self.r.lm, e_NE, targets_of(batch, "table"))
