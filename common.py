@@ -152,6 +152,23 @@ fold_option = click.option(
     help="leave out the training samples of a fold's users; may be repeated; needs a backbone of "
     "train_backbone.py --folds. Validation stays",
 )
+# on top of the backbone
+residual_options = options(
+    click.option(
+        "--residual",
+        type=click.Choice(["backbone", "permuted"]),
+        help="with --input ids: add what the LM says to the backbone's scores, which the run "
+        "begins as; needs a backbone of train_backbone.py --folds. permuted: to those after "
+        "somebody else's history (a control)",
+    ),
+    click.option(
+        "--residual-dropout",
+        default=0.0,
+        type=click.FloatRange(0, 0.95),
+        help="with --residual: share of the training targets at which the LM must do without the "
+        "backbone",
+    ),
+)
 verbalizers = click.Choice(["likelihood", "mean", "first", "letter"])
 candidates_option = click.option(
     "--candidates",

@@ -33,6 +33,7 @@ from typing import Any
 import click
 
 from common import options, verbalizers
+from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data
 from delrec.evaluation import plain
 from delrec.evaluation.cases import cases_of, told_apart
@@ -128,7 +129,7 @@ def answer_as_one_run(
         if ranks.main:
             write_card(run, data, Path(cfg.out or run.folder / "evaluation"), cfg.overwrite)
     elif flag == "--export":
-        export.export(run, data, ranks, cfg)
+        export.export(run, data, ranks, cfg, history_scorer)
     elif flag == "--export-onnx":
         export_onnx(run, data, cfg.out, ranks)
     else:

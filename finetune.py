@@ -31,6 +31,7 @@ from lion_pytorch import Lion
 
 import common
 from common import ABOVE_0, FROM_0, WHOLE, fill, refuse
+from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data
 from delrec.lm import (
     adalora,
@@ -38,6 +39,7 @@ from delrec.lm import (
     differences,
     items,
     layers,
+    residual,
     samples,
     slmrec,
     soft_prompt,
@@ -127,7 +129,7 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             f"{cfg.soft_prompt}; name one, or leave --lr-prompt out",
         ),
     ]
-    refuse(faults + slmrec.faults(cfg))
+    refuse(faults + slmrec.faults(cfg) + residual.faults(cfg))
 
 
 # ---------------------------------------------------------------- what a sample asks
@@ -230,6 +232,7 @@ class ByTitles:
 @common.prompt_options
 @common.slmrec_options
 @common.adalora_options
+@common.residual_options
 # training
 @click.option(
     "--from",
@@ -287,7 +290,7 @@ def main(ctx: click.Context, **config) -> None:
     origins = settle(cfg, typed, data, ranks)
     common.say_paper(cfg, differences.STAGE_2, ranks)
     n_steps = cfg.samples // cfg.batch
-    r, teacher, maps = student.open_student(cfg, data, ranks, origins)
+    r, teacher, maps = student.open_student(cfg, data, ranks, origins, history_scorer)
     task = ByVectors(r) if cfg.input == "ids" else ByTitles(r, cfg)
     blocks = slmrec.BlockLosses(r.lm, maps, cfg) if cfg.teacher or cfg.lambda_ms else None
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)

@@ -95,7 +95,7 @@ def test_calibration_looks_at_all_items_where_the_lm_reads_them_all(
     often, bias = np.bincount(toy.items, minlength=61), 500 * np.random.default_rng(0).random(61)
     said = np.where(np.arange(61), often + bias, -np.inf)
     monkeypatch.setattr(
-        ranking, "catalogue_later", lambda r, start, tails: lambda: np.stack([said] * len(tails))
+        ranking, "catalogue_later", lambda r, start, tails, _: lambda: np.stack([said] * len(tails))
     )
     r, which = rank_with(load, "decoder", toy, verbalizer=verbalizer), np.arange(20)
     cand = candidates(toy, "val", 15)[which]

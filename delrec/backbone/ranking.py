@@ -101,11 +101,24 @@ class HistoryScorer:
         """bias_A: the biases of added items, whose vectors the model's table then holds (Grown)."""
         self.model, self.bias_A = model, bias_A
 
-    @torch.inference_mode()
+    @property
+    def history(self) -> int:
+        """How many items of a history it sees, L."""
+        return self.model.history
+
+    def on(self, device: torch.device) -> "HistoryScorer":
+        """The same, computed there. A scorer without added items."""
+        return HistoryScorer(self.model.to(device))
+
     def __call__(self, olds: list[np.ndarray]) -> np.ndarray:
         """Scores float32 (B, I+1) after histories, oldest first; padding at -inf. Those of added
         items stand behind; the others' are the same bits without them.
         """
+        return self.scores(olds).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def scores(self, olds: list[np.ndarray]) -> torch.Tensor:
+        """The same as a tensor (B, I+1) where the model is."""
         L = self.model.history
         seq_BL = np.zeros((len(olds), L), np.int64)
         for seq_L, old in zip(seq_BL, olds):
@@ -116,7 +129,7 @@ class HistoryScorer:
         if self.bias_A is not None:
             score_BA = torch.addmm(self.bias_A, x_BE, self.model.item.new_AE.T)
             score_BI = torch.cat([score_BI, score_BA], 1)
-        return score_BI.float().numpy()
+        return score_BI
 
     def with_items(self, rows_of: Callable[[np.ndarray], np.ndarray]) -> "HistoryScorer":
         """The same with items behind the trained ones. rows_of(table (I+1, X)) gives their rows
@@ -126,7 +139,7 @@ class HistoryScorer:
         model._modules = dict(self.model._modules)
         trained = model.item.weight.detach()
         table = torch.cat([trained, model.bias.detach()[:, None]], 1)
-        rows = torch.from_numpy(rows_of(table.numpy()))
+        rows = torch.from_numpy(rows_of(table.cpu().numpy())).to(table.device)
         model.item = Grown(model.item, rows[:, :-1].contiguous())
         return HistoryScorer(model, rows[:, -1].contiguous())
 

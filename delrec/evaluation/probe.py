@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data, candidates, histories, subset, users
 from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
 from delrec.evaluation.stats import difference, interval
@@ -179,7 +180,7 @@ def probe(run: Run, data: Data, n: int, C: int, ranks: Ranks, out: Path) -> None
     of validation, 0 = all; out: the folder.
     """
     backbone = backbone_to_compare(run, data, C)
-    ranker, _ = open_run(run, data, ranks.device)
+    ranker, _ = open_run(run, data, ranks.device, scores_of=history_scorer)
     P_kD = ranker.P.detach().float()
     fresh_kD = random_soft_prompt(ranker.lm, len(P_kD), seed_of_prompt(run))
     val = subset(len(data.val), n, 0)

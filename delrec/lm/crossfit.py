@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from delrec.data.prepared import Data, users
+from delrec.data.prepared import Data, users, with_lists
 from delrec.lm.listed import backbone_digest, backbone_of
 from delrec.lm.model import is_lm_run
 from delrec.lm.text import digest
@@ -75,10 +75,13 @@ def settle_folds(
 
 def seen_by(cfg: SimpleNamespace, data: Data, backbone_run: Path | str) -> np.ndarray:
     """The training samples (places in data.train, sorted) that a run may learn from."""
+    known = np.arange(len(data.train))
+    if getattr(cfg, "residual", None):  # without a list there is no state either
+        known = with_lists(backbone_run, data)
     if not cfg.without_fold:
-        return np.arange(len(data.train))
-    fold_n = user_folds(backbone_run, data)[users(data, data.train)]
-    return np.flatnonzero(~np.isin(fold_n, cfg.without_fold))
+        return known
+    fold_n = user_folds(backbone_run, data)[users(data, data.train[known])]
+    return known[~np.isin(fold_n, cfg.without_fold)]
 
 
 # ---------------------------------------------------------------- who answers what
@@ -125,6 +128,11 @@ def parts_of(run: Run, names: Sequence[str], data: Data, which: np.ndarray) -> l
 def must_belong(other: Run, run: Run, fold_U: np.ndarray) -> None:
     """Stops unless a run was trained without a part of the users, on the folds that the backbone of
     `run` has now, and reads the same prompts."""
+    if getattr(other, "residual", None):
+        stop(
+            f"--folds: {other.folder} adds to the scores of its full backbone (--residual), which "
+            "has seen everybody; name runs without --residual"
+        )
     if not getattr(other, "without_fold", None):
         stop(
             f"--folds: {other.folder} was trained on all users; name runs of finetune.py "

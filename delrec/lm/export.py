@@ -22,6 +22,7 @@ from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM
 from delrec.lm.ragged import ragged
 from delrec.lm.ranker import Ranker, open_run, over_catalogue, reads_all, score_tails
+from delrec.lm.residual import ScoresOf
 from delrec.processes import Ranks
 from delrec.runtime import (
     Run,
@@ -181,7 +182,9 @@ def open_files(tmp: Path, n: int, K: int, new: bool) -> Files:
 
 
 @torch.no_grad()
-def export(run: Run, data: Data, ranks: Ranks, cfg: SimpleNamespace) -> None:
+def export(
+    run: Run, data: Data, ranks: Ranks, cfg: SimpleNamespace, scores_of: ScoresOf | None = None
+) -> None:
     """Writes RUN/export/, what train_backbone.py --teacher reads: for every training sample (or
     `limit` of them)
     topk.npy int32 (n, K), the run's best items over the whole catalogue, none of the history (0:
@@ -191,7 +194,7 @@ def export(run: Run, data: Data, ranks: Ranks, cfg: SimpleNamespace) -> None:
     export that was made another way is replaced only with `overwrite`, and only by a complete one.
 
     cfg: export_k (K), limit, overwrite, shard, folds (runs --without-fold, which answer in the
-    run's place).
+    run's place). scores_of: as of open_run.
     """
     folder, K = run.folder / "export", cfg.export_k
     which = subset(len(data.train), cfg.limit, 0)
@@ -212,7 +215,7 @@ def export(run: Run, data: Data, ranks: Ranks, cfg: SimpleNamespace) -> None:
     first = samples_done(tmp, made, len(which), ranks)
     files = open_files(tmp, len(data.train), K, new=not first) if ranks.main else None
     log = Log(None, len(which), "export", ranks, "sample", first)
-    lms, done, began = Opened(data, ranks, cfg.shard), first, time.time()
+    lms, done, began = Opened(data, ranks, cfg.shard, scores_of), first, time.time()
     for samples, rows in answers(lms, parts, lists, K, first):
         done += len(samples)
         if ranks.main:
@@ -245,6 +248,7 @@ class Opened:
     data: Data
     ranks: Ranks
     shard: bool
+    scores_of: ScoresOf | None = None  # as of open_run
     folder: Path | None = None  # the run's
     found: tuple[Ranker, np.ndarray] | None = None  # the ranker, and what it subtracts per item
 
@@ -252,7 +256,8 @@ class Opened:
         """A run as a ranker that is shown the item vectors of a fold, and its penalty (I+1,)."""
         if self.folder != run.folder:
             self.found = None
-            self.found = open_run(run, self.data, self.ranks.device, self.shard)
+            more = (self.shard, self.scores_of)
+            self.found = open_run(run, self.data, self.ranks.device, *more)
             self.folder = run.folder
         lm = self.found[0].lm
         if fold is not None and lm.items is not None:
@@ -329,7 +334,7 @@ def rows_over_catalogue(
     def rows(j, s_BI):
         return rows_of(s_BI - penalty_I, target_B[j], [olds[x] for x in j], K)
 
-    return over_catalogue(r, tails, 2 * K + 1, rows, ranks, name=None)
+    return over_catalogue(r, tails, 2 * K + 1, rows, ranks, None, olds)
 
 
 def rows_of_lists(

@@ -15,10 +15,14 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data
+from delrec.lm import residual
 from delrec.lm.model import LM
 from delrec.lm.ragged import Ragged
+from delrec.lm.residual import Residual
 from delrec.lm.text import ITEM, digest, token_scale, tokens_width
 from delrec.runtime import Run, load_run, read_tensors, stop, write_tensors
+
+ADDED = f"{residual.WEIGHT}.weight"  # of a run of --residual alone
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Folds:
 
     tables: torch.Tensor  # fp32 ((K+1) (I+1), de)
     fold_U: np.ndarray  # the fold of each user
+    scale_K2: torch.Tensor  # what the vectors and the biases of each fold were divided by
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Items:
     maps: torch.nn.ModuleDict  # "in": de -> width of a token, "out": D -> de, "block1", ..: D -> de
     folds: Folds | None = None  # of a backbone that answered out of fold; for training samples
     new: torch.Tensor | None = None  # fp32 (A, de): vectors of items added behind the trained ones
+    residual: Residual | None = None  # what the scores are added to (residual.py)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """The vectors of items, by their numbers (in training: by their places in the folds'
@@ -96,11 +102,16 @@ def item_vectors(backbone_run: Path | str, n_items: int) -> torch.Tensor:
 
 def joined(e_IE: torch.Tensor, b_I: torch.Tensor) -> torch.Tensor:
     """(e, b) of every item, each part scaled to a norm of about 1: (I+1, E+1)."""
-    e_IE = e_IE / e_IE[1:].norm(dim=1).mean()
-    b_I = (b_I - b_I[1:].mean()) / b_I[1:].std().clamp(min=1e-6)
+    long, wide = scales(e_IE, b_I)
+    e_IE, b_I = e_IE / long, (b_I - b_I[1:].mean()) / wide
     E = torch.cat([e_IE, b_I[:, None]], 1)
     E[0] = 0
     return E
+
+
+def scales(e_IE: torch.Tensor, b_I: torch.Tensor) -> torch.Tensor:
+    """(2,): the mean norm of the items' vectors, and the deviation of their biases."""
+    return torch.stack([e_IE[1:].norm(dim=1).mean(), b_I[1:].std().clamp(min=1e-6)])
 
 
 # ---------------------------------------------------------------- out of fold
@@ -112,8 +123,9 @@ def folds_of(backbone_run: Path | str, E: torch.Tensor) -> Folds:
     t = read_tensors(path)
     if not {"fold", "item.weight", "bias"} <= set(t) or t["bias"].shape[1:] != E.shape[:1]:
         stop(f"{path} does not hold the folds of {len(E) - 1} items; train the backbone again")
-    tables = [E, *(joined(e.float(), b.float()) for e, b in zip(t["item.weight"], t["bias"]))]
-    return Folds(torch.cat(tables), t["fold"].numpy())
+    parts = [(e.float(), b.float()) for e, b in zip(t["item.weight"], t["bias"])]
+    tables = torch.cat([E, *(joined(e, b) for e, b in parts)])
+    return Folds(tables, t["fold"].numpy(), torch.stack([scales(e, b) for e, b in parts]))
 
 
 def vectors_digest(lm: LM) -> str:
@@ -180,7 +192,7 @@ def read_items(
     t = read_tensors(Path(folder) / "items.safetensors")
     want, D = {"E", "in.weight", "in.bias", "out.weight", "out.bias"}, lm.head_VD.shape[1]
     if (
-        set(t) != want
+        set(t) - {ADDED} != want
         or t["in.weight"].shape != (tokens_width(lm), t["E"].shape[1])
         or t["out.weight"].shape[1] != D
         or n_items not in (None, len(t["E"]) - 1)
@@ -198,6 +210,8 @@ def open_items(lm: LM, folder: Path, n_items: int) -> None:
     E, tensors = read_items(lm, folder, n_items)
     (D_in, de), D = tensors["in.weight"].shape, tensors["out.weight"].shape[1]
     maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D_in), "out": torch.nn.Linear(D, de)})
+    if ADDED in tensors:
+        maps[residual.WEIGHT] = residual.weight()
     maps.load_state_dict(tensors)
     lm.set_items(Items(E.to(lm.device), maps.to(lm.device).requires_grad_(False)))
 
@@ -221,6 +235,7 @@ def load_maps(lm: LM, folder: Path | str, n_items: int) -> None:
             f"{folder} was trained on the item vectors of another backbone; give its --backbone, "
             "or distil again from this one"
         )
+    tensors.pop(ADDED, None)  # this run's own begins at 1
     lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **tensors})
 
 
@@ -232,6 +247,11 @@ def keep_maps(lm: LM, folder: Path | str) -> None:
             f"{folder} reads item vectors of width {E.shape[1]}, those of the backbone now are "
             f"{lm.items.E.shape[1]} wide; give the --backbone that train_backbone.py --from makes "
             "of its own"
+        )
+    if (ADDED in tensors) != (residual.WEIGHT in lm.items.maps):
+        stop(
+            f"{folder} and this run differ in --residual, which --from cannot change; leave it as "
+            "the run has it"
         )
     lm.items.maps.load_state_dict(tensors)
 

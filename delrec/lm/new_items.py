@@ -9,6 +9,7 @@ import torch
 from delrec.lm.calibration import neutral_scores
 from delrec.lm.prompts import Prompts
 from delrec.lm.ranker import Ranker
+from delrec.lm.residual import residual_of
 from delrec.lm.titles import with_more
 from delrec.processes import Ranks
 
@@ -23,6 +24,9 @@ def with_items(r: Ranker, titles: list[str], rows_of: Callable[[np.ndarray], np.
     if lm.items is not None:
         rows = torch.from_numpy(rows_of(lm.items.E.cpu().numpy()))
         lm.set_items(replace(lm.items, new=rows.to(lm.device)))
+    if own := residual_of(lm):
+        grown = replace(own, backbone=own.backbone.with_items(rows_of))
+        lm.set_items(replace(lm.items, residual=grown))
     data = replace(r.data, titles=[*r.data.titles, *titles], n_items=r.data.n_items + len(titles))
     grown = with_more(lm, r.titles, titles, r.settings["max_title"])
     k, shown = 0 if r.P is None else len(r.P), r.settings.get("input", "titles")

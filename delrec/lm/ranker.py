@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data, candidates, histories, shuffled, users
-from delrec.lm import items
+from delrec.lm import items, residual
 from delrec.lm.listed import backbone_digest, listing
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
 from delrec.lm.prompts import Prompts
 from delrec.lm.ragged import of_padded, ragged
 from delrec.lm.reading import Start, read, read_prefix
+from delrec.lm.residual import Olds, ScoresOf
 from delrec.lm.soft_prompt import load_soft_prompt
 from delrec.lm.titles import Titles, tokenise_titles
 from delrec.lm.transfer import fetched_later, one_behind
@@ -27,7 +28,7 @@ from delrec.training.memory import CPU_TOKENS
 
 # of a run's folder
 ADAPTER, ITEMS = "adapter/adapter_model.safetensors", "items.safetensors"
-PROMPT = "soft_prompt.safetensors"
+PROMPT, BACKBONE = "soft_prompt.safetensors", f"{residual.BACKBONE}/model.safetensors"
 LISTED = 10  # items of a list that is stored beside the ranks over the catalogue
 
 
@@ -106,10 +107,15 @@ def asking(r: Ranker, task: str) -> Ranker:
 
 
 def open_run(
-    run: Run, data: Data, device: torch.device, shard: bool = False
+    run: Run,
+    data: Data,
+    device: torch.device,
+    shard: bool = False,
+    scores_of: ScoresOf | None = None,
 ) -> tuple[Ranker, np.ndarray]:
     """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter
-    and soft prompt, and the score it subtracts per item: (ranker, penalty float32 (I+1,))."""
+    and soft prompt, and the score it subtracts per item: (ranker, penalty float32 (I+1,)).
+    scores_of: asked by a run of --residual, of its backbone."""
     lm = load_lm(run.llm, device, shard=shard, checked=getattr(run, "check_llm", True))
     must_be_of(lm, run)
     own = own_files(run)
@@ -118,17 +124,20 @@ def open_run(
         lm.set_adapter(adapted(lm, run))  # wraps the layers of lm.model in place
     if ITEMS in own:
         items.open_items(lm, run.folder, data.n_items)
+    if BACKBONE in own:
+        residual.open_residual(lm, run, data, scores_of)
     return make_ranker(lm, data, run.settings, P_kD), penalty_of(run, data)
 
 
 def own_files(run: Run) -> list[str]:
-    """The files of its folder with which a run ranks: ADAPTER, ITEMS, PROMPT. Stops where one is
-    missing."""
+    """The files of its folder with which a run ranks: ADAPTER, ITEMS, PROMPT, BACKBONE. Stops where
+    one is missing."""
     whole = getattr(run, "adapt", "qv") == "all"  # the LM's own weights were trained
     needed = {
         ADAPTER: run.stage == "finetune" and not whole or getattr(run, "lr_lm", 0),
         ITEMS: run.settings.get("input", "titles") != "titles",
         PROMPT: run.soft_prompt not in ("none", "words"),
+        BACKBONE: getattr(run, "residual", None),
     }
     own = [part for part in needed if needed[part]]
     for part in own:
@@ -253,10 +262,13 @@ def score_samples(
     """Scores (len(which), C) of the stored candidates of some samples of a split."""
     place_nC = listing(r, split, C, which)
     cand_nC = np.take_along_axis(candidates(r.data, split, C, which), place_nC, 1)
-    old_nL = shown_histories(r, np.asarray(getattr(r.data, split))[which])
-    tails, _ = r.prompts.histories(of_padded(old_nL), cand_nC)
+    samples = np.asarray(getattr(r.data, split))[which]
+    tails, _ = r.prompts.histories(of_padded(shown_histories(r, samples)), cand_nC)
     rows = np.zeros((len(which), C), np.float32)
-    np.put_along_axis(rows, place_nC, score_tails(r, tails, cand_nC, ranks, name), 1)
+    olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
+    beside_nC = residual.of_candidates(r.lm, olds, cand_nC)
+    score_nC = score_tails(r, tails, cand_nC, ranks, name) + beside_nC
+    np.put_along_axis(rows, place_nC, score_nC, 1)
     return rows
 
 
@@ -270,15 +282,18 @@ def reads_all(r: Ranker | SimpleNamespace) -> bool:
 
 
 @torch.no_grad()
-def score_catalogue(r: Ranker, start: Start, tails: Sequence[np.ndarray]) -> np.ndarray:
+def score_catalogue(
+    r: Ranker, start: Start, tails: Sequence[np.ndarray], olds: Olds = None
+) -> np.ndarray:
     """Scores float32 (B, I+1) of every item of the catalogue after each prompt, -inf for the
-    padding item, by one pass of the LM."""
-    return catalogue_later(r, start, tails)()
+    padding item, by one pass of the LM. olds: the whole histories, which a run of --residual asks
+    its backbone about."""
+    return catalogue_later(r, start, tails, olds)()
 
 
 @torch.no_grad()
 def catalogue_later(
-    r: Ranker, start: Start, tails: Sequence[np.ndarray]
+    r: Ranker, start: Start, tails: Sequence[np.ndarray], olds: Olds = None
 ) -> Callable[[], np.ndarray]:
     """A function that gives what score_catalogue does; a GPU begins now."""
     r.lm.model.eval()
@@ -289,6 +304,7 @@ def catalogue_later(
         new_BA = np.tile(new_A, (len(x_BD), 1))
         s_BA = verbalise(r.lm, x_BD, new_BA, r.titles, r.verbalizer).float()
         s_BI = torch.cat([s_BI, s_BA], 1)
+    s_BI = residual.added(r.lm, s_BI, olds)
     s_BI[:, 0] = -torch.inf
     return fetched_later(s_BI)
 
@@ -301,10 +317,11 @@ def over_catalogue(
     f: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ranks: Ranks,
     name: str | None = "rank",
+    olds: Olds = None,
 ) -> np.ndarray:
     """All rows fp32 (n, columns), on every rank, of f(j, s_BI): rows (len(j), columns) of the
     prompts j from their scores of the whole catalogue. The scores themselves are never kept: n x I
-    of them may not fit."""
+    of them may not fit. olds: as score_catalogue takes them."""
     tails = ragged(tails)
     start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
     rows, mine, done = np.zeros((len(tails), columns), np.float32), [np.zeros(0, int)], 0
@@ -315,7 +332,7 @@ def over_catalogue(
 
     def begun():
         for j, own in work:
-            scores = catalogue_later(r, start, tails.take(j))
+            scores = catalogue_later(r, start, tails.take(j), olds and [olds[i] for i in j])
             if own:
                 yield j, scores
 
@@ -363,7 +380,8 @@ def score_and_rank(
         return np.concatenate([*columns, best], 1)  # fp32 holds ids up to 2^24
 
     end = C + 2 * len(penalty_WI)
-    rows = over_catalogue(r, tails, end + LISTED, near_and_ranks, ranks, name)
+    olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
+    rows = over_catalogue(r, tails, end + LISTED, near_and_ranks, ranks, name, olds)
     full_Wn2 = rows[:, C:end].reshape(len(rows), -1, 2).swapaxes(0, 1)
     return rows[:, :C], full_Wn2, rows[:, end:]
 

@@ -34,6 +34,7 @@ class Example:
     truth: int  # the target's place among them
     n_truth: int  # tokens of its title
     target: np.ndarray  # the item itself, (1,)
+    place: np.ndarray  # where in data.items it stands, (1,)
     table: np.ndarray  # the table of item vectors it is looked up in (items.Folds), (1,)
 
 
@@ -84,7 +85,7 @@ def examples(r: Ranker, cfg: SimpleNamespace, which: np.ndarray, done: np.ndarra
     for i, (tail, at) in enumerate(zip(in_tables(r.lm, tails, table_n), ats)):
         truth = int((asked_nC[i] == target[i]).argmax())
         asked, n, own = asked_nC[i], int(n_truth[i]), slice(i, i + 1)
-        batch.append(Example(tail, at, asked, truth, n, target[own], table_n[own]))
+        batch.append(Example(tail, at, asked, truth, n, target[own], places[own], table_n[own]))
     return batch
 
 

@@ -76,6 +76,11 @@ def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
     if cfg.maps:
         stop("--maps and --teacher both say what the maps begin as; leave one of them out")
     run = load_run(cfg.teacher, data, stages=["finetune"])
+    if getattr(run, "residual", None):
+        stop(
+            f"the teacher {run.folder} adds to its backbone's scores (--residual), so its LM alone "
+            "says little; name one without --residual"
+        )
     values = {"input": "titles", "instruct": False, **run.settings}
     for key in PROMPT_FLAGS:
         if key in typed and getattr(cfg, key) != values[key]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data
-from delrec.lm import adalora, crossfit, items, layers, slmrec, soft_prompt
+from delrec.lm import adalora, crossfit, items, layers, residual, slmrec, soft_prompt
 from delrec.lm.calibration import calibrate, neutral_scores
 from delrec.lm.listed import backbone_of, say_if_another
 from delrec.lm.lists import said_of_folds
@@ -40,9 +40,14 @@ class Origins:
 
 
 def open_student(
-    cfg: SimpleNamespace, data: Data, ranks: Ranks, origins: Origins
+    cfg: SimpleNamespace,
+    data: Data,
+    ranks: Ranks,
+    origins: Origins,
+    scores_of: residual.ScoresOf,
 ) -> tuple[Ranker, Ranker | None, torch.nn.ModuleDict]:
-    """The LM to train as a ranker, its teacher (a ranker, or None), and the maps beside it."""
+    """The LM to train as a ranker, its teacher (a ranker, or None), and the maps beside it.
+    scores_of: asked with --residual, of the backbone."""
     teacher_run, prompt_run, start = origins.teacher, origins.prompt, origins.start
     whole = cfg.adapt == "all"
     if whole and cfg.shard:
@@ -54,6 +59,8 @@ def open_student(
         must_be_of(lm, start)
     P = soft_prompt.first_soft_prompt(cfg, prompt_run or start, lm)
     backbone, backbone_run = backbone_of(cfg.backbone, data, prompt_run or start)
+    if cfg.residual:
+        residual.stop_without_folds(backbone_run)
     settings = settings_of(cfg, backbone, backbone_run)
     for run in filter(None, (prompt_run, teacher_run)):
         say_if_another(run, ranks)
@@ -69,6 +76,8 @@ def open_student(
     if cfg.input != "titles":
         inner = b - 1 if on_vectors and cfg.lambda_ms else 0
         maps = items.first_maps(lm, cfg, backbone_run, data.n_items, inner)
+        if cfg.residual:
+            residual.begin(lm, cfg, data, backbone_run, scores_of)
         if start:
             items.keep_maps(lm, start.folder)
         if teacher:
@@ -193,7 +202,10 @@ class Moving:
 
 
 def write_pruned(cfg: SimpleNamespace, lm: LM, out: Path, ranks: Ranks) -> dict:
-    """What config.json says of the LM. With --layers, what is left of it is written to lm/."""
+    """What config.json says of the LM. With --layers, what is left of it is written to lm/; with
+    --residual, the backbone to backbone/."""
+    if ranks.main and (own := residual.residual_of(lm)):
+        residual.keep_backbone(own.folder, out)
     if not cfg.layers or cfg.adapt == "all":  # which is written once it is trained
         return {"llm_fingerprint": lm.identity}
     return write_lm(lm, out) if ranks.main else {}
@@ -239,6 +251,8 @@ def write_parts(
         soft_prompt.save_soft_prompt(out, r.P)
     if r.lm.items is not None:
         items.save_items(r.lm, out)
+    if residual.residual_of(r.lm):
+        about_lm["residual_weight"] = round(float(r.lm.items.maps[residual.WEIGHT].weight), 4)
     (out / "teacher_states.npy").unlink(missing_ok=True)
     write_npy(out / "neutral.npy", neutral_I)
     write_npy(out / f"scores_val_{score_nC.shape[1]}.npy", score_nC)

@@ -21,9 +21,11 @@ from delrec.runtime import Run, folder_of, is_run, load_run, stop
 
 # what shapes prompts and weights: it is the run's, and nothing else may be typed
 FIXED = ("llm", *PROMPT_FLAGS, "k", "adapt", "init_r", "target_r", "alpha", "prune_end")
+FIXED += ("residual",)
 # of the training: the run's, unless something else is typed
 TAKEN = ("loss", "samples", "C", "batch", "lr", "lr_maps", "lr_prompt", "weight_decay", "warmup")
 TAKEN += ("dropout", "orthogonal", "val_samples", "evals", "calibrate", "allow_unknown")
+TAKEN += ("residual_dropout",)
 # flags that say with what a run begins, or from what it learns
 REFUSED = {
     "soft_prompt": "its own soft prompt stays",

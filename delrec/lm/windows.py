@@ -13,6 +13,7 @@ from delrec.lm.items import in_tables, item_space, scores_in_tables, table_of
 from delrec.lm.ragged import Ragged, of_padded
 from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read_examples, read_prefix
+from delrec.lm.residual import before_backbone
 from delrec.runtime import stop
 
 
@@ -112,5 +113,8 @@ class ByVectors:
         return F.cross_entropy(self.scores_from(e_NE, batch), target_N - 1, reduction="sum")
 
     def scores_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
-        """E W_out x, the scores of all items (N, I). e_NE: W_out x."""
-        return scores_in_tables(self.r.lm, e_NE, targets_of(batch, "table"))
+        """E W_out x, the scores of all items (N, I), added to the backbone's with --residual. e_NE:
+        W_out x."""
+        lm, table_N = self.r.lm, targets_of(batch, "table")
+        e_NE = before_backbone(lm, e_NE, targets_of(batch, "place"), table_N)
+        return scores_in_tables(lm, e_NE, table_N)

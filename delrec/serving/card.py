@@ -8,7 +8,6 @@ answering needs, as JSON and safetensors.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +20,8 @@ from delrec.backbone.ranking import must_hold_model
 from delrec.data.prepared import Data
 from delrec.data.shared import ITEMS, write_items
 from delrec.data.terms import terms_of
-from delrec.files import replacing
 from delrec.lm.ranker import reads_all
+from delrec.lm.residual import BACKBONE, keep_backbone
 from delrec.runtime import (
     Run,
     adding_to,
@@ -33,12 +32,10 @@ from delrec.runtime import (
     read_npy,
     stop,
     stop_if_replaced,
-    write_json,
     write_tensors,
     write_text,
 )
 from delrec.serving.card_text import card_text
-from delrec.serving.shared import BACKBONE
 
 # git and the Hub leave out what is not named; the Hub reads this file at an upload
 IGNORED = """# what is shared of this run; see README.md
@@ -51,8 +48,6 @@ IGNORED = """# what is shared of this run; see README.md
 /export/
 /folds.safetensors
 """
-# of a backbone's configuration: what its model is made of
-KEPT = ("stage", "model", "loss", "history", "width", "dropout", "n_items", "dataset", "data_hash")
 
 
 def write_card(run: Run, data: Data, table: Path, overwrite: bool = False) -> None:
@@ -104,17 +99,13 @@ def share_backbone(run: Run, data: Data) -> Path | None:
     is none of the same data.
     """
     own = getattr(run, "backbone_run", None) or f"{data.folder_name}/sasrec"
-    source, place = folder_of("runs", own), run.folder / BACKBONE
+    source = folder_of("runs", own)
     if not asks_backbone(run) or not is_run(source):
         return None
     config = read_json(source / "config.json")
     if config["data_hash"] != data.meta["hash"] or not (source / "model.safetensors").exists():
         return None
-    place.mkdir(exist_ok=True)
-    with replacing(place / "model.safetensors") as new:
-        shutil.copyfile(source / "model.safetensors", new)
-    write_json(place / "config.json", {key: config[key] for key in KEPT if key in config})
-    return place
+    return keep_backbone(source, run.folder)
 
 
 # ---------------------------------------------------------------- what to look at before

@@ -72,7 +72,7 @@ def run_scorer(
     """
     if run.stage == "train_backbone":
         return BackboneScorer(history_scorer(run))
-    ranker, penalty_I = open_run(run, data, ranks.device, shard)
+    ranker, penalty_I = open_run(run, data, ranks.device, shard, history_scorer)
     if reads_all(ranker):
         with torch.no_grad():
             start = read_prefix(ranker.lm, ranker.prompts.prefix, ranker.P, ranker.cache)
@@ -160,7 +160,7 @@ class OnePass:
         """Scores (B, I+1) of every item."""
         shown = ragged([old[-self.ranker.history :] for old in olds])
         tails, _ = self.ranker.prompts.histories(shown)
-        return score_catalogue(self.ranker, self.start, tails) - self.penalty_I
+        return score_catalogue(self.ranker, self.start, tails, olds) - self.penalty_I
 
     def with_items(self, titles: list[str], rows_of: RowsOf) -> "OnePass":
         """The same with items that training never saw."""

@@ -20,9 +20,9 @@ from delrec.data.shared import ITEMS, data_of_items
 from delrec.files import first_line
 from delrec.lm.model import located
 from delrec.lm.pretrained import EMBEDDED, seed_and_name
+from delrec.lm.residual import BACKBONE
 from delrec.runtime import Run, beside, folder_of, is_run, load_run, read_json, stop
 
-BACKBONE = "backbone"  # the folder of a shared run that holds its backbone
 FETCHED = ["*.safetensors", "*.json", "README.md"]  # what is fetched of a shared run
 STAGES = ["train_backbone", "distill", "finetune", "lm"]
 MOST = 4096  # width, and items of a history, of a shared backbone

@@ -1,0 +1,259 @@
+"""Stage 2 on top of the backbone (--residual): what the LM says is added to what the backbone says.
+
+    s_BI = E (W_out h_B + b_out) + g y_BI,    y_BI = x_B . e_I + b_I
+
+h is the LM's state, x the backbone's, y the backbone's scores. W_out and b_out begin at 0 and g,
+one number that trains, at 1: the run begins as its backbone, and learns what that lacks.
+
+In training y is E_f u, up to one number a row that a softmax does not see: u = (nbar x, sd), E_f
+the item vectors that the LM is shown (items.py), nbar the mean norm of the backbone's own, sd the
+deviation of its biases. x is then the state of a model that has not seen the user
+(backbone/folds.py). The full model knows the answers to its training samples, and an LM that is
+told them learns to be silent.
+
+At scoring the backbone itself is asked, of which the run's folder holds a copy. It is another part
+of the house, so whoever opens a run gives what makes its scores (backbone/ranking.py).
+
+Names: B prompts, N reads, n training samples, K folds, I items, E width of the item vectors.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from delrec.data.prepared import Data, histories, shuffled, users, with_lists
+from delrec.files import replacing
+from delrec.runtime import Run, load_run, read_json, read_npy, stop, write_json
+
+if TYPE_CHECKING:
+    from delrec.lm.items import Folds
+    from delrec.lm.model import LM
+
+BACKBONE = "backbone"  # the folder, in a run's, of the backbone that it needs to answer
+# of a backbone's configuration: what its model is made of
+KEPT = ("stage", "model", "loss", "history", "width", "dropout", "n_items", "dataset", "data_hash")
+WEIGHT = "residual"  # the name of g among the maps
+ROWS = 512  # histories that the backbone is asked at a time
+
+
+class BackboneScores(Protocol):
+    """The scores of a backbone after any history."""
+
+    history: int  # items of a history that it sees
+
+    def scores(self, olds: list[np.ndarray], /) -> torch.Tensor:
+        """y (B, I+1) after histories, oldest first; -inf for the padding item."""
+
+    def on(self, device: torch.device, /) -> BackboneScores:
+        """The same, computed there."""
+
+    def with_items(self, rows_of: Callable, /) -> BackboneScores:
+        """The same with items behind the trained ones."""
+
+
+# what makes the scores of a backbone's run (delrec.backbone.ranking.history_scorer)
+ScoresOf = Callable[[Run], BackboneScores]
+Olds = Sequence[np.ndarray] | None  # whole histories, oldest first; None where no backbone is asked
+
+
+@dataclass
+class Residual:
+    """What an LM's scores are added to."""
+
+    backbone: BackboneScores
+    folder: Path  # the backbone's
+    data: Data
+    permuted: bool = False  # the control: what it says after somebody else's history
+    states: FoldStates | None = None  # of training samples, while the run trains
+
+    def scores(self, olds: list[np.ndarray]) -> torch.Tensor:
+        """y (B, I+1) after histories, oldest first."""
+        olds = [old[-self.backbone.history :] for old in olds]
+        if self.permuted:
+            olds = [self.of_another(old) for old in olds]
+        return self.backbone.scores(olds)
+
+    def of_another(self, old: np.ndarray) -> np.ndarray:
+        """The history of a training sample that the given one draws."""
+        if not len(self.data.train):
+            stop(
+                "a run of --residual permuted answers by histories of the log, which is not here; "
+                "name its prepared data (--dataset), or share a run of --residual backbone"
+            )
+        drawn = zlib.crc32(np.asarray(old, np.int64).tobytes()) % len(self.data.train)
+        (other_L,) = histories(self.data, self.data.train[[drawn]], self.backbone.history)
+        return other_L[other_L > 0]
+
+
+@dataclass
+class FoldStates:
+    """The backbone's states of training samples, each of the model that has not seen its user."""
+
+    x_nE: np.ndarray  # fp16, memory-mapped; turned as the folds' item vectors are
+    row_n: np.ndarray  # the row that a sample reads: its own, or with permuted another one's
+    places_n: np.ndarray  # of the samples in data.items, sorted
+    scale_K2: torch.Tensor  # (nbar, sd) of each fold
+    dropout: float  # share of the reads that are told nothing
+
+    def u(self, place_N: np.ndarray, table_N: np.ndarray) -> torch.Tensor:
+        """u fp32 (N, E+1) of reads, by the places of their targets in data.items and the tables of
+        item vectors that they are looked up in (items.Folds)."""
+        row_N = self.row_n[np.searchsorted(self.places_n, place_N)]
+        x_NE = torch.from_numpy(self.x_nE[row_N].astype(np.float32))
+        nbar_N1, sd_N1 = self.scale_K2[table_N - 1].split(1, 1)
+        u_NE = torch.cat([nbar_N1 * x_NE, sd_N1], 1)
+        if self.dropout:  # by the generator that seed_dropout has seeded
+            u_NE = u_NE * (torch.rand(len(u_NE), 1) >= self.dropout)
+        return u_NE
+
+
+def faults(cfg: SimpleNamespace) -> list[tuple]:
+    """What cannot be meant by --residual: [(is it so?, sentence)]."""
+    return [
+        (
+            cfg.residual and cfg.input != "ids",
+            f"--residual adds scores of item vectors, --input is {cfg.input}; use --input ids, or "
+            "leave --residual out",
+        ),
+        (
+            cfg.residual and cfg.teacher,
+            "--residual and --teacher both say what the LM's scores are held to; leave one of them "
+            "out",
+        ),
+        (
+            cfg.residual_dropout and not cfg.residual,
+            "--residual-dropout leaves out what --residual adds; add --residual backbone, or leave "
+            "it out",
+        ),
+    ]
+
+
+# ---------------------------------------------------------------- training
+
+
+def begin(lm: LM, cfg: SimpleNamespace, data: Data, place: Path, scores_of: ScoresOf) -> None:
+    """From now on the scores of `lm`, which has items, are added to those of the backbone in the
+    folder `place`, which they begin as. cfg: residual, residual_dropout, seed."""
+    items = lm.items
+    with torch.no_grad():
+        items.maps["out"].weight.zero_()
+        items.maps["out"].bias.zero_()
+    items.maps[WEIGHT] = weight().to(lm.device)
+    permuted = cfg.residual == "permuted"
+    states = fold_states(cfg, data, place, items.folds)
+    backbone = scores_of(load_run(place, data)).on(lm.device)
+    lm.set_items(replace(items, residual=Residual(backbone, place, data, permuted, states)))
+
+
+def weight() -> torch.nn.Linear:
+    """g, which begins at 1."""
+    g = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(g.weight)
+    return g
+
+
+def stop_without_folds(place: Path) -> None:
+    """Stops at a backbone that has not answered out of fold."""
+    for name in ("folds.safetensors", "states_train.npy"):
+        if not (place / name).exists():
+            stop(
+                f"--residual needs a backbone that answered its training samples out of fold, but "
+                f"{place} lacks {name}; train it with train_backbone.py --folds 5"
+            )
+
+
+def fold_states(cfg: SimpleNamespace, data: Data, place: Path, folds: Folds) -> FoldStates:
+    """The states that a backbone's run folder holds. folds: its item vectors (items.Folds)."""
+    x_nE = read_npy(place / "states_train.npy", (len(data.train), None))
+    row_n = np.arange(len(data.train))
+    if cfg.residual == "permuted":
+        rng, listed = np.random.default_rng([cfg.seed, 6]), with_lists(place, data)
+        fold_n = folds.fold_U[users(data, data.train[listed])]
+        for fold in np.unique(fold_n):  # in another fold's space a state means nothing
+            own = listed[fold_n == fold]
+            row_n[own] = rng.permutation(own)
+    return FoldStates(x_nE, row_n, np.asarray(data.train), folds.scale_K2, cfg.residual_dropout)
+
+
+def before_backbone(
+    lm: LM, e_NE: torch.Tensor, place_N: np.ndarray, table_N: np.ndarray
+) -> torch.Tensor:
+    """W_out h + g u, what the item vectors are multiplied with, of training reads; e_NE: W_out h.
+    e_NE itself where there is no backbone to add to."""
+    if lm.items.residual is None:
+        return e_NE
+    u_NE = lm.items.residual.states.u(place_N, table_N)
+    return e_NE + lm.items.maps[WEIGHT].weight * u_NE.to(e_NE.device)
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def residual_of(lm: LM) -> Residual | None:
+    """What an LM's scores are added to, or None."""
+    return lm.items.residual if lm.items is not None else None
+
+
+def histories_of(lm: LM, data: Data, samples: np.ndarray, mixed: bool) -> Olds:
+    """The histories of samples (places in data.items) as the LM's backbone sees them, oldest first;
+    None where it has none. mixed: in a random order."""
+    own = residual_of(lm)
+    if own is None:
+        return None
+    old_nL = histories(data, samples, own.backbone.history)
+    old_nL = shuffled(old_nL, samples) if mixed else old_nL
+    return [old[old > 0] for old in old_nL]
+
+
+def added(lm: LM, s_BI: torch.Tensor, olds: Olds) -> torch.Tensor:
+    """The LM's scores s (B, I+1) and g times its backbone's after histories; s itself where it has
+    none."""
+    own = residual_of(lm)
+    if own is None:
+        return s_BI
+    return s_BI + lm.items.maps[WEIGHT].weight * own.scores(list(olds))
+
+
+@torch.no_grad()
+def of_candidates(lm: LM, olds: Olds, cand_nC: np.ndarray) -> np.ndarray | float:
+    """g times the backbone's scores (n, C) of candidates after histories; 0 where the LM has no
+    backbone to add to."""
+    own, found = residual_of(lm), []
+    if own is None:
+        return 0.0
+    for i in range(0, len(cand_nC), ROWS):
+        y_BI = own.scores(olds[i : i + ROWS]) * lm.items.maps[WEIGHT].weight
+        found.append(np.take_along_axis(y_BI.cpu().numpy(), cand_nC[i : i + ROWS], 1))
+    return np.concatenate([np.zeros((0, cand_nC.shape[1]), np.float32), *found])
+
+
+# ---------------------------------------------------------------- run folders
+
+
+def keep_backbone(source: Path, run_folder: Path) -> Path:
+    """Where the backbone of a run stands now, inside the run's folder: its weights, and what they
+    are."""
+    place, config = run_folder / BACKBONE, read_json(source / "config.json")
+    place.mkdir(exist_ok=True)
+    with replacing(place / "model.safetensors") as new:
+        shutil.copyfile(source / "model.safetensors", new)
+    write_json(place / "config.json", {key: config[key] for key in KEPT if key in config})
+    return place
+
+
+def open_residual(lm: LM, run: Run, data: Data, scores_of: ScoresOf | None) -> None:
+    """Gives the LM of a finished run of --residual the backbone that stands in the run's folder."""
+    if scores_of is None:
+        raise ValueError(f"{run.folder} adds a backbone's scores: open it with what makes them")
+    own = load_run(run.folder / BACKBONE, data, stages=["train_backbone"])
+    found = Residual(scores_of(own).on(lm.device), own.folder, data, run.residual == "permuted")
+    lm.set_items(replace(lm.items, residual=found))
