@@ -22,6 +22,7 @@ FOLDERS = ("data_folder", "backbone_run", "out")  # always a folder, there or no
 RUNS = ("soft_prompt", "teacher", "maps", "backbone", "from_run", "text")  # a run, or a word
 LMS = ("llm", "llm_from")  # a folder, a run, or the id of an LM
 PLACES = {*FOLDERS, *RUNS, *LMS}
+BACKBONE = "backbone"  # the folder, in a run's, of a copy of the backbone that it answers by
 WORDS = {"none", "random", "words", "tfidf", "minilm"}  # that stand for no run
 RANDOM = re.compile(r"(random(?:-\d+)?:)?(.*)", re.DOTALL)  # in front of an LM: random weights
 

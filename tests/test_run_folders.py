@@ -223,6 +223,12 @@ def test_a_folder_that_holds_other_runs_is_not_replaced(train, tmp_path):
     inner = shutil.copytree(out, out / "inner")
     assert f"holds the run {inner}" in train("--overwrite", code=1).error
     assert load_run(inner).stage == "train_backbone"
+    # a copy of a backbone that a run answers by is a part of the run, a whole run of that name not
+    copy = (out / "inner").rename(out / "backbone")
+    assert f"holds the run {copy}" in train("--overwrite", code=1).error
+    (copy / "log.jsonl").unlink()
+    train("--overwrite")
+    assert not copy.exists()
 
 
 def test_what_an_earlier_version_left_of_a_killed_run_goes_on(train, interrupted, tmp_path):

@@ -171,6 +171,9 @@ def tuning_notes(run: Run) -> list[str]:
     if getattr(run, "layers", None):
         teacher = f"taught by {Path(run.teacher).name}" if run.teacher else "no teacher"
         notes.append(f"{run.layers} layers, {teacher}")
+    if getattr(run, "residual", None):
+        whose = "" if run.residual == "backbone" else ", after somebody else's history"
+        notes.append(f"added to its backbone's scores{whose}")
     if getattr(run, "from_run", None):
         notes.append(f"went on from {Path(run.from_run).name}")
     prompt = Path(run.soft_prompt).name if run.soft_prompt else "none"

@@ -128,11 +128,12 @@ def parts_of(run: Run, names: Sequence[str], data: Data, which: np.ndarray) -> l
 def must_belong(other: Run, run: Run, fold_U: np.ndarray) -> None:
     """Stops unless a run was trained without a part of the users, on the folds that the backbone of
     `run` has now, and reads the same prompts."""
-    if getattr(other, "residual", None):
-        stop(
-            f"--folds: {other.folder} adds to the scores of its full backbone (--residual), which "
-            "has seen everybody; name runs without --residual"
-        )
+    for each in (run, other):
+        if getattr(each, "residual", None):
+            stop(
+                f"--folds: {each.folder} adds to the scores of its full backbone, which has seen "
+                "everybody; use runs of finetune.py without --residual"
+            )
     if not getattr(other, "without_fold", None):
         stop(
             f"--folds: {other.folder} was trained on all users; name runs of finetune.py "

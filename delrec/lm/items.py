@@ -248,11 +248,6 @@ def keep_maps(lm: LM, folder: Path | str) -> None:
             f"{lm.items.E.shape[1]} wide; give the --backbone that train_backbone.py --from makes "
             "of its own"
         )
-    if (ADDED in tensors) != (residual.WEIGHT in lm.items.maps):
-        stop(
-            f"{folder} and this run differ in --residual, which --from cannot change; leave it as "
-            "the run has it"
-        )
     lm.items.maps.load_state_dict(tensors)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from delrec import places
 from delrec.data.prepared import Data, candidates, histories, shuffled, users
 from delrec.lm import items, residual
 from delrec.lm.listed import backbone_digest, listing
@@ -28,7 +29,7 @@ from delrec.training.memory import CPU_TOKENS
 
 # of a run's folder
 ADAPTER, ITEMS = "adapter/adapter_model.safetensors", "items.safetensors"
-PROMPT, BACKBONE = "soft_prompt.safetensors", f"{residual.BACKBONE}/model.safetensors"
+PROMPT, BACKBONE = "soft_prompt.safetensors", f"{places.BACKBONE}/model.safetensors"
 LISTED = 10  # items of a list that is stored beside the ranks over the catalogue
 
 

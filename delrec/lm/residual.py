@@ -32,13 +32,13 @@ import torch
 
 from delrec.data.prepared import Data, histories, shuffled, users, with_lists
 from delrec.files import replacing
+from delrec.places import BACKBONE
 from delrec.runtime import Run, load_run, read_json, read_npy, stop, write_json
 
 if TYPE_CHECKING:
     from delrec.lm.items import Folds
     from delrec.lm.model import LM
 
-BACKBONE = "backbone"  # the folder, in a run's, of the backbone that it needs to answer
 # of a backbone's configuration: what its model is made of
 KEPT = ("stage", "model", "loss", "history", "width", "dropout", "n_items", "dataset", "data_hash")
 WEIGHT = "residual"  # the name of g among the maps
@@ -86,8 +86,8 @@ class Residual:
         """The history of a training sample that the given one draws."""
         if not len(self.data.train):
             stop(
-                "a run of --residual permuted answers by histories of the log, which is not here; "
-                "name its prepared data (--dataset), or share a run of --residual backbone"
+                "a run of finetune.py --residual permuted answers by histories of the log, which "
+                "is not here; give its prepared data, or share a run of --residual backbone"
             )
         drawn = zlib.crc32(np.asarray(old, np.int64).tobytes()) % len(self.data.train)
         (other_L,) = histories(self.data, self.data.train[[drawn]], self.backbone.history)

@@ -252,7 +252,7 @@ def write_parts(
     if r.lm.items is not None:
         items.save_items(r.lm, out)
     if residual.residual_of(r.lm):
-        about_lm["residual_weight"] = round(float(r.lm.items.maps[residual.WEIGHT].weight), 4)
+        about_lm["residual_weight"] = round(r.lm.items.maps[residual.WEIGHT].weight.item(), 4)
     (out / "teacher_states.npy").unlink(missing_ok=True)
     write_npy(out / "neutral.npy", neutral_I)
     write_npy(out / f"scores_val_{score_nC.shape[1]}.npy", score_nC)

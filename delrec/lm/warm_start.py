@@ -21,11 +21,9 @@ from delrec.runtime import Run, folder_of, is_run, load_run, stop
 
 # what shapes prompts and weights: it is the run's, and nothing else may be typed
 FIXED = ("llm", *PROMPT_FLAGS, "k", "adapt", "init_r", "target_r", "alpha", "prune_end")
-FIXED += ("residual",)
 # of the training: the run's, unless something else is typed
 TAKEN = ("loss", "samples", "C", "batch", "lr", "lr_maps", "lr_prompt", "weight_decay", "warmup")
 TAKEN += ("dropout", "orthogonal", "val_samples", "evals", "calibrate", "allow_unknown")
-TAKEN += ("residual_dropout",)
 # flags that say with what a run begins, or from what it learns
 REFUSED = {
     "soft_prompt": "its own soft prompt stays",
@@ -34,6 +32,7 @@ REFUSED = {
     "layers": "it keeps its layers",
     "lambda_ms": "what its inner blocks say is not asked",
     "without_fold": "it has learnt of all users",
+    "residual": "its scores are its own, and a backbone that went on has no folds",
     "paper": "its own choices stay",
 }
 
@@ -73,7 +72,7 @@ def must_be_plain(run: Run) -> None:
     """Stops at a run that is made of more than an adapter, or that left users out."""
     made = {key: getattr(run, key, None) for key in ("teacher", "layers", "lambda_ms")}
     made |= {"adapt all": getattr(run, "adapt", "qv") == "all"}  # as it is typed
-    made |= {"without_fold": getattr(run, "without_fold", None)}
+    made |= {key: getattr(run, key, None) for key in ("without_fold", "residual")}
     for flag, is_so in made.items():
         if is_so:
             stop(

@@ -21,7 +21,8 @@ from delrec.data.prepared import Data
 from delrec.data.shared import ITEMS, write_items
 from delrec.data.terms import terms_of
 from delrec.lm.ranker import reads_all
-from delrec.lm.residual import BACKBONE, keep_backbone
+from delrec.lm.residual import keep_backbone
+from delrec.places import BACKBONE
 from delrec.runtime import (
     Run,
     adding_to,

@@ -9,7 +9,8 @@ import numpy as np
 
 from delrec.data.counts import times_of
 from delrec.lm.attention import shares_of_history
-from delrec.runtime import Run
+from delrec.places import BACKBONE
+from delrec.runtime import Run, load_run
 from delrec.serving.answerer import Answerer, stop_without_history
 from delrec.serving.asking import Question
 from delrec.serving.catalogue import Catalogue
@@ -75,7 +76,12 @@ def explanation(now: Answerer, question: Question, item: int, attention: bool) -
 
 def seen_by(run: Run) -> int:
     """How many items of a history a run sees, L."""
-    return run.history if run.stage == "train_backbone" else run.settings["history"]
+    if run.stage == "train_backbone":
+        return run.history
+    shown = run.settings["history"]
+    if getattr(run, "residual", None):  # its backbone sees a history of its own
+        return max(shown, load_run(run.folder / BACKBONE).history)
+    return shown
 
 
 def times_together(catalogue: Catalogue, a: int, b: int) -> int | None:

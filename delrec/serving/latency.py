@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data, histories, subset
+from delrec.lm import ranker
 from delrec.lm.model import is_lm_run
 from delrec.lm.pretrained import EMBEDDED, numbers_of, seed_and_name
 from delrec.processes import Ranks
@@ -50,6 +51,8 @@ def parameters(run: Run) -> int:
     if run.stage == "train_backbone":
         return run.parameters
     own = [run.folder / name for name in OWN_WEIGHTS]
+    if getattr(run, "residual", None):
+        own.append(run.folder / ranker.BACKBONE)
     folder = lm_folder(run)
     files = list(folder.glob("*.safetensors"))
     rest = 0 if files else numbers_of(run.llm, folder)  # pytorch_model.bin, which nobody unpickles

@@ -20,7 +20,7 @@ from delrec.data.shared import ITEMS, data_of_items
 from delrec.files import first_line
 from delrec.lm.model import located
 from delrec.lm.pretrained import EMBEDDED, seed_and_name
-from delrec.lm.residual import BACKBONE
+from delrec.places import BACKBONE
 from delrec.runtime import Run, beside, folder_of, is_run, load_run, read_json, stop
 
 FETCHED = ["*.safetensors", "*.json", "README.md"]  # what is fetched of a shared run

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import click
 
+from delrec.places import BACKBONE
 from delrec.processes import Ranks, finish, max_over_ranks
 from delrec.runtime import beside, in_use, is_run, load_run, owner, put_in_place, settle, stop, when
 from delrec.training.checkpoints import complete
@@ -91,8 +92,11 @@ def refusal(folder: Path, cfg: SimpleNamespace) -> str | None:
             f"{folder} is there and holds no run (no config.json of these scripts), so it is left "
             f"as it is; {another}"
         )
+    parts = [folder / BACKBONE] if is_copy(folder / BACKBONE) else []
     inner = [
-        p.parent for p in folder.rglob("config.json") if p.parent != folder and is_run(p.parent)
+        p.parent
+        for p in folder.rglob("config.json")
+        if p.parent not in (folder, *parts) and is_run(p.parent)
     ]
     if inner:
         return (
@@ -100,6 +104,11 @@ def refusal(folder: Path, cfg: SimpleNamespace) -> str | None:
             f"move that one away, or {another}"
         )
     return None if cfg.resume or cfg.overwrite else in_the_way(folder, finished, cfg)
+
+
+def is_copy(inner: Path) -> bool:
+    """True for a copy of a run: it has no log."""
+    return not (inner / "log.jsonl").exists()
 
 
 def in_the_way(folder: Path, finished: bool, cfg: SimpleNamespace) -> str | None:
