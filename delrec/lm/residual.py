@@ -87,7 +87,7 @@ class Residual:
         if not len(self.data.train):
             stop(
                 "a run of finetune.py --residual permuted answers by histories of the log, which "
-                "is not here; give its prepared data, or share a run of --residual backbone"
+                "is not here; give its prepared data, or share a run that keeps to its own"
             )
         drawn = zlib.crc32(np.asarray(old, np.int64).tobytes()) % len(self.data.train)
         (other_L,) = histories(self.data, self.data.train[[drawn]], self.backbone.history)
