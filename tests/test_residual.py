@@ -21,8 +21,9 @@ import train_backbone
 from delrec import Recommender
 from delrec.backbone.models import load as load_backbone
 from delrec.backbone.ranking import history_scorer, rank_all
-from delrec.data.prepared import batch_of, histories, raw_item_ids, users
-from delrec.lm import residual, windows
+from delrec.data.prepared import batch_of, candidates, histories, raw_item_ids, users
+from delrec.evaluation.paper import paper_method
+from delrec.lm import items, residual, windows
 from delrec.lm.ranker import open_run, score_and_rank, score_samples
 from delrec.runtime import load_run
 
@@ -151,6 +152,31 @@ def test_each_training_read_begins_with_what_its_fold_s_model_says(model, still,
     assert log_of(still(model))[0]["loss"] == pytest.approx(float(torch.stack(losses).mean()), 1e-4)
 
 
+@pytest.mark.parametrize("model", ["sasrec", "gru4rec"])
+def test_training_reads_rank_as_the_model_that_has_not_seen_their_user(model, young, walks, load):
+    lm, place = load("decoder"), young(model)
+    cfg = SimpleNamespace(residual="backbone", residual_dropout=0, seed=0)
+    try:
+        items.load_items(lm, place, N)
+        residual.begin(lm, cfg, walks, place, history_scorer)
+        table_n = items.table_of(lm, users(walks, walks.train))
+        e_nE = torch.zeros(len(walks.train), lm.items.E.shape[1])
+        with torch.no_grad():
+            e_nE = residual.before_backbone(lm, e_nE, walks.train, table_n)
+            s_nI = F.pad(items.scores_in_tables(lm, e_nE, table_n), (1, 0), value=-torch.inf)
+    finally:
+        lm.items = None
+    assert set(table_n) == {1, 2, 3}
+    cand_nC = torch.from_numpy(candidates(walks, "train", 15).astype(int))
+    apart_nC = s_nI.gather(1, cand_nC) - torch.from_numpy(np.load(place / "scores_train_15.npy"))
+    # the same but for one number a row; the states are fp16
+    assert (apart_nC - apart_nC.mean(1, keepdim=True)).abs().max() < 1e-3
+    for s_I, old_L in zip(s_nI, histories(walks, walks.train, 20)):
+        s_I[old_L] = -torch.inf
+    lists = np.load(place / "topk_train.npy")[:, :10]
+    assert (s_nI.topk(10).indices.numpy() == lists).mean() > 0.995
+
+
 def test_stage_1_s_map_of_what_is_read_stays_and_that_of_what_is_said_begins_at_0(
     tune, learnt, command, run, on_cpu, tmp_path
 ):
@@ -178,6 +204,7 @@ def test_an_lm_on_top_of_its_backbone_beats_both_and_another_s_state_does_not_he
     kept = load_file(learnt / "items.safetensors")["residual.weight"]
     assert weight == pytest.approx(float(kept), abs=1e-4)
     assert 0.8 < weight < 1.3 and weight != 1
+    assert paper_method(load_run(learnt)) is None
 
 
 def test_the_control_answers_by_somebody_else_s_history(tune, walks, young, alone, on_cpu):

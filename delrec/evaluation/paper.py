@@ -68,8 +68,10 @@ def paper_method(run: Run) -> str | None:
 
 
 def is_control(run: Run) -> bool:
-    """True for an LM with random weights, or one that was trained whole: no method of DELRec's."""
-    return seed_and_name(run.llm)[0] is not None or getattr(run, "adapt", None) == "all"
+    """True for an LM with random weights, one that was trained whole, or one whose scores are added
+    to its backbone's: no method of DELRec's."""
+    whole = getattr(run, "adapt", None) == "all"
+    return seed_and_name(run.llm)[0] is not None or whole or bool(getattr(run, "residual", None))
 
 
 def variant(run: Run) -> str | None:

@@ -267,8 +267,8 @@ def score_samples(
     tails, _ = r.prompts.histories(of_padded(shown_histories(r, samples)), cand_nC)
     rows = np.zeros((len(which), C), np.float32)
     olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
-    beside_nC = residual.of_candidates(r.lm, olds, cand_nC)
-    score_nC = score_tails(r, tails, cand_nC, ranks, name) + beside_nC
+    score_nC = score_tails(r, tails, cand_nC, ranks, name)
+    score_nC = residual.added_to_candidates(r.lm, score_nC, olds, cand_nC)
     np.put_along_axis(rows, place_nC, score_nC, 1)
     return rows
 

@@ -224,16 +224,17 @@ def added(lm: LM, s_BI: torch.Tensor, olds: Olds) -> torch.Tensor:
 
 
 @torch.no_grad()
-def of_candidates(lm: LM, olds: Olds, cand_nC: np.ndarray) -> np.ndarray | float:
-    """g times the backbone's scores (n, C) of candidates after histories; 0 where the LM has no
-    backbone to add to."""
+def added_to_candidates(
+    lm: LM, score_nC: np.ndarray, olds: Olds, cand_nC: np.ndarray
+) -> np.ndarray:
+    """The same of the scores (n, C) of some candidates."""
     own, found = residual_of(lm), []
     if own is None:
-        return 0.0
+        return score_nC
     for i in range(0, len(cand_nC), ROWS):
         y_BI = own.scores(olds[i : i + ROWS]) * lm.items.maps[WEIGHT].weight
         found.append(np.take_along_axis(y_BI.cpu().numpy(), cand_nC[i : i + ROWS], 1))
-    return np.concatenate([np.zeros((0, cand_nC.shape[1]), np.float32), *found])
+    return score_nC + np.concatenate(found) if found else score_nC
 
 
 # ---------------------------------------------------------------- run folders
