@@ -9,8 +9,9 @@ from lm_cases import ALL, SETTINGS, lines, naive, rank_with, sentence, windows
 
 from delrec.data.prepared import candidates, histories
 from delrec.lm import ranker as ranking
+from delrec.lm.batches import batches_of
 from delrec.lm.calibration import calibrate, calibrate_among, neutral_scores
-from delrec.lm.ranker import batches_of, make_ranker, score_samples, score_tails
+from delrec.lm.ranker import make_ranker, score_samples, score_tails
 
 pytest_plugins = ["lm_fixtures"]
 

@@ -12,6 +12,7 @@ import torch
 from delrec import places
 from delrec.data.prepared import Data, candidates, histories, shuffled, users
 from delrec.lm import items, residual
+from delrec.lm.batches import batches_of, costs_of, tokens_of
 from delrec.lm.listed import backbone_digest, listing
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
 from delrec.lm.prompts import Prompts
@@ -25,7 +26,6 @@ from delrec.lm.verbalizers import SCORES_ALL, score, verbalise, verbalise_all
 from delrec.processes import Ranks, gather_rows, shares
 from delrec.runtime import Run, read_npy, read_tensors, stop
 from delrec.training.log import Log
-from delrec.training.memory import CPU_TOKENS
 
 # of a run's folder
 ADAPTER, ITEMS = "adapter/adapter_model.safetensors", "items.safetensors"
@@ -171,46 +171,13 @@ def penalty_of(run: Run, data: Data) -> np.ndarray:
     return run.calibration * neutral_I
 
 
-# ---------------------------------------------------------------- prompts in batches
+# ---------------------------------------------------------------- scores of candidates
 
 
 def shown_histories(r: Ranker, samples: np.ndarray) -> np.ndarray:
     """The histories that the prompts of some samples (indices into data.items) show, (n, L)."""
     old_nL = histories(r.data, samples, r.history)
     return shuffled(old_nL, samples) if r.shuffled else old_nL
-
-
-def batches_of(cost: np.ndarray | list[int], budget: int) -> list[np.ndarray]:
-    """Indices (n,) in batches of like cost, the dearest first. A batch costs at most `budget`, each
-    in it taken to cost as much as its dearest."""
-    order, cost = np.argsort(-np.asarray(cost), kind="stable"), np.asarray(cost)
-    batches, done = [], 0
-    while done < len(order):
-        some = max(budget // max(int(cost[order[done]]), 1), 1)
-        batches.append(order[done : done + some])
-        done += some
-    return batches
-
-
-def tokens_of(lm: LM) -> int:
-    """Tokens of a pass without gradients."""
-    return 65536 if lm.device.type == "cuda" else CPU_TOKENS
-
-
-def costs_of(r: Ranker, tails: Sequence[np.ndarray], cand_nC: np.ndarray) -> np.ndarray:
-    """How many tokens of a pass each prompt takes, (n,)."""
-    cost = ragged(tails).lengths
-    decoder = r.lm.kind == "decoder"
-    # every title is read in a prompt of its own
-    alone = r.lm.kind == "encoder" or r.lm.paths[:1] == ["rows"]
-    if not decoder or not r.cache or alone:
-        cost = cost + len(r.prompts.prefix)
-    if r.verbalizer == "likelihood":
-        cost = cost * (cand_nC.shape[1] if alone else 1) + np.diff(r.titles.ptr)[cand_nC].sum(1)
-    return cost
-
-
-# ---------------------------------------------------------------- scores of candidates
 
 
 @torch.no_grad()
