@@ -177,6 +177,43 @@ candidates_option = click.option(
     type=click.IntRange(2),
     help="candidates of a prompt, the truth among them",
 )
+# which candidates a prompt lists, in which order, and what is said of them
+listing_options = options(
+    click.option(
+        "--order",
+        default="shuffled",
+        type=click.Choice(["shuffled", "backbone"]),
+        help="order of listed candidates: as stored, or the backbone's best first (easily copied)",
+    ),
+    click.option(
+        "--orders",
+        default=1,
+        type=WHOLE,
+        help="from 2 on: shuffle listed candidates anew at every read of training, and score by "
+        "the mean over so many orders (RecRanker's position shifting)",
+    ),
+    click.option(
+        "--hint",
+        default="none",
+        type=click.Choice(["none", "backbone", "shuffled", "permuted"]),
+        help="name the backbone's best five of the listed candidates in the prompt (RecRanker); "
+        "shuffled: in any order; permuted: another user's, a control",
+    ),
+    click.option(
+        "--pool",
+        default="stored",
+        type=click.Choice(["stored", "backbone"]),
+        help="candidates of training prompts: the stored ones, or the backbone's best, the truth "
+        "among them (LlamaRec, evaluate.py --two-stage)",
+    ),
+    click.option(
+        "--draw",
+        default="uniform",
+        type=click.Choice(["uniform", "importance"]),
+        help="training samples: all alike; importance: users by the log of their interactions "
+        "(RecRanker)",
+    ),
+)
 # what a prompt holds, and how the LM is read
 prompt_options = options(
     click.option(
@@ -208,6 +245,12 @@ prompt_options = options(
         help="go on with a tokenizer that does not know over a fifth of the titles' tokens",
     ),
 )
+shard_option = click.option(
+    "--shard",
+    is_flag=True,
+    help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does "
+    "not fit one card; the same numbers, slower",
+)
 # what a pass keeps in memory; the numbers stay
 memory_options = options(
     click.option(
@@ -216,12 +259,7 @@ memory_options = options(
         help="keep each layer's input only and compute it again in backward: a third more time, "
         "far less memory",
     ),
-    click.option(
-        "--shard",
-        is_flag=True,
-        help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does "
-        "not fit one card; the same numbers, slower",
-    ),
+    shard_option,
     click.option(
         "--cache-prefix/--no-cache-prefix",
         default=True,

@@ -37,6 +37,7 @@ from delrec.lm import (
     adalora,
     crossfit,
     differences,
+    hints,
     items,
     layers,
     residual,
@@ -66,6 +67,7 @@ TITLES = dict(history=10, samples=1600, val_samples=200, evals=4, micro=8)
 VECTORS = dict(history=20, samples=12288, val_samples=1000, evals=8, micro=16, soft_prompt="none")
 # with --input ids every item is scored from one state, in the space of the vectors
 FIXED = dict(verbalizer="items", show=False, order="shuffled", loss="candidates", calibrate=False)
+FIXED |= dict(hint="none", orders=1, pool="stored", draw="uniform")
 
 # ---------------------------------------------------------------- the flags and what they mean
 
@@ -129,7 +131,7 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             f"{cfg.soft_prompt}; name one, or leave --lr-prompt out",
         ),
     ]
-    refuse(faults + slmrec.faults(cfg) + residual.faults(cfg))
+    refuse([*faults, *slmrec.faults(cfg), *hints.faults(cfg), *residual.faults(cfg)])
 
 
 # ---------------------------------------------------------------- what a sample asks
@@ -211,12 +213,7 @@ class ByTitles:
 @click.option(
     "--show/--no-show", default=False, help="list the candidates in the prompt (letter always does)"
 )
-@click.option(
-    "--order",
-    default="shuffled",
-    type=click.Choice(["shuffled", "backbone"]),
-    help="order of listed candidates: as stored, or the backbone's best first (easily copied)",
-)
+@common.listing_options
 @click.option(
     "--input",
     default="titles",

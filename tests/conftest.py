@@ -24,6 +24,7 @@ pytest_plugins = [
     "tuning",
     "vector_runs",
     "recipe_runs",
+    "copiers",
     "recommenders",
     "run_folders",
     "stopped_runs",

@@ -74,7 +74,7 @@ def test_hybrid_learns_with_titles_first_and_vectors_later(
     cfg = SimpleNamespace(input="hybrid", C=15, loss="candidates", history=10, seed=0)
 
     def share_with_vectors(done):
-        examples = samples.examples(r, cfg, np.arange(100), np.full(100, done))
+        examples = samples.examples(r, cfg, np.arange(100), np.full(100, done), np.arange(100))
         return np.mean([(e.tail <= ITEM).any() for e in examples])
 
     assert share_with_vectors(0) == 0

@@ -13,7 +13,8 @@ from delrec import runtime
 from delrec.data.prepared import candidates, histories, shuffled, subset, users
 from delrec.lm import ranker as ranking
 from delrec.lm.calibration import neutral_scores
-from delrec.lm.ranker import listing, make_ranker, open_run, score_tails
+from delrec.lm.hints import listing
+from delrec.lm.ranker import make_ranker, open_run, score_tails
 from delrec.metrics import compare, metrics
 from delrec.runtime import load_run, read_json, write_json
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from delrec.evaluation.beyond import beyond_as_text
 from delrec.evaluation.comparisons import AMONG_CANDIDATES, OVER_ALL_ITEMS, Comparison
+from delrec.evaluation.copying import copies_as_text
 from delrec.evaluation.stats import RowMetrics
 from delrec.evaluation.verdict import ABOUT_VERDICT, verdict
 from delrec.evaluation.wording import (
@@ -37,6 +38,7 @@ def table_lines(result: dict) -> list[str]:
         f"({ABOUT_VERDICT}.)",
         "",
         *rows_as_text(result, wide),
+        *copies_as_text(result),
         *seeds_as_text(result, wide),
         *tests_as_text(result),
         *full_as_text(result, wide),

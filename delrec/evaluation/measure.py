@@ -3,9 +3,9 @@ their intervals, and tests of what differs.
 
 Keys: protocol, dataset, n, users, users_worth (G_eff), items, candidates, hash, chance; reference,
 margin, margin_full, exploratory (see comparisons.Planned); floors (rows that need no training);
-rows {name: {note, metrics, intervals, test against the reference, paper}}, seeds, planned, tests
-(every pair); full, full_against, full_planned, full_tests, full_seeds (the same over the whole
-catalogue); beyond (see beyond.py), groups, sweeps.
+rows {name: {note, metrics, intervals, test against the reference, paper}}, copies (copying.py),
+seeds, planned, tests (every pair); full, full_against, full_planned, full_tests, full_seeds (the
+same over the whole catalogue); beyond (see beyond.py), groups, sweeps. evaluate.py adds two_stage.
 """
 
 from dataclasses import replace
@@ -27,6 +27,7 @@ from delrec.evaluation.comparisons import (
     over_seeds,
     planned_pairs,
 )
+from delrec.evaluation.copying import copies_of
 from delrec.evaluation.groups import by_group
 from delrec.evaluation.paper import paper_method, printed_numbers, sweeps_of
 from delrec.evaluation.rows import Row, names_of, runs_of
@@ -78,6 +79,7 @@ def measured(
         "exploratory": planned.exploratory,
         "floors": floors,
         "rows": shown_rows(rows, value, low_high, against_reference(compared, planned), data.name),
+        "copies": copies_of(rows, data, test),
         "seeds": over_seeds(compared, planned),
         "planned": planned_pairs(compared, planned),
         "tests": every_pair(compared, of_interest),

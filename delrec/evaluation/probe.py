@@ -22,8 +22,9 @@ from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
 from delrec.evaluation.stats import difference, interval
 from delrec.evaluation.wording import p_text
 from delrec.lm.attention import PARTS, attention_from, labelled_prompt, telling
+from delrec.lm.hints import listing
 from delrec.lm.model import LM
-from delrec.lm.ranker import Ranker, listing, make_ranker, open_run, score_samples
+from delrec.lm.ranker import Ranker, make_ranker, open_run, score_samples
 from delrec.lm.text import random_soft_prompt, token_scale
 from delrec.processes import Ranks
 from delrec.runtime import Run, load_run, read_npy, stop, write_json

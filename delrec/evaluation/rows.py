@@ -109,8 +109,8 @@ def add_run(
     rows[name] = Row(val_nC, test_nC, note_of(run), run)
     if not with_shuffled:
         return
-    if run.stage in ("distill", "finetune") and run.settings["order"] == "backbone":
-        # its list of candidates must not tell the real order
+    if run.stage in ("distill", "finetune") and listed.lists_candidates(run):
+        # what its prompts hold of a backbone must not tell the real order
         backbone = load_run(run.settings["backbone_run"], scorer.data)
         scores_of(scorer, backbone, test, shuffled=True)
     test_nC = scores_of(scorer, run, test, shuffled=True)
@@ -160,6 +160,11 @@ def prompt_notes(settings: dict) -> list[str]:
     lists = settings["show"] or settings["verbalizer"] == "letter"
     order = f"candidates listed in {settings['order']} order"
     notes = [settings["verbalizer"], order if lists else "candidates not listed", length]
+    if (orders := settings.get("orders", 1)) > 1:
+        notes.append(f"mean over {orders} orders")
+    if (hint := settings.get("hint", "none")) != "none":
+        said = {"backbone": "", "shuffled": ", in any order", "permuted": ", another user's"}
+        notes.append(f"RecRanker-style hint of {settings['backbone']}'s best{said[hint]}")
     return ["titles and vectors", *notes] if settings.get("input") == "hybrid" else notes
 
 
@@ -176,6 +181,10 @@ def tuning_notes(run: Run) -> list[str]:
         notes.append(f"added to its backbone's scores{whose}")
     if getattr(run, "from_run", None):
         notes.append(f"went on from {Path(run.from_run).name}")
+    if getattr(run, "pool", "stored") == "backbone":
+        notes.append("trained on its backbone's lists")
+    if getattr(run, "draw", "uniform") == "importance":
+        notes.append("users drawn by ln n")
     prompt = Path(run.soft_prompt).name if run.soft_prompt else "none"
     return [
         *notes,

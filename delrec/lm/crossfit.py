@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data, users, with_lists
+from delrec.lm.hints import USUAL
 from delrec.lm.listed import backbone_digest, backbone_of
 from delrec.lm.model import is_lm_run
 from delrec.lm.text import digest
@@ -146,11 +147,12 @@ def must_belong(other: Run, run: Run, fold_U: np.ndarray) -> None:
             f"{run.backbone_run}, that of {run.folder}, holds now; train it again with "
             f"finetune.py --backbone {run.backbone_run} --overwrite and its other flags as before"
         )
-    for key in ("input", "verbalizer", "show", "order", "history"):
-        if other.settings[key] != run.settings[key]:
+    for key in ("input", "verbalizer", "show", "order", "history", *USUAL):
+        theirs, ours = (one.settings.get(key, USUAL.get(key)) for one in (other, run))
+        if theirs != ours:
             stop(
-                f"--folds: {other.folder} was trained with {key} {other.settings[key]}, "
-                f"{run.folder} with {run.settings[key]}; their answers cannot be put together"
+                f"--folds: {other.folder} was trained with {key} {theirs}, {run.folder} with "
+                f"{ours}; their answers cannot be put together"
             )
 
 

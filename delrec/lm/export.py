@@ -17,11 +17,12 @@ from delrec import places
 from delrec.data.prepared import Data, histories, subset
 from delrec.lm import crossfit
 from delrec.lm.crossfit import Part
+from delrec.lm.hints import hint_of_best
 from delrec.lm.items import show_fold
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM
 from delrec.lm.ragged import ragged
-from delrec.lm.ranker import Ranker, open_run, over_catalogue, reads_all, score_tails
+from delrec.lm.ranker import Ranker, open_run, over_catalogue, reads_all, score_listed
 from delrec.lm.residual import ScoresOf
 from delrec.processes import Ranks
 from delrec.runtime import (
@@ -346,8 +347,8 @@ def rows_of_lists(
     inside_B = (list_BC == target_B[:, None]).any(1)
     last_B = np.where(inside_B, list_BC[:, -1], target_B)
     cand_BC = np.concatenate([list_BC, last_B[:, None]], 1)
-    tails, _ = r.prompts.histories(ragged([old[-r.history :] for old in olds]), cand_BC)
-    s_BC = score_tails(r, tails, cand_BC, ranks, "export") - penalty_I[cand_BC]
+    shown, hint_Bh = ragged([old[-r.history :] for old in olds]), hint_of_best(r.settings, cand_BC)
+    s_BC = score_listed(r, shown, cand_BC, hint_Bh, ranks, "export") - penalty_I[cand_BC]
     s_BI = np.full((len(samples), r.data.n_items + 1), -np.inf, np.float32)
     np.put_along_axis(s_BI, cand_BC, s_BC, 1)
     unranked = [

@@ -5,13 +5,8 @@ with which backbone the scores were made that an evaluation stored there. Runs w
 which earlier versions made, say nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from delrec.data.prepared import Data
 from delrec.names import NAMES
@@ -21,15 +16,10 @@ from delrec.runtime import (
     folder_of,
     load_run,
     read_json,
-    read_npy,
     settle,
-    stop,
     when,
     write_json,
 )
-
-if TYPE_CHECKING:
-    from delrec.lm.ranker import Ranker
 
 
 def backbone_of(name: str | None, data: Data, prompt_run: Run | None = None) -> tuple[str, Path]:
@@ -57,28 +47,12 @@ def backbone_digest(folder: Path | str) -> str | None:
     return None
 
 
-def listing(r: Ranker, split: str, C: int, which: np.ndarray) -> np.ndarray:
-    """The order in which the prompt lists the candidates of some samples of a split, as places in
-    the stored rows: int64 (n, C)."""
-    if r.order == "shuffled" or not r.show:
-        return np.broadcast_to(np.arange(C), (len(which), C))
-    name = f"scores_{split}_{C}{'_shuffled' if r.shuffled else ''}.npy"
-    path = Path(r.backbone_run) / name
-    if not path.exists():
-        stop(
-            f"candidates in the backbone's order need {path}; train the backbone with "
-            "train_backbone.py, or the LM with finetune.py --order shuffled"
-        )
-    if (Path(r.backbone_run) / "config.json").exists():
-        load_run(r.backbone_run, r.data)  # another preparation's scores are of other samples
-    score_nC = read_npy(path, (len(getattr(r.data, split)), C))[which]
-    return np.argsort(-score_nC, axis=1, kind="stable")
-
-
 def lists_candidates(run: Run) -> bool:
-    """True for a run whose prompts list the candidates in its backbone's order."""
+    """True for a run whose prompts list the candidates in its backbone's order, or hint at what it
+    would choose."""
     s = getattr(run, "settings", {})
-    return s.get("order") == "backbone" and (s["show"] or s["verbalizer"] == "letter")
+    sorted_by = s.get("order") == "backbone" and (s["show"] or s["verbalizer"] == "letter")
+    return sorted_by or s.get("hint", "none") != "none"
 
 
 def digest_now(run: Run) -> str | None:
@@ -121,7 +95,7 @@ def say_if_another(run: Run, ranks: Ranks) -> None:
         means = f"{', '.join(others)} stand as they were made, new scores follow the one there now"
     else:
         means = (
-            "the run lists its candidates in another order than it learned, "
+            "the run lists its candidates in another order than it learned, or hints at others, "
             "so train it again, or bring the earlier backbone back"
         )
         if others:

@@ -56,6 +56,7 @@ WORDS = {
     "later": "Later {n}s:",
     "choices": "{b}'s choices after its first:",
     "first choice": "{b}'s first choice:",
+    "hint": "{b} would choose:",
 }
 
 
@@ -145,9 +146,15 @@ class Prompts:
         tails, at = self.histories(ragged([items]), cand_1C)
         return tails[0], at[0]
 
-    def histories(self, old: Ragged, cand_nC: np.ndarray | None = None) -> tuple[Ragged, Ragged]:
-        """(tokens, at) of stage 2: what comes after these items? (DELRec, section IV-C)"""
-        rest = self.listed(cand_nC)
+    def histories(
+        self, old: Ragged, cand_nC: np.ndarray | None = None, hint_nh: np.ndarray | None = None
+    ) -> tuple[Ragged, Ragged]:
+        """(tokens, at) of stage 2: what comes after these items? (DELRec, section IV-C) hint_nh:
+        what the backbone would choose, best first (RecRanker, arXiv 2312.16018)."""
+        hint = []
+        if hint_nh is not None:
+            hint = [self.pieces.named("hint", len(old)), of_matrix(hint_nh)]
+        rest = hint + self.listed(cand_nC)
         if rest:
             rest.append(self.pieces.named("next", len(old)))
         return self.tails(old, rest)

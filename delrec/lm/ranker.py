@@ -11,12 +11,12 @@ import torch
 
 from delrec import places
 from delrec.data.prepared import Data, candidates, histories, shuffled, users
-from delrec.lm import items, residual
+from delrec.lm import hints, items, residual
 from delrec.lm.batches import batches_of, costs_of, tokens_of
-from delrec.lm.listed import backbone_digest, listing
+from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
 from delrec.lm.prompts import Prompts
-from delrec.lm.ragged import of_padded, ragged
+from delrec.lm.ragged import Ragged, of_padded, ragged
 from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.residual import Olds, ScoresOf
 from delrec.lm.soft_prompt import load_soft_prompt
@@ -72,6 +72,7 @@ def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -
         **words,
         "allow_unknown": cfg.allow_unknown,
         "backbone_digest": backbone_digest(backbone_run),
+        **hints.kept(cfg),
     }
 
 
@@ -219,6 +220,24 @@ def score_tails(
     return gather_rows(rows, mine, len(tails), ranks)
 
 
+def score_listed(
+    r: Ranker,
+    old: Ragged,
+    cand_nC: np.ndarray,
+    hint_nh: np.ndarray | None,
+    ranks: Ranks,
+    name: str | None = "score",
+) -> np.ndarray:
+    """Scores (n, C) of candidates after histories, listed as they are given and, with --orders, in
+    further orders: the mean over all."""
+    orders = hints.moved(cand_nC.shape[1], r.settings.get("orders", 1))
+    total_nC = np.zeros(cand_nC.shape, np.float32)
+    for place_C in orders:
+        tails, _ = r.prompts.histories(old, cand_nC[:, place_C], hint_nh)
+        total_nC[:, place_C] += score_tails(r, tails, cand_nC[:, place_C], ranks, name)
+    return total_nC / np.float32(len(orders))
+
+
 def score_samples(
     r: Ranker,
     split: str,
@@ -228,13 +247,13 @@ def score_samples(
     name: str = "score",
 ) -> np.ndarray:
     """Scores (len(which), C) of the stored candidates of some samples of a split."""
-    place_nC = listing(r, split, C, which)
+    place_nC = hints.listing(r, split, C, which)
     cand_nC = np.take_along_axis(candidates(r.data, split, C, which), place_nC, 1)
     samples = np.asarray(getattr(r.data, split))[which]
-    tails, _ = r.prompts.histories(of_padded(shown_histories(r, samples)), cand_nC)
+    old, hint_nh = of_padded(shown_histories(r, samples)), hints.hints_of(r, split, C, which)
     rows = np.zeros((len(which), C), np.float32)
     olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
-    score_nC = score_tails(r, tails, cand_nC, ranks, name)
+    score_nC = score_listed(r, old, cand_nC, hint_nh, ranks, name)
     score_nC = residual.added_to_candidates(r.lm, score_nC, olds, cand_nC)
     np.put_along_axis(rows, place_nC, score_nC, 1)
     return rows

@@ -15,10 +15,11 @@ from delrec.data.prepared import (
     users,
     with_lists,
 )
+from delrec.lm import hints
 from delrec.lm.crossfit import seen_by
 from delrec.lm.items import in_tables, table_of
 from delrec.lm.ragged import Ragged, below, of_padded
-from delrec.lm.ranker import Ranker, listing, reads_all, score_and_rank, score_samples
+from delrec.lm.ranker import Ranker, reads_all, score_and_rank, score_samples
 from delrec.lm.windows import WindowPrompt, Windows
 from delrec.metrics import compare, metrics
 from delrec.processes import Ranks
@@ -40,21 +41,25 @@ class Example:
 
 class Histories:
     """n training samples, one history each, in the order they are seen: of those that have a list
-    where candidates stand in the backbone's order. cfg: order, seed, C, loss, input, history,
-    without_fold, from_run."""
+    where prompts hold what the backbone says. cfg: order, seed, C, loss, input, history,
+    without_fold, from_run, and where they are not as usual hint, orders, pool, draw."""
 
     def __init__(self, cfg: SimpleNamespace, data: Data, backbone_run: Path | str, n: int):
         known = seen_by(cfg, data, backbone_run)
-        if cfg.order == "backbone":
+        if hints.reads_lists(cfg):
             known = np.intersect1d(known, with_lists(backbone_run, data))
-        order = np.random.default_rng([cfg.seed, 1]).permutation(known)
+        rng = np.random.default_rng([cfg.seed, 1])
+        if getattr(cfg, "draw", "uniform") == "importance":
+            order = by_importance(data, known, rng)
+        else:
+            order = rng.permutation(known)
         self.cfg, self.which = cfg, np.resize(order, n)  # places in data.train
         self.places = data.train[self.which]  # in data.items
         self.n_reads = np.ones(n, int)
 
     def prompts(self, r: Ranker, at: np.ndarray) -> list[Example]:
         """Samples number `at` as prompts of a ranker."""
-        return examples(r, self.cfg, self.which[at], self.done(at))
+        return examples(r, self.cfg, self.which[at], self.done(at), at)
 
     def done(self, at: np.ndarray) -> np.ndarray:
         """The share of the training before samples number `at`; all of it in a run that goes on
@@ -62,41 +67,76 @@ class Histories:
         return np.ones(len(at)) if self.cfg.from_run else at / len(self.which)
 
 
-def examples(r: Ranker, cfg: SimpleNamespace, which: np.ndarray, done: np.ndarray) -> list[Example]:
+def by_importance(data: Data, known: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Some training samples (places in data.train) in the order of drawing, none twice: a user with
+    the weight ln n_u, n_u the user's interactions in training, then one of the user's samples
+    (RecRanker, arXiv 2312.16018, section 3.2; its further steps, by cluster, are left out)."""
+    user_n = users(data, data.train)
+    last_U = np.zeros(data.n_users, int)
+    last_U[user_n] = data.train  # sorted, so the last one stays
+    n_U = last_U - data.ptr[:-1] + 1
+    user_k = user_n[known]
+    weight_k = np.log(n_U[user_k]) / np.bincount(user_k)[user_k]
+    with np.errstate(divide="ignore"):  # weight 0 comes last
+        # by the largest of log w + Gumbel noise: drawing by weight, one after another
+        return known[np.argsort(-(np.log(weight_k) + rng.gumbel(size=len(known))), kind="stable")]
+
+
+def listed_by(
+    r: Ranker, cfg: SimpleNamespace, which: np.ndarray, target_n: np.ndarray, at: np.ndarray
+) -> np.ndarray:
+    """The candidates (n, C) of training samples as their prompts list them. at: the reads' numbers,
+    for what is shuffled at every read."""
+    if hints.pooled(cfg):
+        pool_nC = hints.pool_of(r.backbone_run, r.data, "train", cfg.C, which)
+        listed_nC = hints.with_truth(pool_nC, target_n)
+    else:
+        cand_nC = candidates(r.data, "train", cfg.C, which)
+        place_nC = hints.listing(r, "train", cfg.C, which)
+        listed_nC = np.take_along_axis(cand_nC, place_nC, 1)
+    shifts = hints.pooled(cfg) or getattr(cfg, "orders", 1) > 1
+    return hints.anew(listed_nC, cfg.seed, at) if shifts else listed_nC
+
+
+def examples(
+    r: Ranker, cfg: SimpleNamespace, which: np.ndarray, done: np.ndarray, at: np.ndarray
+) -> list[Example]:
     """Training samples (places in data.train) as prompts. done: the share of the training before
-    each. With --input hybrid a sample shows vectors beside the titles with that probability
-    (LLaRA's curriculum, arXiv 2312.02445, section 3.3): the LM knows titles, and meets vectors step
-    by step.
+    each; at: their numbers. With --input hybrid a sample shows vectors beside the titles with that
+    probability (LLaRA's curriculum, arXiv 2312.02445, section 3.3): the LM knows titles, and meets
+    vectors step by step.
     """
     places = r.data.train[which]
     target = r.data.items[places].astype(np.int64)
-    cand_nC = candidates(r.data, "train", cfg.C, which)
-    listed_nC = np.take_along_axis(cand_nC, listing(r, "train", cfg.C, which), 1)
+    listed_nC = listed_by(r, cfg, which, target, at)
+    hint_nh = hints.hints_of(r, "train", cfg.C, which, hints.pooled(cfg))
     asked_nC = target[:, None] if cfg.loss == "titles" else listed_nC
     n_truth = r.titles.ptr[target + 1] - r.titles.ptr[target] + (r.lm.kind == "decoder")
     table_n = table_of(r.lm, users(r.data, places))
     old = of_padded(histories(r.data, places, cfg.history))
     if cfg.input == "hybrid":
         alone_n = np.array([drawn(cfg.seed, i) for i in which]) >= done
-        tails, ats = prompts_of_both(r, old, listed_nC, alone_n)
+        tails, ats = prompts_of_both(r, old, (listed_nC, hint_nh), alone_n)
     else:
-        tails, ats = r.prompts.histories(old, listed_nC)
+        tails, ats = r.prompts.histories(old, listed_nC, hint_nh)
     batch = []
-    for i, (tail, at) in enumerate(zip(in_tables(r.lm, tails, table_n), ats)):
+    for i, (tail, told) in enumerate(zip(in_tables(r.lm, tails, table_n), ats)):
         truth = int((asked_nC[i] == target[i]).argmax())
         asked, n, own = asked_nC[i], int(n_truth[i]), slice(i, i + 1)
-        batch.append(Example(tail, at, asked, truth, n, target[own], places[own], table_n[own]))
+        batch.append(Example(tail, told, asked, truth, n, target[own], places[own], table_n[own]))
     return batch
 
 
 def prompts_of_both(
-    r: Ranker, old: Ragged, listed_nC: np.ndarray, alone_n: np.ndarray
+    r: Ranker, old: Ragged, beside: tuple[np.ndarray | None, ...], alone_n: np.ndarray
 ) -> tuple[Ragged, Ragged]:
-    """(tokens, at) of stage 2 with --input hybrid, some of titles alone."""
+    """(tokens, at) of stage 2 with --input hybrid, some of titles alone. beside: the candidates and
+    the hint, rows as old's."""
     parts = []
     for prompts, own_n in ((r.plain, alone_n), (r.prompts, ~alone_n)):
         own = np.flatnonzero(own_n)
-        parts.append(prompts.histories(old.take(own), listed_nC[own]))
+        of_own = [None if rows is None else rows[own] for rows in beside]
+        parts.append(prompts.histories(old.take(own), *of_own))
     back = np.argsort(np.argsort(~alone_n, kind="stable"))
     return tuple(below(*both).take(back) for both in zip(*parts))
 

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from delrec.data.prepared import Data
+from delrec.lm.hints import USUAL
 from delrec.lm.layers import decoder_layers, tap
 from delrec.lm.model import LM
 from delrec.lm.ranker import Ranker, open_run
@@ -43,7 +44,7 @@ TAUGHT = {
 ALONE = dict(lambda_cos=0.0, lambda_norm=0.0, lambda_ms=0.0)
 # what both must read alike
 PROMPT_FLAGS = ("input", "verbalizer", "show", "order", "instruct", "history", "max_title")
-PROMPT_FLAGS += ("max_tokens",)
+PROMPT_FLAGS += ("max_tokens", *USUAL)
 
 
 def faults(cfg: SimpleNamespace) -> list[tuple]:
@@ -81,7 +82,7 @@ def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
             f"the teacher {run.folder} adds to its backbone's scores (--residual), so its LM alone "
             "says little; name one without --residual"
         )
-    values = {"input": "titles", "instruct": False, **run.settings}
+    values = {"input": "titles", "instruct": False, **USUAL, **run.settings}
     for key in PROMPT_FLAGS:
         if key in typed and getattr(cfg, key) != values[key]:
             stop(

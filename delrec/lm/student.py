@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data
-from delrec.lm import adalora, crossfit, items, layers, residual, slmrec, soft_prompt
+from delrec.lm import adalora, crossfit, hints, items, layers, residual, slmrec, soft_prompt
 from delrec.lm.calibration import calibrate, neutral_scores
 from delrec.lm.listed import backbone_of, say_if_another
 from delrec.lm.lists import said_of_folds
@@ -89,7 +89,7 @@ def open_student(
 
 def say_folds(cfg: SimpleNamespace, backbone_run: Path, ranks: Ranks) -> None:
     """Prints whether what training samples read of the backbone is out of fold."""
-    reads = cfg.input != "titles" or cfg.order == "backbone"
+    reads = cfg.input != "titles" or hints.reads_lists(cfg)
     if ranks.main and reads and (backbone_run / "config.json").exists():
         folds = getattr(load_run(backbone_run), "folds", 0)
         print(said_of_folds(backbone_run, folds), flush=True)

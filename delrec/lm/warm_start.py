@@ -22,7 +22,8 @@ from delrec.runtime import Run, folder_of, is_run, load_run, stop
 # what shapes prompts and weights: it is the run's, and nothing else may be typed
 FIXED = ("llm", *PROMPT_FLAGS, "k", "adapt", "init_r", "target_r", "alpha", "prune_end")
 # of the training: the run's, unless something else is typed
-TAKEN = ("loss", "samples", "C", "batch", "lr", "lr_maps", "lr_prompt", "weight_decay", "warmup")
+TAKEN = ("loss", "samples", "C", "pool", "draw", "batch", "lr", "lr_maps", "lr_prompt")
+TAKEN += ("weight_decay", "warmup")
 TAKEN += ("dropout", "orthogonal", "val_samples", "evals", "calibrate", "allow_unknown")
 # flags that say with what a run begins, or from what it learns
 REFUSED = {

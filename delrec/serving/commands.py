@@ -21,6 +21,7 @@ KEPT = {"soft_prompt"}
 # with --input ids they are fixed
 FIXED = {"distill": {"verbalizer", "show"}}
 FIXED["finetune"] = FIXED["distill"] | {"order", "loss", "calibrate"}
+FIXED["finetune"] |= {"hint", "orders", "pool", "draw"}
 
 
 def name_of(place: Path | str) -> str:

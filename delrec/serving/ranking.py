@@ -14,9 +14,9 @@ import torch
 
 from delrec.backbone.ranking import HistoryScorer, best_items, history_scorer
 from delrec.data.prepared import Data
-from delrec.lm import new_items
+from delrec.lm import hints, new_items
 from delrec.lm.ragged import ragged
-from delrec.lm.ranker import Ranker, open_run, reads_all, score_catalogue, score_tails
+from delrec.lm.ranker import Ranker, open_run, reads_all, score_catalogue, score_listed
 from delrec.lm.reading import Start, read_prefix
 from delrec.processes import Ranks
 from delrec.runtime import Run, folder_of, load_run, stop
@@ -226,8 +226,8 @@ class PoolRanker:
             return
         cand_nC = np.array([block for _, block in blocks]).astype(np.int64)
         shown = ragged([olds[b][-ranker.history :] for b, _ in blocks])
-        tails, _ = ranker.prompts.histories(shown, cand_nC)
-        score_nC = score_tails(ranker, tails, cand_nC, self.ranks, self.name)
+        hint_nh = hints.hint_of_best(ranker.settings, cand_nC)
+        score_nC = score_listed(ranker, shown, cand_nC, hint_nh, self.ranks, self.name)
         for (b, _), block, score_C in zip(blocks, cand_nC, score_nC):
             s_BI[b, block] = score_C - self.penalty_I[block]
 
