@@ -32,7 +32,7 @@ from typing import Any
 
 import click
 
-from common import options, verbalizers
+from common import options, shard_option, verbalizers
 from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data
 from delrec.evaluation import plain
@@ -63,6 +63,7 @@ from delrec.evaluation.scores import (
     store_ranks,
 )
 from delrec.evaluation.tables import table_folder, write_tables
+from delrec.evaluation.two_stage import two_stages
 from delrec.lm import export
 from delrec.lm.model import located
 from delrec.processes import Ranks, finish, setup
@@ -174,12 +175,7 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     help="folder of metrics.json, table.txt .md .tex .csv .png and figures; evaluation/ in the "
     "last run's if not given",
 )
-@click.option(
-    "--shard",
-    is_flag=True,
-    help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does "
-    "not fit one card; the same numbers, slower",
-)
+@shard_option
 # more rows, more to see
 @click.option(
     "--reference",
@@ -219,6 +215,12 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     is_flag=True,
     help="adds a row of every run that sees its histories in a random order: does it use the "
     "order at all?",
+)
+@click.option(
+    "--two-stage",
+    type=click.Choice(["backbone", "shuffled"]),
+    help="also have each LM rank what its backbone retrieves, listed in this order (LlamaRec): "
+    "the backbone, the LM inside the pool, both, and their ceiling",
 )
 @click.option(
     "--latency",
@@ -352,13 +354,14 @@ def main(**config: Any) -> None:
         pairs = pairs_with_backbone(rows, runs, backbone)
     add_fused(rows, [*pairs, *cfg.fuse], val.is_target_nC)
     reference = reference_of(rows, backbone, cfg.reference)
+    pools = two_stages(runs_of(rows), scorer, test, cfg.two_stage) if cfg.two_stage else {}
 
     # metrics, intervals, tests
     value = metrics_of(rows, test)
     if not ranks.main:
         return finish(ranks)
     planned = Planned(reference, cfg.compare, *cfg.margin, cfg.exploratory)
-    result = measured(rows, value, data, test, planned, cfg.max_history)
+    result = measured(rows, value, data, test, planned, cfg.max_history) | {"two_stage": pools}
     if cfg.latency:
         add_latency(result, runs_of(rows), data, cfg.pool)
 

@@ -50,7 +50,7 @@ from delrec.lm import (
 from delrec.lm.model import located
 from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read, read_prefix
-from delrec.lm.verbalizers import SCORES_ALL, loss_over_all, score, verbalise
+from delrec.lm.verbalizers import SCORES_ALL, letter_and_end, loss_over_all, score, verbalise
 from delrec.lm.windows import ByVectors, targets_of
 from delrec.processes import Ranks, finish, sum_gradients
 from delrec.runtime import described
@@ -151,6 +151,9 @@ class ByTitles:
         if self.loss == "catalogue":
             return {"candidates": self.loss_from(read(r.lm, start, tails), batch)}
         cand_BC, truth_B = self.asked(batch)
+        if self.loss == "letter":
+            place_B, C = np.array([e.truth for e in batch]), cand_BC.shape[1]
+            return {"letter": -letter_and_end(r.lm, start, tails, place_B, C).sum()}
         if self.loss == "candidates":
             score_BC = score(r.lm, start, tails, cand_BC, r.titles, r.verbalizer)
         else:
@@ -239,10 +242,10 @@ class ByTitles:
 @click.option(
     "--loss",
     default="candidates",
-    type=click.Choice(["titles", "candidates", "both", "catalogue"]),
+    type=click.Choice(["titles", "candidates", "both", "catalogue", "letter"]),
     help="candidates: cross-entropy over C scores; catalogue: over all items' (the paper; by mean "
     "or first); titles: next-title language modelling on every title in the prompt; both: "
-    "candidates and titles",
+    "candidates and titles; letter: the letter and the end token among all tokens (LlamaRec)",
 )
 @click.option("--samples", type=WHOLE, help="training samples to see; 1600, ids (windows) 12288")
 @common.fold_option

@@ -48,6 +48,7 @@ def test_the_lm_learns_to_follow_a_hint_and_not_another_users(
     learnt = tune("hint", "--hint backbone --orders 2")
     assert learnt.json["val_hr@1"] > 0.9  # chance .067
     assert "trained on them, so it knows the truth too often" in learnt.output  # it has no folds
+    assert "RecRanker-style, its list task: no dislikes" in learnt.output
     opens_as_stored(tmp_path / "hint", noise, alone, rtol=1e-3, atol=1e-3)
     for control in ("permuted", "none"):
         assert tune(control, f"--hint {control}").json["val_hr@1"] < 0.3

@@ -22,7 +22,9 @@ from delrec import Recommender
 from delrec.backbone.models import load as load_backbone
 from delrec.backbone.ranking import history_scorer, rank_all
 from delrec.data.prepared import batch_of, candidates, histories, raw_item_ids, users
+from delrec.evaluation import two_stage
 from delrec.evaluation.paper import paper_method
+from delrec.evaluation.scores import Scorer, part_of
 from delrec.lm import items, residual, windows
 from delrec.lm.ranker import open_run, score_and_rank, score_samples
 from delrec.lm.student import samples_of
@@ -133,6 +135,14 @@ def test_it_begins_as_its_backbone(model, still, young, walks, alone, on_cpu):
     assert np.array_equal(full_1n2[0], np.load(young(model) / "full_test.npy"))
     assert np.array_equal(list_nK, np.load(young(model) / "topk_test.npy")[:, :10])
     np.testing.assert_allclose(score_samples(r, "test", which, 15, alone), score_nC, atol=1e-3)
+
+
+def test_at_its_start_its_second_stage_copies_the_first(still, walks, alone, on_cpu):
+    test = part_of(walks, "test", np.arange(30), 15)
+    run = load_run(still("sasrec"), walks)
+    rows = two_stage.two_stage(run, Scorer(walks, 15, alone), test, "shuffled")["rows"]
+    assert 0 < rows["ranker, inside"]["mrr"] < 1
+    assert rows["ranker, inside"] == pytest.approx(rows["copy first, inside"])
 
 
 @pytest.mark.parametrize("model", ["sasrec", "gru4rec"])

@@ -7,6 +7,7 @@ from delrec.evaluation.beyond import beyond_as_text
 from delrec.evaluation.comparisons import AMONG_CANDIDATES, OVER_ALL_ITEMS, Comparison
 from delrec.evaluation.copying import copies_as_text
 from delrec.evaluation.stats import RowMetrics
+from delrec.evaluation.two_stage import two_stages_as_text
 from delrec.evaluation.verdict import ABOUT_VERDICT, verdict
 from delrec.evaluation.wording import (
     ABOUT_PAPER,
@@ -42,6 +43,7 @@ def table_lines(result: dict) -> list[str]:
         *seeds_as_text(result, wide),
         *tests_as_text(result),
         *full_as_text(result, wide),
+        *two_stages_as_text(result, wide),
         *beyond_as_text(result, wide),
         *groups_as_text(result, wide),
     ]

@@ -1,10 +1,9 @@
 """What a prompt shows of a backbone: the order of its candidates, a hint, or the candidates.
 
---hint is RecRanker's (arXiv 2312.16018, section 3.3): the titles that another recommender puts
+--hint is RecRanker's (arXiv 2312.16018): the titles that another recommender puts
 first among the candidates. --pool backbone is LlamaRec's (arXiv 2311.02089): the candidates are the
 backbone's own list. What of this stands in a training prompt is out of fold where the backbone has
 folds (docs/out_of_fold.md).
-
 """
 
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec.data.prepared import Data, candidates, with_lists
+from delrec.processes import Ranks
 from delrec.runtime import Run, load_run, read_npy, stop
 
 HINTED = 5  # titles of a hint
-ORDERED = (7, 3)  # what seeds an order, beside a seed and a number
+SEED = 11  # of orders, beside a run's own seed
 # as a run's settings hold them where they are another
 USUAL = {"hint": "none", "orders": 1}
 
@@ -61,6 +61,23 @@ def reads_lists(cfg: SimpleNamespace) -> bool:
     return cfg.order == "backbone" or pooled(cfg) or hint_of(vars(cfg)) != "none"
 
 
+def say_what_differs(cfg: SimpleNamespace, ranks: Ranks) -> None:
+    """Prints what a run in the style of a paper leaves out or does otherwise, a line each
+    (docs/methods.md says more)."""
+    if ranks.main and hint_of(vars(cfg)) != "none":
+        print(
+            "RecRanker-style, its list task: no dislikes and no scores of one title, as there are "
+            "no ratings; no pairs, no clusters of users; our words",
+            flush=True,
+        )
+    if ranks.main and (pooled(cfg) or cfg.loss == "letter"):
+        print(
+            "LlamaRec-style: the step is chosen among the stored candidates of validation, not in "
+            "pools; AdaLoRA for LoRA; our words",
+            flush=True,
+        )
+
+
 def faults(cfg: SimpleNamespace) -> list[tuple]:
     """What cannot be meant: [(is it so?, sentence)]."""
     listed = cfg.show or cfg.verbalizer == "letter"
@@ -85,6 +102,16 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             cfg.pool == "backbone" and sorted_by,
             "--pool backbone puts the truth into a list that lacks it, and in --order backbone it "
             "would always stand last there; use --order shuffled",
+        ),
+        (
+            cfg.loss == "letter" and cfg.verbalizer != "letter",
+            f"--loss letter trains letters, --verbalizer {cfg.verbalizer} reads none; use "
+            "--verbalizer letter",
+        ),
+        (
+            cfg.loss == "letter" and (cfg.teacher or cfg.lambda_ms),
+            "--loss letter reads two states a prompt, --teacher and --lambda-ms compare at one; "
+            "use --loss candidates",
         ),
     ]
 
@@ -129,7 +156,7 @@ def moved(C: int, orders: int) -> list[np.ndarray]:
 
 def anew(rows_nC: np.ndarray, seed: int, number_n: np.ndarray) -> np.ndarray:
     """Rows in another order each, that belongs to a seed and the row's number."""
-    rngs = [np.random.default_rng([*ORDERED, seed, int(number)]) for number in number_n]
+    rngs = [np.random.default_rng([SEED, seed, int(number)]) for number in number_n]
     return np.stack([rng.permutation(row) for rng, row in zip(rngs, rows_nC)])
 
 
@@ -195,10 +222,12 @@ def others_of(r: Shown, split: str, which: np.ndarray) -> np.ndarray:
 def hint_of_best(settings: dict, best_nC: np.ndarray) -> np.ndarray | None:
     """The same (n, h) for candidates that are given best first, where nobody's sample is asked."""
     kind = hint_of(settings)
+    if kind == "none":
+        return None
     if kind == "permuted":
         stop(
             "the run reads another user's hint, a control that only evaluate.py's table can score; "
             "name a run of finetune.py --hint backbone"
         )
     hint_nh = best_nC[:, :HINTED]
-    return {"none": None, "backbone": hint_nh}.get(kind, anew(hint_nh, 0, np.arange(len(hint_nh))))
+    return anew(hint_nh, 0, np.arange(len(hint_nh))) if kind == "shuffled" else hint_nh

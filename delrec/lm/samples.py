@@ -70,7 +70,7 @@ class Histories:
 def by_importance(data: Data, known: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Some training samples (places in data.train) in the order of drawing, none twice: a user with
     the weight ln n_u, n_u the user's interactions in training, then one of the user's samples
-    (RecRanker, arXiv 2312.16018, section 3.2; its further steps, by cluster, are left out)."""
+    (RecRanker, arXiv 2312.16018; its make_train_prompt.py also draws by cluster, left out here)."""
     user_n = users(data, data.train)
     last_U = np.zeros(data.n_users, int)
     last_U[user_n] = data.train  # sorted, so the last one stays

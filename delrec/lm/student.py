@@ -65,6 +65,7 @@ def open_student(
     for run in filter(None, (prompt_run, teacher_run)):
         say_if_another(run, ranks)
     say_folds(cfg, backbone_run, ranks)
+    hints.say_what_differs(cfg, ranks)
     if prompt_run:
         soft_prompt.say_if_of_another_format(prompt_run, cfg, ranks)
     if cfg.layers:

@@ -121,6 +121,30 @@ def letter_ids(lm: LM, C: int) -> np.ndarray:
     return np.array([i[0] for i in ids])
 
 
+def letter_and_end(
+    lm: LM, start: Start, tails: Sequence[np.ndarray], place_B: np.ndarray, C: int
+) -> torch.Tensor:
+    """1/2 (log P(letter | prompt) + log P(end | prompt, letter)) among all tokens of the LM, (B,),
+    for the letters of the candidates at place_B: what LlamaRec's training raises (arXiv 2311.02089;
+    its dataloader/llm.py ends each text with the end token, and asks for the last two)."""
+    end = lm.tok.eos_token_id
+    if lm.kind != "decoder" or end is None:
+        stop(
+            f"{lm.name}: --loss letter asks what comes behind the letter, which needs a "
+            "decoder-only LM with an end token; use --loss candidates"
+        )
+    tok_B2 = np.stack([letter_ids(lm, C)[place_B], np.full(len(place_B), end)], 1)
+    x_ND = read(lm, start, tails, tok_B2[:, None], np.full((len(tok_B2), 1), 2))
+    words_N = on_device(tok_B2.reshape(-1), lm.device)
+    ptr = torch.arange(0, 2 * len(tok_B2) + 1, 2, device=lm.device)
+    if lm.own_head:
+        every = torch.arange(len(lm.head_VD), device=lm.device)
+        return own_head.title_likelihood(lm, x_ND, every, words_N, ptr, normalise=True)
+    return kernels.title_likelihood(
+        scaled(lm, x_ND), lm.head_VD, words_N, ptr, lm.bias_V, normalise=True, known=True
+    )
+
+
 def verbalise_all(lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str) -> torch.Tensor:
     """Scores (B, I + 1) of the whole catalogue from one state a prompt: mean, first or items."""
     if verbalizer == "items":
