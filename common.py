@@ -47,82 +47,6 @@ llm_option = click.option(
     help="Hugging Face id or folder; smollm2-135m is fetched by itself; random:NAME (with seed 3 "
     "random-3:NAME) is the LM NAME with random weights of the same scale, a control",
 )
-# a small LM (SLMRec)
-slmrec_options = options(
-    click.option(
-        "--layers",
-        type=WHOLE,
-        help="leave only the first so many layers of the LM; the run's lm/ holds what is left",
-    ),
-    click.option(
-        "--teacher", help="run of finetune.py that teaches this LM (SLMRec); its prompts are used"
-    ),
-    click.option(
-        "--blocks",
-        type=WHOLE,
-        help="blocks that teacher and student are cut into, b; the most up to 4 that divide both",
-    ),
-    click.option(
-        "--lambda-cos",
-        type=FROM_0,
-        help="weight l1 of the states' direction; 1 with a teacher (the paper's)",
-    ),
-    click.option(
-        "--lambda-norm",
-        type=FROM_0,
-        help="weight l2 of the states' distance; with a teacher .1 (the paper's), of its square "
-        "1e-4",
-    ),
-    click.option(
-        "--norm",
-        default="l2",
-        type=click.Choice(["l2", "squared"]),
-        help="the states' distance: as the paper's code takes it, or squared as it prints it",
-    ),
-    click.option(
-        "--lambda-logits",
-        default=0.0,
-        type=FROM_0,
-        help="weight of KL(teacher || student) of the asked items' scores (the control: plain "
-        "distillation, which the paper does not do)",
-    ),
-    click.option(
-        "--lambda-ms",
-        type=FROM_0,
-        help="weight l3 of the inner blocks' own predictions; .1 with a teacher (paper: .01 to 1); "
-        "needs none",
-    ),
-)
-# the adapters of the LM
-adalora_options = options(
-    click.option(
-        "--adapt",
-        default="qv",
-        type=click.Choice(["qv", "mlp", "linear", "all"]),
-        help="adapt the attention's q and v (DELRec), the MLP (SLMRec's code), or every linear "
-        "layer; all: no adapters, the weights of the LM's layers themselves train (a control), "
-        "which are written to lm/",
-    ),
-    click.option(
-        "--init-r", default=12, type=click.IntRange(2), help="rank each layer starts with"
-    ),
-    click.option("--target-r", default=8, type=WHOLE, help="mean rank left after reallocation"),
-    click.option("--alpha", default=32, type=WHOLE, help="scale of the adapters"),
-    click.option(
-        "--dropout",
-        default=0.05,
-        type=click.FloatRange(0, 0.95),
-        help="dropout in front of the adapters",
-    ),
-    click.option("--orthogonal", default=0.5, help="weight of AdaLoRA's orthogonality term"),
-    click.option(
-        "--prune-end",
-        default=0.2,
-        type=click.FloatRange(0, 1, min_open=True),
-        help="share of the steps after which ranks stay as they are (cut from a fifth of that on); "
-        "no earlier step can be the best",
-    ),
-)
 # a killed run
 going_on = options(
     click.option(
@@ -152,23 +76,6 @@ fold_option = click.option(
     help="leave out the training samples of a fold's users; may be repeated; needs a backbone of "
     "train_backbone.py --folds. Validation stays",
 )
-# on top of the backbone
-residual_options = options(
-    click.option(
-        "--residual",
-        type=click.Choice(["backbone", "permuted"]),
-        help="with --input ids: add what the LM says to the backbone's scores, which the run "
-        "begins as; needs a backbone of train_backbone.py --folds. permuted: to those after "
-        "somebody else's history (a control)",
-    ),
-    click.option(
-        "--residual-dropout",
-        default=0.0,
-        type=click.FloatRange(0, 0.95),
-        help="with --residual: share of the training targets at which the LM must do without the "
-        "backbone",
-    ),
-)
 verbalizers = click.Choice(["likelihood", "mean", "first", "letter"])
 candidates_option = click.option(
     "--candidates",
@@ -177,43 +84,27 @@ candidates_option = click.option(
     type=click.IntRange(2),
     help="candidates of a prompt, the truth among them",
 )
-# which candidates a prompt lists, in which order, and what is said of them
-listing_options = options(
-    click.option(
-        "--order",
-        default="shuffled",
-        type=click.Choice(["shuffled", "backbone"]),
-        help="order of listed candidates: as stored, or the backbone's best first (easily copied)",
-    ),
-    click.option(
-        "--orders",
-        default=1,
-        type=WHOLE,
-        help="from 2 on: shuffle listed candidates anew at every read of training, and score by "
-        "the mean over so many orders (RecRanker's position shifting)",
-    ),
-    click.option(
-        "--hint",
-        default="none",
-        type=click.Choice(["none", "backbone", "shuffled", "permuted"]),
-        help="name the backbone's best five of the listed candidates in the prompt (RecRanker); "
-        "shuffled: in any order; permuted: another user's, a control",
-    ),
-    click.option(
-        "--pool",
-        default="stored",
-        type=click.Choice(["stored", "backbone"]),
-        help="candidates of training prompts: the stored ones, or the backbone's best, the truth "
-        "among them (LlamaRec, evaluate.py --two-stage)",
-    ),
-    click.option(
-        "--draw",
-        default="uniform",
-        type=click.Choice(["uniform", "importance"]),
-        help="training samples: all alike; importance: users by the log of their interactions "
-        "(RecRanker)",
-    ),
-)
+
+
+def checks_of(whose: str) -> Callable:
+    """The options about an LM that is looked at before the work. whose: what their help begins
+    with."""
+    return options(
+        click.option(
+            "--check-llm/--no-check-llm",
+            default=True,
+            help=f"{whose}compare the LM's scores with plain transformers' before the work "
+            "(seconds, once for each LM), and take the fastest way that says the same",
+        ),
+        click.option(
+            "--allow-unknown",
+            is_flag=True,
+            help=f"{whose}go on with a tokenizer that does not know over a fifth of the titles' "
+            "tokens",
+        ),
+    )
+
+
 # what a prompt holds, and how the LM is read
 prompt_options = options(
     click.option(
@@ -233,17 +124,7 @@ prompt_options = options(
         type=WHOLE,
         help="tokens of a prompt; the oldest history is dropped to fit",
     ),
-    click.option(
-        "--check-llm/--no-check-llm",
-        default=True,
-        help="compare the LM's scores with plain transformers' before the work (seconds, once for "
-        "each LM), and take the fastest way that says the same",
-    ),
-    click.option(
-        "--allow-unknown",
-        is_flag=True,
-        help="go on with a tokenizer that does not know over a fifth of the titles' tokens",
-    ),
+    checks_of(""),
 )
 shard_option = click.option(
     "--shard",

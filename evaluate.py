@@ -32,7 +32,7 @@ from typing import Any
 
 import click
 
-from common import options, shard_option, verbalizers
+from common import checks_of, options, shard_option, verbalizers
 from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data
 from delrec.evaluation import plain
@@ -260,17 +260,7 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     help="make the plain LM's run, the export, or the card, anew and replace the one that is there "
     "once it is finished",
 )
-@click.option(
-    "--check-llm/--no-check-llm",
-    default=True,
-    help="plain LM: compare the LM's scores with plain transformers' before the work (seconds, "
-    "once for each LM), and take the fastest way that says the same",
-)
-@click.option(
-    "--allow-unknown",
-    is_flag=True,
-    help="plain LM: go on with a tokenizer that does not know over a fifth of the titles' tokens",
-)
+@checks_of("plain LM: ")
 @click.option(
     "--verbalizer",
     default="likelihood",

@@ -40,6 +40,7 @@ from delrec.lm import (
     hints,
     items,
     layers,
+    options,
     residual,
     samples,
     slmrec,
@@ -216,7 +217,7 @@ class ByTitles:
 @click.option(
     "--show/--no-show", default=False, help="list the candidates in the prompt (letter always does)"
 )
-@common.listing_options
+@common.options(*options.listing)
 @click.option(
     "--input",
     default="titles",
@@ -230,9 +231,7 @@ class ByTitles:
     "as; those of --soft-prompt, if it was distilled with --input ids",
 )
 @common.prompt_options
-@common.slmrec_options
-@common.adalora_options
-@common.residual_options
+@common.options(*options.slmrec, *options.adalora, *options.residual)
 # training
 @click.option(
     "--from",
