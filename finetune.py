@@ -46,6 +46,7 @@ from delrec.lm import (
     slmrec,
     soft_prompt,
     student,
+    summaries,
     warm_start,
 )
 from delrec.lm.model import located
@@ -78,6 +79,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> s
     cfg.llm = located(cfg.llm)
     start = warm_start.settle(cfg, typed, data, ranks) if cfg.from_run else None
     teacher_run = slmrec.settle_by_teacher(cfg, typed, data) if cfg.teacher else None
+    fill(cfg, summaries.defaults(cfg))
     fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
     fill(cfg, slmrec.TAUGHT[cfg.norm] if cfg.teacher else slmrec.ALONE)
     fill(cfg, dict(lr=3e-4 if cfg.adapt == "all" else 3e-3))
@@ -126,13 +128,9 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             "--maps begins the maps of item vectors, but --input is titles; use --input ids or "
             "hybrid, or leave --maps out",
         ),
-        (
-            cfg.lr_prompt and cfg.soft_prompt in ("none", "words"),
-            f"--lr-prompt {cfg.lr_prompt} trains the soft prompt, but --soft-prompt is "
-            f"{cfg.soft_prompt}; name one, or leave --lr-prompt out",
-        ),
     ]
-    refuse([*faults, *slmrec.faults(cfg), *hints.faults(cfg), *residual.faults(cfg)])
+    faults += [*slmrec.faults(cfg), *soft_prompt.faults(cfg), *summaries.faults(cfg)]
+    refuse([*faults, *hints.faults(cfg), *residual.faults(cfg)])
 
 
 # ---------------------------------------------------------------- what a sample asks
@@ -231,7 +229,7 @@ class ByTitles:
     "as; those of --soft-prompt, if it was distilled with --input ids",
 )
 @common.prompt_options
-@common.options(*options.slmrec, *options.adalora, *options.residual)
+@common.options(*options.summary, *options.slmrec, *options.adalora, *options.residual)
 # training
 @click.option(
     "--from",

@@ -165,6 +165,7 @@ def prompt_notes(settings: dict) -> list[str]:
     if (hint := settings.get("hint", "none")) != "none":
         said = {"backbone": "", "shuffled": ", in any order", "permuted": ", another user's"}
         notes.append(f"RecRanker-style hint of {settings['backbone']}'s best{said[hint]}")
+    notes += [f"summary {settings['summary']}"] if settings.get("summary") else []
     return ["titles and vectors", *notes] if settings.get("input") == "hybrid" else notes
 
 

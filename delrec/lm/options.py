@@ -137,3 +137,12 @@ listing = (
         "(RecRanker)",
     ),
 )
+# long histories, told (LLM-TRSR)
+summary = (
+    click.option(
+        "--summary",
+        type=click.Choice(["words", "permuted-words", "empty"]),
+        help="tell the --history (25) in its heaviest words, and the last 3 titles behind them "
+        "(LLM-TRSR); controls: another user's words, none",
+    ),
+)

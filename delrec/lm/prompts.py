@@ -18,6 +18,7 @@ import numpy as np
 from delrec.data.prepared import Data
 from delrec.lm.model import LM
 from delrec.lm.ragged import Ragged, below, beside, of_matrix, pointers, ragged, same, spans
+from delrec.lm.summaries import SHOWN, open_summaries
 from delrec.lm.text import ITEM, MASK, SLOT, encode, must_have_vectors
 from delrec.lm.titles import Titles
 from delrec.runtime import stop
@@ -57,6 +58,7 @@ WORDS = {
     "choices": "{b}'s choices after its first:",
     "first choice": "{b}'s first choice:",
     "hint": "{b} would choose:",
+    "latest": "The last {n}s, oldest first:",
 }
 
 
@@ -96,6 +98,10 @@ class Pieces:
         """How many tokens all pieces in front of each take, and all together: (M + 1,)."""
         return pointers(self.tokens.ptr[said.flat + 1] - self.tokens.ptr[said.flat])
 
+    def sizes(self, said: Ragged) -> np.ndarray:
+        """How many tokens each row takes (n,)."""
+        return np.diff(self.count(said)[said.ptr])
+
 
 class Prompts:
     """The prefix of a task, and the tails of the three prompts.
@@ -120,7 +126,12 @@ class Prompts:
         self.longest = int(np.diff(titles.ptr).max()) + len(self.sep)
         self.budget = min(settings["max_tokens"] or lm.max_tokens, lm.max_tokens)
         pattern = self.pattern_told(k, settings.get("words", False))
-        about = self.text(f"{self.noun.capitalize()}s the user {verb}, oldest first:")
+        self.summaries = open_summaries(data, settings.get("summary"))
+        about = self.text(
+            f"{self.noun.capitalize()}s the user {verb}, oldest first:"
+            if self.summaries is None
+            else f"What the {self.noun}s the user {verb} are about:"
+        )
         self.prefixes = {}
         for task, words in INSTRUCTIONS.items():
             words = words.format(b=self.backbone, n=self.noun)
@@ -157,7 +168,9 @@ class Prompts:
         rest = hint + self.listed(cand_nC)
         if rest:
             rest.append(self.pieces.named("next", len(old)))
-        return self.tails(old, rest)
+        if self.summaries is None:
+            return self.tails(old, rest)
+        return self.tails(old.cut(-SHOWN), rest, self.summarised(old))
 
     def temporal_analyses(
         self, old: Ragged, a: int, cand_nC: np.ndarray | None = None
@@ -212,6 +225,12 @@ class Prompts:
             texts[name] = self.text(words.format(b=self.backbone, n=self.noun))
         for letter in LETTERS if self.letters else "":
             texts[letter] = np.asarray(encode(self.lm, f"{letter}. "), np.int64)
+        if self.summaries is not None:
+            texts["latest"] = np.concatenate([self.sep, texts["latest"]])
+            texts |= {
+                f"summary {i}": np.asarray(encode(self.lm, text), np.int64)
+                for i, text in enumerate(self.summaries.texts)
+            }
         return texts
 
     def pattern_told(self, k: int, in_words: bool) -> list[np.ndarray]:
@@ -235,12 +254,22 @@ class Prompts:
             cand_nC = np.stack([marks_nC, cand_nC], 2).reshape(len(cand_nC), -1)
         return [self.pieces.named("candidates", len(cand_nC)), of_matrix(cand_nC)]
 
-    def tails(self, old: Ragged, rest: list[Ragged]) -> tuple[Ragged, Ragged]:
-        """The tails and their `at`. old: history items, of which the first may be dropped; rest:
-        numbers of the pieces that must stay."""
+    def summarised(self, old: Ragged) -> Ragged:
+        """The summaries of histories (LLM-TRSR), and the words that announce the last items."""
+        told = self.summaries.told(old)
+        first = self.pieces.number.get("summary 0", 0)
+        return beside(Ragged(told.flat + first, told.ptr), self.pieces.named("latest", len(old)))
+
+    def tails(
+        self, old: Ragged, rest: list[Ragged], ahead: Ragged | None = None
+    ) -> tuple[Ragged, Ragged]:
+        """The tails and their `at`. old: history items, of which the first may be dropped; ahead of
+        them and, as rest, behind them: numbers of the pieces that must stay."""
         begin, mask = (self.pieces.named(name, len(old)) for name in ("begin", "mask"))
+        begin = begin if ahead is None else beside(begin, ahead)
         rest = beside(*rest, mask)
-        fixed_n = 1 + np.diff(self.pieces.count(rest)[rest.ptr])  # of which the first begins
+        begin_n, rest_n = (self.pieces.sizes(said) for said in (begin, rest))
+        fixed_n = begin_n + rest_n
         room_n = self.budget - len(self.prefix) - len(self.lm.end) - self.longest - fixed_n
         if (room_n < 0).any():
             room = room_n[room_n < 0][0]
@@ -251,7 +280,7 @@ class Prompts:
         told = self.latest(self.pieces.shown(old), room_n)
         tokens = self.pieces.spelled(beside(begin, told, rest))
         told_n = tokens.lengths - fixed_n
-        return tokens, Ragged(spans(np.ones(len(old), int), told_n), pointers(told_n))
+        return tokens, Ragged(spans(begin_n, told_n), pointers(told_n))
 
     def latest(self, shown: Ragged, room_n: np.ndarray) -> Ragged:
         """The last pieces of each row, as many as have room for all their tokens."""

@@ -58,6 +58,7 @@ def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -
     """What of a run's flags fixes how it ranks, as its config.json stores it and make_ranker reads
     it. backbone: its name in the prompt; backbone_run: its folder."""
     words = {"words": cfg.soft_prompt == "words"} if hasattr(cfg, "soft_prompt") else {}
+    words |= {"summary": cfg.summary} if getattr(cfg, "summary", None) else {}
     return {
         "verbalizer": cfg.verbalizer,
         "show": cfg.show,

@@ -44,7 +44,7 @@ TAUGHT = {
 ALONE = dict(lambda_cos=0.0, lambda_norm=0.0, lambda_ms=0.0)
 # what both must read alike
 PROMPT_FLAGS = ("input", "verbalizer", "show", "order", "instruct", "history", "max_title")
-PROMPT_FLAGS += ("max_tokens", *USUAL)
+PROMPT_FLAGS += ("max_tokens", "summary", *USUAL)
 
 
 def faults(cfg: SimpleNamespace) -> list[tuple]:
@@ -82,7 +82,7 @@ def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
             f"the teacher {run.folder} adds to its backbone's scores (--residual), so its LM alone "
             "says little; name one without --residual"
         )
-    values = {"input": "titles", "instruct": False, **USUAL, **run.settings}
+    values = {"input": "titles", "instruct": False, "summary": None, **USUAL, **run.settings}
     for key in PROMPT_FLAGS:
         if key in typed and getattr(cfg, key) != values[key]:
             stop(

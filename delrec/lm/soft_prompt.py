@@ -42,6 +42,17 @@ def load_soft_prompt(folder: Path | str, lm: LM) -> torch.Tensor:
 # ---------------------------------------------------------------- which one a run begins with
 
 
+def faults(cfg: SimpleNamespace) -> list[tuple]:
+    """What cannot be meant in stage 2: [(is it so?, sentence)]."""
+    return [
+        (
+            cfg.lr_prompt and cfg.soft_prompt in ("none", "words"),
+            f"--lr-prompt {cfg.lr_prompt} trains the soft prompt, but --soft-prompt is "
+            f"{cfg.soft_prompt}; name one, or leave --lr-prompt out",
+        )
+    ]
+
+
 def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
     """The run whose soft prompt --soft-prompt names, or None for 'none', 'random' and 'words'."""
     if cfg.soft_prompt in WITHOUT_A_RUN:

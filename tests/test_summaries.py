@@ -1,0 +1,132 @@
+"""--summary (LLM-TRSR): what a history was about before its last items, told in words."""
+
+import numpy as np
+import pytest
+from lm_cases import rank_with
+from tuning import SMALL, opens_as_stored, stored_scores
+
+import evaluate
+import finetune
+from delrec.data.prepared import candidates
+from delrec.data.words import words_of
+from delrec.lm import prompts
+from delrec.lm.summaries import DECAY, SHOWN, BlockWords, OtherUsers
+from delrec.lm.text import MASK
+
+KINDS = ["user", "oldest", "choices", "recent"]  # the tiny decoder has a token of each
+NEUTRAL = ["Amber", "Copper", "Distant", "Early", "Frozen", "Gentle", "Hollow", "Iron", "Jade"]
+
+
+@pytest.fixture(scope="module")
+def fans(tmp_path_factory, make_data):
+    """120 users who each like one kind of item, whose word is in its titles. Between two of them
+    stands one of no kind, so that the last item says nothing of the kind that comes next.
+    """
+    rng, rows = np.random.default_rng(0), []
+    for u in range(120):
+        own = 10 * (u % 4) + rng.permutation(10)[:5] + 1
+        other = 41 + rng.permutation(len(NEUTRAL))[:5]
+        items = np.stack([own, other], 1).reshape(-1)
+        rows += [(u, i, t) for t, i in enumerate(items)]
+    kinds = [f"{word} {word} {10 * k + j}" for k, word in enumerate(KINDS) for j in range(10)]
+    titles = dict(enumerate([*kinds, *NEUTRAL], 1))
+    return make_data(tmp_path_factory.mktemp("fans"), rows, titles, "fans")
+
+
+@pytest.fixture(scope="module")
+def tuned(fans, decoder, fp32, run, tmp_path_factory):
+    """tuned(options) -> the folder of a run of finetune.py that shows one item behind a summary."""
+    capable = "--adapt linear --init-r 12 --target-r 8 --alpha 32 --batch 16 --micro 16 --lr 0.03"
+    args = (
+        f"--dataset {fans.folder} --llm {decoder} --soft-prompt none {SMALL} {capable} "
+        "--verbalizer mean --loss catalogue --no-calibrate --history 25 --val-samples 60"
+    )
+
+    def tune(options):
+        out = tmp_path_factory.mktemp("summaries") / "run"
+        with fp32(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prompts, "SHOWN", 1)
+            run(finetune.main, f"{args} --samples 1200 --out {out} {options}")
+        return out
+
+    return tune
+
+
+def kind_known(data, folder):
+    """How often the truth stands before a candidate of another kind; 1/2 by chance."""
+    asked, score_nC = stored_scores(folder)
+    names = np.array([title.split()[0] if title else "" for title in data.titles])
+    cand_nC, target_n = candidates(data, "val", 15)[asked], data.items[data.val[asked]]
+    of_nC, own_n1 = names[cand_nC], names[target_n][:, None]
+    assert np.isin(own_n1, KINDS).all()
+    truth_n1 = score_nC[cand_nC == target_n[:, None]][:, None]
+    return (truth_n1 > score_nC)[np.isin(of_nC, KINDS) & (of_nC != own_n1)].mean()
+
+
+def test_the_words_say_what_the_last_item_does_not(fans, tuned, alone, run, on_cpu, monkeypatch):
+    words = tuned("--summary words")
+    assert kind_known(fans, words) > 0.75
+    for control in ("--summary permuted-words", "--summary empty", "--history 1"):
+        assert kind_known(fans, tuned(control)) < 0.62
+    monkeypatch.setattr(prompts, "SHOWN", 1)
+    opens_as_stored(words, fans, alone, rtol=1e-3, atol=1e-3)
+    said = run(evaluate.main, f"--ckpt {words} --history Amber --top 3").json
+    assert len(said["top"]) == 3
+    run(evaluate.main, f"--ckpt {words} --limit 10 --val-samples 10 --out {words}/table")
+    assert "summary words" in (words / "table" / "table.txt").read_text()
+
+
+# ---------------------------------------------------------------- the words themselves
+
+
+def test_a_block_s_heaviest_words_count_and_older_blocks_fade(fans):
+    words = BlockWords(fans)
+    number = {text.strip(" ,"): i for i, text in enumerate(words.texts)}
+    items = np.array([1, 2, 3, 4, 5, 11, 41, 12])  # a block of "user", then three further items
+
+    def weight(word, of):
+        row, col = np.nonzero(words.id_IT[of] == number[word])
+        return float(words.weight_IT[of][row, col].sum())
+
+    of_blocks = [weight("user", items[:5]), weight("oldest", items[5:])]
+    told = [words.texts[i].strip(" ,") for i in words.of(items)]
+    assert of_blocks[0] * DECAY > of_blocks[1] > 0
+    assert told.index("user") < told.index("oldest")
+    # with more blocks behind it the same word is told later
+    later = [words.texts[i].strip(" ,") for i in words.of(np.concatenate([items[:5], [11] * 15]))]
+    assert later.index("oldest") < later.index("user")
+    assert set(told) <= {w for i in items for w in words_of(fans.titles[i])}
+    assert words.of(items) == BlockWords(fans).of(items.copy())
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder", "encoder"])
+def test_a_prompt_tells_the_words_and_then_the_last_items(load, fans, kind):
+    r = rank_with(load, kind, fans, summary="words")
+    old = np.arange(1, 13)
+    tail, at = r.prompts.history(old)
+    text = r.lm.tok.decode([t for t in tail if t >= 0])
+    assert text.lower().index("user") < text.lower().index("the last movies")
+    shown = np.concatenate([[*r.titles.of(i), *r.lm.sep] for i in old[-SHOWN:]])
+    assert tail[at].tolist() == shown.tolist()
+    assert (tail == MASK).sum() == 1
+    # the same history alone, among others, and with none
+    beside, _ = r.prompts.histories(prompts.ragged([[], old, [41]]))
+    assert beside[1].tolist() == tail.tolist()
+    empty = rank_with(load, kind, fans, summary="empty")
+    assert beside[0].tolist() == empty.prompts.history([])[0].tolist()
+    assert len(empty.prompts.history(old)[0]) < len(tail)
+
+
+def test_another_user_s_history_is_not_his_and_always_the_same(fans):
+    others = OtherUsers(fans)
+    for sample in fans.val[:20]:
+        old = fans.items[sample - 8 : sample].astype(int)
+        other = others.history(old)
+        assert not np.isin(old, other).all()
+        assert len(other) and other.tolist() == others.history(old.copy()).tolist()
+
+
+def test_a_summary_of_vectors_is_refused(fans, decoder, refused, on_cpu, tmp_path):
+    asked = f"--dataset {fans.folder} --llm {decoder} --input ids --summary words"
+    says = refused(finetune.main, f"{asked} --out {tmp_path}/f")
+    assert "--summary tells of titles" in says and not (tmp_path / "f").exists()
