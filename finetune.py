@@ -123,14 +123,9 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             f"--loss catalogue scores all items from one state, --verbalizer {cfg.verbalizer} "
             "cannot; use mean or first, or --loss candidates",
         ),
-        (
-            cfg.maps and cfg.input == "titles",
-            "--maps begins the maps of item vectors, but --input is titles; use --input ids or "
-            "hybrid, or leave --maps out",
-        ),
     ]
-    faults += [*slmrec.faults(cfg), *soft_prompt.faults(cfg), *summaries.faults(cfg)]
-    refuse([*faults, *hints.faults(cfg), *residual.faults(cfg)])
+    faults += [*items.faults(cfg, typed), *soft_prompt.faults(cfg), *slmrec.faults(cfg)]
+    refuse([*faults, *summaries.faults(cfg), *hints.faults(cfg), *residual.faults(cfg)])
 
 
 # ---------------------------------------------------------------- what a sample asks
@@ -228,6 +223,7 @@ class ByTitles:
     help="with --input ids or hybrid: run whose maps between items' vectors and the LM these begin "
     "as; those of --soft-prompt, if it was distilled with --input ids",
 )
+@common.options(*options.vectors)
 @common.prompt_options
 @common.options(*options.summary, *options.slmrec, *options.adalora, *options.residual)
 # training
@@ -349,6 +345,8 @@ def main(ctx: click.Context, **config) -> None:
         if cfg.orthogonal and moving.layers:
             (cfg.orthogonal * adalora.orthogonality(adapter) / ranks.world).backward()
         sum_gradients(params, ranks)
+        if batch.rests:
+            steps.forget_gradients(r.lm.items.maps.parameters())
         fields = totals.over(ranks)
         steps.stop_unless_finite(params, step + 1, seen.places[batch.at], data, fields["loss"])
         optimiser.step()

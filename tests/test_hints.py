@@ -75,7 +75,7 @@ def test_a_hint_is_what_the_backbone_said_of_the_sample_out_of_fold(
 
     def told(hint, at=which):
         r = hinted(counts, noise, folder, hint=hint)
-        batch = samples.examples(r, cfg, at, np.ones(len(at)), at)
+        batch = samples.examples(r, cfg, at, np.zeros(len(at), bool), at)
         found = [lines(r.lm, noise, r.titles, e.tail) for e in batch]
         assert all(items[-15:] == e.cand.tolist() for items, e in zip(found, batch))
         return np.array([items[-20:-15] for items in found])
@@ -114,11 +114,11 @@ def test_position_shifting_shows_a_sample_in_another_order_at_every_read(noise, 
     cfg = SimpleNamespace(C=15, seed=0, loss="candidates", history=3, input="titles", orders=2)
     r = hinted(counts, noise, knower, hint="none")
     which, at = np.full(40, 7), np.arange(40)
-    batch = samples.examples(r, cfg, which, np.ones(40), at)
+    batch = samples.examples(r, cfg, which, np.zeros(40, bool), at)
     stored = set(candidates(noise, "train", 15, which[:1])[0].tolist())
     assert all(set(e.cand.tolist()) == stored and e.cand[e.truth] == e.target[0] for e in batch)
     assert len({e.truth for e in batch}) > 8  # of 15 places
-    again = samples.examples(r, cfg, which[:3], np.ones(3), at[:3])
+    again = samples.examples(r, cfg, which[:3], np.zeros(3, bool), at[:3])
     assert all(np.array_equal(a.tail, b.tail) for a, b in zip(again, batch))
 
 

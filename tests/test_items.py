@@ -71,16 +71,17 @@ def test_hybrid_learns_with_titles_first_and_vectors_later(
     assert (out / "items.safetensors").exists()
     assert settings["input"] == "hybrid"
     r = make_ranker(load("decoder"), toy, settings)
-    cfg = SimpleNamespace(input="hybrid", C=15, loss="candidates", history=10, seed=0)
+    flags = dict(input="hybrid", C=15, loss="candidates", history=10, seed=0, batch=16)
+    rest = dict(order="shuffled", without_fold=None, from_run=None, curriculum="sample")
+    seen = samples.Histories(SimpleNamespace(**flags, **rest), toy, sasrec, 480)
 
-    def share_with_vectors(done):
-        examples = samples.examples(r, cfg, np.arange(100), np.full(100, done), np.arange(100))
+    def share_with_vectors(first):
+        examples = seen.prompts(r, np.arange(first, first + 96))
         return np.mean([(e.tail <= ITEM).any() for e in examples])
 
-    assert share_with_vectors(0) == 0
-    assert abs(share_with_vectors(0.3) - 0.3) < 0.15
-    assert abs(share_with_vectors(0.7) - 0.7) < 0.15
-    assert share_with_vectors(1) == 1
+    assert abs(share_with_vectors(0) - 0.1) < 0.1
+    assert abs(share_with_vectors(192) - 0.5) < 0.15
+    assert abs(share_with_vectors(384) - 0.9) < 0.1
 
 
 # ---------------------------------------------------------------- the loss

@@ -2,18 +2,17 @@
 
 import numpy as np
 import pytest
+from kinds import CAPABLE, kind_known, kind_titles
 from lm_cases import rank_with
-from tuning import SMALL, opens_as_stored, stored_scores
+from tuning import opens_as_stored
 
 import evaluate
 import finetune
-from delrec.data.prepared import candidates
 from delrec.data.words import words_of
 from delrec.lm import prompts
 from delrec.lm.summaries import DECAY, SHOWN, BlockWords, OtherUsers
 from delrec.lm.text import MASK
 
-KINDS = ["user", "oldest", "choices", "recent"]  # the tiny decoder has a token of each
 NEUTRAL = ["Amber", "Copper", "Distant", "Early", "Frozen", "Gentle", "Hollow", "Iron", "Jade"]
 
 
@@ -28,39 +27,23 @@ def fans(tmp_path_factory, make_data):
         other = 41 + rng.permutation(len(NEUTRAL))[:5]
         items = np.stack([own, other], 1).reshape(-1)
         rows += [(u, i, t) for t, i in enumerate(items)]
-    kinds = [f"{word} {word} {10 * k + j}" for k, word in enumerate(KINDS) for j in range(10)]
-    titles = dict(enumerate([*kinds, *NEUTRAL], 1))
+    titles = dict(enumerate([*kind_titles(), *NEUTRAL], 1))
     return make_data(tmp_path_factory.mktemp("fans"), rows, titles, "fans")
 
 
 @pytest.fixture(scope="module")
 def tuned(fans, decoder, fp32, run, tmp_path_factory):
     """tuned(options) -> the folder of a run of finetune.py that shows one item behind a summary."""
-    capable = "--adapt linear --init-r 12 --target-r 8 --alpha 32 --batch 16 --micro 16 --lr 0.03"
-    args = (
-        f"--dataset {fans.folder} --llm {decoder} --soft-prompt none {SMALL} {capable} "
-        "--verbalizer mean --loss catalogue --no-calibrate --history 25 --val-samples 60"
-    )
+    args = f"--dataset {fans.folder} --llm {decoder} {CAPABLE} --history 25"
 
     def tune(options):
         out = tmp_path_factory.mktemp("summaries") / "run"
         with fp32(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(prompts, "SHOWN", 1)
-            run(finetune.main, f"{args} --samples 1200 --out {out} {options}")
+            run(finetune.main, f"{args} --out {out} {options}")
         return out
 
     return tune
-
-
-def kind_known(data, folder):
-    """How often the truth stands before a candidate of another kind; 1/2 by chance."""
-    asked, score_nC = stored_scores(folder)
-    names = np.array([title.split()[0] if title else "" for title in data.titles])
-    cand_nC, target_n = candidates(data, "val", 15)[asked], data.items[data.val[asked]]
-    of_nC, own_n1 = names[cand_nC], names[target_n][:, None]
-    assert np.isin(own_n1, KINDS).all()
-    truth_n1 = score_nC[cand_nC == target_n[:, None]][:, None]
-    return (truth_n1 > score_nC)[np.isin(of_nC, KINDS) & (of_nC != own_n1)].mean()
 
 
 def test_the_words_say_what_the_last_item_does_not(fans, tuned, alone, run, on_cpu, monkeypatch):

@@ -124,7 +124,7 @@ def test_a_training_pool_is_the_backbones_list_of_the_sample_and_the_truth(
     target_n = noise.items[noise.train[which]]
     places = []
     for row, target, example in zip(
-        list_nC, target_n, samples.examples(r, cfg, which, np.ones(30), which)
+        list_nC, target_n, samples.examples(r, cfg, which, np.zeros(30, bool), which)
     ):
         assert example.cand[example.truth] == target == example.target[0]
         lacks = target not in row

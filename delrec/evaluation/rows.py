@@ -155,8 +155,9 @@ def shape_of_text(run: Run) -> str:
 def prompt_notes(settings: dict) -> list[str]:
     """What an LM's prompt holds, and how its answer is read."""
     length = f"L={settings['history']}"
+    vectors = "permuted vectors" if settings.get("permute_vectors") else "vectors"
     if settings.get("input") == "ids":
-        return ["items as vectors, all scored at once", length]
+        return [f"items as {vectors}, all scored at once", length]
     lists = settings["show"] or settings["verbalizer"] == "letter"
     order = f"candidates listed in {settings['order']} order"
     notes = [settings["verbalizer"], order if lists else "candidates not listed", length]
@@ -166,7 +167,7 @@ def prompt_notes(settings: dict) -> list[str]:
         said = {"backbone": "", "shuffled": ", in any order", "permuted": ", another user's"}
         notes.append(f"RecRanker-style hint of {settings['backbone']}'s best{said[hint]}")
     notes += [f"summary {settings['summary']}"] if settings.get("summary") else []
-    return ["titles and vectors", *notes] if settings.get("input") == "hybrid" else notes
+    return [f"titles and {vectors}", *notes] if settings.get("input") == "hybrid" else notes
 
 
 def tuning_notes(run: Run) -> list[str]:

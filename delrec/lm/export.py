@@ -262,7 +262,7 @@ class Opened:
             self.folder = run.folder
         lm = self.found[0].lm
         if fold is not None and lm.items is not None:
-            show_fold(lm, run.backbone_run, fold)
+            show_fold(lm, run, fold)
         return self.found
 
 

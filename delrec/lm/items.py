@@ -7,7 +7,7 @@ where an item scores by its product with the state. A window of items is one pro
 position of it predicts the item after it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +56,27 @@ class Items:
         old_rows = table[ids.masked_fill(is_new, 0)]
         new_rows = self.new[(ids - len(table)).clamp(min=0)]
         return torch.where(is_new[..., None], new_rows, old_rows)
+
+
+def faults(cfg: SimpleNamespace, typed: set[str]) -> list[tuple]:
+    """What cannot be meant in stage 2: [(is it so?, sentence)]."""
+    return [
+        (
+            cfg.maps and cfg.input == "titles",
+            "--maps begins the maps of item vectors, but --input is titles; use --input ids or "
+            "hybrid, or leave --maps out",
+        ),
+        (
+            cfg.permute_vectors and cfg.input == "titles",
+            "--permute-vectors gives items other vectors, but --input is titles; use --input ids "
+            "or hybrid, or leave it out",
+        ),
+        (
+            "curriculum" in typed and (cfg.input != "hybrid" or cfg.from_run),
+            "--curriculum says when vectors come beside titles, which is asked only with --input "
+            "hybrid and without --from; leave it out",
+        ),
+    ]
 
 
 def load_items(lm: LM, backbone_run: Path | str, n_items: int, taught: int = 0) -> None:
@@ -140,12 +161,29 @@ def table_of(lm: LM, user_B: np.ndarray) -> np.ndarray:
     return np.zeros(len(user_B), np.int64) if folds is None else folds.fold_U[user_B] + 1
 
 
-def show_fold(lm: LM, backbone_run: Path | str, fold: int) -> None:
-    """From now on the LM is shown the item vectors of a fold, and scores by them. lm: of a run that
-    is only read."""
-    E = item_vectors(backbone_run, len(lm.items.E) - 1)
-    tables = folds_of(backbone_run, E).tables.view(-1, *E.shape)
+def show_fold(lm: LM, run: Run, fold: int) -> None:
+    """From now on the LM of a run that is only read is shown the item vectors of a fold of its
+    backbone, and scores by them."""
+    E = item_vectors(run.backbone_run, len(lm.items.E) - 1)
+    tables = folds_of(run.backbone_run, E).tables.view(-1, *E.shape)
     lm.set_items(Items(tables[fold + 1].to(lm.device), lm.items.maps))
+    if getattr(run, "permute_vectors", False):
+        permute(lm)
+
+
+def permute(lm: LM) -> None:
+    """Gives each item the vector of another, in every fold the same one's: the control without
+    meaning. All stand in one random order, and each takes the next one's."""
+    E = lm.items.E
+    ring = np.random.default_rng(8).permutation(len(E) - 1) + 1
+    order = np.arange(len(E))
+    order[ring] = np.roll(ring, -1)
+    order = torch.from_numpy(order).to(E.device)
+    folds = lm.items.folds
+    if folds is not None:
+        tables = folds.tables.view(-1, *E.shape)[:, order].flatten(0, 1)
+        folds = replace(folds, tables=tables)
+    lm.set_items(replace(lm.items, E=E[order], folds=folds))
 
 
 def in_tables(lm: LM, tails: Ragged, table_B: np.ndarray) -> Ragged:
@@ -258,6 +296,8 @@ def first_maps(
     and behind so many `inner` blocks of it."""
     torch.manual_seed(cfg.seed)
     load_items(lm, backbone_run, n_items, inner)
+    if cfg.permute_vectors:
+        permute(lm)
     if cfg.maps:  # what stage 1 distilled into them
         load_maps(lm, cfg.maps, n_items)
     return lm.items.maps

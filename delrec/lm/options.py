@@ -137,6 +137,21 @@ listing = (
         "(RecRanker)",
     ),
 )
+# items as vectors (LLaRA)
+vectors = (
+    click.option(
+        "--curriculum",
+        default="sample",
+        type=click.Choice(["sample", "batch", "off"]),
+        help="with --input hybrid: vectors come with a probability that grows with the steps, "
+        "drawn for a sample, or for a batch, without which the map rests (LLaRA); off: always",
+    ),
+    click.option(
+        "--permute-vectors",
+        is_flag=True,
+        help="with --input ids or hybrid: each item gets another's vector (the control)",
+    ),
+)
 # long histories, told (LLM-TRSR)
 summary = (
     click.option(

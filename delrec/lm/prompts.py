@@ -12,6 +12,7 @@ put such numbers side by side and to look the tokens up, once for all of them (r
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -60,6 +61,13 @@ WORDS = {
     "hint": "{b} would choose:",
     "latest": "The last {n}s, oldest first:",
 }
+
+
+def settings_of_some(cfg: SimpleNamespace) -> dict:
+    """What of a run's flags shapes the prompts of some runs, whose settings alone name it."""
+    said = {key: getattr(cfg, key, None) for key in ("summary", "permute_vectors")}
+    said["listed_vectors"] = cfg.input == "hybrid"
+    return {key: value for key, value in said.items() if value}
 
 
 class Pieces:
@@ -121,6 +129,8 @@ class Prompts:
         self.backbone = settings["backbone"]
         self.letters = settings["verbalizer"] == "letter"
         self.lists = settings["show"] or self.letters
+        # listed candidates carry their vectors too (LLaRA); runs of earlier versions lack them
+        self.lists_vectors = shown == "hybrid" and settings.get("listed_vectors", False)
         self.sep = np.asarray(lm.sep)
         # room for the title that a forced pass appends, or for its masks
         self.longest = int(np.diff(titles.ptr).max()) + len(self.sep)
@@ -247,6 +257,8 @@ class Prompts:
         """The candidates, with letters where they are asked for; nothing where none are listed."""
         if cand_nC is None or not self.lists:
             return []
+        if self.lists_vectors:
+            cand_nC = cand_nC + self.pieces.first_shown
         if self.letters:
             cand_nC = cand_nC[:, : len(LETTERS)]
             mark_C = [self.pieces.number[letter] for letter in LETTERS[: cand_nC.shape[1]]]

@@ -15,7 +15,7 @@ from delrec.lm import hints, items, residual
 from delrec.lm.batches import batches_of, costs_of, tokens_of
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
-from delrec.lm.prompts import Prompts
+from delrec.lm.prompts import Prompts, settings_of_some
 from delrec.lm.ragged import Ragged, of_padded, ragged
 from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.residual import Olds, ScoresOf
@@ -58,7 +58,6 @@ def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -
     """What of a run's flags fixes how it ranks, as its config.json stores it and make_ranker reads
     it. backbone: its name in the prompt; backbone_run: its folder."""
     words = {"words": cfg.soft_prompt == "words"} if hasattr(cfg, "soft_prompt") else {}
-    words |= {"summary": cfg.summary} if getattr(cfg, "summary", None) else {}
     return {
         "verbalizer": cfg.verbalizer,
         "show": cfg.show,
@@ -71,6 +70,7 @@ def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -
         "backbone_run": str(backbone_run),
         "input": cfg.input,
         **words,
+        **settings_of_some(cfg),
         "allow_unknown": cfg.allow_unknown,
         "backbone_digest": backbone_digest(backbone_run),
         **hints.kept(cfg),

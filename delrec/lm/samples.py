@@ -41,8 +41,8 @@ class Example:
 
 class Histories:
     """n training samples, one history each, in the order they are seen: of those that have a list
-    where prompts hold what the backbone says. cfg: order, seed, C, loss, input, history,
-    without_fold, from_run, and where they are not as usual hint, orders, pool, draw."""
+    where prompts hold what the backbone says. cfg: order, seed, C, loss, input, history, batch,
+    curriculum, without_fold, from_run, and where they are not as usual hint, orders, pool, draw."""
 
     def __init__(self, cfg: SimpleNamespace, data: Data, backbone_run: Path | str, n: int):
         known = seen_by(cfg, data, backbone_run)
@@ -59,12 +59,21 @@ class Histories:
 
     def prompts(self, r: Ranker, at: np.ndarray) -> list[Example]:
         """Samples number `at` as prompts of a ranker."""
-        return examples(r, self.cfg, self.which[at], self.done(at), at)
+        return examples(r, self.cfg, self.which[at], self.alone(at), at)
 
-    def done(self, at: np.ndarray) -> np.ndarray:
-        """The share of the training before samples number `at`; all of it in a run that goes on
-        from one."""
-        return np.ones(len(at)) if self.cfg.from_run else at / len(self.which)
+    def alone(self, at: np.ndarray) -> np.ndarray:
+        """Which of the samples number `at` show titles alone, bool (n,): with --input hybrid those
+        with a probability that falls over the training (LLaRA's curriculum, arXiv 2312.02445,
+        section 3.3): the LM knows titles, and meets vectors step by step. It is drawn by the number
+        of the step, for all of its samples (LLaRA), or by the sample; a run that goes on from one
+        shows vectors always."""
+        cfg = self.cfg
+        if cfg.input != "hybrid" or cfg.from_run or cfg.curriculum == "off":
+            return np.zeros(len(at), bool)
+        if cfg.curriculum == "batch":
+            step = at // cfg.batch
+            return draws(cfg.seed, 4, step) >= step / (len(self.which) // cfg.batch)
+        return draws(cfg.seed, 2, self.which[at]) >= at / len(self.which)
 
 
 def by_importance(data: Data, known: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -99,12 +108,10 @@ def listed_by(
 
 
 def examples(
-    r: Ranker, cfg: SimpleNamespace, which: np.ndarray, done: np.ndarray, at: np.ndarray
+    r: Ranker, cfg: SimpleNamespace, which: np.ndarray, alone_n: np.ndarray, at: np.ndarray
 ) -> list[Example]:
-    """Training samples (places in data.train) as prompts. done: the share of the training before
-    each; at: their numbers. With --input hybrid a sample shows vectors beside the titles with that
-    probability (LLaRA's curriculum, arXiv 2312.02445, section 3.3): the LM knows titles, and meets
-    vectors step by step.
+    """Training samples (places in data.train) as prompts. alone: which of them show titles without
+    the vectors of --input hybrid; at: their numbers.
     """
     places = r.data.train[which]
     target = r.data.items[places].astype(np.int64)
@@ -115,7 +122,6 @@ def examples(
     table_n = table_of(r.lm, users(r.data, places))
     old = of_padded(histories(r.data, places, cfg.history))
     if cfg.input == "hybrid":
-        alone_n = np.array([drawn(cfg.seed, i) for i in which]) >= done
         tails, ats = prompts_of_both(r, old, (listed_nC, hint_nh), alone_n)
     else:
         tails, ats = r.prompts.histories(old, listed_nC, hint_nh)
@@ -141,9 +147,9 @@ def prompts_of_both(
     return tuple(below(*both).take(back) for both in zip(*parts))
 
 
-def drawn(seed: int, sample: int | np.integer) -> float:
-    """A number from 0 to 1 that belongs to a sample."""
-    return np.random.default_rng([seed, 2, int(sample)]).random()
+def draws(seed: int, kind: int, number_n: np.ndarray) -> np.ndarray:
+    """A number from 0 to 1 that belongs to each of these numbers (n,), whoever draws it."""
+    return np.array([np.random.default_rng([seed, kind, int(x)]).random() for x in number_n])
 
 
 @dataclass
@@ -154,6 +160,7 @@ class Batch:
     at: np.ndarray  # their numbers among the training samples
     reads: int  # how many states are read in all
     tokens: int  # how many title tokens --loss titles and both ask for
+    rests: bool  # does the map into the LM rest, because none of them shows a vector?
 
     def count(self, part: str) -> int:
         """The number that the sum of this part of the loss is divided by."""
@@ -172,7 +179,8 @@ def batch_of(
     if cfg.loss in ("titles", "both"):
         own = cfg.verbalizer == "likelihood"
         tokens = sum(len(e.at) + e.n_truth * own for e in batch)
-    return Batch(batch, at, int(samples.n_reads[at].sum()), tokens)
+    rests = cfg.curriculum == "batch" and cfg.input == "hybrid" and samples.alone(at).all()
+    return Batch(batch, at, int(samples.n_reads[at].sum()), tokens, bool(rests))
 
 
 class Validation:

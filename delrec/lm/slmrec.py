@@ -44,7 +44,10 @@ TAUGHT = {
 ALONE = dict(lambda_cos=0.0, lambda_norm=0.0, lambda_ms=0.0)
 # what both must read alike
 PROMPT_FLAGS = ("input", "verbalizer", "show", "order", "instruct", "history", "max_title")
-PROMPT_FLAGS += ("max_tokens", "summary", *USUAL)
+PROMPT_FLAGS += ("max_tokens", "summary", "permute_vectors", *USUAL)
+# what a run's settings hold only where it is not this
+UNSAID = {"input": "titles", "instruct": False, "summary": None, "permute_vectors": False}
+UNSAID |= USUAL
 
 
 def faults(cfg: SimpleNamespace) -> list[tuple]:
@@ -82,7 +85,7 @@ def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
             f"the teacher {run.folder} adds to its backbone's scores (--residual), so its LM alone "
             "says little; name one without --residual"
         )
-    values = {"input": "titles", "instruct": False, "summary": None, **USUAL, **run.settings}
+    values = UNSAID | run.settings
     for key in PROMPT_FLAGS:
         if key in typed and getattr(cfg, key) != values[key]:
             stop(

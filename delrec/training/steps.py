@@ -1,5 +1,6 @@
 """The small pieces of an optimiser's step that the training scripts share."""
 
+from collections.abc import Iterable
 from itertools import accumulate, pairwise
 from math import ceil
 
@@ -38,6 +39,12 @@ def zero_gradients(params: list[torch.Tensor]) -> None:
     """Gradients of 0: a process without work adds zeros to the sum over all."""
     for p in params:
         p.grad = torch.zeros_like(p)
+
+
+def forget_gradients(params: Iterable[torch.Tensor]) -> None:
+    """No gradients, not gradients of 0: an optimiser leaves these as they are, momentum too."""
+    for p in params:
+        p.grad = None
 
 
 def set_gradients(params: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
