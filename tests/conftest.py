@@ -22,6 +22,7 @@ pytest_plugins = [
     "cycle",
     "distilling",
     "tuning",
+    "kinds",
     "vector_runs",
     "recipe_runs",
     "copiers",

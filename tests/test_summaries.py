@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kinds import CAPABLE, kind_known, kind_titles
+from kinds import kind_known
 from lm_cases import rank_with
 from tuning import opens_as_stored
 
@@ -12,38 +12,6 @@ from delrec.data.words import words_of
 from delrec.lm import prompts
 from delrec.lm.summaries import DECAY, SHOWN, BlockWords, OtherUsers
 from delrec.lm.text import MASK
-
-NEUTRAL = ["Amber", "Copper", "Distant", "Early", "Frozen", "Gentle", "Hollow", "Iron", "Jade"]
-
-
-@pytest.fixture(scope="module")
-def fans(tmp_path_factory, make_data):
-    """120 users who each like one kind of item, whose word is in its titles. Between two of them
-    stands one of no kind, so that the last item says nothing of the kind that comes next.
-    """
-    rng, rows = np.random.default_rng(0), []
-    for u in range(120):
-        own = 10 * (u % 4) + rng.permutation(10)[:5] + 1
-        other = 41 + rng.permutation(len(NEUTRAL))[:5]
-        items = np.stack([own, other], 1).reshape(-1)
-        rows += [(u, i, t) for t, i in enumerate(items)]
-    titles = dict(enumerate([*kind_titles(), *NEUTRAL], 1))
-    return make_data(tmp_path_factory.mktemp("fans"), rows, titles, "fans")
-
-
-@pytest.fixture(scope="module")
-def tuned(fans, decoder, fp32, run, tmp_path_factory):
-    """tuned(options) -> the folder of a run of finetune.py that shows one item behind a summary."""
-    args = f"--dataset {fans.folder} --llm {decoder} {CAPABLE} --history 25"
-
-    def tune(options):
-        out = tmp_path_factory.mktemp("summaries") / "run"
-        with fp32(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(prompts, "SHOWN", 1)
-            run(finetune.main, f"{args} --out {out} {options}")
-        return out
-
-    return tune
 
 
 def test_the_words_say_what_the_last_item_does_not(fans, tuned, alone, run, on_cpu, monkeypatch):

@@ -156,8 +156,9 @@ vectors = (
 summary = (
     click.option(
         "--summary",
-        type=click.Choice(["words", "permuted-words", "empty"]),
-        help="tell the --history (25) in its heaviest words, and the last 3 titles behind them "
-        "(LLM-TRSR); controls: another user's words, none",
+        type=click.Choice(["words", "recurrent", "permuted-words", "permuted-recurrent", "empty"]),
+        help="tell the --history (25) in its heaviest words, or as --llm itself writes it, block after "
+        "block, before the training; behind it the last 3 titles (LLM-TRSR). Controls: another user's, "
+        "none",
     ),
 )

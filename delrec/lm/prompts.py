@@ -65,7 +65,7 @@ WORDS = {
 
 def settings_of_some(cfg: SimpleNamespace) -> dict:
     """What of a run's flags shapes the prompts of some runs, whose settings alone name it."""
-    said = {key: getattr(cfg, key, None) for key in ("summary", "permute_vectors")}
+    said = {key: getattr(cfg, key, None) for key in ("summary", "summaries", "permute_vectors")}
     said["listed_vectors"] = cfg.input == "hybrid"
     return {key: value for key, value in said.items() if value}
 
@@ -136,7 +136,7 @@ class Prompts:
         self.longest = int(np.diff(titles.ptr).max()) + len(self.sep)
         self.budget = min(settings["max_tokens"] or lm.max_tokens, lm.max_tokens)
         pattern = self.pattern_told(k, settings.get("words", False))
-        self.summaries = open_summaries(data, settings.get("summary"))
+        self.summaries = open_summaries(data, settings)
         about = self.text(
             f"{self.noun.capitalize()}s the user {verb}, oldest first:"
             if self.summaries is None

@@ -11,12 +11,23 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from delrec.data.prepared import Data
-from delrec.lm import adalora, crossfit, hints, items, layers, residual, slmrec, soft_prompt
+from delrec.data.prepared import Data, histories
+from delrec.lm import (
+    adalora,
+    crossfit,
+    hints,
+    items,
+    layers,
+    residual,
+    slmrec,
+    soft_prompt,
+    written,
+)
 from delrec.lm.calibration import calibrate, neutral_scores
 from delrec.lm.listed import backbone_of, say_if_another
 from delrec.lm.lists import said_of_folds
 from delrec.lm.model import LM, load_lm, located, must_be_of
+from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
 from delrec.lm.samples import Histories, Validation
 from delrec.lm.text import digest, fingerprint
@@ -61,6 +72,7 @@ def open_student(
     backbone, backbone_run = backbone_of(cfg.backbone, data, prompt_run or start)
     if cfg.residual:
         residual.stop_without_folds(backbone_run)
+    write_summaries(cfg, lm, data, backbone_run, ranks)
     settings = settings_of(cfg, backbone, backbone_run)
     for run in filter(None, (prompt_run, teacher_run)):
         say_if_another(run, ranks)
@@ -86,6 +98,19 @@ def open_student(
     if cfg.lambda_ms and not on_vectors:  # titles are scored by the head, which reads states
         maps = torch.nn.ModuleDict({**maps, **slmrec.identity_maps(lm, b)})
     return make_ranker(lm, data, settings, P, cfg.cache_prefix), teacher, maps
+
+
+def write_summaries(
+    cfg: SimpleNamespace, lm: LM, data: Data, backbone_run: Path, ranks: Ranks
+) -> None:
+    """With --summary recurrent, has the LM write what it has not yet written of the histories that
+    the run's training, validation and test read; cfg.summaries names where they are kept."""
+    if "recurrent" not in (cfg.summary or ""):
+        return
+    seen = Histories(cfg, data, backbone_run, cfg.samples // cfg.batch * cfg.batch)
+    places = np.unique(np.concatenate([seen.places, data.val, data.test]))
+    old = of_padded(histories(data, places, cfg.history))
+    cfg.summaries = written.write_missing(lm, data, old, ranks)
 
 
 def say_folds(cfg: SimpleNamespace, backbone_run: Path, ranks: Ranks) -> None:

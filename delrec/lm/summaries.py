@@ -19,10 +19,10 @@ import numpy as np
 from delrec.data.counts import seen_in_training
 from delrec.data.prepared import Data, histories
 from delrec.data.words import Words
+from delrec.lm import written
 from delrec.lm.ragged import Ragged, ragged
 from delrec.runtime import stop
 
-BLOCK = 5  # items of a block
 LONGEST = 25  # items of a history that is summarised, where nobody typed --history
 SHOWN = 3  # items behind a summary
 HEAVIEST = 8  # words of a block
@@ -42,12 +42,16 @@ class Summaries:
         return ragged([self.of(items) if len(items) else [] for items in old])
 
 
-def open_summaries(data: Data, kind: str | None) -> Summaries | None:
-    """The summaries of --summary; None where there are none."""
+def open_summaries(data: Data, settings: dict) -> Summaries | None:
+    """The summaries of a run's settings; None where there are none."""
+    kind = settings.get("summary")
     if kind is None:
         return None
     if kind == "empty":
         return Summaries([], lambda items: [])
+    if "recurrent" in kind:
+        kept = Kept(data, settings["summaries"])
+        return Summaries(kept.texts, kept.of if kind == "recurrent" else kept.of_another)
     words = BlockWords(data)
     if kind == "words":
         return Summaries(words.texts, words.of)
@@ -83,9 +87,9 @@ class BlockWords:
     def of(self, items: np.ndarray) -> list[int]:
         """The numbers of the words that summarise a history, the heaviest first."""
         merged = {}
-        for i in range(0, len(items), BLOCK):
+        for i in range(0, len(items), written.BLOCK):
             merged = {word: DECAY * weight for word, weight in merged.items()}
-            add(merged, heaviest(self.weights_of(items[i : i + BLOCK]), HEAVIEST))
+            add(merged, heaviest(self.weights_of(items[i : i + written.BLOCK]), HEAVIEST))
         return [word for word, _ in heaviest(merged, TOLD)]
 
     def weights_of(self, items: np.ndarray) -> dict[int, float]:
@@ -106,6 +110,33 @@ def add(total: dict[int, float], more) -> None:
 def heaviest(weight_of: dict[int, float], n: int) -> list[tuple[int, float]]:
     """The n heaviest words with their weights, the heaviest first, ties by the smaller number."""
     return sorted(weight_of.items(), key=lambda pair: (-pair[1], pair[0]))[:n]
+
+
+class Kept:
+    """The summaries that an LM wrote (written.py), each a text of its own."""
+
+    def __init__(self, data: Data, name: str):
+        kept = written.texts_of(data, name)
+        self.number = {key: i for i, key in enumerate(sorted(kept))}
+        self.texts = [f" {kept[key]}" for key in self.number]
+
+    def of(self, items: np.ndarray) -> list[int]:
+        """The number of a history's summary."""
+        key = written.keys_of(items)[-1]
+        if key not in self.number:
+            stop(
+                f"nobody wrote a summary of one of the histories ({len(items)} items): --summary "
+                "recurrent has those that its training, validation and test read; use --summary "
+                "words to read others"
+            )
+        return [self.number[key]]
+
+    def of_another(self, items: np.ndarray) -> list[int]:
+        """That of another history, always the same one for these items."""
+        own, n = self.of(items)[0], len(self.texts)
+        first = zlib.crc32(items.astype(np.int64).tobytes())
+        others = ((first + i) % n for i in range(n))
+        return [next((i for i in others if self.texts[i] != self.texts[own]), own)]
 
 
 class OtherUsers:

@@ -72,6 +72,11 @@ def run_scorer(
     """
     if run.stage == "train_backbone":
         return BackboneScorer(history_scorer(run))
+    if "recurrent" in (run.settings.get("summary") or ""):
+        stop(
+            f"{run.folder} reads summaries that an LM wrote before its training, and nobody wrote "
+            "one of a new history; take a run of finetune.py --summary words"
+        )
     ranker, penalty_I = open_run(run, data, ranks.device, shard, history_scorer)
     if reads_all(ranker):
         with torch.no_grad():
