@@ -41,6 +41,7 @@ from delrec.evaluation.comparisons import Planned
 from delrec.evaluation.figures import figures_of, write_figures
 from delrec.evaluation.lines import last_line, table_lines
 from delrec.evaluation.measure import measured, metrics_of
+from delrec.evaluation.neighbours import add_neighbours
 from delrec.evaluation.page import command_line, write_page
 from delrec.evaluation.probe import probe
 from delrec.evaluation.rows import (
@@ -211,6 +212,12 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     help="adds the row A+B: standardised scores of two rows, the weight chosen on validation",
 )
 @click.option(
+    "--neighbours",
+    type=click.Choice(["tfidf", "minilm"]),
+    help="adds rows of every LM by likelihood in which a title counts for titles like it too "
+    "(LLMSEQPROMPT), and the control; what is alike is said by these vectors",
+)
+@click.option(
     "--shuffle-history",
     is_flag=True,
     help="adds a row of every run that sees its histories in a random order: does it use the "
@@ -342,6 +349,8 @@ def main(**config: Any) -> None:
         if backbone.folder not in names_of(rows):
             add_run(rows, backbone, scorer, val, test, cfg.shuffle_history)
         pairs = pairs_with_backbone(rows, runs, backbone)
+    if cfg.neighbours:
+        add_neighbours(rows, cfg.neighbours, data, val, test, ranks)
     add_fused(rows, [*pairs, *cfg.fuse], val.is_target_nC)
     reference = reference_of(rows, backbone, cfg.reference)
     pools = two_stages(runs_of(rows), scorer, test, cfg.two_stage) if cfg.two_stage else {}
