@@ -79,7 +79,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> s
     cfg.llm = located(cfg.llm)
     start = warm_start.settle(cfg, typed, data, ranks) if cfg.from_run else None
     teacher_run = slmrec.settle_by_teacher(cfg, typed, data) if cfg.teacher else None
-    fill(cfg, summaries.defaults(cfg))
+    fill(cfg, summaries.defaults(cfg) | items.defaults(cfg))
     fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
     fill(cfg, slmrec.TAUGHT[cfg.norm] if cfg.teacher else slmrec.ALONE)
     fill(cfg, dict(lr=3e-4 if cfg.adapt == "all" else 3e-3))
@@ -124,7 +124,7 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             "cannot; use mean or first, or --loss candidates",
         ),
     ]
-    faults += [*items.faults(cfg, typed), *soft_prompt.faults(cfg), *slmrec.faults(cfg)]
+    faults += [*items.faults(cfg), *soft_prompt.faults(cfg), *slmrec.faults(cfg)]
     refuse([*faults, *summaries.faults(cfg), *hints.faults(cfg), *residual.faults(cfg)])
 
 
@@ -345,13 +345,11 @@ def main(ctx: click.Context, **config) -> None:
         if cfg.orthogonal and moving.layers:
             (cfg.orthogonal * adalora.orthogonality(adapter) / ranks.world).backward()
         sum_gradients(params, ranks)
-        if batch.rests:
-            steps.forget_gradients(r.lm.items.maps.parameters())
+        moving.let_maps_rest(batch.rests)
         fields = totals.over(ranks)
         steps.stop_unless_finite(params, step + 1, seen.places[batch.at], data, fields["loss"])
         optimiser.step()
         adalora.reallocate(adapter, step + 1)  # reads the gradients
-
         fields |= validated(step + 1) if step in loop.validations else {}
         loop.log(step + 1, **fields, lr=cfg.lr * share)
     loop.close()

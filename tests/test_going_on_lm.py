@@ -21,7 +21,7 @@ import train_backbone
 from delrec import Recommender
 from delrec.data.prepared import raw_item_ids
 from delrec.evaluation.paper import paper_method
-from delrec.lm import samples, warm_start
+from delrec.lm import items, samples, warm_start
 from delrec.lm.items import item_vectors
 from delrec.runtime import load_run
 
@@ -386,8 +386,8 @@ def test_a_backbone_of_another_kind_or_width_is_refused(backbone_now, refused_on
 
 
 def test_vectors_beside_titles_are_shown_from_the_first_step_to_a_run_that_has_met_them(logs):
-    cfg = SimpleNamespace(without_fold=None, order="shuffled", seed=0, from_run=None)
-    seen = samples.Histories(cfg, logs[0], "", 4)
-    assert seen.done(np.arange(4)).tolist() == [0, 0.25, 0.5, 0.75]
-    cfg.from_run = "some/run"
-    assert seen.done(np.arange(4)).tolist() == [1, 1, 1, 1]
+    cfg = SimpleNamespace(without_fold=None, order="shuffled", seed=0, input="hybrid")
+    for from_run, alone in ((None, True), ("some/run", False)):
+        cfg.from_run = from_run
+        cfg.curriculum = items.defaults(cfg).get("curriculum")
+        assert samples.Histories(cfg, logs[0], "", 4).alone(np.array([0]))[0] == alone

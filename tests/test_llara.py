@@ -14,7 +14,7 @@ from tuning import SMALL, opens_as_stored
 from vector_runs import ranker_settings
 
 import finetune
-from delrec.lm import items, samples
+from delrec.lm import items, samples, student
 from delrec.lm.ranker import make_ranker
 from delrec.lm.text import ITEM
 
@@ -59,7 +59,7 @@ def test_vectors_come_batch_by_batch_and_the_more_the_later(hybrid, toy, sasrec)
 
 
 def test_without_a_curriculum_vectors_are_there_from_the_first_step(hybrid, toy, sasrec):
-    for cfg in (cfg_of("off"), cfg_of("batch", from_run="before")):
+    for cfg in (cfg_of("off"), cfg_of(None, from_run="before")):
         seen = samples.Histories(cfg, toy, sasrec, 160)
         batch = samples.batch_of(seen, hybrid, cfg, np.arange(16))
         assert shows_vectors(batch.examples).all() and not batch.rests
@@ -76,7 +76,7 @@ def to_run(toy, sasrec, decoder):
 
 def test_the_map_rests_while_no_vector_is_shown(to_run, run, on_cpu, tmp_path, toy, alone):
     """With momentum from a first step a gradient of 0 would move it on."""
-    maps, forget = [], finetune.steps.forget_gradients
+    maps, forget = [], student.forget_gradients
 
     def watched(params):
         params = list(params)
@@ -86,7 +86,7 @@ def test_the_map_rests_while_no_vector_is_shown(to_run, run, on_cpu, tmp_path, t
     with pytest.MonkeyPatch.context() as patch:
         # vectors at the first two steps only
         patch.setattr(samples, "draws", lambda seed, kind, x: np.where(x < 2, -1.0, 2.0))
-        patch.setattr(finetune.steps, "forget_gradients", watched)
+        patch.setattr(student, "forget_gradients", watched)
         run(finetune.main, f"{to_run} --out {tmp_path}/run")
     assert len(maps) == 4
     assert all(torch.equal(p, q) for later in maps[1:] for p, q in zip(maps[0], later))

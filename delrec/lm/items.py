@@ -58,7 +58,12 @@ class Items:
         return torch.where(is_new[..., None], new_rows, old_rows)
 
 
-def faults(cfg: SimpleNamespace, typed: set[str]) -> list[tuple]:
+def defaults(cfg: SimpleNamespace) -> dict:
+    """What is set where nobody typed it."""
+    return {"curriculum": "sample"} if cfg.input == "hybrid" and not cfg.from_run else {}
+
+
+def faults(cfg: SimpleNamespace) -> list[tuple]:
     """What cannot be meant in stage 2: [(is it so?, sentence)]."""
     return [
         (
@@ -72,7 +77,7 @@ def faults(cfg: SimpleNamespace, typed: set[str]) -> list[tuple]:
             "or hybrid, or leave it out",
         ),
         (
-            "curriculum" in typed and (cfg.input != "hybrid" or cfg.from_run),
+            cfg.curriculum and (cfg.input != "hybrid" or cfg.from_run),
             "--curriculum says when vectors come beside titles, which is asked only with --input "
             "hybrid and without --from; leave it out",
         ),

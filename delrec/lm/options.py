@@ -141,10 +141,10 @@ listing = (
 vectors = (
     click.option(
         "--curriculum",
-        default="sample",
         type=click.Choice(["sample", "batch", "off"]),
         help="with --input hybrid: vectors come with a probability that grows with the steps, "
-        "drawn for a sample, or for a batch, without which the map rests (LLaRA); off: always",
+        "drawn for a sample (the default), or for a batch, without which the map rests (LLaRA); "
+        "off: always",
     ),
     click.option(
         "--permute-vectors",

@@ -68,7 +68,7 @@ class Histories:
         of the step, for all of its samples (LLaRA), or by the sample; a run that goes on from one
         shows vectors always."""
         cfg = self.cfg
-        if cfg.input != "hybrid" or cfg.from_run or cfg.curriculum == "off":
+        if cfg.curriculum in (None, "off"):
             return np.zeros(len(at), bool)
         if cfg.curriculum == "batch":
             step = at // cfg.batch
@@ -179,7 +179,7 @@ def batch_of(
     if cfg.loss in ("titles", "both"):
         own = cfg.verbalizer == "likelihood"
         tokens = sum(len(e.at) + e.n_truth * own for e in batch)
-    rests = cfg.curriculum == "batch" and cfg.input == "hybrid" and samples.alone(at).all()
+    rests = cfg.curriculum == "batch" and samples.alone(at).all()
     return Batch(batch, at, int(samples.n_reads[at].sum()), tokens, bool(rests))
 
 

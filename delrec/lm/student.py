@@ -38,7 +38,7 @@ from delrec.runtime import Run, follow_umask, load_run, stop, write_npy
 from delrec.training import checkpoints
 from delrec.training.loop import Loop
 from delrec.training.run_folders import finish_run
-from delrec.training.steps import groups_of
+from delrec.training.steps import forget_gradients, groups_of
 
 
 @dataclass
@@ -202,6 +202,12 @@ class Moving:
             return f"{said}ranks stay {budget}, as the run had them that this one goes on from"
         first, last, n_steps = adalora.pruning_steps(self.adapter)
         return f"{said}ranks {whole_rank} -> {budget} between step {first} and {last} of {n_steps}"
+
+    def let_maps_rest(self, rest: bool) -> None:
+        """Forgets the gradients of item vectors' maps in a step that shows no vector (LLaRA): of
+        gradients of 0 Lion's momentum would move them on."""
+        if rest:
+            forget_gradients(self.r.lm.items.maps.parameters())
 
     def must_hold(self) -> None:
         """Stops unless what was adapted moved, its ranks came down to the budget, and the soft

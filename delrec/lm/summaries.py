@@ -125,9 +125,8 @@ class Kept:
         key = written.keys_of(items)[-1]
         if key not in self.number:
             stop(
-                f"nobody wrote a summary of one of the histories ({len(items)} items): --summary "
-                "recurrent has those that its training, validation and test read; use --summary "
-                "words to read others"
+                f"nobody wrote a summary of one of the histories ({len(items)} items), only of "
+                "those of the log's samples; take a run of finetune.py --summary words"
             )
         return [self.number[key]]
 

@@ -14,7 +14,7 @@ from delrec.data.prepared import Data
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import located
 from delrec.lm.ranker import own_files
-from delrec.lm.slmrec import PROMPT_FLAGS
+from delrec.lm.slmrec import PROMPT_FLAGS, UNSAID
 from delrec.names import NAMES
 from delrec.processes import Ranks
 from delrec.runtime import Run, folder_of, is_run, load_run, stop
@@ -64,8 +64,9 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> R
 
 
 def own_value(run: Run, key: str, cfg: SimpleNamespace) -> object:
-    """The value of a flag that a run was trained with; of one that it does not know that of cfg."""
-    value = getattr(run, key, getattr(cfg, key))
+    """The value of a flag that a run was trained with; of one that it does not know what it was
+    then, or that of cfg."""
+    value = getattr(run, key, (vars(cfg) | UNSAID)[key])
     return located(value) if key == "llm" else value
 
 

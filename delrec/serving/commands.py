@@ -16,6 +16,7 @@ from delrec.runtime import Run, is_run, load_run, read_json
 BOTH_WAYS = {"show", "instruct", "check_llm", "cache_prefix", "offset", "calibrate"}
 # what a command does not need to make the same run
 UNSAID = {"dataset", "out", "resume", "overwrite", "checkpoint_every", "paper"}
+UNSAID |= {"folds_digest", "summaries"}  # which are no flags
 # where a run went on from one, that one's is kept
 KEPT = {"soft_prompt"}
 # with --input ids they are fixed
