@@ -268,12 +268,7 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     "once it is finished",
 )
 @checks_of("plain LM: ")
-@click.option(
-    "--verbalizer",
-    default="likelihood",
-    type=verbalizers,
-    help="of the plain LM",
-)
+@click.option("--verbalizer", default="likelihood", type=verbalizers, help="of the plain LM")
 @click.option("--show/--no-show", default=False, help="plain LM: list the candidates in the prompt")
 @click.option(
     "--prompt-history",

@@ -391,6 +391,8 @@ def test_what_cannot_be_meant_is_one_sentence(
     for ckpt, folds in ((alone, learnt), (learnt, alone)):
         text = refused(evaluate.main, f"--ckpt {ckpt} --export --folds {folds}")
         assert f"{learnt} adds to the scores of its full backbone" in text
+    moved = says(command(f"{few} --residual backbone --permute-vectors"))
+    assert "use --residual permuted" in moved
     assert "add --residual backbone" in says(command(f"{few} --residual-dropout .1"))
     assert not (tmp_path / "x").exists()
 

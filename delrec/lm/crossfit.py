@@ -147,7 +147,8 @@ def must_belong(other: Run, run: Run, fold_U: np.ndarray) -> None:
             f"{run.backbone_run}, that of {run.folder}, holds now; train it again with "
             f"finetune.py --backbone {run.backbone_run} --overwrite and its other flags as before"
         )
-    for key in ("input", "verbalizer", "show", "order", "history", *USUAL):
+    said = ("input", "verbalizer", "show", "order", "history", "summary", "permute_vectors")
+    for key in (*said, *USUAL):
         theirs, ours = (one.settings.get(key, USUAL.get(key)) for one in (other, run))
         if theirs != ours:
             stop(

@@ -130,6 +130,11 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             "out",
         ),
         (
+            cfg.residual and cfg.permute_vectors,
+            "--permute-vectors moves the item vectors that --residual scores by; use --residual "
+            "permuted, or leave one of them out",
+        ),
+        (
             cfg.residual_dropout and not cfg.residual,
             "--residual-dropout leaves out what --residual adds; add --residual backbone, or leave "
             "it out",
