@@ -28,7 +28,7 @@ from delrec.training.log import Log
 BLOCK = 5  # items of a block
 NEW = 40  # tokens of a summary at most
 PASS = 32  # prompts that are written on together
-KEPT = 1024  # summaries from one writing of the file to the next
+KEPT = 256  # summaries from one writing of the file, and saying how far it is, to the next
 SHOWN = 10  # of which a person can read what was asked and written
 ASKED = "{noun}s the user {verb}: {titles}.\nIn one sentence, the user likes"
 ASKED_BEFORE = "What is known of the user: {before}\n"
@@ -83,12 +83,14 @@ def write_missing(lm: LM, data: Data, old: Ragged, ranks: Ranks) -> str:
         stop(f"--summary recurrent is written by the LM, but {lm.name} {said}; use --summary words")
     name = name_of(lm, data)
     path = file_of(data, name)
-    must_be_writable(data.folder)
     with alone(f"summaries-{name}", ranks):
         texts = read_json(path) if path.exists() else {}
         todo = chapters_of(old, texts)
-        log = Log(None, sum(map(len, todo)), "summaries", ranks, "summary")
-        done = 0
+        total, done = sum(map(len, todo)), 0
+        if not total:
+            return name
+        must_be_writable(data.folder)
+        log = Log(None, total, "summaries", ranks, "summary")
         for level in todo:
             keys = sorted(level)
             for i in range(0, len(keys), KEPT):
