@@ -33,14 +33,14 @@ circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the meth
 	$(PY) recipes/circle.py
 
 # the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl INPUT=titles SEEDS=3 BUDGET=50000 PROCS=10 TEST=0
-RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET BATCH INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(BACKBONE_SEEDS),--backbone-seeds $(BACKBONE_SEEDS)) $(if $(TEST),--test-samples $(TEST)) $(foreach x,$(ALSO),--also $(x))
+RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET BATCH INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(BACKBONE_SEEDS),--backbone-seeds $(BACKBONE_SEEDS)) $(if $(TEST),--test-samples $(TEST)) $(if $(PAPER),--paper) $(foreach x,$(ALSO),--also $(x))
 headline: $(VENV)/ready      ## does DELRec beat its own backbone? five seeds of backbones, three of LMs, items as vectors (hours on 2 cores; SEEDS=1 BACKBONE_SEEDS=1 is quick)
 	$(PY) recipes/tables.py headline --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
 
 control: $(VENV)/ready       ## is it the language model? the headline's LM against random weights, small transformers trained whole, an MLP (not measured)
 	$(PY) recipes/tables.py control --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
 
-table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= JOBS= TEST= ALSO=
+table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= JOBS= TEST= ALSO= PAPER=1
 	$(PY) recipes/tables.py $@ $(RECIPE)
 
 layers: $(VENV)/ready        ## SLMRec's Figure 2: small LMs of each depth, with and without a teacher: BUDGET= SEEDS= ..

@@ -34,6 +34,7 @@ class Plan:
     batch: int  # windows of a step of both stages; 0: the scripts' own
     test_samples: int  # 0: all
     val_samples: int  # that choose a run's step, and a fusion's weight
+    paper: bool  # DELRec's rows by the paper's own choices
     procs: int  # processes of each stage
     jobs: int  # seeds side by side
     dry_run: bool  # print the commands, run nothing
@@ -82,6 +83,11 @@ class Runs:
         """The flags of how much a step sees."""
         return ["--batch", self.plan.batch, "--micro", self.plan.batch] if self.plan.batch else []
 
+    @property
+    def paper(self) -> list:
+        """The flag of DELRec's own choices, for DELRec's rows."""
+        return ["--paper"] if self.plan.paper else []
+
     def run(self, name: str, *args: object) -> str:
         """The name of a run, once its command has been run (or printed, by a dry run)."""
         args = [*args, "--seed", self.seed, "--out", name]
@@ -105,6 +111,11 @@ class Runs:
         options = ["--dataset", self.dataset, "--model", model, "--top-h", LONGEST_LIST]
         options += ["--folds", FOLDS if folds is None else folds]
         return self.run(f"{self.name}/{model}-s{self.seed}", "train_backbone.py", *options)
+
+    def conventional(self, name: str, flags: str) -> str:
+        """A conventional model by its flags, which nobody learns from."""
+        options = ["--dataset", self.dataset, *flags.split()]
+        return self.run(f"{self.name}/{name}-s{self.seed}", "train_backbone.py", *options)
 
     def taught(self, name: str, model: str, teacher: str, flags: Sequence) -> str:
         """A conventional model that learns from an LM's export."""
@@ -140,7 +151,7 @@ class Runs:
         vectors = ["--input", "ids", "--lr", 5e-4] if reads == "ids" else []
         options = ["--dataset", self.dataset, "--llm", llm or plan.llm]
         options += ["--backbone", self.backbone(model), *vectors]
-        options += ["--samples", budget, *self.steps]
+        options += ["--samples", budget, *self.steps, *self.paper]
         options += ["--val-samples", plan.val_samples, "--evals", 2, *flags]
         return self.run(f"{self.home}/{name}-s{self.seed}", "distill.py", *options)
 
@@ -177,9 +188,9 @@ class Runs:
             soft_prompt = self.prompt(f"prompt-{name}", flags=variant.distill)
         elif soft_prompt == "distilled":
             soft_prompt = self.prompt()
-        flags = variant.finetune
+        flags = [*self.paper, *variant.finetune]
         if name in ("maps", "untrained-maps"):
-            flags = ["--maps", self.prompt()]
+            flags += ["--maps", self.prompt()]
         return self.tuned(name, soft_prompt, flags)
 
     def halves(self) -> list[str]:
@@ -203,7 +214,7 @@ class Runs:
         """DELRec distilled from a backbone."""
         if model == "sasrec":
             return self.variant("delrec")
-        return self.tuned(f"delrec-{model}", self.prompt(f"prompt-{model}", model))
+        return self.tuned(f"delrec-{model}", self.prompt(f"prompt-{model}", model), self.paper)
 
     def evaluate(self, recipe: str, runs: Sequence[str], *flags: object) -> Path:
         """The folder of a recipe's table of these runs."""
@@ -231,6 +242,18 @@ def kind_and_layers(llm: str) -> tuple[str, int]:
         return "decoder", 30
     config = config_of(llm)
     return kind_of(config), text_config(config).num_hidden_layers
+
+
+def of_decoders(plan: Plan, names: list[str], needing: list[str]) -> list[str]:
+    """The rows that the plan's LM can have: those of `needing` need a decoder-only one."""
+    kind, _ = kind_and_layers(plan.llm)
+    if kind == "decoder":
+        return names
+    print(
+        f"without {', '.join(needing)}: {plan.llm} is an {kind} LM, these need a decoder-only one",
+        flush=True,
+    )
+    return [name for name in names if name not in needing]
 
 
 # ---------------------------------------------------------------- side by side

@@ -13,8 +13,10 @@ make headline, control, table2, table3, table4, fig8, table5, coldstart, layers 
                                     for 2 cores: half an hour
     python recipes/tables.py table3 --input titles --budget 192 --test-samples 1000
                                     the same variants with items as titles, over night
+    python recipes/tables.py table2
+                                    every system of Table II, one seed, small
     python recipes/tables.py table2 --dataset beauty --llm google/flan-t5-xl --input titles \\
-        --budget 50000 --seeds 3 --procs 10 --test-samples 0
+        --paper --budget 50000 --seeds 3 --procs 10 --test-samples 0
                                     ten GPUs
     python recipes/tables.py layers --budget 4096 --test-samples 0
                                     a small LM of each depth, with and without a teacher (SLMRec)
@@ -56,35 +58,26 @@ from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.runtime import described, read_json
 from recipes.controls import control
 from recipes.ensembles import controls, fusions
-from recipes.runs import LEAST, Plan, each_seed, evaluate, kind_and_layers, more_seeds
+from recipes.runs import (
+    LEAST,
+    Plan,
+    each_seed,
+    evaluate,
+    kind_and_layers,
+    more_seeds,
+    of_decoders,
+)
 from recipes.stage import stage
 from recipes.students import layers, parts
+from recipes.table2 import BACKBONES, table2
 
-BACKBONES = ["sasrec", "gru4rec", "caser"]
-# other methods of Table II that are flags here: name -> (--input, flags)
-OTHERS = {
-    "llara": ("hybrid", "--verbalizer letter --order shuffled"),
-    "llamarec": ("titles", "--verbalizer letter --order backbone"),
-    "llmseqprompt": ("titles", "--loss titles --verbalizer likelihood --order shuffled"),
-    "e4srec": ("ids", ""),
-}
 # Figure 8; k beside DELRec's own 80
 PROMPT_LENGTHS = (20, 40, 60, 100, 120)
 LIST_LENGTHS = (5, 10, 15, 20, 25)
 # recipe -> seeds of what has an LM, and of backbones, where nobody typed them
-SEEDS, BACKBONE_SEEDS = {"headline": 3}, {"headline": 5, "table2": 3}
-
-
-def of_decoders(plan: Plan, names: list[str], needing: list[str]) -> list[str]:
-    """The rows that the plan's LM can have: those of `needing` need a decoder-only one."""
-    kind, _ = kind_and_layers(plan.llm)
-    if kind == "decoder":
-        return names
-    print(
-        f"without {', '.join(needing)}: {plan.llm} is an {kind} LM, these need a decoder-only one",
-        flush=True,
-    )
-    return [name for name in names if name not in needing]
+SEEDS, BACKBONE_SEEDS = {"headline": 3, "table2": 1}, {"headline": 5, "table2": 3}
+# recipe -> windows of stage 2, and test samples, where nobody typed them
+BUDGETS, TESTS = {"table2": 2048}, {"table2": 1000}
 
 
 # ---------------------------------------------------------------- the recipes
@@ -102,27 +95,6 @@ def headline(plan: Plan) -> Path:
     names = each_seed(plan, rows) + more_seeds(plan, ["sasrec", "gru4rec"])
     flags = [*fusions(plan), *controls(plan), "--reference", "sasrec-s0"]
     return evaluate(plan, "headline", names, *flags)
-
-
-def table2(plan: Plan) -> Path:
-    """Backbones, the plain LM, other methods that are flags here, DELRec with each backbone and
-    without stage 1 (of item vectors: E4SRec).
-    """
-    others = of_decoders(plan, list(OTHERS), ["llmseqprompt"])
-    if plan.input == "ids":  # no-prompt is E4SRec then
-        others.remove("e4srec")
-
-    def rows(runs):
-        names = [runs.backbone(model) for model in BACKBONES]
-        for name in others:
-            reads, flags = OTHERS[name]
-            names.append(runs.tuned(name, "none", flags.split(), reads))
-        names.append(runs.variant("no-prompt"))
-        return names + [runs.delrec(model) for model in BACKBONES]
-
-    names = each_seed(plan, rows) + more_seeds(plan, BACKBONES)
-    flags = ["--dataset", plan.dataset, "--llm", plan.llm, "--reference", "sasrec-s0"]
-    return evaluate(plan, "table2", names, *flags)
 
 
 def table3(plan: Plan) -> Path:
@@ -232,7 +204,12 @@ def seeds_side_by_side(plan: Plan) -> int:
 
 
 def check(plan: Plan) -> None:
-    """Ends the process if the plan's LM cannot read its input."""
+    """Ends the process if the plan's LM cannot read its input, or the paper's choices are not of
+    it."""
+    if plan.paper and plan.input != "titles":
+        sys.exit(
+            f"recipes: --paper is about titles, but --input is {plan.input}; add --input titles"
+        )
     kind, _ = kind_and_layers(plan.llm)
     if plan.input == "ids" and kind != "decoder":
         sys.exit(
@@ -264,7 +241,7 @@ def prepare(plan: Plan) -> None:
     "--seeds",
     default=0,
     type=click.IntRange(0),
-    help="runs of everything that has an LM, seeds 0, 1, ..; 0: 2, headline 3",
+    help="runs of everything that has an LM, seeds 0, 1, ..; 0: 2, headline 3, table2 1",
 )
 @click.option(
     "--backbone-seeds",
@@ -280,9 +257,8 @@ def prepare(plan: Plan) -> None:
 )
 @click.option(
     "--budget",
-    default=512,
     type=click.IntRange(LEAST),
-    help="training windows of stage 2 (with --input titles and hybrid: samples)",
+    help="training windows of stage 2 (with --input titles and hybrid: samples); 512, table2 2048",
 )
 @click.option(
     "--prompt-budget",
@@ -299,9 +275,8 @@ def prepare(plan: Plan) -> None:
 )
 @click.option(
     "--test-samples",
-    default=2000,
     type=click.IntRange(0),
-    help="test samples of the table, the same for all rows; 0 = all",
+    help="test samples of the table, the same for all rows; 0 = all; 2000, table2 1000",
 )
 @click.option(
     "--val-samples",
@@ -320,11 +295,20 @@ def prepare(plan: Plan) -> None:
     help="seeds side by side, each with its share of the cores, or --procs GPUs of its own; 0: "
     "as many as the GPUs allow, 2 without",
 )
+@click.option(
+    "--paper",
+    is_flag=True,
+    help="with --input titles: DELRec's own rows by --paper of distill.py and finetune.py; the "
+    "budget stays this command's",
+)
 @click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
 def main(recipe: str, **options: Any) -> None:
     """Run every stage of a recipe, then make its table."""
     plan = Plan(**options)
     plan.seeds = plan.seeds or SEEDS.get(recipe, 2)
+    plan.budget = plan.budget or BUDGETS.get(recipe, 512)
+    if plan.test_samples is None:  # 0 means all
+        plan.test_samples = TESTS.get(recipe, 2000)
     plan.backbone_seeds = max(plan.backbone_seeds or BACKBONE_SEEDS.get(recipe, 0), plan.seeds)
     plan.jobs = seeds_side_by_side(plan)
     check(plan)

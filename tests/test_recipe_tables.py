@@ -206,6 +206,9 @@ def test_what_reads_titles_sees_a_quarter_of_the_windows(on_decoder, small_shape
     } == {
         "llara-s0": "200",
         "llamarec-s0": "200",
+        "recranker-s0": "200",
+        "trsr-words-s0": "200",
+        "trsr-recurrent-s0": "200",
         "llmseqprompt-s0": "200",
         "no-prompt-s0": "800",
         "delrec-s0": "800",
