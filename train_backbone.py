@@ -54,6 +54,7 @@ from delrec.backbone import (
     results,
     text,
     text_ways,
+    titled,
     warm_start,
 )
 from delrec.backbone.batches import Targets, lengthen
@@ -84,6 +85,7 @@ DEFAULTS = {
         history=50, width=64, dropout=0.1, lr=1e-3, batch=128, epochs=200, patience=20
     ),
 }
+ALL = DEFAULTS | titled.DEFAULTS
 
 
 def loss_of(
@@ -158,7 +160,7 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
     "--model",
     "--student",
     default="sasrec",
-    type=click.Choice(list(DEFAULTS)),
+    type=click.Choice(list(ALL)),
     help="the conventional model; docs/commands.md has the defaults of the newer ones",
 )
 @click.option("--history", type=WHOLE, help="items the model sees, L; 20, Caser 5")
@@ -227,14 +229,17 @@ def main(**config) -> None:
     ctx = click.get_current_context()
     if cfg.from_run:
         warm_start.settle(cfg, common.typed_of(ctx, config))
-    common.refuse(options.idle(cfg, common.moved_of(ctx, config)))
-    common.fill(cfg, DEFAULTS[cfg.model])
+    moved = common.moved_of(ctx, config)
+    common.refuse(titled.faults(cfg, moved) + options.idle(cfg, moved))
+    common.fill(cfg, ALL[cfg.model])
     ranks, data, folder = common.enter(cfg, f"{cfg.model}{text.ending_of(cfg)}")
     lengthen(cfg, asked, data)
     check(cfg, data)
     given = dllm2rec.read_given(cfg, data, ranks, common.minilm)
+    titled.settle(cfg, given, data)
     out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)
-    common.say(ranks, common.held(cfg.batch, cfg.batch, ranks.world, "windows"))
+    if cfg.epochs:
+        common.say(ranks, common.held(cfg.batch, cfg.batch, ranks.world, "windows"))
     if cfg.lam and cfg.teacher:
         common.say(ranks, given.said())
         record["teacher_out_of_fold"] = given.out_of_fold
@@ -262,6 +267,7 @@ def main(**config) -> None:
             "samples_per_second": round(
                 full.epochs * len(data.train) / max(full.loop.spent["steps"], 1e-9), 1
             ),
+            **getattr(full.model, "chosen", {}),
         }
         results.print_results(common.finish_run(folder, record), protocol, found)
     finish(ranks)
@@ -304,6 +310,7 @@ def fit(
     """A model trained on data.train: the best epoch's by validation; with `epochs` the last's of so
     many, without a validation."""
     model, params, optimiser = begin(cfg, data, ranks, given)
+    titled.choose(model, protocol, ranks)
     steps.zero_gradients(params)  # a process with no row in a small last batch adds zeros
     torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)  # weights alike on all ranks, dropout not
 
@@ -349,15 +356,8 @@ def fit(
     loop.close()
 
     model.load_state_dict(best.weights)
-    leave_plain(model, cfg)
+    results.leave_plain(model, cfg)
     return Fitted(model, epoch, best.step, loop)
-
-
-def leave_plain(model: torch.nn.Module, cfg: SimpleNamespace) -> None:
-    """Takes off what only training needs: from here on item vectors are plain ones."""
-    text_ways.fold(model)
-    if cfg.contrast:
-        contrast.drop_mask(model)
 
 
 def answer_out_of_fold(

@@ -9,4 +9,5 @@ NAMES = {
     "bsarec": "BSARec",
     "lrurec": "LRURec",
     "bert4rec": "BERT4Rec",
+    "seqsim": "LLMSEQSIM",
 }

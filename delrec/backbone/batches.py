@@ -13,7 +13,7 @@ import torch
 
 from delrec.backbone import dllm2rec
 from delrec.backbone.bert4rec import hide
-from delrec.backbone.models import MODELS
+from delrec.backbone.models import ALL
 from delrec.data.prepared import Data, batch_of, runs_of_targets, users
 from delrec.processes import Ranks
 
@@ -63,14 +63,14 @@ def lengthen(cfg: SimpleNamespace, asked: dict[str, int | None], data: Data) -> 
     """
     n_steps = steps_of_epoch(cfg, data)
     for key, least in (("epochs", LEAST_STEPS), ("patience", LEAST_WAIT)):
-        if asked[key] is None:
+        if asked[key] is None and cfg.epochs:  # without any the model is not trained at all
             setattr(cfg, key, max(getattr(cfg, key), ceil(least / n_steps)))
 
 
 def span_of(cfg: SimpleNamespace) -> int:
     """How many targets a window may have: one where a model has one state a window, or --one-target
     was given."""
-    return 1 if MODELS[cfg.model].one_state or cfg.one_target else cfg.history
+    return 1 if ALL[cfg.model].one_state or cfg.one_target else cfg.history
 
 
 class Targets:
@@ -100,7 +100,7 @@ class Targets:
         cfg, data, negative = self.cfg, self.data, None
         seq_BL, target_BL = batch_of(data, first, last, cfg.history, self.is_target)
         rng = np.random.default_rng([cfg.seed, epoch, step])
-        if MODELS[cfg.model].cloze:
+        if ALL[cfg.model].cloze:
             seq_BL, target_BL = hide(seq_BL, target_BL, rng)
         if cfg.loss == "bce":
             negative = negatives(data, first, target_BL, self.seen, rng)

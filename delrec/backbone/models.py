@@ -4,7 +4,7 @@ loading them. The papers' three stand here, each other one in a file of its own.
 A model is made by (n_items, cfg), has its item vectors as `item` (row 0 is the padding's), and says
 the same when columns of padding are cut off. one_state: only the last state of a window is computed
 at all. cloze: it learns items that are hidden in its window. build() adds a bias an item, and how
-long a history is.
+long a history is. One that is made of titles has take_text, which is given their vectors.
 
 Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left).
 """
@@ -22,6 +22,7 @@ from delrec.backbone.bsarec import BSARec
 from delrec.backbone.layers import Dropout, seen
 from delrec.backbone.ligr import ESASRec
 from delrec.backbone.lru import LRURec
+from delrec.backbone.seqsim import SeqSim
 from delrec.runtime import load_run, read_tensors
 
 
@@ -180,6 +181,9 @@ MODELS = {
     "lrurec": LRURec,
     "bert4rec": BERT4Rec,
 }
+# those that cannot be without titles (--text)
+TITLED = {"seqsim": SeqSim}
+ALL = MODELS | TITLED
 
 
 def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
@@ -187,7 +191,7 @@ def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
 
     An item's score is its input vector . state + its bias.
     """
-    model = MODELS[name](n_items, cfg)
+    model = ALL[name](n_items, cfg)
     nn.init.normal_(model.item.weight, std=0.02)
     model.item.weight.data[0] = 0
     model.bias = nn.Parameter(torch.zeros(n_items + 1))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parametrize
 
+from delrec.backbone import contrast, text_ways
 from delrec.backbone.losses import power_of_truth
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import Data, candidates, halves_of_validation, subset
@@ -30,6 +31,13 @@ def begin_at_popularity(model: torch.nn.Module, data: Data, cfg: SimpleNamespace
     if cfg.loss == "gbce":
         odds_I += np.log(power_of_truth(cfg.negatives, data.n_items) / cfg.negatives)
     model.bias.data = torch.tensor(odds_I, dtype=torch.float32, device=model.bias.device)
+
+
+def leave_plain(model: torch.nn.Module, cfg: SimpleNamespace) -> None:
+    """Takes off what only training needs: from here on item vectors are plain ones."""
+    text_ways.fold(model)
+    if cfg.contrast:
+        contrast.drop_mask(model)
 
 
 def means(greater: np.ndarray, equal: np.ndarray) -> dict[str, float]:

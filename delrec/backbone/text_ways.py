@@ -112,6 +112,9 @@ def enter(
     Z = of_first(torch.from_numpy(text.fitted(data, cfg)).to(ranks.device), ranks)
     table_IE = model.item.weight
     E = table_IE.shape[1]
+    if hasattr(model, "take_text"):  # it is made of them
+        model.take_text(widened(Z, E))
+        return
     if cfg.cold_out:
         is_cold_I = torch.ones(len(table_IE), dtype=torch.bool, device=ranks.device)
         is_cold_I[seen_in_training(data)] = False

@@ -40,6 +40,8 @@ PATTERN = {
     "last, some are over with the next {n}.",
     "BERT4Rec": "{b} reads the history in both directions and fills in the {n} that is missing: "
     "the one behind the last, from all that stand around it.",
+    "LLMSEQSIM": "{b} reads what the {n}s are called, and nothing else: the {n}s whose titles are "
+    "most like those of the latest ones come next.",
 }
 # One instruction a task (section IV-A), in our words: stage 2, and stage 1's two tasks.
 INSTRUCTIONS = {
