@@ -166,14 +166,6 @@ def test_how_alike_vectors_point_is_said():
     assert "try" not in text.said(about, settings(text_whiten=0.5))
 
 
-def test_reading_titles_leaves_the_model_s_own_draws(toy):
-    torch.manual_seed(5)
-    want = torch.rand(3)
-    torch.manual_seed(5)
-    text.tfidf_vectors(toy)
-    assert torch.equal(torch.rand(3), want)
-
-
 # ---------------------------------------------------------------- how they enter
 
 
