@@ -38,7 +38,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
-import numpy as np
 import torch
 from torch.nn.utils import parametrize
 
@@ -104,6 +103,8 @@ def loss_of(
     taught(model, x_NE, at_N, L): the teacher's part (DLLM2Rec), from the states and their places
     in the last L columns. robust: the term of DROS.
     """
+    if hasattr(model, "loss"):  # it has no states
+        return model.loss(seq_BL, target_BL[:, -1], negative_BL)
     x_BLE = model(seq_BL)
     target_BL = target_BL[:, -x_BLE.shape[1] :]  # Caser and BSARec have one state, the last
     at_N = (target_BL != 0).nonzero(as_tuple=True)
@@ -384,12 +385,11 @@ def answer_out_of_fold(
         part = fit(cfg, folds.without(data, fold_U, fold), ranks, place, given, epochs=epochs)
         answers.add(fold, part.model, ranks, cfg.top_h)
     tables = folds.gaps(protocol, cfg.history, inside, got["train"], got["val"])
-    cosine = float(np.mean(answers.cosines))
     if ranks.main:
         answers.write(out)
         folds.write_states(out, got)
-        folds.print_gaps(tables, cfg.folds, cosine)
-    return {"folds": cfg.folds, "cosine": round(cosine, 4), "rates": tables}
+        folds.print_gaps(tables, cfg.folds, answers.cosine)
+    return {"folds": cfg.folds, "cosine": answers.cosine, "rates": tables}
 
 
 if __name__ == "__main__":

@@ -10,4 +10,5 @@ NAMES = {
     "lrurec": "LRURec",
     "bert4rec": "BERT4Rec",
     "seqsim": "LLMSEQSIM",
+    "kda": "KDA_LRD",
 }

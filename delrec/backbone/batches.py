@@ -27,7 +27,7 @@ class Batch:
 
     seq_BL: np.ndarray  # items, 0 pads on the left, MASK where one is hidden (BERT4Rec)
     target_BL: np.ndarray  # the item after each position (or hidden there), 0 where none is asked
-    negative: np.ndarray | None  # of --loss bce (B, L), of sampled and gbce (n,)
+    negative: np.ndarray | None  # of --loss bce and of KDA (B, L), of sampled and gbce (n,)
     last_B: np.ndarray  # the place of each window's last target in data.items
 
     @property
@@ -102,7 +102,7 @@ class Targets:
         rng = np.random.default_rng([cfg.seed, epoch, step])
         if ALL[cfg.model].cloze:
             seq_BL, target_BL = hide(seq_BL, target_BL, rng)
-        if cfg.loss == "bce":
+        if cfg.loss in ("bce", "bpr"):
             negative = negatives(data, first, target_BL, self.seen, rng)
         elif cfg.loss in ("sampled", "gbce"):
             negative = rng.integers(1, data.n_items + 1, cfg.negatives)

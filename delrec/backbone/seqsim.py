@@ -51,9 +51,11 @@ class SeqSim(nn.Module):
         w_BRL = w_RL * (seq_BL != 0)[:, None]
         return w_BRL @ self.item(seq_BL) / w_BRL.sum(-1, keepdim=True).clamp(min=1e-9)
 
-    def take_text(self, z_IE: torch.Tensor) -> None:
-        """Makes the titles' vectors z (I+1, E) the item vectors; popularity has no say."""
-        self.item.weight.copy_(z_IE)
+    def take_text(self, z_ID: torch.Tensor) -> None:
+        """Makes the titles' vectors z (I+1, D) the item vectors, with zeros behind where D is less
+        than E; popularity has no say."""
+        E = self.item.embedding_dim
+        self.item.weight.copy_(nn.functional.pad(z_ID, (0, E - z_ID.shape[1])))
         self.bias.zero_()
 
 

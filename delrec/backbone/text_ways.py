@@ -114,7 +114,7 @@ def enter(
     table_IE = model.item.weight
     E = table_IE.shape[1]
     if hasattr(model, "take_text"):  # it is made of them
-        model.take_text(widened(Z, E))
+        model.take_text(Z)
         return
     if cfg.cold_out:
         is_cold_I = torch.ones(len(table_IE), dtype=torch.bool, device=ranks.device)
@@ -143,7 +143,10 @@ def of_first(x: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 
 
 def fold(model: nn.Module) -> None:
-    """Makes the item vectors plain ones again, as they are now; those that are stay so."""
+    """Makes the item vectors plain ones again, as they are now; those that are stay so. What tells
+    relations by titles goes."""
+    if hasattr(model, "drop_text"):
+        model.drop_text()
     if parametrize.is_parametrized(model.item, "weight"):
         parametrize.remove_parametrizations(model.item, "weight", leave_parametrized=True)
 

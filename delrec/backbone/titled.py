@@ -1,5 +1,5 @@
-"""The models of train_backbone.py that are made of titles: LLMSEQSIM. What they take of the
-script's flags, and what they are.
+"""The models of train_backbone.py that are made of titles, LLMSEQSIM and KDA_LRD: what they take of
+the script's flags, and what they are.
 """
 
 from types import SimpleNamespace
@@ -20,17 +20,21 @@ from delrec.runtime import Run
 DEFAULTS = {
     # not trained: of these only the window means something, and the width is that of the vectors
     "seqsim": dict(history=50, width=1, dropout=0, lr=1e-3, batch=128, epochs=0, patience=1),
+    # LRD's code but for the patience, which is 5 there
+    "kda": dict(history=20, width=64, dropout=0, lr=1e-3, batch=256, epochs=100, patience=10),
 }
 # flags of what other models learn, and why such a model has no use for them
 OF_OTHERS = OF_LISTS | {"from_run", "loss", "negatives", "teacher", "lam", "eta", "offset"}
 OF_OTHERS |= {"text_in", "cold_out", "dros", "dros_beta", "contrast", "contrast_tau", "one_target"}
 UNUSED = {
     "seqsim": OF_OTHERS | {"width", "dropout", "lr", "batch", "epochs", "patience", "folds"},
+    "kda": OF_OTHERS,
 }
 WHY = {
     "seqsim": "which is not trained: it compares titles' vectors, and chooses how on validation",
+    "kda": "which has a loss of its own, and no states: it reads a history through each candidate",
 }
-LOSSES = {"seqsim": "none"}  # as a run's record names what it was trained by
+LOSSES = {"seqsim": "none", "kda": "bpr"}  # as a run's record names what it was trained by
 
 
 def faults(cfg: SimpleNamespace, moved: set[str]) -> list[tuple[bool, str]]:
@@ -74,4 +78,6 @@ def note_of(run: Run) -> str | None:
     """What such a run's row is, in words; None for a run of another model."""
     if getattr(run, "model", None) == "seqsim":
         return f"{NAMES[run.model]}-style: no training, {run.similarity}, weights {run.decay}"
+    if getattr(run, "model", None) == "kda":
+        return f"{NAMES[run.model]}-style: latent relations only, no times"
     return None

@@ -42,6 +42,8 @@ PATTERN = {
     "the one behind the last, from all that stand around it.",
     "LLMSEQSIM": "{b} reads what the {n}s are called, and nothing else: the {n}s whose titles are "
     "most like those of the latest ones come next.",
+    "KDA_LRD": "{b} holds each {n} against the history and asks in which ways it is related to the "
+    "{n}s there: what is related to them comes next.",
 }
 # One instruction a task (section IV-A), in our words: stage 2, and stage 1's two tasks.
 INSTRUCTIONS = {
