@@ -14,7 +14,7 @@ from stopped_runs import same, stop_and_resume
 import distill
 import evaluate
 import train_backbone
-from delrec.backbone import kda, models
+from delrec.backbone import kda, models, results
 from delrec.backbone.ranking import HistoryScorer
 from delrec.evaluation.rows import note_of
 from delrec.runtime import load_run
@@ -215,6 +215,16 @@ def test_stage_1_on_titles_reads_its_lists_and_stages_on_vectors_refuse(
     assert load_run(tmp_path / "prompt").settings["backbone"] == "KDA_LRD"
     says = refused(distill.main, f"{where}-ids --input ids --samples 16")
     assert "reads a history through each candidate" in says and "--input titles" in says
+
+
+def test_the_epoch_is_chosen_on_some_samples_of_a_large_validation(cycle, monkeypatch):
+    asked = SimpleNamespace(model="kda", seed=0, lists=10)
+    whole = results.Protocol(asked, cycle)
+    monkeypatch.setattr(kda, "CHOOSING", 7)
+    some = results.Protocol(asked, cycle)
+    assert len(some.choosing) == 7 == len(some.shown[15]) < len(whole.choosing)
+    assert set(some.choosing) < set(whole.choosing)
+    assert "7 samples of the first half of val" in some.text
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from delrec.backbone import models
 from delrec.backbone.seqsim import DECAYS, set_to
 from delrec.evaluation.rows import note_of
 from delrec.lm.items import item_vectors
+from delrec.lm.lists import has_learnt, said_of_folds
 from delrec.runtime import load_run
 from delrec.serving.commands import command_of
 from delrec.serving.shared import stop_unless_shaped
@@ -103,6 +104,7 @@ def test_a_run_is_as_every_backbone_s(real, walks, run):
     kind = walks.titles[last].split()[0]
     [answer] = [Recommender.load(out).recommend(ids=[[str(last)]], top=5)]
     assert all(kind in item.title for item in answer[0].items)
+    assert "trained on none of them" in said_of_folds(out, 0, has_learnt(load_run(out)))
     # stages on vectors read the titles', and a shared copy would be opened
     assert item_vectors(out, walks.n_items).shape == (
         walks.n_items + 1,

@@ -34,7 +34,8 @@ from delrec.backbone.layers import Dropout
 K = 8  # latent relations
 INNER = 64  # width of g
 WEIGHT, ENTROPY = 10.0, 0.1  # of L_LRD in the loss, and of the entropy in it
-MOST = 2**21  # numbers of a pass over candidates
+MOST = 2**20  # numbers of a pass over candidates
+CHOOSING = 1024  # validation samples that choose the epoch, at most
 
 
 class KDA(nn.Module):
@@ -86,10 +87,15 @@ class KDA(nn.Module):
         return (joined_BCE * item_XCE).sum(-1)
 
     def layer(self, m_BCRE: torch.Tensor) -> torch.Tensor:
-        """LN(m + Drop(W_2 relu(W_1 z))), z = attention among relations, as in their code."""
-        q, k, v = self.qkv(m_BCRE).chunk(3, -1)
-        z_BCRE = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
-        return self.norm(m_BCRE + self.drop(self.outer(F.relu(self.inner(z_BCRE)))))
+        """LN(m + Drop(W_2 relu(W_1 z))), z = attention among relations, as in their code.
+
+        Queries and keys meet as m W_q' W_k m', values go on as m (W_1 W_v)': three products a pair
+        instead of five."""
+        q_EE, k_EE, v_EE = self.qkv.weight.chunk(3)
+        meets_BCRR = (m_BCRE @ (q_EE.T @ k_EE)) @ m_BCRE.transpose(-1, -2)
+        a_BCRR = (meets_BCRR * len(q_EE) ** -0.5).softmax(-1)
+        inner_BCRE = a_BCRR @ (m_BCRE @ (self.inner.weight @ v_EE).T) + self.inner.bias
+        return self.norm(m_BCRE + self.drop(self.outer(F.relu(inner_BCRE))))
 
     # ------------------------------------------------------------ training
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parametrize
 
-from delrec.backbone import contrast, text_ways
+from delrec.backbone import contrast, kda, text_ways
 from delrec.backbone.losses import power_of_truth
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import Data, candidates, halves_of_validation, subset
@@ -55,13 +55,17 @@ class Protocol:
         self.listed = subset(len(data.train), cfg.lists, cfg.seed)
         self.cand = {split: self.candidates_of(split) for split in ("train", "val", "test")}
         first, _ = halves_of_validation(data)
+        part = "the first half"
+        if cfg.model == "kda" and len(first) > kda.CHOOSING:  # whose scores cost far more
+            first = first[subset(len(first), kda.CHOOSING, cfg.seed)]
+            part = f"{kda.CHOOSING} samples of the first half"
         self.choosing = data.val[first]  # the samples that choose the epoch
         self.shown = {C: self.cand["val"][C][first] for C in self.sizes[:1]}  # in the log
         self.text = (
             f"{data.meta.get('split', 'given')} split; candidatesC: the target among C-1 stored "
             f"items the user never had; full: all {data.n_items} items, the user's earlier ones "
             "masked; ties count as every order they could fall in; weights chosen by full ndcg@10 "
-            "on the first half of val"
+            f"on {part} of val"
         )
 
     def stored(self, split: str, C: int) -> bool:
