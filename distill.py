@@ -305,7 +305,7 @@ def main(ctx: click.Context, **config) -> None:
     common.say_paper(cfg, differences.STAGE_1, ranks)
     cfg.llm = located(cfg.llm)
     lists = read_lists(cfg.backbone, data, f"--dataset {cfg.dataset}")
-    common.say(ranks, said_of_folds(lists.folder, lists.folds))
+    common.say(ranks, said_of_folds(lists.folder, lists.folds, lists.learnt))
     crossfit.settle_folds(cfg, data)
     r = prompt_training.open_frozen(cfg, data, ranks, lists)
     made = prompt_training.made_with(cfg, ranks, r, lists)

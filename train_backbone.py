@@ -38,7 +38,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
-import numpy as np
 import torch
 from torch.nn.utils import parametrize
 
@@ -54,6 +53,7 @@ from delrec.backbone import (
     results,
     text,
     text_ways,
+    titled,
     warm_start,
 )
 from delrec.backbone.batches import Targets, lengthen
@@ -84,6 +84,7 @@ DEFAULTS = {
         history=50, width=64, dropout=0.1, lr=1e-3, batch=128, epochs=200, patience=20
     ),
 }
+ALL = DEFAULTS | titled.DEFAULTS
 
 
 def loss_of(
@@ -102,6 +103,8 @@ def loss_of(
     taught(model, x_NE, at_N, L): the teacher's part (DLLM2Rec), from the states and their places
     in the last L columns. robust: the term of DROS.
     """
+    if hasattr(model, "loss"):  # it has no states
+        return model.loss(seq_BL, target_BL[:, -1], negative_BL)
     x_BLE = model(seq_BL)
     target_BL = target_BL[:, -x_BLE.shape[1] :]  # Caser and BSARec have one state, the last
     at_N = (target_BL != 0).nonzero(as_tuple=True)
@@ -158,7 +161,7 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
     "--model",
     "--student",
     default="sasrec",
-    type=click.Choice(list(DEFAULTS)),
+    type=click.Choice(list(ALL)),
     help="the conventional model; docs/commands.md has the defaults of the newer ones",
 )
 @click.option("--history", type=WHOLE, help="items the model sees, L; 20, Caser 5")
@@ -227,14 +230,17 @@ def main(**config) -> None:
     ctx = click.get_current_context()
     if cfg.from_run:
         warm_start.settle(cfg, common.typed_of(ctx, config))
-    common.refuse(options.idle(cfg, common.moved_of(ctx, config)))
-    common.fill(cfg, DEFAULTS[cfg.model])
+    moved = common.moved_of(ctx, config)
+    common.refuse(titled.faults(cfg, moved) + options.idle(cfg, moved))
+    common.fill(cfg, ALL[cfg.model])
     ranks, data, folder = common.enter(cfg, f"{cfg.model}{text.ending_of(cfg)}")
     lengthen(cfg, asked, data)
     check(cfg, data)
     given = dllm2rec.read_given(cfg, data, ranks, common.minilm)
+    titled.settle(cfg, given, data)
     out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)
-    common.say(ranks, common.held(cfg.batch, cfg.batch, ranks.world, "windows"))
+    if cfg.epochs:
+        common.say(ranks, common.held(cfg.batch, cfg.batch, ranks.world, "windows"))
     if cfg.lam and cfg.teacher:
         common.say(ranks, given.said())
         record["teacher_out_of_fold"] = given.out_of_fold
@@ -262,6 +268,7 @@ def main(**config) -> None:
             "samples_per_second": round(
                 full.epochs * len(data.train) / max(full.loop.spent["steps"], 1e-9), 1
             ),
+            **getattr(full.model, "chosen", {}),
         }
         results.print_results(common.finish_run(folder, record), protocol, found)
     finish(ranks)
@@ -304,6 +311,7 @@ def fit(
     """A model trained on data.train: the best epoch's by validation; with `epochs` the last's of so
     many, without a validation."""
     model, params, optimiser = begin(cfg, data, ranks, given)
+    titled.choose(model, protocol, ranks)
     steps.zero_gradients(params)  # a process with no row in a small last batch adds zeros
     torch.manual_seed(1000 * cfg.seed + ranks.rank + 1)  # weights alike on all ranks, dropout not
 
@@ -349,15 +357,8 @@ def fit(
     loop.close()
 
     model.load_state_dict(best.weights)
-    leave_plain(model, cfg)
+    results.leave_plain(model, cfg)
     return Fitted(model, epoch, best.step, loop)
-
-
-def leave_plain(model: torch.nn.Module, cfg: SimpleNamespace) -> None:
-    """Takes off what only training needs: from here on item vectors are plain ones."""
-    text_ways.fold(model)
-    if cfg.contrast:
-        contrast.drop_mask(model)
 
 
 def answer_out_of_fold(
@@ -384,12 +385,11 @@ def answer_out_of_fold(
         part = fit(cfg, folds.without(data, fold_U, fold), ranks, place, given, epochs=epochs)
         answers.add(fold, part.model, ranks, cfg.top_h)
     tables = folds.gaps(protocol, cfg.history, inside, got["train"], got["val"])
-    cosine = float(np.mean(answers.cosines))
     if ranks.main:
         answers.write(out)
         folds.write_states(out, got)
-        folds.print_gaps(tables, cfg.folds, cosine)
-    return {"folds": cfg.folds, "cosine": round(cosine, 4), "rates": tables}
+        folds.print_gaps(tables, cfg.folds, answers.cosine)
+    return {"folds": cfg.folds, "cosine": answers.cosine, "rates": tables}
 
 
 if __name__ == "__main__":

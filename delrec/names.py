@@ -9,4 +9,6 @@ NAMES = {
     "bsarec": "BSARec",
     "lrurec": "LRURec",
     "bert4rec": "BERT4Rec",
+    "seqsim": "LLMSEQSIM",
+    "kda": "KDA_LRD",
 }

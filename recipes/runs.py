@@ -113,8 +113,8 @@ class Runs:
         return self.run(f"{self.name}/{model}-s{self.seed}", "train_backbone.py", *options)
 
     def conventional(self, name: str, flags: str) -> str:
-        """A conventional model by its flags, which nobody learns from."""
-        options = ["--dataset", self.dataset, *flags.split()]
+        """A conventional model by its flags. Nobody learns from it, so it lists few samples."""
+        options = ["--dataset", self.dataset, *flags.split(), "--lists", 1000]
         return self.run(f"{self.name}/{name}-s{self.seed}", "train_backbone.py", *options)
 
     def taught(self, name: str, model: str, teacher: str, flags: Sequence) -> str:

@@ -166,14 +166,6 @@ def test_how_alike_vectors_point_is_said():
     assert "try" not in text.said(about, settings(text_whiten=0.5))
 
 
-def test_reading_titles_leaves_the_model_s_own_draws(toy):
-    torch.manual_seed(5)
-    want = torch.rand(3)
-    torch.manual_seed(5)
-    text.tfidf_vectors(toy)
-    assert torch.equal(torch.rand(3), want)
-
-
 # ---------------------------------------------------------------- how they enter
 
 
@@ -221,9 +213,10 @@ def test_each_way_is_its_equation(toy, alone):
     # the text's part begins as large as an item's own
     assert network.std().item() == pytest.approx(0.02, rel=0.4)
 
-    model, Z = entered(toy, alone, text_in="start")
-    torch.testing.assert_close(model.item.weight[1:], Z[1:])
-    assert model.item.weight[1:].norm(dim=1).mean().item() == pytest.approx(1, rel=1e-3)
+    # as large as the vectors that begin without text, and as far from each other as the text says
+    model, Z = entered(toy, alone, text_in="start", eta=2.0)
+    torch.testing.assert_close(model.item.weight[1:], 2 * 0.02 * 16**0.5 * Z[1:])
+    assert model.item.weight[1:].std().item() == pytest.approx(2 * 0.02, rel=0.1)
 
     model, Z = entered(toy, alone, text_in="alphafuse", eta=3.0)
     torch.testing.assert_close(model.item.weight[1:], 3 * Z[1:])
@@ -232,6 +225,21 @@ def test_each_way_is_its_equation(toy, alone):
     model.item.weight.sum().backward()
     own = model.item.parametrizations.weight.original.grad
     assert not own[1:, :8].any() and (own[1:, 8:] == 1).all()  # ids learn in the last half
+
+
+def test_a_table_that_begins_as_text_trains_and_the_hidden_item_begins_as_ever(toy, alone):
+    cfg = settings(text_in="start", history=8, dropout=0.0)
+    both = []
+    for some in (text.Text("some", [skewed(D=24)], {}), None):
+        torch.manual_seed(0)
+        both.append(models.build("bert4rec", 60, cfg))
+        text_ways.enter(both[-1], some, cfg, toy, alone)
+    model, plain = both
+    assert torch.equal(model.mask, plain.mask) and model.mask.abs().max() > 0
+    assert not torch.allclose(model.item.weight[1:], plain.item.weight[1:])
+    models.score(model, torch.arange(1, 9)[None])[0, 1:].logsumexp(0).backward()
+    assert model.item.weight.grad[1:].any(1).all() and model.mask.grad.any()
+    assert not model.item.weight[0].any()
 
 
 def test_few_directions_are_filled_up_with_zeros(toy, alone):
@@ -307,6 +315,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_not_with_other_vectors(
 # ---------------------------------------------------------------- planted knowledge
 
 THINGS, TAKEN = 16, 7  # of a kind, and of a user
+LLM2BERT4REC = "start --eta 5 --model bert4rec --history 8 --epochs 16"
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import click
 import numpy as np
 import pytest
+import torch
 
 import train_backbone
 from delrec.backbone import folds, text
@@ -34,6 +35,14 @@ def test_tfidf_of_a_fold_is_that_of_its_own_items(toy):
     fold = replace(toy, train=toy.train[:60])
     assert np.array_equal(found.vectors(fold)[0], text.tfidf_vectors(fold))
     assert not np.array_equal(found.vectors(fold)[0], found.vectors(toy)[0])
+
+
+def test_reading_titles_leaves_the_model_s_own_draws(toy):
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    text.tfidf_vectors(toy)
+    assert torch.equal(torch.rand(3), want)
 
 
 def test_no_item_keeps_its_own_vector_and_folds_permute_as_the_whole_does(toy):

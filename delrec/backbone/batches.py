@@ -13,7 +13,7 @@ import torch
 
 from delrec.backbone import dllm2rec
 from delrec.backbone.bert4rec import hide
-from delrec.backbone.models import MODELS
+from delrec.backbone.models import ALL
 from delrec.data.prepared import Data, batch_of, runs_of_targets, users
 from delrec.processes import Ranks
 
@@ -27,7 +27,7 @@ class Batch:
 
     seq_BL: np.ndarray  # items, 0 pads on the left, MASK where one is hidden (BERT4Rec)
     target_BL: np.ndarray  # the item after each position (or hidden there), 0 where none is asked
-    negative: np.ndarray | None  # of --loss bce (B, L), of sampled and gbce (n,)
+    negative: np.ndarray | None  # of --loss bce and of KDA (B, L), of sampled and gbce (n,)
     last_B: np.ndarray  # the place of each window's last target in data.items
 
     @property
@@ -63,14 +63,14 @@ def lengthen(cfg: SimpleNamespace, asked: dict[str, int | None], data: Data) -> 
     """
     n_steps = steps_of_epoch(cfg, data)
     for key, least in (("epochs", LEAST_STEPS), ("patience", LEAST_WAIT)):
-        if asked[key] is None:
+        if asked[key] is None and cfg.epochs:  # without any the model is not trained at all
             setattr(cfg, key, max(getattr(cfg, key), ceil(least / n_steps)))
 
 
 def span_of(cfg: SimpleNamespace) -> int:
     """How many targets a window may have: one where a model has one state a window, or --one-target
     was given."""
-    return 1 if MODELS[cfg.model].one_state or cfg.one_target else cfg.history
+    return 1 if ALL[cfg.model].one_state or cfg.one_target else cfg.history
 
 
 class Targets:
@@ -100,9 +100,9 @@ class Targets:
         cfg, data, negative = self.cfg, self.data, None
         seq_BL, target_BL = batch_of(data, first, last, cfg.history, self.is_target)
         rng = np.random.default_rng([cfg.seed, epoch, step])
-        if MODELS[cfg.model].cloze:
+        if ALL[cfg.model].cloze:
             seq_BL, target_BL = hide(seq_BL, target_BL, rng)
-        if cfg.loss == "bce":
+        if cfg.loss in ("bce", "bpr"):
             negative = negatives(data, first, target_BL, self.seen, rng)
         elif cfg.loss in ("sampled", "gbce"):
             negative = rng.integers(1, data.n_items + 1, cfg.negatives)

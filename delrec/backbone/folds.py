@@ -67,14 +67,8 @@ class Answers:
 
     def add(self, fold: int, model: torch.nn.Module, ranks: Ranks, top_h: int) -> None:
         """Takes the answers of a fold's model to the samples it has not seen, and its item vectors,
-        turned."""
-        of_IE, onto_IE = (m.item.weight.detach().cpu().float() for m in (model, self.full))
-        Q_EE = rotation(of_IE, onto_IE, self.weight_I)
-        turned_IE = of_IE @ Q_EE
-        cosine_I = torch.cosine_similarity(turned_IE, onto_IE)
-        self.cosines.append(float((cosine_I * self.weight_I).sum() / self.weight_I.sum()))
-        self.vectors.append(turned_IE)
-        self.biases.append(model.bias.detach().cpu().float())
+        turned; of a model without states the answers alone."""
+        Q_EE = None if hasattr(model, "scores") else self.turn(model)
         listed = self.protocol.listed
         own = fold_of_samples(self.data, self.fold_U)[listed] == fold
         if not own.any():  # few samples are listed, and none of this fold's
@@ -83,25 +77,44 @@ class Answers:
         found = rank_all(
             model, self.data, self.data.train[listed[own]], ranks, top_h, cand, states=True
         )
-        found["state"] = (torch.from_numpy(found["state"]).float() @ Q_EE).numpy()
+        if Q_EE is not None:
+            found["state"] = (torch.from_numpy(found["state"]).float() @ Q_EE).numpy()
         for key, rows in found.items():
             self.got[key][listed[own]] = rows
 
+    def turn(self, model: torch.nn.Module) -> torch.Tensor:
+        """The rotation (E, E) of a fold's model onto the full one, by which its item vectors are
+        kept."""
+        of_IE, onto_IE = (m.item.weight.detach().cpu().float() for m in (model, self.full))
+        Q_EE = rotation(of_IE, onto_IE, self.weight_I)
+        turned_IE = of_IE @ Q_EE
+        cosine_I = torch.cosine_similarity(turned_IE, onto_IE)
+        self.cosines.append(float((cosine_I * self.weight_I).sum() / self.weight_I.sum()))
+        self.vectors.append(turned_IE)
+        self.biases.append(model.bias.detach().cpu().float())
+        return Q_EE
+
+    @property
+    def cosine(self) -> float | None:
+        """The mean cosine of the turned item vectors and the full model's; None without any."""
+        return round(float(np.mean(self.cosines)), 4) if self.cosines else None
+
     def write(self, out: Path) -> None:
-        """Writes folds.safetensors: fold (U,), item.weight (K, I+1, E), bias (K, I+1)."""
-        tensors = {
-            "fold": torch.from_numpy(self.fold_U),
-            "item.weight": torch.stack(self.vectors),
-            "bias": torch.stack(self.biases),
-        }
+        """Writes folds.safetensors: fold (U,), and unless the models have no states item.weight
+        (K, I+1, E) and bias (K, I+1)."""
+        tensors = {"fold": torch.from_numpy(self.fold_U)}
+        if self.vectors:
+            tensors["item.weight"] = torch.stack(self.vectors)
+            tensors["bias"] = torch.stack(self.biases)
         write_tensors(out / "folds.safetensors", tensors)
 
 
 def write_states(out: Path, got: dict[str, dict]) -> None:
-    """Writes the states of the samples of every split, fp16 (n, E); a sample without a list has
-    zeros."""
+    """Writes the states of the samples of every split, if the model has any, fp16 (n, E); a sample
+    without a list has zeros."""
     for split, found in got.items():
-        write_npy(out / f"states_{split}.npy", found["state"].astype(np.float16))
+        if "state" in found:
+            write_npy(out / f"states_{split}.npy", found["state"].astype(np.float16))
 
 
 # ---------------------------------------------------------------- did it help?
@@ -180,12 +193,13 @@ def gaps(protocol: Protocol, L: int, inside: dict, outside: dict, val: dict) -> 
     }
 
 
-def print_gaps(tables: dict[str, dict], K: int, cosine: float) -> None:
+def print_gaps(tables: dict[str, dict], K: int, cosine: float | None) -> None:
     """Prints what gaps found, for people."""
+    turned = "" if cosine is None else f" (rotated item vectors: cosine {cosine:.2f})"
     print(
-        f"\n{K} folds: training samples answered by a model that has not seen their user (rotated "
-        f"item vectors: cosine {cosine:.2f}). Matched to validation by the length of the history, "
-        "and by that and how often the target occurs in training:"
+        f"\n{K} folds: training samples answered by a model that has not seen their user{turned}. "
+        "Matched to validation by the length of the history, and by that and how often the target "
+        "occurs in training:"
     )
     for matched, table in tables.items():
         head = f"{'in sample':>12}{'out of fold':>13}{'validation':>12}{'gap closed':>12}"

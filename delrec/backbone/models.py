@@ -4,7 +4,9 @@ loading them. The papers' three stand here, each other one in a file of its own.
 A model is made by (n_items, cfg), has its item vectors as `item` (row 0 is the padding's), and says
 the same when columns of padding are cut off. one_state: only the last state of a window is computed
 at all. cloze: it learns items that are hidden in its window. build() adds a bias an item, and how
-long a history is.
+long a history is. One that is made of titles has take_text, which is given their vectors. One that
+reads a history through each candidate has no state, and says itself what a history's `scores` and
+the `loss` are; its "state" is the history.
 
 Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left).
 """
@@ -19,9 +21,11 @@ import torch.nn.functional as F
 
 from delrec.backbone.bert4rec import BERT4Rec
 from delrec.backbone.bsarec import BSARec
+from delrec.backbone.kda import KDA
 from delrec.backbone.layers import Dropout, seen
 from delrec.backbone.ligr import ESASRec
 from delrec.backbone.lru import LRURec
+from delrec.backbone.seqsim import SeqSim
 from delrec.runtime import load_run, read_tensors
 
 
@@ -180,6 +184,9 @@ MODELS = {
     "lrurec": LRURec,
     "bert4rec": BERT4Rec,
 }
+# those that cannot be without titles (--text)
+TITLED = {"seqsim": SeqSim, "kda": KDA}
+ALL = MODELS | TITLED
 
 
 def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
@@ -187,7 +194,7 @@ def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
 
     An item's score is its input vector . state + its bias.
     """
-    model = MODELS[name](n_items, cfg)
+    model = ALL[name](n_items, cfg)
     nn.init.normal_(model.item.weight, std=0.02)
     model.item.weight.data[0] = 0
     model.bias = nn.Parameter(torch.zeros(n_items + 1))
@@ -215,9 +222,18 @@ def state(model: nn.Module, seq_BL: torch.Tensor | np.ndarray | list) -> torch.T
 
 def score_from(model: nn.Module, x_BE: torch.Tensor) -> torch.Tensor:
     """The scores (B, I+1) that states give."""
-    score_BI = torch.addmm(model.bias, x_BE, model.item.weight.T)
+    score_BI = scores_of(model, x_BE, model.item.weight, model.bias)
     score_BI[:, 0] = -torch.inf
     return score_BI
+
+
+def scores_of(
+    model: nn.Module, x_BE: torch.Tensor, item_CE: torch.Tensor, bias_C: torch.Tensor
+) -> torch.Tensor:
+    """The scores (B, C) that states give items, by their vectors and biases."""
+    if hasattr(model, "scores"):
+        return model.scores(x_BE, item_CE, bias_C)
+    return torch.addmm(bias_C, x_BE, item_CE.T)
 
 
 def load(run: Path | str) -> nn.Module:

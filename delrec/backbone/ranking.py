@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from delrec.backbone.models import Grown, load, score_from, state
+from delrec.backbone.models import Grown, load, score_from, scores_of, state
 from delrec.data.prepared import Data, histories, users
 from delrec.processes import Ranks, gather_rows
 from delrec.runtime import Run, stop
@@ -31,6 +31,7 @@ def rank_all(
     taken by length of history (no padding beyond the batch's own) and shared out over the ranks.
     """
     model.eval()
+    states = states and not hasattr(model, "scores")  # it has none
     samples = np.asarray(samples)
     before = samples - np.asarray(data.ptr)[users(data, samples)]
     order = np.argsort(np.minimum(before, model.history), kind="stable")
@@ -127,7 +128,7 @@ class HistoryScorer:
         x_BE = state(self.model, torch.as_tensor(seq_BL))
         score_BI = score_from(self.model, x_BE)
         if self.bias_A is not None:
-            score_BA = torch.addmm(self.bias_A, x_BE, self.model.item.new_AE.T)
+            score_BA = scores_of(self.model, x_BE, self.model.item.new_AE, self.bias_A)
             score_BI = torch.cat([score_BI, score_BA], 1)
         return score_BI
 

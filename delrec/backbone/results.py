@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parametrize
 
+from delrec.backbone import contrast, kda, text_ways
 from delrec.backbone.losses import power_of_truth
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import Data, candidates, halves_of_validation, subset
@@ -32,6 +33,13 @@ def begin_at_popularity(model: torch.nn.Module, data: Data, cfg: SimpleNamespace
     model.bias.data = torch.tensor(odds_I, dtype=torch.float32, device=model.bias.device)
 
 
+def leave_plain(model: torch.nn.Module, cfg: SimpleNamespace) -> None:
+    """Takes off what only training needs: from here on item vectors are plain ones."""
+    text_ways.fold(model)
+    if cfg.contrast:
+        contrast.drop_mask(model)
+
+
 def means(greater: np.ndarray, equal: np.ndarray) -> dict[str, float]:
     """Mean metrics of (greater, equal), each (n,)."""
     return {k: round(float(v.mean()), 5) for k, v in metrics(greater, equal).items()}
@@ -47,13 +55,17 @@ class Protocol:
         self.listed = subset(len(data.train), cfg.lists, cfg.seed)
         self.cand = {split: self.candidates_of(split) for split in ("train", "val", "test")}
         first, _ = halves_of_validation(data)
+        part = "the first half"
+        if cfg.model == "kda" and len(first) > kda.CHOOSING:  # whose scores cost far more
+            first = first[subset(len(first), kda.CHOOSING, cfg.seed)]
+            part = f"{kda.CHOOSING} samples of the first half"
         self.choosing = data.val[first]  # the samples that choose the epoch
         self.shown = {C: self.cand["val"][C][first] for C in self.sizes[:1]}  # in the log
         self.text = (
             f"{data.meta.get('split', 'given')} split; candidatesC: the target among C-1 stored "
             f"items the user never had; full: all {data.n_items} items, the user's earlier ones "
             "masked; ties count as every order they could fall in; weights chosen by full ndcg@10 "
-            "on the first half of val"
+            f"on {part} of val"
         )
 
     def stored(self, split: str, C: int) -> bool:

@@ -78,9 +78,10 @@ def ending_of(cfg: SimpleNamespace) -> str:
 
 def said(about: dict[str, float], cfg: SimpleNamespace) -> str:
     """What the titles' vectors are, in a line. about: see Text.about."""
+    way = f", --text-in {cfg.text_in}" if cfg.text_in else ""
     line = (
-        f"titles as {about['text_numbers']} numbers ({cfg.text or cfg.teacher}, --text-in "
-        f"{cfg.text_in}); two of them have a mean cosine of {about['text_cosine']:.2f}"
+        f"titles as {about['text_numbers']} numbers ({cfg.text or cfg.teacher}{way}); two of them "
+        f"have a mean cosine of {about['text_cosine']:.2f}"
     )
     if about["text_cosine"] > 0.8 and not cfg.text_whiten:
         line += ", so they say little apart from each other: try --text-whiten .5"

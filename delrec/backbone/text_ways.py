@@ -5,7 +5,8 @@ needs no text. With --eta 0 nothing is made, and the model is the plain one bit 
 
     fold       e_i = b_i + eta (W z_i + c)          DLLM2Rec (arXiv 2405.00338), section 4.2
     adaptor    e_i = b_i + eta f(z_i)               f of two layers, as WhitenRec's (2402.10602)
-    start      e_i begins as eta z_i, and trains    LLM2BERT4Rec
+    start      e_i begins as eta z_i, as large as   LLM2BERT4Rec
+               other vectors begin, and trains
     alphafuse  e_i = eta [p_i, q_i] + [0, b_i]      AlphaFuse (2504.19218); [p_i, q_i] = z_i stays
 
 Names: I items (ids 1..I, 0 pads), D width of the vectors z, E width of the item vectors.
@@ -112,12 +113,16 @@ def enter(
     Z = of_first(torch.from_numpy(text.fitted(data, cfg)).to(ranks.device), ranks)
     table_IE = model.item.weight
     E = table_IE.shape[1]
+    if hasattr(model, "take_text"):  # it is made of them
+        model.take_text(Z)
+        return
     if cfg.cold_out:
         is_cold_I = torch.ones(len(table_IE), dtype=torch.bool, device=ranks.device)
         is_cold_I[seen_in_training(data)] = False
         model.barred_I = torch.where(is_cold_I[1:], -torch.inf, 0.0)
     if cfg.text_in == "start":
-        table_IE.copy_(cfg.eta * widened(Z, E))
+        # z has norm 1: its E numbers get the deviation that other item vectors begin with
+        table_IE.copy_(cfg.eta * START * E**0.5 * widened(Z, E))
         return
     if not cfg.offset:
         table_IE.requires_grad_(False)
@@ -138,7 +143,10 @@ def of_first(x: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 
 
 def fold(model: nn.Module) -> None:
-    """Makes the item vectors plain ones again, as they are now; those that are stay so."""
+    """Makes the item vectors plain ones again, as they are now; those that are stay so. What tells
+    relations by titles goes."""
+    if hasattr(model, "drop_text"):
+        model.drop_text()
     if parametrize.is_parametrized(model.item, "weight"):
         parametrize.remove_parametrizations(model.item, "weight", leave_parametrized=True)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
-from delrec.backbone.models import MODELS, load
+from delrec.backbone.models import ALL, load
 from delrec.backbone.ranking import must_hold_model
 from delrec.data import grown
 from delrec.data.grown import counted, known_before
@@ -29,7 +29,7 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
     typed that the run fixes, or that would say what is not so."""
     run = load_run(cfg.from_run, stages=["train_backbone"])
     must_hold_model(run)
-    if run.model not in MODELS:
+    if run.model not in ALL:
         stop(f"{run.folder} is a model of your own, '{run.model}', which cannot be trained here")
     for flag in ("teacher", "folds"):
         if getattr(cfg, flag):

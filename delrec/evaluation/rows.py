@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from delrec.backbone import titled
 from delrec.backbone.text import names_of as names_of_text
 from delrec.data.counts import cooccurrence, popularity
 from delrec.data.prepared import Data, load_data, load_data_of
@@ -120,7 +121,7 @@ def add_run(
 def note_of(run: Run) -> str:
     """What a run chose, where it differs from the paper."""
     if run.stage == "train_backbone":
-        note = f"{getattr(run, 'loss', 'unknown')} loss"
+        note = titled.note_of(run) or f"{getattr(run, 'loss', 'unknown')} loss"
         for term in ("dros", "contrast"):
             note += f", --{term} {getattr(run, term):g}" if getattr(run, term, 0) else ""
         note += ", a window a target" if getattr(run, "one_target", False) else ""
@@ -128,7 +129,8 @@ def note_of(run: Run) -> str:
             note += f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})"
         if getattr(run, "text", None):
             sources = "+".join(Path(name).name for name in names_of_text(run.text))
-            note += f", titles' vectors: {sources} ({run.text_in}{shape_of_text(run)})"
+            way = f"{run.text_in or ''}{shape_of_text(run)}".removeprefix(", ")
+            note += f", titles' vectors: {sources}" + (f" ({way})" if way else "")
             note += ", permuted" if run.permute_text else ""
             note += ", new items are no negatives" if getattr(run, "cold_out", False) else ""
         if getattr(run, "from_run", None):

@@ -117,6 +117,11 @@ def item_vectors(backbone_run: Path | str, n_items: int) -> torch.Tensor:
             "train_backbone.py"
         )
     tensors = read_tensors(path)
+    if "relation" in tensors:  # KDA_LRD
+        stop(
+            f"{path} holds a model that reads a history through each candidate, so its item "
+            "vectors score nothing by themselves; use finetune.py --input titles, or another run"
+        )
     e, b = tensors.get("item.weight"), tensors.get("bias")
     if e is None or b is None or len(e) != n_items + 1 or b.shape != (n_items + 1,):
         stop(

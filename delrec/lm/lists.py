@@ -8,7 +8,7 @@ import numpy as np
 
 from delrec.data.prepared import Data, with_lists
 from delrec.names import NAMES
-from delrec.runtime import folder_of, load_run, read_npy, settle, stop
+from delrec.runtime import Run, folder_of, load_run, read_npy, settle, stop
 
 
 @dataclass
@@ -20,6 +20,7 @@ class Lists:
     train: np.ndarray  # items, best first, int32 (n, h); 0 where it wrote none
     val: np.ndarray
     folds: int = 0  # train is what so many models say that had not seen the sample's user
+    learnt: bool = True  # is it a model that was trained on those samples at all?
 
     def top(self, split: str, which: np.ndarray, h: int) -> np.ndarray:
         """The first h of the lists of some samples of a split."""
@@ -45,16 +46,24 @@ def read_lists(name: str | None, data: Data, train_it: str) -> Lists:
             )
         arrays[split] = read_npy(path, (len(getattr(data, split)), None))
     model = getattr(run, "model", "the recommender")
-    return Lists(folder, NAMES.get(model, model), **arrays, folds=getattr(run, "folds", 0))
+    folds = getattr(run, "folds", 0)
+    return Lists(folder, NAMES.get(model, model), **arrays, folds=folds, learnt=has_learnt(run))
 
 
-def said_of_folds(folder: Path | str, folds: int) -> str:
+def has_learnt(run: Run) -> bool:
+    """True for a backbone that was trained on its training samples; LLMSEQSIM was not."""
+    return getattr(run, "optimiser", None) != "none"
+
+
+def said_of_folds(folder: Path | str, folds: int, learnt: bool = True) -> str:
     """Whether what a backbone says of training samples is out of fold, as a line."""
     if folds:
         return (
             f"{folder}: training samples are answered out of fold, by models that had not seen "
             f"their user ({folds} folds)"
         )
+    if not learnt:
+        return f"{folder}: training samples are answered by what was trained on none of them"
     return (
         f"{folder}: training samples are answered by the model that was trained on them, so "
         "it knows the truth too often; train_backbone.py --folds 5, from scratch, does not"

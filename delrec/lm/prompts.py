@@ -42,6 +42,10 @@ PATTERN = {
     "last, some are over with the next {n}.",
     "BERT4Rec": "{b} reads the history in both directions and fills in the {n} that is missing: "
     "the one behind the last, from all that stand around it.",
+    "LLMSEQSIM": "{b} reads what the {n}s are called, and nothing else: the {n}s whose titles are "
+    "most like those of the latest ones come next.",
+    "KDA_LRD": "{b} holds each {n} against the history and asks in which ways it is related to the "
+    "{n}s there: what is related to them comes next.",
 }
 # One instruction a task (section IV-A), in our words: stage 2, and stage 1's two tasks.
 INSTRUCTIONS = {

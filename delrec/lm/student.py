@@ -25,7 +25,7 @@ from delrec.lm import (
 )
 from delrec.lm.calibration import calibrate, neutral_scores
 from delrec.lm.listed import backbone_of, say_if_another
-from delrec.lm.lists import said_of_folds
+from delrec.lm.lists import has_learnt, said_of_folds
 from delrec.lm.model import LM, load_lm, located, must_be_of
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
@@ -117,8 +117,8 @@ def say_folds(cfg: SimpleNamespace, backbone_run: Path, ranks: Ranks) -> None:
     """Prints whether what training samples read of the backbone is out of fold."""
     reads = cfg.input != "titles" or hints.reads_lists(cfg)
     if ranks.main and reads and (backbone_run / "config.json").exists():
-        folds = getattr(load_run(backbone_run), "folds", 0)
-        print(said_of_folds(backbone_run, folds), flush=True)
+        run = load_run(backbone_run)
+        print(said_of_folds(backbone_run, getattr(run, "folds", 0), has_learnt(run)), flush=True)
 
 
 def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:

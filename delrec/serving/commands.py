@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from delrec.backbone import titled
 from delrec.backbone.text import names_of as names_of_text
 from delrec.data.prepared import Data
 from delrec.data.terms import TERMS
@@ -104,6 +105,7 @@ def command_of(run: Run) -> list[str]:
     flags = {key: config[key] for key in keys[1 : keys.index("data_folder")]}
     left_out = UNSAID | (FIXED[run.stage] if flags.get("input") == "ids" else set())
     left_out = left_out | (KEPT if flags.get("from_run") else set())
+    left_out = left_out | titled.UNUSED.get(flags.get("model"), set())
     words = ["python", f"{run.stage}.py", "--dataset", dataset_of(run)]
     for key, value in flags.items():
         if key not in left_out:

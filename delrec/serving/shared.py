@@ -14,7 +14,7 @@ from typing import Any
 import click
 import torch
 
-from delrec.backbone.models import MODELS, build
+from delrec.backbone.models import ALL, build
 from delrec.data.prepared import Data, folder_of_data, load_data, load_data_of
 from delrec.data.shared import ITEMS, data_of_items
 from delrec.files import first_line
@@ -180,10 +180,10 @@ def stop_unless_shaped(run: Run, data: Data) -> None:
     """Stops unless a shared backbone's weights have the shapes that its configuration says, for as
     many items as there are titles; nothing is allocated to know that.
     """
-    if run.model not in MODELS or run.n_items != data.n_items:
+    if run.model not in ALL or run.n_items != data.n_items:
         stop(
             f"{run.folder} is a {run.model!r:.40} of {run.n_items!r:.40} items, expected one of "
-            f"{', '.join(MODELS)} of {data.n_items}; fetch it again"
+            f"{', '.join(ALL)} of {data.n_items}; fetch it again"
         )
     if not all(type(n) is int and 0 < n <= MOST for n in (run.width, run.history)):
         stop(
