@@ -129,9 +129,12 @@ def test_two_ranks_share_a_split(load, toy, alone, monkeypatch):
     r = rank_with(load, "decoder", toy, k=2)
     which = np.arange(5, 12)
     whole, parts = score_samples(r, "val", which, 15, alone), []
-    monkeypatch.setattr(
-        ranking, "gather_rows", lambda rows, index, n, ranks: parts.append((index, rows))
-    )
+
+    def gathered(rows, index, n, ranks):
+        parts.append((index, rows))
+        return np.zeros((n, rows.shape[1]), np.float32)
+
+    monkeypatch.setattr(ranking, "gather_rows", gathered)
     for rank in (0, 1):
         score_samples(r, "val", which, 15, SimpleNamespace(rank=rank, world=2, main=False))
     assert sorted(np.concatenate([i for i, _ in parts])) == list(range(7))
