@@ -32,7 +32,7 @@ soak: $(VENV)/ready          ## kill the scripts fifty times at random moments a
 circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (about 40 minutes on 2 cores)
 	$(PY) recipes/circle.py
 
-# the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl INPUT=titles SEEDS=3 BUDGET=50000 PROCS=10 TEST=0
+# the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl INPUT=titles PAPER=1 SEEDS=3 BUDGET=50000 PROCS=10 TEST=0
 RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET BATCH INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(BACKBONE_SEEDS),--backbone-seeds $(BACKBONE_SEEDS)) $(if $(TEST),--test-samples $(TEST)) $(if $(PAPER),--paper) $(foreach x,$(ALSO),--also $(x))
 headline: $(VENV)/ready      ## does DELRec beat its own backbone? five seeds of backbones, three of LMs, items as vectors (hours on 2 cores; SEEDS=1 BACKBONE_SEEDS=1 is quick)
 	$(PY) recipes/tables.py headline --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)

@@ -83,6 +83,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> s
     fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
     fill(cfg, slmrec.TAUGHT[cfg.norm] if cfg.teacher else slmrec.ALONE)
     fill(cfg, dict(lr=3e-4 if cfg.adapt == "all" else 3e-3))
+    fill(cfg, residual.DEFAULTS if cfg.residual else {})
     check(cfg, typed)
     if cfg.input == "ids":
         vars(cfg).update(FIXED)
@@ -316,7 +317,7 @@ def main(ctx: click.Context, **config) -> None:
         with loop.elsewhere_than_steps("validation"):
             score_nC, found = valid.ask(r, ranks)
         common.say(ranks, f"step {done}: {valid.said(found)}; rank {adalora.active_rank(adapter)}")
-        if adalora.ranks_are_final(adapter, done):
+        if not done or adalora.ranks_are_final(adapter, done):
             best.offer(samples.criterion(found), done, moved.state_dict(), scores=score_nC)
         return found
 
@@ -325,7 +326,7 @@ def main(ctx: click.Context, **config) -> None:
     loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
     loop.keep(adalora=adalora.Importances(adapter, ranks.device))
 
-    if cfg.from_run and loop.step == 0:  # the run as it was may stay the best
+    if (cfg.from_run or cfg.residual) and loop.step == 0:  # what it begins as may stay the best
         loop.log(0, **validated(0))
     for step, at in loop.over(np.arange(n_steps * cfg.batch).reshape(n_steps, -1)):
         with loop.elsewhere_than_steps():

@@ -70,12 +70,12 @@ def table2(plan: Plan) -> Path:
         of_lms.remove("e4srec")
     names = each_seed(plan, lambda runs: rows(runs, of_lms)) + more_seeds(plan, BACKBONES)
     flags = ["--dataset", plan.dataset, "--llm", plan.llm, "--reference", "sasrec-s0"]
-    out = evaluate(plan, "table2", names, *flags)
     tables_beside(plan, of_lms)
-    lines = differences([*BACKBONES, *CONVENTIONAL, *of_lms], bool(plan.paper))
+    out = evaluate(plan, "table2", names, *flags)
     if not plan.dry_run:
+        lines = differences([*CONVENTIONAL, *of_lms], plan.paper)
         (out / "differs.md").write_text(lines, encoding="utf-8")
-    print(f"\n{lines}", flush=True)
+        print(f"\n{lines}", flush=True)
     return out
 
 
@@ -108,7 +108,7 @@ def tables_beside(plan: Plan, of_lms: list[str]) -> None:
 def differences(names: list[str], paper: bool) -> str:
     """What differs from each method's own paper, as a table in Markdown."""
     methods = CONVENTIONAL | OF_LMS
-    of = {name: methods[name].differs for name in names if name in methods}
+    of = {name: methods[name].differs for name in names}
     kind = "with --paper's choices" if paper else "in kind: not the paper's choices (PAPER=1)"
     lines = [f"Methods {kind}. What differs from their own papers:\n", "| row | differs |"]
     lines += ["|---|---|", *(f"| {name} | {differs} |" for name, differs in of.items() if differs)]

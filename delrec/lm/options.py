@@ -98,6 +98,12 @@ residual = (
         help="with --residual: share of the training targets at which the LM must do without the "
         "backbone",
     ),
+    click.option(
+        "--lr-residual",
+        type=click.FloatRange(0, min_open=True),
+        help="with --residual: learning rate of the map that what the LM says goes through, which "
+        "begins at 0; 1e-5",
+    ),
 )
 
 # which candidates a prompt lists, in which order, and what is said of them

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 KEPT = ("stage", "model", "loss", "history", "width", "dropout", "n_items", "dataset", "data_hash")
 WEIGHT = "residual"  # the name of g among the maps
 ROWS = 512  # histories that the backbone is asked at a time
+# set where nobody typed it: Lion moves every number of a map by its rate, and at the maps' usual
+# rate W_out drowns the backbone in a few steps
+DEFAULTS = {"lr_residual": 1e-5}
 
 
 class BackboneScores(Protocol):
@@ -137,6 +140,11 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
         (
             cfg.residual_dropout and not cfg.residual,
             "--residual-dropout leaves out what --residual adds; add --residual backbone, or leave "
+            "it out",
+        ),
+        (
+            cfg.lr_residual and not cfg.residual,
+            "--lr-residual is the rate of what --residual adds; add --residual backbone, or leave "
             "it out",
         ),
     ]

@@ -180,8 +180,14 @@ class Moving:
         self.first_values = [p.detach().clone() for p in self.adapted]
         self.first_P = None if r.P is None else r.P.clone()
         prompt = [r.P.requires_grad_()] if cfg.lr_prompt else []
+        # with --residual the map out of the LM begins at 0, before the scores of a good model
+        added = list(maps["out"].parameters()) if cfg.residual else []
+        others = [p for p in maps.parameters() if not any(p is q for q in added)]
         self.groups = groups_of(
-            (self.adapted, cfg.lr), (list(maps.parameters()), cfg.lr_maps), (prompt, cfg.lr_prompt)
+            (self.adapted, cfg.lr),
+            (others, cfg.lr_maps),
+            (added, cfg.lr_residual),
+            (prompt, cfg.lr_prompt),
         )
         self.params = [p for group in self.groups for p in group["params"]]
         self.layers = adalora.adapted_layers(self.adapter)
