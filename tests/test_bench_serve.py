@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-from delrec.names import NAMES
 from delrec.serving.onnx_file import NEEDED, is_missing
 from recipes import bench_api, bench_serve
 
@@ -20,7 +19,7 @@ needs_onnx = pytest.mark.skipif(
 def test_every_backbone_and_a_large_catalogue_have_their_rows(toy, script):
     result = script(bench_serve.main, "--dataset", toy.folder, "--items", 500, "--seconds", 0).json
     assert [(row["model"], row["batch"]) for row in result["rows"]] == [
-        (model, batch) for model in NAMES for batch in (1, 64)
+        (model, batch) for model in bench_serve.DEFAULTS for batch in (1, 64)
     ]
     assert all(min(row[way]) > 0 for row in result["rows"] for way in ("torch", "onnx"))
     large = result["large"]

@@ -172,8 +172,9 @@ def test_each_sample_is_answered_by_the_run_and_the_vectors_of_its_fold(
     truth = np.load(crossed.folder / "export" / "truth.npy")
     fold_n = fold_of_users(rings)[users(rings, rings.train)]
     for fold, half in ((0, halves[0]), (1, halves[1]), (2, halves[1])):
-        r, penalty_I = open_run(load_run(half, rings), rings, CPU)
-        show_fold(r.lm, planted, fold)
+        answers = load_run(half, rings)
+        r, penalty_I = open_run(answers, rings, CPU)
+        show_fold(r.lm, answers, fold)
         assert not torch.equal(r.lm.items.E, item_vectors(planted, N))
         start = read_prefix(r.lm, r.prompts.prefix, None)
         for n in np.flatnonzero(fold_n == fold)[[0, 17, -1]]:

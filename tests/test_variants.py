@@ -1,6 +1,9 @@
 """The variants of DELRec that its Tables III and IV compare: what each does to stage 1 and 2."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import torch
 from chain import stages
 from safetensors.torch import load_file
@@ -8,7 +11,7 @@ from tuning import stored_scores
 
 import distill
 import finetune
-from delrec.evaluation.paper import paper_method
+from delrec.evaluation.paper import paper_method, printed_numbers
 from delrec.lm.model import load_lm
 from delrec.lm.prompts import PATTERN
 from delrec.lm.ranker import make_ranker, open_run, score_samples
@@ -112,3 +115,20 @@ def test_a_killed_stage_1_with_an_adapter_goes_on_exactly(
     for part in ("soft_prompt.safetensors", "adapter/adapter_model.safetensors"):
         a, b = (load_file(tmp_path / name / part) for name in ("whole", "cut"))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), part
+
+
+@pytest.mark.parametrize(
+    "flags, method",
+    [
+        (dict(model="sasrec", text_in="fold"), "SASRec"),
+        (dict(model="sasrec", text="minilm", text_in="fold"), None),
+        (dict(model="seqsim", text="minilm", text_in=None), "LLMSEQSIM"),
+        (dict(model="bert4rec", text="minilm", text_in="start"), "LLM2BERT4Rec"),
+        (dict(model="bert4rec", text="minilm", text_in="fold"), None),
+        (dict(model="kda", text="tfidf", text_in=None), "KDALRD"),
+    ],
+)
+def test_a_conventional_run_has_the_numbers_of_what_it_is(flags, method):
+    run = SimpleNamespace(stage="train_backbone", **flags)
+    assert paper_method(run) == method
+    assert (printed_numbers("beauty", method) is None) == (method is None)

@@ -25,9 +25,18 @@ PLAIN_LMS = {"google/flan-t5-xl": "Flan-T5-XL", "google/flan-t5-large": "Flan-T5
 OTHER_METHODS = {
     "llara": "LLaRA",
     "llamarec": "LlamaRec",
+    "recranker": "RecRanker",
+    "trsr-words": "LLM-TRSR",
+    "trsr-recurrent": "LLM-TRSR",
     "llmseqprompt": "LLMSEQPROMPT",
     "e4srec": None,
     "half-lm": None,
+}
+# conventional models that read titles, by --model and --text-in
+OF_TITLES = {
+    ("seqsim", None): "LLMSEQSIM",
+    ("bert4rec", "start"): "LLM2BERT4Rec",
+    ("kda", None): "KDALRD",
 }
 WITHOUT_STAGE_1 = {"none": "w/o SP", "words": "w MCP", "random": "w USP"}
 OF_ONE_TASK = {"rps": "w/o TA", "ta": "w/o RPS"}
@@ -57,7 +66,9 @@ def stage_1(run: Run) -> dict:
 def paper_method(run: Run) -> str | None:
     """What DELRec's tables call a run like this one, by what it is; None if they have none."""
     if run.stage == "train_backbone":
-        return NAMES.get(run.model)
+        way = getattr(run, "text_in", None)
+        titled = getattr(run, "text", None) or getattr(run, "teacher", None)
+        return OF_TITLES.get((run.model, way)) if titled else NAMES.get(run.model)
     if is_control(run):
         return None
     if run.stage == "lm":
