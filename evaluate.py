@@ -214,8 +214,8 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
 @click.option(
     "--neighbours",
     type=click.Choice(["tfidf", "minilm"]),
-    help="adds rows of every LM by likelihood in which a title counts for titles like it too "
-    "(LLMSEQPROMPT), and the control; what is alike is said by these vectors",
+    help="for each LM that scores titles by their likelihood, adds a row in which a title counts "
+    "for titles like it too (LLMSEQPROMPT), and a control with other titles' vectors",
 )
 @click.option(
     "--shuffle-history",
@@ -226,8 +226,8 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
 @click.option(
     "--two-stage",
     type=click.Choice(["backbone", "shuffled"]),
-    help="also have each LM rank what its backbone retrieves, listed in this order (LlamaRec): "
-    "the backbone, the LM inside the pool, both, and their ceiling",
+    help="each LM also ranks the items that its backbone retrieves, as many as the run had "
+    "--candidates, listed in this order (LlamaRec); prints backbone, LM, both together, ceiling",
 )
 @click.option(
     "--latency",

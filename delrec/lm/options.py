@@ -163,8 +163,8 @@ summary = (
     click.option(
         "--summary",
         type=click.Choice(["words", "recurrent", "permuted-words", "permuted-recurrent", "empty"]),
-        help="tell the --history (25) in its heaviest words, or as --llm itself writes it, block "
-        "after block, before the training; behind it the last 3 titles (LLM-TRSR). Controls: "
-        "another user's, none",
+        help="a summary of the --history (25 items) before its last 3 titles (LLM-TRSR). words: "
+        "its heaviest TF-IDF words; recurrent: written by --llm before the training. Controls: "
+        "permuted-.., another user's; empty, none",
     ),
 )
