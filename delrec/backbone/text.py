@@ -20,6 +20,7 @@ import torch
 from delrec.backbone.exports import export_folder
 from delrec.backbone.rec_pca import turned_by_graph
 from delrec.data.counts import seen_in_training
+from delrec.data.others import order_of_others
 from delrec.data.prepared import Data
 from delrec.data.words import Words
 from delrec.processes import Ranks
@@ -232,15 +233,10 @@ def permuted(Z_ID: np.ndarray, trained: np.ndarray) -> np.ndarray:
     """The same vectors at other items: the control without meaning. Trained items change among
     themselves, and so do the others, so that the spectrum stays.
 
-    All items stand in one random order, always the same, and each takes the vector of the next of
-    its kind. So none keeps its own, and in a fold, which has fewer trained items, most items get
-    the vector that they have in the full model."""
-    ring = np.random.default_rng(8).permutation(len(Z_ID) - 1) + 1
-    is_trained = np.isin(ring, trained)
-    order = np.arange(len(Z_ID))
-    for group in (ring[is_trained], ring[~is_trained]):
-        order[group] = np.roll(group, -1)
-    return Z_ID[order]
+    The order of the items is always the same, so in a fold, which has fewer trained items, most
+    items get the vector that they have in the full model."""
+    is_trained = np.isin(np.arange(len(Z_ID)), trained)
+    return Z_ID[order_of_others(len(Z_ID) - 1, is_trained)]
 
 
 def mean_cosine(Z_nD: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from delrec.data.others import order_of_others
 from delrec.data.prepared import Data
 from delrec.lm import residual
 from delrec.lm.model import LM
@@ -183,12 +184,9 @@ def show_fold(lm: LM, run: Run, fold: int) -> None:
 
 def permute(lm: LM) -> None:
     """Gives each item the vector of another, in every fold the same one's: the control without
-    meaning. All stand in one random order, and each takes the next one's."""
+    meaning."""
     E = lm.items.E
-    ring = np.random.default_rng(8).permutation(len(E) - 1) + 1
-    order = np.arange(len(E))
-    order[ring] = np.roll(ring, -1)
-    order = torch.from_numpy(order).to(E.device)
+    order = torch.from_numpy(order_of_others(len(E) - 1)).to(E.device)
     folds = lm.items.folds
     if folds is not None:
         tables = folds.tables.view(-1, *E.shape)[:, order].flatten(0, 1)

@@ -20,7 +20,6 @@ Names: B prompts, N reads, n training samples, K folds, I items, E width of the 
 from __future__ import annotations
 
 import shutil
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from delrec.data.others import drawn_by
 from delrec.data.prepared import Data, histories, shuffled, users, with_lists
 from delrec.files import replacing
 from delrec.places import BACKBONE
@@ -92,7 +92,7 @@ class Residual:
                 "a run of finetune.py --residual permuted answers by histories of the log, which "
                 "is not here; give its prepared data, or share a run that keeps to its own"
             )
-        drawn = zlib.crc32(np.asarray(old, np.int64).tobytes()) % len(self.data.train)
+        drawn = drawn_by(old, len(self.data.train))
         (other_L,) = histories(self.data, self.data.train[[drawn]], self.backbone.history)
         return other_L[other_L > 0]
 

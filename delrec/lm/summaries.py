@@ -9,7 +9,6 @@ words, by the sum of their titles' TF-IDF; the history's is
 told as its 16 heaviest words. Behind it stand the last 3 items, which are in it too (section 4.3).
 """
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec.data.counts import seen_in_training
+from delrec.data.others import drawn_by
 from delrec.data.prepared import Data, histories
 from delrec.data.words import Words
 from delrec.lm import written
@@ -133,7 +133,7 @@ class Kept:
     def of_another(self, items: np.ndarray) -> list[int]:
         """That of another history, always the same one for these items."""
         own, n = self.of(items)[0], len(self.texts)
-        first = zlib.crc32(items.astype(np.int64).tobytes())
+        first = drawn_by(items, n)
         others = ((first + i) % n for i in range(n))
         return [next((i for i in others if self.texts[i] != self.texts[own]), own)]
 
@@ -149,7 +149,8 @@ class OtherUsers:
     def history(self, items: np.ndarray) -> np.ndarray:
         """The history before a training sample, always the same one for these items: of one who
         has not all of them, which a user's own would."""
-        first, n = zlib.crc32(items.astype(np.int64).tobytes()), len(self.data.train)
+        n = len(self.data.train)
+        first = drawn_by(items, n)
         for i in range(n):
             sample = self.data.train[[(first + i) % n]]
             other = histories(self.data, sample, LONGEST)[0]
