@@ -32,6 +32,7 @@ from delrec.evaluation.stats import interval
 from delrec.metrics import metrics
 from delrec.runtime import described, is_run, load_run, read_npy, settle, when
 from delrec.training.memory import peak_gb
+from recipes.stage import end_with_parent
 
 ROOT = runtime.ROOT
 HOME = "ml-100k/demo"  # its own runs: those of the README's commands are never touched
@@ -89,6 +90,7 @@ def last_line_of(command: str) -> str:
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        preexec_fn=end_with_parent,
     )
     for line in process.stdout:
         print(line, end="", flush=True)

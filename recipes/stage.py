@@ -1,7 +1,9 @@
 """A stage of a recipe: a command of the README, run unless its run is finished."""
 
+import ctypes
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -119,8 +121,18 @@ def exit_code(command: list[str], env: dict[str, str], printed: str | None) -> i
     if printed:
         Path(printed).parent.mkdir(parents=True, exist_ok=True)
     with open(printed, "a") if printed else nullcontext() as out:
-        done = subprocess.run(command, cwd=runtime.ROOT, env=env, stdout=out, stderr=out)
+        streams = dict(stdout=out, stderr=out, preexec_fn=end_with_parent)
+        done = subprocess.run(command, cwd=runtime.ROOT, env=env, **streams)
     return done.returncode
+
+
+def end_with_parent() -> None:
+    """For subprocess's preexec_fn: the new process gets a SIGTERM when the one that started it
+    ends, however that ends. So a training saves and stops, and none goes on that nobody waits for.
+    """
+    set_signal = 1  # prctl's PR_SET_PDEATHSIG; a kernel other than Linux has none
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(set_signal, signal.SIGTERM)
 
 
 def reuse(folder: Path, mark: str, args: Sequence) -> None:

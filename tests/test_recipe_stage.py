@@ -1,6 +1,9 @@
 """recipes/stage.py: a finished run is used again, a killed one goes on, seeds run side by side."""
 
+import multiprocessing
+import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,6 +108,37 @@ def test_a_killed_stage_goes_on_from_the_folder_it_is_built_in(tmp_path, monkeyp
     (tmp_path / "b.unfinished" / "checkpoints").mkdir(parents=True)
     stage.stage(tmp_path / "b", "distill.py")
     assert "--resume" not in ran[0] and ran[1][-1] == "--resume"
+
+
+SAVES_WHEN_ASKED_TO_STOP = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def stop(number, frame):
+    (folder / "saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+(folder / "began").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to tell the stage")
+def test_a_recipe_that_is_killed_leaves_no_training_behind(tmp_path):
+    training = [sys.executable, "-c", SAVES_WHEN_ASKED_TO_STOP, str(tmp_path)]
+    recipe = multiprocessing.get_context("fork").Process(
+        target=stage.exit_code, args=(training, {}, None)
+    )
+    recipe.start()
+    wait_for(tmp_path / "began")
+    recipe.kill()
+    wait_for(tmp_path / "saved")
+
+
+def wait_for(path):
+    until = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < until, f"no {path.name} after 30 s"
+        time.sleep(0.05)
 
 
 def test_a_number_is_the_same_however_it_is_written(tmp_path):
