@@ -52,7 +52,14 @@ from delrec.lm import (
 from delrec.lm.model import located
 from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read, read_prefix
-from delrec.lm.verbalizers import SCORES_ALL, letter_and_end, loss_over_all, score, verbalise
+from delrec.lm.verbalizers import (
+    SCORES_ALL,
+    letter_and_end,
+    loss_over_all,
+    score,
+    stop_unless_lm_can,
+    verbalise,
+)
 from delrec.lm.windows import ByVectors, targets_of
 from delrec.processes import Ranks, finish, sum_gradients
 from delrec.runtime import described
@@ -137,6 +144,7 @@ class ByTitles:
 
     def __init__(self, r: Ranker, cfg: SimpleNamespace):
         self.r, self.loss = r, cfg.loss
+        stop_unless_lm_can(r.lm, cfg.loss)
 
     def losses(self, batch: list[samples.Example]) -> dict[str, torch.Tensor]:
         """The parts of the loss as sums over the examples of a batch."""

@@ -39,12 +39,18 @@ def test_a_prompt_that_lists_no_candidates_needs_no_backbone_for_their_order(
     )
 
 
-@pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
-def test_the_loss_on_titles_needs_a_decoder(kind, request, toy, refused, on_cpu, tmp_path):
+@pytest.mark.parametrize(
+    "kind, loss", [("encoder", "titles"), ("encoder_decoder", "both"), ("encoder", "letter")]
+)
+def test_losses_that_need_a_decoder_refuse_others_before_anything_is_written(
+    kind, loss, request, toy, refused, on_cpu, tmp_path
+):
     llm = request.getfixturevalue(kind)
     where = f"--dataset {toy.folder} --soft-prompt none --llm {llm} --out {tmp_path}/x"
-    says = refused(finetune.main, f"{where} {SMALL} --loss titles --verbalizer mean")
-    assert "--loss candidates" in says
+    verbalizer = "letter" if loss == "letter" else "mean"
+    says = refused(finetune.main, f"{where} {SMALL} --loss {loss} --verbalizer {verbalizer}")
+    assert f"but --loss {loss} asks" in says and "--loss candidates" in says
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loss_that_explodes_stops_the_run(to_tune, refused, on_cpu, tmp_path):

@@ -87,11 +87,6 @@ def read(
     tails = ragged(tails)
     if at is None:
         return lm.reader(lm, start, tails, tok_BCT, n_BC)
-    if lm.kind != "decoder":
-        stop(
-            f"{lm.name}: the loss on history titles needs a decoder-only LM; use "
-            "finetune.py --loss candidates"
-        )
     return lm.reader(lm, start, tails, tok_BCT, n_BC, at)
 
 

@@ -121,19 +121,29 @@ def letter_ids(lm: LM, C: int) -> np.ndarray:
     return np.array([i[0] for i in ids])
 
 
+def stop_unless_lm_can(lm: LM, loss: str) -> None:
+    """Ends the process if a loss of finetune.py asks the LM what only a decoder-only one says."""
+    if loss in ("titles", "both") and lm.kind != "decoder":
+        stop(
+            f"{lm.name} is an {lm.kind} LM, but --loss {loss} asks for every token of the history, "
+            "which needs a decoder-only LM; use --loss candidates"
+        )
+    if loss == "letter" and (lm.kind != "decoder" or lm.tok.eos_token_id is None):
+        stop(
+            f"{lm.name} is an {lm.kind} LM, its end token {lm.tok.eos_token}, but --loss letter "
+            "asks what comes behind the letter, which needs a decoder-only LM with an end token; "
+            "use --loss candidates"
+        )
+
+
 def letter_and_end(
     lm: LM, start: Start, tails: Sequence[np.ndarray], place_B: np.ndarray, C: int
 ) -> torch.Tensor:
     """1/2 (log P(letter | prompt) + log P(end | prompt, letter)) among all tokens of the LM, (B,),
     for the letters of the candidates at place_B: what LlamaRec's training raises (arXiv 2311.02089;
     its dataloader/llm.py ends each text with the end token, and asks for the last two)."""
-    end = lm.tok.eos_token_id
-    if lm.kind != "decoder" or end is None:
-        stop(
-            f"{lm.name}: --loss letter asks what comes behind the letter, which needs a "
-            "decoder-only LM with an end token; use --loss candidates"
-        )
-    tok_B2 = np.stack([letter_ids(lm, C)[place_B], np.full(len(place_B), end)], 1)
+    end_B = np.full(len(place_B), lm.tok.eos_token_id)
+    tok_B2 = np.stack([letter_ids(lm, C)[place_B], end_B], 1)
     x_ND = read(lm, start, tails, tok_B2[:, None], np.full((len(tok_B2), 1), 2))
     words_N = on_device(tok_B2.reshape(-1), lm.device)
     ptr = torch.arange(0, 2 * len(tok_B2) + 1, 2, device=lm.device)
