@@ -39,6 +39,7 @@ from delrec.evaluation import plain
 from delrec.evaluation.cases import cases_of, told_apart
 from delrec.evaluation.comparisons import Planned
 from delrec.evaluation.figures import figures_of, write_figures
+from delrec.evaluation.free import free
 from delrec.evaluation.lines import last_line, table_lines
 from delrec.evaluation.measure import measured, metrics_of
 from delrec.evaluation.neighbours import add_neighbours
@@ -90,18 +91,10 @@ def names_given(cfg: SimpleNamespace) -> list[str]:
 
 def asks_one_run(cfg: SimpleNamespace) -> str | None:
     """The flag that asks one run for something else than a table; None for a table."""
-    flags = {
-        "--history": cfg.history is not None,
-        "--history-json": cfg.history_json is not None,
-        "--user": cfg.user is not None,
-        "--similar": cfg.similar is not None,
-        "--serve": cfg.file,
-        "--export": cfg.export,
-        "--export-onnx": cfg.export_onnx,
-        "--probe": cfg.probe,
-        "--card": cfg.card,
-    }
-    given = [flag for flag in flags if flags[flag]]
+    flags = ("--history", "--history-json", "--user", "--similar", "--serve", "--export")
+    flags += ("--export-onnx", "--probe", "--free", "--card")
+    value = {flag: getattr(cfg, flag.strip("-").replace("-", "_")) for flag in flags}
+    given = [flag for flag in flags if value[flag] not in (None, False)]
     if len(given) > 1:
         stop(f"{' and '.join(given)} were given, one at a time is answered; leave the others out")
     return given[0] if given else None
@@ -114,8 +107,8 @@ def answer_as_one_run(
     if len(runs) != 1:
         stop(f"{flag} is answered by one run, {len(runs)} were given; pass one --ckpt")
     run = runs[0]
-    if flag in ("--export", "--probe") and run.stage == "train_backbone":
-        lms = "finetune.py or distill.py" if cfg.probe else "finetune.py"
+    if flag in ("--export", "--probe", "--free") and run.stage == "train_backbone":
+        lms = "finetune.py" if cfg.export else "finetune.py or distill.py"
         stop(f"{run.folder} is a backbone, {flag} is about an LM; pass a run of {lms}")
     recommender = Recommender.of_run(run, Catalogue(data), ranks, cfg.pool, cfg.shard, said=True)
     if flag.startswith("--history"):
@@ -126,7 +119,7 @@ def answer_as_one_run(
     elif flag == "--similar":
         answer_similar(recommender.now, ranks, options_of(cfg), cfg.similar)
     elif flag == "--serve":
-        answer_file(recommender.now, ranks, options_of(cfg), cfg.file, cfg.out)
+        answer_file(recommender.now, ranks, options_of(cfg), cfg.serve, cfg.out)
     elif flag == "--card":
         if ranks.main:
             write_card(run, data, Path(cfg.out or run.folder / "evaluation"), cfg.overwrite)
@@ -138,7 +131,8 @@ def answer_as_one_run(
         out = Path(cfg.out or run.folder)
         if ranks.main:
             must_be_writable(out)
-        probe(run, data, cfg.val_samples, cfg.C, ranks, out)
+        look = probe if cfg.probe else free
+        look(run, data, cfg.val_samples, cfg.C, ranks, out)
 
 
 def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> None:
@@ -246,6 +240,12 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     is_flag=True,
     help="instead of a table: what the soft prompt of one run learnt (nearest tokens, "
     "attention, how far it moves the LM towards the backbone)",
+)
+@click.option(
+    "--free",
+    is_flag=True,
+    help="instead of a table: what an LM writes of its own accord, and how often that is one "
+    "candidate's title (LLaRA's valid ratio), on --val-samples",
 )
 @click.option(
     "--card",

@@ -20,7 +20,7 @@ from delrec.data.fetch import one_at_a_time
 from delrec.data.prepared import Data
 from delrec.lm.model import LM
 from delrec.lm.ragged import Ragged
-from delrec.lm.text import encode
+from delrec.lm.text import embed, encode
 from delrec.processes import Ranks, gather_rows, shares
 from delrec.runtime import must_be_writable, read_json, stop, write_json, write_text
 from delrec.training.log import Log
@@ -144,21 +144,25 @@ def tokens_asked(lm: LM, data: Data, chapter: Chapter, texts: dict[str, str]) ->
     return np.array([*lm.start, *encode(lm, text)[-room:], *lm.end], np.int64)
 
 
-def continued(lm: LM, prompts: list[np.ndarray], ranks: Ranks) -> list[str]:
-    """What the LM writes behind each prompt, its first line, the same on every process."""
+def continued(
+    lm: LM, prompts: list[np.ndarray], ranks: Ranks, P_kD: torch.Tensor | None = None
+) -> list[str]:
+    """What the LM writes behind each prompt, its first line, the same on every process. P_kD: what
+    stands at a prompt's slots."""
     order = np.argsort([-len(p) for p in prompts], kind="stable")
     passes = [order[i : i + PASS] for i in range(0, len(order), PASS)]
     mine, rows = [np.zeros(0, int)], [np.zeros((0, NEW))]
     for some, _ in shares(passes, ranks):
         mine.append(some)
-        rows.append(greedy(lm, [prompts[i] for i in some]))
+        rows.append(greedy(lm, [prompts[i] for i in some], P_kD))
     mine = np.concatenate(mine)
     row_nT = gather_rows(np.concatenate(rows), mine, len(prompts), ranks).astype(np.int64)
     texts = [lm.tok.decode(row[row >= 0], skip_special_tokens=True) for row in row_nT]
     return [" ".join((text.strip().splitlines() or [""])[0].split()) for text in texts]
 
 
-def greedy(lm: LM, prompts: list[np.ndarray]) -> np.ndarray:
+@torch.no_grad()
+def greedy(lm: LM, prompts: list[np.ndarray], P_kD: torch.Tensor | None = None) -> np.ndarray:
     """The tokens (B, NEW) that the LM writes greedily behind each prompt, -1 behind its end: by
     transformers' own generation, whose first token behind an end is padding."""
     most, B = max(map(len, prompts)), len(prompts)
@@ -167,17 +171,16 @@ def greedy(lm: LM, prompts: list[np.ndarray]) -> np.ndarray:
         n = len(prompts[row])
         side = slice(most - n, most) if lm.kind == "decoder" else slice(0, n)
         own[side], told[side] = prompts[row], 1
-    put = [torch.as_tensor(x, device=lm.device) for x in (ids, real)]
     with its_head(lm):
         out = lm.model.generate(
-            input_ids=put[0],
-            attention_mask=put[1],
+            inputs_embeds=embed(lm, ids, P_kD),
+            attention_mask=torch.as_tensor(real, device=lm.device),
             max_new_tokens=NEW,
             do_sample=False,
             num_beams=1,
             pad_token_id=0 if lm.tok.pad_token_id is None else lm.tok.pad_token_id,
         )
-    new = out[:, most:] if lm.kind == "decoder" else out[:, 1:]
+    new = out if lm.kind == "decoder" else out[:, 1:]  # behind the token that a decoder begins with
     new, ends = new.cpu().numpy(), lm.model.generation_config.eos_token_id
     found = np.full((B, NEW), -1)
     found[:, : new.shape[1]] = new

@@ -46,7 +46,6 @@ answer_options = (
     ),
     click.option(
         "--serve",
-        "file",
         help='a file of histories, one JSON object a line: {"history": ["title or id", ..]}; '
         "answers go to --out, or beside the file",
     ),
