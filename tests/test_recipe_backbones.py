@@ -2,6 +2,7 @@
 
 import csv
 import json
+import threading
 from dataclasses import replace
 from statistics import mean
 
@@ -11,7 +12,7 @@ from recipe_runs import script_mains
 
 from delrec.runtime import load_run
 from recipes import backbones, backbones_table
-from recipes.backbones import MODELS, Model
+from recipes.backbones import MODELS, Asked, Model
 from recipes.backbones_table import Line
 
 FUSED = "+co-occurrence+title-similarity"
@@ -146,6 +147,21 @@ def titles_are_told_apart(table, text):
     assert f"sasrec-titles minus sasrec-permuted: HR@1 {test['difference']:+.3f}" in text
     assert f"sasrec-titles{FUSED} - sasrec{FUSED}" in table["planned"]
     assert table["seeds"]["sasrec-titles"]["against"] == "sasrec"
+
+
+def test_two_trainings_run_side_by_side_each_in_a_place_of_its_own(monkeypatch):
+    meet, seen = threading.Barrier(2), []
+
+    def stage(folder, *args, jobs, job):
+        meet.wait(60)  # passes only when two are at it
+        seen.append((folder.name, jobs, job))
+
+    monkeypatch.setattr(backbones, "stage", stage)
+    asked = Asked("log", 2, ["sasrec", "caser"], jobs=2)
+    backbones.train_all(asked)
+    assert sorted(name for name, *_ in seen) == ["caser-s0", "caser-s1", "sasrec-s0", "sasrec-s1"]
+    assert {jobs for _, jobs, _ in seen} == {2}
+    assert sorted(job for *_, job in seen) == [0, 0, 1, 1]
 
 
 # ---------------------------------------------------------------- the table
