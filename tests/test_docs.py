@@ -21,6 +21,7 @@ CLICK = {  # script -> module whose `main` is its command
     "evaluate.py": "evaluate",
     "data/prepare.py": "delrec.data.prepare",
     "recipes/tables.py": "recipes.tables",
+    "recipes/backbones.py": "recipes.backbones",
     "recipes/circle.py": "recipes.circle",
     "recipes/demo.py": "recipes.demo",
     "recipes/mlp.py": "recipes.mlp",
