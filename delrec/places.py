@@ -24,6 +24,7 @@ LMS = ("llm", "llm_from")  # a folder, a run, or the id of an LM
 PLACES = {*FOLDERS, *RUNS, *LMS}
 BACKBONE = "backbone"  # the folder, in a run's, of a copy of the backbone that it answers by
 WORDS = {"none", "random", "words", "tfidf", "minilm"}  # that stand for no run
+JOIN = "+"  # between sources of text
 RANDOM = re.compile(r"(random(?:-\d+)?:)?(.*)", re.DOTALL)  # in front of an LM: random weights
 
 
@@ -47,6 +48,9 @@ def changed(config: dict, change: Callable[[str, str], str]) -> dict:
     for key, value in config.items():
         if key == "settings" and isinstance(value, dict):
             new[key] = changed(value, change)  # its "backbone" is a name in prompts
+        elif key == "text" and value:  # sources may be joined: tfidf+RUN
+            parts = value.split(JOIN)
+            new[key] = JOIN.join(p if p in WORDS else change(key, p) for p in parts)
         elif key in PLACES and isinstance(value, str) and value and value not in WORDS:
             new[key] = change(key, value)
     return new
@@ -88,6 +92,8 @@ def same_place(a: Any, b: Any) -> bool:
     equal, or one of them the end of the other. What stands there is compared by its digest."""
     if a == b or not (isinstance(a, str) and isinstance(b, str)):
         return a == b
+    if JOIN in a and a.count(JOIN) == b.count(JOIN):
+        return all(map(same_place, a.split(JOIN), b.split(JOIN)))
     a, b = (re.sub(r"^(random(?:-\d+)?:)?\./", r"\1", x) for x in (a, b))
     (random_a, a), (random_b, b) = (RANDOM.fullmatch(x).groups("") for x in (a, b))
     return random_a == random_b and (a == b or a.endswith(f"/{b}") or b.endswith(f"/{a}"))

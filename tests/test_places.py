@@ -43,6 +43,7 @@ def record_in(root, **more):
         "soft_prompt": str(runs / "prompt"),
         "teacher": str(runs / "teacher"),
         "maps": str(runs / "prompt"),
+        "text": f"tfidf+{runs / 'teacher'}",
         "llm": str(root / "models" / "llama"),
         "llm_from": f"random-3:{root / 'models' / 'llama'}",
         "out": str(runs / "delrec"),
@@ -69,6 +70,7 @@ def test_a_configuration_keeps_what_is_inside_the_root_relative_to_it(project):
         "data_folder": "data/toy",
         "teacher": "runs/toy/teacher",
         "maps": "runs/toy/prompt",
+        "text": "tfidf+runs/toy/teacher",
         "llm_from": "random-3:./models/llama",
         "out": "runs/toy/delrec",
         "settings": {"backbone": "SASRec", "backbone_run": "runs/toy/sasrec"},
@@ -135,7 +137,9 @@ def test_one_place_of_two_copies_is_the_same(tmp_path):
     assert same_place("/A/runs/toy/sasrec", "runs/toy/sasrec")
     assert same_place("random:./models/llama", "random:/B/models/llama")
     assert same_place("toy/delrec", "/B/runs/toy/delrec") and same_place(None, None)
+    assert same_place("tfidf+/A/runs/toy/sasrec", "tfidf+runs/toy/sasrec")
     assert not same_place("/A/runs/toy/sasrec", "runs/toy/gru4rec")
+    assert not same_place("minilm+/A/runs/toy/sasrec", "tfidf+runs/toy/sasrec")
     assert not same_place("random:./models/llama", "./models/llama")
     assert not same_place("gpt2", "distilgpt2") and not same_place("gpt2", None)
 
