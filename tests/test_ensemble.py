@@ -24,12 +24,12 @@ from delrec.runtime import load_run
 
 CPU = torch.device("cpu")
 N, FOLLOWERS = 40, 6
-YOUNG = "--epochs 2 --patience 9 --width 16 --batch 16 --history 8 --folds 3"
+YOUNG = "--epochs 2 --patience 9 --width 40 --batch 16 --history 8 --folds 3"
 SMALL = (
     "--input ids --history 6 --batch 16 --micro 16 --val-samples 0 --init-r 4 --target-r 2 "
     "--dropout 0 --soft-prompt none"
 )
-LEARN = "--samples 800 --evals 1 --lr 3e-3 --lr-maps 3e-3"
+LEARN = "--samples 480 --evals 1 --lr 3e-3 --lr-maps 1e-2"
 SHORT = "--samples 96 --evals 1"
 
 
@@ -268,7 +268,7 @@ def test_an_lm_learns_chances_that_its_samples_do_not_show_and_not_from_another_
     permuted = tune("permuted", f"--kd {knowing} --kd-weight .9 --kd-permute {LEARN}")
     print(found, plain, agreement(permuted, crowd, chances, alone))
     assert found > plain + 0.1
-    assert agreement(permuted, crowd, chances, alone) < plain + 0.03
+    assert agreement(permuted, crowd, chances, alone) < plain
     line = log_of(taught)[-1]
     assert line["kd"] > 0 and line["loss"] == pytest.approx(line["kd"] + line["candidates"])
     assert "taught by knowing" in tuning_notes(load_run(taught))
@@ -313,9 +313,7 @@ def test_two_processes_train_it_as_one_does(
 # ---------------------------------------------------------------- refusals
 
 
-def test_what_cannot_be_meant_is_one_sentence(
-    command, young, crowd, decoder, refused, on_cpu, tmp_path
-):
+def test_what_cannot_be_meant_is_one_sentence(command, tune, young, refused, on_cpu, tmp_path):
     def says(options):
         return refused(finetune.main, f"{command(SHORT)} {options} --out {tmp_path}/x")
 
@@ -325,7 +323,8 @@ def test_what_cannot_be_meant_is_one_sentence(
     assert "--kd needs a backbone that answered" in text and "train_backbone.py --folds 5" in text
     assert "--input is hybrid" in says(f"--kd {young} --input hybrid")
     assert "--drop-items empties" in says("--drop-items .1 --input hybrid")
-    assert "both teach this LM" in says(f"--kd {young} --teacher {young}")
+    plain = tune("short", SHORT)
+    assert "both teach this LM" in says(f"--kd {young} --teacher {plain}")
     assert "name a run of train_backbone.py" in says("--kd co-occurrence")
     for option in ("--kd-weight .1", "--kd-temp 2", "--kd-permute"):
         assert "name one, or leave" in says(option)
