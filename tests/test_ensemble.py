@@ -21,6 +21,7 @@ from delrec.lm import ensemble
 from delrec.lm.ranker import open_run, score_and_rank
 from delrec.lm.student import samples_of
 from delrec.runtime import load_run
+from delrec.serving.commands import command_of, made_by, name_of
 
 CPU = torch.device("cpu")
 N, FOLLOWERS = 40, 6
@@ -179,8 +180,9 @@ def test_the_loss_and_its_gradient_are_those_of_a_plain_loop(
     target_N = torch.from_numpy(crowd.items[crowd.train[which]].astype(np.int64)) - 1
     ce = torch.nn.functional.cross_entropy(s, target_N, reduction="sum")
     losses = found.losses(ce, s, crowd.train[which])
-    assert float(sum(losses.values())) == pytest.approx(total.item(), rel=1e-4)
-    (gradient,) = torch.autograd.grad(sum(losses.values()), s)
+    loss = sum(losses.values())
+    assert loss.item() == pytest.approx(total.item(), rel=1e-4)
+    (gradient,) = torch.autograd.grad(loss, s)
     torch.testing.assert_close(gradient.double(), wanted, rtol=1e-3, atol=1e-5)
 
 
@@ -266,13 +268,14 @@ def test_an_lm_learns_chances_that_its_samples_do_not_show_and_not_from_another_
     found = agreement(taught, crowd, chances, alone)
     plain = agreement(tune("plain", LEARN), crowd, chances, alone)
     permuted = tune("permuted", f"--kd {knowing} --kd-weight .9 --kd-permute {LEARN}")
-    print(found, plain, agreement(permuted, crowd, chances, alone))
     assert found > plain + 0.1
     assert agreement(permuted, crowd, chances, alone) < plain
     line = log_of(taught)[-1]
     assert line["kd"] > 0 and line["loss"] == pytest.approx(line["kd"] + line["candidates"])
     assert "taught by knowing" in tuning_notes(load_run(taught))
     assert paper_method(load_run(taught)) is None
+    assert [name_of(run.folder) for run in made_by(load_run(taught))][:2] == ["sasrec", "knowing"]
+    assert "--kd knowing --kd-weight 0.9" in " ".join(command_of(load_run(taught)))
 
 
 def test_with_weight_0_it_is_the_run_without_teachers(tune, knowing):
@@ -282,10 +285,17 @@ def test_with_weight_0_it_is_the_run_without_teachers(tune, knowing):
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_an_encoder_is_taught_too(command, decoder, encoder, young, run, on_cpu, tmp_path):
+    options = command(f"--kd {young} --drop-items .2 {SHORT}").replace(decoder, encoder)
+    run(finetune.main, f"{options} --out {tmp_path}/run")
+    assert log_of(tmp_path / "run")[-1]["kd"] > 0
+
+
 # ---------------------------------------------------------------- killed, several
 
 
-ALL = f"--kd-weight .7 --kd-temp 2 --kd-permute --ema .9 --drop-items .2 {SHORT}"
+TAUGHT = "--kd-weight .7 --kd-temp 2 --kd-permute --ema .9 --drop-items .2"
+ALL = f"--residual backbone --residual-dropout .3 {TAUGHT} {SHORT}"
 
 
 def test_a_killed_run_goes_on_to_the_last_bit(

@@ -192,6 +192,10 @@ def tuning_notes(run: Run) -> list[str]:
         notes.append("trained on its backbone's lists")
     if getattr(run, "draw", "uniform") == "importance":
         notes.append("users drawn by ln n")
+    if getattr(run, "ema", 0):
+        notes.append(f"mean of the steps, {run.ema}")
+    if getattr(run, "drop_items", 0):
+        notes.append(f"items dropped in training, {run.drop_items}")
     prompt = Path(run.soft_prompt).name if run.soft_prompt else "none"
     return [
         *notes,
