@@ -355,7 +355,7 @@ def main(ctx: click.Context, **config) -> None:
         fields = totals.over(ranks)
         steps.stop_unless_finite(params, step + 1, seen.places[batch.at], data, fields["loss"])
         optimiser.step()
-        moving.reallocate(step + 1)  # reads the gradients
+        moving.reallocate(step + 1)  # reads the gradients; --ema takes the step
         fields |= validated(step + 1) if step in loop.validations else {}
         loop.log(step + 1, **fields, lr=cfg.lr * share)
     loop.close()
