@@ -35,8 +35,10 @@ from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data
 from delrec.lm import (
     adalora,
+    averaged,
     crossfit,
     differences,
+    ensemble,
     hints,
     items,
     layers,
@@ -66,7 +68,7 @@ from delrec.runtime import described
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
 
-PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms")  # of the loss
+PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "kd")  # of the loss
 # what --paper sets (DELRec, section V); ours, chosen on ml-100k, are the defaults of the options
 PAPER = dict(history=10, verbalizer="mean", show=True, instruct=True, order="shuffled")
 PAPER |= dict(loss="catalogue", adapt="qv", lr=1e-4, calibrate=False)
@@ -91,6 +93,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> s
     fill(cfg, slmrec.TAUGHT[cfg.norm] if cfg.teacher else slmrec.ALONE)
     fill(cfg, dict(lr=3e-4 if cfg.adapt == "all" else 3e-3))
     fill(cfg, residual.DEFAULTS if cfg.residual else {})
+    fill(cfg, ensemble.DEFAULTS if cfg.kd else {})
     check(cfg, typed)
     if cfg.input == "ids":
         vars(cfg).update(FIXED)
@@ -133,6 +136,7 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
         ),
     ]
     faults += [*items.faults(cfg), *soft_prompt.faults(cfg), *slmrec.faults(cfg)]
+    faults += [*ensemble.faults(cfg), *averaged.faults(cfg)]
     refuse([*faults, *summaries.faults(cfg), *hints.faults(cfg), *residual.faults(cfg)])
 
 
@@ -235,6 +239,7 @@ class ByTitles:
 @common.options(*options.vectors)
 @common.prompt_options
 @common.options(*options.summary, *options.slmrec, *options.adalora, *options.residual)
+@common.options(*options.ensemble, *options.averaged)
 # training
 @click.option(
     "--from",
@@ -293,7 +298,7 @@ def main(ctx: click.Context, **config) -> None:
     common.say_paper(cfg, differences.STAGE_2, ranks)
     n_steps = cfg.samples // cfg.batch
     r, teacher, maps = student.open_student(cfg, data, ranks, origins, history_scorer)
-    task = ByVectors(r) if cfg.input == "ids" else ByTitles(r, cfg)
+    task = ByVectors(r, ensemble.opened(cfg, r)) if cfg.input == "ids" else ByTitles(r, cfg)
     blocks = slmrec.BlockLosses(r.lm, maps, cfg) if cfg.teacher or cfg.lambda_ms else None
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun
@@ -322,17 +327,17 @@ def main(ctx: click.Context, **config) -> None:
 
     def validated(done: int) -> dict[str, float]:
         """What validation says after so many steps. With final ranks they may be the best."""
-        with loop.elsewhere_than_steps("validation"):
+        with moving.mean.shown(), loop.elsewhere_than_steps("validation"):
             score_nC, found = valid.ask(r, ranks)
+            if not done or adalora.ranks_are_final(adapter, done):
+                best.offer(samples.criterion(found), done, moved.state_dict(), scores=score_nC)
         common.say(ranks, f"step {done}: {valid.said(found)}; rank {adalora.active_rank(adapter)}")
-        if not done or adalora.ranks_are_final(adapter, done):
-            best.offer(samples.criterion(found), done, moved.state_dict(), scores=score_nC)
         return found
 
     trials = student.trials(r, seen, losses_of)
     micro = record["micro"] = common.settle_micro(cfg, 1, trials, ranks)
     loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
-    loop.keep(adalora=adalora.Importances(adapter, ranks.device))
+    loop.keep(adalora=adalora.Importances(adapter, ranks.device), mean=moving.mean)
 
     if (cfg.from_run or cfg.residual) and loop.step == 0:  # what it begins as may stay the best
         loop.log(0, **validated(0))
@@ -343,7 +348,7 @@ def main(ctx: click.Context, **config) -> None:
         steps.set_learning_rates(optimiser, share)
         adapter.train()
         steps.zero_gradients(params)
-        totals = steps.Totals(PARTS if cfg.loss == "both" or blocks else ())
+        totals = steps.Totals(PARTS if cfg.loss == "both" or blocks or cfg.kd else ())
         for rows, weight in steps.micro_batches(cfg.batch, micro, ranks, cfg.shard):
             steps.seed_dropout(cfg.seed, step, rows.start)
             losses = losses_of(batch.examples[rows], batch.at[rows])
@@ -358,7 +363,7 @@ def main(ctx: click.Context, **config) -> None:
         fields = totals.over(ranks)
         steps.stop_unless_finite(params, step + 1, seen.places[batch.at], data, fields["loss"])
         optimiser.step()
-        adalora.reallocate(adapter, step + 1)  # reads the gradients
+        moving.reallocate(step + 1)  # reads the gradients; --ema takes the step
         fields |= validated(step + 1) if step in loop.validations else {}
         loop.log(step + 1, **fields, lr=cfg.lr * share)
     loop.close()

@@ -19,11 +19,11 @@ from typing import Any
 
 KINDS = ("runs", "data")  # the folders that a root holds
 FOLDERS = ("data_folder", "backbone_run", "out")  # always a folder, there or not
-RUNS = ("soft_prompt", "teacher", "maps", "backbone", "from_run", "text")  # a run, or a word
+RUNS = ("soft_prompt", "teacher", "kd", "maps", "backbone", "from_run", "text")  # a run, or a word
 LMS = ("llm", "llm_from")  # a folder, a run, or the id of an LM
 PLACES = {*FOLDERS, *RUNS, *LMS}
 BACKBONE = "backbone"  # the folder, in a run's, of a copy of the backbone that it answers by
-WORDS = {"none", "random", "words", "tfidf", "minilm"}  # that stand for no run
+WORDS = {"none", "random", "words", "tfidf", "minilm", "co-occurrence"}  # that stand for no run
 JOIN = "+"  # between sources of text
 RANDOM = re.compile(r"(random(?:-\d+)?:)?(.*)", re.DOTALL)  # in front of an LM: random weights
 
@@ -43,16 +43,22 @@ def inside(path: PurePath, root: Path) -> bool:
 
 
 def changed(config: dict, change: Callable[[str, str], str]) -> dict:
-    """A configuration whose places are change(key, value), those of its settings too."""
+    """A configuration whose places are change(key, value), those of its settings too, and each of
+    several."""
+
+    def one(key, value):
+        if not (isinstance(value, str) and value):
+            return value
+        parts = value.split(JOIN) if key == "text" else [value]
+        return JOIN.join(part if part in WORDS else change(key, part) for part in parts)
+
     new = dict(config)
     for key, value in config.items():
         if key == "settings" and isinstance(value, dict):
             new[key] = changed(value, change)  # its "backbone" is a name in prompts
-        elif key == "text" and value:  # sources may be joined: tfidf+RUN
-            parts = value.split(JOIN)
-            new[key] = JOIN.join(p if p in WORDS else change(key, p) for p in parts)
-        elif key in PLACES and isinstance(value, str) and value and value not in WORDS:
-            new[key] = change(key, value)
+        elif key in PLACES:
+            several = isinstance(value, list)
+            new[key] = [one(key, each) for each in value] if several else one(key, value)
     return new
 
 
@@ -89,7 +95,10 @@ def kept(config: dict, root: Path, run_named: Callable[[str], Path | None]) -> d
 
 def same_place(a: Any, b: Any) -> bool:
     """True for two values of a place that may mean the same folder of two copies of a project:
-    equal, or one of them the end of the other. What stands there is compared by its digest."""
+    equal, or one of them the end of the other; for lists of such. What stands there is compared by
+    its digest."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same_place, a, b))
     if a == b or not (isinstance(a, str) and isinstance(b, str)):
         return a == b
     if JOIN in a and a.count(JOIN) == b.count(JOIN):

@@ -287,6 +287,7 @@ def test_a_stopped_run_is_not_continued_from_another_adapter(job, tmp_path, monk
         ("--soft-prompt none", "--soft-prompt and --from were given.*its own soft prompt stays"),
         ("--maps some/run", "--maps and --from were given.*its own maps train on"),
         ("--teacher some/run", "--teacher and --from were given"),
+        ("--kd some/run", "--kd and --from were given.*no teachers help it"),
         ("--layers 1", "--layers and --from were given"),
         ("--lambda-ms .1", "--lambda-ms and --from were given"),
         ("--without-fold 0", "--without-fold and --from were given.*learnt of all users"),

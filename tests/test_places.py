@@ -42,6 +42,7 @@ def record_in(root, **more):
         "data_hash": read_json(root / "data" / "toy" / "meta.json")["hash"],
         "soft_prompt": str(runs / "prompt"),
         "teacher": str(runs / "teacher"),
+        "kd": [str(runs / "teacher"), "co-occurrence"],
         "maps": str(runs / "prompt"),
         "text": f"tfidf+{runs / 'teacher'}",
         "llm": str(root / "models" / "llama"),
@@ -69,6 +70,7 @@ def test_a_configuration_keeps_what_is_inside_the_root_relative_to_it(project):
     assert kept == record | {
         "data_folder": "data/toy",
         "teacher": "runs/toy/teacher",
+        "kd": ["runs/toy/teacher", "co-occurrence"],
         "maps": "runs/toy/prompt",
         "text": "tfidf+runs/toy/teacher",
         "llm_from": "random-3:./models/llama",
@@ -142,6 +144,8 @@ def test_one_place_of_two_copies_is_the_same(tmp_path):
     assert not same_place("minilm+/A/runs/toy/sasrec", "tfidf+runs/toy/sasrec")
     assert not same_place("random:./models/llama", "./models/llama")
     assert not same_place("gpt2", "distilgpt2") and not same_place("gpt2", None)
+    assert same_place(["/A/runs/toy/a", "b"], ["runs/toy/a", "b"])
+    assert not same_place(["runs/toy/a"], ["runs/toy/a", "runs/toy/b"])
 
 
 def test_a_run_that_was_killed_goes_on_in_another_place(project, tmp_path):

@@ -91,7 +91,9 @@ def variant(run: Run) -> str | None:
     """
     # the maps of stage 1 without its soft prompt
     maps_alone = run.soft_prompt in ("none", "random") and getattr(run, "maps", None)
-    if run.teacher or run.layers or maps_alone or getattr(run, "from_run", None):
+    if run.teacher or run.layers or maps_alone:
+        return None
+    if getattr(run, "from_run", None) or getattr(run, "kd", None):
         return None
     name = unseeded(run.folder.name)
     if name in OTHER_METHODS:

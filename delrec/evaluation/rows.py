@@ -183,12 +183,19 @@ def tuning_notes(run: Run) -> list[str]:
     if getattr(run, "residual", None):
         whose = "" if run.residual == "backbone" else ", after somebody else's history"
         notes.append(f"added to its backbone's scores{whose}")
+    if getattr(run, "kd", None):
+        whose = " of other samples" if run.kd_permute else ""
+        notes.append(f"taught by {'+'.join(Path(name).name for name in run.kd)}{whose}")
     if getattr(run, "from_run", None):
         notes.append(f"went on from {Path(run.from_run).name}")
     if getattr(run, "pool", "stored") == "backbone":
         notes.append("trained on its backbone's lists")
     if getattr(run, "draw", "uniform") == "importance":
         notes.append("users drawn by ln n")
+    if getattr(run, "ema", 0):
+        notes.append(f"mean of the steps, {run.ema}")
+    if getattr(run, "drop_items", 0):
+        notes.append(f"items dropped in training, {run.drop_items}")
     prompt = Path(run.soft_prompt).name if run.soft_prompt else "none"
     return [
         *notes,

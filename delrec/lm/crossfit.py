@@ -19,7 +19,9 @@ from delrec.lm.hints import USUAL
 from delrec.lm.listed import backbone_digest, backbone_of
 from delrec.lm.model import is_lm_run
 from delrec.lm.text import digest
-from delrec.runtime import Run, load_run, place_of, read_tensors, stop
+from delrec.runtime import Run, folder_of, load_run, place_of, read_tensors, stop
+
+COUNTED = "co-occurrence"  # the teacher of --kd that is no run
 
 # --------------------------------------------------------------- a run that leaves users out
 
@@ -77,12 +79,19 @@ def settle_folds(
 def seen_by(cfg: SimpleNamespace, data: Data, backbone_run: Path | str) -> np.ndarray:
     """The training samples (places in data.train, sorted) that a run may learn from."""
     known = np.arange(len(data.train))
-    if getattr(cfg, "residual", None):  # without a list there is no state either
-        known = with_lists(backbone_run, data)
+    states_of = [backbone_run] if getattr(cfg, "residual", None) else []
+    for place in (*states_of, *runs_of(cfg)):  # without a list there is no state either
+        known = np.intersect1d(known, with_lists(place, data))
     if not cfg.without_fold:
         return known
     fold_n = user_folds(backbone_run, data)[users(data, data.train[known])]
     return known[~np.isin(fold_n, cfg.without_fold)]
+
+
+def runs_of(cfg: SimpleNamespace) -> list[Path]:
+    """The folders of the runs among the teachers of --kd."""
+    named = getattr(cfg, "kd", None) or ()
+    return [folder_of("runs", name) for name in named if name != COUNTED]
 
 
 # ---------------------------------------------------------------- who answers what

@@ -106,6 +106,51 @@ residual = (
     ),
 )
 
+# taught by conventional models
+ensemble = (
+    click.option(
+        "--kd",
+        multiple=True,
+        callback=lambda ctx, param, value: list(value) or None,
+        metavar="RUN",
+        help="with --input ids: also learn what this run of train_backbone.py --folds says of all "
+        "items, out of fold; may be repeated, their standardised scores are averaged; "
+        "co-occurrence beside a run: what stood near the last items",
+    ),
+    click.option(
+        "--kd-weight",
+        type=click.FloatRange(0, 1),
+        help="with --kd: a, in L = (1 - a) CE + a T^2 KL(teachers || LM); .5",
+    ),
+    click.option(
+        "--kd-temp",
+        type=click.FloatRange(0, min_open=True),
+        help="with --kd: T, above 1 also for what the teachers hold unlikely; 1",
+    ),
+    click.option(
+        "--kd-permute",
+        is_flag=True,
+        help="with --kd: each training target learns what they say of another one (the control)",
+    ),
+)
+
+# against learning by heart
+averaged = (
+    click.option(
+        "--ema",
+        default=0.0,
+        type=click.FloatRange(0, 1, max_open=True),
+        help="validate and keep the mean of the steps since ranks were final, each weighing so "
+        "many times the next one (.999); 0: the step itself",
+    ),
+    click.option(
+        "--drop-items",
+        default=0.0,
+        type=click.FloatRange(0, 0.95),
+        help="with --input ids: share of the history items whose vector a training prompt lacks",
+    ),
+)
+
 # which candidates a prompt lists, in which order, and what is said of them
 listing = (
     click.option(

@@ -174,12 +174,12 @@ def weight() -> torch.nn.Linear:
     return g
 
 
-def stop_without_folds(place: Path) -> None:
-    """Stops at a backbone that has not answered out of fold."""
+def stop_without_folds(place: Path, flag: str = "--residual") -> None:
+    """Stops at a backbone that has not answered out of fold. flag: what needs that."""
     for name in ("folds.safetensors", "states_train.npy"):
         if not (place / name).exists():
             stop(
-                f"--residual needs a backbone that answered its training samples out of fold, but "
+                f"{flag} needs a backbone that answered its training samples out of fold, but "
                 f"{place} lacks {name}; train it with train_backbone.py --folds 5"
             )
 

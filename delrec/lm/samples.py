@@ -16,6 +16,7 @@ from delrec.data.prepared import (
     with_lists,
 )
 from delrec.lm import hints
+from delrec.lm.averaged import without_items
 from delrec.lm.crossfit import seen_by
 from delrec.lm.items import in_tables, table_of
 from delrec.lm.ragged import Ragged, below, of_padded
@@ -172,6 +173,8 @@ def batch_of(
 ) -> Batch:
     """Samples number `at` as a batch of prompts of a ranker."""
     batch = samples.prompts(r, at)
+    if getattr(cfg, "drop_items", 0):
+        batch = without_items(batch, at, cfg.drop_items, cfg.seed)
     if not r.lm.packs:  # rows of one pass are padded to the longest: like lengths together
         long = np.argsort([-len(e.tail) for e in batch], kind="stable")
         batch, at = [batch[i] for i in long], at[long]

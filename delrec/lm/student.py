@@ -14,7 +14,9 @@ import torch
 from delrec.data.prepared import Data, histories
 from delrec.lm import (
     adalora,
+    averaged,
     crossfit,
+    ensemble,
     hints,
     items,
     layers,
@@ -139,6 +141,8 @@ def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, origins: Origins) -
         made["backbone_digest"] = r.settings["backbone_digest"]
     if origins.teacher:
         made["teacher"] = slmrec.adapter_digest(origins.teacher)
+    if cfg.kd:
+        made["kd_digests"] = ensemble.digests(cfg)
     if origins.start:
         made["adapter"] = slmrec.adapter_digest(origins.start)
     if r.lm.items is not None:  # of a backbone, which may have been trained again meanwhile
@@ -190,6 +194,7 @@ class Moving:
             (prompt, cfg.lr_prompt),
         )
         self.params = [p for group in self.groups for p in group["params"]]
+        self.mean = averaged.Averaged(self.params, cfg.ema)
         self.layers = adalora.adapted_layers(self.adapter)
         # singular values over all layers, at the beginning and at the end
         whole_rank = adalora.whole_rank(self.adapter)
@@ -208,6 +213,12 @@ class Moving:
             return f"{said}ranks stay {budget}, as the run had them that this one goes on from"
         first, last, n_steps = adalora.pruning_steps(self.adapter)
         return f"{said}ranks {whole_rank} -> {budget} between step {first} and {last} of {n_steps}"
+
+    def reallocate(self, step: int) -> None:
+        """Moves AdaLoRA's ranks after step number `step`, whose gradients it reads, and takes what
+        trains into its mean."""
+        adalora.reallocate(self.adapter, step)
+        self.mean.take(adalora.ranks_are_final(self.adapter, step))
 
     def let_maps_rest(self, rest: bool) -> None:
         """Forgets the gradients of item vectors' maps in a step that shows no vector (LLaRA): of

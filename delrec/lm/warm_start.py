@@ -30,6 +30,7 @@ REFUSED = {
     "soft_prompt": "its own soft prompt stays",
     "maps": "its own maps train on",
     "teacher": "no teacher helps it",
+    "kd": "no teachers help it",
     "layers": "it keeps its layers",
     "lambda_ms": "what its inner blocks say is not asked",
     "without_fold": "it has learnt of all users",

@@ -2,7 +2,10 @@
 every item of it (E4SRec, arXiv 2312.02443).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +18,9 @@ from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.residual import before_backbone
 from delrec.runtime import stop
+
+if TYPE_CHECKING:
+    from delrec.lm.ensemble import Ensemble
 
 
 @dataclass
@@ -98,19 +104,27 @@ def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
 class ByVectors:
     """Each next item of a window among all I, scored by its vector (E4SRec)."""
 
-    def __init__(self, r: Ranker):
-        self.r = r
+    def __init__(self, r: Ranker, ensemble: Ensemble | None = None):
+        self.r, self.ensemble = r, ensemble
 
     def losses(self, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
         """The loss as a sum over the targets of a batch."""
         r = self.r
         x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), batch)
-        return {"candidates": self.loss_from(item_space(r.lm, x_ND), batch)}
+        s_NI = self.scores_from(item_space(r.lm, x_ND), batch)
+        ce = self.cross_entropy(s_NI, batch)
+        if self.ensemble is None:
+            return {"candidates": ce}
+        return self.ensemble.losses(ce, s_NI, targets_of(batch, "place"))
 
     def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
-        """L_ce = - log softmax over all items of E W_out x. e_NE: W_out x."""
-        target_N = torch.as_tensor(targets_of(batch), device=e_NE.device)
-        return F.cross_entropy(self.scores_from(e_NE, batch), target_N - 1, reduction="sum")
+        """L_ce from e = W_out x."""
+        return self.cross_entropy(self.scores_from(e_NE, batch), batch)
+
+    def cross_entropy(self, s_NI: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
+        """L_ce = - log softmax over all items of their scores s."""
+        target_N = torch.as_tensor(targets_of(batch), device=s_NI.device)
+        return F.cross_entropy(s_NI, target_N - 1, reduction="sum")
 
     def scores_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
         """E W_out x, the scores of all items (N, I), added to the backbone's with --residual. e_NE:

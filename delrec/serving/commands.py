@@ -84,8 +84,9 @@ def made_by(run: Run, seen: set | None = None) -> Iterator[Run | str]:
     """
     seen = set() if seen is None else seen
     seen.add(str(run.folder))
-    for key in ("from_run", "backbone_run", "teacher", "text", "soft_prompt", "maps"):
-        place = getattr(run, key, None)
+    keys = ("from_run", "backbone_run", "teacher", "text", "soft_prompt", "maps")
+    places = [getattr(run, key, None) for key in keys] + list(getattr(run, "kd", None) or ())
+    for place in places:
         is_place = isinstance(place, str) and Path(place).is_absolute()
         is_place = is_place and ".npy" not in place  # --text may name a file
         if place == str(run.folder):  # it has taken the place of the run it went on from
@@ -124,6 +125,8 @@ def said_value(run: Run, key: str, value: Any) -> Any:
         return lm_name(run)
     if key == "backbone":
         return name_of(run.backbone_run)
+    if isinstance(value, list):
+        return [said_value(run, key, each) for each in value]
     if not isinstance(value, str) or key not in RUNS:
         return value
     sources = names_of_text(value) if key == "text" else [value]

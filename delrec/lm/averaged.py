@@ -1,0 +1,94 @@
+"""Two ways to keep stage 2 from learning its samples by heart: the mean of its steps (--ema), and
+history items that a training prompt lacks (--drop-items).
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from delrec.lm.text import ITEM
+
+
+class Averaged:
+    """The running mean of what trains, which is validated and written in its place (Polyak
+    averaging with a memory).
+
+        mean_t = sum_s d^(t-s) w_s / sum_s d^(t-s)
+
+    over the steps s whose ranks are AdaLoRA's final ones: before, a step's value may be cut, and
+    the mean is what trains. The sum in the denominator makes the first step's weight as small as it
+    is old: with d^t alone the mean would remember for 1 / (1 - d) steps where it began.
+    """
+
+    def __init__(self, params: list[torch.Tensor], d: float):
+        """d: from 0 to 1; with 0 there is no mean, and what trains stands for itself."""
+        self.params, self.d = params, d
+        self.n = 0.0  # sum_s d^(t-s)
+        self.means = [p.detach().clone() for p in params] if d else []
+
+    @torch.no_grad()
+    def take(self, counts: bool) -> None:
+        """Takes a step's values into the mean. counts: false while it is only what trains."""
+        self.n = 1 + self.d * self.n if counts else 0.0
+        for mean, p in zip(self.means, self.params):
+            # mean_t = mean_(t-1) + (w_t - mean_(t-1)) / n_t,  n_t = 1 + d n_(t-1)
+            mean.lerp_(p, 1 / max(self.n, 1.0))
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside, what trains has the mean's values."""
+        kept = [p.detach().clone() for p in self.params] if self.d else []
+        set_values(self.params, self.means)
+        try:
+            yield
+        finally:
+            set_values(self.params, kept)
+
+    def state_dict(self) -> dict:
+        """{number: mean}, and n; nothing where there is no mean."""
+        return {"n": self.n, **{str(i): m for i, m in enumerate(self.means)}} if self.d else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Makes the mean what it was."""
+        self.n = state.get("n", 0.0)
+        set_values(self.means, [state[str(i)] for i in range(len(self.means))])
+
+
+@torch.no_grad()
+def set_values(params: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    """Gives tensors the values of others; none where there are no others."""
+    for p, value in zip(params, values):
+        p.copy_(value)
+
+
+def without_items(batch: list, numbers: np.ndarray, p: float, seed: int) -> list:
+    """Training prompts in each of which an item's vector is 0 with probability p, drawn by the
+    prompt's number: the same ones in whichever process and after a kill.
+
+    The item's place stays, and what is asked there: the LM reads what W_in makes of 0, its bias,
+    and must go by the others. Taken out, it would take with it the place from which its successor
+    is predicted, and the loss would be of other reads than without.
+    """
+    found = []
+    for prompt, number in zip(batch, numbers):
+        place_M = np.flatnonzero(prompt.tail <= ITEM)
+        gone = np.random.default_rng([seed, 7, int(number)]).random(len(place_M)) < p
+        tail = prompt.tail.copy()
+        tail[place_M[gone]] = ITEM  # the padding item, whose vector is 0
+        found.append(replace(prompt, tail=tail))
+    return found
+
+
+def faults(cfg: SimpleNamespace) -> list[tuple]:
+    """What cannot be meant by --drop-items: [(is it so?, sentence)]."""
+    return [
+        (
+            cfg.drop_items and cfg.input != "ids",
+            f"--drop-items empties item vectors, --input is {cfg.input}; use --input ids, or leave "
+            "it out",
+        )
+    ]

@@ -1,0 +1,228 @@
+"""Stage 2 taught by several conventional models at once (--kd): beside the next item the LM learns
+what they say of all items.
+
+    L = (1 - a) CE + a T^2 KL(p_T || p),    p = softmax(s / T)
+    p_T = softmax(c z / T),    z = mean over teachers of (y - mean(y)) / sd(y)
+
+s are the LM's scores of the I items, y a teacher's, mean and sd those of a row of y, and c the sd
+of the best teacher: so one teacher at T = 1 says exactly what it says by itself. An item of the
+history has probability 0, as in the teachers' lists. The KL is between the S items that p_T holds
+most likely, each by itself, and all others together. T^2 keeps the gradient's size as T grows.
+
+A teacher that was trained on a sample knows its target, and p_T would be the next item again. So
+each sample is answered by a model that has not seen its user (backbone/folds.py): its stored state
+times that model's item vectors. Nothing is kept of what they say, a pass computes its own.
+
+The idea is known (Hinton et al., arXiv 1503.02531; of recommenders HetComp, arXiv 2303.01130); this
+form of it for an LM that ranks is ours.
+
+Names: N reads, S items, I items in all, n training samples, K folds, E width of a teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from delrec.data.counts import Neighbours, near_in_training, neighbours_of, scores_of_catalogue
+from delrec.data.others import order_of_others
+from delrec.data.prepared import Data, histories, users
+from delrec.lm.crossfit import COUNTED, runs_of, seen_by, user_folds
+from delrec.lm.listed import backbone_digest
+from delrec.lm.ranker import Ranker
+from delrec.lm.residual import stop_without_folds
+from delrec.runtime import load_run, read_json, read_npy, read_tensors
+
+LAST = 10  # items of a history that co-occurrence counts, as in tables
+MOST = 100  # S
+DEFAULTS = {"kd_weight": 0.5, "kd_temp": 1.0}
+
+
+class Teacher(Protocol):
+    """A conventional model that answers training samples out of fold."""
+
+    def scores(self, place_N: np.ndarray, /) -> torch.Tensor:
+        """y (N, I) of samples by the places of their targets in data.items."""
+
+
+@dataclass
+class OutOfFold:
+    """What a run of train_backbone.py --folds says of training samples."""
+
+    data: Data
+    fold_U: np.ndarray  # the fold of each user
+    x_nE: (
+        np.ndarray
+    )  # fp16, memory-mapped: a sample's state in the model that has not seen its user
+    e_KIE: torch.Tensor  # the items' vectors of each fold's model
+    b_KI: torch.Tensor  # and their biases
+
+    def scores(self, place_N: np.ndarray) -> torch.Tensor:
+        """y = x . e + b of the items 1..I (N, I), each row by its fold's model."""
+        x_NE = self.x_nE[np.searchsorted(self.data.train, place_N)].astype(np.float32)
+        x_NE = torch.from_numpy(x_NE).to(self.b_KI.device)
+        y_NI = x_NE.new_empty(len(place_N), self.b_KI.shape[1])
+        for fold, own in by_fold(self.fold_U[users(self.data, place_N)]):
+            own = torch.from_numpy(own).to(x_NE.device)
+            y_NI[own] = torch.addmm(self.b_KI[fold], x_NE[own], self.e_KIE[fold].T)
+        return y_NI[:, 1:]
+
+
+@dataclass
+class Counted:
+    """Co-occurrence with the last items of a history, counted without the users of a sample's
+    fold."""
+
+    data: Data
+    fold_U: np.ndarray
+    near_K: list[Neighbours]  # of each fold
+    device: torch.device
+
+    def scores(self, place_N: np.ndarray) -> torch.Tensor:
+        """y (N, I): as the row of tables scores candidates (data/counts.py)."""
+        old_NL = histories(self.data, place_N, LAST)
+        y_NI = np.empty((len(place_N), self.data.n_items + 1), np.float32)
+        for fold, own in by_fold(self.fold_U[users(self.data, place_N)]):
+            y_NI[own] = scores_of_catalogue(self.near_K[fold], old_NL[own])
+        return torch.from_numpy(y_NI[:, 1:]).to(self.device)
+
+
+@dataclass
+class Ensemble:
+    """Teachers, and how much they are listened to."""
+
+    data: Data
+    teachers: Sequence[Teacher]
+    best: int  # which of them is as sharp as p_T shall be
+    weight: float  # a
+    temp: float  # T
+    row_n: np.ndarray  # whose answer a sample learns from: its own, or with --kd-permute another's
+
+    def losses(
+        self, ce: torch.Tensor, s_NI: torch.Tensor, place_N: np.ndarray
+    ) -> dict[str, torch.Tensor]:
+        """The two terms of L as sums over reads. ce: CE; s: the LM's scores of the items 1..I;
+        place: of the targets in data.items."""
+        a, T = self.weight, self.temp
+        top_NS, p_NR = self.targets(place_N)
+        # KL(p_T || p) = sum_i p_T(i) (log p_T(i) - log p(i)), i the S items and the rest
+        log_p_NR = grouped((s_NI / T).log_softmax(1), top_NS)
+        kl = F.kl_div(log_p_NR, p_NR, reduction="sum")
+        # L = (1 - a) CE + a T^2 KL(p_T || p)
+        return {"candidates": (1 - a) * ce, "kd": a * T**2 * kl}
+
+    @torch.no_grad()
+    def targets(self, place_N: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the places among the items 1..I of the S that p_T holds most likely (N, S), their
+        probabilities and at the end that of all others (N, S+1))."""
+        place_N = self.data.train[self.row_n[np.searchsorted(self.data.train, place_N)]]
+        z_NI, c_N1 = 0, None
+        for i, teacher in enumerate(self.teachers):
+            y_NI = teacher.scores(place_N)
+            sd_N1 = y_NI.std(1, keepdim=True, correction=0).clamp(min=1e-9)
+            # z = mean over teachers of (y - mean(y)) / sd(y)
+            z_NI = z_NI + (y_NI - y_NI.mean(1, keepdim=True)) / (sd_N1 * len(self.teachers))
+            c_N1 = sd_N1 if i == self.best else c_N1
+        # p_T = softmax(c z / T), 0 for what the user had
+        log_p_NI = self.without_history(c_N1 * z_NI / self.temp, place_N).log_softmax(1)
+        top_NS = log_p_NI.topk(min(MOST, log_p_NI.shape[1] - 1)).indices
+        return top_NS, grouped(log_p_NI, top_NS).exp()
+
+    def without_history(self, z_NI: torch.Tensor, place_N: np.ndarray) -> torch.Tensor:
+        """Scores with -inf for the items that a user had before."""
+        before_N = place_N - self.data.ptr[users(self.data, place_N)]
+        old_NL = torch.from_numpy(histories(self.data, place_N, int(before_N.max())))
+        z_NI = F.pad(z_NI, (1, 0))  # the padding item, by which rows of a matrix are filled
+        return z_NI.scatter(1, old_NL.to(z_NI.device), -torch.inf)[:, 1:]
+
+
+def by_fold(fold_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each fold that occurs, and the rows that are of it."""
+    for fold in np.unique(fold_N):
+        yield int(fold), np.flatnonzero(fold_N == fold)
+
+
+def grouped(log_p_NI: torch.Tensor, top_NS: torch.Tensor) -> torch.Tensor:
+    """Log probabilities of some items, and behind them that of all others together (N, S+1)."""
+    rest_N1 = log_p_NI.scatter(1, top_NS, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([log_p_NI.gather(1, top_NS), rest_N1], 1)
+
+
+# ---------------------------------------------------------------- from the flags
+
+
+def faults(cfg: SimpleNamespace) -> list[tuple]:
+    """What cannot be meant by --kd: [(is it so?, sentence)]."""
+    about = (cfg.kd_weight, cfg.kd_temp, cfg.kd_permute or None)
+    return [
+        (
+            cfg.kd and cfg.input != "ids",
+            f"--kd compares scores of all items by their vectors, --input is {cfg.input}; use "
+            "--input ids, or leave --kd out",
+        ),
+        (
+            cfg.kd and cfg.teacher,
+            "--kd and --teacher both teach this LM; leave one of them out",
+        ),
+        (
+            cfg.kd and not runs_of(cfg),
+            f"--kd {COUNTED} has no folds and no sharpness of its own; name a run of "
+            "train_backbone.py --folds beside it, with another --kd",
+        ),
+        (
+            not cfg.kd and any(value is not None for value in about),
+            "--kd-weight, --kd-temp and --kd-permute are about the teachers of --kd; name one, or "
+            "leave them out",
+        ),
+    ]
+
+
+def opened(cfg: SimpleNamespace, r: Ranker) -> Ensemble | None:
+    """The teachers that --kd names; None without it. cfg: kd, kd_weight, kd_temp, kd_permute,
+    residual, without_fold."""
+    if not cfg.kd:
+        return None
+    data, device = r.data, r.lm.device
+    folders = [load_run(name, data, stages=["train_backbone"]).folder for name in runs_of(cfg)]
+    teachers = [out_of_fold(data, folder, device) for folder in folders]
+    best = int(np.argmax([quality(folder) for folder in folders]))
+    if COUNTED in cfg.kd:
+        teachers.append(counted(data, teachers[0].fold_U, device))
+    row_n = np.arange(len(data.train))
+    if cfg.kd_permute:
+        known = seen_by(cfg, data, r.backbone_run)
+        row_n[known] = known[order_of_others(len(known))[1:] - 1]
+    return Ensemble(data, teachers, best, cfg.kd_weight, cfg.kd_temp, row_n)
+
+
+def out_of_fold(data: Data, folder: Path, device: torch.device) -> OutOfFold:
+    """The teacher that a backbone's run folder holds."""
+    stop_without_folds(folder, "--kd")
+    t = read_tensors(folder / "folds.safetensors")
+    x_nE = read_npy(folder / "states_train.npy", (len(data.train), None))
+    e_KIE, b_KI = (t[name].float().to(device) for name in ("item.weight", "bias"))
+    return OutOfFold(data, user_folds(folder, data), x_nE, e_KIE, b_KI)
+
+
+def counted(data: Data, fold_U: np.ndarray, device: torch.device) -> Counted:
+    """The teacher that only counts, on the folds of another one."""
+    fold_n = fold_U[users(data, data.train)]
+    others = [replace(data, train=data.train[fold_n != f]) for f in range(int(fold_U.max()) + 1)]
+    return Counted(data, fold_U, [neighbours_of(near_in_training(d)) for d in others], device)
+
+
+def quality(folder: Path) -> float:
+    """A backbone's NDCG@10 over all items, on validation."""
+    return read_json(folder / "metrics.json")["val"]["full"]["ndcg@10"]
+
+
+def digests(cfg: SimpleNamespace) -> list[str | None]:
+    """What tells the teachers apart from others that stood in the same folders."""
+    return [backbone_digest(folder) for folder in runs_of(cfg)]

@@ -1,0 +1,148 @@
+"""finetune.py --ema and --drop-items: the mean of the steps, and prompts that lack items."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from commands import log_of
+from safetensors.torch import load_file
+from tuning import opens_as_stored
+from vector_runs import TUNE
+
+import finetune
+from delrec.lm import averaged
+from delrec.lm.averaged import Averaged
+from delrec.lm.items import Folds, permute
+from delrec.lm.text import ITEM, MASK, embed
+from delrec.lm.windows import WindowPrompt
+from delrec.runtime import load_run
+
+
+@pytest.fixture(scope="module")
+def to_ids(toy, sasrec, decoder):
+    """finetune.py's options that train the tiny decoder for six steps on vectors."""
+    return f"--dataset {toy.folder} --llm {decoder} --backbone {sasrec} {TUNE} --soft-prompt none"
+
+
+# ---------------------------------------------------------------- the mean
+
+
+def mean_of(steps: list, d: float) -> torch.Tensor:
+    """sum_s d^(t-s) w_s / sum_s d^(t-s) in fp64, t the last step."""
+    weights = [d ** (len(steps) - 1 - s) for s in range(len(steps))]
+    return sum(w * x.double() for w, x in zip(weights, steps)) / sum(weights)
+
+
+def test_the_mean_is_that_of_the_steps_that_count():
+    torch.manual_seed(0)
+    p = torch.randn(4, 3)
+    mean, seen = Averaged([p], 0.8), []
+    for step in range(12):
+        p.add_(torch.randn(4, 3))
+        mean.take(counts=step >= 5)
+        if step < 5:
+            assert torch.equal(mean.means[0], p)
+        else:
+            seen.append(p.clone())
+            torch.testing.assert_close(mean.means[0].double(), mean_of(seen, 0.8))
+
+
+def test_what_trains_has_the_mean_s_values_only_while_it_is_asked():
+    p = torch.zeros(3)
+    mean = Averaged([p], 0.5)
+    p += 4
+    with pytest.raises(RuntimeError), mean.shown():
+        assert torch.equal(p, torch.zeros(3))
+        raise RuntimeError
+    assert torch.equal(p, torch.full((3,), 4.0))
+    mean.take(counts=True)
+    again = Averaged([torch.zeros(3)], 0.5)
+    again.load_state_dict(mean.state_dict())
+    p += 4
+    for each in (mean, again):
+        each.params = [p]
+        each.take(counts=True)
+        torch.testing.assert_close(each.means[0], torch.full((3,), (8 + 0.5 * 4) / 1.5))
+
+
+def test_a_run_keeps_the_mean_of_its_steps_and_is_chosen_by_it(
+    to_ids, toy, run, alone, on_cpu, tmp_path, monkeypatch
+):
+    seen, take = [], Averaged.take
+
+    def take_and_note(self, counts):
+        take(self, counts)
+        seen.append((counts, [p.detach().clone() for p in self.params]))
+
+    monkeypatch.setattr(Averaged, "take", take_and_note)
+    run(finetune.main, f"{to_ids} --ema .7 --lr-maps 1e-2 --out {tmp_path}/run")
+    steps = [params for counts, params in seen if counts]
+    assert len(seen) == 6 and 2 < len(steps) < 6 and load_run(tmp_path / "run").best_step == 6
+    kept = load_file(tmp_path / "run" / "items.safetensors")["in.weight"]
+    (place,) = [i for i, p in enumerate(steps[-1]) if p.shape == kept.shape]
+    last = [params[place] for params in steps]
+    torch.testing.assert_close(kept.double(), mean_of(last, 0.7), rtol=1e-5, atol=1e-7)
+    assert (kept - last[-1]).abs().max() > 1e-3
+    # what was validated is what was kept
+    opens_as_stored(tmp_path / "run", toy, alone, 1e-3, 1e-3)
+
+
+# ---------------------------------------------------------------- lacking items
+
+
+@pytest.fixture
+def prompts():
+    """400 prompts of 12 items between two tokens and a mask."""
+    tail = np.r_[5, 6, ITEM - np.arange(1, 13), MASK]
+    where = np.arange(3)
+    return [WindowPrompt(tail, where, where, where, where) for _ in range(400)]
+
+
+def test_a_share_of_the_items_is_lacking_and_nothing_else(prompts):
+    found = averaged.without_items(prompts, np.arange(400), 0.3, 0)
+    tails = np.stack([e.tail for e in found])
+    old = prompts[0].tail
+    assert np.array_equal(old, np.r_[5, 6, ITEM - np.arange(1, 13), MASK])  # as it was
+    gone = tails != old
+    assert 0.27 < gone[:, 2:-1].mean() < 0.33 and not gone[:, [0, 1, -1]].any()
+    assert (tails[gone] == ITEM).all() and (gone.sum(0)[2:-1] > 60).all()
+    assert all(replace(e, tail=old) == replace(p, tail=old) for e, p in zip(found[:3], prompts))
+
+
+def test_which_are_lacking_belongs_to_the_prompt_s_number(prompts):
+    found = averaged.without_items(prompts[:50], np.arange(50), 0.3, 0)
+    apart = averaged.without_items(prompts[:2], np.array([49, 7]), 0.3, 0)
+    assert [a.tail.tolist() for a in apart] == [found[i].tail.tolist() for i in (49, 7)]
+    other = averaged.without_items(prompts[:50], np.arange(50), 0.3, 1)
+    assert any((a.tail != b.tail).any() for a, b in zip(found, other))
+
+
+def test_the_lm_reads_nothing_of_a_lacking_item(with_items):
+    lm = with_items
+    lm.items.folds = Folds(torch.cat([lm.items.E, lm.items.E * 2]), np.zeros(3), None)
+    with torch.no_grad():
+        lm.items.maps["in"].bias.normal_()
+    ids_1Q = np.array([[5, ITEM, ITEM - 3]])
+    for change in (lambda lm: None, permute):
+        change(lm)
+        x_QD = embed(lm, ids_1Q, None)[0]
+        torch.testing.assert_close(x_QD[1], lm.items.maps["in"].bias.to(lm.dtype))
+        assert (x_QD[2] - x_QD[1]).abs().max() > 0.01
+
+
+def test_training_lacks_items_and_validation_has_them_all(
+    to_ids, toy, run, alone, on_cpu, tmp_path, monkeypatch
+):
+    run(finetune.main, f"{to_ids} --out {tmp_path}/whole")
+    drop, seen = averaged.without_items, []
+
+    def drop_and_note(batch, numbers, p, seed):
+        seen.extend(numbers)
+        return drop(batch, numbers, p, seed)
+
+    monkeypatch.setattr("delrec.lm.samples.without_items", drop_and_note)
+    run(finetune.main, f"{to_ids} --drop-items .5 --out {tmp_path}/run")
+    assert seen == list(range(48))
+    assert log_of(tmp_path / "run")[1]["loss"] != log_of(tmp_path / "whole")[1]["loss"]
+    opens_as_stored(tmp_path / "run", toy, alone, 1e-3, 1e-3)
