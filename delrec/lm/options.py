@@ -1,4 +1,4 @@
-"""The options of finetune.py that one idea or one paper alone has."""
+"""The options of finetune.py and distill.py that one idea or one paper alone has."""
 
 import click
 
@@ -79,6 +79,25 @@ adalora = (
         type=click.FloatRange(0, 1, min_open=True),
         help="share of the steps after which ranks stay as they are (cut from a fifth of that on); "
         "no earlier step can be the best",
+    ),
+)
+
+# stage 1 on histories that nobody has
+augment = (
+    click.option(
+        "--augment",
+        type=click.Choice(["all", "crop", "drop", "splice", "walk", "random"]),
+        help="with --input ids: RPS on histories that nobody has, answered by the backbone as it "
+        "goes. crop: a part of a user's; drop: without a fifth of the items; splice: half of one "
+        "user's, half of another's; walk: the backbone goes on from one; all: these in turn; "
+        "random: drawn items (a control)",
+    ),
+    click.option(
+        "--soft",
+        type=click.FloatRange(0, min_open=True),
+        metavar="T",
+        help="with --augment: RPS learns the backbone's softmax at temperature T over its best 100 "
+        "and the rest, not the order of its best --h",
     ),
 )
 

@@ -14,13 +14,23 @@ from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.lists import Lists, must_list
 from delrec.lm.model import load_lm
 from delrec.lm.questions import Question, tasks_of
-from delrec.lm.ranker import Ranker, asking, make_ranker, score_tails, settings_of
+from delrec.lm.ranker import (
+    Ranker,
+    asking,
+    make_ranker,
+    score_samples,
+    score_tails,
+    settings_of,
+)
 from delrec.lm.soft_prompt import save_soft_prompt
 from delrec.lm.text import digest, random_soft_prompt
+from delrec.metrics import agreement, kendall
 from delrec.processes import Ranks
-from delrec.runtime import follow_umask, stop
+from delrec.runtime import follow_umask, read_npy, stop
 from delrec.training import checkpoints
 from delrec.training.steps import groups_of
+
+STORED = 15  # candidates that every preparation stores
 
 
 def open_frozen(cfg: SimpleNamespace, data: Data, ranks: Ranks, lists: Lists) -> Ranker:
@@ -44,6 +54,8 @@ def open_frozen(cfg: SimpleNamespace, data: Data, ranks: Ranks, lists: Lists) ->
 def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, lists: Lists) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
+    if cfg.augment:  # the backbone itself is asked
+        made["backbone_digest"] = r.settings["backbone_digest"]
     made["backbone_lists"] = digest(torch.tensor(lists.train))
     if r.lm.items is not None:
         made["item_vectors"] = items.vectors_digest(r.lm)
@@ -82,11 +94,12 @@ class Moving:
 
 
 class Quiz:
-    """The validation prompts of both tasks, {"ta": .., "rps": ..}, and what the LM scored on them
-    before training. A part of a checkpoint."""
+    """The validation prompts of both tasks, {"ta": .., "rps": ..}, of the samples `which`, and what
+    the LM scored on them before training. A part of a checkpoint."""
 
-    def __init__(self, prompts: dict[str, list[Question]], chance: float):
-        self.prompts, self.chance, self.before = prompts, chance, None
+    def __init__(self, prompts: dict[str, list[Question]], which: np.ndarray, chance: float):
+        self.prompts, self.which, self.chance = prompts, which, chance
+        self.before = None
 
     def state_dict(self) -> dict:
         """What the LM scored before training."""
@@ -111,6 +124,21 @@ class Quiz:
             print(f"{name}: {', '.join(said)}, chance {self.chance:.3f}", flush=True)
         return found
 
+    def agreement(
+        self, cfg: SimpleNamespace, r: Ranker, backbone_run: Path, ranks: Ranks
+    ) -> dict[str, float]:
+        """How near the LM's ranking of the stored candidates is to the backbone's on these samples,
+        as evaluate.py --probe measures it; nothing where the backbone stored no scores of them."""
+        stored = [C for C in (cfg.C, STORED) if (backbone_run / f"scores_val_{C}.npy").exists()]
+        if not stored:
+            return {}
+        C, n_all = stored[0], len(r.data.val)
+        y_nC = read_npy(backbone_run / f"scores_val_{C}.npy", (n_all, C))[self.which]
+        s_nC = score_samples(r, "val", self.which, C, ranks, name="agreement")
+        near = {"same_first": agreement(s_nC, y_nC), "kendall": kendall(s_nC, y_nC)}
+        found = {name: float(value_n.mean()) for name, value_n in near.items()}
+        return found | {"n": len(self.which), "candidates": C}
+
     def quality(self, found: dict[str, float], tasks: str) -> tuple[float]:
         """Minus the sum of the losses of the tasks that are trained ("both", "ta" or "rps")."""
         return (-sum(found[f"{task}_loss"] for task in self.prompts if tasks in ("both", task)),)
@@ -127,7 +155,7 @@ def quiz_of(cfg: SimpleNamespace, r: Ranker, lists: Lists) -> Quiz:
             f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a "
             f"{cfg.a}, raise --val-samples {cfg.val_samples}, or leave it out with --tasks rps"
         )
-    return Quiz({"ta": ta, "rps": rps} if ta else {"rps": rps}, 1 / cfg.C)
+    return Quiz({"ta": ta, "rps": rps} if ta else {"rps": rps}, which, 1 / cfg.C)
 
 
 def accuracy_of(r: Ranker, prompts: list[Question], ranks: Ranks, name: str) -> tuple[float, float]:
@@ -143,10 +171,11 @@ def accuracy_of(r: Ranker, prompts: list[Question], ranks: Ranks, name: str) -> 
 
 
 def print_result(
-    folder: Path, record: dict, quiz: Quiz, after: dict[str, float], rate: float
+    folder: Path, record: dict, quiz: Quiz, found: tuple[dict, dict], rate: float
 ) -> None:
-    """Prints what came of stage 1. rate: prompts a second in training."""
-    before = quiz.before
+    """Prints what came of stage 1. found: what the quiz says after training, and the agreement with
+    the backbone; rate: prompts a second in training."""
+    before, (after, near) = quiz.before, found
     print(
         f"\nStage 1, {record['backbone']} -> {record['k']} vectors of {record['llm']}; accuracy on "
         f"{len(quiz.prompts['rps'])} validation samples, {record['C']} candidates, chance "
@@ -157,15 +186,22 @@ def print_result(
             f"  {task.upper():4} before {before[task]:.3f}  after {after[task]:.3f}   "
             f"(n={len(prompts)})"
         )
+    if near:
+        print(
+            f"  agreement with {record['backbone']}: same first {near['same_first']:.3f} (chance "
+            f"{1 / near['candidates']:.3f}), Kendall's tau {near['kendall']:.3f} (n={near['n']}, "
+            f"{near['candidates']} candidates)"
+        )
     share = record["lm_share"]
     print(f"  {rate:.2f} prompts/s in training, {100 * share:.0f} % of the time in the LM")
     tasks = [(task, when) for task in quiz.prompts for when in ("before", "after")]
-    found = {"before": before, "after": after}
+    said = {"before": before, "after": after}
     result = {
         "stage": "distill",
         "out": str(folder),
         "chance": round(quiz.chance, 4),
-        **{f"{task}_{when}": round(found[when][task], 4) for task, when in tasks},
+        **{f"{task}_{when}": round(said[when][task], 4) for task, when in tasks},
+        **{name: round(near[name], 4) for name in ("same_first", "kendall") if near},
         "samples_per_second": round(rate, 2),
         "lm_share": share,
         "seconds": record["seconds"],

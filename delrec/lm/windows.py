@@ -75,17 +75,22 @@ def window_prompts(
     targets = Ragged(target_BL[seq_BL > 0], of_padded(seq_BL).ptr)
     windows = zip(last, table_B, targets, in_tables(r.lm, tails, table_B), ats)
     for end, table, target, tail, at in windows:
-        if len(at) < len(target):
-            stop(
-                f"a window of {len(target)} items does not fit the prompt, {len(at)} do; raise "
-                "--max-tokens or lower --history"
-            )
+        must_fit(len(at), len(target))
         # a vector's state predicts the vector after it; the last one's is read at the mask
         inner = np.flatnonzero(target[:-1])
         place = end + 1 - len(target) + np.append(len(target) - 1, inner)
         item = r.data.items[place].astype(np.int64)
         batch.append(WindowPrompt(tail, at[inner + 1], place, item, np.full(len(item), table)))
     return batch
+
+
+def must_fit(shown: int, n: int) -> None:
+    """Stops where a prompt shows fewer items of a window than it has."""
+    if shown < n:
+        stop(
+            f"a window of {n} items does not fit the prompt, {shown} do; raise --max-tokens or "
+            "lower --history"
+        )
 
 
 def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
