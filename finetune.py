@@ -39,6 +39,7 @@ from delrec.lm import (
     differences,
     hints,
     items,
+    kept,
     layers,
     options,
     residual,
@@ -59,7 +60,7 @@ from delrec.runtime import described
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
 
-PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms")  # of the loss
+PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "rps")  # of the loss
 # what --paper sets (DELRec, section V); ours, chosen on ml-100k, are the defaults of the options
 PAPER = dict(history=10, verbalizer="mean", show=True, instruct=True, order="shuffled")
 PAPER |= dict(loss="catalogue", adapt="qv", lr=1e-4, calibrate=False)
@@ -126,6 +127,7 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
         ),
     ]
     faults += [*items.faults(cfg), *soft_prompt.faults(cfg), *slmrec.faults(cfg)]
+    faults += kept.faults(cfg)
     refuse([*faults, *summaries.faults(cfg), *hints.faults(cfg), *residual.faults(cfg)])
 
 
@@ -138,8 +140,11 @@ class ByTitles:
     def __init__(self, r: Ranker, cfg: SimpleNamespace):
         self.r, self.loss = r, cfg.loss
 
-    def losses(self, batch: list[samples.Example]) -> dict[str, torch.Tensor]:
-        """The parts of the loss as sums over the examples of a batch."""
+    def losses(
+        self, batch: list[samples.Example], numbers: np.ndarray | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The parts of the loss as sums over the examples of a batch. numbers: theirs, which no
+        part asks for."""
         r, losses = self.r, {}
         start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
         tails, at = [e.tail for e in batch], [e.at for e in batch]
@@ -227,6 +232,7 @@ class ByTitles:
 @common.options(*options.vectors)
 @common.prompt_options
 @common.options(*options.summary, *options.slmrec, *options.adalora, *options.residual)
+@common.options(*options.kept)
 # training
 @click.option(
     "--from",
@@ -285,7 +291,7 @@ def main(ctx: click.Context, **config) -> None:
     common.say_paper(cfg, differences.STAGE_2, ranks)
     n_steps = cfg.samples // cfg.batch
     r, teacher, maps = student.open_student(cfg, data, ranks, origins, history_scorer)
-    task = ByVectors(r) if cfg.input == "ids" else ByTitles(r, cfg)
+    task = ByVectors(r, kept.terms_of(cfg, r, n_steps)) if cfg.input == "ids" else ByTitles(r, cfg)
     blocks = slmrec.BlockLosses(r.lm, maps, cfg) if cfg.teacher or cfg.lambda_ms else None
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun
@@ -309,7 +315,7 @@ def main(ctx: click.Context, **config) -> None:
 
     def losses_of(examples, numbers=None):
         """The parts of the loss as sums over the reads; numbers: the examples', for the teacher."""
-        losses = task.losses(examples)
+        losses = task.losses(examples, numbers)
         return losses | blocks.losses(task, examples, numbers) if blocks else losses
 
     def validated(done: int) -> dict[str, float]:
@@ -335,7 +341,7 @@ def main(ctx: click.Context, **config) -> None:
         steps.set_learning_rates(optimiser, share)
         adapter.train()
         steps.zero_gradients(params)
-        totals = steps.Totals(PARTS if cfg.loss == "both" or blocks else ())
+        totals = steps.Totals(PARTS if cfg.loss == "both" or blocks or cfg.keep_rps else ())
         for rows, weight in steps.micro_batches(cfg.batch, micro, ranks, cfg.shard):
             steps.seed_dropout(cfg.seed, step, rows.start)
             losses = losses_of(batch.examples[rows], batch.at[rows])

@@ -125,6 +125,23 @@ residual = (
     ),
 )
 
+# stage 1's lists in stage 2
+kept = (
+    click.option(
+        "--keep-rps",
+        default=0.0,
+        type=click.FloatRange(0),
+        metavar="L",
+        help="with --input ids: weight of stage 1's loss on the backbone's lists beside stage 2's, "
+        "falling to 0 at two thirds of the steps; needs a backbone of train_backbone.py --folds",
+    ),
+    click.option(
+        "--keep-rps-permuted",
+        is_flag=True,
+        help="with --keep-rps: lists of another user (a control)",
+    ),
+)
+
 # which candidates a prompt lists, in which order, and what is said of them
 listing = (
     click.option(

@@ -2,7 +2,9 @@
 every item of it (E4SRec, arXiv 2312.02443).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -100,22 +102,43 @@ def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
     return np.concatenate([at_masks, *others]).astype(np.int64)
 
 
+class Term(Protocol):
+    """A further part of stage 2's loss, from the scores that the reads have anyway."""
+
+    def losses(
+        self, s_NI: torch.Tensor, batch: list, numbers: np.ndarray | None, /
+    ) -> dict[str, torch.Tensor]:
+        """{name: a sum over the reads of a batch}."""
+
+
 class ByVectors:
     """Each next item of a window among all I, scored by its vector (E4SRec)."""
 
-    def __init__(self, r: Ranker):
-        self.r = r
+    def __init__(self, r: Ranker, terms: Sequence[Term] = ()):
+        """terms: what else those scores are held to."""
+        self.r, self.terms = r, terms
 
-    def losses(self, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
-        """The loss as a sum over the targets of a batch."""
+    def losses(
+        self, batch: list[WindowPrompt], numbers: np.ndarray | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The parts of the loss as sums over the targets of a batch. numbers: the windows', among
+        the training samples."""
         r = self.r
         x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), batch)
-        return {"candidates": self.loss_from(item_space(r.lm, x_ND), batch)}
+        s_NI = self.scores_from(item_space(r.lm, x_ND), batch)
+        losses = {"candidates": self.loss_of(s_NI, batch)}
+        for term in self.terms:
+            losses |= term.losses(s_NI, batch, numbers)
+        return losses
 
     def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
-        """L_ce = - log softmax over all items of E W_out x. e_NE: W_out x."""
-        target_N = torch.as_tensor(targets_of(batch), device=e_NE.device)
-        return F.cross_entropy(self.scores_from(e_NE, batch), target_N - 1, reduction="sum")
+        """The same of other states. e_NE: W_out x."""
+        return self.loss_of(self.scores_from(e_NE, batch), batch)
+
+    def loss_of(self, s_NI: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
+        """L_ce = - log softmax over all items of E W_out x."""
+        target_N = torch.as_tensor(targets_of(batch), device=s_NI.device)
+        return F.cross_entropy(s_NI, target_N - 1, reduction="sum")
 
     def scores_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
         """E W_out x, the scores of all items (N, I), added to the backbone's with --residual. e_NE:
