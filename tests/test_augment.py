@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import stopped_runs
 import torch
-from commands import metrics_of
-from safetensors.torch import load_file, save_file
+from commands import same_run
+from ruled import Rule
+from safetensors.torch import load_file
 from stopped_runs import same, stop_and_resume
-from vector_runs import DISTIL, ranker_settings
+from vector_runs import DISTIL, TUNE, ranker_settings
 
 import distill
+import finetune
 from delrec.data.prepared import users
 from delrec.lm import augment
 from delrec.lm.augment import MadeWindows
@@ -20,81 +22,7 @@ from delrec.lm.rps import soft_target
 from delrec.lm.text import ITEM
 from delrec.metrics import agreement, kendall
 
-LEARN = (
-    "--tasks rps --samples 1280 --batch 16 --micro 16 --lr 0.02 --lr-maps 0.01 --evals 1 "
-    "--val-samples 0 --history 10"
-)
 SHORT = "--samples 32 --evals 1 --lr 0.01 --augment all --soft 2"
-
-N, KNOWN, SEEN = 120, 16, 10  # items; those of people; those that are shown in training
-
-
-def steps_from(last: int) -> np.ndarray:
-    """How far each item 0..N stands behind the one after `last`: round the circle of 1..KNOWN or
-    that of the others, whichever holds it, and then round the other."""
-    item = np.arange(N + 1)
-    inner = item <= KNOWN
-    n, first = (KNOWN, 1) if last <= KNOWN else (N - KNOWN, KNOWN + 1)
-    own = inner == (last <= KNOWN)
-    return np.where(own, (item - last - 1) % n, n + (item - first) % N)
-
-
-class Rule:
-    """A backbone that names the next number, then the one after it."""
-
-    history = 10
-
-    def scores(self, olds):
-        y_BI = torch.tensor(np.stack([-steps_from(int(old[-1])) for old in olds])).float()
-        y_BI[:, 0] = -torch.inf
-        return y_BI
-
-    def on(self, device):
-        return self
-
-
-@pytest.fixture(scope="module")
-def half(make_data, tmp_path_factory):
-    """100 users of the items 1..10, and after them 27 of the items 1..16, in any order; what else
-    there is was looked at by nobody else."""
-    rng, rows = np.random.default_rng(0), [(f"once {i}", i, 0) for i in range(SEEN + 1, N + 1)]
-    for user in range(127):
-        of, begin = (SEEN, 10) if user < 100 else (KNOWN, 1000)
-        items = rng.choice(of, 10, replace=False) + 1
-        rows += [(user, i, begin + 10 * t + user % 7) for t, i in enumerate(items)]
-    titles = {i: f"Film {i}" for i in range(1, N + 1)}
-    return make_data(tmp_path_factory.mktemp("half"), rows, titles, "half")
-
-
-@pytest.fixture(scope="module")
-def ruled(half, make_backbone, tmp_path_factory):
-    """The rule's run folder, with vectors without meaning."""
-
-    def score(samples):
-        return np.stack([-steps_from(last) for last in half.items[np.asarray(samples) - 1]])
-
-    folder = make_backbone(tmp_path_factory.mktemp("ruled") / "rule", half, score)
-    e = torch.randn(N + 1, 32, generator=torch.Generator().manual_seed(0))
-    save_file({"item.weight": e, "bias": e[:, 0].clone()}, folder / "model.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def distilled(half, ruled, decoder, run, fp32, tmp_path_factory):
-    """distilled(options) -> what metrics.json says of an LM that learnt from the rule."""
-    home, found = tmp_path_factory.mktemp("prompts"), {}
-
-    def of(options):
-        if options not in found:
-            out = home / f"run{len(found)}"
-            where = f"--dataset {half.folder} --backbone {ruled} --llm {decoder} --out {out}"
-            with fp32(), pytest.MonkeyPatch.context() as patch:
-                patch.setattr(distill, "history_scorer", lambda run: Rule())
-                run(distill.main, f"{where} {DISTIL} {LEARN} {options}")
-            found[options] = metrics_of(out)
-        return found[options]
-
-    return of
 
 
 def made(data, way, backbone=None, **changes):
@@ -246,20 +174,20 @@ def test_the_soft_target_is_a_kl_of_the_best_and_the_rest():
     assert soft_target(torch.zeros(1, 4), few, 1.0) > 0.3
 
 
-def test_made_histories_teach_what_the_few_real_ones_do_not(distilled):
+def test_made_histories_teach_what_the_few_real_ones_do_not(of_rule):
     # RPS of held-out users, who see items that nobody saw in training; chance .1
-    plain, walks = distilled(""), distilled("--augment walk")
-    uniform = distilled("--augment random")
+    plain, walks = of_rule(""), of_rule("--augment walk")
+    uniform = of_rule("--augment random")
     assert walks["after"]["rps"] > plain["after"]["rps"] + 0.1
     assert uniform["after"]["rps"] < plain["after"]["rps"] - 0.1
     # a soft target tells more of the order than three items do
-    soft = distilled("--augment walk --soft 20")
+    soft = of_rule("--augment walk --soft 20")
     assert soft["agreement"]["kendall"] > walks["agreement"]["kendall"] + 0.1
     assert soft["agreement"]["same_first"] > walks["agreement"]["same_first"] + 0.1
 
 
-def test_agreement_is_what_the_probe_measures(distilled):
-    found = distilled("")["agreement"]
+def test_agreement_is_what_the_probe_measures(of_rule):
+    found = of_rule("")["agreement"]
     assert (found["n"], found["candidates"]) == (60, 15)
     a = np.array([[3.0, 2, 1], [1, 2, 3]])
     b = np.array([[9.0, 5, 7], [2, 4, 8]])
@@ -276,13 +204,26 @@ def to_made(toy, sasrec, decoder, on_cpu):
     return f"--dataset {toy.folder} --backbone {sasrec} --llm {decoder} {DISTIL} {SHORT}"
 
 
-def test_one_process_and_two_distil_the_same(to_made, run, two_processes, tmp_path):
-    run(distill.main, f"{to_made} --out {tmp_path}/one")
-    two_processes([("distill", [*to_made.split(), "--out", tmp_path / "two"])])
+def test_one_process_and_two_give_the_same(
+    to_made, half, ruled, decoder, run, two_processes, tmp_path
+):
+    # stage 2 that keeps lists too: to start two processes takes longest
+    where = f"--dataset {half.folder} --llm {decoder} --backbone {ruled}"
+    keeps = f"{where} {TUNE} --history 10 --keep-rps .5 --samples 64"
+    commands = {"made": (distill.main, to_made), "kept": (finetune.main, keeps)}
+    for name, (main, options) in commands.items():
+        run(main, f"{options} --out {tmp_path}/one-{name}")
+    two_processes(
+        [
+            ("distill", [*to_made.split(), "--out", tmp_path / "two-made"]),
+            ("finetune", [*keeps.split(), "--out", tmp_path / "two-kept"]),
+        ]
+    )
     for name in ("soft_prompt.safetensors", "items.safetensors"):
-        one, two = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
+        one, two = (load_file(tmp_path / f"{n}-made" / name) for n in ("one", "two"))
         for key in one:
             torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5)
+    same_run(tmp_path / "two-kept", tmp_path / "one-kept")
 
 
 def test_a_killed_run_goes_on_to_the_last_bit(to_made, tmp_path, monkeypatch):

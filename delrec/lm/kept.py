@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import users, with_lists
+from delrec.lm import soft_prompt
 from delrec.lm.lists import Lists, read_lists
 from delrec.lm.ranker import Ranker
 from delrec.lm.rps import listwise
@@ -26,7 +27,7 @@ from delrec.lm.text import digest
 from delrec.lm.windows import targets_of
 from delrec.runtime import stop
 
-LISTED = 10  # h, as many as stage 1 reads where nobody says it
+LISTED = 10  # h, where no prompt was distilled
 ENDS = 2 / 3  # share of the steps after which nothing is kept
 
 
@@ -78,11 +79,12 @@ class KeptLists:
 
 def terms_of(cfg: SimpleNamespace, r: Ranker, n_steps: int) -> list[KeptLists]:
     """What --keep-rps adds to the loss; nothing without it. cfg: keep_rps, keep_rps_permuted,
-    batch, dataset, seed."""
+    soft_prompt, input, backbone, batch, dataset, seed."""
     if not cfg.keep_rps:
         return []
     lists, train = lists_of(cfg, r), np.asarray(r.data.train)
-    ranked_nh = lists.train[:, :LISTED]
+    prompt_run = soft_prompt.prompt_run_of(cfg, r.data)
+    ranked_nh = lists.train[:, : getattr(prompt_run, "h", LISTED)]  # as many as stage 1 taught
     if cfg.keep_rps_permuted:
         ranked_nh = ranked_nh[rows_of_others(users(r.data, train), cfg.seed)]
     return [KeptLists(ranked_nh, train, cfg.keep_rps, cfg.batch, n_steps)]
