@@ -14,13 +14,14 @@ from vector_runs import DISTIL, TUNE, ranker_settings
 
 import distill
 import finetune
-from delrec.data.prepared import users
+from delrec.data.prepared import halves_of_validation, users
 from delrec.lm import augment
 from delrec.lm.augment import MadeWindows
-from delrec.lm.ranker import make_ranker
+from delrec.lm.ranker import make_ranker, open_run, score_samples
 from delrec.lm.rps import soft_target
 from delrec.lm.text import ITEM
 from delrec.metrics import agreement, kendall
+from delrec.runtime import load_run
 
 SHORT = "--samples 32 --evals 1 --lr 0.01 --augment all --soft 2"
 
@@ -65,7 +66,7 @@ def test_drop_leaves_out_a_fifth_and_keeps_the_order(toy):
     olds, known = made(toy, "drop").histories(np.arange(60)), in_training(toy)
     assert all(any(is_thinned(old.tolist(), whole) for whole in known) for old in olds)
     assert not all(any(is_part(old.tolist(), whole) for whole in known) for old in olds)
-    runs = [len(made(toy, "drop").run(np.random.default_rng([0, 7, i]))) for i in range(60)]
+    runs = [len(made(toy, "drop").stretch(np.random.default_rng([0, 7, i]))) for i in range(60)]
     assert 0.1 < 1 - np.sum([len(old) for old in olds]) / np.sum(runs) < 0.3
     assert min(map(len, olds)) >= 3
 
@@ -186,13 +187,15 @@ def test_made_histories_teach_what_the_few_real_ones_do_not(of_rule):
     assert soft["agreement"]["same_first"] > walks["agreement"]["same_first"] + 0.1
 
 
-def test_agreement_is_what_the_probe_measures(of_rule):
-    found = of_rule("")["agreement"]
-    assert (found["n"], found["candidates"]) == (60, 15)
-    a = np.array([[3.0, 2, 1], [1, 2, 3]])
-    b = np.array([[9.0, 5, 7], [2, 4, 8]])
-    assert kendall(a, b).tolist() == pytest.approx([1 / 3, 1])
-    assert agreement(a, b).tolist() == [1, 1]
+def test_agreement_is_over_the_stored_candidates_of_validation(of_rule, half, ruled, alone, on_cpu):
+    found = of_rule("")
+    r, _ = open_run(load_run(found["folder"], half), half, torch.device("cpu"))
+    which, _ = halves_of_validation(half)
+    s_nC = score_samples(r, "val", which, 15, alone)
+    y_nC = np.load(ruled / "scores_val_15.npy")[which]
+    want = {"same_first": agreement(s_nC, y_nC).mean(), "kendall": kendall(s_nC, y_nC).mean()}
+    said = {"n": len(which), "candidates": 15}
+    assert found["agreement"] == pytest.approx(want | said, abs=1e-6)
 
 
 # ---------------------------------------------------------------- what a run promises

@@ -84,18 +84,20 @@ class MadeWindows:
     ):
         """known: the training samples (places in data.train) of whose users histories are made.
         cfg: augment, history, h, seed."""
-        self.data, self.backbone, self.L, self.seed = data, backbone, cfg.history, cfg.seed
+        self.data, self.backbone = data, backbone
+        self.L, self.seed = cfg.history, cfg.seed
         self.ways = WAYS if cfg.augment == "all" else (cfg.augment,)
         places = np.sort(np.asarray(data.train)[known])
         user_n = users(data, places)
         # a user's items up to the last training target: what comes later is never shown
         last_n = places[np.searchsorted(user_n, user_n, side="right") - 1]
-        self.first_n, self.n_n = data.ptr[user_n], last_n - data.ptr[user_n] + 1
-        long_n = self.n_n >= SHORTEST
-        self.first_n, self.n_n = self.first_n[long_n], self.n_n[long_n]
-        if not len(self.n_n) or cfg.history < SHORTEST:
+        first_n = data.ptr[user_n]
+        length_n = last_n - first_n + 1
+        long_n = length_n >= SHORTEST
+        self.first_n, self.length_n = first_n[long_n], length_n[long_n]
+        if not long_n.any() or cfg.history < SHORTEST:
             stop(
-                f"--augment makes histories of runs of {SHORTEST} items, but no user of "
+                f"--augment makes histories of stretches of {SHORTEST} items, but no user of "
                 f"{data.name} has as many in training, or --history {cfg.history} shows fewer; "
                 "leave it out"
             )
@@ -119,7 +121,7 @@ class MadeWindows:
         made, walks = [], []
         for i, number in enumerate(which.tolist()):
             rng, way = np.random.default_rng([self.seed, 7, number]), number % len(self.ways)
-            whole = self.run(rng)
+            whole = self.stretch(rng)
             if self.ways[way] == "walk":
                 walks.append((i, len(whole), rng))
                 made.append(whole[: len(whole) - len(whole) // 2])
@@ -128,38 +130,38 @@ class MadeWindows:
         self.walk(made, walks)
         return made
 
-    def run(self, rng: np.random.Generator) -> np.ndarray:
+    def stretch(self, rng: np.random.Generator) -> np.ndarray:
         """At most L items that followed one another, of a user who is drawn by training samples, as
         they are in windows."""
-        n = rng.integers(len(self.n_n))
-        length = min(self.L, int(self.n_n[n]))
-        first = self.first_n[n] + rng.integers(self.n_n[n] - length + 1)
+        n = rng.integers(len(self.length_n))
+        length = min(self.L, int(self.length_n[n]))
+        first = self.first_n[n] + rng.integers(self.length_n[n] - length + 1)
         return self.data.items[first : first + length].astype(np.int64)
 
     def crop(self, whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A part of a run, of at least 3 items."""
+        """A part of a stretch, of at least 3 items."""
         n = rng.integers(SHORTEST, len(whole) + 1)
         first = rng.integers(len(whole) - n + 1)
         return whole[first : first + n]
 
     def drop(self, whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A run without each of its items with probability .2; three stay."""
+        """A stretch without each of its items with probability .2; three stay."""
         luck = rng.random(len(whole))
         return whole[luck >= min(DROPPED, np.sort(luck)[-SHORTEST])]
 
     def splice(self, whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The first half of a run, and the second half of another, of whom it has not yet."""
-        first, other = whole[: len(whole) // 2], self.run(rng)
+        """The first half of a stretch and the second half of another, no item twice."""
+        first, other = whole[: len(whole) // 2], self.stretch(rng)
         second = other[len(other) // 2 :]
         return np.concatenate([first, second[~np.isin(second, first)]])
 
     def random(self, whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """As many items as a run has, uniform (the control: does what is in a history matter?)."""
+        """As many items as a stretch has, uniform (the control: does what is in a history matter?)."""
         return rng.choice(self.data.n_items, len(whole), replace=False) + 1
 
     def walk(self, made: list[np.ndarray], walks: list[tuple]) -> None:
         """Lets the backbone go on with some of the histories: the next item is drawn from
-        P(i) = softmax(y)_i over the items that are not in it, until it is as long as its run was.
+        P(i) = softmax(y)_i over the items that are not in it, until it is as long as its stretch was.
         walks: (place in `made`, that length, generator)."""
         while walks := [walk for walk in walks if len(made[walk[0]]) < walk[1]]:
             y_BI = scores_of_new(self.backbone, [made[i] for i, *_ in walks]).double().cpu().numpy()
@@ -193,7 +195,8 @@ class Answered:
 
     def __init__(self, r: Ranker, backbone: BackboneScores, cfg: SimpleNamespace):
         """cfg: h, soft."""
-        self.r, self.backbone, self.h, self.T = asking(r, "rps"), backbone, cfg.h, cfg.soft
+        self.r, self.backbone = asking(r, "rps"), backbone
+        self.h, self.T = cfg.h, cfg.soft
 
     def reads(self, windows: list[MadeWindow]) -> int:
         """The number that the sum of the losses is divided by."""
