@@ -12,13 +12,15 @@ from vector_runs import TUNE
 
 import finetune
 from delrec.data.prepared import users
+from delrec.evaluation.paper import paper_method
+from delrec.evaluation.rows import note_of
 from delrec.lm import kept
 from delrec.lm.ranker import open_run, score_and_rank
 from delrec.lm.windows import WindowPrompt
 from delrec.runtime import load_run
 
 CPU = torch.device("cpu")
-LONG = "--samples 960 --batch 16 --micro 16 --evals 1 --lr-maps 0.01"  # 30 steps
+LONG = "--samples 640 --batch 16 --micro 16 --evals 1 --lr-maps 0.01"  # 30 steps
 
 
 @pytest.fixture(scope="module")
@@ -111,18 +113,27 @@ def test_stage_2_stays_near_the_backbone_by_its_lists_and_not_by_another_s(tune,
     by_lists = near(tune("--keep-rps 3"))
     by_others = near(tune("--keep-rps 3 --keep-rps-permuted"))
     assert taught > 0.7
-    assert by_lists > max(gone, by_others) + 0.2
+    assert by_lists > max(gone, by_others) + 0.15
 
 
 def test_the_log_tells_what_is_kept(tune):
     log = log_of(tune("--keep-rps 3"))
     kept_n = [line.get("rps", 0.0) for line in log]
-    assert kept_n[0] > 4 and all(x > 0 for x in kept_n[:40]) and not any(kept_n[40:])
+    assert kept_n[0] > 4 and all(x > 0 for x in kept_n[:27]) and not any(kept_n[27:])
     assert all(line["loss"] == pytest.approx(line["candidates"] + x, 1e-4) for line, x in
                zip(log, kept_n))  # fmt: skip
     plain = log_of(tune(""))
     assert plain[0]["loss"] == pytest.approx(log[0]["candidates"], 1e-5)
     assert "rps" not in plain[0]
+
+
+def test_a_table_says_what_was_kept_and_counts_none_of_it_as_the_paper_s(tune, of_rule):
+    runs = [load_run(tune(f"--keep-rps 3{more}")) for more in ("", " --keep-rps-permuted")]
+    assert "kept near its backbone's lists (l 3)" in note_of(runs[0])
+    assert "kept near another user's lists (l 3)" in note_of(runs[1])
+    made = load_run(of_rule("--augment walk")["folder"])
+    assert "made histories (walk)" in note_of(made)
+    assert [paper_method(run) for run in (*runs, made, load_run(tune("")))] == [None] * 4
 
 
 # ---------------------------------------------------------------- what a run promises

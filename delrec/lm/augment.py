@@ -156,12 +156,12 @@ class MadeWindows:
         return np.concatenate([first, second[~np.isin(second, first)]])
 
     def random(self, whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """As many items as a stretch has, uniform (the control: does what is in a history matter?)."""
+        """As many items as a stretch has, uniform: the control."""
         return rng.choice(self.data.n_items, len(whole), replace=False) + 1
 
     def walk(self, made: list[np.ndarray], walks: list[tuple]) -> None:
         """Lets the backbone go on with some of the histories: the next item is drawn from
-        P(i) = softmax(y)_i over the items that are not in it, until it is as long as its stretch was.
+        P(i) = softmax(y)_i over the items that are not in it, until it is as long as its stretch.
         walks: (place in `made`, that length, generator)."""
         while walks := [walk for walk in walks if len(made[walk[0]]) < walk[1]]:
             y_BI = scores_of_new(self.backbone, [made[i] for i, *_ in walks]).double().cpu().numpy()
