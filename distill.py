@@ -309,6 +309,7 @@ def main(ctx: click.Context, **config) -> None:
     made = prompt_training.made_with(cfg, ranks, r, lists)
     moving = prompt_training.Moving(cfg, r)
     params, quiz = moving.params, prompt_training.quiz_of(cfg, r, lists)
+    nearness = prompt_training.Nearness(cfg, data, lists.folder)
     out, record = common.start_run(folder, "distill", cfg, data, ranks)
     record["llm_fingerprint"] = r.lm.identity
 
@@ -365,7 +366,7 @@ def main(ctx: click.Context, **config) -> None:
     loop.close()
 
     moved.load_state_dict(best.weights)
-    near = quiz.agreement(cfg, r, lists.folder, ranks)
+    near = nearness.ask(r, ranks)
     if ranks.main:
         moving.write(out)
         result = {"n_ta": len(quiz.prompts.get("ta", [])), "n_rps": len(quiz.prompts["rps"])}

@@ -94,12 +94,11 @@ class Moving:
 
 
 class Quiz:
-    """The validation prompts of both tasks, {"ta": .., "rps": ..}, of the samples `which`, and what
-    the LM scored on them before training. A part of a checkpoint."""
+    """The validation prompts of both tasks, {"ta": .., "rps": ..}, and what the LM scored on them
+    before training. A part of a checkpoint."""
 
-    def __init__(self, prompts: dict[str, list[Question]], which: np.ndarray, chance: float):
-        self.prompts, self.which, self.chance = prompts, which, chance
-        self.before = None
+    def __init__(self, prompts: dict[str, list[Question]], chance: float):
+        self.prompts, self.chance, self.before = prompts, chance, None
 
     def state_dict(self) -> dict:
         """What the LM scored before training."""
@@ -124,21 +123,6 @@ class Quiz:
             print(f"{name}: {', '.join(said)}, chance {self.chance:.3f}", flush=True)
         return found
 
-    def agreement(
-        self, cfg: SimpleNamespace, r: Ranker, backbone_run: Path, ranks: Ranks
-    ) -> dict[str, float]:
-        """How near the LM's ranking of the stored candidates is to the backbone's on these samples,
-        as evaluate.py --probe measures it; nothing where the backbone stored no scores of them."""
-        stored = [C for C in (cfg.C, STORED) if (backbone_run / f"scores_val_{C}.npy").exists()]
-        if not stored:
-            return {}
-        C, n_all = stored[0], len(r.data.val)
-        y_nC = read_npy(backbone_run / f"scores_val_{C}.npy", (n_all, C))[self.which]
-        s_nC = score_samples(r, "val", self.which, C, ranks, name="agreement")
-        near = {"same_first": agreement(s_nC, y_nC), "kendall": kendall(s_nC, y_nC)}
-        found = {name: float(value_n.mean()) for name, value_n in near.items()}
-        return found | {"n": len(self.which), "candidates": C}
-
     def quality(self, found: dict[str, float], tasks: str) -> tuple[float]:
         """Minus the sum of the losses of the tasks that are trained ("both", "ta" or "rps")."""
         return (-sum(found[f"{task}_loss"] for task in self.prompts if tasks in ("both", task)),)
@@ -146,8 +130,7 @@ class Quiz:
 
 def quiz_of(cfg: SimpleNamespace, r: Ranker, lists: Lists) -> Quiz:
     """The validation prompts of both tasks, always the same ones of the first half, as a Quiz."""
-    first, _ = halves_of_validation(r.data)
-    which = first[subset(len(first), cfg.val_samples, cfg.seed)]
+    which = asked_of_validation(cfg, r.data)
     top_nh = lists.top("val", which, cfg.h)
     ta, rps = tasks_of(r, r.data.val[which], top_nh, cfg, cfg.seed)
     if not ta and cfg.tasks != "rps":
@@ -155,7 +138,36 @@ def quiz_of(cfg: SimpleNamespace, r: Ranker, lists: Lists) -> Quiz:
             f"no validation history has the {cfg.a + 2} items Temporal Analysis needs; lower --a "
             f"{cfg.a}, raise --val-samples {cfg.val_samples}, or leave it out with --tasks rps"
         )
-    return Quiz({"ta": ta, "rps": rps} if ta else {"rps": rps}, which, 1 / cfg.C)
+    return Quiz({"ta": ta, "rps": rps} if ta else {"rps": rps}, 1 / cfg.C)
+
+
+def asked_of_validation(cfg: SimpleNamespace, data: Data) -> np.ndarray:
+    """The validation samples (places in data.val) that stage 1 asks about, of the first half."""
+    first, _ = halves_of_validation(data)
+    return first[subset(len(first), cfg.val_samples, cfg.seed)]
+
+
+class Nearness:
+    """How near an LM's ranking of validation samples is to the backbone's, over stored candidates:
+    what evaluate.py --probe measures."""
+
+    def __init__(self, cfg: SimpleNamespace, data: Data, backbone_run: Path):
+        """Reads the backbone's scores; a folder of lists alone has none."""
+        self.which, self.y_nC = asked_of_validation(cfg, data), None
+        for C in (cfg.C, STORED):
+            path = backbone_run / f"scores_val_{C}.npy"
+            if self.y_nC is None and path.exists():
+                self.y_nC = np.asarray(read_npy(path, (len(data.val), C))[self.which])
+
+    def ask(self, r: Ranker, ranks: Ranks) -> dict[str, float]:
+        """Means over the samples; nothing without the backbone's scores."""
+        if self.y_nC is None:
+            return {}
+        n, C = self.y_nC.shape
+        s_nC = score_samples(r, "val", self.which, C, ranks, name="agreement")
+        near = {"same_first": agreement(s_nC, self.y_nC), "kendall": kendall(s_nC, self.y_nC)}
+        means = {name: float(value_n.mean()) for name, value_n in near.items()}
+        return means | {"n": n, "candidates": C}
 
 
 def accuracy_of(r: Ranker, prompts: list[Question], ranks: Ranks, name: str) -> tuple[float, float]:
