@@ -31,18 +31,20 @@ from lion_pytorch import Lion
 
 import common
 from common import ABOVE_0, FROM_0, WHOLE
+from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import with_lists
-from delrec.lm import crossfit, differences, items, prompt_training
+from delrec.lm import augment, crossfit, differences, items, options, prompt_training
 from delrec.lm.balance import Balance
 from delrec.lm.lists import Lists, read_lists, said_of_folds
 from delrec.lm.model import located
 from delrec.lm.questions import TASKS, Question, tasks_of
 from delrec.lm.ranker import Ranker, asking
 from delrec.lm.reading import read, read_examples, read_prefix
+from delrec.lm.rps import listwise
 from delrec.lm.verbalizers import SCORES_ALL, loss_over_all, score
 from delrec.lm.windows import WindowPrompt, Windows, targets_of
 from delrec.processes import finish, sum_gradients, sum_over_ranks
-from delrec.runtime import described, stop, write_json
+from delrec.runtime import described, load_run, stop, write_json
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
 
@@ -70,6 +72,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], dataset: str) -> None:
             )
         # every item is scored from one state, in the space of the vectors
         cfg.verbalizer, cfg.show = "items", False
+    common.refuse(augment.faults(cfg))
     if cfg.tasks != "rps" and (cfg.a < 3 or cfg.a + 2 > cfg.history):
         stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
     if cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL:
@@ -147,10 +150,15 @@ class Lessons:
             taught = replace(r.data, train=train[have_lists])
             self.windows = Windows(taught, cfg.history, n, cfg.seed)
             self.order = row_of[self.windows.places]
+            self.asked_about = self.windows
             self.rps = Listed(r, lists.train[:, : cfg.h], row_of)
         else:
             self.windows, self.order = None, taught_n
             self.rps = Asked(r, "rps", cfg.loss)
+        if cfg.augment:  # RPS asks about other histories, TA about those of people
+            backbone = history_scorer(load_run(lists.folder, r.data)).on(r.lm.device)
+            self.asked_about = augment.MadeWindows(cfg, r.data, have_lists, backbone)
+            self.rps = augment.Answered(r, backbone, cfg)
         # the tasks that are asked in titles' prompts; windows ask RPS in their own
         tasks = TASKS if cfg.tasks == "both" else (cfg.tasks,)
         self.asked = tuple(task for task in tasks if task == "ta" or not self.windows)
@@ -168,26 +176,13 @@ class Lessons:
             ta.sort(key=lambda q: -len(q.tail))
             rps.sort(key=lambda q: -len(q.tail))
         if self.windows and cfg.tasks != "ta":
-            rps = self.windows.prompts(r, at)
+            rps = self.asked_about.prompts(r, at)
         return [(self.ta, ta), (self.rps, rps)]
 
     def trials(self) -> Iterator[tuple]:
         """Pairs (lesson's loss, prompts) that --micro auto tries; made when they are asked for."""
         batches = self.batches(np.arange(min(64, len(self.order))), self.cfg.seed)
         yield from ((lesson.loss, batch) for lesson, batch in batches if batch)
-
-
-def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:
-    """Plackett-Luce: minus the mean log probability of drawing r_1..r_h in their order, each from
-    the items that are not yet drawn: (N,). s_NI: scores of the items 1..I; ranked_Nh: int64, items.
-    With h = 1 it is the cross-entropy of r_1 over the catalogue.
-    """
-    at = ranked_Nh - 1
-    s_Nh = s_NI.gather(1, at)
-    rest_N = s_NI.scatter(1, at, -torch.inf).logsumexp(1)
-    # log sum over r_m..r_h and all that are not listed
-    left_Nh = torch.logaddexp(rest_N[:, None], s_Nh.flip(1).logcumsumexp(1).flip(1))
-    return (left_Nh - s_Nh).mean(1)
 
 
 # ---------------------------------------------------------------- the script
@@ -251,6 +246,7 @@ def listwise(s_NI: torch.Tensor, ranked_Nh: torch.Tensor) -> torch.Tensor:
     help="cross-entropy over the candidates, or over all items (the paper; --verbalizer mean or "
     "first)",
 )
+@common.options(*options.augment)
 @click.option(
     "--balance",
     default="gradnorm",
@@ -306,11 +302,14 @@ def main(ctx: click.Context, **config) -> None:
     cfg.llm = located(cfg.llm)
     lists = read_lists(cfg.backbone, data, f"--dataset {cfg.dataset}")
     common.say(ranks, said_of_folds(lists.folder, lists.folds, lists.learnt))
+    if cfg.augment:
+        common.say(ranks, augment.said(cfg, lists.folder))
     crossfit.settle_folds(cfg, data)
     r = prompt_training.open_frozen(cfg, data, ranks, lists)
     made = prompt_training.made_with(cfg, ranks, r, lists)
     moving = prompt_training.Moving(cfg, r)
     params, quiz = moving.params, prompt_training.quiz_of(cfg, r, lists)
+    nearness = prompt_training.Nearness(cfg, data, lists.folder)
     out, record = common.start_run(folder, "distill", cfg, data, ranks)
     record["llm_fingerprint"] = r.lm.identity
 
@@ -367,10 +366,12 @@ def main(ctx: click.Context, **config) -> None:
     loop.close()
 
     moved.load_state_dict(best.weights)
+    near = nearness.ask(r, ranks)
     if ranks.main:
         moving.write(out)
         result = {"n_ta": len(quiz.prompts.get("ta", [])), "n_rps": len(quiz.prompts["rps"])}
         result |= {"before": quiz.before, "after": best.found["after"], "best_step": best.step}
+        result |= {"agreement": near}
         write_json(out / "metrics.json", {"chance": 1 / cfg.C, **result})
         known = {key: r.settings[key] for key in ("backbone", "backbone_run", "backbone_digest")}
         record |= {"settings": r.settings, **known, "lm_share": loop.lm_share()}
@@ -378,7 +379,7 @@ def main(ctx: click.Context, **config) -> None:
         record["started"] -= loop.earlier  # what it took before it was killed counts too
         common.finish_run(folder, record)
         rate = loop.counts["prompts"] / loop.spent["steps"]
-        prompt_training.print_result(folder, record, quiz, best.found["after"], rate)
+        prompt_training.print_result(folder, record, quiz, (best.found["after"], near), rate)
     finish(ranks)
 
 

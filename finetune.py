@@ -41,6 +41,7 @@ from delrec.lm import (
     ensemble,
     hints,
     items,
+    kept,
     layers,
     options,
     residual,
@@ -68,7 +69,7 @@ from delrec.runtime import described
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
 
-PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "kd")  # of the loss
+PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "kd", "rps")  # of the loss
 # what --paper sets (DELRec, section V); ours, chosen on ml-100k, are the defaults of the options
 PAPER = dict(history=10, verbalizer="mean", show=True, instruct=True, order="shuffled")
 PAPER |= dict(loss="catalogue", adapt="qv", lr=1e-4, calibrate=False)
@@ -136,7 +137,7 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
         ),
     ]
     faults += [*items.faults(cfg), *soft_prompt.faults(cfg), *slmrec.faults(cfg)]
-    faults += [*ensemble.faults(cfg), *averaged.faults(cfg)]
+    faults += [*ensemble.faults(cfg), *averaged.faults(cfg), *kept.faults(cfg)]
     refuse([*faults, *summaries.faults(cfg), *hints.faults(cfg), *residual.faults(cfg)])
 
 
@@ -150,8 +151,11 @@ class ByTitles:
         self.r, self.loss = r, cfg.loss
         stop_unless_lm_can(r.lm, cfg.loss)
 
-    def losses(self, batch: list[samples.Example]) -> dict[str, torch.Tensor]:
-        """The parts of the loss as sums over the examples of a batch."""
+    def losses(
+        self, batch: list[samples.Example], numbers: np.ndarray | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The parts of the loss as sums over the examples of a batch. numbers: theirs, which no
+        part asks for."""
         r, losses = self.r, {}
         start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
         tails, at = [e.tail for e in batch], [e.at for e in batch]
@@ -201,6 +205,13 @@ class ByTitles:
         return np.stack([e.cand for e in batch]), truth_B
 
 
+def task_of(r: Ranker, cfg: SimpleNamespace, n_steps: int) -> ByTitles | ByVectors:
+    """What a sample asks: one title among some, or each next item of a window among all."""
+    if cfg.input == "ids":
+        return ByVectors(r, ensemble.opened(cfg, r), kept.terms_of(cfg, r, n_steps))
+    return ByTitles(r, cfg)
+
+
 # ---------------------------------------------------------------- the script
 
 
@@ -239,7 +250,7 @@ class ByTitles:
 @common.options(*options.vectors)
 @common.prompt_options
 @common.options(*options.summary, *options.slmrec, *options.adalora, *options.residual)
-@common.options(*options.ensemble, *options.averaged)
+@common.options(*options.ensemble, *options.averaged, *options.kept)
 # training
 @click.option(
     "--from",
@@ -298,7 +309,7 @@ def main(ctx: click.Context, **config) -> None:
     common.say_paper(cfg, differences.STAGE_2, ranks)
     n_steps = cfg.samples // cfg.batch
     r, teacher, maps = student.open_student(cfg, data, ranks, origins, history_scorer)
-    task = ByVectors(r, ensemble.opened(cfg, r)) if cfg.input == "ids" else ByTitles(r, cfg)
+    task = task_of(r, cfg, n_steps)
     blocks = slmrec.BlockLosses(r.lm, maps, cfg) if cfg.teacher or cfg.lambda_ms else None
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun
@@ -322,7 +333,7 @@ def main(ctx: click.Context, **config) -> None:
 
     def losses_of(examples, numbers=None):
         """The parts of the loss as sums over the reads; numbers: the examples', for the teacher."""
-        losses = task.losses(examples)
+        losses = task.losses(examples, numbers)
         return losses | blocks.losses(task, examples, numbers) if blocks else losses
 
     def validated(done: int) -> dict[str, float]:
@@ -348,7 +359,8 @@ def main(ctx: click.Context, **config) -> None:
         steps.set_learning_rates(optimiser, share)
         adapter.train()
         steps.zero_gradients(params)
-        totals = steps.Totals(PARTS if cfg.loss == "both" or blocks or cfg.kd else ())
+        several = cfg.loss == "both" or blocks or cfg.kd or cfg.keep_rps
+        totals = steps.Totals(PARTS if several else ())
         for rows, weight in steps.micro_batches(cfg.batch, micro, ranks, cfg.shard):
             steps.seed_dropout(cfg.seed, step, rows.start)
             losses = losses_of(batch.examples[rows], batch.at[rows])

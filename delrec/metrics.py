@@ -44,3 +44,27 @@ def metrics(
 def chance(C: int, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
     """The metrics of constant scores over C candidates."""
     return {m: float(v[0]) for m, v in metrics([0], [C - 1], ks).items()}
+
+
+# ---------------------------------------------------------------- how near two rankings are
+
+
+def kendall(a_nC: np.ndarray, b_nC: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of each row of two scores (n, C): 1 the same order, 0 no relation, -1 the
+    reverse; pairs tied in one count for half its weight.
+    """
+    i, j = np.triu_indices(a_nC.shape[1], 1)
+    x, y = np.sign(a_nC[:, i] - a_nC[:, j]), np.sign(b_nC[:, i] - b_nC[:, j])
+    return (x * y).sum(1) / np.maximum(np.sqrt((x != 0).sum(1) * (y != 0).sum(1)), 1)
+
+
+def agreement(a_nC: np.ndarray, b_nC: np.ndarray) -> np.ndarray:
+    """How far two scores agree on the first place (n,): 1 if both name the same one candidate, less
+    where first places are tied.
+    """
+
+    def first(score_nC):
+        is_first_nC = score_nC == score_nC.max(1, keepdims=True)
+        return is_first_nC / is_first_nC.sum(1, keepdims=True)
+
+    return np.minimum(first(a_nC), first(b_nC)).sum(1)

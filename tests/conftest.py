@@ -24,6 +24,7 @@ pytest_plugins = [
     "tuning",
     "kinds",
     "vector_runs",
+    "ruled",
     "recipe_runs",
     "copiers",
     "recommenders",

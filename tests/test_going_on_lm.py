@@ -292,6 +292,7 @@ def test_a_stopped_run_is_not_continued_from_another_adapter(job, tmp_path, monk
         ("--lambda-ms .1", "--lambda-ms and --from were given"),
         ("--without-fold 0", "--without-fold and --from were given.*learnt of all users"),
         ("--residual backbone", "--residual and --from were given.*a backbone that went on has no"),
+        ("--keep-rps .3", "--keep-rps and --from were given.*went on has no folds"),
         ("--paper", "--paper and --from were given.*its own choices stay"),
         ("--samples 4", "--samples 4 are not a step of --batch 8"),
         ("--from nothing/here", "nothing/here is no run folder"),

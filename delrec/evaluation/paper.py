@@ -79,10 +79,11 @@ def paper_method(run: Run) -> str | None:
 
 
 def is_control(run: Run) -> bool:
-    """True for an LM with random weights, one that was trained whole, or one whose scores are added
-    to its backbone's: no method of DELRec's."""
+    """True for an LM with random weights, one that was trained whole, or one that our own flags
+    taught: no method of DELRec's."""
     whole = getattr(run, "adapt", None) == "all"
-    return seed_and_name(run.llm)[0] is not None or whole or bool(getattr(run, "residual", None))
+    ours = any(getattr(run, key, None) for key in ("residual", "keep_rps", "augment"))
+    return seed_and_name(run.llm)[0] is not None or whole or ours
 
 
 def variant(run: Run) -> str | None:
@@ -103,6 +104,8 @@ def variant(run: Run) -> str | None:
     if getattr(run, "lr_prompt", 0):
         return "w ULSR"
     distilled = stage_1(run)
+    if distilled.get("augment"):
+        return None
     if distilled.get("tasks") in OF_ONE_TASK:
         return OF_ONE_TASK[distilled["tasks"]]
     return "w UDPSM" if distilled.get("lr_lm") else f"DELRec ({run.settings['backbone']})"

@@ -26,6 +26,7 @@ from delrec.lm.hints import listing
 from delrec.lm.model import LM
 from delrec.lm.ranker import Ranker, make_ranker, open_run, score_samples
 from delrec.lm.text import random_soft_prompt, token_scale
+from delrec.metrics import agreement, kendall
 from delrec.processes import Ranks
 from delrec.runtime import Run, load_run, read_npy, stop, write_json
 from delrec.training.log import Log
@@ -35,30 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 24  # prompts whose attention is looked at
-
-
-# ---------------------------------------------------------------- how near two rankings are
-
-
-def kendall(a_nC: np.ndarray, b_nC: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b of each row of two scores (n, C): 1 the same order, 0 no relation, -1 the
-    reverse; pairs tied in one count for half its weight.
-    """
-    i, j = np.triu_indices(a_nC.shape[1], 1)
-    x, y = np.sign(a_nC[:, i] - a_nC[:, j]), np.sign(b_nC[:, i] - b_nC[:, j])
-    return (x * y).sum(1) / np.maximum(np.sqrt((x != 0).sum(1) * (y != 0).sum(1)), 1)
-
-
-def agreement(a_nC: np.ndarray, b_nC: np.ndarray) -> np.ndarray:
-    """How far two scores agree on the first place (n,): 1 if both name the same one candidate, less
-    where first places are tied.
-    """
-
-    def first(score_nC):
-        is_first_nC = score_nC == score_nC.max(1, keepdims=True)
-        return is_first_nC / is_first_nC.sum(1, keepdims=True)
-
-    return np.minimum(first(a_nC), first(b_nC)).sum(1)
 
 
 # ---------------------------------------------------------------- the vectors

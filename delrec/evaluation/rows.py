@@ -139,6 +139,8 @@ def note_of(run: Run) -> str:
             note += f", an MLP on the state of {Path(run.backbone_run).name}"
         return note
     parts = prompt_notes(run.settings)
+    if getattr(run, "augment", None):
+        parts.append(f"made histories ({run.augment})")
     if run.stage == "finetune":
         parts += tuning_notes(run)
     if getattr(run, "calibration", 0):
@@ -186,6 +188,9 @@ def tuning_notes(run: Run) -> list[str]:
     if getattr(run, "kd", None):
         whose = " of other samples" if run.kd_permute else ""
         notes.append(f"taught by {'+'.join(Path(name).name for name in run.kd)}{whose}")
+    if getattr(run, "keep_rps", 0):
+        whose = "another user's lists" if run.keep_rps_permuted else "its backbone's lists"
+        notes.append(f"kept near {whose} (l {run.keep_rps:g})")
     if getattr(run, "from_run", None):
         notes.append(f"went on from {Path(run.from_run).name}")
     if getattr(run, "pool", "stored") == "backbone":

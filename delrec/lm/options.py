@@ -1,4 +1,4 @@
-"""The options of finetune.py that one idea or one paper alone has."""
+"""The options of finetune.py and distill.py that one idea or one paper alone has."""
 
 import click
 
@@ -82,6 +82,25 @@ adalora = (
     ),
 )
 
+# stage 1 on histories that nobody has
+augment = (
+    click.option(
+        "--augment",
+        type=click.Choice(["all", "crop", "drop", "splice", "walk", "random"]),
+        help="with --input ids: RPS on histories that nobody has, answered by the backbone as it "
+        "goes. crop: a part of a user's; drop: without a fifth of the items; splice: half of one "
+        "user's, half of another's; walk: the backbone goes on from one; all: these in turn; "
+        "random: drawn items (a control)",
+    ),
+    click.option(
+        "--soft",
+        type=click.FloatRange(0, min_open=True),
+        metavar="T",
+        help="with --augment: RPS learns the backbone's softmax at temperature T over its best 100 "
+        "and the rest, not the order of its best --h",
+    ),
+)
+
 # on top of the backbone
 residual = (
     click.option(
@@ -148,6 +167,23 @@ averaged = (
         default=0.0,
         type=click.FloatRange(0, 0.95),
         help="with --input ids: share of the history items whose vector a training prompt lacks",
+    ),
+)
+
+# stage 1's lists in stage 2
+kept = (
+    click.option(
+        "--keep-rps",
+        default=0.0,
+        type=click.FloatRange(0),
+        metavar="L",
+        help="with --input ids: weight of stage 1's loss on the backbone's lists beside stage 2's, "
+        "falling to 0 at two thirds of the steps; needs a backbone of train_backbone.py --folds",
+    ),
+    click.option(
+        "--keep-rps-permuted",
+        is_flag=True,
+        help="with --keep-rps: lists of another user (a control)",
     ),
 )
 

@@ -14,13 +14,23 @@ from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.lists import Lists, must_list
 from delrec.lm.model import load_lm
 from delrec.lm.questions import Question, tasks_of
-from delrec.lm.ranker import Ranker, asking, make_ranker, score_tails, settings_of
+from delrec.lm.ranker import (
+    Ranker,
+    asking,
+    make_ranker,
+    score_samples,
+    score_tails,
+    settings_of,
+)
 from delrec.lm.soft_prompt import save_soft_prompt
 from delrec.lm.text import digest, random_soft_prompt
+from delrec.metrics import agreement, kendall
 from delrec.processes import Ranks
-from delrec.runtime import follow_umask, stop
+from delrec.runtime import follow_umask, read_npy, stop
 from delrec.training import checkpoints
 from delrec.training.steps import groups_of
+
+STORED = 15  # candidates that every preparation stores
 
 
 def open_frozen(cfg: SimpleNamespace, data: Data, ranks: Ranks, lists: Lists) -> Ranker:
@@ -44,6 +54,8 @@ def open_frozen(cfg: SimpleNamespace, data: Data, ranks: Ranks, lists: Lists) ->
 def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, lists: Lists) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
+    if cfg.augment:  # the backbone itself is asked
+        made["backbone_digest"] = r.settings["backbone_digest"]
     made["backbone_lists"] = digest(torch.tensor(lists.train))
     if r.lm.items is not None:
         made["item_vectors"] = items.vectors_digest(r.lm)
@@ -118,8 +130,7 @@ class Quiz:
 
 def quiz_of(cfg: SimpleNamespace, r: Ranker, lists: Lists) -> Quiz:
     """The validation prompts of both tasks, always the same ones of the first half, as a Quiz."""
-    first, _ = halves_of_validation(r.data)
-    which = first[subset(len(first), cfg.val_samples, cfg.seed)]
+    which = asked_of_validation(cfg, r.data)
     top_nh = lists.top("val", which, cfg.h)
     ta, rps = tasks_of(r, r.data.val[which], top_nh, cfg, cfg.seed)
     if not ta and cfg.tasks != "rps":
@@ -128,6 +139,35 @@ def quiz_of(cfg: SimpleNamespace, r: Ranker, lists: Lists) -> Quiz:
             f"{cfg.a}, raise --val-samples {cfg.val_samples}, or leave it out with --tasks rps"
         )
     return Quiz({"ta": ta, "rps": rps} if ta else {"rps": rps}, 1 / cfg.C)
+
+
+def asked_of_validation(cfg: SimpleNamespace, data: Data) -> np.ndarray:
+    """The validation samples (places in data.val) that stage 1 asks about, of the first half."""
+    first, _ = halves_of_validation(data)
+    return first[subset(len(first), cfg.val_samples, cfg.seed)]
+
+
+class Nearness:
+    """How near an LM's ranking of validation samples is to the backbone's, over stored candidates:
+    what evaluate.py --probe measures."""
+
+    def __init__(self, cfg: SimpleNamespace, data: Data, backbone_run: Path):
+        """Reads the backbone's scores; a folder of lists alone has none."""
+        self.which, self.y_nC = asked_of_validation(cfg, data), None
+        for C in (cfg.C, STORED):
+            path = backbone_run / f"scores_val_{C}.npy"
+            if self.y_nC is None and path.exists():
+                self.y_nC = np.asarray(read_npy(path, (len(data.val), C))[self.which])
+
+    def ask(self, r: Ranker, ranks: Ranks) -> dict[str, float]:
+        """Means over the samples; nothing without the backbone's scores."""
+        if self.y_nC is None:
+            return {}
+        n, C = self.y_nC.shape
+        s_nC = score_samples(r, "val", self.which, C, ranks, name="agreement")
+        near = {"same_first": agreement(s_nC, self.y_nC), "kendall": kendall(s_nC, self.y_nC)}
+        means = {name: float(value_n.mean()) for name, value_n in near.items()}
+        return means | {"n": n, "candidates": C}
 
 
 def accuracy_of(r: Ranker, prompts: list[Question], ranks: Ranks, name: str) -> tuple[float, float]:
@@ -143,10 +183,11 @@ def accuracy_of(r: Ranker, prompts: list[Question], ranks: Ranks, name: str) -> 
 
 
 def print_result(
-    folder: Path, record: dict, quiz: Quiz, after: dict[str, float], rate: float
+    folder: Path, record: dict, quiz: Quiz, found: tuple[dict, dict], rate: float
 ) -> None:
-    """Prints what came of stage 1. rate: prompts a second in training."""
-    before = quiz.before
+    """Prints what came of stage 1. found: what the quiz says after training, and the agreement with
+    the backbone; rate: prompts a second in training."""
+    before, (after, near) = quiz.before, found
     print(
         f"\nStage 1, {record['backbone']} -> {record['k']} vectors of {record['llm']}; accuracy on "
         f"{len(quiz.prompts['rps'])} validation samples, {record['C']} candidates, chance "
@@ -157,15 +198,22 @@ def print_result(
             f"  {task.upper():4} before {before[task]:.3f}  after {after[task]:.3f}   "
             f"(n={len(prompts)})"
         )
+    if near:
+        print(
+            f"  agreement with {record['backbone']}: same first {near['same_first']:.3f} (chance "
+            f"{1 / near['candidates']:.3f}), Kendall's tau {near['kendall']:.3f} (n={near['n']}, "
+            f"{near['candidates']} candidates)"
+        )
     share = record["lm_share"]
     print(f"  {rate:.2f} prompts/s in training, {100 * share:.0f} % of the time in the LM")
     tasks = [(task, when) for task in quiz.prompts for when in ("before", "after")]
-    found = {"before": before, "after": after}
+    said = {"before": before, "after": after}
     result = {
         "stage": "distill",
         "out": str(folder),
         "chance": round(quiz.chance, 4),
-        **{f"{task}_{when}": round(found[when][task], 4) for task, when in tasks},
+        **{f"{task}_{when}": round(said[when][task], 4) for task, when in tasks},
+        **{name: round(near[name], 4) for name in ("same_first", "kendall") if near},
         "samples_per_second": round(rate, 2),
         "lm_share": share,
         "seconds": record["seconds"],

@@ -19,6 +19,7 @@ from delrec.lm import (
     ensemble,
     hints,
     items,
+    kept,
     layers,
     residual,
     slmrec,
@@ -147,7 +148,7 @@ def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, origins: Origins) -
         made["adapter"] = slmrec.adapter_digest(origins.start)
     if r.lm.items is not None:  # of a backbone, which may have been trained again meanwhile
         made["item_vectors"] = items.vectors_digest(r.lm)
-    return made
+    return made | kept.made_with(cfg, r)
 
 
 def trials(r: Ranker, seen: Windows | Histories, losses_of: Callable) -> Iterator[tuple]:

@@ -34,6 +34,7 @@ REFUSED = {
     "layers": "it keeps its layers",
     "lambda_ms": "what its inner blocks say is not asked",
     "without_fold": "it has learnt of all users",
+    "keep_rps": "a backbone that went on has no folds",
     "residual": "its scores are its own, and a backbone that went on has no folds",
     "paper": "its own choices stay",
 }

@@ -4,8 +4,9 @@ every item of it (E4SRec, arXiv 2312.02443).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -81,17 +82,22 @@ def window_prompts(
     targets = Ragged(target_BL[seq_BL > 0], of_padded(seq_BL).ptr)
     windows = zip(last, table_B, targets, in_tables(r.lm, tails, table_B), ats)
     for end, table, target, tail, at in windows:
-        if len(at) < len(target):
-            stop(
-                f"a window of {len(target)} items does not fit the prompt, {len(at)} do; raise "
-                "--max-tokens or lower --history"
-            )
+        must_fit(len(at), len(target))
         # a vector's state predicts the vector after it; the last one's is read at the mask
         inner = np.flatnonzero(target[:-1])
         place = end + 1 - len(target) + np.append(len(target) - 1, inner)
         item = r.data.items[place].astype(np.int64)
         batch.append(WindowPrompt(tail, at[inner + 1], place, item, np.full(len(item), table)))
     return batch
+
+
+def must_fit(shown: int, n: int) -> None:
+    """Stops where a prompt shows fewer items of a window than it has."""
+    if shown < n:
+        stop(
+            f"a window of {n} items does not fit the prompt, {shown} do; raise --max-tokens or "
+            "lower --history"
+        )
 
 
 def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
@@ -101,21 +107,36 @@ def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
     return np.concatenate([at_masks, *others]).astype(np.int64)
 
 
+class Term(Protocol):
+    """A further part of stage 2's loss, from the scores that the reads have anyway."""
+
+    def losses(
+        self, s_NI: torch.Tensor, batch: list, numbers: np.ndarray | None, /
+    ) -> dict[str, torch.Tensor]:
+        """{name: a sum over the reads of a batch}."""
+
+
 class ByVectors:
     """Each next item of a window among all I, scored by its vector (E4SRec)."""
 
-    def __init__(self, r: Ranker, ensemble: Ensemble | None = None):
-        self.r, self.ensemble = r, ensemble
+    def __init__(self, r: Ranker, ensemble: Ensemble | None = None, terms: Sequence[Term] = ()):
+        """ensemble: who shares the loss with the next item; terms: what is added to it."""
+        self.r, self.ensemble, self.terms = r, ensemble, terms
 
-    def losses(self, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
-        """The loss as a sum over the targets of a batch."""
+    def losses(
+        self, batch: list[WindowPrompt], numbers: np.ndarray | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The parts of the loss as sums over the targets of a batch. numbers: the windows', among
+        the training samples."""
         r = self.r
         x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), batch)
         s_NI = self.scores_from(item_space(r.lm, x_ND), batch)
-        ce = self.cross_entropy(s_NI, batch)
-        if self.ensemble is None:
-            return {"candidates": ce}
-        return self.ensemble.losses(ce, s_NI, targets_of(batch, "place"))
+        losses = {"candidates": self.cross_entropy(s_NI, batch)}
+        if self.ensemble:
+            losses = self.ensemble.losses(losses["candidates"], s_NI, targets_of(batch, "place"))
+        for term in self.terms:
+            losses |= term.losses(s_NI, batch, numbers)
+        return losses
 
     def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
         """L_ce from e = W_out x."""
