@@ -69,7 +69,6 @@ from delrec.runtime import described
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
 
-PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "kd", "rps")  # of the loss
 # what --paper sets (DELRec, section V); ours, chosen on ml-100k, are the defaults of the options
 PAPER = dict(history=10, verbalizer="mean", show=True, instruct=True, order="shuffled")
 PAPER |= dict(loss="catalogue", adapt="qv", lr=1e-4, calibrate=False)
@@ -359,8 +358,7 @@ def main(ctx: click.Context, **config) -> None:
         steps.set_learning_rates(optimiser, share)
         adapter.train()
         steps.zero_gradients(params)
-        several = cfg.loss == "both" or blocks or cfg.kd or cfg.keep_rps
-        totals = steps.Totals(PARTS if several else ())
+        totals = steps.Totals(student.parts_told(cfg))
         for rows, weight in steps.micro_batches(cfg.batch, micro, ranks, cfg.shard):
             steps.seed_dropout(cfg.seed, step, rows.start)
             losses = losses_of(batch.examples[rows], batch.at[rows])

@@ -44,6 +44,9 @@ from delrec.training.run_folders import finish_run
 from delrec.training.steps import forget_gradients, groups_of
 
 
+PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "kd", "rps")  # of the loss
+
+
 @dataclass
 class Origins:
     """The finished runs that stage 2 begins with; None where there is none of the kind."""
@@ -51,6 +54,12 @@ class Origins:
     teacher: Run | None  # --teacher
     prompt: Run | None  # whose soft prompt it takes
     start: Run | None  # --from
+
+
+def parts_told(cfg: SimpleNamespace) -> tuple[str, ...]:
+    """The parts of the loss that the log tells apart, where there may be several."""
+    several = cfg.loss == "both" or cfg.teacher or cfg.lambda_ms or cfg.kd or cfg.keep_rps
+    return PARTS if several else ()
 
 
 def open_student(
