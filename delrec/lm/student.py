@@ -43,7 +43,6 @@ from delrec.training.loop import Loop
 from delrec.training.run_folders import finish_run
 from delrec.training.steps import forget_gradients, groups_of
 
-
 PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "kd", "rps")  # of the loss
 
 
