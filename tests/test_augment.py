@@ -184,8 +184,8 @@ def test_made_histories_teach_what_the_few_real_ones_do_not(of_rule):
     assert walks["after"]["rps"] > plain["after"]["rps"] + 0.08
     assert uniform["after"]["rps"] < plain["after"]["rps"] - 0.1
     # a soft target tells more of the order than three items do
-    soft = of_rule("--augment walk --soft 20")
-    assert soft["agreement"]["kendall"] > walks["agreement"]["kendall"] + 0.1
+    soft = of_rule("--augment walk --soft 20 --samples 640")
+    assert soft["agreement"]["kendall"] > walks["agreement"]["kendall"] + 0.05
 
 
 def test_agreement_is_over_the_stored_candidates_of_validation(of_rule, half, ruled, alone, on_cpu):
