@@ -54,7 +54,7 @@ from delrec.lm.model import located
 from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read, read_prefix
 from delrec.lm.verbalizers import SCORES_ALL, letter_and_end, loss_over_all, score, verbalise
-from delrec.lm.windows import ByVectors, targets_of
+from delrec.lm.windows import targets_of
 from delrec.processes import Ranks, finish, sum_gradients
 from delrec.runtime import described
 from delrec.training import checkpoints, steps
@@ -291,7 +291,7 @@ def main(ctx: click.Context, **config) -> None:
     common.say_paper(cfg, differences.STAGE_2, ranks)
     n_steps = cfg.samples // cfg.batch
     r, teacher, maps = student.open_student(cfg, data, ranks, origins, history_scorer)
-    task = ByVectors(r, kept.terms_of(cfg, r, n_steps)) if cfg.input == "ids" else ByTitles(r, cfg)
+    task = student.by_vectors(cfg, r, n_steps) if cfg.input == "ids" else ByTitles(r, cfg)
     blocks = slmrec.BlockLosses(r.lm, maps, cfg) if cfg.teacher or cfg.lambda_ms else None
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun

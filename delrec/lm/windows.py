@@ -126,17 +126,17 @@ class ByVectors:
         r = self.r
         x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), batch)
         s_NI = self.scores_from(item_space(r.lm, x_ND), batch)
-        losses = {"candidates": self.loss_of(s_NI, batch)}
+        losses = {"candidates": self.cross_entropy(s_NI, batch)}
         for term in self.terms:
             losses |= term.losses(s_NI, batch, numbers)
         return losses
 
     def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
-        """The same of other states. e_NE: W_out x."""
-        return self.loss_of(self.scores_from(e_NE, batch), batch)
+        """L_ce from e = W_out x."""
+        return self.cross_entropy(self.scores_from(e_NE, batch), batch)
 
-    def loss_of(self, s_NI: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
-        """L_ce = - log softmax over all items of E W_out x."""
+    def cross_entropy(self, s_NI: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
+        """L_ce = - log softmax over all items of their scores s."""
         target_N = torch.as_tensor(targets_of(batch), device=s_NI.device)
         return F.cross_entropy(s_NI, target_N - 1, reduction="sum")
 
