@@ -16,7 +16,8 @@ number; what a step holds, and which --batch would fill them, is said at the sta
 
 --input ids (ours) distils in the form in which finetune.py --input ids reads: history items are
 vectors of the backbone (E4SRec), and the maps between them and the frozen LM are trained with P
-(items.safetensors). RPS then asks for the whole list r_1..r_h after every item of a window.
+(items.safetensors). RPS then asks for the whole list r_1..r_h after every item of a window, with
+--augment of a history that nobody has (delrec/lm/augment.py).
 """
 
 from collections.abc import Iterator

@@ -63,7 +63,7 @@ from delrec.lm.verbalizers import (
     stop_unless_lm_can,
     verbalise,
 )
-from delrec.lm.windows import ByVectors, targets_of
+from delrec.lm.windows import targets_of
 from delrec.processes import Ranks, finish, sum_gradients
 from delrec.runtime import described
 from delrec.training import checkpoints, steps
@@ -204,13 +204,6 @@ class ByTitles:
         return np.stack([e.cand for e in batch]), truth_B
 
 
-def task_of(r: Ranker, cfg: SimpleNamespace, n_steps: int) -> ByTitles | ByVectors:
-    """What a sample asks: one title among some, or each next item of a window among all."""
-    if cfg.input == "ids":
-        return ByVectors(r, ensemble.opened(cfg, r), kept.terms_of(cfg, r, n_steps))
-    return ByTitles(r, cfg)
-
-
 # ---------------------------------------------------------------- the script
 
 
@@ -308,7 +301,7 @@ def main(ctx: click.Context, **config) -> None:
     common.say_paper(cfg, differences.STAGE_2, ranks)
     n_steps = cfg.samples // cfg.batch
     r, teacher, maps = student.open_student(cfg, data, ranks, origins, history_scorer)
-    task = task_of(r, cfg, n_steps)
+    task = student.by_vectors(cfg, r, n_steps) if cfg.input == "ids" else ByTitles(r, cfg)
     blocks = slmrec.BlockLosses(r.lm, maps, cfg) if cfg.teacher or cfg.lambda_ms else None
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun

@@ -60,6 +60,8 @@ def test_a_crop_is_a_part_of_what_a_user_did_in_training(toy):
     assert all(any(is_part(old.tolist(), whole) for whole in known) for old in olds)
     assert {len(old) for old in olds} == set(range(3, 9))
     assert min(map(len, known)) < 14  # which most users go on after
+    windows = [-(-(len(whole) - 1) // 8) for whole in known if len(whole) > 2]
+    assert len(made(toy, "crop").first_n) == sum(windows) > len(windows)
 
 
 def test_drop_leaves_out_a_fifth_and_keeps_the_order(toy):
@@ -182,8 +184,8 @@ def test_made_histories_teach_what_the_few_real_ones_do_not(of_rule):
     assert walks["after"]["rps"] > plain["after"]["rps"] + 0.08
     assert uniform["after"]["rps"] < plain["after"]["rps"] - 0.1
     # a soft target tells more of the order than three items do
-    soft = of_rule("--augment walk --soft 20")
-    assert soft["agreement"]["kendall"] > walks["agreement"]["kendall"] + 0.1
+    soft = of_rule("--augment walk --soft 20 --samples 640")
+    assert soft["agreement"]["kendall"] > walks["agreement"]["kendall"] + 0.05
 
 
 def test_agreement_is_over_the_stored_candidates_of_validation(of_rule, half, ruled, alone, on_cpu):

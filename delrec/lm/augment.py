@@ -88,14 +88,14 @@ class MadeWindows:
         self.L, self.seed = cfg.history, cfg.seed
         self.ways = WAYS if cfg.augment == "all" else (cfg.augment,)
         places = np.sort(np.asarray(data.train)[known])
-        user_n = users(data, places)
+        user_U, targets_U = np.unique(users(data, places), return_counts=True)
         # a user's items up to the last training target: what comes later is never shown
-        last_n = places[np.searchsorted(user_n, user_n, side="right") - 1]
-        first_n = data.ptr[user_n]
-        length_n = last_n - first_n + 1
-        long_n = length_n >= SHORTEST
-        self.first_n, self.length_n = first_n[long_n], length_n[long_n]
-        if not long_n.any() or cfg.history < SHORTEST:
+        first_U, last_U = data.ptr[user_U], places[np.cumsum(targets_U) - 1]
+        length_U = last_U - first_U + 1
+        # once for each window that the user's targets fill
+        windows_U = np.where(length_U >= SHORTEST, -(-targets_U // cfg.history), 0)
+        self.first_n, self.length_n = (np.repeat(x, windows_U) for x in (first_U, length_U))
+        if not len(self.first_n) or cfg.history < SHORTEST:
             stop(
                 f"--augment makes histories of stretches of {SHORTEST} items, but no user of "
                 f"{data.name} has as many in training, or --history {cfg.history} shows fewer; "
@@ -131,8 +131,8 @@ class MadeWindows:
         return made
 
     def stretch(self, rng: np.random.Generator) -> np.ndarray:
-        """At most L items that followed one another, of a user who is drawn by training samples, as
-        they are in windows."""
+        """At most L items that followed one another, of a user who is drawn as often as windows
+        are cut from what the user did."""
         n = rng.integers(len(self.length_n))
         length = min(self.L, int(self.length_n[n]))
         first = self.first_n[n] + rng.integers(self.length_n[n] - length + 1)

@@ -34,7 +34,7 @@ from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
 from delrec.lm.samples import Histories, Validation
 from delrec.lm.text import digest, fingerprint
-from delrec.lm.windows import Windows
+from delrec.lm.windows import ByVectors, Windows
 from delrec.metrics import chance
 from delrec.processes import Ranks
 from delrec.runtime import Run, follow_umask, load_run, stop, write_npy
@@ -139,6 +139,11 @@ def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
         train = r.data.train[crossfit.seen_by(cfg, r.data, r.backbone_run)]
         return Windows(replace(r.data, train=train), cfg.history, n, cfg.seed)
     return Histories(cfg, r.data, r.backbone_run, n)
+
+
+def by_vectors(cfg: SimpleNamespace, r: Ranker, n_steps: int) -> ByVectors:
+    """What is asked of an LM on vectors, and what else its scores are held to."""
+    return ByVectors(r, ensemble.opened(cfg, r), kept.terms_of(cfg, r, n_steps))
 
 
 def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, origins: Origins) -> dict:
