@@ -19,7 +19,7 @@ class Control:
 
     layers: int = 0  # the first so many of them, all of whose weights train; 0: all, with adapters
     # of which one is chosen on validation
-    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
 
     @property
     def flags(self) -> list:
@@ -39,8 +39,8 @@ def control(plan: Plan) -> Path:
     weights, against its first 2 and 6 layers with random weights that are all trained, an MLP on
     the backbone's state, and the backbone, which answers out of fold; tested against the LM's row.
 
-    The transformers see the same windows, as many. The learning rate of each is the best of three
-    on validation (seed 0, a quarter of the budget), the MLP's too; the LM has its default.
+    The transformers see the same windows, as many. The learning rate of each is the best of some on
+    validation (seed 0, a quarter of the budget), the MLP's too; the LM has its default.
     """
     if plan.input != "ids":
         sys.exit("recipes: control is about LMs on item vectors; leave --input out")
