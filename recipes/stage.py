@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -67,13 +66,11 @@ def stage(folder: Path | None, *args: object, procs: int = 1, jobs: int = 1, job
     if folder is not None:
         mark = "meta.json" if folder.name == "export" else "config.json"
         settle(folder, mark)
-        begin = ["--resume"] if was_killed(folder) else []
         if (folder / mark).exists():
             reuse(folder, mark, args)
-            if not lacks_folds(folder, args):
-                return
-            begin = begin or ["--overwrite"]
-        args = [*args, *begin]
+            return
+        if was_killed(folder):
+            args = [*args, "--resume"]
     printed = f"{folder}.out" if jobs > 1 else None
     print(f"\n=== {typed(args, procs)}" + (f" > {printed}" if printed else ""), flush=True)
     began = time.time()
@@ -148,14 +145,9 @@ def reuse(folder: Path, mark: str, args: Sequence) -> None:
         print(f"=== {folder} is there", flush=True)
         return
     made = {"input": "titles", **config_of_run(folder)}
-    if lacks_folds(folder, args):
-        made["folds"] = value_of(args, "--folds")  # that is no reason to stop
     stop_if_made_otherwise(folder, made, args)
     stop_if_of_other_data(folder, made, args)
     print(f"=== {folder} is there", flush=True)
-    if lacks_folds(folder, args):
-        print("    but without folds, which are asked for: it is trained again", flush=True)
-        return
     if newer := made_before(folder, made):
         print(
             f"    but it was made before {' and '.join(newer)} was trained again; to make it anew: "
@@ -165,18 +157,6 @@ def reuse(folder: Path, mark: str, args: Sequence) -> None:
     unfinished = beside(folder, "unfinished")
     if (unfinished / "checkpoints").is_dir():
         print(f"    {unfinished}, which would replace it, was killed; it is left alone", flush=True)
-
-
-def lacks_folds(folder: Path, args: Sequence) -> bool:
-    """True for a finished backbone of an earlier recipe that nobody learnt from, where this command
-    asks for folds. Trained again it is the same model, and also answers out of fold."""
-    asked = value_of(args, "--folds") or 0
-    return int(asked) > 0 and not config_of_run(folder).get("folds")
-
-
-def value_of(args: Sequence, flag: str) -> Any:
-    """What is given to a flag, None without it."""
-    return next((value for name, value in zip(args, args[1:]) if name == flag), None)
 
 
 def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
@@ -196,7 +176,7 @@ def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
 
 def stop_if_of_other_data(folder: Path, made: dict, args: Sequence) -> None:
     """Ends the process if the data set was prepared anew, with another result, since the run."""
-    dataset = value_of(args, "--dataset")
+    dataset = next((value for flag, value in zip(args, args[1:]) if flag == "--dataset"), None)
     now = hash_in(folder_of("data", str(dataset))) if dataset else None
     if now and made.get("data_hash", now) != now:
         sys.exit(
