@@ -26,6 +26,8 @@ from delrec.runtime import (
     when,
 )
 
+# Linux tells a process when its parent has ended (prctl); loaded here, as a forked one should not
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None) if sys.platform == "linux" else None, 1
 # flags that shape a run: a finished one of other values is not the one asked for
 SHAPING = (
     "--samples",
@@ -130,9 +132,8 @@ def end_with_parent() -> None:
     """For subprocess's preexec_fn: the new process gets a SIGTERM when the one that started it
     ends, however that ends. So a training saves and stops, and none goes on that nobody waits for.
     """
-    set_signal = 1  # prctl's PR_SET_PDEATHSIG; a kernel other than Linux has none
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(set_signal, signal.SIGTERM)
+    if LIBC:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def reuse(folder: Path, mark: str, args: Sequence) -> None:

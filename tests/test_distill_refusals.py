@@ -50,6 +50,7 @@ def test_lists_that_are_too_short_are_refused(toy, backbone, refused):
         ),
         ("--candidates 55 --h 10", "need 65 items, the catalogue has 60"),
         ("--dataset nowhere", "no prepared data set in"),
+        ("--input ids --augment all --without-fold 0", "learnt from the users of --without-fold"),
     ],
 )
 def test_relations_that_cannot_hold_are_refused(options, says, toy, backbone, refused):

@@ -14,7 +14,7 @@ from stopped_runs import same, stop_and_resume
 import finetune
 import train_backbone
 from delrec.backbone.ranking import history_scorer
-from delrec.data.prepared import histories, users
+from delrec.data.prepared import halves_of_validation, histories, users
 from delrec.evaluation.paper import paper_method
 from delrec.evaluation.rows import tuning_notes
 from delrec.lm import ensemble
@@ -212,9 +212,14 @@ def test_the_best_teacher_by_validation_sets_how_sharp_it_is(crowd, young, tmp_p
     t = load_file(blunt / "folds.safetensors")
     tenth = {"item.weight": t["item.weight"] / 10, "bias": t["bias"] / 10}
     save_file(t | tenth, blunt / "folds.safetensors")
-    path = blunt / "metrics.json"
-    path.write_text(path.read_text().replace('"ndcg@10": ', '"ndcg@10": 1'))
-    assert ensemble.quality(blunt) > ensemble.quality(young)
+    full = np.load(blunt / "full_val.npy")
+    first, second = halves_of_validation(crowd)
+    full[second] = 0  # the half that no run may choose by says that it never errs
+    np.save(blunt / "full_val.npy", full)
+    assert ensemble.quality(blunt, crowd) == ensemble.quality(young, crowd)
+    full[first] = 0
+    np.save(blunt / "full_val.npy", full)
+    assert ensemble.quality(blunt, crowd) == 1 > ensemble.quality(young, crowd)
     sharp, both = teachers_of(crowd, [young]), teachers_of(crowd, [young, blunt])
     _, alone = sharp.targets(crowd.train[:50])
     _, after = both.targets(crowd.train[:50])
@@ -320,6 +325,19 @@ def test_two_processes_train_it_as_one_does(
     same_run(tmp_path / "two", tmp_path / "one")
 
 
+def test_a_teacher_that_lists_or_folds_otherwise_is_another_one(young, tmp_path):
+    def digest(folder):
+        return ensemble.digests(SimpleNamespace(kd=[str(folder), "co-occurrence"]))
+
+    other = shutil.copytree(young, tmp_path / "other")
+    assert digest(other) == digest(young)
+    for name in ensemble.TELLS:
+        before = (other / name).read_bytes()
+        (other / name).write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        assert digest(other) != digest(young)
+        (other / name).write_bytes(before)
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -329,6 +347,8 @@ def test_what_cannot_be_meant_is_one_sentence(command, tune, young, refused, on_
 
     bare = shutil.copytree(young, tmp_path / "bare")
     (bare / "states_train.npy").unlink()
+    assert "of a model without; name another" in says(f"--kd {bare}")
+    (bare / "folds.safetensors").unlink()
     text = says(f"--kd {bare}")
     assert "--kd needs a backbone that answered" in text and "train_backbone.py --folds 5" in text
     assert "--input is hybrid" in says(f"--kd {young} --input hybrid")

@@ -1,6 +1,7 @@
 """evaluate.py --free: what an LM writes of its own accord, and which answers count."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from tuning import BY_MEAN, SMALL
 import evaluate
 import finetune
 from delrec.data.prepared import candidates
-from delrec.evaluation.free import answers, named_in, shares
-from delrec.lm import hints, written
+from delrec.evaluation.free import MORE, answers, named_in, shares, titles_as_read
+from delrec.lm import hints
 from delrec.lm.prompts import MASK
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import open_run, shown_histories
@@ -29,9 +30,9 @@ def tuned(toy, decoder, run, on_cpu, tmp_path):
 
 
 def test_it_writes_on_behind_the_prompt_that_titles_are_scored_by(tuned, toy, alone, monkeypatch):
-    monkeypatch.setattr(written, "NEW", 5)
     r, _ = open_run(load_run(tuned, toy), toy, torch.device("cpu"))
     which = np.arange(4)
+    most = int(np.diff(r.titles.ptr).max()) + MORE
     said = answers(r, "val", which, 15, alone)
     cand_nC = candidates(toy, "val", 15, which)
     cand_nC = np.take_along_axis(cand_nC, hints.listing(r, "val", 15, which), 1)
@@ -41,7 +42,7 @@ def test_it_writes_on_behind_the_prompt_that_titles_are_scored_by(tuned, toy, al
     ends = r.lm.model.generation_config.eos_token_id
     for n in which:
         tail, tokens = tails[n], []
-        while len(tokens) < 5 and ends not in tokens:
+        while len(tokens) < most and ends not in tokens:
             x_1D = read(r.lm, start, [np.array([*tail[:-1], *tokens, MASK])])
             tokens.append(int((x_1D.float() @ r.lm.head_VD.float().T).argmax()))
         text = r.lm.tok.decode(tokens, skip_special_tokens=True).strip()
@@ -56,6 +57,15 @@ def test_an_answer_counts_if_it_names_one_candidate():
     found = shares([[4], [2], [2, 3], []], [4, 3, 2, 1])
     assert found == {"valid": 0.5, "hr@1": 0.25, "hr@1_of_valid": 0.5}
     assert shares([[]], [1]) == {"valid": 0, "hr@1": 0, "hr@1_of_valid": 0}
+
+
+def test_titles_are_compared_as_the_lm_reads_them(tuned, toy):
+    r, _ = open_run(load_run(tuned, toy), toy, torch.device("cpu"))
+    assert titles_as_read(r)[1:] == [" ".join(title.split()) for title in toy.titles[1:]]
+    r.titles = replace(r.titles, ptr=r.titles.ptr.copy())
+    r.titles.ptr[2:] -= 1  # the first title loses its last token
+    cut = titles_as_read(r)[1]
+    assert cut and toy.titles[1].startswith(cut) and cut != toy.titles[1]
 
 
 def test_a_table_of_answers_is_written(tuned, toy, run):

@@ -169,6 +169,8 @@ def test_what_cannot_be_meant_is_one_sentence(
     command = f"{command} --soft-prompt none"
     assert "--input is titles" in says(f"{command} --keep-rps .3 --input titles")
     assert "add --keep-rps .3" in says(f"{command} --keep-rps-permuted")
+    left_out = f"{command} --keep-rps .3 --keep-rps-permuted --without-fold 0"
+    assert "a user that --without-fold leaves out" in says(left_out)
     few = shutil.copytree(ruled, tmp_path / "few")
     lists = np.load(few / "topk_train.npy")
     lists[::2] = 0

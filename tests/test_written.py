@@ -94,10 +94,9 @@ def test_each_block_is_written_once_behind_the_one_before(fans, load, alone, mon
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
 def test_it_writes_what_plain_transformers_write(kind, load, plain, alone, monkeypatch):
-    monkeypatch.setattr(written, "NEW", 6)
     m, rng = load(kind), np.random.default_rng(0)
     asked = [np.array([*m.start, *rng.integers(20, 60, n), *m.end]) for n in (3, 17, 9)]
-    found = written.greedy(m, asked)
+    found = written.greedy(m, asked, 6)
     for tokens, row in zip(asked, found):
         ids = torch.from_numpy(tokens)[None]
         out = plain(kind).generate(input_ids=ids, max_new_tokens=6, do_sample=False)[0].tolist()
@@ -105,8 +104,8 @@ def test_it_writes_what_plain_transformers_write(kind, load, plain, alone, monke
         ends = [i for i, t in enumerate(new) if t == plain(kind).generation_config.eos_token_id]
         assert row[row >= 0].tolist() == new[: ends[0] if ends else 6]
     # the LM is read as before
-    text = written.continued(m, asked, alone)
-    assert len(text) == 3 and text == written.continued(m, asked, alone)
+    text = written.continued(m, asked, alone, most=6)
+    assert len(text) == 3 and text == written.continued(m, asked, alone, most=6)
     head = m.model.get_output_embeddings()
     x = torch.randn(2, 32)
     assert torch.equal(head(x), x) == (kind != "decoder")

@@ -20,6 +20,7 @@ from delrec.processes import Ranks
 from delrec.runtime import Run, stop, write_json
 
 SHOWN = 10  # answers that are printed
+MORE = 8  # tokens that an answer may have beyond the longest title
 
 
 def free(run: Run, data: Data, n: int, C: int, ranks: Ranks, out: Path) -> None:
@@ -30,8 +31,8 @@ def free(run: Run, data: Data, n: int, C: int, ranks: Ranks, out: Path) -> None:
     val = subset(len(data.val), n, 0)
     samples = np.asarray(data.val)[val]
     cand_nC = candidates(data, "val", C, val)
-    said = answers(ranker, "val", val, C, ranks)
-    named = [named_in(text, cand_C, data.titles) for text, cand_C in zip(said, cand_nC)]
+    said, titles = answers(ranker, "val", val, C, ranks), titles_as_read(ranker)
+    named = [named_in(text, cand_C, titles) for text, cand_C in zip(said, cand_nC)]
     target_n = data.items[samples].astype(int).tolist()
     result = {"run": str(run.folder), "n": len(val), "candidates": C, **shares(named, target_n)}
     if not ranks.main:
@@ -66,7 +67,16 @@ def answers(r: Ranker, split: str, which: np.ndarray, C: int, ranks: Ranks) -> l
     r.lm.model.eval()
     # the mask, which stands last, is where the answer begins
     prompts = [np.concatenate([before, tails[i][:-1]]) for i in range(len(tails))]
-    return written.continued(r.lm, prompts, ranks, r.P)
+    most = int(np.diff(r.titles.ptr).max()) + MORE
+    return written.continued(r.lm, prompts, ranks, r.P, most)
+
+
+def titles_as_read(r: Ranker) -> list[str]:
+    """The titles as the LM learnt them: cut at --max-title tokens, in the spaces of a line."""
+    texts = [
+        r.lm.tok.decode(r.titles.of(i), skip_special_tokens=True) for i in range(r.data.n_items + 1)
+    ]
+    return [" ".join(text.split()) for text in texts]
 
 
 def named_in(text: str, cand_C: np.ndarray, titles: list[str]) -> list[int]:

@@ -38,6 +38,8 @@ OF_TITLES = {
     ("bert4rec", "start"): "LLM2BERT4Rec",
     ("kda", None): "KDALRD",
 }
+# flags of ours in either stage: a run with one is no method of DELRec's
+OURS = ("residual", "keep_rps", "augment", "kd", "ema", "drop_items")
 WITHOUT_STAGE_1 = {"none": "w/o SP", "words": "w MCP", "random": "w USP"}
 OF_ONE_TASK = {"rps": "w/o TA", "ta": "w/o RPS"}
 
@@ -82,7 +84,7 @@ def is_control(run: Run) -> bool:
     """True for an LM with random weights, one that was trained whole, or one that our own flags
     taught: no method of DELRec's."""
     whole = getattr(run, "adapt", None) == "all"
-    ours = any(getattr(run, key, None) for key in ("residual", "keep_rps", "augment"))
+    ours = any(getattr(run, key, None) for key in OURS)
     return seed_and_name(run.llm)[0] is not None or whole or ours
 
 
@@ -94,7 +96,7 @@ def variant(run: Run) -> str | None:
     maps_alone = run.soft_prompt in ("none", "random") and getattr(run, "maps", None)
     if run.teacher or run.layers or maps_alone:
         return None
-    if getattr(run, "from_run", None) or getattr(run, "kd", None):
+    if getattr(run, "from_run", None):
         return None
     name = unseeded(run.folder.name)
     if name in OTHER_METHODS:

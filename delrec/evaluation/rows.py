@@ -140,7 +140,8 @@ def note_of(run: Run) -> str:
         return note
     parts = prompt_notes(run.settings)
     if getattr(run, "augment", None):
-        parts.append(f"made histories ({run.augment})")
+        soft = f", soft target, T {run.soft:g}" if run.soft else ""
+        parts.append(f"made histories ({run.augment}{soft})")
     if run.stage == "finetune":
         parts += tuning_notes(run)
     if getattr(run, "calibration", 0):
@@ -187,7 +188,8 @@ def tuning_notes(run: Run) -> list[str]:
         notes.append(f"added to its backbone's scores{whose}")
     if getattr(run, "kd", None):
         whose = " of other samples" if run.kd_permute else ""
-        notes.append(f"taught by {'+'.join(Path(name).name for name in run.kd)}{whose}")
+        names = "+".join(Path(name).name for name in run.kd)
+        notes.append(f"taught by {names}{whose} (a {run.kd_weight:g}, T {run.kd_temp:g})")
     if getattr(run, "keep_rps", 0):
         whose = "another user's lists" if run.keep_rps_permuted else "its backbone's lists"
         notes.append(f"kept near {whose} (l {run.keep_rps:g})")

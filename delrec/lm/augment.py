@@ -45,6 +45,11 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             "--augment out",
         ),
         (
+            cfg.augment and cfg.without_fold,
+            "--augment asks the full model, which has learnt from the users of --without-fold; "
+            "leave one of them out",
+        ),
+        (
             cfg.soft and not cfg.augment,
             "--soft needs the backbone's scores of all items, and stored lists hold none; add "
             "--augment all, or leave --soft out",

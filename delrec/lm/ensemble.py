@@ -21,6 +21,7 @@ Names: N reads, S items, I items in all, n training samples, K folds, E width of
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,15 +34,16 @@ import torch.nn.functional as F
 
 from delrec.data.counts import Neighbours, near_in_training, neighbours_of, scores_of_catalogue
 from delrec.data.others import order_of_others
-from delrec.data.prepared import Data, histories, users
+from delrec.data.prepared import Data, halves_of_validation, histories, users
 from delrec.lm.crossfit import COUNTED, runs_of, seen_by, user_folds
-from delrec.lm.listed import backbone_digest
 from delrec.lm.ranker import Ranker
 from delrec.lm.residual import stop_without_folds
-from delrec.runtime import load_run, read_json, read_npy, read_tensors
+from delrec.metrics import metrics
+from delrec.runtime import load_run, read_npy, read_tensors, stop
 
 LAST = 10  # items of a history that co-occurrence counts, as in tables
 MOST = 100  # S
+TELLS = ("folds.safetensors", "topk_train.npy")  # of a teacher's run
 DEFAULTS = {"kd_weight": 0.5, "kd_temp": 1.0}
 
 
@@ -192,7 +194,7 @@ def opened(cfg: SimpleNamespace, r: Ranker) -> Ensemble | None:
     data, device = r.data, r.lm.device
     folders = [load_run(name, data, stages=["train_backbone"]).folder for name in runs_of(cfg)]
     teachers = [out_of_fold(data, folder, device) for folder in folders]
-    best = int(np.argmax([quality(folder) for folder in folders]))
+    best = int(np.argmax([quality(folder, data) for folder in folders]))
     if COUNTED in cfg.kd:
         teachers.append(counted(data, teachers[0].fold_U, device))
     row_n = np.arange(len(data.train))
@@ -206,6 +208,8 @@ def out_of_fold(data: Data, folder: Path, device: torch.device) -> OutOfFold:
     """The teacher that a backbone's run folder holds."""
     stop_without_folds(folder, "--kd")
     t = read_tensors(folder / "folds.safetensors")
+    if "item.weight" not in t:
+        stop(f"{folder} has no item vectors whose product with a state scores; name another run")
     x_nE = read_npy(folder / "states_train.npy", (len(data.train), None))
     e_KIE, b_KI = (t[name].float().to(device) for name in ("item.weight", "bias"))
     return OutOfFold(data, user_folds(folder, data), x_nE, e_KIE, b_KI)
@@ -218,11 +222,21 @@ def counted(data: Data, fold_U: np.ndarray, device: torch.device) -> Counted:
     return Counted(data, fold_U, [neighbours_of(near_in_training(d)) for d in others], device)
 
 
-def quality(folder: Path) -> float:
-    """A backbone's NDCG@10 over all items, on validation."""
-    return read_json(folder / "metrics.json")["val"]["full"]["ndcg@10"]
+def quality(folder: Path, data: Data) -> float:
+    """A backbone's NDCG@10 over all items, on the half of validation that chooses."""
+    greater_n, equal_n = read_npy(folder / "full_val.npy", (len(data.val), 2)).T
+    return float(
+        metrics(greater_n, equal_n, ks=(10,))["ndcg@10"][halves_of_validation(data)[0]].mean()
+    )
 
 
-def digests(cfg: SimpleNamespace) -> list[str | None]:
-    """What tells the teachers apart from others that stood in the same folders."""
-    return [backbone_digest(folder) for folder in runs_of(cfg)]
+def digests(cfg: SimpleNamespace) -> list[str]:
+    """What tells the teachers apart from others that stood in the same folders: their folds' models
+    and which samples they list."""
+    found = []
+    for folder in runs_of(cfg):
+        h = hashlib.sha256()
+        for name in TELLS:
+            h.update((folder / name).read_bytes())
+        found.append(h.hexdigest()[:16])
+    return found

@@ -44,6 +44,11 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             "--keep-rps-permuted says whose lists --keep-rps keeps; add --keep-rps .3, or leave it "
             "out",
         ),
+        (
+            cfg.keep_rps_permuted and cfg.without_fold,
+            "--keep-rps-permuted may give a sample the list of a user that --without-fold leaves "
+            "out; leave one of them out",
+        ),
     ]
 
 

@@ -176,6 +176,8 @@ def weight() -> torch.nn.Linear:
 
 def stop_without_folds(place: Path, flag: str = "--residual") -> None:
     """Stops at a backbone that has not answered out of fold. flag: what needs that."""
+    if (place / "folds.safetensors").exists() and not (place / "states_train.npy").exists():
+        stop(f"{flag} needs a state of each history, {place} is of a model without; name another")
     for name in ("folds.safetensors", "states_train.npy"):
         if not (place / name).exists():
             stop(

@@ -145,16 +145,21 @@ def tokens_asked(lm: LM, data: Data, chapter: Chapter, texts: dict[str, str]) ->
 
 
 def continued(
-    lm: LM, prompts: list[np.ndarray], ranks: Ranks, P_kD: torch.Tensor | None = None
+    lm: LM,
+    prompts: list[np.ndarray],
+    ranks: Ranks,
+    P_kD: torch.Tensor | None = None,
+    most: int | None = None,
 ) -> list[str]:
     """What the LM writes behind each prompt, its first line, the same on every process. P_kD: what
-    stands at a prompt's slots."""
+    stands at a prompt's slots; most: tokens that it may write, NEW if not given."""
+    most = most or NEW
     order = np.argsort([-len(p) for p in prompts], kind="stable")
     passes = [order[i : i + PASS] for i in range(0, len(order), PASS)]
-    mine, rows = [np.zeros(0, int)], [np.zeros((0, NEW))]
+    mine, rows = [np.zeros(0, int)], [np.zeros((0, most))]
     for some, _ in shares(passes, ranks):
         mine.append(some)
-        rows.append(greedy(lm, [prompts[i] for i in some], P_kD))
+        rows.append(greedy(lm, [prompts[i] for i in some], most, P_kD))
     mine = np.concatenate(mine)
     row_nT = gather_rows(np.concatenate(rows), mine, len(prompts), ranks).astype(np.int64)
     texts = [lm.tok.decode(row[row >= 0], skip_special_tokens=True) for row in row_nT]
@@ -162,27 +167,29 @@ def continued(
 
 
 @torch.no_grad()
-def greedy(lm: LM, prompts: list[np.ndarray], P_kD: torch.Tensor | None = None) -> np.ndarray:
-    """The tokens (B, NEW) that the LM writes greedily behind each prompt, -1 behind its end: by
+def greedy(
+    lm: LM, prompts: list[np.ndarray], most: int, P_kD: torch.Tensor | None = None
+) -> np.ndarray:
+    """The tokens (B, most) that the LM writes greedily behind each prompt, -1 behind its end: by
     transformers' own generation, whose first token behind an end is padding."""
-    most, B = max(map(len, prompts)), len(prompts)
-    ids, real = np.zeros((B, most), np.int64), np.zeros((B, most), np.int64)
+    longest, B = max(map(len, prompts)), len(prompts)
+    ids, real = np.zeros((B, longest), np.int64), np.zeros((B, longest), np.int64)
     for row, (own, told) in enumerate(zip(ids, real)):
         n = len(prompts[row])
-        side = slice(most - n, most) if lm.kind == "decoder" else slice(0, n)
+        side = slice(longest - n, longest) if lm.kind == "decoder" else slice(0, n)
         own[side], told[side] = prompts[row], 1
     with its_head(lm):
         out = lm.model.generate(
             inputs_embeds=embed(lm, ids, P_kD),
             attention_mask=torch.as_tensor(real, device=lm.device),
-            max_new_tokens=NEW,
+            max_new_tokens=most,
             do_sample=False,
             num_beams=1,
             pad_token_id=0 if lm.tok.pad_token_id is None else lm.tok.pad_token_id,
         )
     new = out if lm.kind == "decoder" else out[:, 1:]  # behind the token that a decoder begins with
     new, ends = new.cpu().numpy(), lm.model.generation_config.eos_token_id
-    found = np.full((B, NEW), -1)
+    found = np.full((B, most), -1)
     found[:, : new.shape[1]] = new
     over = np.cumsum(np.isin(found, [] if ends is None else ends), 1) > 0
     return np.where(over, -1, found)
