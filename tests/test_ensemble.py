@@ -157,7 +157,7 @@ def test_the_loss_and_its_gradient_are_those_of_a_plain_loop(
     most, crowd, young, knowing, monkeypatch
 ):
     monkeypatch.setattr(ensemble, "MOST", most)
-    monkeypatch.setattr(ensemble, "quality", lambda folder: folder.name == "knowing")
+    monkeypatch.setattr(ensemble, "quality", lambda folder, data: folder.name == "knowing")
     a, T, which = 0.3, 2.0, np.array([3, 90, 91, 200, 77])
     found = teachers_of(crowd, [young, knowing, "co-occurrence"], kd_weight=a, kd_temp=T)
     rng = np.random.default_rng(0)
@@ -277,7 +277,7 @@ def test_an_lm_learns_chances_that_its_samples_do_not_show_and_not_from_another_
     assert agreement(permuted, crowd, chances, alone) < plain
     line = log_of(taught)[-1]
     assert line["kd"] > 0 and line["loss"] == pytest.approx(line["kd"] + line["candidates"])
-    assert "taught by knowing" in tuning_notes(load_run(taught))
+    assert "taught by knowing (a 0.9, T 1)" in tuning_notes(load_run(taught))
     assert paper_method(load_run(taught)) is None
     assert [name_of(run.folder) for run in made_by(load_run(taught))][:2] == ["sasrec", "knowing"]
     assert "--kd knowing --kd-weight 0.9" in " ".join(command_of(load_run(taught)))
