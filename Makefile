@@ -40,7 +40,7 @@ RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET BATCH INPUT PROCS JOBS,$(if $($(x)
 headline: $(VENV)/ready      ## does DELRec beat its own backbone? five seeds of backbones, three of LMs, items as vectors (hours on 2 cores; SEEDS=1 BACKBONE_SEEDS=1 is quick)
 	$(PY) recipes/tables.py headline --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
 
-control: $(VENV)/ready       ## is it the language model? the headline's LM against random weights, small transformers trained whole, an MLP (not measured)
+control: $(VENV)/ready       ## is it the language model? the headline's LM against random weights, small transformers trained whole, an MLP (hours; SEEDS=1 BUDGET=4096 PROMPT_BUDGET=512 TEST=4000: one)
 	$(PY) recipes/tables.py control --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
 
 table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= JOBS= TEST= ALSO= PAPER=1
