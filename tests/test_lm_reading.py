@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lm_cases import ALL, naive, rank_with, sentence, vectors, windows
+from lm_cases import ALL, naive, rank_with, vectors, windows
 
 from delrec.lm import passes, verbalizers
 from delrec.lm.model import load_lm
@@ -171,20 +171,4 @@ def test_log_probabilities_of_history_titles_equal_the_full_prompt_s(
     np.testing.assert_allclose(past.numpy(), want, rtol=1e-5, atol=1e-5 * max(map(abs, want)))
     np.testing.assert_allclose(
         scores.numpy(), score_tails(r, [t for t, _ in pairs], cand, alone), rtol=1e-5, atol=1e-4
-    )
-
-
-@pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
-def test_history_titles_need_a_decoder(load, toy, kind):
-    r = rank_with(load, kind, toy)
-    tail, at = r.prompts.history(np.array([1, 2]))
-    assert "--loss candidates" in sentence(
-        verbalizers.score,
-        r.lm,
-        read_prefix(r.lm, r.prompts.prefix),
-        [tail],
-        np.array([[3]]),
-        r.titles,
-        "mean",
-        [at],
     )

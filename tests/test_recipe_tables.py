@@ -126,9 +126,9 @@ def test_the_control_s_table_compares_what_stands_in_for_the_lm_with_it(here, on
     small = ["--budget", "320", "--test-samples", "20", "--jobs", "1", "--seeds", "2"]
     out = run_recipe("control", *on_decoder, *small)
     home = here.root / "toy" / "tiny-llama-ids-320"
-    # a backbone, an MLP, the LM a seed; two controls at three rates; their seeds; the table
-    made = 2 * 3 + 2 * 3 + 2 * 2
-    assert len(here.ran) == made + 1
+    # a backbone, an MLP, the LM a seed; two controls, one at three rates, one at four; their seeds
+    made = 2 * 3 + (3 + 4) + 2 * 2
+    assert len(here.ran) == made + 1  # the table
     table = json.loads((home / "control" / "metrics.json").read_text())
     assert table["reference"] == "no-prompt-s0"
     chosen = {}
