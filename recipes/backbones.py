@@ -21,7 +21,6 @@ and fused, and titles against other items' titles.
 The folder ends with backbones.txt .md .csv, and what evaluate.py writes (metrics.json, table.txt).
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 # run as a script, only this folder is on the path
 if __name__ == "__main__":
@@ -39,7 +37,7 @@ from delrec.data.prepared import load_data
 from delrec.runtime import described, read_json
 from recipes.backbones_table import COUNTS, PAIR, lines_of, report
 from recipes.runs import side_by_side
-from recipes.stage import stage, typed
+from recipes.stage import places, prepare, stage, typed
 
 TEXT = "tfidf+minilm"
 
@@ -141,13 +139,6 @@ def train_all(asked: Asked) -> None:
     side_by_side(asked, [partial(one, *training) for training in asked.trainings()])
 
 
-def prepare(dataset: str) -> None:
-    """Prepares the embedded data set; says of another how it is prepared."""
-    if dataset == "ml-100k" and not (runtime.ROOT / "data" / dataset / "meta.json").exists():
-        stage(None, "data/prepare.py", dataset)
-    load_data(dataset)
-
-
 def rows_named(names: tuple[str, ...]) -> list[str]:
     """The rows that --models names, in the order of MODELS; all of them where it names none."""
     asked = [name.strip() for text in names for name in text.split(",")]
@@ -158,11 +149,6 @@ def rows_named(names: tuple[str, ...]) -> list[str]:
                 f"{', '.join(MODELS)}"
             )
     return [name for name in MODELS if name in asked or not asked]
-
-
-def places() -> int:
-    """How many trainings fit side by side, each with a core or a GPU of its own."""
-    return torch.cuda.device_count() or os.cpu_count() or 1
 
 
 @click.command(**described(__doc__))

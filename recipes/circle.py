@@ -32,7 +32,7 @@ from delrec.kernels.bench import Row, report
 from delrec.runtime import described, load_run, read_json, read_npy
 from delrec.serving.latency import latencies, parameters
 from recipes.runs import FOLDS
-from recipes.stage import stage
+from recipes.stage import prepare, stage
 
 ROWS = {
     "sasrec": "backbone",
@@ -132,11 +132,9 @@ def make_lms(circle: Circle) -> None:
     stage(circle.folder / "slmrec" / "export", *export, procs=procs)
 
 
-def prepare(circle: Circle) -> None:
+def prepare_all(circle: Circle) -> None:
     """Prepares the embedded data set and the embedded LM, where they are asked for."""
-    meta = runtime.ROOT / "data" / "ml-100k" / "meta.json"
-    if circle.dataset == "ml-100k" and not meta.exists():
-        stage(None, "data/prepare.py", "ml-100k")
+    prepare(circle.dataset)
     if circle.llm == "smollm2-135m":
         stage(None, "data/prepare.py", circle.llm)
 
@@ -275,7 +273,7 @@ def main(**options: Any) -> None:
     began = time.time()
     circle = Circle(**options)
     circle.procs = circle.procs or torch.cuda.device_count() or min(os.cpu_count(), 2)
-    prepare(circle)
+    prepare_all(circle)
     run_stages(circle)
     measured = measure(circle, load_data(circle.dataset), began)
     table = "\n".join(table_lines(circle, measured)) + "\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from delrec import runtime
+from delrec.data.prepared import load_data
 from delrec.lm.listed import backbone_digest
 from delrec.places import hash_in
 from delrec.runtime import (
@@ -85,6 +86,18 @@ def stage(folder: Path | None, *args: object, procs: int = 1, jobs: int = 1, job
         )
     if printed:
         print(f"=== {folder} took {(time.time() - began) / 60:.1f} minutes", flush=True)
+
+
+def prepare(dataset: str) -> None:
+    """Prepares the embedded data set unless it is there; says of another how it is prepared."""
+    if dataset == "ml-100k" and not (folder_of("data", dataset) / "meta.json").exists():
+        stage(None, "data/prepare.py", dataset)
+    load_data(dataset)
+
+
+def places() -> int:
+    """How many trainings fit side by side, each with a core or a GPU of its own."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
 
 
 def was_killed(folder: Path) -> bool:

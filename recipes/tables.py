@@ -51,7 +51,6 @@ import torch
 # run as a script, only this folder is on the path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from delrec import runtime
 from delrec.data.prepared import load_data
 from delrec.evaluation import stats
 from delrec.lm.pretrained import EMBEDDED, seed_and_name
@@ -67,7 +66,7 @@ from recipes.runs import (
     more_seeds,
     of_decoders,
 )
-from recipes.stage import stage
+from recipes.stage import prepare, stage
 from recipes.students import layers, parts
 from recipes.table2 import BACKBONES, table2
 
@@ -218,12 +217,10 @@ def check(plan: Plan) -> None:
         )
 
 
-def prepare(plan: Plan) -> None:
+def prepare_all(plan: Plan) -> None:
     """Makes the embedded data set and LM; for others it says how they are prepared."""
     for name in [plan.dataset, *plan.also]:
-        if name == "ml-100k" and not (runtime.ROOT / "data" / name / "meta.json").exists():
-            stage(None, "data/prepare.py", name)
-        load_data(name)  # says how to prepare it
+        prepare(name)
     if seed_and_name(plan.llm)[1] == EMBEDDED:
         stage(None, "data/prepare.py", EMBEDDED)
 
@@ -313,7 +310,7 @@ def main(recipe: str, **options: Any) -> None:
     plan.jobs = seeds_side_by_side(plan)
     check(plan)
     if not plan.dry_run:
-        prepare(plan)
+        prepare_all(plan)
     out = RECIPES[recipe](plan)
     if not plan.dry_run:
         print(f"\n{recipe}: {out}/table.txt .md .tex .csv, figures, {recipe}.html")

@@ -19,7 +19,6 @@ all that was spent.
 """
 
 import json
-import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from delrec import runtime
 from delrec.data.prepared import load_data
 from delrec.runtime import described, load_run, write_json, write_text
 from recipes.runs import side_by_side
-from recipes.stage import name_of, stage, typed
+from recipes.stage import name_of, places, stage, typed
 
 # the values that a trial may have, and those of single models
 GRID = {
@@ -221,13 +220,6 @@ def main(**options) -> None:
     rows = [vars(trial) for trial in ranked]
     write_json(search.folder / "tune.json", {"command": options, "grid": GRID, "trials": rows})
     print("\n" + "\n".join(lines))
-
-
-def places() -> int:
-    """How many trials fit side by side."""
-    import torch
-
-    return torch.cuda.device_count() or os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data, candidates, subset
 from delrec.lm import hints, written
 from delrec.lm.ragged import of_padded
-from delrec.lm.ranker import Ranker, open_run, shown_histories
+from delrec.lm.ranker import Ranker, candidates_shown, open_run, shown_histories
 from delrec.processes import Ranks
 from delrec.runtime import Run, stop, write_json
 
@@ -58,8 +58,7 @@ def must_write(r: Ranker, run: Run) -> None:
 
 def answers(r: Ranker, split: str, which: np.ndarray, C: int, ranks: Ranks) -> list[str]:
     """What the LM writes behind the prompts of some samples of a split, its first line each."""
-    place_nC = hints.listing(r, split, C, which)
-    cand_nC = np.take_along_axis(candidates(r.data, split, C, which), place_nC, 1)
+    _, cand_nC = candidates_shown(r, split, which, C)
     samples = np.asarray(getattr(r.data, split))[which]
     old, hint_nh = of_padded(shown_histories(r, samples)), hints.hints_of(r, split, C, which)
     tails, _ = r.prompts.histories(old, cand_nC, hint_nh)

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 
 from delrec.backbone.ranking import history_scorer
-from delrec.data.prepared import Data, candidates, histories, subset, users
+from delrec.data.prepared import Data, histories, subset, users
 from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
 from delrec.evaluation.stats import difference, interval
 from delrec.evaluation.wording import p_text
 from delrec.lm.attention import PARTS, attention_from, labelled_prompt, telling
-from delrec.lm.hints import listing
 from delrec.lm.model import LM
-from delrec.lm.ranker import Ranker, make_ranker, open_run, score_samples
+from delrec.lm.ranker import Ranker, candidates_shown, make_ranker, open_run, score_samples
 from delrec.lm.text import random_soft_prompt, token_scale
 from delrec.metrics import agreement, kendall
 from delrec.processes import Ranks
@@ -228,8 +227,7 @@ def shown_candidates(run: Run, ranker: Ranker, val: np.ndarray, C: int) -> np.nd
     """
     if run.settings["verbalizer"] == "likelihood" or not ranker.show:
         return np.zeros((min(len(val), SHOWN), 0), np.int64)
-    cand_nC = candidates(ranker.data, "val", C, val)
-    return np.take_along_axis(cand_nC, listing(ranker, "val", C, val), 1)[:SHOWN]
+    return candidates_shown(ranker, "val", val, C)[1][:SHOWN]
 
 
 # ---------------------------------------------------------------- written down

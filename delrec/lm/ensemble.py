@@ -38,6 +38,7 @@ from delrec.data.prepared import Data, halves_of_validation, histories, users
 from delrec.lm.crossfit import COUNTED, runs_of, seen_by, user_folds
 from delrec.lm.ranker import Ranker
 from delrec.lm.residual import stop_without_folds
+from delrec.lm.rps import with_rest
 from delrec.metrics import metrics
 from delrec.runtime import load_run, read_npy, read_tensors, stop
 
@@ -115,7 +116,7 @@ class Ensemble:
         a, T = self.weight, self.temp
         top_NS, p_NR = self.targets(place_N)
         # KL(p_T || p) = sum_i p_T(i) (log p_T(i) - log p(i)), i the S items and the rest
-        log_p_NR = grouped((s_NI / T).log_softmax(1), top_NS)
+        log_p_NR = with_rest((s_NI / T).log_softmax(1), top_NS)
         kl = F.kl_div(log_p_NR, p_NR, reduction="sum")
         # L = (1 - a) CE + a T^2 KL(p_T || p)
         return {"candidates": (1 - a) * ce, "kd": a * T**2 * kl}
@@ -135,7 +136,7 @@ class Ensemble:
         # p_T = softmax(c z / T), 0 for what the user had
         log_p_NI = self.without_history(c_N1 * z_NI / self.temp, place_N).log_softmax(1)
         top_NS = log_p_NI.topk(min(MOST, log_p_NI.shape[1] - 1)).indices
-        return top_NS, grouped(log_p_NI, top_NS).exp()
+        return top_NS, with_rest(log_p_NI, top_NS).exp()
 
     def without_history(self, z_NI: torch.Tensor, place_N: np.ndarray) -> torch.Tensor:
         """Scores with -inf for the items that a user had before."""
@@ -149,12 +150,6 @@ def by_fold(fold_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Each fold that occurs, and the rows that are of it."""
     for fold in np.unique(fold_N):
         yield int(fold), np.flatnonzero(fold_N == fold)
-
-
-def grouped(log_p_NI: torch.Tensor, top_NS: torch.Tensor) -> torch.Tensor:
-    """Log probabilities of some items, and behind them that of all others together (N, S+1)."""
-    rest_N1 = log_p_NI.scatter(1, top_NS, -torch.inf).logsumexp(1, keepdim=True)
-    return torch.cat([log_p_NI.gather(1, top_NS), rest_N1], 1)
 
 
 # ---------------------------------------------------------------- from the flags

@@ -239,6 +239,15 @@ def score_listed(
     return total_nC / np.float32(len(orders))
 
 
+def candidates_shown(
+    r: Ranker, split: str, which: np.ndarray, C: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The stored candidates of some samples of a split as prompts list them: their places among the
+    stored ones, and the items, both (n, C)."""
+    place_nC = hints.listing(r, split, C, which)
+    return place_nC, np.take_along_axis(candidates(r.data, split, C, which), place_nC, 1)
+
+
 def score_samples(
     r: Ranker,
     split: str,
@@ -248,8 +257,7 @@ def score_samples(
     name: str = "score",
 ) -> np.ndarray:
     """Scores (len(which), C) of the stored candidates of some samples of a split."""
-    place_nC = hints.listing(r, split, C, which)
-    cand_nC = np.take_along_axis(candidates(r.data, split, C, which), place_nC, 1)
+    place_nC, cand_nC = candidates_shown(r, split, which, C)
     samples = np.asarray(getattr(r.data, split))[which]
     old, hint_nh = of_padded(shown_histories(r, samples)), hints.hints_of(r, split, C, which)
     rows = np.zeros((len(which), C), np.float32)
