@@ -54,10 +54,9 @@ def control(plan: Plan) -> Path:
 
 def of_the_lm(runs: Runs) -> list[str]:
     """The rows of a seed that need no choice: backbone, MLP, LM."""
-    backbone = runs.backbone()
-    options = ["--dataset", runs.dataset, "--backbone", backbone]
+    options = ["--dataset", runs.dataset, "--backbone", runs.backbone()]
     mlp = runs.run(f"{runs.name}/mlp-s{runs.seed}", "recipes/mlp.py", *options)
-    return [backbone, mlp, runs.variant("no-prompt")]
+    return [runs.row(), mlp, runs.variant("no-prompt")]
 
 
 def row(runs: Runs, name: str, rate: float) -> str:

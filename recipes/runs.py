@@ -12,6 +12,7 @@ import torch
 
 from delrec import runtime
 from delrec.lm.pretrained import EMBEDDED, config_of, kind_of, seed_and_name, text_config
+from delrec.runtime import config_of_run, is_run
 from recipes.stage import stage, typed
 
 LONGEST_LIST = 25  # of a backbone's run: what Figure 8 needs
@@ -106,16 +107,31 @@ class Runs:
 
     def backbone(self, model: str = "sasrec", folds: int | None = None) -> str:
         """A conventional model, which answers its training samples out of fold; folds=0 where
-        nobody learns from it.
+        nobody learns from it. One that another recipe made without folds stays as it is; beside it
+        the same is trained with them.
         """
+        folds = FOLDS if folds is None else folds
         options = ["--dataset", self.dataset, "--model", model, "--top-h", LONGEST_LIST]
-        options += ["--folds", FOLDS if folds is None else folds]
-        return self.run(f"{self.name}/{model}-s{self.seed}", "train_backbone.py", *options)
+        name = self.named(model)
+        if folds and answers_in_sample(runtime.ROOT / "runs" / name):
+            name = self.named(f"{model}-folds")
+        return self.run(name, "train_backbone.py", *options, "--folds", folds)
+
+    def row(self, model: str = "sasrec") -> str:
+        """The row of a backbone that others learn from: its run without folds where both are there,
+        as all recipes name that one alike, and the model is the same.
+        """
+        self.backbone(model)
+        return self.named(model)
+
+    def named(self, name: str) -> str:
+        """The name of a conventional model's run of this seed."""
+        return f"{self.name}/{name}-s{self.seed}"
 
     def conventional(self, name: str, flags: str) -> str:
         """A conventional model by its flags. Nobody learns from it, so it lists few samples."""
         options = ["--dataset", self.dataset, *flags.split(), "--lists", 1000]
-        return self.run(f"{self.name}/{name}-s{self.seed}", "train_backbone.py", *options)
+        return self.run(self.named(name), "train_backbone.py", *options)
 
     def taught(self, name: str, model: str, teacher: str, flags: Sequence) -> str:
         """A conventional model that learns from an LM's export."""
@@ -232,6 +248,11 @@ class Runs:
         else:
             stage(None, *args, procs=procs)
         return out
+
+
+def answers_in_sample(folder: Path) -> bool:
+    """True for a finished backbone that was trained without folds."""
+    return is_run(folder) and not config_of_run(folder).get("folds")
 
 
 def kind_and_layers(llm: str) -> tuple[str, int]:

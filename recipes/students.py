@@ -47,7 +47,7 @@ def layers(plan: Plan) -> Path:
 
     def rows(runs):
         teacher = runs.tuned(f"alone-{whole}", "none", reads="ids")
-        names = [runs.backbone()]
+        names = [runs.row()]
         for n in depths:
             cut = ["--layers", n]
             taught = [*cut, "--teacher", teacher, "--blocks", 2]
@@ -126,7 +126,7 @@ def parts(plan: Plan) -> Path:
 
     def rows(runs):
         inside, outside = teachers(runs)
-        names = [runs.backbone(), runs.backbone("caser")]
+        names = [runs.row(), runs.row("caser")]
         for student in ("sasrec", "caser"):
             for row, flags in PARTS.items():
                 names.append(runs.taught(f"{student}-{row}", student, outside, flags))

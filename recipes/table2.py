@@ -81,7 +81,7 @@ def table2(plan: Plan) -> Path:
 
 def rows(runs: Runs, of_lms: list[str]) -> list[str]:
     """The runs of one seed."""
-    names = [runs.backbone(model) for model in BACKBONES]
+    names = [runs.row(model) for model in BACKBONES]
     names += [runs.conventional(name, method.flags) for name, method in CONVENTIONAL.items()]
     names += [of_lm(runs, name) for name in of_lms]
     names.append(runs.variant("no-prompt"))
@@ -99,9 +99,9 @@ def tables_beside(plan: Plan, of_lms: list[str]) -> None:
     """LlamaRec as two stages, and LLMSEQPROMPT with and without the neighbours of what it writes,
     of every seed."""
     if "llmseqprompt" in of_lms:
-        runs = each_seed(plan, lambda runs: [runs.backbone(), of_lm(runs, "llmseqprompt")])
+        runs = each_seed(plan, lambda runs: [runs.row(), of_lm(runs, "llmseqprompt")])
         evaluate(plan, "llmseqprompt", runs, "--neighbours", TITLES)
-    runs = each_seed(plan, lambda runs: [runs.backbone("lrurec"), of_lm(runs, "llamarec")])
+    runs = each_seed(plan, lambda runs: [runs.row("lrurec"), of_lm(runs, "llamarec")])
     evaluate(plan, "llamarec", runs, "--candidates", POOL, "--two-stage", "backbone")
 
 

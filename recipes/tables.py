@@ -88,7 +88,7 @@ def headline(plan: Plan) -> Path:
     """
 
     def rows(runs):
-        backbones = [runs.backbone("sasrec"), runs.backbone("gru4rec", folds=0)]
+        backbones = [runs.row("sasrec"), runs.backbone("gru4rec", folds=0)]
         return [*backbones, runs.delrec(), runs.variant("no-prompt")]
 
     names = each_seed(plan, rows) + more_seeds(plan, ["sasrec", "gru4rec"])
@@ -104,7 +104,7 @@ def table3(plan: Plan) -> Path:
     variants = ["no-prompt", "words", "untrained", *maps, "delrec"]
 
     def rows(runs):
-        return [runs.backbone(), *map(runs.variant, variants)]
+        return [runs.row(), *map(runs.variant, variants)]
 
     return evaluate(plan, "table3", each_seed(plan, rows), "--reference", "delrec-s0")
 
@@ -117,7 +117,7 @@ def table4(plan: Plan) -> Path:
     with_halves = of_decoders(plan, ["half-lm"], ["half-lm"])
 
     def rows(runs):  # the distilled prompt alone is the paper's w/o LSR
-        names = [runs.backbone(), runs.prompt(), *map(runs.variant, variants)]
+        names = [runs.row(), runs.prompt(), *map(runs.variant, variants)]
         return names + (runs.halves() if with_halves else [])
 
     return evaluate(plan, "table4", each_seed(plan, rows), "--reference", "delrec-s0")
@@ -129,7 +129,7 @@ def fig8(plan: Plan) -> Path:
     """
 
     def rows(runs):
-        names = [runs.backbone(), runs.delrec()]
+        names = [runs.row(), runs.delrec()]
         for k in PROMPT_LENGTHS:
             names.append(runs.tuned(f"k{k}", runs.prompt(f"prompt-k{k}", flags=["--k", k])))
         return names + [runs.listed(h) for h in LIST_LENGTHS]
@@ -141,7 +141,7 @@ def table5(plan: Plan) -> Path:
     """DELRec and its backbone on data sets of different density: --dataset, and those of --also."""
 
     def rows(runs):
-        return [runs.backbone(), runs.delrec()]
+        return [runs.row(), runs.delrec()]
 
     lines = [
         f"{'data set':<14}{'density':>9}{'sasrec':>9}{'delrec':>9}{'gain':>9}  p            fused  "
@@ -178,7 +178,7 @@ def coldstart(plan: Plan) -> Path:
     """The same rows on cold users: test samples with at most two earlier items."""
 
     def rows(runs):
-        backbones = [runs.backbone(model) for model in BACKBONES]
+        backbones = [runs.row(model) for model in BACKBONES]
         return [*backbones, runs.variant("no-prompt"), runs.delrec()]
 
     flags = ["--max-history", 2, "--dataset", plan.dataset, "--llm", plan.llm]

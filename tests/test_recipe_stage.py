@@ -36,6 +36,23 @@ def test_a_backbone_with_folds_serves_where_none_are_asked_for_and_not_the_other
         stage.stop_if_made_otherwise(tmp_path, {"model": "gru4rec", "folds": 0}, [*asked, 5])
 
 
+def test_a_backbone_without_folds_is_trained_again_beside_it_where_they_are_needed(
+    here, toy, decoder
+):
+    args = ["table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, *TITLES]
+    assert "folds-s0" not in run_recipe(*args, "--dry-run")
+    folder = here.root / "toy" / "sasrec-s0"
+    folder.mkdir(parents=True)
+    made = {"stage": "train_backbone", "dataset": "toy", "data_hash": "0", "folds": 0}
+    write_json(folder / "config.json", made)
+    said = run_recipe(*args, "--dry-run")
+    assert "--folds 5 --seed 0 --out toy/sasrec-folds-s0" in said
+    assert "--backbone toy/sasrec-folds-s0" in said and "--backbone toy/sasrec-s0" not in said
+    assert "--ckpt toy/sasrec-s0 " in said  # the same model, by the name that all recipes know
+    write_json(folder / "config.json", made | {"folds": 5})
+    assert "folds-s0" not in run_recipe(*args, "--dry-run")
+
+
 def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkeypatch):
     meet, ran, lock = threading.Barrier(2), [], threading.Lock()
 
