@@ -144,6 +144,18 @@ def test_the_standard_error_of_means_holds_for_other_seeds():
         test = compared.means("better", "base")[m]
         assert test["se"] ** 2 == pytest.approx(users_alone["se"] ** 2 + s2 / 2 + s2 / 3)
         assert test["p"] == users_alone["p"] and test["p_t"] > users_alone["p_t"]
+        parts = [(users_alone["se"] ** 2, compared.differences[m].clusters.worth - 1)]
+        df = stats.joined_df([*parts, (s2 / 2 + s2 / 3, 3)])
+        assert test["p_t"] == pytest.approx(stats.t_test(test["difference"], test["se"], df))
+
+
+def test_fused_rows_repeat_their_members_seeds():
+    value = seeded()
+    alone = Compared(value, USER, 0.01)
+    fused = Compared(value | {f"base-s{s}+alone": row(s, s) for s in range(3)}, USER, 0.01)
+    for m in ("hr@1", "ndcg@10"):
+        same = fused.means("better", "base")[m]["p_t"]
+        assert same == pytest.approx(alone.means("better", "base")[m]["p_t"])
 
 
 def test_seeds_that_disagree_take_a_star_away():

@@ -128,7 +128,7 @@ def test_uneven_users_have_fewer_degrees_of_freedom():
     df = 100**2 / (20 * 2**2 + 60**2) - 1
     found = stats.difference(d, np.zeros(100), user)
     assert found["se"] == pytest.approx(se)
-    assert found["least"] == pytest.approx(2.8 * se)
+    assert found["least"] == pytest.approx(stats.least_found(se, df))
     assert found["p_t"] == pytest.approx(2 * stats.t_tail(abs(d.mean()) / se, df))
     assert found["p_t"] == stats.paired_t(d, np.zeros(100), user)
     assert df < 2
@@ -268,7 +268,33 @@ def test_seeds_enter_the_standard_error_as_worked_by_hand():
     assert both["se"] == pytest.approx(0.0044, abs=5e-5)
     assert both["difference"] / both["se"] == pytest.approx(3.9, abs=0.06)
     assert both["p_t"] > alone["p_t"] and both["p"] == alone["p"]
-    assert both["least"] == pytest.approx(2.8 * both["se"])
+    assert both["least"] == pytest.approx(2.8 * both["se"], rel=0.01)
+
+
+def test_the_least_difference_of_few_degrees_of_freedom():
+    assert stats.t_above(0.025, 10) == pytest.approx(2.228, abs=1e-3)
+    assert stats.t_above(0.2, 10) == pytest.approx(0.879, abs=1e-3)
+    assert stats.least_found(0.01, 1e6) == pytest.approx(0.028, abs=1e-4)
+    assert stats.least_found(1, 3) == pytest.approx(3.182 + 0.978, abs=2e-3)
+
+
+def test_degrees_of_freedom_of_users_and_seeds_worked_by_hand():
+    # variances 1 of 55 and 3 of 4 degrees of freedom: 16 / (1 / 55 + 9 / 4)
+    assert stats.joined_df([(1, 55), (3, 4)]) == pytest.approx(7.05, abs=0.01)
+    assert stats.joined_df([(2, 55), (0, 4)]) == 55
+    assert stats.joined_df([(0, 55), (0, 4)]) == 55
+
+
+def test_two_seeds_a_side_do_not_make_a_false_star_of_many_users():
+    # 20,000 users: what differs is the seeds' luck alone, deviation .02
+    rng, found = np.random.default_rng(0), []
+    for _ in range(1000):
+        of_users, mean_2R = 1e-6, rng.normal(0, 0.02, (2, 2))
+        off = rng.normal(0, 1e-3) + mean_2R[0].mean() - mean_2R[1].mean()
+        s2 = mean_2R.var(1, ddof=1).mean()
+        df = stats.joined_df([(of_users, 19999), (s2, 2)])
+        found.append(stats.t_test(off, math.sqrt(of_users + s2), df))
+    assert 0.02 < np.mean(np.array(found) < 0.05) < 0.07  # .16 with 19,999 degrees of freedom
 
 
 def test_a_row_s_name_without_its_seeds():

@@ -5,7 +5,6 @@ rows against the reference, its means over seeds against theirs, its planned pai
 itself. Pairs that nobody planned are not adjusted, and get no star.
 """
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -60,16 +59,20 @@ class Compared:
         self.seeds = {}  # {row without its seeds: its rows}
         for name in value:
             self.seeds.setdefault(unseeded(name), []).append(name)
-        self.deviation = {m: self.pooled_deviation(m) for m in metrics}
+        # a fused row repeats the seeds of its members
+        self.several = [
+            names for row, names in self.seeds.items() if len(names) > 1 and "+" not in row
+        ]
+        self.seeds_df = sum(len(names) - 1 for names in self.several)
+        self.variance = {m: self.pooled_variance(m) for m in metrics}
 
-    def pooled_deviation(self, metric: str) -> float:
-        """s, the deviation of a metric over seeds, from all rows with several of them: s^2 is the
+    def pooled_variance(self, metric: str) -> float:
+        """s^2 of a metric over seeds, from all rows with several of them that are not fused: the
         mean of the s_r^2 of R_r seeds, each weighing R_r - 1.
         """
-        several = [names for names in self.seeds.values() if len(names) > 1]
-        each = [[self.value[name][metric].mean() for name in names] for names in several]
+        each = [[self.value[name][metric].mean() for name in names] for names in self.several]
         off = sum((len(x) - 1) * np.var(x, ddof=1) for x in each)
-        return math.sqrt(off / max(sum(len(x) - 1 for x in each), 1))
+        return off / max(self.seeds_df, 1)
 
     def knows(self, a: str, b: str) -> bool:
         """True if a and b are two rows, or two rows without their seeds."""
@@ -81,13 +84,16 @@ class Compared:
 
     def means(self, a: str, b: str) -> Comparison:
         """The mean over the seeds of a minus that of b (rows without their seeds); the standard
-        error holds for other seeds too: SE^2 = SE_users^2 + s^2 / R_a + s^2 / R_b.
+        error holds for other seeds too: SE^2 = SE_users^2 + s^2 / R_a + s^2 / R_b. Where no row
+        has several seeds, s is not known, and what is said holds of these trained models.
         """
         found = {}
         for m in self.metrics:
             trained = [self.seeds[x] for x in (a, b) if x not in self.floors]
-            of_seeds = sum(self.deviation[m] ** 2 / len(names) for names in trained)
-            found[m] = self.differences[m].between(self.seeds[a], self.seeds[b], of_seeds)
+            of_seeds = sum(self.variance[m] / len(names) for names in trained)
+            found[m] = self.differences[m].between(
+                self.seeds[a], self.seeds[b], of_seeds, max(self.seeds_df, 1)
+            )
         return found
 
 

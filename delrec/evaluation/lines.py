@@ -11,6 +11,7 @@ from delrec.evaluation.two_stage import two_stages_as_text
 from delrec.evaluation.verdict import ABOUT_VERDICT, verdict
 from delrec.evaluation.wording import (
     ABOUT_PAPER,
+    ABOUT_PLANNED,
     ABOUT_SEEDS,
     FULL,
     about_marks,
@@ -137,19 +138,17 @@ def tests_as_text(result: dict) -> list[str]:
     rows = {name: row["test"] for name, row in result["rows"].items() if row["test"]}
     lines = ["", f"paired tests, row minus {reference}. {about_tests(result)}"]
     lines += [*grid(rows, AMONG_CANDIDATES), *users_as_text(rows)]
-    return lines + pairs_as_text(result["planned"], result["tests"], reference, AMONG_CANDIDATES)
+    return lines + pairs_as_text(result, AMONG_CANDIDATES)
 
 
-def pairs_as_text(
-    planned: dict[str, Comparison],
-    every: dict[str, Comparison],
-    reference: str,
-    metrics: Sequence[str],
-) -> list[str]:
-    """The planned pairs; where none was planned, every pair without the reference."""
-    if planned:
-        title = "planned pairs, rows or means over seeds (of means, t holds for other seeds too)"
+def pairs_as_text(result: dict, metrics: Sequence[str], among: str = "") -> list[str]:
+    """The planned pairs; where none was planned, every pair without the reference. among: what the
+    keys begin with, full_ over all items.
+    """
+    if planned := result[f"{among}planned"]:
+        title = ABOUT_PLANNED[bool(result["seeds"])]
         return ["", title, *grid(planned, metrics), *users_as_text(planned)]
+    every, reference = result[f"{among}tests"], result["reference"]
     others = {name: t for name, t in every.items() if reference not in name.split(" - ")}
     return ["", UNPLANNED, *grid(others, metrics)] if others else []
 
@@ -198,8 +197,7 @@ def full_as_text(result: dict, wide: int) -> list[str]:
         margin = f"= is equal within {result['margin_full']:g}"
         lines += ["", f"paired tests over all items, row minus {reference}; {margin}:"]
         lines += [*grid(against, OVER_ALL_ITEMS), *users_as_text(against)]
-    every = result["full_tests"]
-    return lines + pairs_as_text(result["full_planned"], every, reference, OVER_ALL_ITEMS)
+    return lines + pairs_as_text(result, OVER_ALL_ITEMS, "full_")
 
 
 def groups_as_text(result: dict, wide: int) -> list[str]:

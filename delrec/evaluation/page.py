@@ -22,6 +22,7 @@ from delrec.evaluation.comparisons import AMONG_CANDIDATES, OVER_ALL_ITEMS, Comp
 from delrec.evaluation.tables import main_table, seeds_table, tests_table
 from delrec.evaluation.verdict import ABOUT_VERDICT, ALL, NEAR, verdict
 from delrec.evaluation.wording import (
+    ABOUT_PLANNED,
     ABOUT_SEEDS,
     FULL,
     about_marks,
@@ -194,11 +195,13 @@ def paired_tests(result: dict) -> str:
     """
     reference = result["reference"]
     rows = {name: row["test"] for name, row in result["rows"].items() if row["test"]}
+    planned = result["planned"]
     sections = [
         "<h2>Paired tests</h2>",
         note(about_tests(result)),
+        note(ABOUT_PLANNED[bool(result["seeds"])]) if planned else "",
         compared(f"row minus {reference}", rows, AMONG_CANDIDATES),
-        compared("planned pairs", result["planned"], AMONG_CANDIDATES, False),
+        compared("planned pairs", planned, AMONG_CANDIDATES, False),
         compared(f"row minus {reference}, all items", result["full_against"], OVER_ALL_ITEMS),
         compared("planned pairs, all items", result["full_planned"], OVER_ALL_ITEMS, False),
     ]

@@ -18,8 +18,6 @@ RowMetrics = dict[str, dict[str, np.ndarray]]  # {row: {metric: its value for ea
 Intervals = dict[str, dict[str, np.ndarray]]  # {row: {metric: the ends of its interval (2,)}}
 Test = dict[str, float | None]  # what Differences.between returns
 
-POWER = 2.8  # standard errors that a difference needs to be found four times in five
-
 
 def unseeded(name: str) -> str:
     """A row's name without its seeds: delrec-s1 -> delrec, sasrec-s0+delrec-s1 -> sasrec+delrec."""
@@ -125,6 +123,34 @@ def t_test(mean: float, se: float, df: float) -> float:
     return 2 * t_tail(abs(mean) / se, df) if math.isfinite(se) else 1.0
 
 
+def t_above(p: float, df: float) -> float:
+    """The t >= 0 with P(T > t) = p < 1/2, by halving."""
+    low, high = 0.0, 1.0
+    while t_tail(high, df) > p and high < 1e9:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tail(middle, df) > p else (low, middle)
+    return high
+
+
+def least_found(se: float, df: float) -> float:
+    """The smallest true difference that a t-test at .05 finds four times in five: 2.8 SE, and more
+    where there are few degrees of freedom.
+    """
+    return (t_above(0.025, df) + t_above(0.2, df)) * se
+
+
+def joined_df(parts: Sequence[tuple[float, float]]) -> float:
+    """The degrees of freedom of a sum of estimated variances v, each with its df (Satterthwaite):
+    (sum v)^2 / sum (v^2 / df).
+    """
+    total = sum(v for v, _ in parts)
+    if total == 0 or not math.isfinite(total):
+        return parts[0][1]
+    return total**2 / sum(v * v / df for v, df in parts if v)
+
+
 def equality_test(mean: float, se: float, df: float, margin: float) -> float:
     """p of TOST, two one-sided tests of |difference| >= margin: small where the rows are equal
     within the margin. t = (margin - |mean|) / SE is the smaller of both.
@@ -176,9 +202,12 @@ class Differences:
             self.mean_GR = self.sum_GR / clusters.count_G[:, None]
             self.flipped_means_PR = sign_flips(self.mean_GR)
 
-    def between(self, a: Sequence[str], b: Sequence[str], of_seeds: float = 0.0) -> Test:
+    def between(
+        self, a: Sequence[str], b: Sequence[str], of_seeds: float = 0.0, seeds_df: float = math.inf
+    ) -> Test:
         """The mean of rows `a` minus the mean of rows `b`. of_seeds: what training again with other
-        seeds adds to the squared standard error, s_A^2 / R_A + s_B^2 / R_B.
+        seeds adds to the squared standard error, s_A^2 / R_A + s_B^2 / R_B; seeds_df: the degrees
+        of freedom of s.
 
         difference, se; p of the sign-flip test, p_t of the paired t; least: the smallest true
         difference that is found with power .8; margin, and p_equal of being equal within it;
@@ -191,15 +220,17 @@ class Differences:
                 w_R[self.place[name]] += sign / len(rows)
         sum_G, count_G = self.sum_GR @ w_R, self.clusters.count_G
         mean = rounded(sum_G.sum() / count_G.sum())
-        se = rounded(math.hypot(standard_error(sum_G, count_G), math.sqrt(of_seeds)))
-        df, known = self.clusters.worth - 1, math.isfinite(se)
+        of_users = standard_error(sum_G, count_G) ** 2
+        se = rounded(math.sqrt(of_users + of_seeds))
+        known = math.isfinite(se)
+        df = joined_df([(of_users, self.clusters.worth - 1), (of_seeds, seeds_df)])
         found = {
             "difference": mean,
             "se": se if known else None,
             "p": share_as_large(self.flipped_PR @ w_R, sum_G.sum()),
             "p_t": t_test(mean, se, df),
             "p_adjusted": None,
-            "least": POWER * se if known else None,
+            "least": least_found(se, df) if known else None,
             "margin": self.margin,
             "p_equal": equality_test(mean, se, df, self.margin),
             "of_users": None,

@@ -17,9 +17,15 @@ ABOUT_SEEDS = (
     "mean ± standard deviation over seeds [95 % interval over users], then the difference from the "
     "mean of the row named. p: sign-flip test, which holds for other users; t: paired t whose "
     "standard error holds for other users and other seeds (SE^2 = SE_users^2 + s^2 / R + s^2 / R', "
-    "R and R' seeds, s from all rows with several); a star needs both p, adjusted for all rows of "
-    "this table (Holm)"
+    "R and R' seeds, s from all rows with several, degrees of freedom by "
+    "Satterthwaite); a star needs both p, adjusted for all rows of this table (Holm)"
 )
+
+# by whether any row has several seeds
+ABOUT_PLANNED = {
+    True: "planned pairs, rows or means over seeds (of means, t holds for other seeds too)",
+    False: "planned pairs; no row has several seeds, so p and t hold of these trained models alone",
+}
 
 
 # ---------------------------------------------------------------- numbers
