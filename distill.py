@@ -38,7 +38,7 @@ from delrec.lm import augment, crossfit, differences, items, options, prompt_tra
 from delrec.lm.balance import Balance
 from delrec.lm.lists import Lists, read_lists, said_of_folds
 from delrec.lm.model import located
-from delrec.lm.questions import TASKS, Question, tasks_of
+from delrec.lm.questions import TASKS, Question, in_training, tasks_of
 from delrec.lm.ranker import Ranker, asking
 from delrec.lm.reading import read, read_examples, read_prefix
 from delrec.lm.rps import listwise
@@ -106,10 +106,15 @@ class Asked:
         catalogue of all items), of the label's."""
         r, tails = self.r, [q.tail for q in questions]
         start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
+        table_B = np.array([q.table for q in questions])
         if self.over == "catalogue":
             item_B = torch.tensor([int(q.cand[q.label]) for q in questions], device=r.lm.device)
-            return loss_over_all(r.lm, read(r.lm, start, tails), item_B, r.titles, r.verbalizer)
-        cand_BC = np.stack([q.cand for q in questions])
+            x_BD = read(r.lm, start, tails)
+            if r.verbalizer == "items":
+                s_BI = items.scores_in_tables(r.lm, items.item_space(r.lm, x_BD), table_B)
+                return F.cross_entropy(s_BI, item_B - 1, reduction="sum")
+            return loss_over_all(r.lm, x_BD, item_B, r.titles, r.verbalizer)
+        cand_BC = np.stack([q.cand for q in questions]) + table_B[:, None] * (r.data.n_items + 1)
         label_B = torch.tensor([q.label for q in questions], device=r.lm.device)
         score_BC = score(r.lm, start, tails, cand_BC, r.titles, r.verbalizer)
         return F.cross_entropy(score_BC, label_B, reduction="sum")
@@ -173,6 +178,7 @@ class Lessons:
         cfg, r, which = self.cfg, self.r, self.samples(at)
         top_nh = self.lists.top("train", which, cfg.h)
         ta, rps = tasks_of(r, r.data.train[which], top_nh, cfg, seed, self.asked)
+        ta = in_training(r, ta)
         if not r.lm.packs:  # rows of one pass are padded to the longest: like lengths together
             ta.sort(key=lambda q: -len(q.tail))
             rps.sort(key=lambda q: -len(q.tail))

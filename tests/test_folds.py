@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from delrec.backbone.models import load
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import histories, users
 from delrec.lm import items
+from delrec.lm.questions import in_training, tasks_of
 from delrec.lm.ragged import ragged
+from delrec.lm.ranker import make_ranker
 from delrec.runtime import load_run
 
 MEMORISE = "--width 48 --batch 16 --lr 1e-2 --epochs 30 --patience 30 --dropout 0 --history 8"
@@ -203,6 +206,35 @@ def test_a_training_prompt_shows_its_fold_s_vectors(folded, noise, load):
         s_NI = items.scores_in_tables(lm, e_NE, table_B)
         for s_I, e, table in zip(s_NI, e_NE, table_B):
             torch.testing.assert_close(s_I, tables[table, 1:] @ e)
+    finally:
+        lm.items = None
+
+
+@pytest.mark.parametrize("over", ["candidates", "catalogue"])
+def test_temporal_analysis_never_reads_the_vectors_fitted_to_its_answers(folded, noise, load, over):
+    lm = load("decoder")
+    texts = {"history": 8, "max_title": 32, "max_tokens": 1024, "order": "shuffled"}
+    scores = {"verbalizer": "items", "show": False, "backbone": "SASRec", "input": "ids"}
+    cfg = SimpleNamespace(a=4, C=9, rps_candidates="random")
+    try:
+        items.load_items(lm, folded, noise.n_items)
+        r = make_ranker(lm, noise, texts | scores | {"backbone_run": ""})
+        samples = noise.train[:40]
+        ta, _ = tasks_of(r, samples, np.ones((40, 3), int), cfg, 0, ("ta",))
+        asked = in_training(r, ta)
+        loss = distill.Asked(r, "ta", over).loss(asked).item()
+        folds = lm.items.folds
+        own = folds.tables.view(5, noise.n_items + 1, -1)
+        # the same by hand, user by user, with the fold's vectors in the full model's place
+        want = 0.0
+        for question, plain in zip(asked, ta):
+            assert question.table == folds.fold_U[users(noise, np.array([plain.sample]))[0]] + 1
+            lm.items = replace(lm.items, E=own[question.table], folds=None)
+            want += distill.Asked(r, "ta", over).loss([plain]).item()
+        lm.items = replace(lm.items, E=torch.randn_like(own[0]), folds=folds)
+        folds.tables[: noise.n_items + 1] = lm.items.E  # the full model's vectors do not matter
+        assert distill.Asked(r, "ta", over).loss(asked).item() == loss
+        assert loss == pytest.approx(want, rel=1e-4)
     finally:
         lm.items = None
 

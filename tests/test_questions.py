@@ -56,7 +56,7 @@ def test_samples_are_the_same_whoever_makes_them(ranker, toy, lists):
 def test_pattern_simulating_asks_for_the_backbone_s_first_choice(ranker, toy, lists):
     which, ranked = toy.train[:60], lists[:60]
     _, rps = tasks_of(ranker, which, ranked, CFG, 0)
-    for (_, cand, label), top in zip(rps, ranked):
+    for (_, cand, label, *_), top in zip(rps, ranked):
         assert cand[label] == top[0]
         assert len(set(cand)) == 9
         assert set(cand) & set(top) == {top[0]}
@@ -75,7 +75,7 @@ def test_temporal_analysis_asks_for_the_item_before_the_last(ranker, toy, lists)
     ta, _ = tasks_of(ranker, which, lists[:60], CFG, 0)
     starts = toy.ptr[users(toy, which)]
     windows = [toy.items[max(s - 8, start) : s] for s, start in zip(which, starts)]
-    for (_, cand, label), window in zip(ta, [w for w in windows if len(w) >= 6]):
+    for (_, cand, label, *_), window in zip(ta, [w for w in windows if len(w) >= 6]):
         assert cand[label] == window[-2]
         assert len(set(cand)) == 9
         assert (cand == window[-2]).sum() == 1
@@ -95,7 +95,7 @@ def test_only_what_is_asked_is_made_and_its_numbers_stay(task, ranker, toy, list
 def test_the_release_lists_all_that_the_backbone_chose(ranker, toy, lists):
     which, ranked = toy.train[:60], lists[:60]
     release = SimpleNamespace(**vars(CFG) | {"rps_candidates": "release"})
-    for (_, cand, label), top in zip(tasks_of(ranker, which, ranked, release, 0)[1], ranked):
+    for (_, cand, label, *_), top in zip(tasks_of(ranker, which, ranked, release, 0)[1], ranked):
         assert cand[label] == top[0]
         assert len(set(cand)) == 9
         assert set(top) < set(cand)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from delrec.data.prepared import histories
-from delrec.lm.ragged import Ragged, of_padded
+from delrec.data.prepared import histories, users
+from delrec.lm.items import in_tables, table_of
+from delrec.lm.ragged import Ragged, of_padded, ragged
 from delrec.lm.ranker import Ranker, asking
 
 TASKS = ("ta", "rps")
@@ -20,6 +21,8 @@ class Question(NamedTuple):
     tail: np.ndarray  # tokens behind the prefix
     cand: np.ndarray  # candidates (C,)
     label: int  # the place of the right one among them
+    sample: int  # whose it is, a place in data.items
+    table: int = 0  # of item vectors, by which it is scored (items.Folds)
 
 
 def ta_options(r: Ranker, window: np.ndarray, C: int, rng: np.random.Generator) -> np.ndarray:
@@ -40,10 +43,22 @@ def rps_options(
     return rng.permutation(np.append(others, kept))
 
 
-def questions_of(tails: Ragged, cand_nC: np.ndarray, label_n: np.ndarray) -> list[Question]:
-    """Prompts with their candidates, of which label_n are right."""
+def questions_of(
+    tails: Ragged, cand_nC: np.ndarray, label_n: np.ndarray, sample_n: np.ndarray
+) -> list[Question]:
+    """Prompts of samples with their candidates, of which label_n are right."""
     place_n = (cand_nC == label_n[:, None]).argmax(1)
-    return [Question(*each) for each in zip(tails, cand_nC, place_n.tolist())]
+    return [Question(*each) for each in zip(tails, cand_nC, place_n.tolist(), sample_n.tolist())]
+
+
+def in_training(r: Ranker, questions: list[Question]) -> list[Question]:
+    """The questions of training samples, each with the item vectors of its user's fold: the full
+    model's were fitted to the answers."""
+    table_n = table_of(r.lm, users(r.data, np.array([q.sample for q in questions], int)))
+    tails = in_tables(r.lm, ragged([q.tail for q in questions]), table_n)
+    return [
+        q._replace(tail=tail, table=int(table)) for q, tail, table in zip(questions, tails, table_n)
+    ]
 
 
 def draw(r: Ranker, n: int, taken: set, rng: np.random.Generator) -> np.ndarray:
@@ -84,9 +99,9 @@ def tasks_of(
     if cand["ta"] and "ta" in asked:
         cand_nC, windows_n = np.stack(cand["ta"]), windows.take(np.flatnonzero(long_n))
         tails, _ = asking(r, "ta").prompts.temporal_analyses(windows_n, cfg.a, cand_nC)
-        ta = questions_of(tails, cand_nC, windows_n.cut(-2, -1).flat)
+        ta = questions_of(tails, cand_nC, windows_n.cut(-2, -1).flat, samples[long_n])
     if cand["rps"]:
         cand_nC = np.stack(cand["rps"])
         tails, _ = asking(r, "rps").prompts.patterns(windows, ranked, cand_nC)
-        rps = questions_of(tails, cand_nC, ranked[:, 0])
+        rps = questions_of(tails, cand_nC, ranked[:, 0], samples)
     return ta, rps
