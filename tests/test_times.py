@@ -125,6 +125,33 @@ def test_the_order_is_the_same_however_the_numbers_are_written(written):
     assert np.argsort(when).tolist() == np.argsort(times).tolist()
 
 
+FAR = [datetime.datetime(*day, tzinfo=datetime.UTC) for day in [(9999, 12, 31), (2610, 5, 1)]]
+
+
+@pytest.mark.parametrize("behind", ["", " 00:00:00", "T00:00:00", " 00:00:00.000000", "T00:00Z"])
+def test_a_date_far_ahead_is_the_date_it_says(behind):
+    values = ["2024-05-01" + behind, *(f"{day:%Y-%m-%d}{behind}" for day in FAR)]
+    assert read(values).when.tolist() == [1714521600, *(day.timestamp() for day in FAR)]
+
+
+@pytest.mark.parametrize("time_format", ["%d/%m/%Y", "%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M:%S%.f"])
+def test_a_format_reads_dates_far_ahead(time_format):
+    values = [day.strftime(time_format.replace("%.f", ".0")) for day in FAR]
+    assert read(values, time_format).when.tolist() == [day.timestamp() for day in FAR]
+
+
+@pytest.mark.parametrize("behind", ["", "Z"])
+def test_nanoseconds_are_kept_up_to_2262_and_beyond_it_refused(behind):
+    near = [f"2024-05-01 00:00:00.123456{n}{behind}" for n in (7, 8)]
+    assert read(near).when.tolist() == [1714521600123456700, 1714521600123456800]
+    far = f"9999-12-31 23:59:59.9999999{behind}"
+    said = refusal([*near, far])
+    assert f"line 4: timestamp {far!r} is beyond the year 2262" in said
+    given = "%Y-%m-%d %H:%M:%S%.f" + behind
+    assert refusal([*near, far], given) == said
+    assert read(near, given).when.tolist() == read(near).when.tolist()
+
+
 def test_what_was_read_into_times_is_said():
     assert "kept as whole numbers, in milliseconds" in read(["1.5", "2"]).notes[0]
     assert "20140131 is read as a date, 2014-01-31" in read(["20140131"]).notes[0]
