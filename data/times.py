@@ -245,12 +245,16 @@ def clock_of_numbers(column: pl.Series, what: str, where: Where, is_time: bool =
 
 
 def thousandths(column: pl.Series, what: str) -> Clock | None:
-    """Numbers of at most three decimals as thousandths, None where some are of another form."""
+    """Numbers of at most three decimals as thousandths, None where some are of another form or
+    would seem to be seconds since 1970.
+    """
     if not column.str.contains(PLAIN_DECIMAL).all():
         return None
     value = (column.cast(pl.Float64) * 1000).round().cast(pl.Int64)
     if not (value % 1000 != 0).any():
         return Clock((value // 1000).to_numpy())
+    if value.max() // 1000 < EARLIEST // 3 <= value.max():
+        return None
     return Clock(value.to_numpy(), [note_on_fractions(what, 3)], 3)
 
 

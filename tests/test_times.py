@@ -32,6 +32,8 @@ def refusal(values, time_format=None, dtype=None):
         (["1700000000000000000", "1700000000000000001"], [17 * 10**17, 17 * 10**17 + 1]),
         (["1.2345678901234567e-05", "0.0", "0.3", "1.0"], [1, 0, 2, 3]),
         (["45292.3541666667", "45292.3541666666"], [1, 0]),  # days, as a sheet counts them
+        (["200000.5", "300000.25", "200000"], [1, 2, 0]),  # since the log began, in seconds
+        (["99999.5", "2"], [99999500, 2000]),
         (["1500000000,5", "1500000000"], [1500000000500, 1500000000000]),  # a decimal comma
         (["0.5", "0.123456"], [500000, 123456]),
         (["1970-01-02", "1970-1-3"], [86400, 172800]),
@@ -173,3 +175,11 @@ def test_a_position_is_never_a_date():
 def test_the_unit_of_times_is_known_down_to_nanoseconds():
     for decimals in (0, 3, 6, 9):
         assert seconds_of(np.array([1_500_000_000 * 10**decimals])) == 10.0**-decimals
+
+
+@pytest.mark.parametrize("written", ["{:.2f}", "{:.5f}"])
+def test_times_since_a_log_began_never_seem_to_be_seconds_since_1970(written):
+    times = [written.format(t) for t in np.linspace(2e5, 9e5, 50) + 0.25]
+    clock = read(times)
+    assert seconds_of(clock.when) is None and "only their order is kept" in clock.notes[0]
+    assert clock.when.tolist() == list(range(50))
