@@ -106,7 +106,9 @@ def rows_in(table: Table, names: Columns, request: Request) -> tuple[Rows, np.nd
     gaps = {name: int(mask.sum()) for name, mask in missing.items()}
     for role, column in ids.items():
         stop_at_empty(column, role, table, names, request)
-    stop_at_empty(table.rows[clocks[-1]], "timestamp", table, names, request)
+    # one without any value is as if it were not there, unless no other is
+    fullest = min(clocks, key=gaps.__getitem__)
+    stop_at_empty(table.rows[fullest], "timestamp", table, names, request)
     name, notes = clocks[0], []
     # a time counts if every row has one: times with gaps give no order
     if len(clocks) == 2 and gaps[name] and gaps[clocks[1]] < gaps[name]:

@@ -125,6 +125,22 @@ def test_an_item_twice_and_a_blank_id_are_refused_in_every_format(tmp_path, form
         assert is_the_log(read_own(raw, request(drop_incomplete=True)))
 
 
+@pytest.mark.parametrize("drop", [False, True])
+def test_an_order_without_any_value_is_none(drop, tmp_path):
+    head, asked = "user,item,timestamp,position", request(drop_incomplete=drop)
+
+    def raw(name, rows):
+        text = table(rows, head)
+        return folder(tmp_path / name, interactions__csv=text, items__csv=TITLES)
+
+    log = read_own(raw("times", [(u, i, t, "") for u, i, t in ROWS]), asked)
+    assert is_the_log(log) and log.rows.timed and not log.notes
+    log = read_own(raw("places", [(u, i, "", t) for u, i, t in ROWS]), asked)
+    assert is_the_log(log) and not log.rows.timed and "so the order is the position" in log.notes[0]
+    said = refusal(read_own, raw("none", [(u, i, "", "") for u, i, _ in ROWS]), asked)
+    assert "no row has a value in the column timestamp; name another" in said
+
+
 def test_incomplete_rows_are_left_out_on_request_and_counted(tmp_path):
     rows = [*ROWS, ("", 1, 1_500_000_000), (1, 2, ""), (1, 9, 1_500_000_000)]
     raw = folder(tmp_path, interactions__csv=table(rows), items__csv=TITLES)
