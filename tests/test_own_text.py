@@ -176,6 +176,22 @@ def test_ids_that_a_spreadsheet_rounded_are_refused(tmp_path):
     assert "line 2: the item '4.00638E+12' was rounded by a spreadsheet" in said
 
 
+@pytest.mark.parametrize("ids", [["7e12", "2E05", "a3f1"], ["10e10", "1e10", "7e12", "x"]])
+def test_codes_that_look_like_rounded_numbers_are_codes(ids, tmp_path):
+    text = table([(i, 1, 1_500_000_000) for i in ids])
+    raw = folder(tmp_path, items__csv=TITLES, interactions__csv=text)
+    assert read_own(raw, request()).rows.user.to_list() == ids
+
+
+@pytest.mark.parametrize(
+    "ids", [["7e12", "12", ""], ["7e12", "2e05"], ["B00X", "4.00638e+12"], ["B00X", "4E+12"]]
+)
+def test_rounded_numbers_are_refused_beside_numbers_and_beside_codes(ids, tmp_path):
+    text = table([(i, 1, 1_500_000_000) for i in ids])
+    raw = folder(tmp_path, items__csv=TITLES, interactions__csv=text)
+    assert "was rounded by a spreadsheet" in refusal(read_own, raw, request(drop_incomplete=True))
+
+
 def test_titles_in_the_interactions_own_column_and_the_last_one_counts(tmp_path):
     rows = [(u, i, t, f"Tea {i}") for u, i, t in ROWS] + [(1, 3, 5, "Old tea"), (1, 3, 1_6e8, "")]
     path = folder(tmp_path, shop__csv=table(rows, "user,item,timestamp,title")) / "shop.csv"
