@@ -22,6 +22,10 @@ from delrec.runtime import stop
 
 USUAL = Columns("user", "item", "timestamp", "position", "title")
 RECBOLE = Columns("user_id", "item_id", "timestamp", "position")
+# ids that may be rounded numbers, what codes do not have of these, and numbers as they should be
+ROUNDED = r"^[0-9]([.,][0-9]+)?[eE]\+?[0-9]{2}$"
+NOT_OF_CODES = "[.,+]"
+PLAIN_NUMBER = r"^-?[0-9]+([.,][0-9]+)?$"
 
 
 def read_own(folder: Path, request: Request) -> Log:
@@ -106,7 +110,9 @@ def rows_in(table: Table, names: Columns, request: Request) -> tuple[Rows, np.nd
     gaps = {name: int(mask.sum()) for name, mask in missing.items()}
     for role, column in ids.items():
         stop_at_empty(column, role, table, names, request)
-    stop_at_empty(table.rows[clocks[-1]], "timestamp", table, names, request)
+    # one without any value is as if it were not there, unless no other is
+    fullest = min(clocks, key=gaps.__getitem__)
+    stop_at_empty(table.rows[fullest], "timestamp", table, names, request)
     name, notes = clocks[0], []
     # a time counts if every row has one: times with gaps give no order
     if len(clocks) == 2 and gaps[name] and gaps[clocks[1]] < gaps[name]:
@@ -179,14 +185,21 @@ def ids_in(table: Table, name: str) -> pl.Series:
 
 
 def stop_at_rounded_ids(text: pl.Series, name: str, table: Table) -> None:
-    """Stops at ids like 4.00638E+12: a spreadsheet rounded them, so several became one."""
-    rounded = text.str.contains(r"^[0-9]([.,][0-9]+)?[eE]\+?[0-9]{2}$")
-    if rounded.any():
-        row = rounded.arg_max()
-        stop(
-            f"{table.place(row)}: the {name} {text[row]!r} was rounded by a spreadsheet, so "
-            "different ones became one; export the table again with that column as text"
-        )
+    """Stops at ids like 4.00638E+12: a spreadsheet rounded them, so several became one. 7e12 alone
+    is one only among numbers: among other ids it is a code, as hexadecimal ones are.
+    """
+    rounded = text.str.contains(ROUNDED)
+    if not rounded.any():
+        return
+    if not text.filter(rounded).str.contains(NOT_OF_CODES).any():
+        others = text.filter(~rounded & ~is_missing(text))
+        if not others.str.contains(PLAIN_NUMBER).all():
+            return
+    row = rounded.arg_max()
+    stop(
+        f"{table.place(row)}: the {name} {text[row]!r} was rounded by a spreadsheet, so "
+        "different ones became one; export the table again with that column as text"
+    )
 
 
 def stop_at_blank(ids: pl.Series, what: str, place: Where) -> None:

@@ -304,7 +304,8 @@ def read_parquet(path: Path, names: list[str]) -> Table:
     """Those of the columns `names` that a parquet file has; text without blanks around it."""
     try:
         header = list(pl.read_parquet_schema(path))
-        rows = pl.read_parquet(path, columns=[name for name in names if name in header])
+        asked = [name for name in dict.fromkeys(names) if name in header]  # ids may be titles too
+        rows = pl.read_parquet(path, columns=asked)
     except (OSError, pl.exceptions.PolarsError) as bad:
         stop(f"{path} cannot be read as parquet ({str(bad).splitlines()[0][:150]}); write it again")
     for name in header:  # a category is its text

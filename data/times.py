@@ -3,13 +3,22 @@ times of day by ISO 8601, with dots (day.month.year) or by a format that is give
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 
-from delrec.data.time_formats import advised_format, fitting_formats, read_format
+from delrec.data.time_formats import (
+    Where,
+    advised_format,
+    coarsest,
+    fitting_formats,
+    read_format,
+    read_times,
+    stop_at_far,
+    when_in,
+    when_of,
+)
 from delrec.runtime import stop
 
 NUMBER = r"^\+?([0-9]*)\.?([0-9]*)(?:[eE]([+-]?[0-9]{1,3}))?$"
@@ -33,8 +42,6 @@ LARGEST = 2**63 - 1
 
 ISO_HEAD = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
-Where = Callable[[int], str]  # the place of a row in its file, in words
-
 
 @dataclass
 class Clock:
@@ -55,7 +62,7 @@ def clock_of(column: pl.Series, what: str, where: Where, time_format: str | None
     if kind == pl.Date:
         clock = Clock((column.to_physical().cast(pl.Int64) * 86_400).to_numpy())
     elif kind == pl.Datetime:
-        clock = Clock(coarsest(column.to_physical(), {"ms": 3, "us": 6, "ns": 9}[kind.time_unit]))
+        clock = Clock(when_in(column))
     elif kind.is_integer():
         clock = clock_of_integers(column, what, where)
     elif kind.is_float() or kind.is_decimal():
@@ -91,9 +98,9 @@ def clock_of_text(column: pl.Series, what: str, where: Where, time_format: str |
     if column.str.contains(DECIMAL_COMMA).all():
         return clock_of_numbers(column.str.replace(",", ".", literal=True), what, where)
     for plain in PLAIN_DATES if ISO_HEAD.match(column[0] or "") else ():
-        read = column.str.to_datetime(plain, time_unit="ns", strict=False)
+        read = read_times(column, plain)
         if not read.null_count():
-            return Clock(coarsest(read.to_physical(), 9))
+            return Clock(when_of(read, column, plain, what, where))
     forms = {IS_NUMBER: "a number", ISO: "a date like 2014-01-31", DOTTED: "a date like 31.1.2014"}
     fits = {form: column.str.contains(form) for form in forms}
     form = max(fits, key=lambda form: fits[form].sum())
@@ -141,7 +148,7 @@ def clock_by_format(column: pl.Series, what: str, where: Where, time_format: str
         )
     if read.dtype.time_zone:
         read = read.dt.convert_time_zone("UTC")
-    return Clock(coarsest(read.to_physical(), 9))
+    return Clock(when_of(read, column, time_format, what, where))
 
 
 def clock_of_dates(
@@ -176,7 +183,7 @@ def clock_of_dates(
         return Clock(seconds.to_numpy(), notes)
     decimals = next(d for d in (3, 6, 9) if not (fraction % 10 ** (9 - d) != 0).any())
     if int(seconds.max()) * 10**decimals > LARGEST:
-        stop(f"{where(0)}: the column {what} has {UNITS[decimals]} beyond the year 2262; round it")
+        stop_at_far(column, seconds.arg_max(), what, where)
     return Clock((seconds * 10**decimals + fraction // 10 ** (9 - decimals)).to_numpy(), notes)
 
 
@@ -196,16 +203,6 @@ def offsets_of(column: pl.Series, zone: pl.Series, what: str, where: Where) -> p
     minutes = zone.str.extract(r"^[+-][0-9]{2}:?([0-9]{2})").cast(pl.Int64).fill_null(0)
     sign = pl.Series(np.where(zone.str.starts_with("-").to_numpy(), -1, 1))
     return sign * (hours * 3600 + minutes * 60)
-
-
-def coarsest(value: pl.Series, decimals: int) -> np.ndarray:
-    """Times in units of 10**-decimals seconds as seconds, milli- or microseconds where nothing is
-    lost by it.
-    """
-    for drop in (9, 6, 3):
-        if drop <= decimals and not (value % 10**drop != 0).any():
-            return (value // 10**drop).cast(pl.Int64).to_numpy()
-    return value.cast(pl.Int64).to_numpy()
 
 
 # ---------------------------------------------------------------- numbers
@@ -248,12 +245,16 @@ def clock_of_numbers(column: pl.Series, what: str, where: Where, is_time: bool =
 
 
 def thousandths(column: pl.Series, what: str) -> Clock | None:
-    """Numbers of at most three decimals as thousandths, None where some are of another form."""
+    """Numbers of at most three decimals as thousandths, None where some are of another form or
+    would seem to be seconds since 1970.
+    """
     if not column.str.contains(PLAIN_DECIMAL).all():
         return None
     value = (column.cast(pl.Float64) * 1000).round().cast(pl.Int64)
     if not (value % 1000 != 0).any():
         return Clock((value // 1000).to_numpy())
+    if value.max() // 1000 < EARLIEST // 3 <= value.max():
+        return None
     return Clock(value.to_numpy(), [note_on_fractions(what, 3)], 3)
 
 

@@ -7,15 +7,16 @@
 Trial 0 has the model's own defaults, the others are drawn from GRID, each once. Successive halving
 (arXiv 1502.07943): all trials are trained for a few epochs, the best third of them three times as
 long, and so on; at most three are trained to their own end. Each round trains from scratch, so that
-a run of it is what its command alone makes.
+a run of it is what its command alone makes. On a small log, where few epochs are hardly a step, the
+first round is longer: models that have not begun to learn cannot be told apart.
 
 What counts is the NDCG@10 over all items on validation. No row of the test part is read here:
 train_backbone.py ranks it, as always, and this program does not look.
 
-Every trial is a run under runs/<dataset>/tune-<model>/, whose name ends in what --flags says. A
-finished one is not repeated, a killed one goes on: so the same command goes on where it was killed,
-and one with more --trials adds to it. The folder's tune.txt has the table, tune.json the same, with
-all that was spent.
+Every trial is a run under runs/<dataset>/tune-<model>/, whose name ends in what --flags says and,
+where it is not 0, in the seed (-s1). A finished one is not repeated, a killed one goes on: so the
+same command goes on where it was killed, and one with more --trials adds to it. The folder's
+tune.txt has the table, tune.json the same, with all that was spent.
 """
 
 import json
@@ -23,7 +24,9 @@ import shlex
 import sys
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -33,7 +36,8 @@ from tqdm import tqdm
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
-from delrec.data.prepared import load_data
+from delrec.backbone.batches import LEAST_WAIT, steps_of_epoch
+from delrec.data.prepared import Data, load_data
 from delrec.runtime import described, load_run, write_json, write_text
 from recipes.runs import side_by_side
 from recipes.stage import name_of, places, stage, typed
@@ -47,6 +51,7 @@ GRID = {
     "history": (20, 50),
 }
 OWN = {"caser": {"history": (5, 10)}, "bsarec": {"history": (50,)}}
+FIRST = 4  # epochs of the first round, at least
 THIRD = 3  # of the trials of a round, one in so many goes on, so many times as long
 # no later stage reads these runs' lists
 FEW = ["--lists", 1000]
@@ -70,9 +75,14 @@ class Trial:
         return [x for flag, value in self.settings.items() for x in (f"--{flag}", value)]
 
 
+def grid_of(model: str) -> dict[str, tuple]:
+    """The values that a trial of a model may have."""
+    return GRID | OWN.get(model, {})
+
+
 def draw(model: str, n: int, seed: int) -> list[Trial]:
     """The defaults and n - 1 other settings; the first of them are the same whatever n is."""
-    grid = GRID | OWN.get(model, {})
+    grid = grid_of(model)
     size = int(np.prod([len(values) for values in grid.values()]))
     if n - 1 > size:
         sys.exit(f"tune: --trials {n} is more than the grid's {size} settings; ask for fewer")
@@ -106,6 +116,19 @@ def rounds(n: int, first: int) -> list[tuple[int, int]]:
     return [*found, (n, 0)]
 
 
+def first_round(model: str, flags: str, data: Data) -> int:
+    """The epochs of a first round: enough for LEAST_WAIT steps of the trial with the fewest, that
+    of the largest batch and the longest history."""
+    grid = grid_of(model)
+    fewest = SimpleNamespace(
+        model=model,
+        batch=max(grid["batch"]),
+        history=max(grid["history"]),
+        one_target="--one-target" in shlex.split(flags),
+    )
+    return max(FIRST, ceil(LEAST_WAIT / steps_of_epoch(fewest, data)))
+
+
 def best_on_validation(folder: Path) -> float:
     """The NDCG@10 over all items on validation of a run's best epoch."""
     lines = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
@@ -128,13 +151,13 @@ class Search:
     def folder(self) -> Path:
         """The folder of its runs and its table."""
         name = name_of(["tune", self.model, *shlex.split(self.flags)])
+        name += f"-s{self.seed}" if self.seed else ""
         return runtime.ROOT / "runs" / Path(self.dataset).name / name
 
     def command(self, trial: Trial) -> list:
         """What trains a trial to its own end, without the folder."""
         on = ["train_backbone.py", "--dataset", self.dataset, "--model", self.model]
-        seed = ["--seed", self.seed] if self.seed else []
-        return [*on, *shlex.split(self.flags), *trial.flags, *seed]
+        return [*on, *shlex.split(self.flags), *trial.flags, "--seed", self.seed]
 
     def train(self, trial: Trial, epochs: int, job: int) -> None:
         """Trains a trial for so many epochs, 0 to its end, and notes what it found."""
@@ -197,7 +220,11 @@ def table_lines(search: Search, ranked: list[Trial]) -> list[str]:
 @click.option(
     "--trials", default=24, type=click.IntRange(1), help="settings tried, the defaults among them"
 )
-@click.option("--first", default=4, type=click.IntRange(1), help="epochs of the first round")
+@click.option(
+    "--first",
+    type=click.IntRange(1),
+    help=f"epochs of the first round; {FIRST}, on a small log as many as make {LEAST_WAIT} steps",
+)
 @click.option(
     "--jobs",
     default=0,
@@ -213,12 +240,13 @@ def main(**options) -> None:
     search.jobs = min(search.jobs or places(), search.trials)
     if search.dataset == "ml-100k":
         stage(None, "data/prepare.py", search.dataset)
-    load_data(search.dataset)  # says how to prepare it
+    data = load_data(search.dataset)  # says how to prepare it
+    search.first = search.first or first_round(search.model, search.flags, data)
     ranked = search.run()
     lines = table_lines(search, ranked)
     write_text(search.folder / "tune.txt", "\n".join(lines) + "\n")
     rows = [vars(trial) for trial in ranked]
-    write_json(search.folder / "tune.json", {"command": options, "grid": GRID, "trials": rows})
+    write_json(search.folder / "tune.json", {"command": vars(search), "grid": GRID, "trials": rows})
     print("\n" + "\n".join(lines))
 
 

@@ -1,5 +1,6 @@
 """train_backbone.py --cold-out: items that training never saw are ranked by their text."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 import train_backbone
 from delrec.backbone import models, text_ways
-from delrec.backbone.losses import catalogue_loss
+from delrec.backbone.losses import catalogue_loss, list_loss, list_weights
 from delrec.backbone.text import Text
 from delrec.data.counts import seen_in_training
 
@@ -42,12 +43,10 @@ def test_what_nobody_took_is_found_by_its_title(news, run, on_cpu, tmp_path):
     assert found["permuted"] < 0.1
 
 
-@pytest.mark.parametrize("way", ["fold", "adaptor", "start", "alphafuse"])
-def test_barred_items_have_their_text_alone_and_no_part_in_the_softmax(way, toy, alone):
-    from dataclasses import replace
-
+def barring(toy, alone, way="fold"):
+    """(a model of the toy data's first samples, the items that these have, the others)."""
     data = replace(toy, train=toy.train[:60])
-    cold = np.setdiff1d(np.arange(1, toy.n_items + 1), seen_in_training(data))
+    seen = seen_in_training(data)
     cfg = SimpleNamespace(history=8, width=16, dropout=0, text_in=way, text_whiten=None, eta=1.0)
     vars(cfg).update(
         text_width=None, text_graph=0.0, permute_text=False, offset=True, cold_out=True
@@ -56,7 +55,13 @@ def test_barred_items_have_their_text_alone_and_no_part_in_the_softmax(way, toy,
     model = models.build("sasrec", toy.n_items, cfg)
     Z = np.random.default_rng(0).normal(size=(toy.n_items + 1, 24)).astype(np.float32)
     text_ways.enter(model, Text("some", [Z], {}), cfg, data, alone)
-    x, target = torch.randn(5, 16), torch.as_tensor(seen_in_training(data)[:5])
+    return model, torch.as_tensor(seen), np.setdiff1d(np.arange(1, toy.n_items + 1), seen)
+
+
+@pytest.mark.parametrize("way", ["fold", "adaptor", "start", "alphafuse"])
+def test_barred_items_have_their_text_alone_and_no_part_in_the_softmax(way, toy, alone):
+    model, seen, cold = barring(toy, alone, way)
+    x, target = torch.randn(5, 16), seen[:5]
     loss = catalogue_loss(model, x, target)
     loss.backward()
     score = x @ model.item.weight.T + model.bias
@@ -66,3 +71,26 @@ def test_barred_items_have_their_text_alone_and_no_part_in_the_softmax(way, toy,
     if way in ("fold", "adaptor"):  # nothing of their own
         own = model.item.parametrizations.weight.original
         assert not own[cold].any() and not own.grad[cold].any()
+
+
+@pytest.mark.parametrize("how", ["softmax", "sigmoid"])
+def test_barred_items_have_no_part_in_what_a_teacher_lists(how, toy, alone):
+    model, seen, cold = barring(toy, alone)
+    x, a, b = torch.randn(3, 16), int(cold[0]), int(cold[1])
+    item = torch.tensor([[int(seen[0]), a], [int(seen[1]), int(seen[2])], [a, b]])
+    drawn = torch.tensor([int(seen[5]), b, int(seen[6])])
+    weight, cfg = torch.tensor([[0.3, 0.7]] * 3), SimpleNamespace(w_consistency=0)
+    w = list_weights(model, x, item, weight, torch.ones(3), cfg)
+    loss = list_loss(model, x, item, w, drawn if how == "sigmoid" else None)
+    loss.backward()
+    assert not model.bias.grad[cold].any() and model.bias.grad[item[1]].all()
+    assert not model.item.parametrizations.weight.original.grad[cold].any()
+    score = x @ model.item.weight.T + model.bias
+    if how == "softmax":
+        score[:, [0, *cold]] = -torch.inf
+        log_p = score.log_softmax(1)
+        wanted = -log_p[0, item[0, 0]] - (weight[1] * log_p[1, item[1]]).sum()
+    else:  # what is drawn for the second is barred, all that the third lists is
+        one = F.softplus(-score[0, item[0, 0]]) + F.softplus(score[0, drawn[0]])
+        wanted = one + (weight[1] * F.softplus(-score[1, item[1]])).sum()
+    torch.testing.assert_close(loss, wanted)

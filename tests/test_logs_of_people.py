@@ -94,6 +94,21 @@ def test_the_parts_that_spark_writes_are_one_log(tmp_path, place):
         assert is_the_log(read_file(tmp_path / "log", items, request()))
 
 
+@pytest.mark.parametrize("form", ["parquet", "parts", "csv", "jsonl"])
+def test_ids_are_the_titles_where_there_are_none(form, tmp_path):
+    frame = pl.DataFrame(ROWS, ["user", "item", "timestamp"], orient="row")
+    path = tmp_path / f"shop.{form}".replace("parts", "parquet")
+    if form == "parts":
+        path.mkdir()
+        frame.head(6).write_parquet(path / "part-0.parquet")
+        frame.tail(-6).write_parquet(path / "part-1.parquet")
+    else:
+        getattr(frame, {"jsonl": "write_ndjson"}.get(form, f"write_{form}"))(path)
+    assert "--title-column item" in refusal(read_file, path, None, request(command=COMMAND))
+    log = read_file(path, None, request(title="item"))
+    assert log.titles == {str(i): str(i) for i in range(5)} and len(log.rows.user) == len(ROWS)
+
+
 def test_parquet_in_parts_and_titles_in_parquet(tmp_path):
     frame = pl.DataFrame(ROWS, schema=["user", "item", "timestamp"], orient="row")
     raw = folder(tmp_path, interactions__parquet____SUCCESS=b"")

@@ -125,6 +125,22 @@ def test_an_item_twice_and_a_blank_id_are_refused_in_every_format(tmp_path, form
         assert is_the_log(read_own(raw, request(drop_incomplete=True)))
 
 
+@pytest.mark.parametrize("drop", [False, True])
+def test_an_order_without_any_value_is_none(drop, tmp_path):
+    head, asked = "user,item,timestamp,position", request(drop_incomplete=drop)
+
+    def raw(name, rows):
+        text = table(rows, head)
+        return folder(tmp_path / name, interactions__csv=text, items__csv=TITLES)
+
+    log = read_own(raw("times", [(u, i, t, "") for u, i, t in ROWS]), asked)
+    assert is_the_log(log) and log.rows.timed and not log.notes
+    log = read_own(raw("places", [(u, i, "", t) for u, i, t in ROWS]), asked)
+    assert is_the_log(log) and not log.rows.timed and "so the order is the position" in log.notes[0]
+    said = refusal(read_own, raw("none", [(u, i, "", "") for u, i, _ in ROWS]), asked)
+    assert "no row has a value in the column timestamp; name another" in said
+
+
 def test_incomplete_rows_are_left_out_on_request_and_counted(tmp_path):
     rows = [*ROWS, ("", 1, 1_500_000_000), (1, 2, ""), (1, 9, 1_500_000_000)]
     raw = folder(tmp_path, interactions__csv=table(rows), items__csv=TITLES)
@@ -158,6 +174,22 @@ def test_ids_that_a_spreadsheet_rounded_are_refused(tmp_path):
     )
     said = refusal(read_own, raw, request())
     assert "line 2: the item '4.00638E+12' was rounded by a spreadsheet" in said
+
+
+@pytest.mark.parametrize("ids", [["7e12", "2E05", "a3f1"], ["10e10", "1e10", "7e12", "x"]])
+def test_codes_that_look_like_rounded_numbers_are_codes(ids, tmp_path):
+    text = table([(i, 1, 1_500_000_000) for i in ids])
+    raw = folder(tmp_path, items__csv=TITLES, interactions__csv=text)
+    assert read_own(raw, request()).rows.user.to_list() == ids
+
+
+@pytest.mark.parametrize(
+    "ids", [["7e12", "12", ""], ["7e12", "2e05"], ["B00X", "4.00638e+12"], ["B00X", "4E+12"]]
+)
+def test_rounded_numbers_are_refused_beside_numbers_and_beside_codes(ids, tmp_path):
+    text = table([(i, 1, 1_500_000_000) for i in ids])
+    raw = folder(tmp_path, items__csv=TITLES, interactions__csv=text)
+    assert "was rounded by a spreadsheet" in refusal(read_own, raw, request(drop_incomplete=True))
 
 
 def test_titles_in_the_interactions_own_column_and_the_last_one_counts(tmp_path):

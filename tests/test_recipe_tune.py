@@ -1,10 +1,12 @@
 """recipes/tune.py: what is drawn, who goes on, and that it never does a training twice."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
+from delrec.backbone.batches import steps_of_epoch
 from recipes import tune
 from recipes.tune import Search, Trial
 
@@ -86,7 +88,7 @@ def test_the_table_names_the_command_of_the_best():
     wanted = "python train_backbone.py --dataset log --model sasrec --loss sampled --lr 0.002"
     assert f"{wanted} --width 64" in text
     assert "4.0 minutes of training" in text and "default" in text
-    assert "--seed" not in text
+    assert text.endswith("--width 64 --seed 0")
     assert tune.table_lines(search(seed=3), ranked)[-1].endswith("--width 64 --seed 3")
 
 
@@ -104,6 +106,40 @@ def test_a_search_runs_reads_validation_alone_and_repeats_nothing(here, toy, mon
     assert saved[0]["found"] == max(line["val_ndcg@10"] for line in logged)
     tuned(*args)
     assert len(here.ran) == 6
+
+
+@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "bsarec"])
+def test_a_first_round_is_long_enough_to_learn_in(model, toy, monkeypatch):
+    # the largest batch and the longest history of the grid
+    cfg = SimpleNamespace(model=model, batch=256, history=50, one_target=False)
+    steps, epochs = steps_of_epoch(cfg, toy), tune.first_round(model, "", toy)
+    assert epochs * steps >= 150 > (epochs - 1) * steps
+    trained = []
+    monkeypatch.setattr(Search, "train_all", lambda self, trials, epochs: trained.append(epochs))
+    asked = ["--dataset", toy.folder, "--model", model, "--trials", 4, "--jobs", 1]
+    for writer in ("write_text", "write_json"):
+        monkeypatch.setattr(tune, writer, lambda *_: None)
+    tuned(*asked)
+    tuned(*asked, "--first", 2)
+    assert trained == [epochs, 0, 2, 0]
+
+
+def test_a_large_log_s_first_round_is_short(toy, monkeypatch):
+    monkeypatch.setattr(tune, "steps_of_epoch", lambda cfg, data: 1000)
+    assert tune.first_round("sasrec", "", toy) == 4
+
+
+def test_searches_of_two_seeds_stand_side_by_side(here, toy):
+    args = ["--dataset", toy.folder, "--trials", 1, "--jobs", 1]
+    tuned(*args, "--seed", 1)
+    tuned(*args)
+    assert [line[line.index("--seed") + 1] for line in here.ran] == ["1", "0"]
+    home = here.root / toy.folder.name
+    (home / "tune-sasrec").rename(home / "other")
+    (home / "tune-sasrec-s1").rename(home / "tune-sasrec")
+    with pytest.raises(AssertionError) as refused:
+        tuned(*args)
+    assert "was made with --seed 1, here it is 0" in str(refused.value)
 
 
 def test_runs_of_other_flags_are_not_taken_for_these():

@@ -384,6 +384,7 @@ def test_a_file_that_does_not_fit_is_one_sentence(array, says, toy, refused, tmp
         ("--text tfidf --text-graph 1 --text-whiten .5", "leave one of the two out"),
         ("--cold-out", "--cold-out ranks items that training never saw by their text"),
         ("--text tfidf --cold-out --loss bce", "--loss is bce; use --loss ce"),
+        ("--text tfidf --cold-out --dros .5", "--dros keeps the scores of all items small"),
         ("--text tfidf+", "--text has a + with nothing beside it"),
         ("--text nothing/here --folds 2", "the LM of nothing/here has learnt from all"),
         ("--text /no/such.npy", "/no/such.npy cannot be read"),

@@ -32,6 +32,8 @@ def refusal(values, time_format=None, dtype=None):
         (["1700000000000000000", "1700000000000000001"], [17 * 10**17, 17 * 10**17 + 1]),
         (["1.2345678901234567e-05", "0.0", "0.3", "1.0"], [1, 0, 2, 3]),
         (["45292.3541666667", "45292.3541666666"], [1, 0]),  # days, as a sheet counts them
+        (["200000.5", "300000.25", "200000"], [1, 2, 0]),  # since the log began, in seconds
+        (["99999.5", "2"], [99999500, 2000]),
         (["1500000000,5", "1500000000"], [1500000000500, 1500000000000]),  # a decimal comma
         (["0.5", "0.123456"], [500000, 123456]),
         (["1970-01-02", "1970-1-3"], [86400, 172800]),
@@ -125,6 +127,33 @@ def test_the_order_is_the_same_however_the_numbers_are_written(written):
     assert np.argsort(when).tolist() == np.argsort(times).tolist()
 
 
+FAR = [datetime.datetime(*day, tzinfo=datetime.UTC) for day in [(9999, 12, 31), (2610, 5, 1)]]
+
+
+@pytest.mark.parametrize("behind", ["", " 00:00:00", "T00:00:00", " 00:00:00.000000", "T00:00Z"])
+def test_a_date_far_ahead_is_the_date_it_says(behind):
+    values = ["2024-05-01" + behind, *(f"{day:%Y-%m-%d}{behind}" for day in FAR)]
+    assert read(values).when.tolist() == [1714521600, *(day.timestamp() for day in FAR)]
+
+
+@pytest.mark.parametrize("time_format", ["%d/%m/%Y", "%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M:%S%.f"])
+def test_a_format_reads_dates_far_ahead(time_format):
+    values = [day.strftime(time_format.replace("%.f", ".0")) for day in FAR]
+    assert read(values, time_format).when.tolist() == [day.timestamp() for day in FAR]
+
+
+@pytest.mark.parametrize("behind", ["", "Z"])
+def test_nanoseconds_are_kept_up_to_2262_and_beyond_it_refused(behind):
+    near = [f"2024-05-01 00:00:00.123456{n}{behind}" for n in (7, 8)]
+    assert read(near).when.tolist() == [1714521600123456700, 1714521600123456800]
+    far = f"9999-12-31 23:59:59.9999999{behind}"
+    said = refusal([*near, far])
+    assert f"line 4: timestamp {far!r} is beyond the year 2262" in said
+    given = "%Y-%m-%d %H:%M:%S%.f" + behind
+    assert refusal([*near, far], given) == said
+    assert read(near, given).when.tolist() == read(near).when.tolist()
+
+
 def test_what_was_read_into_times_is_said():
     assert "kept as whole numbers, in milliseconds" in read(["1.5", "2"]).notes[0]
     assert "20140131 is read as a date, 2014-01-31" in read(["20140131"]).notes[0]
@@ -146,3 +175,11 @@ def test_a_position_is_never_a_date():
 def test_the_unit_of_times_is_known_down_to_nanoseconds():
     for decimals in (0, 3, 6, 9):
         assert seconds_of(np.array([1_500_000_000 * 10**decimals])) == 10.0**-decimals
+
+
+@pytest.mark.parametrize("written", ["{:.2f}", "{:.5f}"])
+def test_times_since_a_log_began_never_seem_to_be_seconds_since_1970(written):
+    times = [written.format(t) for t in np.linspace(2e5, 9e5, 50) + 0.25]
+    clock = read(times)
+    assert seconds_of(clock.when) is None and "only their order is kept" in clock.notes[0]
+    assert clock.when.tolist() == list(range(50))

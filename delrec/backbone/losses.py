@@ -62,10 +62,20 @@ def catalogue_loss(
 ) -> torch.Tensor:
     """- log softmax over all I items, summed (ours: --loss ce); items that model.barred_I bars have
     no part in it (--cold-out)."""
+    return CrossEntropy.apply(x_NE, model.item.weight[1:], open_bias(model), target_N[:, None] - 1)
+
+
+def open_bias(model: torch.nn.Module) -> torch.Tensor:
+    """The biases (I,) of items 1..I, -inf at those that are barred (--cold-out)."""
     bias_I = model.bias[1:]
-    if model.barred_I is not None:
-        bias_I = bias_I + model.barred_I
-    return CrossEntropy.apply(x_NE, model.item.weight[1:], bias_I, target_N[:, None] - 1)
+    return bias_I if model.barred_I is None else bias_I + model.barred_I
+
+
+def is_barred(model: torch.nn.Module, item_X: torch.Tensor) -> torch.Tensor:
+    """Mask of the items that are barred (--cold-out), of the same shape; 0 pads and is none."""
+    if model.barred_I is None:
+        return torch.zeros_like(item_X, dtype=torch.bool)
+    return (model.barred_I[(item_X - 1).clamp(min=0)] != 0) & (item_X > 0)
 
 
 def sampled_loss(
@@ -139,9 +149,9 @@ def list_weights(
     """w (N, K), what each listed item counts (arXiv 2405.00338, section 4).
 
     item_NK: 0 where nothing is listed; weight_NK: the fixed part of the weights; trust_N: m, what a
-    list counts. The weight of consistency comes here.
+    list counts. The weight of consistency comes here. A barred item counts as not listed.
     """
-    listed_NK = item_NK > 0
+    listed_NK = (item_NK > 0) & ~is_barred(model, item_NK)
     weight_NK = weight_NK * listed_NK
     if cfg.w_consistency:
         consistent_NK = in_own_best(model, x_NE, item_NK)
@@ -162,13 +172,14 @@ def list_loss(
     robust: Robust | None = None,
 ) -> torch.Tensor:
     """L_d: the listed items against the catalogue, or against one unlisted item each (the paper's
-    sigmoid), then with DROS's term of every listed item as the target, if there is one."""
+    sigmoid), then with DROS's term of every listed item as the target, if there is one. Barred
+    items are neither; w_NK is 0 there."""
     if negative_N is None:
         item_NK = (item_NK - 1).clamp(min=0)
-        return CrossEntropy.apply(x_NE, model.item.weight[1:], model.bias[1:], item_NK, w_NK)
+        return CrossEntropy.apply(x_NE, model.item.weight[1:], open_bias(model), item_NK, w_NK)
     y_NK = (model.item(item_NK) * x_NE[:, None]).sum(-1) + model.bias[item_NK]
     y_N = (model.item(negative_N) * x_NE).sum(-1) + model.bias[negative_N]
-    is_unlisted_N = (item_NK != negative_N[:, None]).all(1)
+    is_unlisted_N = (item_NK != negative_N[:, None]).all(1) & ~is_barred(model, negative_N)
     loss = (w_NK * (F.softplus(-y_NK) + (F.softplus(y_N) * is_unlisted_N)[:, None])).sum()
     if robust:
         at_X, K = item_NK.flatten() > 0, item_NK.shape[1]
@@ -183,7 +194,7 @@ def in_own_best(model: torch.nn.Module, x_NE: torch.Tensor, item_NK: torch.Tenso
     rows, K = max(1, 2**22 // len(model.bias)), item_NK.shape[1]
     inside = []
     for x, item in zip(x_NE.split(rows), item_NK.split(rows)):
-        y_NI = torch.addmm(model.bias[1:], x, model.item.weight[1:].T)
+        y_NI = torch.addmm(open_bias(model), x, model.item.weight[1:].T)
         least = y_NI.topk(min(K, y_NI.shape[1])).values[:, -1:]
         inside.append(y_NI.gather(1, (item - 1).clamp(min=0)) >= least)
     return torch.cat(inside)

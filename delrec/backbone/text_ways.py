@@ -204,6 +204,11 @@ def faults_of(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
             "use --loss ce",
         ),
         (
+            cfg.cold_out and cfg.dros,
+            "--cold-out leaves items out of the loss, but --dros keeps the scores of all items "
+            "small; leave one of the two out",
+        ),
+        (
             cfg.folds and runs,
             f"--folds trains without a fold's users, but the LM of {' '.join(runs)} has learnt "
             "from all of them; use --text tfidf or minilm, or leave --folds out",
