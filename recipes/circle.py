@@ -8,7 +8,8 @@ finished one is not repeated, so a circle that was killed goes on where it stood
 
 The table: HR@1 and NDCG@10 among 15 candidates with intervals, HR@20 and NDCG@20 over all items,
 parameters, time a request takes at batch 1 and 64 (one history to the ranked catalogue, on one core
-and on all), time of training. The last line is one JSON object.
+and on all; an LM's on the GPU where there is one), time of training. The last line is one JSON
+object.
 """
 
 import os
@@ -30,7 +31,7 @@ from delrec.data.prepared import Data, load_data, subset, users
 from delrec.evaluation.stats import interval
 from delrec.kernels.bench import Row, report
 from delrec.runtime import described, load_run, read_json, read_npy
-from delrec.serving.latency import latencies, parameters
+from delrec.serving.latency import latencies, parameters, timed_on
 from recipes.runs import FOLDS
 from recipes.stage import prepare, stage
 
@@ -82,7 +83,7 @@ class Measured:
     """What the table and the JSON rows are made of."""
 
     table: dict  # evaluate.py's metrics.json
-    ms: dict  # row -> ms of a request: alone on one core, alone, one of 64
+    ms: dict  # row -> ms of a request: alone (on what: timed_on), on all cores, one of 64
     hit_gain: float  # HR@1 of slmrec minus e4srec's
     hit_low: float  # its interval
     hit_high: float
@@ -164,7 +165,7 @@ def table_lines(circle: Circle, measured: Measured) -> list[str]:
     """The table as it is printed."""
     head = (
         f"{'':14} {'HR@1':>6} {'':14} {'NDCG@10':>8} {'':14} {'HR@20':>6} {'NDCG@20':>8} "
-        f"{'parameters':>12} {'ms, 1 core':>10} {'ms':>8} {'ms of 64':>9} {'minutes':>8}"
+        f"{'parameters':>12} {'ms, alone':>10} {'ms':>8} {'ms of 64':>9} {'minutes':>8}"
     )
     rows = [row_line(circle, measured, name) for name in ROWS]
     alone = measured.table["tests"]["slmrec - small"]
@@ -173,8 +174,10 @@ def table_lines(circle: Circle, measured: Measured) -> list[str]:
         f"{said(alone['ndcg@10'])}"
     )
     backbones = [backbone_line(measured, name) for name in ("sasrec", "caser")]
+    of_lms = timed_on(load_run(circle.folder / "e4srec"))
+    timed = f"ms, alone: a request alone, a backbone's on one core, an LM's on {of_lms}"
     minutes = f"{measured.minutes:.1f} minutes"
-    return [measured.table["protocol"], "", head, *rows, "", taught, *backbones, minutes]
+    return [measured.table["protocol"], "", head, *rows, "", timed, taught, *backbones, minutes]
 
 
 def row_line(circle: Circle, measured: Measured, name: str) -> str:
@@ -217,6 +220,8 @@ def json_rows(circle: Circle, measured: Measured) -> list[Row]:
     gain = taught["hr@20"]["difference"] / table["full"]["sasrec"]["hr@20"]
     weaker_gain = weaker["hr@20"]["difference"] / table["full"]["caser"]["hr@20"]
     faster = ms["e4srec"][0] / ms["sasrec-taught"][0]
+    places = (timed_on(teacher), timed_on(load_run(circle.folder / "sasrec-taught")))
+    unit = "x" if places[0] == places[1] else f"x, {places[0]} against {places[1]}"
     return [
         Row("slmrec.speedup.inference", ms["e4srec"][2] / ms["slmrec"][2], "x", 3),
         Row("slmrec.speedup.training", speedup, "x", 3),
@@ -227,7 +232,7 @@ def json_rows(circle: Circle, measured: Measured) -> list[Row]:
         Row("slmrec.hr@1_vs_untaught", alone["hr@1"]["difference"], ""),
         Row("slmrec.vs_untaught_p", alone["hr@1"]["p"], ""),
         Row("dllm2rec.latency_ms", ms["sasrec-taught"][0], "ms", 2),
-        Row("dllm2rec.times_faster_than_teacher", faster, "x", 100),
+        Row("dllm2rec.times_faster_than_teacher", faster, unit, 100),
         Row("dllm2rec.hr20_gain", gain, ""),
         Row("dllm2rec.p_value", taught["hr@20"]["p"], ""),
         Row("dllm2rec.caser.hr20_gain", weaker_gain, ""),

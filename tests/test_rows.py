@@ -125,7 +125,8 @@ def test_reference_fuse_cold_users_and_latency(toy, sasrec, script, on_cpu, tmp_
     assert (
         len(ms) == 3 and all(0 < x < 1000 for x in ms) and parameters == load_run(sasrec).parameters
     )
-    assert "ms" not in rows["popularity"]
+    assert "ms" not in rows["popularity"] and rows["sasrec"]["ms_on"] == "one core"
+    assert "(median), on one core" in (tmp_path / "table.txt").read_text()
 
     def refused(*args):
         return script(evaluate.main, "--ckpt", sasrec, *args, code=1).error

@@ -170,3 +170,11 @@ def has_paper(result: dict) -> bool:
 def has_latency(result: dict) -> bool:
     """True if any row was timed."""
     return any("ms" in row for row in result["rows"].values())
+
+
+def where_timed(result: dict) -> str:
+    """On what the rows' requests were timed."""
+    places = {row["ms_on"] for row in result["rows"].values() if "ms" in row}
+    if len(places) == 1:
+        return f"on {places.pop()}"
+    return "a backbone's on one core, an LM's on the GPU"
