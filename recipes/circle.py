@@ -33,7 +33,7 @@ from delrec.kernels.bench import Row, report
 from delrec.runtime import described, load_run, read_json, read_npy
 from delrec.serving.latency import latencies, parameters, timed_on
 from recipes.runs import FOLDS
-from recipes.stage import prepare, stage
+from recipes.stage import prepare, stage, was_killed
 
 ROWS = {
     "sasrec": "backbone",
@@ -58,6 +58,7 @@ class Circle:
     val_samples: int  # that choose the step of each LM
     procs: int  # processes that share the LM's work
     test_samples: int  # of the table; 0: all
+    in_one_go: bool = True  # no stage was there, or begun, before
 
     @property
     def home(self) -> str:
@@ -75,7 +76,10 @@ class Circle:
 
     def make(self, name: str, *command: object, procs: int = 1) -> None:
         """Runs the stage that makes one of its runs."""
-        stage(self.folder / name, *command, "--out", self.run(name), procs=procs)
+        folder = self.folder / name
+        if (folder / "config.json").exists() or was_killed(folder):
+            self.in_one_go = False
+        stage(folder, *command, "--out", self.run(name), procs=procs)
 
 
 @dataclass
@@ -87,12 +91,7 @@ class Measured:
     hit_gain: float  # HR@1 of slmrec minus e4srec's
     hit_low: float  # its interval
     hit_high: float
-    began: float  # time.time()
-
-    @property
-    def minutes(self) -> float:
-        """How long the circle has taken so far."""
-        return (time.time() - self.began) / 60
+    minutes: float | None  # that the circle took; None where it was not made in one go
 
 
 # ---------------------------------------------------------------- the stages
@@ -144,7 +143,9 @@ def prepare_all(circle: Circle) -> None:
 
 
 def measure(circle: Circle, data: Data, began: float) -> Measured:
-    """Times every row's requests, and compares the small LM with its teacher."""
+    """Times every row's requests, and compares the small LM with its teacher. began: time.time()
+    when the circle did.
+    """
     ms = {}
     for name in ROWS:
         print(f"timing {name}", flush=True)
@@ -158,7 +159,9 @@ def measure(circle: Circle, data: Data, began: float) -> Measured:
     gains = hits("slmrec") - hits("e4srec")
     low, high = interval(gains, users(data, np.asarray(data.test)[which]))
     table = read_json(circle.folder / "metrics.json")
-    return Measured(table, ms, float(gains.mean()), float(low), float(high), began)
+    # a killed stage's own seconds are those since it went on, so they are not added up instead
+    minutes = (time.time() - began) / 60 if circle.in_one_go else None
+    return Measured(table, ms, float(gains.mean()), float(low), float(high), minutes)
 
 
 def table_lines(circle: Circle, measured: Measured) -> list[str]:
@@ -176,7 +179,9 @@ def table_lines(circle: Circle, measured: Measured) -> list[str]:
     backbones = [backbone_line(measured, name) for name in ("sasrec", "caser")]
     of_lms = timed_on(load_run(circle.folder / "e4srec"))
     timed = f"ms, alone: a request alone, a backbone's on one core, an LM's on {of_lms}"
-    minutes = f"{measured.minutes:.1f} minutes"
+    minutes = "no time of the whole: a stage was there, or begun, before"
+    if measured.minutes is not None:
+        minutes = f"{measured.minutes:.1f} minutes"
     return [measured.table["protocol"], "", head, *rows, "", timed, taught, *backbones, minutes]
 
 
@@ -222,6 +227,9 @@ def json_rows(circle: Circle, measured: Measured) -> list[Row]:
     faster = ms["e4srec"][0] / ms["sasrec-taught"][0]
     places = (timed_on(teacher), timed_on(load_run(circle.folder / "sasrec-taught")))
     unit = "x" if places[0] == places[1] else f"x, {places[0]} against {places[1]}"
+    whole = []
+    if measured.minutes is not None:
+        whole = [Row("circle.minutes", measured.minutes, "min", 45)]
     return [
         Row("slmrec.speedup.inference", ms["e4srec"][2] / ms["slmrec"][2], "x", 3),
         Row("slmrec.speedup.training", speedup, "x", 3),
@@ -237,7 +245,7 @@ def json_rows(circle: Circle, measured: Measured) -> list[Row]:
         Row("dllm2rec.p_value", taught["hr@20"]["p"], ""),
         Row("dllm2rec.caser.hr20_gain", weaker_gain, ""),
         Row("dllm2rec.caser.p_value", weaker["hr@20"]["p"], ""),
-        Row("circle.minutes", measured.minutes, "min", 45),
+        *whole,
     ]
 
 
