@@ -21,10 +21,11 @@ ABOUT_SEEDS = (
     "Satterthwaite); a star needs both p, adjusted for all rows of this table (Holm)"
 )
 
+ABOUT_ONE_SEED = "no row has several seeds, so p and t hold of these trained models alone"
 # by whether any row has several seeds
 ABOUT_PLANNED = {
     True: "planned pairs, rows or means over seeds (of means, t holds for other seeds too)",
-    False: "planned pairs; no row has several seeds, so p and t hold of these trained models alone",
+    False: f"planned pairs; {ABOUT_ONE_SEED}",
 }
 
 
