@@ -73,7 +73,7 @@ from delrec.runtime import Run, described, must_be_writable, read_json, stop, wr
 from delrec.serving.answers import answer_file, answer_history, answer_similar
 from delrec.serving.card import write_card
 from delrec.serving.catalogue import Catalogue
-from delrec.serving.latency import latencies, parameters
+from delrec.serving.latency import latencies, parameters, timed_on
 from delrec.serving.onnx_file import export_onnx
 from delrec.serving.options import answer_options, options_of
 from delrec.serving.recommender import Recommender
@@ -136,11 +136,12 @@ def answer_as_one_run(
 
 
 def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> None:
-    """Adds to the rows that are runs how long a request takes, and their parameters."""
+    """Adds to the rows that are runs how long a request takes, on what, and their parameters."""
     for name, run in runs.items():
         print(f"timing {name}", flush=True)
         row = result["rows"][name]
         row["ms"], row["parameters"] = latencies(run, data, pool), parameters(run)
+        row["ms_on"] = timed_on(run)
 
 
 # ---------------------------------------------------------------- the command
@@ -226,7 +227,8 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
 @click.option(
     "--latency",
     is_flag=True,
-    help="also measure the time of a request, alone on one core, and count parameters",
+    help="also measure the time of a request, alone on one core (an LM's on the GPU where there is "
+    "one), and count parameters",
 )
 @click.option(
     "--report",

@@ -12,7 +12,7 @@ import numpy as np
 
 from delrec.data.prepared import Data
 from delrec.evaluation.stats import Test
-from delrec.evaluation.wording import gain_text, mark, short
+from delrec.evaluation.wording import ABOUT_ONE_SEED, gain_text, mark, short
 from delrec.runtime import ROOT, commit, load_run, machine, versions, write_text, writing
 from delrec.serving.latency import latencies, parameters
 
@@ -168,8 +168,9 @@ def as_markdown(grid: list[list[str]]) -> list[str]:
 def legend(table: dict, lines: list[Line]) -> list[str]:
     """What columns and marks mean, and what titles say beyond other items' titles."""
     base = next(line.name for line in lines if line.seeds)
+    means = "means over seeds" if table["seeds"] else ABOUT_ONE_SEED
     said = [
-        f"means over seeds. HR@10 to NDCG@20: all {table['items']} items, history masked; HR@1: "
+        f"{means}. HR@10 to NDCG@20: all {table['items']} items, history masked; HR@1: "
         f"among {table['candidates']} candidates; fused: HR@1 with {' and '.join(COUNTS)}, weights "
         "chosen on validation; coverage: share of the items that stand in some list of ten; "
         "debiased: without the targets that many users have (docs/protocol.md)",

@@ -8,7 +8,8 @@ finished one is not repeated, so a circle that was killed goes on where it stood
 
 The table: HR@1 and NDCG@10 among 15 candidates with intervals, HR@20 and NDCG@20 over all items,
 parameters, time a request takes at batch 1 and 64 (one history to the ranked catalogue, on one core
-and on all), time of training. The last line is one JSON object.
+and on all; an LM's on the GPU where there is one), time of training. The last line is one JSON
+object.
 """
 
 import os
@@ -30,9 +31,9 @@ from delrec.data.prepared import Data, load_data, subset, users
 from delrec.evaluation.stats import interval
 from delrec.kernels.bench import Row, report
 from delrec.runtime import described, load_run, read_json, read_npy
-from delrec.serving.latency import latencies, parameters
+from delrec.serving.latency import latencies, parameters, timed_on
 from recipes.runs import FOLDS
-from recipes.stage import prepare, stage
+from recipes.stage import prepare, stage, was_killed
 
 ROWS = {
     "sasrec": "backbone",
@@ -57,6 +58,7 @@ class Circle:
     val_samples: int  # that choose the step of each LM
     procs: int  # processes that share the LM's work
     test_samples: int  # of the table; 0: all
+    in_one_go: bool = True  # no stage was there, or begun, before
 
     @property
     def home(self) -> str:
@@ -74,7 +76,10 @@ class Circle:
 
     def make(self, name: str, *command: object, procs: int = 1) -> None:
         """Runs the stage that makes one of its runs."""
-        stage(self.folder / name, *command, "--out", self.run(name), procs=procs)
+        folder = self.folder / name
+        if (folder / "config.json").exists() or was_killed(folder):
+            self.in_one_go = False
+        stage(folder, *command, "--out", self.run(name), procs=procs)
 
 
 @dataclass
@@ -82,16 +87,11 @@ class Measured:
     """What the table and the JSON rows are made of."""
 
     table: dict  # evaluate.py's metrics.json
-    ms: dict  # row -> ms of a request: alone on one core, alone, one of 64
+    ms: dict  # row -> ms of a request: alone (on what: timed_on), on all cores, one of 64
     hit_gain: float  # HR@1 of slmrec minus e4srec's
     hit_low: float  # its interval
     hit_high: float
-    began: float  # time.time()
-
-    @property
-    def minutes(self) -> float:
-        """How long the circle has taken so far."""
-        return (time.time() - self.began) / 60
+    minutes: float | None  # that the circle took; None where it was not made in one go
 
 
 # ---------------------------------------------------------------- the stages
@@ -143,7 +143,9 @@ def prepare_all(circle: Circle) -> None:
 
 
 def measure(circle: Circle, data: Data, began: float) -> Measured:
-    """Times every row's requests, and compares the small LM with its teacher."""
+    """Times every row's requests, and compares the small LM with its teacher. began: time.time()
+    when the circle did.
+    """
     ms = {}
     for name in ROWS:
         print(f"timing {name}", flush=True)
@@ -157,14 +159,16 @@ def measure(circle: Circle, data: Data, began: float) -> Measured:
     gains = hits("slmrec") - hits("e4srec")
     low, high = interval(gains, users(data, np.asarray(data.test)[which]))
     table = read_json(circle.folder / "metrics.json")
-    return Measured(table, ms, float(gains.mean()), float(low), float(high), began)
+    # a killed stage's own seconds are those since it went on, so they are not added up instead
+    minutes = (time.time() - began) / 60 if circle.in_one_go else None
+    return Measured(table, ms, float(gains.mean()), float(low), float(high), minutes)
 
 
 def table_lines(circle: Circle, measured: Measured) -> list[str]:
     """The table as it is printed."""
     head = (
         f"{'':14} {'HR@1':>6} {'':14} {'NDCG@10':>8} {'':14} {'HR@20':>6} {'NDCG@20':>8} "
-        f"{'parameters':>12} {'ms, 1 core':>10} {'ms':>8} {'ms of 64':>9} {'minutes':>8}"
+        f"{'parameters':>12} {'ms, alone':>10} {'ms':>8} {'ms of 64':>9} {'minutes':>8}"
     )
     rows = [row_line(circle, measured, name) for name in ROWS]
     alone = measured.table["tests"]["slmrec - small"]
@@ -173,8 +177,12 @@ def table_lines(circle: Circle, measured: Measured) -> list[str]:
         f"{said(alone['ndcg@10'])}"
     )
     backbones = [backbone_line(measured, name) for name in ("sasrec", "caser")]
-    minutes = f"{measured.minutes:.1f} minutes"
-    return [measured.table["protocol"], "", head, *rows, "", taught, *backbones, minutes]
+    of_lms = timed_on(load_run(circle.folder / "e4srec"))
+    timed = f"ms, alone: a request alone, a backbone's on one core, an LM's on {of_lms}"
+    minutes = "no time of the whole: a stage was there, or begun, before"
+    if measured.minutes is not None:
+        minutes = f"{measured.minutes:.1f} minutes"
+    return [measured.table["protocol"], "", head, *rows, "", timed, taught, *backbones, minutes]
 
 
 def row_line(circle: Circle, measured: Measured, name: str) -> str:
@@ -217,6 +225,11 @@ def json_rows(circle: Circle, measured: Measured) -> list[Row]:
     gain = taught["hr@20"]["difference"] / table["full"]["sasrec"]["hr@20"]
     weaker_gain = weaker["hr@20"]["difference"] / table["full"]["caser"]["hr@20"]
     faster = ms["e4srec"][0] / ms["sasrec-taught"][0]
+    places = (timed_on(teacher), timed_on(load_run(circle.folder / "sasrec-taught")))
+    unit = "x" if places[0] == places[1] else f"x, {places[0]} against {places[1]}"
+    whole = []
+    if measured.minutes is not None:
+        whole = [Row("circle.minutes", measured.minutes, "min", 45)]
     return [
         Row("slmrec.speedup.inference", ms["e4srec"][2] / ms["slmrec"][2], "x", 3),
         Row("slmrec.speedup.training", speedup, "x", 3),
@@ -227,12 +240,12 @@ def json_rows(circle: Circle, measured: Measured) -> list[Row]:
         Row("slmrec.hr@1_vs_untaught", alone["hr@1"]["difference"], ""),
         Row("slmrec.vs_untaught_p", alone["hr@1"]["p"], ""),
         Row("dllm2rec.latency_ms", ms["sasrec-taught"][0], "ms", 2),
-        Row("dllm2rec.times_faster_than_teacher", faster, "x", 100),
+        Row("dllm2rec.times_faster_than_teacher", faster, unit, 100),
         Row("dllm2rec.hr20_gain", gain, ""),
         Row("dllm2rec.p_value", taught["hr@20"]["p"], ""),
         Row("dllm2rec.caser.hr20_gain", weaker_gain, ""),
         Row("dllm2rec.caser.p_value", weaker["hr@20"]["p"], ""),
-        Row("circle.minutes", measured.minutes, "min", 45),
+        *whole,
     ]
 
 

@@ -73,7 +73,8 @@ def csv(text: str) -> str:
 
 def prepare_before(data: Data) -> str:
     """The name of the prepared log of before."""
-    name = f"{data.folder_name}-before"
+    # another preparation of today's log has another test part, which this one would hold
+    name = f"{data.folder_name}-before-{data.meta['hash'][:8]}"
     if not (runtime.ROOT / "data" / name / "meta.json").exists():
         raw, words = runtime.ROOT / "runs" / name / "raw", data.meta["words"]
         write_log(raw, data, ~is_later(data))

@@ -77,7 +77,8 @@ class Runs:
         random, llm = seed_and_name(plan.llm)
         llm = llm.rstrip("/").split("/")[-1] + ("" if random is None else f"-random{random}")
         own_prompt_budget = f"-{plan.prompt_budget}" if plan.prompt_budget else ""
-        self.home = f"{self.name}/{llm}-{plan.input}-{plan.budget}{own_prompt_budget}"
+        own_batch = f"-batch{plan.batch}" if plan.batch else ""
+        self.home = f"{self.name}/{llm}-{plan.input}-{plan.budget}{own_prompt_budget}{own_batch}"
 
     @property
     def steps(self) -> list:

@@ -38,6 +38,7 @@ SHAPING = (
     "--k",
     "--h",
     "--tasks",
+    "--llm",
     "--model",
     "--width",
     "--dropout",
@@ -175,13 +176,16 @@ def reuse(folder: Path, mark: str, args: Sequence) -> None:
 
 def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
     """Ends the process if a flag that shapes a run has another value in its config."""
-    for flag, value in zip(args, args[1:]):
-        if flag not in SHAPING or (flag, str(value)) == ("--folds", "0"):  # folds only add files
+    asked = {flag: value for flag, value in zip(args, args[1:]) if flag in SHAPING}
+    asked["--paper"] = "--paper" in args  # a switch: where it is not typed it is off
+    for flag, value in asked.items():
+        if (flag, str(value)) == ("--folds", "0"):  # folds only add files
             continue
         key = flag.removeprefix("--").replace("-", "_")
         if flag == "--backbone":
             key = "backbone_run"
-        if key in made and not same_value(made[key], value):
+        is_same = same_llm(made, value) if flag == "--llm" else same_value(made.get(key), value)
+        if key in made and not is_same:
             sys.exit(
                 f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is "
                 f"{value}; move that folder away, or ask for what made it"
@@ -206,6 +210,18 @@ def same_value(made: object, asked: object) -> bool:
         return float(str(made)) == float(str(asked))
     except ValueError:
         return Path(str(made)).name == Path(str(asked)).name
+
+
+def same_llm(made: dict, asked: object) -> bool:
+    """Whether --llm of a run was the one asked for, by its whole name or folder. One that was cut
+    knows what it was of; one that its soft prompt moved is the LM of that run, too.
+    """
+    from delrec.lm.model import located  # who trains a backbone needs no LM
+
+    names = {made[key] for key in ("llm", "llm_from") if key in made}
+    if made.get("soft_prompt") in names and is_run(Path(made["soft_prompt"])):
+        names.add(config_of_run(Path(made["soft_prompt"]))["llm"])
+    return located(str(asked)) in map(located, names)
 
 
 def name_of(flags: Sequence[str]) -> str:

@@ -74,7 +74,16 @@ def test_keywords_are_the_flags_of_the_two_commands(here, monkeypatch):
     to_prepare, to_train = fitting.divided({"min_watch": 3, "seed": 1, "overwrite": True, "lr": 1})
     assert to_prepare == {"min_watch": 3, "overwrite": True}
     assert to_train == {"seed": 1, "overwrite": True, "lr": 1}
-    assert fitting.as_flags({"overwrite": True, "drop_incomplete": False}) == ["--overwrite"]
+
+
+def test_what_is_switched_off_is_off_in_the_command():
+    train, prepare = ROOT / "train_backbone.py", ROOT / "data" / "prepare.py"
+    off = {"offset": False, "overwrite": False, "text_width": None}
+    assert fitting.as_flags(off, train) == ["--no-offset"]
+    assert fitting.as_flags({"offset": True}, train) == ["--offset"]
+    some = {"overwrite": True, "drop_incomplete": False}
+    assert fitting.as_flags(some, prepare) == ["--overwrite"]
+    assert fitting.as_flags({"ofset": False}, train) == ["--no-ofset"]  # refused there
 
 
 BAD = {

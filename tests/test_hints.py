@@ -17,7 +17,7 @@ import finetune
 from delrec.data.prepared import candidates, users
 from delrec.lm import hints, ranker, samples
 from delrec.lm.ranker import make_ranker, score_samples
-from delrec.serving.ranking import UNSEEN, PoolRanker
+from delrec.serving.ranking import UNSEEN, Chooser, PoolRanker, Wanted
 
 LISTED = f"--soft-prompt none {SMALL} --history 1 --show --verbalizer mean --no-calibrate"
 
@@ -148,6 +148,22 @@ def test_an_answer_hints_at_the_best_of_its_own_pool(noise, knower, counts, alon
     assert best.argmax() == 20 and np.isfinite(best).sum() == 15
     r.settings = r.settings | {"hint": "none"}
     assert np.ptp(answered(r)[pool]) == 0  # each stands there once
+
+
+@pytest.mark.parametrize(
+    "asked, named",
+    [([3, 30], [30]), ([30], [30]), ([3], [30]), (list(range(2, 31)), [15, 30])],
+)
+def test_scores_of_any_items_are_hinted_at_the_backbones_best(
+    asked, named, noise, knower, counts, alone, one_title
+):
+    """The backbone likes high numbers, and the LM follows the hint of each of its prompts."""
+    choose = Chooser(30, 30, 15, lambda olds: np.tile(np.arange(31.0), (len(olds), 1)), told=True)
+    of = PoolRanker(None, hinted(counts, noise, knower), np.zeros(31), alone, choose, 15, None)
+    wanted = Wanted(np.isin(np.arange(31), asked), keep_seen=True, each=True)
+    s_I = of([np.array([1, 2])], wanted)[0]
+    assert np.isfinite(s_I[asked]).all()
+    assert s_I[named].min() > np.delete(s_I, named).max()  # asked for or not
 
 
 def test_a_stopped_run_with_a_hint_goes_on_as_if_nothing_had_happened(

@@ -8,6 +8,7 @@ from run_folders import contents, names
 
 import evaluate
 from delrec import runtime
+from delrec.evaluation import plain
 from delrec.lm import export
 from delrec.runtime import load_run, read_json
 
@@ -52,6 +53,7 @@ def test_the_plain_lm_is_used_again_and_another_one_is_refused(
     def ask(llm, *args, code=0):
         return script(evaluate.main, "--llm", llm, *small, *args, code=code)
 
+    monkeypatch.setattr(plain, "calibrate", lambda *_: 0.5)
     folder = tmp_path / "runs" / "toy" / "lm"
     ask(decoder)
     before = contents(folder)
@@ -70,9 +72,34 @@ def test_the_plain_lm_is_used_again_and_another_one_is_refused(
     assert names(folder.parent) == ["lm"]
     ask(other, "--llm-out", "toy/other-lm")
     assert load_run("toy/other-lm").llm == other and load_run("toy/lm").llm == decoder
-    # another weight of the calibration needs no scores but those it has
+    # the same weight of the calibration, of fewer samples, needs no scores but those it has
     said = ask(decoder, "--val-samples", 5, "--overwrite").output
     assert load_run("toy/lm").val_samples == 5 and "samples/s scored by LMs" not in said
     assert contents(folder)["scores_test_15.npy"] == before["scores_test_15.npy"]
     ask(other, "--overwrite")
     assert load_run("toy/lm").llm == other
+
+
+def test_another_calibration_ranks_the_catalogue_anew(
+    toy, decoder, script, on_cpu, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    said = []
+
+    def ask(name, weight, n, *args, verbalizer="mean"):
+        monkeypatch.setattr(plain, "calibrate", lambda *_: weight)
+        small = ["--dataset", toy.folder, "--limit", 6, "--val-samples", n]
+        small += ["--verbalizer", verbalizer, "--prompt-history", 3]
+        small += ["--out", tmp_path / "out", "--llm-out", f"toy/{name}"]
+        said.append(script(evaluate.main, "--llm", decoder, *small, *args).output)
+        return contents(tmp_path / "runs" / "toy" / name)
+
+    ask("lm", 0.0, 6)
+    made, fresh = ask("lm", 40.0, 5, "--overwrite"), ask("fresh", 40.0, 5)
+    for name in ("full_test.npy", "topk_test.npy", "scores_test_15.npy", "ranks_test_15.npy"):
+        assert made[name] == fresh[name], name
+    assert ask("lm", 40.0, 6, "--overwrite")["full_test.npy"] == made["full_test.npy"]
+    # one that reads title by title ranked no catalogue: any weight goes with its scores
+    ask("by-title", 40.0, 5, verbalizer="likelihood")
+    ask("by-title", 40.0, 5, "--no-calibrate", "--overwrite", verbalizer="likelihood")
+    assert "samples/s scored by LMs" in said[-2] and "samples/s scored by LMs" not in said[-1]

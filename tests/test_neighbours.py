@@ -74,6 +74,17 @@ def test_rows_that_write_no_titles_have_no_neighbours(fans, parts, alone):
     assert "none of the runs scores by likelihood" in said
 
 
+def test_an_lm_that_lists_its_candidates_has_neighbours_and_one_of_shuffled_histories_none(
+    fans, parts, alone
+):
+    score_nC = np.zeros(parts[0].cand_nC.shape, np.float32)
+    listing = Row(score_nC, score_nC, "likelihood, candidates listed in shuffled order", LM)
+    shuffled = Row(score_nC, score_nC, "its history in a random order")  # as add_run makes it
+    rows = {"lm": listing, "lm, shuffled": shuffled}
+    add_neighbours(rows, "tfidf", fans, *parts, alone)
+    assert len(rows) == 4 and not any("lm, shuffled, " in name for name in rows)
+
+
 def test_with_and_without_neighbours_stand_in_one_table(by_title, run, on_cpu, tmp_path):
     lm = shutil.copytree(by_title, tmp_path / "lm")
     run(evaluate.main, f"--ckpt {lm} --limit 20 --val-samples 20 --neighbours tfidf --out {lm}/t")

@@ -213,3 +213,12 @@ def test_marks_are_those_of_the_tests(toy):
     line = Line("caser", 3, {"hr@1": 0.4, "hr@20": 0.1, "ndcg@10": 0.05}, tests=tests)
     found = [backbones_table.for_reader(line, key) for key in ("hr@1", "hr@20", "ndcg@10", "ms")]
     assert found == [".400**", ".1000=", ".0500", ""]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_marks_of_one_seed_are_said_to_hold_of_these_models_alone(seeds):
+    means = {"sasrec": {"seeds": 2}} if seeds > 1 else {}
+    table = {"items": 60, "candidates": 15, "planned": {}, "seeds": means}
+    said = " ".join(backbones_table.legend(table, [Line("sasrec", seeds, {})]))
+    assert ("hold of these trained models alone" in said) == (seeds == 1)
+    assert ("means over seeds" in said) == (seeds > 1)

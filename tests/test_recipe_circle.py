@@ -6,6 +6,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
+from delrec import runtime
 from delrec.runtime import load_run
 from recipes import circle
 
@@ -27,8 +28,26 @@ def test_the_circle_closes(here, toy, decoder, tmp_path):
     gain = rows["slmrec.hr@1_vs_teacher"]
     assert gain == pytest.approx(table["slmrec"]["hr@1"] - table["e4srec"]["hr@1"], abs=1e-4)
     assert rows["slmrec.hr@1_vs_teacher_low"] <= gain <= rows["slmrec.hr@1_vs_teacher_high"]
-    assert rows["dllm2rec.latency_ms"] > 0
+    assert rows["dllm2rec.latency_ms"] > 0 and 0 < rows["circle.minutes"] < 60
     taught = load_run(here.root / "toy" / "circle" / "sasrec-taught")
     assert taught.teacher == str(here.root / "toy" / "circle" / "slmrec") and len(here.ran) == 10
     again = CliRunner().invoke(circle.main, args)
     assert not again.exception and len(here.ran) == 11  # the table only
+    assert "circle.minutes" not in again.output and "no time of the whole" in again.output
+
+
+def test_a_circle_of_which_a_part_was_there_is_not_made_in_one_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    monkeypatch.setattr(circle, "stage", lambda folder, *_, **__: folder.mkdir(parents=True))
+    asked = circle.Circle("toy", "lm", 1, 80, 80, 10, 1, 0)
+    asked.make("sasrec", "train_backbone.py")
+    assert asked.in_one_go
+    (asked.folder / "e4srec.unfinished" / "checkpoints").mkdir(parents=True)
+    asked.make("e4srec", "finetune.py")
+    assert not asked.in_one_go
+    asked.in_one_go = True
+    (asked.folder / "caser").mkdir()
+    (asked.folder / "caser" / "config.json").touch()
+    monkeypatch.setattr(circle, "stage", lambda *_, **__: None)
+    asked.make("caser", "train_backbone.py")
+    assert not asked.in_one_go

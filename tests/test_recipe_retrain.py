@@ -1,5 +1,7 @@
 """recipes/retrain.py: the log of before holds nothing of the test part, under the same ids."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -34,9 +36,24 @@ def test_the_log_of_before_ends_where_the_test_part_begins(toy, make_data, here)
     assert len(found) == (~later_M).sum()
 
 
-def test_where_only_an_order_is_known_each_users_last_one_is_later(toy):
-    from dataclasses import replace
+def test_another_preparation_has_a_log_of_before_of_its_own(toy, here, monkeypatch):
+    made = []
+    monkeypatch.setattr(retrain, "stage", lambda folder, script, name, *flags: made.append(name))
 
+    def before(data):
+        name = retrain.prepare_before(data)
+        folder = here / "data" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "meta.json").touch()
+        return name
+
+    first = before(toy)
+    assert before(toy) == first and made == [first]
+    second = before(replace(toy, meta=toy.meta | {"hash": "0123456789abcdef"}))
+    assert second != first and made == [first, second]
+
+
+def test_where_only_an_order_is_known_each_users_last_one_is_later(toy):
     last = np.asarray(toy.ptr)[1:] - 1
     one_left_out = replace(toy, test=last, meta=toy.meta | {"split": "leave-one-out"})
     later_M = retrain.is_later(one_left_out)

@@ -29,6 +29,44 @@ def test_a_finished_run_of_another_budget_is_not_taken_for_this_one(here, toy, d
     assert "gru4rec-s0, here it is toy/sasrec-s0" in refused_recipe(*args)
 
 
+def test_a_finished_run_of_another_lm_is_not_taken_for_this_one(tmp_path):
+    made = {"llm": "huggingface/tiny", "soft_prompt": "none"}
+    for llm, refusal in (("other/tiny", "huggingface/tiny, here it is other/tiny"), ("tiny", "")):
+        with pytest.raises(SystemExit, match=f"was made with --llm {refusal}"):
+            stage.stop_if_made_otherwise(tmp_path, made, ["finetune.py", "--llm", llm])
+    stage.stop_if_made_otherwise(tmp_path, made, ["finetune.py", "--llm", "huggingface/tiny"])
+
+
+def test_an_lm_is_the_one_it_was_cut_or_moved_from(tmp_path):
+    prompt = tmp_path / "prompt"
+    prompt.mkdir()
+    made = {"stage": "distill", "dataset": "toy", "data_hash": "0", "llm": "a/tiny"}
+    write_json(prompt / "config.json", made)
+    cut = {"llm": str(tmp_path / "lm"), "llm_from": "a/tiny", "soft_prompt": "none"}
+    moved = {"llm": str(prompt), "soft_prompt": str(prompt)}
+    for made in (cut, moved):
+        stage.stop_if_made_otherwise(tmp_path, made, ["finetune.py", "--llm", "a/tiny"])
+        with pytest.raises(SystemExit, match="was made with --llm"):
+            stage.stop_if_made_otherwise(tmp_path, made, ["finetune.py", "--llm", "b/tiny"])
+
+
+def test_a_run_by_the_papers_choices_is_not_taken_for_one_without(tmp_path):
+    plain = ["finetune.py", "--samples", 80]
+    for made, args in ((False, [*plain, "--paper"]), (True, plain)):
+        with pytest.raises(SystemExit, match=f"was made with --paper {made}, here it is"):
+            stage.stop_if_made_otherwise(tmp_path, {"paper": made}, args)
+    stage.stop_if_made_otherwise(tmp_path, {"paper": True}, ["finetune.py", "--paper", "--seed", 0])
+    stage.stop_if_made_otherwise(tmp_path, {"samples": 80}, plain)  # a backbone, an earlier run
+
+
+def test_runs_of_another_batch_stand_beside_those_of_the_default(here, toy, decoder):
+    args = ["table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, *TITLES, "--dry-run"]
+    assert "--out toy/tiny-llama-titles-80/delrec-s0" in run_recipe(*args)
+    said = run_recipe(*args, "--batch", 64)
+    assert "--out toy/tiny-llama-titles-80-batch64/delrec-s0" in said
+    assert "--out toy/sasrec-s0" in said  # a backbone has a batch of its own
+
+
 def test_a_backbone_with_folds_serves_where_none_are_asked_for_and_not_the_other_way(tmp_path):
     asked = ["train_backbone.py", "--model", "gru4rec", "--folds"]
     stage.stop_if_made_otherwise(tmp_path, {"model": "gru4rec", "folds": 5}, [*asked, 0])

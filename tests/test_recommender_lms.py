@@ -6,6 +6,7 @@ from recommenders import answers_of_threads
 
 from delrec import Recommender
 from delrec.runtime import load_run
+from delrec.serving import ranking as serving
 from delrec.serving.ranking import ranking
 
 OLDS = [["3", "9"], ["12", "40", "7"]]
@@ -42,6 +43,31 @@ def test_a_pool_is_chosen_among_what_is_allowed(by_title, on_cpu):
     kept = rec.recommend(ids=["3", "9"], only=["3", "50"], keep_seen=True)
     assert set(kept.ids) == {"3", "50"}
     assert len(rec.score(ids=["3"], candidates=stock).items) == 5  # a score is asked of each
+
+
+def test_a_score_lists_the_items_in_the_backbones_order(listing, toy, on_cpu, monkeypatch):
+    rec, listed, score = Recommender.load(listing), [], serving.score_listed
+    rec.add_items({"new": "The Silver River"})
+
+    def noted(ranker, shown, cand_nC, *more):
+        listed.append(cand_nC)
+        return score(ranker, shown, cand_nC, *more)
+
+    monkeypatch.setattr(serving, "score_listed", noted)
+    asked = ["7", "50", "22", "3"]
+    found = rec.score(ids=["3", "9"], candidates=[*asked, "new"])
+    assert found.ids == [*asked, "new"]
+    s_I = rec.now.open().choose.scorer([np.array([3, 9])])[0]
+    (old_C,), (new_C,) = listed
+    assert {7, 50, 22, 3} < set(old_C) and len(set(old_C)) == 15 == len(old_C)
+    assert (np.diff(s_I[old_C]) <= 0).all()
+    others = [i for i in np.argsort(-s_I, kind="stable") if i not in (0, 3, 9, 7, 50, 22, 61)]
+    assert set(old_C) - {7, 50, 22, 3} == set(others[:11])
+    assert new_C[:10].tolist() == old_C[:10].tolist() and set(new_C[10:]) == {61}
+    listed.clear()
+    rec.explain(ids=["3", "9"], item="20")
+    assert set(rec.recommend(ids=["3", "9"], only=["7", "22"]).ids) == {"7", "22"}
+    assert all(len(set(items)) == 15 for cand_nC in listed for items in cand_nC)
 
 
 @pytest.mark.parametrize("name", ["teacher", "by_title"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tiny_lms import KINDS
 import evaluate
 from delrec import runtime
 from delrec.data.prepared import candidates, histories, shuffled, subset, users
+from delrec.evaluation.rows import Row, pairs_with_backbone
 from delrec.lm import ranker as ranking
 from delrec.lm.calibration import neutral_scores
 from delrec.lm.hints import listing
@@ -123,7 +125,8 @@ def test_reference_fuse_cold_users_and_latency(toy, sasrec, script, on_cpu, tmp_
     assert (
         len(ms) == 3 and all(0 < x < 1000 for x in ms) and parameters == load_run(sasrec).parameters
     )
-    assert "ms" not in rows["popularity"]
+    assert "ms" not in rows["popularity"] and rows["sasrec"]["ms_on"] == "one core"
+    assert "(median), on one core" in (tmp_path / "table.txt").read_text()
 
     def refused(*args):
         return script(evaluate.main, "--ckpt", sasrec, *args, code=1).error
@@ -235,6 +238,32 @@ def test_an_lm_is_fused_with_its_own_backbone(sasrec, backbone, chain, script, o
     )
     rows = metrics_of(tmp_path / "out")["rows"]
     assert "sasrec+delrec" in rows and "first+delrec" not in rows and "first+co-occurrence" in rows
+
+
+def test_an_lm_whose_backbone_is_no_row_is_not_fused_with_another(tmp_path):
+    rows, score_nC = {}, np.zeros((1, 2))
+    weights = {"sasrec": "a", "gru4rec": "b", "gru4rec-folds": "b", "lrurec": "c"}
+    for name, text in weights.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(text)
+
+    def add(name, stage, **more):
+        run = SimpleNamespace(stage=stage, folder=tmp_path / name, **more)
+        rows[name] = Row(score_nC, score_nC, "", run)
+        return run
+
+    sasrec, gru4rec = (add(name, "train_backbone") for name in ("sasrec", "gru4rec"))
+    runs = [
+        add(f"of-{name}", "finetune", backbone_run=str(tmp_path / name))
+        for name in ("gru4rec", "gru4rec-folds", "lrurec", "gone")
+    ]
+    runs.append(add("plain", "lm"))
+    pairs = pairs_with_backbone(rows, [sasrec, gru4rec, *runs], sasrec)
+    assert pairs[2:] == [
+        ("gru4rec", "of-gru4rec"),
+        ("gru4rec", "of-gru4rec-folds"),
+        ("sasrec", "plain"),
+    ]
 
 
 def test_what_an_earlier_table_left_is_not_taken_for_this_one_s(

@@ -10,6 +10,7 @@ import numpy as np
 
 from delrec.evaluation.curves import curves_figure, logs_of
 from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
+from delrec.evaluation.wording import where_timed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -186,7 +187,7 @@ def latency_figure(result: dict) -> "Figure":
         )
     ax.set_xscale("log")
     ax.margins(x=0.25)
-    ax.set_xlabel("ms a request, alone, on one core")
+    ax.set_xlabel(f"ms a request, alone, {where_timed(result)}")
     ax.set_ylabel(f"HR@1 among {result['candidates']}, 95 % interval")
     ax.grid(alpha=0.3)
     return fig

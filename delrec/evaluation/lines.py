@@ -26,6 +26,7 @@ from delrec.evaluation.wording import (
     of_metric,
     said_by_users,
     seeds_text,
+    where_timed,
 )
 from delrec.runtime import commit, machine, versions
 
@@ -71,7 +72,8 @@ def rows_as_text(result: dict, wide: int) -> list[str]:
         lines.append(f"{line}  {row['note']}")
     lines += ["", about_marks(result)]
     if latency:
-        lines.append("ms: one request alone on one core, its history to the ranked titles (median)")
+        said = "ms: one request alone, its history to the ranked titles (median)"
+        lines.append(f"{said}, {where_timed(result)}")
     if paper:
         lines.append(ABOUT_PAPER)
     return lines

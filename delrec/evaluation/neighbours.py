@@ -46,7 +46,7 @@ def add_neighbours(
 def writes(row: Row) -> bool:
     """True for the row of an LM that scores titles by their likelihood."""
     settings = getattr(row.run, "settings", None) or {}
-    return settings.get("verbalizer") == "likelihood" and "shuffled" not in row.note
+    return settings.get("verbalizer") == "likelihood"
 
 
 def with_neighbours(

@@ -14,7 +14,7 @@ from delrec.data.prepared import Data, halves_of_validation, subset
 from delrec.evaluation.scores import Scorer
 from delrec.lm.calibration import calibrate, neutral_scores
 from delrec.lm.model import LM, load_lm
-from delrec.lm.ranker import Ranker, make_ranker, penalty_of, score_samples
+from delrec.lm.ranker import Ranker, make_ranker, penalty_of, reads_all, score_samples
 from delrec.processes import Ranks
 from delrec.runtime import (
     Run,
@@ -50,6 +50,8 @@ def plain_lm(cfg: SimpleNamespace, data: Data, scorer: Scorer) -> Run:
         claim(folder, asked, ranks)
         new, record = start_run(folder, "lm", asked, data, ranks)
         found = calibrated(ranker, asked, scorer, known.pop(f"scores_val_{cfg.C}", None))
+        if not stays_true(folder, ranker, found.weight):
+            known = {}
         if ranks.main:
             write_npy(new / "neutral.npy", found.neutral_I)
             write_npy(new / f"scores_val_{cfg.C}.npy", found.score_nC)
@@ -94,7 +96,7 @@ def made_the_same_way(folder: Path, made: dict, overwrite: bool, ranks: Ranks) -
         return False
     have = config_of_run(folder)
     for key in differences(have, made):
-        keeps = ", and keeps its scores" if key in CHOSEN else ""
+        keeps = ", and keeps its scores that stay true" if key in CHOSEN else ""
         stop(
             f"{folder} holds a {have['stage']} run whose {key.replace('_', ' ')} was "
             f"{have.get(key)}, now it is {made[key]}; --overwrite replaces it{keeps}, --llm-out "
@@ -125,6 +127,16 @@ def scored_before(folder: Path, made: dict) -> dict[str, np.ndarray]:
         return {}
     kept = [f"scores_val_{made['C']}", f"scores_test_{made['C']}", "full_test", "topk_test"]
     return {x: np.array(read_npy(p)) for x in kept if (p := folder / f"{x}.npy").exists()}
+
+
+def stays_true(folder: Path, ranker: Ranker, weight: float) -> bool:
+    """Whether what the run in `folder` says of the test part holds with another calibration. An LM
+    that reads the whole catalogue at once has ranked it with its own, in the pass that scored the
+    candidates: with another weight both are made again.
+    """
+    if not is_run(folder) or not reads_all(ranker):
+        return True
+    return config_of_run(folder).get("calibration") == weight
 
 
 @dataclass

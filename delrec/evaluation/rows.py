@@ -245,17 +245,29 @@ def pairs_with_backbone(
 ) -> list[tuple[str, str]]:
     """The pairs of rows that every table fuses: the backbone with what counts pairs, and with what
     knows the titles (the floors an LM's row, alone or fused, has to beat); each LM with its own
-    backbone.
+    backbone, where that is a row; the plain LM, which has none, with this one.
     """
     names = names_of(rows)
     base = names[backbone.folder]
     pairs = [(base, "co-occurrence"), (base, "title-similarity")]
     for run in runs:
         if run.stage in ("finetune", "lm"):
-            own = getattr(run, "backbone_run", None)
-            own = names.get(folder_of("runs", own), base) if own else base
-            pairs.append((own, names[run.folder]))
+            own = row_of_backbone(rows, run) if getattr(run, "backbone_run", None) else base
+            pairs += [(own, names[run.folder])] if own else []
     return pairs
+
+
+def row_of_backbone(rows: dict[str, Row], run: Run) -> str | None:
+    """The row of the backbone that an LM was trained with: of its folder, or of the same weights
+    (those trained with folds are those trained without); None where it is no row.
+    """
+    folder, names = folder_of("runs", run.backbone_run), names_of(rows)
+    if folder in names:
+        return names[folder]
+    digest = listed.backbone_digest(folder) or getattr(run, "backbone_digest", None)
+    backbones = {n: r for n, r in runs_of(rows).items() if r.stage == "train_backbone"}
+    same = [n for n, r in backbones.items() if digest == listed.backbone_digest(r.folder)]
+    return same[0] if digest and same else None
 
 
 def add_fused(rows: dict[str, Row], pairs: list[tuple[str, str]], is_target_nC: np.ndarray) -> None:

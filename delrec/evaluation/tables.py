@@ -187,7 +187,7 @@ def csv_table(result: dict) -> Table:
     if paper:
         head += ["paper HR@1", "paper NDCG@10"]
     if latency:
-        head += ["ms", "parameters"]
+        head += ["ms", "ms on", "parameters"]
     body = []
     for name, row in result["rows"].items():
         cells = [name, row["hr@1"], *row["hr@1_interval"], row["hr@5"], row["hr@10"]]
@@ -199,7 +199,8 @@ def csv_table(result: dict) -> Table:
             printed = row["paper"] or {"hr@1": None, "ndcg@10": None}
             cells += [printed["hr@1"], printed["ndcg@10"]]
         if latency:
-            cells += [row["ms"][0], row["parameters"]] if "ms" in row else [None, None]
+            timed = (row["ms"][0], row["ms_on"], row["parameters"]) if "ms" in row else (None,) * 3
+            cells += timed
         body.append([*cells, row["note"]])
     return [*head, "chosen"], body
 

@@ -21,10 +21,11 @@ ABOUT_SEEDS = (
     "Satterthwaite); a star needs both p, adjusted for all rows of this table (Holm)"
 )
 
+ABOUT_ONE_SEED = "no row has several seeds, so p and t hold of these trained models alone"
 # by whether any row has several seeds
 ABOUT_PLANNED = {
     True: "planned pairs, rows or means over seeds (of means, t holds for other seeds too)",
-    False: "planned pairs; no row has several seeds, so p and t hold of these trained models alone",
+    False: f"planned pairs; {ABOUT_ONE_SEED}",
 }
 
 
@@ -170,3 +171,11 @@ def has_paper(result: dict) -> bool:
 def has_latency(result: dict) -> bool:
     """True if any row was timed."""
     return any("ms" in row for row in result["rows"].values())
+
+
+def where_timed(result: dict) -> str:
+    """On what the rows' requests were timed."""
+    places = {row["ms_on"] for row in result["rows"].values() if "ms" in row}
+    if len(places) == 1:
+        return f"on {places.pop()}"
+    return "a backbone's on one core, an LM's on the GPU"

@@ -6,6 +6,7 @@ package.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -50,9 +51,10 @@ def fit(
             source = ["--raw", str(log)]
         elif items is not None:
             source += ["--items", str(as_file(items, Path(folder) / "items.parquet", "items"))]
-        prepare = [name, *source, "--out", str(data), *as_flags(to_prepare)]
+        prepare = [name, *source, "--out", str(data), *as_flags(to_prepare, scripts[0])]
         run_script(scripts[0], prepare, said)
-    train = ["--dataset", str(data), "--model", model, "--out", str(run), *as_flags(to_train)]
+    train = ["--dataset", str(data), "--model", model, "--out", str(run)]
+    train += as_flags(to_train, scripts[1])
     run_script(scripts[1], train, said)
     return run
 
@@ -133,16 +135,28 @@ def stop_unless_named(interactions: Any, items: Any, flags: dict[str, Any]) -> N
             )
 
 
-def as_flags(keywords: dict[str, Any]) -> list[str]:
-    """Keywords as flags of the command line: core=1 is --core 1, overwrite=True is --overwrite."""
+def as_flags(keywords: dict[str, Any], script: Path) -> list[str]:
+    """Keywords as flags of a script's command line: core=1 is --core 1, overwrite=True is
+    --overwrite, offset=False is --no-offset; False of a flag that has no such other side is none.
+    """
     flags = []
+    known = flags_of(script) if any(value is False for value in keywords.values()) else set()
     for key, value in keywords.items():
-        flag = f"--{key.replace('_', '-')}"
+        name = key.replace("_", "-")
         if value is True:
-            flags.append(flag)
-        elif value is not None and value is not False:
-            flags += [flag, str(value)]
+            flags.append(f"--{name}")
+        elif value is False:
+            is_plain = f"--{name}" in known and f"--no-{name}" not in known
+            flags += [] if is_plain else [f"--no-{name}"]  # the script refuses what it lacks
+        elif value is not None:
+            flags += [f"--{name}", str(value)]
     return flags
+
+
+def flags_of(script: Path) -> set[str]:
+    """The flags that a script's --help tells."""
+    told = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
+    return set(re.findall(r"--[a-z][\w-]*", told.stdout))
 
 
 def stop_without(script: Path) -> None:

@@ -18,7 +18,9 @@ OWN_WEIGHTS = ("items.safetensors", "soft_prompt.safetensors", "adapter/adapter_
 
 
 def latencies(run: Run, data: Data, pool: int = 100) -> tuple[float, float, float]:
-    """(ms at batch 1 on one core, ms at batch 1, ms a request at batch 64). pool: as of ranking."""
+    """(ms at batch 1 on one core, ms at batch 1, ms a request at batch 64); all of an LM on the GPU
+    where there is one (timed_on). pool: as of ranking.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rank = ranking(run, data, Ranks(0, 1, device), pool)
     samples = np.asarray(data.test)[subset(len(data.test), 512, 0)]
@@ -28,6 +30,12 @@ def latencies(run: Run, data: Data, pool: int = 100) -> tuple[float, float, floa
     one_core = milliseconds(rank, olds, 1)
     torch.set_num_threads(threads)
     return one_core, milliseconds(rank, olds, 1), milliseconds(rank, olds, 64)
+
+
+def timed_on(run: Run) -> str:
+    """On what a request alone is timed: an LM takes the GPU, a backbone serves without one."""
+    on_gpu = run.stage != "train_backbone" and torch.cuda.is_available()
+    return "the GPU" if on_gpu else "one core"
 
 
 def milliseconds(

@@ -90,7 +90,8 @@ def run_scorer(
             f"backbone's {size} best, not --pool {pool}",
             flush=True,
         )
-    choose = pool_chooser(run, data, size, ranker.show)
+    told = ranker.show and (ranker.order == "backbone" or hints.hint_of(ranker.settings) != "none")
+    choose = pool_chooser(run, data, size, ranker.show, told)
     width = size if ranker.show else min(50, data.n_items)
     return PoolRanker(run, ranker, penalty_I, ranks, choose, width, "rank" if said else None)
 
@@ -260,14 +261,36 @@ class Chooser:
     trained: int  # without
     size: int
     scorer: Callable[[list[np.ndarray]], np.ndarray] | None  # the backbone
+    told: bool = False  # does the prompt tell what the backbone said of the items?
 
     def __call__(self, olds: list[np.ndarray], wanted: Wanted) -> list[np.ndarray]:
         """The items after each history, the best first."""
+        if self.told:
+            return self.in_full_lists(olds, wanted)
         if self.scorer is None or wanted.each:
             s_BI = wanted.mask(np.zeros((len(olds), self.n_items + 1), np.float32), olds)
             return [np.flatnonzero(s_I == 0) for s_I in s_BI]
         s_BI = wanted.mask(self.scorer(olds), olds)
         return [self.best(s_I) for s_I in s_BI]
+
+    def in_full_lists(self, olds: list[np.ndarray], wanted: Wanted) -> list[np.ndarray]:
+        """The wanted items, the best first, those added last. The last list of trained ones is
+        filled with the backbone's best of the others, so that a hint is none of a single item.
+        """
+        s_BI, found = self.scorer(olds), []
+        most = None if wanted.each else self.size
+        is_wanted_BI = wanted.mask(np.zeros_like(s_BI), olds) == 0
+        is_other_BI = (UNSEEN.mask(np.zeros_like(s_BI), olds) == 0) & ~is_wanted_BI
+        for s_I, is_wanted_I, is_other_I in zip(s_BI, is_wanted_BI, is_other_BI):
+            best_I = np.argsort(-s_I, kind="stable")
+            old_I, new_I = best_I[best_I <= self.trained], best_I[best_I > self.trained]
+            asked = old_I[is_wanted_I[old_I]][:most]
+            ahead = max(len(asked) - 1, 0) // self.size * self.size
+            last = np.concatenate([asked[ahead:], old_I[is_other_I[old_I]]])[: self.size]
+            last = np.resize(last, self.size if len(last) else 0)  # of a small catalogue: repeated
+            last = last[np.argsort(-s_I[last], kind="stable")]
+            found.append(np.concatenate([asked[:ahead], last, new_I[is_wanted_I[new_I]][:most]]))
+        return found
 
     def best(self, s_I: np.ndarray) -> np.ndarray:
         """The best trained items, and behind them the best of the added ones."""
@@ -286,11 +309,13 @@ class Chooser:
         return replace(self, n_items=self.trained + n, scorer=scorer)
 
 
-def pool_chooser(run: Run, data: Data, size: int, listed: bool = False) -> Chooser:
+def pool_chooser(
+    run: Run, data: Data, size: int, listed: bool = False, told: bool = False
+) -> Chooser:
     """Which items an LM ranks after each history: the `size` best of its backbone (0: the whole
-    catalogue). listed: it cannot rank the whole catalogue.
+    catalogue). listed: it cannot rank the whole catalogue. told: as of Chooser.
     """
-    if not size or size >= data.n_items:
+    if not told and (not size or size >= data.n_items):
         return Chooser(data.n_items, data.n_items, size, None)
     own = getattr(run, "backbone_run", None)
     folder = Path(own or folder_of("runs", f"{data.folder_name}/sasrec"))
@@ -304,4 +329,4 @@ def pool_chooser(run: Run, data: Data, size: int, listed: bool = False) -> Choos
         scorer = history_scorer(load_run(folder, data))
     except click.ClickException as refused:
         stop(f"{refused.message}{or_all}")
-    return Chooser(data.n_items, data.n_items, size, scorer)
+    return Chooser(data.n_items, data.n_items, size, scorer, told)
