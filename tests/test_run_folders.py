@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import torch.distributed as dist
 from run_folders import QUICK, Killed, contents, dying, names
 from scripts import ROOT, sentence
 from toys import popular, write_backbone
@@ -134,6 +135,55 @@ def test_kill_9_leaves_the_finished_run(train, toy, tmp_path):
     assert "was killed at step" in train(code=1).error
     train("--overwrite", "--seed", 2)
     assert load_run(out).seed == 2 and names(out.parent) == ["sasrec"]
+
+
+# ------------------------------------------------ torchrun --max-restarts
+
+
+@pytest.fixture
+def attempt(monkeypatch):
+    """attempt(n): from now on this is what a job of torchrun's started the n-th time, 0 the first;
+    its launcher keeps a store."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    job = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=store.port, TORCHELASTIC_USE_AGENT_STORE=True)
+
+    def start(n):
+        for name, value in job.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(n))
+
+    yield start
+
+
+def test_a_job_started_again_before_a_checkpoint_still_replaces_the_old_run(
+    train, interrupted, attempt, tmp_path
+):
+    out = tmp_path / "runs" / "sasrec"
+    train()
+    attempt(0)
+    interrupted(lambda: train("--seed", 1, "--overwrite"), 0)
+    assert load_run(out).seed == 0 and names(out.parent) == ["sasrec"]
+    attempt(1)
+    train("--seed", 1, "--overwrite")
+    assert load_run(out).seed == 1
+    attempt(2)  # another process died after the run had its place: it is not trained once more
+    said = train("--seed", 1, "--overwrite").output
+    assert "there is nothing to resume" in said and load_run(out).seed == 1
+
+
+def test_a_job_started_again_goes_on_with_its_own_run_and_with_no_other(
+    train, interrupted, attempt, tmp_path
+):
+    out = tmp_path / "runs" / "sasrec"
+    interrupted(train, 3)  # an older run
+    attempt(0)
+    assert "was killed at step 3" in train(code=1).error
+    attempt(1)
+    assert "was killed at step 3" in train(code=1).error  # which is not swallowed
+    interrupted(lambda: train("--seed", 1, "--overwrite"), 4)
+    attempt(2)
+    assert "continuing from step 4" in train("--seed", 1, "--overwrite").output
+    assert load_run(out).seed == 1
 
 
 # ------------------------------------------------ every rename
