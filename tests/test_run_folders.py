@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -184,6 +185,34 @@ def test_a_job_started_again_goes_on_with_its_own_run_and_with_no_other(
     attempt(2)
     assert "continuing from step 4" in train("--seed", 1, "--overwrite").output
     assert load_run(out).seed == 1
+
+
+# ------------------------------------------------ what a killed run left
+
+
+def test_what_was_left_without_a_checkpoint_is_not_read(toy, alone, tmp_path):
+    folder, cfg = tmp_path / "runs" / "x", SimpleNamespace(resume=True)
+    new = beside(folder, "unfinished")
+    left = ["teacher_states.npy", "lm/config.json", "backbone/model.safetensors", "log.jsonl"]
+    for kept in (False, True):
+        for path in [new / name for name in left]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("of another run")
+        if kept:
+            (new / "checkpoints" / "step-000003").mkdir(parents=True)
+            write_json(new / "checkpoints" / "step-000003" / "meta.json", {})
+        run_folders.start_run(folder, "finetune", cfg, toy, alone)
+        assert [(new / name).exists() for name in left] == 4 * [kept]
+        run_folders.leave(new)
+        assert new.exists() == kept
+
+
+def test_a_damaged_checkpoint_of_another_run_is_refused_too(train, interrupted, tmp_path):
+    interrupted(train, 3)
+    kept = beside(tmp_path / "runs" / "sasrec", "unfinished") / "checkpoints"
+    for path in kept.glob("*/tensors.safetensors"):
+        path.write_bytes(b"")
+    assert "seed was 0, now it is 1" in train("--seed", 1, "--resume", code=1).error
 
 
 # ------------------------------------------------ every rename

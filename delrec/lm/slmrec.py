@@ -257,12 +257,10 @@ def places(ptr: np.ndarray, samples: np.ndarray) -> list[np.ndarray]:
 def learn_from(
     teacher: Ranker, samples: Histories | Windows, cfg: SimpleNamespace, out: Path, ranks: Ranks
 ) -> tuple[TeacherStates, float]:
-    """The teacher's states at the reads of all training samples, and the seconds that took. A
-    resumed run reads them again."""
+    """The teacher's states at the reads of all training samples, and the seconds that took. A run
+    that goes on from a checkpoint reads them again; of another run start_run left none."""
     path, began = out / "teacher_states.npy", time.time()
-    if ranks.main and not cfg.resume:
-        path.unlink(missing_ok=True)
-    if ranks.world > 1:
+    if ranks.world > 1:  # the first process has emptied the folder by then
         torch.distributed.barrier()
     micro = 16 if cfg.micro == "auto" else cfg.micro
     states = teacher_states(teacher, samples, micro, path, ranks)

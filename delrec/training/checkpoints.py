@@ -161,6 +161,7 @@ class Saver:
         for step, folder in reversed(complete(self.folder)):
             try:
                 meta = json.loads((folder / "meta.json").read_text())
+                self.must_continue(meta)  # a damaged one's too: what else is kept is of that run
                 for name, digest in meta["files"].items():
                     with open(folder / name, "rb") as f:
                         if hashlib.file_digest(f, "sha256").hexdigest() != digest:
@@ -173,7 +174,6 @@ class Saver:
                 if self.ranks.main:
                     print(f"{folder} is damaged ({bad}); trying the one before it", flush=True)
                 continue
-            self.must_continue(meta)
             torch.set_rng_state(tensors.pop(f"rng.{self.ranks.rank}"))
             if self.ranks.main:
                 print(f"continuing from step {step} ({folder})", flush=True)
