@@ -46,18 +46,17 @@ MAY_CHANGE = {
 asked = []
 
 
+def note(number: int, _: object) -> None:
+    """Notes a signal; a second one ends the process at once."""
+    if asked:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    asked.append(number)
+
+
 def listen() -> None:
-    """From now on SIGTERM and Ctrl-C are noted, for the loop to finish its step and save; a second
-    one ends the process at once.
-    """
-
-    def note(number, _):
-        if asked:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        asked.append(number)
-
-    asked.clear()
+    """From now on SIGTERM and Ctrl-C are noted, for the loop to finish its step and save. What was
+    noted between two loops (of a backbone and its folds) stays so: the next one stops."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
 
@@ -202,6 +201,7 @@ class Saver:
 
     def end(self, step: int) -> NoReturn:
         """Ends the process of a run that was asked to stop, and says how to go on."""
+        asked.clear()
         if self.ranks.main:
             print(
                 f"stopped as asked after step {step}, saved in {self.folder}; "
