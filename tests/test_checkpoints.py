@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,6 +233,28 @@ def test_an_adapter_that_did_not_move_is_an_error(jobs, tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------- real processes
+
+
+def test_the_generator_of_a_gpu_goes_on_too(tmp_path, monkeypatch):
+    """Dropout there is drawn by it. Another generator stands in for it where there is no GPU."""
+    gpu = SimpleNamespace(rank=0, world=1, main=True, device=torch.device("cuda", 0))
+    if there := torch.cuda.is_available():
+        card = torch.cuda.default_generators[0]
+    else:
+        card = torch.Generator()
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: card.get_state())
+        monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, device: card.set_state(s))
+
+    def drawn():
+        return torch.rand(4, generator=card, device=gpu.device if there else "cpu").tolist()
+
+    saver = checkpoints.Saver(tmp_path, 1, {}, gpu)
+    drawn()
+    saver.save(1, {}, {})
+    want = drawn()
+    assert drawn() != want
+    saver.load()
+    assert drawn() == want
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

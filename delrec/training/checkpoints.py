@@ -104,14 +104,18 @@ class Saver:
 
         Every process calls it; the first one writes.
         """
-        began, rng = time.time(), torch.get_rng_state().to(self.ranks.device)
-        rngs = [rng]
-        if self.ranks.world > 1:
-            rngs = [torch.empty_like(rng) for _ in range(self.ranks.world)]
-            dist.all_gather(rngs, rng)
+        began, rngs = time.time(), {}
+        for name, rng in random_states(self.ranks.device).items():
+            each = [rng]
+            if self.ranks.world > 1:
+                each = [
+                    torch.empty_like(rng, device=self.ranks.device) for _ in range(self.ranks.world)
+                ]
+                dist.all_gather(each, rng.to(self.ranks.device))
+            rngs |= {f"{name}.{rank}": state for rank, state in enumerate(each)}
         if self.ranks.main:
             try:
-                self.write(step, tensors | {f"rng.{r}": s for r, s in enumerate(rngs)}, state)
+                self.write(step, tensors | rngs, state)
             except OSError as bad:
                 kept = complete(self.folder)
                 stop(
@@ -173,7 +177,9 @@ class Saver:
                 if self.ranks.main:
                     print(f"{folder} is damaged ({bad}); trying the one before it", flush=True)
                 continue
-            torch.set_rng_state(tensors.pop(f"rng.{self.ranks.rank}"))
+            own = {name: f"{name}.{self.ranks.rank}" for name in ("rng", "gpu_rng")}
+            own = {name: tensors.pop(key) for name, key in own.items() if key in tensors}
+            set_random_states(own, self.ranks.device)
             if self.ranks.main:
                 print(f"continuing from step {step} ({folder})", flush=True)
             return step, tensors, state
@@ -212,6 +218,21 @@ class Saver:
             dist.barrier()
             dist.destroy_process_group()
         raise SystemExit(STOPPED)
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """What this process draws next, uint8: by the CPU's generator, and by its GPU's, which draws
+    the dropout there."""
+    if device.type != "cuda":
+        return {"rng": torch.get_rng_state()}
+    return {"rng": torch.get_rng_state(), "gpu_rng": torch.cuda.get_rng_state(device)}
+
+
+def set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Lets each generator go on from its state. A checkpoint of a CPU has none of a GPU's."""
+    torch.set_rng_state(states["rng"])
+    if device.type == "cuda" and "gpu_rng" in states:
+        torch.cuda.set_rng_state(states["gpu_rng"], device)
 
 
 def flush_folder(folder: Path) -> None:
