@@ -41,7 +41,7 @@ from delrec.runtime import Run, follow_umask, load_run, stop, write_npy
 from delrec.training import checkpoints
 from delrec.training.loop import Loop
 from delrec.training.run_folders import finish_run
-from delrec.training.steps import forget_gradients, groups_of
+from delrec.training.steps import evenly, forget_gradients, groups_of
 
 PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "kd", "rps")  # of the loss
 
@@ -259,6 +259,14 @@ class Moving:
                 "the soft prompt moved during fine-tuning, it must stay as distill.py left it; "
                 "nothing is saved"
             )
+
+
+def validations(cfg: SimpleNamespace, adapter: torch.nn.Module, n_steps: int) -> set[int]:
+    """The steps (0 is the first) that end with a validation, --evals of them: from where ranks are
+    final on; with --adapt all, which has none, each after as many steps. With --from the one before
+    the first step is one of them."""
+    first = n_steps / cfg.evals if cfg.adapt == "all" else adalora.last_cut(adapter)
+    return evenly(cfg.evals, first, n_steps)
 
 
 # ---------------------------------------------------------------- what is written
