@@ -130,9 +130,9 @@ shard_option = click.option(
     "--shard",
     is_flag=True,
     help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does "
-    "not fit one card; the same numbers, slower",
+    "not fit one card; the same numbers (but for stage 2's dropout), slower",
 )
-# what a pass keeps in memory; the numbers stay
+# what a pass keeps in memory; the numbers stay, but those that stage 2's dropout draws
 memory_options = options(
     click.option(
         "--gradient-checkpointing",
@@ -145,7 +145,7 @@ memory_options = options(
         "--cache-prefix/--no-cache-prefix",
         default=True,
         help="decoder-only LMs: compute the prompt's constant part once per forward pass "
-        "instead of once per prompt; the same numbers",
+        "instead of once per prompt; the same numbers (but for stage 2's dropout)",
     ),
 )
 
@@ -169,7 +169,7 @@ def micro_option(default: str) -> Callable:
         "--micro",
         callback=whole_or_auto,
         help=f"samples of a forward pass, {default}; smaller needs less memory and gives the same "
-        "gradient; auto: as many as memory holds",
+        "gradient, but stage 2's dropout draws other numbers; auto: as many as memory holds",
     )
 
 

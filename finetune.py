@@ -337,8 +337,8 @@ def main(ctx: click.Context, **config) -> None:
         common.say(ranks, f"step {done}: {valid.said(found)}; rank {adalora.active_rank(adapter)}")
         return found
 
-    trials = student.trials(r, seen, losses_of)
-    micro = record["micro"] = common.settle_micro(cfg, 1, trials, ranks)
+    micro = record["micro"] = common.settle_micro(cfg, 1, student.trials(r, seen, losses_of), ranks)
+    loop.keep(draws=student.Draws(cfg, adapter, micro))
     loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
     loop.keep(adalora=adalora.Importances(adapter, ranks.device), mean=moving.mean)
 

@@ -189,6 +189,23 @@ def test_flags_that_do_not_shape_it_may_change(jobs, whole, tmp_path, monkeypatc
         torch.testing.assert_close(t, others[k], rtol=1e-4, atol=1e-4)
 
 
+def test_what_draws_other_dropout_may_change_only_where_there_is_none(jobs, tmp_path, monkeypatch):
+    main, args = jobs["finetune"]
+    for dropout in (0.1, 0):
+
+        def args_for(out, *more, dropout=dropout):
+            return args(out, "--dropout", dropout, *more)
+
+        out = tmp_path / f"{dropout}"
+        stopped({"it": (main, args_for)}, "it", out, monkeypatch)
+        changed = {"micro was 4, now it is 2": ["--micro", 2]}
+        changed["cache-prefix was True, now it is False"] = ["--no-cache-prefix"]
+        for says, more in changed.items() if dropout else []:
+            assert says in run(main, args_for(out, "--resume", *more), 1)
+        more = [] if dropout else sum(changed.values(), [])
+        assert "continuing from step 3" in run(main, args_for(out, "--resume", *more))
+
+
 def test_resuming_nothing_begins_and_resuming_a_finished_run_ends(jobs, whole, tmp_path):
     main, args = jobs["distill"]
     assert "no checkpoint" in run(main, args(tmp_path / "new", "--resume"))
