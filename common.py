@@ -9,9 +9,9 @@ import click
 import numpy as np
 
 from delrec.data.prepared import Data, load_data
-from delrec.processes import Ranks, restarted, setup
+from delrec.processes import Ranks, setup
 from delrec.runtime import folder_of, stop, whole_or_auto
-from delrec.training.claims import claim
+from delrec.training.claims import begun_by_this_job, claim
 from delrec.training.memory import micro_of
 from delrec.training.run_folders import finish_run, start_run
 
@@ -130,9 +130,9 @@ shard_option = click.option(
     "--shard",
     is_flag=True,
     help="divide the LM's layers among the processes of torchrun (FSDP2), for an LM that does "
-    "not fit one card; the same numbers, slower",
+    "not fit one card; the same numbers (but for stage 2's dropout), slower",
 )
-# what a pass keeps in memory; the numbers stay
+# what a pass keeps in memory; the numbers stay, but those that stage 2's dropout draws
 memory_options = options(
     click.option(
         "--gradient-checkpointing",
@@ -145,7 +145,7 @@ memory_options = options(
         "--cache-prefix/--no-cache-prefix",
         default=True,
         help="decoder-only LMs: compute the prompt's constant part once per forward pass "
-        "instead of once per prompt; the same numbers",
+        "instead of once per prompt; the same numbers (but for stage 2's dropout)",
     ),
 )
 
@@ -169,7 +169,7 @@ def micro_option(default: str) -> Callable:
         "--micro",
         callback=whole_or_auto,
         help=f"samples of a forward pass, {default}; smaller needs less memory and gives the same "
-        "gradient; auto: as many as memory holds",
+        "gradient, but stage 2's dropout draws other numbers; auto: as many as memory holds",
     )
 
 
@@ -262,8 +262,9 @@ def minilm(data: Data, ranks: Ranks) -> np.ndarray:
 def enter(cfg: SimpleNamespace, name: str) -> tuple[Ranks, Data, Path]:
     """(ranks, data, folder): the processes joined and every generator seeded, the prepared data,
     and the run folder, in which a run may be written. name: its default under runs/<dataset>/."""
-    ranks, cfg.resume = setup(cfg.seed), cfg.resume or restarted()
+    ranks = setup(cfg.seed)
     data = load_data(cfg.dataset)
     folder = folder_of("runs", cfg.out or f"{data.folder_name}/{name}")
+    cfg.resume = begun_by_this_job(folder, ranks) or cfg.resume
     claim(folder, cfg, ranks)
     return ranks, data, folder

@@ -111,12 +111,12 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
     about_titles = sorted(typed & {"paper", *FIXED})
     faults = [
         (
-            cfg.target_r >= cfg.init_r,
+            cfg.adapt != "all" and cfg.target_r >= cfg.init_r,
             f"--target-r {cfg.target_r} must be below --init-r {cfg.init_r}: AdaLoRA has nothing "
             "to reallocate otherwise",
         ),
         (
-            n_steps < 5 and not cfg.from_run,
+            n_steps < 5 and not cfg.from_run and cfg.adapt != "all",
             f"--samples {cfg.samples} with --batch {cfg.batch} is {n_steps} steps; AdaLoRA needs "
             "at least 5 to reallocate its ranks",
         ),
@@ -282,8 +282,8 @@ class ByTitles:
 @click.option(
     "--evals",
     type=WHOLE,
-    help="validations, evenly from --prune-end (an early peak shall be found) to the last step; 4, "
-    "with --input ids, where they cost little, 8",
+    help="validations, evenly from --prune-end (an early peak shall be found; --adapt all prunes "
+    "nothing) to the last step; 4, with --input ids, where they cost little, 8",
 )
 @click.option(
     "--calibrate/--no-calibrate",
@@ -319,7 +319,7 @@ def main(ctx: click.Context, **config) -> None:
     moved, best = Weights(params), Best(ranks.device)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
     loop = Loop(saver, "finetune", n_steps, cfg.resume)
-    loop.validations = steps.evenly(cfg.evals, adalora.last_cut(adapter), n_steps)
+    loop.validations = student.validations(cfg, adapter, n_steps)
     loop.validation_cost = len(valid.which) / cfg.batch / 3  # a forward pass is a third of a step
     common.say(ranks, moving.said())
 
@@ -337,8 +337,8 @@ def main(ctx: click.Context, **config) -> None:
         common.say(ranks, f"step {done}: {valid.said(found)}; rank {adalora.active_rank(adapter)}")
         return found
 
-    trials = student.trials(r, seen, losses_of)
-    micro = record["micro"] = common.settle_micro(cfg, 1, trials, ranks)
+    micro = record["micro"] = common.settle_micro(cfg, 1, student.trials(r, seen, losses_of), ranks)
+    loop.keep(draws=student.Draws(cfg, adapter, micro))
     loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
     loop.keep(adalora=adalora.Importances(adapter, ranks.device), mean=moving.mean)
 

@@ -4,6 +4,7 @@ A process that is alone does the same, and talks to nobody.
 """
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,19 +60,31 @@ def own_corner(rank: int, world: int) -> dict:
     """What else init_process_group is given: where torchrun started the processes again, a place
     of their own to meet, because the launcher's store still holds the addresses of those before.
     """
-    if not restarted() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    store = launchers_store() if restarted() else None
+    if store is None:
         return {}
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     attempt = f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
-    store = dist.PrefixStore(attempt, dist.TCPStore(address, port, is_master=False))
-    return {"store": store, "rank": rank, "world_size": world}
+    return {"store": dist.PrefixStore(attempt, store), "rank": rank, "world_size": world}
+
+
+def launchers_store() -> dist.TCPStore | None:
+    """The store of torchrun's launcher, as old as the job; None where it keeps none."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False)
 
 
 def restarted() -> bool:
-    """True in a process that torchrun --max-restarts started again: it continues as with
-    --resume.
-    """
+    """True in a process that torchrun --max-restarts started again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def job_began() -> float:
+    """When torchrun's job began, in seconds since 1970, however often it started its processes
+    again: whoever asks first writes it into the launcher's store. 0 where there is none."""
+    store = launchers_store()
+    return float(store.compare_set("delrec/began", "", str(time.time()))) if store else 0.0
 
 
 def finish(ranks: Ranks) -> None:

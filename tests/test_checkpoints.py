@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,6 +189,23 @@ def test_flags_that_do_not_shape_it_may_change(jobs, whole, tmp_path, monkeypatc
         torch.testing.assert_close(t, others[k], rtol=1e-4, atol=1e-4)
 
 
+def test_what_draws_other_dropout_may_change_only_where_there_is_none(jobs, tmp_path, monkeypatch):
+    main, args = jobs["finetune"]
+    for dropout in (0.1, 0):
+
+        def args_for(out, *more, dropout=dropout):
+            return args(out, "--dropout", dropout, *more)
+
+        out = tmp_path / f"{dropout}"
+        stopped({"it": (main, args_for)}, "it", out, monkeypatch)
+        changed = {"micro was 4, now it is 2": ["--micro", 2]}
+        changed["cache-prefix was True, now it is False"] = ["--no-cache-prefix"]
+        for says, more in changed.items() if dropout else []:
+            assert says in run(main, args_for(out, "--resume", *more), 1)
+        more = [] if dropout else sum(changed.values(), [])
+        assert "continuing from step 3" in run(main, args_for(out, "--resume", *more))
+
+
 def test_resuming_nothing_begins_and_resuming_a_finished_run_ends(jobs, whole, tmp_path):
     main, args = jobs["distill"]
     assert "no checkpoint" in run(main, args(tmp_path / "new", "--resume"))
@@ -232,6 +250,28 @@ def test_an_adapter_that_did_not_move_is_an_error(jobs, tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------- real processes
+
+
+def test_the_generator_of_a_gpu_goes_on_too(tmp_path, monkeypatch):
+    """Dropout there is drawn by it. Another generator stands in for it where there is no GPU."""
+    gpu = SimpleNamespace(rank=0, world=1, main=True, device=torch.device("cuda", 0))
+    if there := torch.cuda.is_available():
+        card = torch.cuda.default_generators[0]
+    else:
+        card = torch.Generator()
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: card.get_state())
+        monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, device: card.set_state(s))
+
+    def drawn():
+        return torch.rand(4, generator=card, device=gpu.device if there else "cpu").tolist()
+
+    saver = checkpoints.Saver(tmp_path, 1, {}, gpu)
+    drawn()
+    saver.save(1, {}, {})
+    want = drawn()
+    assert drawn() != want
+    saver.load()
+    assert drawn() == want
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

@@ -201,6 +201,13 @@ def test_a_run_that_trains_whole_goes_on_where_it_was_stopped(whole, tmp_path, m
     assert same(tmp_path / "undisturbed", cut)
 
 
+def test_one_that_is_trained_whole_has_no_ranks_to_wait_for(whole, run, on_cpu, tmp_path):
+    few = "--samples 32 --batch 8 --evals 2 --init-r 4 --target-r 9"  # 4 steps
+    run(finetune.main, f"{whole} {few} --out {tmp_path}/run")
+    validated = [line["step"] for line in log_of(tmp_path / "run") if "val_hr@1" in line]
+    assert validated == [2, 4]
+
+
 def test_titles_are_read_by_an_lm_trained_whole_too(
     toy, encoder, backbone, run, alone, on_cpu, tmp_path
 ):

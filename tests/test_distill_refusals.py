@@ -36,6 +36,23 @@ def test_lists_that_are_too_short_are_refused(toy, backbone, refused):
     assert "train_backbone.py --top-h 13 --overwrite and its other flags as before" in says
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("options", ["", "--input ids"])
+def test_lists_of_users_who_took_nearly_everything_are_refused(
+    toy, backbone, refused, tmp_path, split, options
+):
+    lists = shutil.copytree(backbone, tmp_path / "lists")
+    topk_nh = np.load(lists / f"topk_{split}.npy")
+    topk_nh[3, 5:] = 0  # as best_items writes it behind the last item
+    np.save(lists / f"topk_{split}.npy", topk_nh)
+    to_prompt = f"--dataset {toy.folder} --backbone {lists} {options} --llm {tmp_path}/nothing"
+    says = refused(distill.main, to_prompt)
+    assert f"topk_{split}.npy lists fewer than 10 items for 1 samples" in says
+    assert says.endswith("lower --h to 5")
+    # five of each are enough, and then it is the LM that is missing
+    assert "no language model" in refused(distill.main, f"{to_prompt} --h 5")
+
+
 @pytest.mark.parametrize(
     "options, says",
     [

@@ -106,5 +106,21 @@ def test_an_lm_that_ranks_title_by_title_exports_its_backbone_s_list_in_its_own_
     assert any(topk[n].tolist() != lists[n][:5].tolist() for n in asked)
 
 
+def test_the_end_of_a_short_list_is_no_item(toy, alone, monkeypatch):
+    """0 stands behind the last item of a user who took nearly all others."""
+
+    def best_is_nothing(r, shown, cand_BC, *_):
+        return np.where(cand_BC == 0, 9.0, cand_BC / 60).astype(np.float32)
+
+    monkeypatch.setattr(export, "score_listed", best_is_nothing)
+    samples = np.array([4])
+    target, old = toy.items[toy.train[4]], histories(toy, toy.train[samples], 60)[0]
+    new = [i for i in range(1, 61) if i not in old and i != target][:3]
+    r, no_penalty = SimpleNamespace(data=toy, history=6, settings={}), np.zeros(61, np.float32)
+    got = export.rows_of_lists(r, no_penalty, samples, np.array([[*new, 0, 0]]), 4, alone)[0]
+    assert got[:4].tolist() == [*reversed(new), 0]
+    assert got[3 + 4] == 0 and got[4:].sum() == pytest.approx(1)
+
+
 def test_a_backbone_has_nothing_to_export(sasrec, refused, on_cpu):
     assert "is a backbone" in refused(evaluate.main, f"--ckpt {sasrec} --export")

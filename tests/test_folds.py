@@ -1,6 +1,8 @@
 """folds.py: what the next stages read of a training sample comes from a model without its user."""
 
 import itertools
+import os
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -24,6 +26,7 @@ from delrec.lm.questions import in_training, tasks_of
 from delrec.lm.ragged import ragged
 from delrec.lm.ranker import make_ranker
 from delrec.runtime import load_run
+from delrec.training import checkpoints
 
 MEMORISE = "--width 48 --batch 16 --lr 1e-2 --epochs 30 --patience 30 --dropout 0 --history 8"
 
@@ -166,6 +169,28 @@ def test_a_run_that_was_stopped_in_a_fold_goes_on(cycle, tmp_path, monkeypatch):
     # an epoch has 30 steps: the second of the first fold
     cut = stop_and_resume(jobs, "folds", tmp_path, monkeypatch, after=95)
     assert same(tmp_path / "whole", cut)
+
+
+@pytest.mark.parametrize("where", ["rank_splits", "add"])
+def test_a_signal_between_two_trainings_is_not_lost(cycle, tmp_path, monkeypatch, where):
+    """It comes while the full model's lists are made, or those of the first fold."""
+    out = tmp_path / "sasrec"
+    args = f"--dataset {cycle.folder} --out {out} {QUICK} --folds 2".split()
+    owner = results.Protocol if where == "rank_splits" else folds.Answers
+    rank = getattr(owner, where)
+
+    def signalled(*args, **more):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return rank(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, where, signalled)
+        said = stopped_runs.run(train_backbone.main, args, checkpoints.STOPPED)
+    assert "stopped as asked after step 1" in said and not checkpoints.asked
+    fold = 0 if where == "rank_splits" else 1
+    assert f"fold {fold + 1} of 2" in said
+    assert checkpoints.complete(stopped_runs.kept_in(out) / f"fold-{fold}" / "checkpoints")
+    assert "continuing from step 1" in stopped_runs.run(train_backbone.main, [*args, "--resume"])
 
 
 def test_a_fold_without_a_listed_sample_has_its_vectors_all_the_same(cycle, run, tmp_path):

@@ -176,4 +176,9 @@ def test_what_cannot_be_meant_is_one_sentence(
     lists[::2] = 0
     np.save(few / "topk_train.npy", lists)
     assert "lists 443 of 886 training" in says(f"{command} --backbone {few} --keep-rps .3")
+    lists = np.load(ruled / "topk_train.npy")
+    lists[7, 2:] = 0  # its user took all others
+    np.save(few / "topk_train.npy", lists)
+    text = says(f"{command} --backbone {few} --keep-rps .3")
+    assert "items for 1 samples" in text and "begin with a run of distill.py --h 2" in text
     assert not (tmp_path / "x").exists()

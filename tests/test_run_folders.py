@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 from run_folders import QUICK, Killed, contents, dying, names
 from scripts import ROOT, sentence
 from toys import popular, write_backbone
@@ -134,6 +136,83 @@ def test_kill_9_leaves_the_finished_run(train, toy, tmp_path):
     assert "was killed at step" in train(code=1).error
     train("--overwrite", "--seed", 2)
     assert load_run(out).seed == 2 and names(out.parent) == ["sasrec"]
+
+
+# ------------------------------------------------ torchrun --max-restarts
+
+
+@pytest.fixture
+def attempt(monkeypatch):
+    """attempt(n): from now on this is what a job of torchrun's started the n-th time, 0 the first;
+    its launcher keeps a store."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    job = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=store.port, TORCHELASTIC_USE_AGENT_STORE=True)
+
+    def start(n):
+        for name, value in job.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(n))
+
+    yield start
+
+
+def test_a_job_started_again_before_a_checkpoint_still_replaces_the_old_run(
+    train, interrupted, attempt, tmp_path
+):
+    out = tmp_path / "runs" / "sasrec"
+    train()
+    attempt(0)
+    interrupted(lambda: train("--seed", 1, "--overwrite"), 0)
+    assert load_run(out).seed == 0 and names(out.parent) == ["sasrec"]
+    attempt(1)
+    train("--seed", 1, "--overwrite")
+    assert load_run(out).seed == 1
+    attempt(2)  # another process died after the run had its place: it is not trained once more
+    said = train("--seed", 1, "--overwrite").output
+    assert "there is nothing to resume" in said and load_run(out).seed == 1
+
+
+def test_a_job_started_again_goes_on_with_its_own_run_and_with_no_other(
+    train, interrupted, attempt, tmp_path
+):
+    out = tmp_path / "runs" / "sasrec"
+    interrupted(train, 3)  # an older run
+    attempt(0)
+    assert "was killed at step 3" in train(code=1).error
+    attempt(1)
+    assert "was killed at step 3" in train(code=1).error  # which is not swallowed
+    interrupted(lambda: train("--seed", 1, "--overwrite"), 4)
+    attempt(2)
+    assert "continuing from step 4" in train("--seed", 1, "--overwrite").output
+    assert load_run(out).seed == 1
+
+
+# ------------------------------------------------ what a killed run left
+
+
+def test_what_was_left_without_a_checkpoint_is_not_read(toy, alone, tmp_path):
+    folder, cfg = tmp_path / "runs" / "x", SimpleNamespace(resume=True)
+    new = beside(folder, "unfinished")
+    left = ["teacher_states.npy", "lm/config.json", "backbone/model.safetensors", "log.jsonl"]
+    for kept in (False, True):
+        for path in [new / name for name in left]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("of another run")
+        if kept:
+            (new / "checkpoints" / "step-000003").mkdir(parents=True)
+            write_json(new / "checkpoints" / "step-000003" / "meta.json", {})
+        run_folders.start_run(folder, "finetune", cfg, toy, alone)
+        assert [(new / name).exists() for name in left] == 4 * [kept]
+        run_folders.leave(new)
+        assert new.exists() == kept
+
+
+def test_a_damaged_checkpoint_of_another_run_is_refused_too(train, interrupted, tmp_path):
+    interrupted(train, 3)
+    kept = beside(tmp_path / "runs" / "sasrec", "unfinished") / "checkpoints"
+    for path in kept.glob("*/tensors.safetensors"):
+        path.write_bytes(b"")
+    assert "seed was 0, now it is 1" in train("--seed", 1, "--resume", code=1).error
 
 
 # ------------------------------------------------ every rename

@@ -288,6 +288,21 @@ def test_layers_and_blocks_that_do_not_fit_are_sentences(says, deep, encoder, te
     assert "decoder-only" in says(f"--llm {encoder} {vectors} --layers 1")
 
 
+def test_what_shard_does_beside_layers_is_said(
+    says, deep, teacher, toy, sasrec, alone, capsys, monkeypatch
+):
+    alone_it = f"--llm {deep} --input ids --backbone {sasrec} --layers 2 --shard"
+    assert "so --shard would divide nothing; leave --shard out" in says(alone_it)
+    asked = []
+    monkeypatch.setattr(slmrec, "open_run", lambda *args: asked.append(args) or (None, None))
+    for layers in (2, None):
+        cfg = SimpleNamespace(shard=True, layers=layers)
+        with pytest.raises(AttributeError):  # there is no teacher to compare with
+            slmrec.open_teacher(load_run(teacher), None, cfg, toy, alone)
+        assert ("whole on every process" in capsys.readouterr().out) == bool(layers)
+    assert [args[3] for args in asked] == [True, True]
+
+
 def test_a_teacher_that_reads_other_prompts_is_refused(says, deep, decoder, teacher, chain):
     wrong = says(f"--llm {deep} --teacher {teacher} --history 9")
     assert "must read the same prompts" in wrong

@@ -351,6 +351,7 @@ def rows_of_lists(
     s_BC = score_listed(r, shown, cand_BC, hint_Bh, ranks, "export") - penalty_I[cand_BC]
     s_BI = np.full((len(samples), r.data.n_items + 1), -np.inf, np.float32)
     np.put_along_axis(s_BI, cand_BC, s_BC, 1)
+    s_BI[:, 0] = -np.inf  # no item, but the end of a list that has no more
     unranked = [
         old if inside else np.append(old, true)
         for old, inside, true in zip(olds, inside_B, target_B)

@@ -20,7 +20,7 @@ import torch
 
 from delrec.data.prepared import users, with_lists
 from delrec.lm import soft_prompt
-from delrec.lm.lists import Lists, read_lists
+from delrec.lm.lists import Lists, must_be_full, read_lists
 from delrec.lm.ranker import Ranker
 from delrec.lm.rps import listwise
 from delrec.lm.text import digest
@@ -89,7 +89,9 @@ def terms_of(cfg: SimpleNamespace, r: Ranker, n_steps: int) -> list[KeptLists]:
         return []
     lists, train = lists_of(cfg, r), np.asarray(r.data.train)
     prompt_run = soft_prompt.prompt_run_of(cfg, r.data)
-    ranked_nh = lists.train[:, : getattr(prompt_run, "h", LISTED)]  # as many as stage 1 taught
+    h = getattr(prompt_run, "h", LISTED)  # as many as stage 1 taught
+    must_be_full(lists, h, ("train",), "begin with a run of distill.py --h {}")
+    ranked_nh = lists.train[:, :h]
     if cfg.keep_rps_permuted:
         ranked_nh = ranked_nh[rows_of_others(users(r.data, train), cfg.seed)]
     return [KeptLists(ranked_nh, train, cfg.keep_rps, cfg.batch, n_steps)]

@@ -85,8 +85,26 @@ def must_list(lists: Lists, cfg: SimpleNamespace, data: Data) -> None:
             f"train_backbone.py --lists {len(data.train)} --overwrite and its other flags as "
             "before"
         )
+    must_be_full(lists, cfg.h, ("train", "val"), "lower --h to {}")
     if data.n_items < cfg.C + cfg.h:
         stop(
             f"{cfg.C} candidates outside a list of {cfg.h} need {cfg.C + cfg.h} items, the "
             f"catalogue has {data.n_items}; lower --candidates or --h"
         )
+
+
+def must_be_full(lists: Lists, h: int, splits: tuple[str, ...], so: str) -> None:
+    """Stops where 0 stands in the first h places of a list that was written: its user took nearly
+    all of a small catalogue. so: what to do, {} the length that all have."""
+    for split in splits:
+        list_nh = getattr(lists, split)[:, :h]
+        length_n = np.count_nonzero(list_nh, axis=1)
+        length_n = length_n[length_n > 0] if split == "train" else length_n  # those of --lists
+        short = length_n < list_nh.shape[1]
+        if short.any():
+            least = length_n.min()
+            stop(
+                f"{lists.folder}/topk_{split}.npy lists fewer than {list_nh.shape[1]} items for "
+                f"{short.sum()} samples, whose users took nearly all others; "
+                + (so.format(least) if least else "leave such users out of the log")
+            )

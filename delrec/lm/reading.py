@@ -48,10 +48,10 @@ def read_prefix(
     adapters where enabled.
 
     A decoder-only LM computes the prefix's keys and values here, once for all prompts;
-    cache=False leaves them to every prompt: the same numbers, slower (encoders see every token
-    from every other, so they have nothing to keep). Nor is it kept while a sharded LM trains:
-    FSDP fetches a layer's weights when a gradient reaches the layer's output, and the prefix's
-    gradient enters at its keys and values."""
+    cache=False leaves them to every prompt: the same numbers but for dropout, slower (encoders see
+    every token from every other, so they have nothing to keep). Nor is it kept while a sharded LM
+    trains: FSDP fetches a layer's weights when a gradient reaches the layer's output, and the
+    prefix's gradient enters at its keys and values."""
     keeps = cache and lm.attends and lm.kind == "decoder" and lm.paths[0] != "rows"
     if not keeps or lm.sharded and torch.is_grad_enabled():
         return Start(prefix, P_kD, None)

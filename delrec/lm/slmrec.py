@@ -55,6 +55,11 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
     titles, taught = cfg.input != "ids", cfg.teacher or cfg.lambda_ms
     return [
         (
+            cfg.shard and cfg.layers and not cfg.teacher and cfg.adapt != "all",
+            "--layers cuts an LM that every process holds whole, so --shard would divide nothing; "
+            "leave --shard out",
+        ),
+        (
             (cfg.lambda_cos or cfg.lambda_norm or cfg.lambda_logits) and not cfg.teacher,
             "--lambda-cos, --lambda-norm and --lambda-logits compare with a teacher, but there is "
             "no --teacher; name one or leave them out",
@@ -101,6 +106,12 @@ def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
 
 def open_teacher(run: Run, lm: LM, cfg: SimpleNamespace, data: Data, ranks: Ranks) -> Ranker:
     """The teacher as a ranker. It must come from the same LM as the student `lm`."""
+    if cfg.shard and cfg.layers and ranks.main:
+        print(
+            "--shard divides the teacher's LM; the student's, which --layers cuts, is whole on "
+            "every process",
+            flush=True,
+        )
     teacher, _ = open_run(run, data, ranks.device, cfg.shard)
     if teacher.lm.tok.get_vocab() != lm.tok.get_vocab() or width(teacher.lm) != width(lm):
         stop(
@@ -257,12 +268,10 @@ def places(ptr: np.ndarray, samples: np.ndarray) -> list[np.ndarray]:
 def learn_from(
     teacher: Ranker, samples: Histories | Windows, cfg: SimpleNamespace, out: Path, ranks: Ranks
 ) -> tuple[TeacherStates, float]:
-    """The teacher's states at the reads of all training samples, and the seconds that took. A
-    resumed run reads them again."""
+    """The teacher's states at the reads of all training samples, and the seconds that took. A run
+    that goes on from a checkpoint reads them again; of another run start_run left none."""
     path, began = out / "teacher_states.npy", time.time()
-    if ranks.main and not cfg.resume:
-        path.unlink(missing_ok=True)
-    if ranks.world > 1:
+    if ranks.world > 1:  # the first process has emptied the folder by then
         torch.distributed.barrier()
     micro = 16 if cfg.micro == "auto" else cfg.micro
     states = teacher_states(teacher, samples, micro, path, ranks)

@@ -41,7 +41,7 @@ from delrec.runtime import Run, follow_umask, load_run, stop, write_npy
 from delrec.training import checkpoints
 from delrec.training.loop import Loop
 from delrec.training.run_folders import finish_run
-from delrec.training.steps import forget_gradients, groups_of
+from delrec.training.steps import evenly, forget_gradients, groups_of
 
 PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "kd", "rps")  # of the loss
 
@@ -259,6 +259,40 @@ class Moving:
                 "the soft prompt moved during fine-tuning, it must stay as distill.py left it; "
                 "nothing is saved"
             )
+
+
+def validations(cfg: SimpleNamespace, adapter: torch.nn.Module, n_steps: int) -> set[int]:
+    """The steps (0 is the first) that end with a validation, --evals of them: from where ranks are
+    final on; with --adapt all, which has none, each after as many steps. With --from the one before
+    the first step is one of them."""
+    first = n_steps / cfg.evals if cfg.adapt == "all" else adalora.last_cut(adapter)
+    return evenly(cfg.evals, first, n_steps)
+
+
+class Draws:
+    """What decides, beside the seed, which numbers dropout draws in a step: every pass draws anew.
+    A part of a checkpoint, which is continued with the same alone. Without dropout all is free."""
+
+    def __init__(self, cfg: SimpleNamespace, adapter: torch.nn.Module, micro: int):
+        """cfg: cache_prefix, shard, residual_dropout. micro: as it was settled."""
+        own = (m.p for m in adapter.modules() if isinstance(m, torch.nn.Dropout))
+        passes = {"micro": micro, "cache_prefix": cfg.cache_prefix, "shard": cfg.shard}
+        self.passes = passes if cfg.residual_dropout or any(own) else {}
+
+    def state_dict(self) -> dict:
+        """{flag: its value}; empty without dropout."""
+        return self.passes
+
+    def load_state_dict(self, state: dict) -> None:
+        """Stops where a flag was another; of a checkpoint that holds none it is not known."""
+        for flag, was in state.items():
+            if (now := self.passes.get(flag, was)) != was:
+                so = f"give --micro {was}" if flag == "micro" else "run it as it was"
+                stop(
+                    f"cannot resume: {flag.replace('_', '-')} was {was}, now it is {now}, with "
+                    f"which dropout would draw other numbers; {so}, or begin anew with "
+                    "--overwrite instead of --resume"
+                )
 
 
 # ---------------------------------------------------------------- what is written

@@ -30,7 +30,8 @@ from delrec.runtime import Prepared, as_kept, not_allowed, stop, write_tensors
 # later"
 STOPPED = 75
 FORM = 2  # of what a checkpoint holds: one of another form is not continued
-# flags that do not change the answer
+# flags that do not change the answer; stage 2's dropout draws other numbers with another micro,
+# cache_prefix or shard, and student.Draws looks after that
 MAY_CHANGE = {
     "out",
     "resume",
@@ -46,18 +47,17 @@ MAY_CHANGE = {
 asked = []
 
 
+def note(number: int, _: object) -> None:
+    """Notes a signal; a second one ends the process at once."""
+    if asked:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    asked.append(number)
+
+
 def listen() -> None:
-    """From now on SIGTERM and Ctrl-C are noted, for the loop to finish its step and save; a second
-    one ends the process at once.
-    """
-
-    def note(number, _):
-        if asked:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        asked.append(number)
-
-    asked.clear()
+    """From now on SIGTERM and Ctrl-C are noted, for the loop to finish its step and save. What was
+    noted between two loops (of a backbone and its folds) stays so: the next one stops."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
 
@@ -105,14 +105,18 @@ class Saver:
 
         Every process calls it; the first one writes.
         """
-        began, rng = time.time(), torch.get_rng_state().to(self.ranks.device)
-        rngs = [rng]
-        if self.ranks.world > 1:
-            rngs = [torch.empty_like(rng) for _ in range(self.ranks.world)]
-            dist.all_gather(rngs, rng)
+        began, rngs = time.time(), {}
+        for name, rng in random_states(self.ranks.device).items():
+            each = [rng]
+            if self.ranks.world > 1:
+                each = [
+                    torch.empty_like(rng, device=self.ranks.device) for _ in range(self.ranks.world)
+                ]
+                dist.all_gather(each, rng.to(self.ranks.device))
+            rngs |= {f"{name}.{rank}": state for rank, state in enumerate(each)}
         if self.ranks.main:
             try:
-                self.write(step, tensors | {f"rng.{r}": s for r, s in enumerate(rngs)}, state)
+                self.write(step, tensors | rngs, state)
             except OSError as bad:
                 kept = complete(self.folder)
                 stop(
@@ -161,6 +165,7 @@ class Saver:
         for step, folder in reversed(complete(self.folder)):
             try:
                 meta = json.loads((folder / "meta.json").read_text())
+                self.must_continue(meta)  # a damaged one's too: what else is kept is of that run
                 for name, digest in meta["files"].items():
                     with open(folder / name, "rb") as f:
                         if hashlib.file_digest(f, "sha256").hexdigest() != digest:
@@ -173,8 +178,9 @@ class Saver:
                 if self.ranks.main:
                     print(f"{folder} is damaged ({bad}); trying the one before it", flush=True)
                 continue
-            self.must_continue(meta)
-            torch.set_rng_state(tensors.pop(f"rng.{self.ranks.rank}"))
+            own = {name: f"{name}.{self.ranks.rank}" for name in ("rng", "gpu_rng")}
+            own = {name: tensors.pop(key) for name, key in own.items() if key in tensors}
+            set_random_states(own, self.ranks.device)
             if self.ranks.main:
                 print(f"continuing from step {step} ({folder})", flush=True)
             return step, tensors, state
@@ -202,6 +208,7 @@ class Saver:
 
     def end(self, step: int) -> NoReturn:
         """Ends the process of a run that was asked to stop, and says how to go on."""
+        asked.clear()
         if self.ranks.main:
             print(
                 f"stopped as asked after step {step}, saved in {self.folder}; "
@@ -212,6 +219,21 @@ class Saver:
             dist.barrier()
             dist.destroy_process_group()
         raise SystemExit(STOPPED)
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """What this process draws next, uint8: by the CPU's generator, and by its GPU's, which draws
+    the dropout there."""
+    if device.type != "cuda":
+        return {"rng": torch.get_rng_state()}
+    return {"rng": torch.get_rng_state(), "gpu_rng": torch.cuda.get_rng_state(device)}
+
+
+def set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Lets each generator go on from its state. A checkpoint of a CPU has none of a GPU's."""
+    torch.set_rng_state(states["rng"])
+    if device.type == "cuda" and "gpu_rng" in states:
+        torch.cuda.set_rng_state(states["gpu_rng"], device)
 
 
 def flush_folder(folder: Path) -> None:

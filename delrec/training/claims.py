@@ -7,12 +7,45 @@ from types import SimpleNamespace
 import click
 
 from delrec.places import BACKBONE
-from delrec.processes import Ranks, finish, max_over_ranks
-from delrec.runtime import beside, in_use, is_run, load_run, owner, put_in_place, settle, stop, when
+from delrec.processes import Ranks, finish, job_began, max_over_ranks, restarted
+from delrec.runtime import (
+    beside,
+    in_use,
+    is_run,
+    load_run,
+    owner,
+    put_in_place,
+    read_json,
+    settle,
+    stop,
+    when,
+)
 from delrec.training.checkpoints import complete
 from delrec.training.run_folders import hold
 
 FREE, FINISHED, REFUSED = range(3)
+
+
+def begun_by_this_job(folder: Path, ranks: Ranks) -> bool:
+    """True on all processes where torchrun --max-restarts started them again and the run at
+    `folder`, finished or not, is of this job: it goes on as with --resume. What stood there before
+    the job is not its own; of that the command says what it was typed to say."""
+    began, own = job_began() if ranks.main else 0.0, False
+    if not restarted():
+        return False
+    if ranks.main:
+        own = any(at >= began for at in times_of(folder))
+    return bool(max_over_ranks(own, ranks)) if ranks.world > 1 else own
+
+
+def times_of(folder: Path) -> list[float]:
+    """When what stands at a run's place was begun, and when it was finished."""
+    new = beside(folder, "unfinished")
+    begun = [path for path in [new / "started.json"] if path.exists()]
+    whole = [place / "config.json" for place in (new, folder) if is_run(place)]
+    return [read_json(path).get("started", 0) for path in begun] + [
+        read_json(path).get("finished", 0) for path in whole
+    ]
 
 
 def claim(folder: Path, cfg: SimpleNamespace, ranks: Ranks) -> None:

@@ -35,7 +35,7 @@ def start_run(
     """(where to build the run, the record that finish_run writes to config.json).
 
     The run is built in <folder>.unfinished; what is stored in it names the final `folder`. With
-    cfg.resume, log and checkpoints of a killed run stay there.
+    cfg.resume, what a killed run left stays there if it has a checkpoint, which tells whose it is.
     """
     new = beside(folder, "unfinished")
     record = {
@@ -53,7 +53,7 @@ def start_run(
     }
     if ranks.main:
         hold(new)
-        if not getattr(cfg, "resume", False):
+        if not (getattr(cfg, "resume", False) and complete(new / "checkpoints")):
             empty(new)
         write_json(new / "started.json", as_kept(record, folder))
         print(
@@ -77,8 +77,7 @@ def hold(new: Path) -> None:
 def leave(new: Path) -> None:
     """At the end of a command: what it did not finish stays only if --resume can use it."""
     if new in HELD:
-        kept = complete(new / "checkpoints") or (new / "config.json").exists()
-        if not kept and not (new / "teacher_states.npy").exists():
+        if not complete(new / "checkpoints") and not (new / "config.json").exists():
             shutil.rmtree(new, ignore_errors=True)
         unlock(new)
 

@@ -17,7 +17,7 @@ def warm_then_fall(step: int, steps: int, warmup: float) -> float:
     return min((step + 1) / max(warmup * steps, 1), (steps - step) / steps)
 
 
-def evenly(n: int, first: int, steps: int) -> set[int]:
+def evenly(n: int, first: float, steps: int) -> set[int]:
     """n of the steps (0 is the first), evenly from step number `first` to the last; one is the
     last."""
     gap = (steps - first) / max(n - 1, 1)
@@ -79,7 +79,8 @@ def passes_of(n: int, micro: int, world: int) -> list[slice]:
 
 
 def seed_dropout(seed: int, step: int, first: int) -> None:
-    """The same dropout for a micro-batch, whichever process computes it."""
+    """The same dropout for a micro-batch, whichever process computes it. In micro-batches of
+    another size it draws other numbers."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, first]).generate_state(1)[0]))
 
 
