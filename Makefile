@@ -37,11 +37,11 @@ backbones: $(VENV)/ready     ## every conventional model in one table, no LM (ho
 
 # the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl INPUT=titles PAPER=1 SEEDS=3 BUDGET=50000 PROCS=10 TEST=0
 RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET BATCH INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(BACKBONE_SEEDS),--backbone-seeds $(BACKBONE_SEEDS)) $(if $(TEST),--test-samples $(TEST)) $(if $(PAPER),--paper) $(foreach x,$(ALSO),--also $(x))
-headline: $(VENV)/ready      ## does DELRec beat its own backbone? five seeds of backbones, three of LMs, items as vectors (hours on 2 cores; SEEDS=1 BACKBONE_SEEDS=1 is quick)
-	$(PY) recipes/tables.py headline --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
+headline: $(VENV)/ready      ## does DELRec beat its own backbone? README's table: five seeds of backbones, three of LMs, items as vectors (some three hours on 2 cores; BUDGET=12288 PROMPT_BUDGET=1024 TEST=0: in full)
+	$(PY) recipes/tables.py headline --budget 4096 --prompt-budget 512 --test-samples 4000 $(RECIPE)
 
-control: $(VENV)/ready       ## is it the language model? the headline's LM against random weights, small transformers trained whole, an MLP (hours; SEEDS=1 BUDGET=4096 PROMPT_BUDGET=512 TEST=4000: one)
-	$(PY) recipes/tables.py control --budget 12288 --prompt-budget 1024 --test-samples 0 $(RECIPE)
+control: $(VENV)/ready       ## is it the language model? the headline's LM against random weights, small transformers trained whole, an MLP (SEEDS=1: an hour; BUDGET=12288 PROMPT_BUDGET=1024 TEST=0: in full)
+	$(PY) recipes/tables.py control --budget 4096 --prompt-budget 512 --test-samples 4000 $(RECIPE)
 
 table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= JOBS= TEST= ALSO= PAPER=1
 	$(PY) recipes/tables.py $@ $(RECIPE)

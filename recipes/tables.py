@@ -2,11 +2,11 @@
 
 make headline, control, table2, table3, table4, fig8, table5, coldstart, layers and parts run it:
 
-    python recipes/tables.py headline --budget 12288 --prompt-budget 1024 --test-samples 0
+    python recipes/tables.py headline --budget 4096 --prompt-budget 512 --test-samples 4000
                                     does it beat its backbone? five seeds of backbones, three of LMs
-    python recipes/tables.py headline --seeds 1 --backbone-seeds 1
+    python recipes/tables.py headline --seeds 1 --backbone-seeds 1 --test-samples 300
                                     the same, quick and small: to see it run
-    python recipes/tables.py control --budget 12288 --prompt-budget 1024 --test-samples 0
+    python recipes/tables.py control --budget 4096 --prompt-budget 512 --test-samples 4000
                                     is it the language model? (hours)
     python recipes/tables.py table3
                                     ml-100k, the embedded LM, two seeds, items as vectors, a budget
