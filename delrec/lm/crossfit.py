@@ -156,9 +156,10 @@ def must_belong(other: Run, run: Run, fold_U: np.ndarray) -> None:
             f"{run.backbone_run}, that of {run.folder}, holds now; train it again with "
             f"finetune.py --backbone {run.backbone_run} --overwrite and its other flags as before"
         )
-    said = ("input", "verbalizer", "show", "order", "history", "summary", "permute_vectors")
-    for key in (*said, *USUAL):
-        theirs, ours = (one.settings.get(key, USUAL.get(key)) for one in (other, run))
+    said = ("verbalizer", "show", "order", "history", "max_title", "max_tokens")
+    unsaid = {"input": "titles", "instruct": False, "summary": None, "permute_vectors": False}
+    for key in (*said, *unsaid, *USUAL):
+        theirs, ours = ((unsaid | USUAL | one.settings)[key] for one in (other, run))
         if theirs != ours:
             stop(
                 f"--folds: {other.folder} was trained with {key} {theirs}, {run.folder} with "
