@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data, users, with_lists
-from delrec.lm.hints import USUAL
 from delrec.lm.listed import backbone_digest, backbone_of
 from delrec.lm.model import is_lm_run
+from delrec.lm.prompts import DEFAULTS, settings_of_run
 from delrec.lm.text import digest
 from delrec.runtime import Run, folder_of, load_run, place_of, read_tensors, stop
 
@@ -156,10 +156,8 @@ def must_belong(other: Run, run: Run, fold_U: np.ndarray) -> None:
             f"{run.backbone_run}, that of {run.folder}, holds now; train it again with "
             f"finetune.py --backbone {run.backbone_run} --overwrite and its other flags as before"
         )
-    said = ("verbalizer", "show", "order", "history", "max_title", "max_tokens")
-    unsaid = {"input": "titles", "instruct": False, "summary": None, "permute_vectors": False}
-    for key in (*said, *unsaid, *USUAL):
-        theirs, ours = ((unsaid | USUAL | one.settings)[key] for one in (other, run))
+    for key in DEFAULTS:
+        theirs, ours = (settings_of_run(one)[key] for one in (other, run))
         if theirs != ours:
             stop(
                 f"--folds: {other.folder} was trained with {key} {theirs}, {run.folder} with "

@@ -15,7 +15,7 @@ from delrec.lm import hints, items, residual
 from delrec.lm.batches import batches_of, costs_of, tokens_of
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
-from delrec.lm.prompts import Prompts, settings_of_some
+from delrec.lm.prompts import DEFAULTS, Prompts, lists_candidates, settings_of_run
 from delrec.lm.ragged import Ragged, of_padded, ragged
 from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.residual import Olds, ScoresOf
@@ -57,34 +57,26 @@ class Ranker:
 def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -> dict[str, Any]:
     """What of a run's flags fixes how it ranks, as its config.json stores it and make_ranker reads
     it. backbone: its name in the prompt; backbone_run: its folder."""
-    words = {"words": cfg.soft_prompt == "words"} if hasattr(cfg, "soft_prompt") else {}
     return {
-        "verbalizer": cfg.verbalizer,
-        "show": cfg.show,
-        "instruct": cfg.instruct,
-        "order": getattr(cfg, "order", "shuffled"),
-        "history": cfg.history,
-        "max_title": cfg.max_title,
-        "max_tokens": cfg.max_tokens,
+        **{key: getattr(cfg, key, usual) for key, usual in DEFAULTS.items()},
         "backbone": backbone,
         "backbone_run": str(backbone_run),
-        "input": cfg.input,
-        **words,
-        **settings_of_some(cfg),
-        "allow_unknown": cfg.allow_unknown,
         "backbone_digest": backbone_digest(backbone_run),
-        **hints.kept(cfg),
+        "allow_unknown": cfg.allow_unknown,
+        "listed_vectors": cfg.input == "hybrid",
+        "summaries": getattr(cfg, "summaries", None),
+        "words": getattr(cfg, "soft_prompt", None) == "words",
     }
 
 
 def make_ranker(
     lm: LM, data: Data, settings: dict, P_kD: torch.Tensor | None = None, cache: bool = True
 ) -> Ranker:
-    """A ranker by a run's settings: verbalizer, show, order, history, max_title, max_tokens,
-    backbone (its name in the prompt), backbone_run (its folder); the soft prompt is as long as P.
-    """
+    """A ranker by a run's settings: DEFAULTS where they say nothing, backbone (its name in the
+    prompt), backbone_run (its folder); the soft prompt is as long as P."""
+    settings = DEFAULTS | settings
     titles = tokenise_titles(lm, data, settings["max_title"], settings.get("allow_unknown", True))
-    shown = settings.get("input", "titles")
+    shown = settings["input"]
     k = 0 if P_kD is None else len(P_kD)
     plain = Prompts(lm, data, titles, settings, k) if shown == "hybrid" else None
     return Ranker(
@@ -95,7 +87,7 @@ def make_ranker(
         plain=plain,
         P=P_kD,
         verbalizer=settings["verbalizer"],
-        show=settings["show"] or settings["verbalizer"] == "letter",
+        show=lists_candidates(settings),
         history=settings["history"],
         order=settings["order"],
         backbone_run=settings["backbone_run"],
@@ -138,7 +130,7 @@ def own_files(run: Run) -> list[str]:
     whole = getattr(run, "adapt", "qv") == "all"  # the LM's own weights were trained
     needed = {
         ADAPTER: run.stage == "finetune" and not whole or getattr(run, "lr_lm", 0),
-        ITEMS: run.settings.get("input", "titles") != "titles",
+        ITEMS: settings_of_run(run)["input"] != "titles",
         PROMPT: run.soft_prompt not in ("none", "words"),
         BACKBONE: getattr(run, "residual", None),
     }
@@ -231,7 +223,7 @@ def score_listed(
 ) -> np.ndarray:
     """Scores (n, C) of candidates after histories, listed as they are given and, with --orders, in
     further orders: the mean over all."""
-    orders = hints.moved(cand_nC.shape[1], r.settings.get("orders", 1))
+    orders = hints.moved(cand_nC.shape[1], r.settings["orders"])
     total_nC = np.zeros(cand_nC.shape, np.float32)
     for place_C in orders:
         tails, _ = r.prompts.histories(old, cand_nC[:, place_C], hint_nh)

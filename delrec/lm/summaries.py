@@ -44,7 +44,7 @@ class Summaries:
 
 def open_summaries(data: Data, settings: dict) -> Summaries | None:
     """The summaries of a run's settings; None where there are none."""
-    kind = settings.get("summary")
+    kind = settings["summary"]
     if kind is None:
         return None
     if kind == "empty":
