@@ -24,7 +24,7 @@ from delrec.lm import items, own_head
 from delrec.lm.model import LM
 from delrec.lm.prompts import LETTERS
 from delrec.lm.ragged import pointers, ragged
-from delrec.lm.reading import Start, States, read
+from delrec.lm.reading import Start, read
 from delrec.lm.text import encode
 from delrec.lm.titles import Titles
 from delrec.lm.transfer import on_device
@@ -41,29 +41,37 @@ def score(
     cand_BC: np.ndarray,
     titles: Titles,
     verbalizer: str,
-    at: Sequence[np.ndarray] | None = None,
-) -> States:
-    """score_BC fp32: what the LM says at the mask of prompt b for candidate c. With `at` (see read)
-    also the log probability of each of those tail tokens, (M,)."""
-    if verbalizer == "likelihood":
-        score_BC, past_MD = likelihoods(lm, start, tails, cand_BC, titles, at)
-    else:
-        x_BD, past_MD = states(read(lm, start, tails, at=at), at)
-        score_BC = verbalise(lm, x_BD, cand_BC, titles, verbalizer)
-    if at is None:
-        return score_BC
+) -> torch.Tensor:
+    """score_BC fp32: what the LM says at the mask of prompt b for candidate c."""
+    if verbalizer != "likelihood":
+        return verbalise(lm, read(lm, start, tails), cand_BC, titles, verbalizer)
+    tok_BCT, n_BC = titles.padded(cand_BC, lm.sep if lm.kind == "decoder" else ())
+    return likelihoods(lm, read(lm, start, tails, tok_BCT, n_BC), tok_BCT, n_BC, titles)
+
+
+def score_and_past(
+    lm: LM,
+    start: Start,
+    tails: Sequence[np.ndarray],
+    cand_BC: np.ndarray,
+    titles: Titles,
+    verbalizer: str,
+    at: Sequence[np.ndarray],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `score` gives of a decoder-only LM, and the log probability (M,) of each of the tail
+    tokens `at` (see read)."""
     tails, at = ragged(tails), ragged(at)
+    told = titles.padded(cand_BC, lm.sep) if verbalizer == "likelihood" else (None, None)
+    states = read(lm, start, tails, *told, at)
+    x_ND, past_MD = states.tensor_split([len(states) - len(at.flat)])
+    if verbalizer == "likelihood":
+        score_BC = likelihoods(lm, x_ND, *told, titles)
+    else:
+        score_BC = verbalise(lm, x_ND, cand_BC, titles, verbalizer)
     words = titles.index[tails.flat[at.flat + np.repeat(tails.ptr[:-1], at.lengths)]]
     words = on_device(words, lm.device)
     each = torch.arange(len(words) + 1, device=lm.device)
     return score_BC, log_likelihood(lm, past_MD, titles, words, each)
-
-
-def states(
-    read_of: States, at: Sequence[np.ndarray] | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What `read` gave: the states at the mask or of titles, and those of the history or None."""
-    return read_of if at is not None else (read_of, None)
 
 
 # ---------------------------------------------------------------- one state a prompt
@@ -215,24 +223,17 @@ def scaled(lm: LM, x_ND: torch.Tensor) -> torch.Tensor:
 
 
 def likelihoods(
-    lm: LM,
-    start: Start,
-    tails: Sequence[np.ndarray],
-    cand_BC: np.ndarray,
-    titles: Titles,
-    at: Sequence[np.ndarray] | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    lm: LM, x_ND: torch.Tensor, tok_BCT: np.ndarray, n_BC: np.ndarray, titles: Titles
+) -> torch.Tensor:
     """s(b, c) = 1/n sum_t log P(w_t | prompt b, w_<t) for the tokens w of candidate c's title (and
-    the separator behind it, in decoders): (B, C); and the states `at`, or None."""
-    tok_BCT, n_BC = titles.padded(cand_BC, lm.sep if lm.kind == "decoder" else ())
-    x_ND, past_MD = states(read(lm, start, tails, tok_BCT, n_BC, at), at)
+    the separator behind it, in decoders), from the states that predict them: (B, C)."""
     real_BCT = np.arange(tok_BCT.shape[2]) < n_BC[..., None]
     words_N = on_device(titles.index[tok_BCT[real_BCT]], lm.device)
     ptr = on_device(pointers(n_BC.reshape(-1)), lm.device)
     # per token (ours): on ml-100k the sum over tokens gives the plain LM HR@1 .21 and a
     # cross-entropy of 7.8, the mean .25 and 2.4
     score_N = log_likelihood(lm, x_ND, titles, words_N, ptr, normalise=True)
-    return score_N.view(cand_BC.shape), past_MD
+    return score_N.view(n_BC.shape)
 
 
 def log_likelihood(
