@@ -1,6 +1,6 @@
 """An LM with all that fixes how it ranks, and its scores of whole splits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,23 +194,32 @@ def score_tails(
     tails = ragged(tails)
     start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
     batches = batches_of(costs_of(r, tails, cand_nC), tokens or tokens_of(r.lm))
-    batches = shares(batches, ranks, r.lm.sharded)
-    mine = np.concatenate([np.zeros(0, int), *(j for j, own in batches if own)])
-    log, done = Log(None, len(mine), name, ranks, "prompt") if name else None, 0
-    scores = []  # they stay on the device until all batches are on their way
-    for j, own in batches:
+    scores, mine = [], [np.zeros(0, int)]  # scores stay on the device until all are on their way
+    for j, counts in shared_batches(batches, r, ranks, name):
         score_BC = score(r.lm, start, tails.take(j), cand_nC[j], r.titles, r.verbalizer)
-        if own:
+        if counts:
             scores.append(score_BC.float())
-            done += len(j)
-            if log:
-                log.step(done)
+            mine.append(j)
     rows = np.zeros((0, cand_nC.shape[1]), np.float32)
     if scores:
         rows = torch.cat(scores).cpu().numpy()
+    return gather_rows(rows, np.concatenate(mine), len(tails), ranks)
+
+
+def shared_batches(
+    batches: list[np.ndarray], r: Ranker, ranks: Ranks, name: str | None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields this rank's batches of prompts, each with 0 where its result counts for nothing (see
+    shares), and shows as `name` how many prompts are on their way; None: shows nothing."""
+    work, done = shares(batches, ranks, r.lm.sharded), 0
+    total = sum(len(j) for j, counts in work if counts)
+    log = Log(None, total, name, ranks, "prompt") if name else None
+    for j, counts in work:
+        yield j, counts
+        if log and counts:
+            log.step(done := done + len(j))
     if log:
         log.close()
-    return gather_rows(rows, mine, len(tails), ranks)
 
 
 def score_listed(
@@ -312,25 +321,18 @@ def over_catalogue(
     of them may not fit. olds: as score_catalogue takes them."""
     tails = ragged(tails)
     start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
-    rows, mine, done = np.zeros((len(tails), columns), np.float32), [np.zeros(0, int)], 0
+    rows, mine = np.zeros((len(tails), columns), np.float32), [np.zeros(0, int)]
     batches = batches_of(tails.lengths, tokens_of(r.lm))
-    work = shares(batches, ranks, r.lm.sharded)
-    total = sum(len(j) for j, own in work if own)
-    log = Log(None, total, name, ranks, "prompt") if name else None
 
     def begun():
-        for j, own in work:
+        for j, counts in shared_batches(batches, r, ranks, name):
             scores = catalogue_later(r, start, tails.take(j), olds and [olds[i] for i in j])
-            if own:
+            if counts:
                 yield j, scores
 
     for j, scores in one_behind(begun(), r.lm.device):
         rows[j] = f(j, scores())
         mine.append(j)
-        if log:
-            log.step(done := done + len(j))
-    if log:
-        log.close()
     mine = np.concatenate(mine)
     return gather_rows(rows[mine], mine, len(tails), ranks)
 
