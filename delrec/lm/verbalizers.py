@@ -194,20 +194,22 @@ def loss_over_all(
 def loss_of_rows(
     lm: LM, x_BD: torch.Tensor, target_B: torch.Tensor, titles: Titles, verbalizer: str
 ) -> torch.Tensor:
-    """The same, with all its scores at once."""
-    return F.cross_entropy(
-        scores_of_all(lm, x_BD, titles, verbalizer), target_B - 1, reduction="sum"
-    )
+    """The loss of loss_over_all, with all its scores at once."""
+    score_BI = catalogue_scores_with_gradient(lm, x_BD, titles, verbalizer)
+    return F.cross_entropy(score_BI, target_B - 1, reduction="sum")
 
 
-def scores_of_all(lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str) -> torch.Tensor:
-    """What verbalise_all says of the items 1..I, fp32 (B, I), with a gradient of x: s = T z, with z
-    the logits of the tokens that occur in titles, and T the share of each in an item's."""
-    if verbalizer == "items":
+def catalogue_scores_with_gradient(
+    lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str
+) -> torch.Tensor:
+    """What verbalise_all says of the items 1..I, fp32 (B, I), with a gradient of x, which its
+    kernels do not give: s = T z, with z the logits of the tokens that occur in titles, and T the
+    share of each in an item's."""
+    if verbalizer == "items":  # without row 0: cut afterwards, the products round otherwise
         return items.item_space(lm, x_BD) @ lm.items.E[1:].T
-    ptr, tok = tokens_of_all(titles, verbalizer)
     if lm.own_head:
-        return own_head.catalogue_scores(lm, x_BD, ptr, tok)[:, 1:]
+        return verbalise_all(lm, x_BD, titles, verbalizer)[:, 1:]
+    ptr, tok = tokens_of_all(titles, verbalizer)
     z_WB = titles.head.float() @ scaled(lm, x_BD).float().T
     z_WB = z_WB if titles.bias is None else z_WB + titles.bias.float()[:, None]
     word_M = torch.as_tensor(titles.index, device=lm.device)[tok]
