@@ -81,7 +81,7 @@ def say(line: str) -> None:
 
 @functools.cache
 def say_once(line: str) -> None:
-    """The same, but each line once a process."""
+    """Prints one line, on the first of several processes, and once only."""
     say(line)
 
 

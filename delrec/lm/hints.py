@@ -208,7 +208,8 @@ def others_of(r: Shown, split: str, which: np.ndarray) -> np.ndarray:
 
 
 def hint_of_best(settings: dict, best_nC: np.ndarray) -> np.ndarray | None:
-    """The same (n, h) for candidates that are given best first, where nobody's sample is asked."""
+    """What prompts say the backbone would choose, int64 (n, h), of candidates that are given best
+    first, where nobody's sample is asked; None where they say nothing."""
     kind = settings["hint"]
     if kind == "none":
         return None

@@ -137,9 +137,9 @@ def pass_padded(lm: LM, rows: Rows) -> torch.Tensor:
 
 
 def pass_packed(lm: LM, rows: Rows, block: int = BLOCK) -> torch.Tensor:
-    """The same with all rows one behind the other, no padding: `attention` takes them apart
-    again, in blocks of queries that see the prefix, what stands before the block in its row's
-    tail, and what stands before them in the block."""
+    """The states at the reads (N, D), all rows one behind the other, no padding: `attention` takes
+    them apart again, in blocks of queries that see the prefix, what stands before the block in its
+    row's tail, and what stands before them in the block."""
     x_1MD = last_states(
         lm,
         inputs_embeds=packed_vectors(lm, rows),
@@ -196,9 +196,9 @@ def mask_of_piece(lm: LM, seg: np.ndarray, before: int) -> torch.Tensor:
 
 
 def pass_fused(lm: LM, rows: Rows) -> torch.Tensor:
-    """The same without gradients, layer by layer, where the layers are Llama's: between the matrix
-    products stand the loops of kernels/cpu.cpp, and the last layer is computed for the states read
-    only."""
+    """The states at the reads (N, D) of packed rows without gradients, layer by layer, where the
+    layers are Llama's: between the matrix products stand the loops of kernels/cpu.cpp, and the last
+    layer is computed for the states read only."""
     from delrec.kernels import cpu
 
     base = lm.body

@@ -57,10 +57,10 @@ class BackboneScores(Protocol):
         """y (B, I+1) after histories, oldest first; -inf for the padding item."""
 
     def on(self, device: torch.device, /) -> BackboneScores:
-        """The same, computed there."""
+        """These scores, computed there."""
 
     def with_items(self, rows_of: Callable, /) -> BackboneScores:
-        """The same with items behind the trained ones."""
+        """These scores with items behind the trained ones."""
 
 
 # what makes the scores of a backbone's run (delrec.backbone.ranking.history_scorer)
@@ -242,7 +242,8 @@ def added(lm: LM, s_BI: torch.Tensor, olds: Olds) -> torch.Tensor:
 def added_to_candidates(
     lm: LM, score_nC: np.ndarray, olds: Olds, cand_nC: np.ndarray
 ) -> np.ndarray:
-    """The same of the scores (n, C) of some candidates."""
+    """The LM's scores (n, C) of some candidates and g times its backbone's after histories; the
+    LM's alone where it has none."""
     own, found = residual_of(lm), []
     if own is None:
         return score_nC

@@ -131,7 +131,7 @@ class Kept:
         return [self.number[key]]
 
     def of_another(self, items: np.ndarray) -> list[int]:
-        """That of another history, always the same one for these items."""
+        """The number of another history's summary, always the same one for these items."""
         own, n = self.of(items)[0], len(self.texts)
         first = drawn_by(items, n)
         others = ((first + i) % n for i in range(n))

@@ -149,7 +149,7 @@ class BackboneScorer:
         return self.scorer(olds)
 
     def with_items(self, titles: list[str], rows_of: RowsOf) -> "BackboneScorer":
-        """The same with items that training never saw."""
+        """This scorer with items that training never saw."""
         return BackboneScorer(self.scorer.with_items(rows_of))
 
 
@@ -170,7 +170,7 @@ class OnePass:
         return score_catalogue(self.ranker, self.start, tails, olds) - self.penalty_I
 
     def with_items(self, titles: list[str], rows_of: RowsOf) -> "OnePass":
-        """The same with items that training never saw."""
+        """This scorer with items that training never saw."""
         return replace(self, **grown_parts(self, titles, rows_of))
 
 
@@ -239,7 +239,7 @@ class PoolRanker:
             s_BI[b, block] = score_C - self.penalty_I[block]
 
     def with_items(self, titles: list[str], rows_of: RowsOf) -> "PoolRanker":
-        """The same with items that training never saw."""
+        """This scorer with items that training never saw."""
         choose = self.choose.with_items(len(titles), rows_of)
         return replace(self, choose=choose, **grown_parts(self, titles, rows_of))
 
@@ -305,7 +305,7 @@ class Chooser:
         return best_k[score_k > -np.inf]
 
     def with_items(self, n: int, rows_of: RowsOf) -> "Chooser":
-        """The same with n items that training never saw."""
+        """This chooser with n items that training never saw."""
         scorer = self.scorer and self.scorer.with_items(rows_of)
         return replace(self, n_items=self.trained + n, scorer=scorer)
 
