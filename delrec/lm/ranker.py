@@ -264,7 +264,7 @@ def score_samples(
     rows = np.zeros((len(which), C), np.float32)
     olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
     score_nC = score_listed(r, old, cand_nC, hint_nh, ranks, name)
-    score_nC = residual.added_to_candidates(r.lm, score_nC, olds, cand_nC)
+    score_nC = residual.with_backbone_scores_of_candidates(r.lm, score_nC, olds, cand_nC)
     np.put_along_axis(rows, place_nC, score_nC, 1)
     return rows
 
@@ -301,7 +301,7 @@ def catalogue_later(
         new_BA = np.tile(new_A, (len(x_BD), 1))
         s_BA = verbalise(r.lm, x_BD, new_BA, r.titles, r.verbalizer).float()
         s_BI = torch.cat([s_BI, s_BA], 1)
-    s_BI = residual.added(r.lm, s_BI, olds)
+    s_BI = residual.with_backbone_scores(r.lm, s_BI, olds)
     s_BI[:, 0] = -torch.inf
     return fetched_later(s_BI)
 

@@ -101,7 +101,7 @@ def open_student(
         inner = b - 1 if on_vectors and cfg.lambda_ms else 0
         maps = items.first_maps(lm, cfg, backbone_run, data.n_items, inner)
         if cfg.residual:
-            residual.begin(lm, cfg, data, backbone_run, scores_of)
+            residual.add_backbone(lm, cfg, data, backbone_run, scores_of)
         if start:
             items.keep_maps(lm, start.folder)
         if teacher:
