@@ -19,7 +19,7 @@ from delrec.lm import listed
 from delrec.lm.pretrained import seed_and_name
 from delrec.lm.prompts import lists_candidates, settings_of_run
 from delrec.processes import Ranks
-from delrec.runtime import Run, folder_of, load_run, settle, stop
+from delrec.runtime import Run, complete_renames, folder_of, load_run, stop
 
 STAGES = ["lm", "train_backbone", "distill", "finetune"]  # the order of the rows
 
@@ -222,7 +222,7 @@ def find_backbone(runs: list[Run], data: Data, ranks: Ranks) -> Run | None:
         return given[0]
     trained_with = [Path(run.backbone_run) for run in runs if getattr(run, "backbone_run", None)]
     for folder in [*trained_with, folder_of("runs", f"{data.folder_name}/sasrec")]:
-        settle(folder, "config.json")
+        complete_renames(folder, "config.json")
         if not (folder / "config.json").exists():
             continue
         backbone = load_run(folder)

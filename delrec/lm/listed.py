@@ -14,10 +14,10 @@ from delrec.names import NAMES
 from delrec.processes import Ranks
 from delrec.runtime import (
     Run,
+    complete_renames,
     folder_of,
     load_run,
     read_json,
-    settle,
     when,
     write_json,
 )
@@ -39,7 +39,7 @@ def backbone_of(name: str | None, data: Data, prompt_run: Run | None = None) -> 
 
 def backbone_digest(folder: Path | str) -> str | None:
     """16 hex digits of a backbone: of its weights, else of its lists; None where there is none."""
-    settle(Path(folder), "config.json")
+    complete_renames(Path(folder), "config.json")
     for name in ("model.safetensors", "topk_train.npy"):
         path = Path(folder) / name
         if path.exists():

@@ -13,7 +13,15 @@ from delrec.lm.pretrained import EMBEDDED
 from delrec.lm.prompts import DEFAULTS, lists_candidates, settings_of_run
 from delrec.lm.text import random_soft_prompt, tokens_width
 from delrec.processes import Ranks
-from delrec.runtime import Run, folder_of, load_run, read_tensors, settle, stop, write_tensors
+from delrec.runtime import (
+    Run,
+    complete_renames,
+    folder_of,
+    load_run,
+    read_tensors,
+    stop,
+    write_tensors,
+)
 
 WITHOUT_A_RUN = ("none", "random", "words")
 
@@ -57,7 +65,7 @@ def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
     if cfg.soft_prompt in WITHOUT_A_RUN:
         return None
     folder = folder_of("runs", cfg.soft_prompt or f"{data.folder_name}/prompt")
-    settle(folder, "config.json")
+    complete_renames(folder, "config.json")
     if not (folder / "config.json").exists():
         stop(
             f"no soft prompt in {folder}; make it with: {distilled_by(cfg)}  "
