@@ -76,7 +76,7 @@ def settle_folds(
             )
 
 
-def seen_by(cfg: SimpleNamespace, data: Data, backbone_run: Path | str) -> np.ndarray:
+def may_learn_from(cfg: SimpleNamespace, data: Data, backbone_run: Path | str) -> np.ndarray:
     """The training samples (places in data.train, sorted) that a run may learn from."""
     known = np.arange(len(data.train))
     states_of = [backbone_run] if getattr(cfg, "residual", None) else []
