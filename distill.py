@@ -147,7 +147,7 @@ class Lessons:
     def __init__(self, cfg: SimpleNamespace, r: Ranker, lists: Lists, n: int):
         self.cfg, self.r, self.lists = cfg, r, lists
         train, have_lists = r.data.train, with_lists(lists.folder, r.data)
-        have_lists = np.intersect1d(have_lists, crossfit.seen_by(cfg, r.data, lists.folder))
+        have_lists = np.intersect1d(have_lists, crossfit.may_learn_from(cfg, r.data, lists.folder))
         taught_n = np.random.default_rng([cfg.seed, 1]).permutation(have_lists)
         self.ta = Asked(r, "ta", cfg.loss)
         if cfg.input == "ids":  # windows of items, each known by its last target

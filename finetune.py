@@ -60,6 +60,7 @@ from delrec.lm.verbalizers import (
     letter_and_end,
     loss_over_all,
     score,
+    score_and_past,
     stop_unless_lm_can,
     verbalise,
 )
@@ -164,10 +165,11 @@ class ByTitles:
         if self.loss == "letter":
             place_B, C = np.array([e.truth for e in batch]), cand_BC.shape[1]
             return {"letter": -letter_and_end(r.lm, start, tails, place_B, C).sum()}
+        scored = (r.lm, start, tails, cand_BC, r.titles, r.verbalizer)
         if self.loss == "candidates":
-            score_BC = score(r.lm, start, tails, cand_BC, r.titles, r.verbalizer)
+            score_BC = score(*scored)
         else:
-            score_BC, past_M = score(r.lm, start, tails, cand_BC, r.titles, r.verbalizer, at)
+            score_BC, past_M = score_and_past(*scored, at)
             # L_titles = - mean log P(token) over the tokens of history titles and of the truth
             losses["titles"] = -(past_M.sum() + self.log_likelihood(score_BC, truth_B, batch))
         if self.loss != "titles":

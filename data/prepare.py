@@ -49,12 +49,12 @@ from delrec.data.title_faults import faults_of_folder
 from delrec.data.titles import one_line
 from delrec.runtime import (
     beside,
+    complete_renames,
     described,
     empty,
     lock,
     put_in_place,
     read_json,
-    settle,
     stop,
     unlock,
     write_json,
@@ -72,7 +72,7 @@ def prepare(
     """The meta of the prepared folder `out` of a log, once the folder is written. words: noun and
     verb of the prompts.
     """
-    settle(out, "meta.json")
+    complete_renames(out, "meta.json")
     stop_unless_replaceable(out)
     rules = replace(rules, split=split_of(rules.split, log.rows.timed))
     made = apply_rules(log, rules)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from delrec import runtime
-from delrec.runtime import Run, folder_of, read_json, read_npy, settle, stop
+from delrec.runtime import Run, complete_renames, folder_of, read_json, read_npy, stop
 
 if TYPE_CHECKING:
     from delrec.data.shared import Items
@@ -48,7 +48,7 @@ class Data:
 def load_data(name: str) -> Data:
     """The data of a folder written by data/prepare.py; `name` is the folder or stands in data/."""
     folder = folder_of("data", name)
-    settle(folder, "meta.json")
+    complete_renames(folder, "meta.json")
     if not (folder / "meta.json").exists():
         stop(not_prepared(folder))
     meta = read_json(folder / "meta.json")
@@ -173,7 +173,7 @@ def distinct_titles(data: Data) -> list[str]:
 
 def hash_of(folder: Path) -> str | None:
     """The hash of the preparation in a folder, None where there is none."""
-    settle(folder, "meta.json")
+    complete_renames(folder, "meta.json")
     if not (folder / "meta.json").exists():
         return None
     return read_json(folder / "meta.json").get("hash")

@@ -121,7 +121,7 @@ def beside(folder: Path | str, ending: str) -> Path:
 def put_in_place(folder: Path, keep: Path | None = None) -> None:
     """Makes <folder>.unfinished, which is whole, the new `folder`. The old one goes, or to `keep`.
 
-    If the process is ended between two of the renames, `settle` completes them.
+    If the process is ended between two of the renames, `complete_renames` completes them.
     """
     new, old = beside(folder, "unfinished"), keep or beside(folder, "replaced")
     place = Path(str(new).removesuffix(".unfinished"))
@@ -143,7 +143,7 @@ def between_renames(folder: Path, mark: str) -> bool:
     return not folder.exists() and (whole or beside(folder, "replaced").exists())
 
 
-def settle(folder: Path, mark: str) -> None:
+def complete_renames(folder: Path, mark: str) -> None:
     """Completes the put_in_place of a process that was ended between two of its renames."""
     new, old = beside(folder, "unfinished"), beside(folder, "replaced")
     if not new.exists() and not old.exists():
@@ -368,7 +368,7 @@ def load_run(
 
     Another data set's run is refused."""
     folder = folder_of("runs", name)
-    settle(folder, "config.json")
+    complete_renames(folder, "config.json")
     if not (folder / "config.json").exists():
         new = beside(folder, "unfinished")
         if number := owner(new):

@@ -30,7 +30,7 @@ from delrec import runtime
 from delrec.data.prepared import Data, load_data, users
 from delrec.evaluation.stats import interval
 from delrec.metrics import metrics
-from delrec.runtime import described, is_run, load_run, read_npy, settle, when
+from delrec.runtime import complete_renames, described, is_run, load_run, read_npy, when
 from delrec.training.memory import peak_gb
 from recipes.stage import end_with_parent
 
@@ -73,7 +73,7 @@ def say_what_is_replaced(name: str) -> None:
     Each stage is made anew: the minutes are those of all stages.
     """
     folder = runtime.ROOT / "runs" / HOME / name
-    settle(folder, "config.json")
+    complete_renames(folder, "config.json")
     if is_run(folder):
         print(
             f"=== {folder}, finished {when(load_run(folder))}, is replaced once the new one is",

@@ -19,11 +19,11 @@ from delrec.lm.listed import backbone_digest
 from delrec.places import hash_in
 from delrec.runtime import (
     beside,
+    complete_renames,
     config_of_run,
     folder_of,
     is_run,
     load_run,
-    settle,
     when,
 )
 
@@ -69,7 +69,7 @@ def stage(folder: Path | None, *args: object, procs: int = 1, jobs: int = 1, job
     """
     if folder is not None:
         mark = "meta.json" if folder.name == "export" else "config.json"
-        settle(folder, mark)
+        complete_renames(folder, mark)
         if (folder / mark).exists():
             reuse(folder, mark, args)
             return

@@ -162,7 +162,7 @@ def load_here(folder, padded=False):
     """The project's LM of a folder, in fp32 on the CPU; padded: read as on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         if padded:
-            patch.setattr(passes, "candidates_of", lambda lm: ["padded"])
+            patch.setattr(passes, "passes_to_try", lambda lm: ["padded"])
         return load_lm(folder, CPU, torch.float32)
 
 

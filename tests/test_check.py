@@ -15,7 +15,7 @@ pytest_plugins = ["lm_fixtures"]
 
 def test_a_llama_is_read_by_the_fastest_way_without_a_word(decoder, fresh, capsys):
     m = opened(decoder)
-    fast = ["fused", "packed"] if "fused" in passes.candidates_of(m) else ["packed"]
+    fast = ["fused", "packed"] if "fused" in passes.passes_to_try(m) else ["packed"]
     assert m.paths == [*fast, "rows"] and m.reach == float("inf")
     assert m.scale == 1 and not m.own_head
     assert capsys.readouterr().out == ""

@@ -260,9 +260,12 @@ def test_runs_that_cannot_answer_for_everybody_are_refused(
     assert "the folds of another backbone" in says(other, halves[1])
     other = edit_config(shutil.copytree(halves[0], tmp_path / "b"), folds_digest="0" * 16)
     assert "the folds of another backbone" in says(other, halves[1])
-    settings = load_run(halves[0]).settings | {"history": 5}
-    other = edit_config(shutil.copytree(halves[0], tmp_path / "c"), settings=settings)
-    assert "cannot be put together" in says(other, halves[1])
+    # all that shapes a prompt must be alike, told or not
+    asked = {"history": 5, "instruct": True, "max_title": 8, "max_tokens": 99, "hint": "backbone"}
+    other = shutil.copytree(halves[0], tmp_path / "c")
+    for key, value in asked.items():
+        edit_config(other, settings=load_run(halves[0]).settings | {key: value})
+        assert f"trained with {key} {value}" in says(other, halves[1])
     assert "add --export" in refused(evaluate.main, f"--ckpt {full} --folds {halves[0]}")
 
 

@@ -14,6 +14,7 @@ import train_backbone
 from delrec.data.prepared import histories, subset
 from delrec.lm import export
 from delrec.lm.model import load_lm
+from delrec.lm.prompts import DEFAULTS
 from delrec.lm.ranker import open_run, score_catalogue
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import encode
@@ -116,7 +117,8 @@ def test_the_end_of_a_short_list_is_no_item(toy, alone, monkeypatch):
     samples = np.array([4])
     target, old = toy.items[toy.train[4]], histories(toy, toy.train[samples], 60)[0]
     new = [i for i in range(1, 61) if i not in old and i != target][:3]
-    r, no_penalty = SimpleNamespace(data=toy, history=6, settings={}), np.zeros(61, np.float32)
+    r = SimpleNamespace(data=toy, history=6, settings=DEFAULTS)
+    no_penalty = np.zeros(61, np.float32)
     got = export.rows_of_lists(r, no_penalty, samples, np.array([[*new, 0, 0]]), 4, alone)[0]
     assert got[:4].tolist() == [*reversed(new), 0]
     assert got[3 + 4] == 0 and got[4:].sum() == pytest.approx(1)

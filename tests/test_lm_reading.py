@@ -51,16 +51,11 @@ def test_neither_the_kept_prefix_nor_packing_changes_a_score_or_a_gradient(
         lm = replace(r.lm, paths=[path])
         start = read_prefix(lm, r.prompts.prefix, P, cache)
         assert (start.kv is not None) == (cache and path != "rows")
-        score = verbalizers.score(
-            lm,
-            start,
-            [t for t, _ in pairs],
-            cand,
-            r.titles,
-            verbalizer,
-            [a for _, a in pairs] if at else None,
-        )
-        score, past = score if at else (score, torch.zeros(1))
+        asked = (lm, start, [t for t, _ in pairs], cand, r.titles, verbalizer)
+        if at:
+            score, past = verbalizers.score_and_past(*asked, [a for _, a in pairs])
+        else:
+            score, past = verbalizers.score(*asked), torch.zeros(1)
         (score.log_softmax(1)[:, 2].sum() + past.sum()).backward()
         results.append([score.detach(), past.detach(), P.grad] + [p.grad.clone() for p in params])
         for p in params:
@@ -147,7 +142,7 @@ def test_log_probabilities_of_history_titles_equal_the_full_prompt_s(
     old, cand = windows(toy, 4)
     pairs = [r.prompts.history(h) for h in old]
     with torch.no_grad():
-        scores, past = verbalizers.score(
+        scores, past = verbalizers.score_and_past(
             r.lm,
             read_prefix(r.lm, r.prompts.prefix, r.P),
             [t for t, _ in pairs],

@@ -166,11 +166,11 @@ def test_training_reads_rank_as_the_model_that_has_not_seen_their_user(model, yo
     cfg = SimpleNamespace(residual="backbone", residual_dropout=0, seed=0)
     try:
         items.load_items(lm, place, N)
-        residual.begin(lm, cfg, walks, place, history_scorer)
+        residual.add_backbone(lm, cfg, walks, place, history_scorer)
         table_n = items.table_of(lm, users(walks, walks.train))
         e_nE = torch.zeros(len(walks.train), lm.items.E.shape[1])
         with torch.no_grad():
-            e_nE = residual.before_backbone(lm, e_nE, walks.train, table_n)
+            e_nE = residual.with_backbone_state(lm, e_nE, walks.train, table_n)
             s_nI = F.pad(items.scores_in_tables(lm, e_nE, table_n), (1, 0), value=-torch.inf)
     finally:
         lm.items = None

@@ -21,7 +21,15 @@ import finetune
 import train_backbone
 from delrec import runtime
 from delrec.lm import layers
-from delrec.runtime import beside, load_run, lock, put_in_place, read_json, settle, write_json
+from delrec.runtime import (
+    beside,
+    complete_renames,
+    load_run,
+    lock,
+    put_in_place,
+    read_json,
+    write_json,
+)
 from delrec.training import checkpoints, run_folders
 
 # ------------------------------------------------ a finished run
@@ -247,7 +255,7 @@ def test_a_process_that_dies_at_any_rename_leaves_one_whole_folder(
         except Killed:
             pass
     runtime.unlock(beside(folder, "unfinished"))  # what the kernel does for a process that died
-    settle(folder, mark)
+    complete_renames(folder, mark)
     version = read_json(folder / mark)["version"]
     assert version in ("old", "new") and {(folder / x).read_text() for x in ("a", "b")} == {version}
     assert not beside(folder, "replaced").exists()

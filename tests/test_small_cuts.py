@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from delrec.lm import export, pretrained
+from delrec.lm.prompts import DEFAULTS
 from delrec.runtime import read_json, write_json
 from delrec.serving import answers, latency, ranking
 from delrec.serving.answerer import Answerer
@@ -68,7 +69,7 @@ def test_answers_that_cannot_be_written_are_known_before_the_work(toy, alone, tm
 @pytest.mark.parametrize("show", [True, False])
 @pytest.mark.parametrize("pool", [0, 9, 30])
 def test_a_pool_that_a_run_cannot_rank_is_said(show, pool, toy, alone, monkeypatch, capsys):
-    ranker = SimpleNamespace(show=show, data=toy, order="shuffled", settings={})
+    ranker = SimpleNamespace(show=show, data=toy, order="shuffled", settings=DEFAULTS)
     run = SimpleNamespace(stage="finetune", settings={}, C=15, folder=Path("runs/x"))
     monkeypatch.setattr(ranking, "open_run", lambda *_: (ranker, np.zeros(61)))
     monkeypatch.setattr(ranking, "reads_all", lambda _: False)

@@ -4,13 +4,13 @@ as it is.
 
 from pathlib import Path
 
-from delrec.runtime import Run, beside, read_json, settle, stop
+from delrec.runtime import Run, beside, complete_renames, read_json, stop
 
 
 def export_folder(run: Run, name: str) -> Path:
     """The folder of a complete export that was made of the run as it is."""
     folder = run.folder / "export"
-    settle(folder, "meta.json")
+    complete_renames(folder, "meta.json")
     if not (folder / "meta.json").exists():
         begun = "complete " if beside(folder, "unfinished").exists() else ""
         stop(

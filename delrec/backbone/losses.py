@@ -81,9 +81,9 @@ def is_barred(model: torch.nn.Module, item_X: torch.Tensor) -> torch.Tensor:
 def sampled_loss(
     model: torch.nn.Module, x_NE: torch.Tensor, target_N: torch.Tensor, negative_n: torch.Tensor
 ) -> torch.Tensor:
-    """The same over the target and n items drawn uniformly, shared by all positions. Each stands
-    for (I - 1) / n items, so the sum below the fraction is right on average (arXiv 1412.2007,
-    section 3)."""
+    """- log softmax over the target and n items drawn uniformly, shared by all positions, summed.
+    Each stands for (I - 1) / n items, so the sum below the fraction is right on average (arXiv
+    1412.2007, section 3)."""
     s_N, s_Nn = scores_beside(model, x_NE, target_N, negative_n)
     stands_for = np.log((len(model.bias) - 2) / len(negative_n))
     return (torch.logaddexp(s_N, (s_Nn + stands_for).logsumexp(1)) - s_N).sum()

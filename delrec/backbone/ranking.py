@@ -108,7 +108,7 @@ class HistoryScorer:
         return self.model.history
 
     def on(self, device: torch.device) -> "HistoryScorer":
-        """The same, computed there. A scorer without added items."""
+        """This scorer, computed there; it must have no added items."""
         return HistoryScorer(self.model.to(device))
 
     def __call__(self, olds: list[np.ndarray]) -> np.ndarray:
@@ -119,7 +119,7 @@ class HistoryScorer:
 
     @torch.inference_mode()
     def scores(self, olds: list[np.ndarray]) -> torch.Tensor:
-        """The same as a tensor (B, I+1) where the model is."""
+        """Scores (B, I+1) after histories, as a tensor where the model is."""
         L = self.model.history
         seq_BL = np.zeros((len(olds), L), np.int64)
         for seq_L, old in zip(seq_BL, olds):
@@ -133,7 +133,7 @@ class HistoryScorer:
         return score_BI
 
     def with_items(self, rows_of: Callable[[np.ndarray], np.ndarray]) -> "HistoryScorer":
-        """The same with items behind the trained ones. rows_of(table (I+1, X)) gives their rows
+        """This scorer with items behind the trained ones. rows_of(table (I+1, X)) gives their rows
         (A, X) of a table of the trained ones'.
         """
         model = copy.copy(self.model)

@@ -230,7 +230,7 @@ def turned(
 
 
 def permuted(Z_ID: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """The same vectors at other items: the control without meaning. Trained items change among
+    """The vectors Z at other items: the control without meaning. Trained items change among
     themselves, and so do the others, so that the spectrum stays.
 
     The order of the items is always the same, so in a fold, which has fewer trained items, most

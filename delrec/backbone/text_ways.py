@@ -91,7 +91,7 @@ def drawn(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 
 def without_padding(e_IE: torch.Tensor) -> torch.Tensor:
-    """The same with a row 0 of zeros, which also has no gradient."""
+    """Item vectors (I+1, E) with a row 0 of zeros, which also has no gradient."""
     return torch.cat([torch.zeros_like(e_IE[:1]), e_IE[1:]])
 
 

@@ -10,14 +10,14 @@ from delrec.data.prepared import Data
 from delrec.evaluation.rows import Row
 from delrec.evaluation.scores import Part
 from delrec.lm import hints
-from delrec.lm.listed import lists_candidates
+from delrec.lm.listed import shows_backbone
 
 
 def copies_of(rows: dict[str, Row], data: Data, test: Part) -> dict[str, dict]:
     """{row: see copied} of the rows whose prompts name something first."""
     found, scores = {}, f"scores_test_{test.cand_nC.shape[1]}.npy"
     for name, row in rows.items():
-        if not row.run or not lists_candidates(row.run):
+        if not row.run or not shows_backbone(row.run):
             continue
         shown = hints.of_run(row.run, data)
         if (Path(shown.backbone_run) / scores).exists():

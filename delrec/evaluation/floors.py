@@ -27,7 +27,7 @@ def title_similarity(
 def similarity_to(
     data: Data, old_nL: np.ndarray, cand_nC: np.ndarray, decay: float = 0.8, chunk: int = 1000
 ) -> np.ndarray:
-    """The same of histories that are given, padded on the left with 0."""
+    """TF-IDF cosine (n, C) of each candidate's title to a history, padded on the left with 0."""
     id_IT, weight_IT, V = tfidf(data.titles)
     weight_L = weights_of(old_nL.shape[1], decay)
     score_nC = np.zeros(cand_nC.shape, np.float32)

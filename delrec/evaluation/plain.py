@@ -18,12 +18,12 @@ from delrec.lm.ranker import Ranker, make_ranker, penalty_of, reads_all, score_s
 from delrec.processes import Ranks
 from delrec.runtime import (
     Run,
+    complete_renames,
     config_of_run,
     folder_of,
     is_run,
     load_run,
     read_npy,
-    settle,
     stop,
     when,
     write_npy,
@@ -91,7 +91,7 @@ def made_the_same_way(folder: Path, made: dict, overwrite: bool, ranks: Ranks) -
     """True (a line says so) if `folder` holds the plain LM's run of these settings; a run of other
     settings is refused. With --overwrite always False.
     """
-    settle(folder, "config.json")
+    complete_renames(folder, "config.json")
     if overwrite or not is_run(folder):
         return False
     have = config_of_run(folder)

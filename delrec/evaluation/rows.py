@@ -17,8 +17,9 @@ from delrec.evaluation.floors import best_weight, fused, title_similarity
 from delrec.evaluation.scores import Part, Scorer, scores_of
 from delrec.lm import listed
 from delrec.lm.pretrained import seed_and_name
+from delrec.lm.prompts import lists_candidates, settings_of_run
 from delrec.processes import Ranks
-from delrec.runtime import Run, folder_of, load_run, settle, stop
+from delrec.runtime import Run, complete_renames, folder_of, load_run, stop
 
 STAGES = ["lm", "train_backbone", "distill", "finetune"]  # the order of the rows
 
@@ -110,7 +111,7 @@ def add_run(
     rows[name] = Row(val_nC, test_nC, note_of(run), run)
     if not with_shuffled:
         return
-    if run.stage in ("distill", "finetune") and listed.lists_candidates(run):
+    if run.stage in ("distill", "finetune") and listed.shows_backbone(run):
         # what its prompts hold of a backbone must not tell the real order
         backbone = load_run(run.settings["backbone_run"], scorer.data)
         scores_of(scorer, backbone, test, shuffled=True)
@@ -138,7 +139,7 @@ def note_of(run: Run) -> str:
         if getattr(run, "backbone_run", None):  # recipes/mlp.py
             note += f", an MLP on the state of {Path(run.backbone_run).name}"
         return note
-    parts = prompt_notes(run.settings)
+    parts = prompt_notes(settings_of_run(run))
     if getattr(run, "augment", None):
         soft = f", soft target, T {run.soft:g}" if run.soft else ""
         parts.append(f"made histories ({run.augment}{soft})")
@@ -160,19 +161,18 @@ def shape_of_text(run: Run) -> str:
 def prompt_notes(settings: dict) -> list[str]:
     """What an LM's prompt holds, and how its answer is read."""
     length = f"L={settings['history']}"
-    vectors = "permuted vectors" if settings.get("permute_vectors") else "vectors"
-    if settings.get("input") == "ids":
+    vectors = "permuted vectors" if settings["permute_vectors"] else "vectors"
+    if settings["input"] == "ids":
         return [f"items as {vectors}, all scored at once", length]
-    lists = settings["show"] or settings["verbalizer"] == "letter"
-    order = f"candidates listed in {settings['order']} order"
-    notes = [settings["verbalizer"], order if lists else "candidates not listed", length]
-    if (orders := settings.get("orders", 1)) > 1:
+    are = f"listed in {settings['order']} order" if lists_candidates(settings) else "not listed"
+    notes = [settings["verbalizer"], f"candidates {are}", length]
+    if (orders := settings["orders"]) > 1:
         notes.append(f"mean over {orders} orders")
-    if (hint := settings.get("hint", "none")) != "none":
+    if (hint := settings["hint"]) != "none":
         said = {"backbone": "", "shuffled": ", in any order", "permuted": ", another user's"}
         notes.append(f"RecRanker-style hint of {settings['backbone']}'s best{said[hint]}")
-    notes += [f"summary {settings['summary']}"] if settings.get("summary") else []
-    return [f"titles and {vectors}", *notes] if settings.get("input") == "hybrid" else notes
+    notes += [f"summary {settings['summary']}"] if settings["summary"] else []
+    return [f"titles and {vectors}", *notes] if settings["input"] == "hybrid" else notes
 
 
 def tuning_notes(run: Run) -> list[str]:
@@ -222,7 +222,7 @@ def find_backbone(runs: list[Run], data: Data, ranks: Ranks) -> Run | None:
         return given[0]
     trained_with = [Path(run.backbone_run) for run in runs if getattr(run, "backbone_run", None)]
     for folder in [*trained_with, folder_of("runs", f"{data.folder_name}/sasrec")]:
-        settle(folder, "config.json")
+        complete_renames(folder, "config.json")
         if not (folder / "config.json").exists():
             continue
         backbone = load_run(folder)

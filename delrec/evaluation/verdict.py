@@ -38,7 +38,7 @@ class Ranking:
         return sorted(self.value, key=lambda row: (-self.value[row], row != self.reference))
 
     def trained(self) -> "Ranking":
-        """The same without the floors."""
+        """The ranking of the trained rows, without the floors."""
         value = {row: v for row, v in self.value.items() if row not in self.floors}
         return replace(self, value=value, kind="trained row")
 

@@ -81,7 +81,7 @@ def say(line: str) -> None:
 
 @functools.cache
 def say_once(line: str) -> None:
-    """The same, but each line once a process."""
+    """Prints one line, on the first of several processes, and once only."""
     say(line)
 
 
@@ -208,7 +208,7 @@ def find_encoder(lm: LM, compare: Comparison) -> tuple[LM, str]:
     """An encoder, or an encoder-decoder whose candidates share their prompt's encoder states if
     they say the same; and what the user should know."""
     bare_head(lm)
-    put_back = passes.own_attention(lm.model) if lm.kind == "encoder-decoder" else None
+    put_back = passes.attend_by_ours(lm.model) if lm.kind == "encoder-decoder" else None
     if put_back is None:
         must_be_right(lm, compare)
         return lm, ""
@@ -248,10 +248,10 @@ def find_decoder(lm: LM, compare: Comparison) -> tuple[LM, str]:
 def by_fastest(lm: LM, compare: Comparison) -> tuple[LM, Callable | None, list[str]]:
     """The LM with the paths that say the same, best first, down to the first that can also train; a
     function that puts the model's own attention back, or None; and the paths that are wrong."""
-    put_back = passes.own_attention(lm.model)
+    put_back = passes.attend_by_ours(lm.model)
     lm = replace(lm, attends=put_back is not None)
     right, wrong = [], []
-    for path in passes.candidates_of(lm) if lm.attends else ["padded"]:
+    for path in passes.passes_to_try(lm) if lm.attends else ["padded"]:
         if measured(replace(lm, paths=[path]), compare, long=False) > 1:
             wrong.append(path)
             continue
@@ -325,11 +325,11 @@ def on_trust(lm: LM) -> Found:
     """The fastest way whose shape fits, not compared; refused where it does not run at all."""
     if lm.kind != "decoder":
         bare_head(lm)
-        attends = lm.kind == "encoder-decoder" and passes.own_attention(lm.model) is not None
+        attends = lm.kind == "encoder-decoder" and passes.attend_by_ours(lm.model) is not None
         found = Found(attends=attends, window=lm.window)
     else:
-        attends = passes.own_attention(lm.model) is not None
-        ways = passes.candidates_of(lm) if attends else ["padded"]
+        attends = passes.attend_by_ours(lm.model) is not None
+        ways = passes.passes_to_try(lm) if attends else ["padded"]
         reach = lm.window or float("inf")
         found = Found(attends=attends, paths=(*ways, "rows"), reach=reach, window=lm.window)
     lm = replace(lm, attends=found.attends, paths=[*found.paths], reach=found.reach)
@@ -358,7 +358,7 @@ def key_of(lm: LM) -> str:
         str(lm.dtype),
         lm.device.type,
         str(lm.sharded),
-        str(lm.kind == "decoder" and passes.candidates_of(lm)),
+        str(lm.kind == "decoder" and passes.passes_to_try(lm)),
         str(lm.model.config._attn_implementation),
         torch.__version__,
         transformers.__version__,
@@ -395,6 +395,6 @@ def as_kept(found: Found) -> dict:
 def prepare(lm: LM, found: Found) -> None:
     """Makes the model ready to be read as was found before."""
     if found.attends:
-        passes.own_attention(lm.model)
+        passes.attend_by_ours(lm.model)
     if lm.kind != "decoder":
         bare_head(lm)

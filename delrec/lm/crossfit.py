@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data, users, with_lists
-from delrec.lm.hints import USUAL
 from delrec.lm.listed import backbone_digest, backbone_of
 from delrec.lm.model import is_lm_run
+from delrec.lm.prompts import DEFAULTS, settings_of_run
 from delrec.lm.text import digest
 from delrec.runtime import Run, folder_of, load_run, place_of, read_tensors, stop
 
@@ -76,7 +76,7 @@ def settle_folds(
             )
 
 
-def seen_by(cfg: SimpleNamespace, data: Data, backbone_run: Path | str) -> np.ndarray:
+def may_learn_from(cfg: SimpleNamespace, data: Data, backbone_run: Path | str) -> np.ndarray:
     """The training samples (places in data.train, sorted) that a run may learn from."""
     known = np.arange(len(data.train))
     states_of = [backbone_run] if getattr(cfg, "residual", None) else []
@@ -156,9 +156,8 @@ def must_belong(other: Run, run: Run, fold_U: np.ndarray) -> None:
             f"{run.backbone_run}, that of {run.folder}, holds now; train it again with "
             f"finetune.py --backbone {run.backbone_run} --overwrite and its other flags as before"
         )
-    said = ("input", "verbalizer", "show", "order", "history", "summary", "permute_vectors")
-    for key in (*said, *USUAL):
-        theirs, ours = (one.settings.get(key, USUAL.get(key)) for one in (other, run))
+    for key in DEFAULTS:
+        theirs, ours = (settings_of_run(one)[key] for one in (other, run))
         if theirs != ours:
             stop(
                 f"--folds: {other.folder} was trained with {key} {theirs}, {run.folder} with "

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from delrec.data.counts import Neighbours, near_in_training, neighbours_of, scores_of_catalogue
 from delrec.data.others import order_of_others
 from delrec.data.prepared import Data, halves_of_validation, histories, users
-from delrec.lm.crossfit import COUNTED, runs_of, seen_by, user_folds
+from delrec.lm.crossfit import COUNTED, may_learn_from, runs_of, user_folds
 from delrec.lm.ranker import Ranker
 from delrec.lm.residual import stop_without_folds
 from delrec.lm.rps import with_rest
@@ -194,7 +194,7 @@ def opened(cfg: SimpleNamespace, r: Ranker) -> Ensemble | None:
         teachers.append(counted(data, teachers[0].fold_U, device))
     row_n = np.arange(len(data.train))
     if cfg.kd_permute:
-        known = seen_by(cfg, data, r.backbone_run)
+        known = may_learn_from(cfg, data, r.backbone_run)
         row_n[known] = known[order_of_others(len(known))[1:] - 1]
     return Ensemble(data, teachers, best, cfg.kd_weight, cfg.kd_temp, row_n)
 

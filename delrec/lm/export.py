@@ -28,13 +28,13 @@ from delrec.processes import Ranks
 from delrec.runtime import (
     Run,
     beside,
+    complete_renames,
     empty,
     lock,
     place_of,
     put_in_place,
     read_json,
     read_npy,
-    settle,
     stop,
     stop_if_replaced,
     unlock,
@@ -202,7 +202,7 @@ def export(
     made = made_of(run, data, K, len(which))
     parts = crossfit.parts_of(run, cfg.folds, data, which)
     made |= crossfit.told(parts)
-    settle(folder, "meta.json")
+    complete_renames(folder, "meta.json")
     if (folder / "meta.json").exists() and not cfg.overwrite:
         must_be_made_so(folder, made)
         if ranks.main:

@@ -13,23 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec.data.prepared import Data, candidates, with_lists
+from delrec.lm.prompts import DEFAULTS, lists_candidates, settings_of_run
 from delrec.processes import Ranks
 from delrec.runtime import Run, load_run, read_npy, stop
 
 HINTED = 5  # titles of a hint
 SEED = 11  # of orders, beside a run's own seed
-# as a run's settings hold them where they are another
-USUAL = {"hint": "none", "orders": 1}
-
-
-def kept(cfg: SimpleNamespace) -> dict:
-    """What of --hint and --orders a run's settings keep: where they are not as usual."""
-    return {k: v for k in USUAL if (v := getattr(cfg, k, USUAL[k])) != USUAL[k]}
-
-
-def hint_of(settings: dict) -> str:
-    """none, backbone, shuffled or permuted: the hint of a run's prompts."""
-    return settings.get("hint", USUAL["hint"])
 
 
 @dataclass
@@ -46,9 +35,8 @@ class Shown:
 
 def of_run(run: Run, data: Data) -> Shown:
     """What a finished run's prompts show."""
-    s = run.settings
-    show = s["show"] or s["verbalizer"] == "letter"
-    return Shown(s, data, s["backbone_run"], s["order"], show)
+    s = settings_of_run(run)
+    return Shown(s, data, s["backbone_run"], s["order"], lists_candidates(s))
 
 
 def pooled(cfg: SimpleNamespace) -> bool:
@@ -58,13 +46,13 @@ def pooled(cfg: SimpleNamespace) -> bool:
 
 def reads_lists(cfg: SimpleNamespace) -> bool:
     """True where training prompts hold what a backbone said of the sample."""
-    return cfg.order == "backbone" or pooled(cfg) or hint_of(vars(cfg)) != "none"
+    return cfg.order == "backbone" or pooled(cfg) or (DEFAULTS | vars(cfg))["hint"] != "none"
 
 
 def say_what_differs(cfg: SimpleNamespace, ranks: Ranks) -> None:
     """Prints what a run in the style of a paper leaves out or does otherwise, a line each
     (docs/methods.md says more)."""
-    if ranks.main and hint_of(vars(cfg)) != "none":
+    if ranks.main and cfg.hint != "none":
         print(
             "RecRanker-style, its list task: no dislikes and no scores of one title, as there are "
             "no ratings; no pairs, no clusters of users; our words",
@@ -80,7 +68,7 @@ def say_what_differs(cfg: SimpleNamespace, ranks: Ranks) -> None:
 
 def faults(cfg: SimpleNamespace) -> list[tuple]:
     """What cannot be meant: [(is it so?, sentence)]."""
-    listed = cfg.show or cfg.verbalizer == "letter"
+    listed = lists_candidates(vars(cfg))
     sorted_by = cfg.order == "backbone"
     return [
         (
@@ -198,7 +186,7 @@ def hints_of(
 ) -> np.ndarray | None:
     """What the prompts of some samples of a split say the backbone would choose, int64 (n, h), best
     first; None where they say nothing. pool: of its own list, not of the stored candidates."""
-    kind = hint_of(r.settings)
+    kind = r.settings["hint"]
     if kind == "none":
         return None
     asked = others_of(r, split, which) if kind == "permuted" else which
@@ -220,8 +208,9 @@ def others_of(r: Shown, split: str, which: np.ndarray) -> np.ndarray:
 
 
 def hint_of_best(settings: dict, best_nC: np.ndarray) -> np.ndarray | None:
-    """The same (n, h) for candidates that are given best first, where nobody's sample is asked."""
-    kind = hint_of(settings)
+    """What prompts say the backbone would choose, int64 (n, h), of candidates that are given best
+    first, where nobody's sample is asked; None where they say nothing."""
+    kind = settings["hint"]
     if kind == "none":
         return None
     if kind == "permuted":

@@ -18,6 +18,7 @@ from delrec.data.others import order_of_others
 from delrec.data.prepared import Data
 from delrec.lm import residual
 from delrec.lm.model import LM
+from delrec.lm.prompts import settings_of_run
 from delrec.lm.ragged import Ragged
 from delrec.lm.residual import Residual
 from delrec.lm.text import ITEM, digest, token_scale, tokens_width
@@ -268,7 +269,7 @@ def maps_folder(cfg: SimpleNamespace, data: Data, prompt_run: Run | None) -> str
     if cfg.maps:
         return str(load_run(cfg.maps, data, stages=["distill", "finetune"]).folder)
     reads_vectors = cfg.input != "titles" and prompt_run and prompt_run.stage == "distill"
-    if reads_vectors and prompt_run.settings.get("input") == "ids":
+    if reads_vectors and settings_of_run(prompt_run)["input"] == "ids":
         return str(prompt_run.folder)
     return None
 

@@ -9,14 +9,15 @@ import hashlib
 from pathlib import Path
 
 from delrec.data.prepared import Data
+from delrec.lm.prompts import lists_candidates, settings_of_run
 from delrec.names import NAMES
 from delrec.processes import Ranks
 from delrec.runtime import (
     Run,
+    complete_renames,
     folder_of,
     load_run,
     read_json,
-    settle,
     when,
     write_json,
 )
@@ -38,7 +39,7 @@ def backbone_of(name: str | None, data: Data, prompt_run: Run | None = None) -> 
 
 def backbone_digest(folder: Path | str) -> str | None:
     """16 hex digits of a backbone: of its weights, else of its lists; None where there is none."""
-    settle(Path(folder), "config.json")
+    complete_renames(Path(folder), "config.json")
     for name in ("model.safetensors", "topk_train.npy"):
         path = Path(folder) / name
         if path.exists():
@@ -47,17 +48,16 @@ def backbone_digest(folder: Path | str) -> str | None:
     return None
 
 
-def lists_candidates(run: Run) -> bool:
+def shows_backbone(run: Run) -> bool:
     """True for a run whose prompts list the candidates in its backbone's order, or hint at what it
     would choose."""
-    s = getattr(run, "settings", {})
-    sorted_by = s.get("order") == "backbone" and (s["show"] or s["verbalizer"] == "letter")
-    return sorted_by or s.get("hint", "none") != "none"
+    s = settings_of_run(run)
+    return s["order"] == "backbone" and lists_candidates(s) or s["hint"] != "none"
 
 
 def digest_now(run: Run) -> str | None:
     """The digest of the backbone that a run's scores depend on; None if they depend on none."""
-    if not lists_candidates(run) or not getattr(run, "backbone_digest", None):
+    if not shows_backbone(run) or not getattr(run, "backbone_digest", None):
         return None
     return backbone_digest(run.settings["backbone_run"])
 
@@ -80,7 +80,7 @@ def say_if_another(run: Run, ranks: Ranks) -> None:
     if not ranks.main or not trained or run.stage not in ("distill", "finetune"):
         return
     now = backbone_digest(run.backbone_run)
-    stored = noted(run) if lists_candidates(run) else {}
+    stored = noted(run) if shows_backbone(run) else {}
     others = sorted(name for name, digest in stored.items() if digest != now)
     if now is None or (now == trained and not others):
         return
@@ -89,7 +89,7 @@ def say_if_another(run: Run, ranks: Ranks) -> None:
     backbone = Path(run.backbone_run)
     if (backbone / "config.json").exists():
         about += f" (it was trained {when(load_run(backbone))})"
-    if not lists_candidates(run):
+    if not shows_backbone(run):
         means = "what the run learned is of the earlier one; the scores it gives do not change"
     elif now == trained:
         means = f"{', '.join(others)} stand as they were made, new scores follow the one there now"

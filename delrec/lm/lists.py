@@ -8,7 +8,7 @@ import numpy as np
 
 from delrec.data.prepared import Data, with_lists
 from delrec.names import NAMES
-from delrec.runtime import Run, folder_of, load_run, read_npy, settle, stop
+from delrec.runtime import Run, complete_renames, folder_of, load_run, read_npy, stop
 
 
 @dataclass
@@ -31,7 +31,7 @@ def read_lists(name: str | None, data: Data, train_it: str) -> Lists:
     """The lists in a backbone's run folder; runs/<dataset>/sasrec if `name` is None. train_it: the
     options that train_backbone.py needs to make the folder."""
     folder = folder_of("runs", name or f"{data.folder_name}/sasrec")
-    settle(folder, "config.json")
+    complete_renames(folder, "config.json")
     if not (folder / "config.json").exists():
         named = f" --out {name}" if name else ""
         stop(f"no backbone in {folder}; train it with: python train_backbone.py {train_it}{named}")

@@ -29,7 +29,7 @@ def with_items(r: Ranker, titles: list[str], rows_of: Callable[[np.ndarray], np.
         lm.set_items(replace(lm.items, residual=grown))
     data = replace(r.data, titles=[*r.data.titles, *titles], n_items=r.data.n_items + len(titles))
     grown = with_more(lm, r.titles, titles, r.settings["max_title"])
-    k, shown = 0 if r.P is None else len(r.P), r.settings.get("input", "titles")
+    k, shown = 0 if r.P is None else len(r.P), r.settings["input"]
     prompts = Prompts(lm, data, grown, r.settings, k, shown)
     return replace(r, data=data, titles=grown, prompts=prompts, trained=r.titles)
 

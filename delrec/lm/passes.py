@@ -42,10 +42,8 @@ class Reads:
         return len(self.row)
 
     def __add__(self, more: Reads) -> Reads:
-        row, place = (
-            np.concatenate(both) for both in ((self.row, more.row), (self.place, more.place))
-        )
-        return Reads(row, place)
+        row = np.concatenate([self.row, more.row])
+        return Reads(row, np.concatenate([self.place, more.place]))
 
     def among(self, first_B: np.ndarray) -> np.ndarray:
         """Their places among all tokens, where row b begins at first[b]."""
@@ -139,9 +137,9 @@ def pass_padded(lm: LM, rows: Rows) -> torch.Tensor:
 
 
 def pass_packed(lm: LM, rows: Rows, block: int = BLOCK) -> torch.Tensor:
-    """The same with all rows one behind the other, no padding: `attention` takes them apart
-    again, in blocks of queries that see the prefix, what stands before the block in its row's
-    tail, and what stands before them in the block."""
+    """The states at the reads (N, D), all rows one behind the other, no padding: `attention` takes
+    them apart again, in blocks of queries that see the prefix, what stands before the block in its
+    row's tail, and what stands before them in the block."""
     x_1MD = last_states(
         lm,
         inputs_embeds=packed_vectors(lm, rows),
@@ -184,7 +182,8 @@ def edges_of(seg: np.ndarray, tail: int, block: int) -> list[int]:
     edges = [*range(0, tail, block), tail]
     while edges[-1] < len(seg):
         after = ends[ends > edges[-1]]
-        edges.append(int(max(after[0], *after[after <= edges[-1] + block], 0)))
+        fits = after[after <= edges[-1] + block]
+        edges.append(int(fits[-1] if len(fits) else after[0]))
     return edges
 
 
@@ -197,9 +196,9 @@ def mask_of_piece(lm: LM, seg: np.ndarray, before: int) -> torch.Tensor:
 
 
 def pass_fused(lm: LM, rows: Rows) -> torch.Tensor:
-    """The same without gradients, layer by layer, where the layers are Llama's: between the matrix
-    products stand the loops of kernels/cpu.cpp, and the last layer is computed for the states read
-    only."""
+    """The states at the reads (N, D) of packed rows without gradients, layer by layer, where the
+    layers are Llama's: between the matrix products stand the loops of kernels/cpu.cpp, and the last
+    layer is computed for the states read only."""
     from delrec.kernels import cpu
 
     base = lm.body
@@ -246,7 +245,7 @@ def add_and_norm(
 # ---------------------------------------------------------------- which of them could be right
 
 
-def candidates_of(lm: LM) -> list[str]:
+def passes_to_try(lm: LM) -> list[str]:
     """The passes that are worth trying for a decoder whose attention is ours, fastest first."""
     ways = ["padded"]
     if lm.device.type == "cpu":  # on a GPU one call per piece would cost more than the padding
@@ -273,7 +272,7 @@ def can_fuse(lm: LM) -> bool:
 # ---------------------------------------------------------------- attention
 
 
-def own_attention(model: torch.nn.Module) -> Callable | None:
+def attend_by_ours(model: torch.nn.Module) -> Callable | None:
     """A function that puts the model's own attention back; from now on the model attends by
     `attention` below. None, and nothing is changed, where it cannot be given an attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -320,6 +319,7 @@ def attention(
 
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
     dropout = kwargs.get("dropout", 0.0)
+    # C rows of queries for one of keys: a prompt's candidates share its encoder states
     if len(query) > len(key):
         return attention_of_candidates(query, key, value, attention_mask, scaling, dropout), None
     if packed is None:

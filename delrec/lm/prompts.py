@@ -12,7 +12,6 @@ put such numbers side by side and to look the tokens up, once for all of them (r
 
 import copy
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -22,8 +21,23 @@ from delrec.lm.ragged import Ragged, below, beside, of_matrix, pointers, ragged,
 from delrec.lm.summaries import SHOWN, open_summaries
 from delrec.lm.text import ITEM, MASK, SLOT, encode, must_have_vectors
 from delrec.lm.titles import Titles
-from delrec.runtime import stop
+from delrec.runtime import Run, stop
 
+# the flags that shape a prompt, and what they are in a run of a version that had no such flag
+DEFAULTS = {
+    "input": "titles",
+    "verbalizer": "likelihood",
+    "show": False,
+    "order": "shuffled",
+    "instruct": False,
+    "history": 10,
+    "max_title": 32,
+    "max_tokens": 1024,
+    "summary": None,
+    "permute_vectors": False,
+    "hint": "none",
+    "orders": 1,
+}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # w MCP (DELRec, Table III): what a backbone does, in words where the soft prompt would stand. Ours,
 # as the paper does not print its own.
@@ -67,11 +81,15 @@ WORDS = {
 }
 
 
-def settings_of_some(cfg: SimpleNamespace) -> dict:
-    """What of a run's flags shapes the prompts of some runs, whose settings alone name it."""
-    said = {key: getattr(cfg, key, None) for key in ("summary", "summaries", "permute_vectors")}
-    said["listed_vectors"] = cfg.input == "hybrid"
-    return {key: value for key, value in said.items() if value}
+def settings_of_run(run: Run) -> dict:
+    """A run's settings, with all that shapes its prompts; the defaults of a backbone's, which has
+    none."""
+    return DEFAULTS | getattr(run, "settings", {})
+
+
+def lists_candidates(settings: dict) -> bool:
+    """True where prompts of these settings, or flags, list the candidates."""
+    return settings["show"] or settings["verbalizer"] == "letter"
 
 
 class Pieces:
@@ -125,14 +143,14 @@ class Prompts:
     def __init__(
         self, lm: LM, data: Data, titles: Titles, settings: dict, k: int = 0, shown: str = "titles"
     ):
-        """settings: a run's (ranker.py). k: slots of the soft prompt; 0 leaves it out and the words
-        about it. shown: a history item is its title, its vector (ids: E4SRec), or both (hybrid:
-        LLaRA, arXiv 2312.02445)."""
+        """settings: a run's, with all of DEFAULTS. k: slots of the soft prompt; 0 leaves it out and
+        the words about it. shown: a history item is its title, its vector (ids: E4SRec), or both
+        (hybrid: LLaRA, arXiv 2312.02445)."""
         self.lm, self.titles, self.shown = lm, titles, shown
         self.noun, verb = data.meta["words"]["noun"], data.meta["words"]["verb"]
         self.backbone = settings["backbone"]
         self.letters = settings["verbalizer"] == "letter"
-        self.lists = settings["show"] or self.letters
+        self.lists = lists_candidates(settings)
         # listed candidates carry their vectors too (LLaRA); runs of earlier versions lack them
         self.lists_vectors = shown == "hybrid" and settings.get("listed_vectors", False)
         self.sep = np.asarray(lm.sep)
@@ -149,7 +167,7 @@ class Prompts:
         self.prefixes = {}
         for task, words in INSTRUCTIONS.items():
             words = words.format(b=self.backbone, n=self.noun)
-            asked = [self.text(words)] if settings.get("instruct", False) else []
+            asked = [self.text(words)] if settings["instruct"] else []
             parts = [np.asarray(lm.start, np.int64), *asked, *pattern, about]
             self.prefixes[task] = np.concatenate(parts)
         # the last token of the prefix begins every tail, so that the first title's first token has

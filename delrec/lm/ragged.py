@@ -121,7 +121,8 @@ def pad(rows: Sequence, value: int = 0) -> np.ndarray:
 
 
 def pad_all(ptr: np.ndarray, *flats: tuple[np.ndarray, int]) -> list[np.ndarray]:
-    """The same of several arrays (flat, value of its padding) whose rows begin at ptr."""
+    """Arrays (flat, value of its padding) whose rows begin at ptr, each as int64 (rows, longest),
+    padded on the right."""
     length_n, padded = np.diff(ptr), []
     shape = (len(length_n), length_n.max())
     at_M = spans(np.arange(shape[0]) * shape[1], length_n)

@@ -1,6 +1,6 @@
 """An LM with all that fixes how it ranks, and its scores of whole splits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from delrec.lm import hints, items, residual
 from delrec.lm.batches import batches_of, costs_of, tokens_of
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
-from delrec.lm.prompts import Prompts, settings_of_some
+from delrec.lm.prompts import DEFAULTS, Prompts, lists_candidates, settings_of_run
 from delrec.lm.ragged import Ragged, of_padded, ragged
 from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.residual import Olds, ScoresOf
@@ -57,34 +57,26 @@ class Ranker:
 def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -> dict[str, Any]:
     """What of a run's flags fixes how it ranks, as its config.json stores it and make_ranker reads
     it. backbone: its name in the prompt; backbone_run: its folder."""
-    words = {"words": cfg.soft_prompt == "words"} if hasattr(cfg, "soft_prompt") else {}
     return {
-        "verbalizer": cfg.verbalizer,
-        "show": cfg.show,
-        "instruct": cfg.instruct,
-        "order": getattr(cfg, "order", "shuffled"),
-        "history": cfg.history,
-        "max_title": cfg.max_title,
-        "max_tokens": cfg.max_tokens,
+        **{key: getattr(cfg, key, usual) for key, usual in DEFAULTS.items()},
         "backbone": backbone,
         "backbone_run": str(backbone_run),
-        "input": cfg.input,
-        **words,
-        **settings_of_some(cfg),
-        "allow_unknown": cfg.allow_unknown,
         "backbone_digest": backbone_digest(backbone_run),
-        **hints.kept(cfg),
+        "allow_unknown": cfg.allow_unknown,
+        "listed_vectors": cfg.input == "hybrid",
+        "summaries": getattr(cfg, "summaries", None),
+        "words": getattr(cfg, "soft_prompt", None) == "words",
     }
 
 
 def make_ranker(
     lm: LM, data: Data, settings: dict, P_kD: torch.Tensor | None = None, cache: bool = True
 ) -> Ranker:
-    """A ranker by a run's settings: verbalizer, show, order, history, max_title, max_tokens,
-    backbone (its name in the prompt), backbone_run (its folder); the soft prompt is as long as P.
-    """
+    """A ranker by a run's settings: DEFAULTS where they say nothing, backbone (its name in the
+    prompt), backbone_run (its folder); the soft prompt is as long as P."""
+    settings = DEFAULTS | settings
     titles = tokenise_titles(lm, data, settings["max_title"], settings.get("allow_unknown", True))
-    shown = settings.get("input", "titles")
+    shown = settings["input"]
     k = 0 if P_kD is None else len(P_kD)
     plain = Prompts(lm, data, titles, settings, k) if shown == "hybrid" else None
     return Ranker(
@@ -95,7 +87,7 @@ def make_ranker(
         plain=plain,
         P=P_kD,
         verbalizer=settings["verbalizer"],
-        show=settings["show"] or settings["verbalizer"] == "letter",
+        show=lists_candidates(settings),
         history=settings["history"],
         order=settings["order"],
         backbone_run=settings["backbone_run"],
@@ -138,7 +130,7 @@ def own_files(run: Run) -> list[str]:
     whole = getattr(run, "adapt", "qv") == "all"  # the LM's own weights were trained
     needed = {
         ADAPTER: run.stage == "finetune" and not whole or getattr(run, "lr_lm", 0),
-        ITEMS: run.settings.get("input", "titles") != "titles",
+        ITEMS: settings_of_run(run)["input"] != "titles",
         PROMPT: run.soft_prompt not in ("none", "words"),
         BACKBONE: getattr(run, "residual", None),
     }
@@ -202,23 +194,32 @@ def score_tails(
     tails = ragged(tails)
     start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
     batches = batches_of(costs_of(r, tails, cand_nC), tokens or tokens_of(r.lm))
-    batches = shares(batches, ranks, r.lm.sharded)
-    mine = np.concatenate([np.zeros(0, int), *(j for j, own in batches if own)])
-    log, done = Log(None, len(mine), name, ranks, "prompt") if name else None, 0
-    scores = []  # they stay on the device until all batches are on their way
-    for j, own in batches:
+    scores, mine = [], [np.zeros(0, int)]  # scores stay on the device until all are on their way
+    for j, counts in shared_batches(batches, r, ranks, name):
         score_BC = score(r.lm, start, tails.take(j), cand_nC[j], r.titles, r.verbalizer)
-        if own:
+        if counts:
             scores.append(score_BC.float())
-            done += len(j)
-            if log:
-                log.step(done)
+            mine.append(j)
     rows = np.zeros((0, cand_nC.shape[1]), np.float32)
     if scores:
         rows = torch.cat(scores).cpu().numpy()
+    return gather_rows(rows, np.concatenate(mine), len(tails), ranks)
+
+
+def shared_batches(
+    batches: list[np.ndarray], r: Ranker, ranks: Ranks, name: str | None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields this rank's batches of prompts, each with 0 where its result counts for nothing (see
+    shares), and shows as `name` how many prompts are on their way; None: shows nothing."""
+    work, done = shares(batches, ranks, r.lm.sharded), 0
+    total = sum(len(j) for j, counts in work if counts)
+    log = Log(None, total, name, ranks, "prompt") if name else None
+    for j, counts in work:
+        yield j, counts
+        if log and counts:
+            log.step(done := done + len(j))
     if log:
         log.close()
-    return gather_rows(rows, mine, len(tails), ranks)
 
 
 def score_listed(
@@ -231,7 +232,7 @@ def score_listed(
 ) -> np.ndarray:
     """Scores (n, C) of candidates after histories, listed as they are given and, with --orders, in
     further orders: the mean over all."""
-    orders = hints.moved(cand_nC.shape[1], r.settings.get("orders", 1))
+    orders = hints.moved(cand_nC.shape[1], r.settings["orders"])
     total_nC = np.zeros(cand_nC.shape, np.float32)
     for place_C in orders:
         tails, _ = r.prompts.histories(old, cand_nC[:, place_C], hint_nh)
@@ -263,7 +264,7 @@ def score_samples(
     rows = np.zeros((len(which), C), np.float32)
     olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
     score_nC = score_listed(r, old, cand_nC, hint_nh, ranks, name)
-    score_nC = residual.added_to_candidates(r.lm, score_nC, olds, cand_nC)
+    score_nC = residual.with_backbone_scores_of_candidates(r.lm, score_nC, olds, cand_nC)
     np.put_along_axis(rows, place_nC, score_nC, 1)
     return rows
 
@@ -300,7 +301,7 @@ def catalogue_later(
         new_BA = np.tile(new_A, (len(x_BD), 1))
         s_BA = verbalise(r.lm, x_BD, new_BA, r.titles, r.verbalizer).float()
         s_BI = torch.cat([s_BI, s_BA], 1)
-    s_BI = residual.added(r.lm, s_BI, olds)
+    s_BI = residual.with_backbone_scores(r.lm, s_BI, olds)
     s_BI[:, 0] = -torch.inf
     return fetched_later(s_BI)
 
@@ -320,25 +321,18 @@ def over_catalogue(
     of them may not fit. olds: as score_catalogue takes them."""
     tails = ragged(tails)
     start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
-    rows, mine, done = np.zeros((len(tails), columns), np.float32), [np.zeros(0, int)], 0
+    rows, mine = np.zeros((len(tails), columns), np.float32), [np.zeros(0, int)]
     batches = batches_of(tails.lengths, tokens_of(r.lm))
-    work = shares(batches, ranks, r.lm.sharded)
-    total = sum(len(j) for j, own in work if own)
-    log = Log(None, total, name, ranks, "prompt") if name else None
 
     def begun():
-        for j, own in work:
+        for j, counts in shared_batches(batches, r, ranks, name):
             scores = catalogue_later(r, start, tails.take(j), olds and [olds[i] for i in j])
-            if own:
+            if counts:
                 yield j, scores
 
     for j, scores in one_behind(begun(), r.lm.device):
         rows[j] = f(j, scores())
         mine.append(j)
-        if log:
-            log.step(done := done + len(j))
-    if log:
-        log.close()
     mine = np.concatenate(mine)
     return gather_rows(rows[mine], mine, len(tails), ranks)
 

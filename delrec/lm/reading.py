@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from delrec.lm.samples import Example
     from delrec.lm.windows import WindowPrompt
 
-# of the reads (N, D); where the history's tokens are read too, also theirs (M, D)
-States = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 PAD = SLOT - 9  # behind the end of an encoder's row
 
 
@@ -76,13 +74,13 @@ def read(
     tok_BCT: np.ndarray | None = None,
     n_BC: np.ndarray | None = None,
     at: Sequence[np.ndarray] | None = None,
-) -> States:
+) -> torch.Tensor:
     """The states that the head would read, from one pass of the LM over prefix + tails[b].
 
     (B, D) at the mask; or with titles (tok_BCT, n_BC) (N, D), the states that predict each of their
     tokens in the order b, c, t < n[b, c], from a forced pass in which every title follows its own
-    prompt; and with at (places in each tail, decoder-only) also (M, D), the states that predict
-    those tail tokens.
+    prompt. With at (places in each tail, decoder-only) M more rows stand behind them, the states
+    that predict those tail tokens.
     """
     tails = ragged(tails)
     if at is None:
@@ -94,8 +92,7 @@ def read_examples(lm: LM, start: Start, batch: list[Example] | list[WindowPrompt
     """The states at all reads of some training examples (tail, at, target), masks first: (N, D)."""
     several = any(len(e.target) > 1 for e in batch)
     at = [e.at for e in batch] if several else None
-    x = read(lm, start, [e.tail for e in batch], at=at)
-    return torch.cat(x) if several else x
+    return read(lm, start, [e.tail for e in batch], at=at)
 
 
 # ---------------------------------------------------------------- decoder-only
@@ -108,7 +105,7 @@ def read_decoder(
     tok_BCT: np.ndarray | None = None,
     n_BC: np.ndarray | None = None,
     at: Sequence[np.ndarray] | None = None,
-) -> States:
+) -> torch.Tensor:
     """The states of a decoder-only LM (see read), by the best of its passes that is right here."""
     if (tails.flat[tails.ptr[1:] - 1] != MASK).any():
         stop("a decoder-only LM reads the token after the prompt: the mask must stand last")
@@ -116,16 +113,13 @@ def read_decoder(
     if path == "rows":
         return read_one_title_a_row(lm, start, tails, tok_BCT, n_BC, at)
     rows = rows_of_prompts(start, tails, tok_BCT, n_BC)
-    n_reads = len(rows.reads)
     if at is not None:
         rows.reads = rows.reads + before_places(at, len(start.prefix) - rows.kept)
     if path == "fused":
-        x_ND = passes.pass_fused(lm, rows)
-    elif path == "packed":
-        x_ND = passes.pass_packed(lm, rows)
-    else:
-        x_ND = passes.pass_padded(lm, rows)
-    return x_ND if at is None else x_ND.tensor_split([n_reads])
+        return passes.pass_fused(lm, rows)
+    if path == "packed":
+        return passes.pass_packed(lm, rows)
+    return passes.pass_padded(lm, rows)
 
 
 def before_places(at: Sequence[np.ndarray], begin: int, every: int = 1) -> Reads:
@@ -204,9 +198,9 @@ def read_one_title_a_row(
     tok_BCT: np.ndarray | None,
     n_BC: np.ndarray | None,
     at: Sequence[np.ndarray] | None,
-) -> States:
-    """The same with one row a title: prefix, tail, title. The history's tokens are read in a
-    prompt's first row."""
+) -> torch.Tensor:
+    """The states of a decoder-only LM (see read), with one row a title: prefix, tail, title. The
+    history's tokens are read in a prompt's first row."""
     C = 1 if tok_BCT is None else tok_BCT.shape[1]
     rows = beside(same(start.prefix, len(tails)), tails.cut(0, -1))
     rows = rows.take(np.repeat(np.arange(len(tails)), C))
@@ -216,10 +210,9 @@ def read_one_title_a_row(
         title = titles_told(tok_BCT.reshape(len(rows), 1, -1), n_N[:, None])
         rows = beside(rows, Ragged(title.tokens, title.ptr))
     reads = Reads(np.repeat(np.arange(len(rows)), n_N), spans(m_N - 1, n_N))
-    if at is None:
-        return rows_apart(lm, start.P, rows, reads)
-    past = before_places(at, len(start.prefix), every=C)
-    return rows_apart(lm, start.P, rows, reads + past).tensor_split([len(reads)])
+    if at is not None:
+        reads = reads + before_places(at, len(start.prefix), every=C)
+    return rows_apart(lm, start.P, rows, reads)
 
 
 def rows_apart(lm: LM, P_kD: torch.Tensor | None, rows: Ragged, reads: Reads) -> torch.Tensor:

@@ -57,10 +57,10 @@ class BackboneScores(Protocol):
         """y (B, I+1) after histories, oldest first; -inf for the padding item."""
 
     def on(self, device: torch.device, /) -> BackboneScores:
-        """The same, computed there."""
+        """These scores, computed there."""
 
     def with_items(self, rows_of: Callable, /) -> BackboneScores:
-        """The same with items behind the trained ones."""
+        """These scores with items behind the trained ones."""
 
 
 # what makes the scores of a backbone's run (delrec.backbone.ranking.history_scorer)
@@ -153,7 +153,9 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
 # ---------------------------------------------------------------- training
 
 
-def begin(lm: LM, cfg: SimpleNamespace, data: Data, place: Path, scores_of: ScoresOf) -> None:
+def add_backbone(
+    lm: LM, cfg: SimpleNamespace, data: Data, place: Path, scores_of: ScoresOf
+) -> None:
     """From now on the scores of `lm`, which has items, are added to those of the backbone in the
     folder `place`, which they begin as. cfg: residual, residual_dropout, seed."""
     items = lm.items
@@ -199,7 +201,7 @@ def fold_states(cfg: SimpleNamespace, data: Data, place: Path, folds: Folds) -> 
     return FoldStates(x_nE, row_n, np.asarray(data.train), folds.scale_K2, cfg.residual_dropout)
 
 
-def before_backbone(
+def with_backbone_state(
     lm: LM, e_NE: torch.Tensor, place_N: np.ndarray, table_N: np.ndarray
 ) -> torch.Tensor:
     """W_out h + g u, what the item vectors are multiplied with, of training reads; e_NE: W_out h.
@@ -229,7 +231,7 @@ def histories_of(lm: LM, data: Data, samples: np.ndarray, mixed: bool) -> Olds:
     return [old[old > 0] for old in old_nL]
 
 
-def added(lm: LM, s_BI: torch.Tensor, olds: Olds) -> torch.Tensor:
+def with_backbone_scores(lm: LM, s_BI: torch.Tensor, olds: Olds) -> torch.Tensor:
     """The LM's scores s (B, I+1) and g times its backbone's after histories; s itself where it has
     none."""
     own = residual_of(lm)
@@ -239,10 +241,11 @@ def added(lm: LM, s_BI: torch.Tensor, olds: Olds) -> torch.Tensor:
 
 
 @torch.no_grad()
-def added_to_candidates(
+def with_backbone_scores_of_candidates(
     lm: LM, score_nC: np.ndarray, olds: Olds, cand_nC: np.ndarray
 ) -> np.ndarray:
-    """The same of the scores (n, C) of some candidates."""
+    """The LM's scores (n, C) of some candidates and g times its backbone's after histories; the
+    LM's alone where it has none."""
     own, found = residual_of(lm), []
     if own is None:
         return score_nC

@@ -17,7 +17,7 @@ from delrec.data.prepared import (
 )
 from delrec.lm import hints
 from delrec.lm.averaged import without_items
-from delrec.lm.crossfit import seen_by
+from delrec.lm.crossfit import may_learn_from
 from delrec.lm.items import in_tables, table_of
 from delrec.lm.ragged import Ragged, below, of_padded
 from delrec.lm.ranker import Ranker, reads_all, score_and_rank, score_samples
@@ -46,7 +46,7 @@ class Histories:
     curriculum, without_fold, from_run, and where they are not as usual hint, orders, pool, draw."""
 
     def __init__(self, cfg: SimpleNamespace, data: Data, backbone_run: Path | str, n: int):
-        known = seen_by(cfg, data, backbone_run)
+        known = may_learn_from(cfg, data, backbone_run)
         if hints.reads_lists(cfg):
             known = np.intersect1d(known, with_lists(backbone_run, data))
         rng = np.random.default_rng([cfg.seed, 1])

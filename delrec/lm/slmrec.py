@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 
 from delrec.data.prepared import Data
-from delrec.lm.hints import USUAL
 from delrec.lm.layers import decoder_layers, tap
 from delrec.lm.model import LM
+from delrec.lm.prompts import DEFAULTS, settings_of_run
 from delrec.lm.ranker import Ranker, open_run
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.samples import Histories
@@ -42,12 +42,6 @@ TAUGHT = {
     for norm, w in (("l2", 0.1), ("squared", 1e-4))
 }
 ALONE = dict(lambda_cos=0.0, lambda_norm=0.0, lambda_ms=0.0)
-# what both must read alike
-PROMPT_FLAGS = ("input", "verbalizer", "show", "order", "instruct", "history", "max_title")
-PROMPT_FLAGS += ("max_tokens", "summary", "permute_vectors", *USUAL)
-# what a run's settings hold only where it is not this
-UNSAID = {"input": "titles", "instruct": False, "summary": None, "permute_vectors": False}
-UNSAID |= USUAL
 
 
 def faults(cfg: SimpleNamespace) -> list[tuple]:
@@ -90,8 +84,8 @@ def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
             f"the teacher {run.folder} adds to its backbone's scores (--residual), so its LM alone "
             "says little; name one without --residual"
         )
-    values = UNSAID | run.settings
-    for key in PROMPT_FLAGS:
+    values = settings_of_run(run)
+    for key in DEFAULTS:
         if key in typed and getattr(cfg, key) != values[key]:
             stop(
                 f"--{key.replace('_', '-')} is {getattr(cfg, key)}, the teacher {run.folder} was "

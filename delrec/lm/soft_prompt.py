@@ -10,13 +10,20 @@ import torch
 from delrec.data.prepared import Data
 from delrec.lm.model import LM, located
 from delrec.lm.pretrained import EMBEDDED
+from delrec.lm.prompts import DEFAULTS, lists_candidates, settings_of_run
 from delrec.lm.text import random_soft_prompt, tokens_width
 from delrec.processes import Ranks
-from delrec.runtime import Run, folder_of, load_run, read_tensors, settle, stop, write_tensors
+from delrec.runtime import (
+    Run,
+    complete_renames,
+    folder_of,
+    load_run,
+    read_tensors,
+    stop,
+    write_tensors,
+)
 
 WITHOUT_A_RUN = ("none", "random", "words")
-# the format of a prompt, which both stages should share; a run's settings hold it
-FORMAT = ("input", "verbalizer", "show", "order", "instruct", "history", "max_title")
 
 
 def save_soft_prompt(folder: Path, P_kD: torch.Tensor) -> None:
@@ -58,7 +65,7 @@ def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
     if cfg.soft_prompt in WITHOUT_A_RUN:
         return None
     folder = folder_of("runs", cfg.soft_prompt or f"{data.folder_name}/prompt")
-    settle(folder, "config.json")
+    complete_renames(folder, "config.json")
     if not (folder / "config.json").exists():
         stop(
             f"no soft prompt in {folder}; make it with: {distilled_by(cfg)}  "
@@ -85,7 +92,7 @@ def distilled_by(cfg: SimpleNamespace) -> str:
 def must_fit(run: Run, cfg: SimpleNamespace) -> None:
     """Stops if a soft prompt was distilled for other inputs or from another backbone than --input
     and --backbone say."""
-    if cfg.input == "titles" and run.settings.get("input") == "ids":
+    if cfg.input == "titles" and settings_of_run(run)["input"] == "ids":
         stop(
             f"{run.folder} was distilled on item vectors, --input is titles; name one that was "
             "distilled on titles, or use --input ids"
@@ -115,22 +122,16 @@ def lm_of(cfg: SimpleNamespace, run: Run | None) -> str:
 def say_if_of_another_format(run: Run, cfg: SimpleNamespace, ranks: Ranks) -> None:
     """Prints one line if a soft prompt was distilled in prompts of another format than stage 2's:
     it may be used all the same, but was not made for them."""
-    # what earlier versions did not store
-    made = {"input": "titles", "instruct": False, **run.settings}
-    listed = shows_candidates(made) or shows_candidates(vars(cfg))
+    made = settings_of_run(run)
+    listed = lists_candidates(made) or lists_candidates(vars(cfg))
     others = [
         f"--{key.replace('_', '-')} was {made[key]}, is {getattr(cfg, key)}"
-        for key in FORMAT
+        for key in DEFAULTS
         if made[key] != getattr(cfg, key) and (listed or key != "order")
     ]
     if others and ranks.main:
         about = f"note: {run.folder} was distilled in prompts of another format"
         print(f"{about}: {', '.join(others)}", flush=True)
-
-
-def shows_candidates(settings: dict) -> bool:
-    """Whether prompts of these settings list the candidates."""
-    return settings["show"] or settings["verbalizer"] == "letter"
 
 
 def first_soft_prompt(cfg: SimpleNamespace, run: Run | None, lm: LM) -> torch.Tensor | None:

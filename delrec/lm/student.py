@@ -101,7 +101,7 @@ def open_student(
         inner = b - 1 if on_vectors and cfg.lambda_ms else 0
         maps = items.first_maps(lm, cfg, backbone_run, data.n_items, inner)
         if cfg.residual:
-            residual.begin(lm, cfg, data, backbone_run, scores_of)
+            residual.add_backbone(lm, cfg, data, backbone_run, scores_of)
         if start:
             items.keep_maps(lm, start.folder)
         if teacher:
@@ -136,7 +136,7 @@ def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
     """n training samples: windows of items, each of which is predicted, where the LM reads vectors
     and says something after each; else histories. None of a user that --without-fold leaves out."""
     if cfg.input == "ids" and r.lm.kind == "decoder":
-        train = r.data.train[crossfit.seen_by(cfg, r.data, r.backbone_run)]
+        train = r.data.train[crossfit.may_learn_from(cfg, r.data, r.backbone_run)]
         return Windows(replace(r.data, train=train), cfg.history, n, cfg.seed)
     return Histories(cfg, r.data, r.backbone_run, n)
 

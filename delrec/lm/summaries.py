@@ -44,7 +44,7 @@ class Summaries:
 
 def open_summaries(data: Data, settings: dict) -> Summaries | None:
     """The summaries of a run's settings; None where there are none."""
-    kind = settings.get("summary")
+    kind = settings["summary"]
     if kind is None:
         return None
     if kind == "empty":
@@ -131,7 +131,7 @@ class Kept:
         return [self.number[key]]
 
     def of_another(self, items: np.ndarray) -> list[int]:
-        """That of another history, always the same one for these items."""
+        """The number of another history's summary, always the same one for these items."""
         own, n = self.of(items)[0], len(self.texts)
         first = drawn_by(items, n)
         others = ((first + i) % n for i in range(n))

@@ -37,7 +37,7 @@ class Titles:
 
     @cached_property
     def firsts(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of titles' first tokens alone."""
+        """(ptr, tok) of titles' first tokens alone, beside the head."""
         ptr = np.concatenate([[0], np.arange(len(self.ptr) - 1)])
         tok = self.tok[self.ptr[1:-1]]
         return tuple(torch.as_tensor(a).to(self.head.device) for a in (ptr, tok))

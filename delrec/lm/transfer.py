@@ -34,9 +34,9 @@ def fetched_later(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
 
 
 def one_behind(begun: Iterable, device: torch.device) -> Iterator:
-    """The same, each once the next has begun, so that a GPU computes while the one before is worked
-    on; at once on a CPU, where nothing runs on its own and two batches would need twice the
-    memory."""
+    """Yields what is begun, each once the next has begun, so that a GPU computes while the one
+    before is worked on; at once on a CPU, where nothing runs on its own and two batches would need
+    twice the memory."""
     if device.type != "cuda":
         yield from begun
         return

@@ -24,7 +24,7 @@ from delrec.lm import items, own_head
 from delrec.lm.model import LM
 from delrec.lm.prompts import LETTERS
 from delrec.lm.ragged import pointers, ragged
-from delrec.lm.reading import Start, States, read
+from delrec.lm.reading import Start, read
 from delrec.lm.text import encode
 from delrec.lm.titles import Titles
 from delrec.lm.transfer import on_device
@@ -41,29 +41,37 @@ def score(
     cand_BC: np.ndarray,
     titles: Titles,
     verbalizer: str,
-    at: Sequence[np.ndarray] | None = None,
-) -> States:
-    """score_BC fp32: what the LM says at the mask of prompt b for candidate c. With `at` (see read)
-    also the log probability of each of those tail tokens, (M,)."""
-    if verbalizer == "likelihood":
-        score_BC, past_MD = likelihoods(lm, start, tails, cand_BC, titles, at)
-    else:
-        x_BD, past_MD = states(read(lm, start, tails, at=at), at)
-        score_BC = verbalise(lm, x_BD, cand_BC, titles, verbalizer)
-    if at is None:
-        return score_BC
+) -> torch.Tensor:
+    """score_BC fp32: what the LM says at the mask of prompt b for candidate c."""
+    if verbalizer != "likelihood":
+        return verbalise(lm, read(lm, start, tails), cand_BC, titles, verbalizer)
+    tok_BCT, n_BC = titles.padded(cand_BC, lm.sep if lm.kind == "decoder" else ())
+    return likelihoods(lm, read(lm, start, tails, tok_BCT, n_BC), tok_BCT, n_BC, titles)
+
+
+def score_and_past(
+    lm: LM,
+    start: Start,
+    tails: Sequence[np.ndarray],
+    cand_BC: np.ndarray,
+    titles: Titles,
+    verbalizer: str,
+    at: Sequence[np.ndarray],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `score` gives of a decoder-only LM, and the log probability (M,) of each of the tail
+    tokens `at` (see read)."""
     tails, at = ragged(tails), ragged(at)
+    told = titles.padded(cand_BC, lm.sep) if verbalizer == "likelihood" else (None, None)
+    states = read(lm, start, tails, *told, at)
+    x_ND, past_MD = states.tensor_split([len(states) - len(at.flat)])
+    if verbalizer == "likelihood":
+        score_BC = likelihoods(lm, x_ND, *told, titles)
+    else:
+        score_BC = verbalise(lm, x_ND, cand_BC, titles, verbalizer)
     words = titles.index[tails.flat[at.flat + np.repeat(tails.ptr[:-1], at.lengths)]]
     words = on_device(words, lm.device)
     each = torch.arange(len(words) + 1, device=lm.device)
     return score_BC, log_likelihood(lm, past_MD, titles, words, each)
-
-
-def states(
-    read_of: States, at: Sequence[np.ndarray] | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What `read` gave: the states at the mask or of titles, and those of the history or None."""
-    return read_of if at is not None else (read_of, None)
 
 
 # ---------------------------------------------------------------- one state a prompt
@@ -186,20 +194,22 @@ def loss_over_all(
 def loss_of_rows(
     lm: LM, x_BD: torch.Tensor, target_B: torch.Tensor, titles: Titles, verbalizer: str
 ) -> torch.Tensor:
-    """The same, with all its scores at once."""
-    return F.cross_entropy(
-        scores_of_all(lm, x_BD, titles, verbalizer), target_B - 1, reduction="sum"
-    )
+    """The loss of loss_over_all, with all its scores at once."""
+    score_BI = catalogue_scores_with_gradient(lm, x_BD, titles, verbalizer)
+    return F.cross_entropy(score_BI, target_B - 1, reduction="sum")
 
 
-def scores_of_all(lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str) -> torch.Tensor:
-    """What verbalise_all says of the items 1..I, fp32 (B, I), with a gradient of x: s = T z, with z
-    the logits of the tokens that occur in titles, and T the share of each in an item's."""
-    if verbalizer == "items":
+def catalogue_scores_with_gradient(
+    lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str
+) -> torch.Tensor:
+    """What verbalise_all says of the items 1..I, fp32 (B, I), with a gradient of x, which its
+    kernels do not give: s = T z, with z the logits of the tokens that occur in titles, and T the
+    share of each in an item's."""
+    if verbalizer == "items":  # without row 0: cut afterwards, the products round otherwise
         return items.item_space(lm, x_BD) @ lm.items.E[1:].T
-    ptr, tok = tokens_of_all(titles, verbalizer)
     if lm.own_head:
-        return own_head.catalogue_scores(lm, x_BD, ptr, tok)[:, 1:]
+        return verbalise_all(lm, x_BD, titles, verbalizer)[:, 1:]
+    ptr, tok = tokens_of_all(titles, verbalizer)
     z_WB = titles.head.float() @ scaled(lm, x_BD).float().T
     z_WB = z_WB if titles.bias is None else z_WB + titles.bias.float()[:, None]
     word_M = torch.as_tensor(titles.index, device=lm.device)[tok]
@@ -215,24 +225,17 @@ def scaled(lm: LM, x_ND: torch.Tensor) -> torch.Tensor:
 
 
 def likelihoods(
-    lm: LM,
-    start: Start,
-    tails: Sequence[np.ndarray],
-    cand_BC: np.ndarray,
-    titles: Titles,
-    at: Sequence[np.ndarray] | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    lm: LM, x_ND: torch.Tensor, tok_BCT: np.ndarray, n_BC: np.ndarray, titles: Titles
+) -> torch.Tensor:
     """s(b, c) = 1/n sum_t log P(w_t | prompt b, w_<t) for the tokens w of candidate c's title (and
-    the separator behind it, in decoders): (B, C); and the states `at`, or None."""
-    tok_BCT, n_BC = titles.padded(cand_BC, lm.sep if lm.kind == "decoder" else ())
-    x_ND, past_MD = states(read(lm, start, tails, tok_BCT, n_BC, at), at)
+    the separator behind it, in decoders), from the states that predict them: (B, C)."""
     real_BCT = np.arange(tok_BCT.shape[2]) < n_BC[..., None]
     words_N = on_device(titles.index[tok_BCT[real_BCT]], lm.device)
     ptr = on_device(pointers(n_BC.reshape(-1)), lm.device)
     # per token (ours): on ml-100k the sum over tokens gives the plain LM HR@1 .21 and a
     # cross-entropy of 7.8, the mean .25 and 2.4
     score_N = log_likelihood(lm, x_ND, titles, words_N, ptr, normalise=True)
-    return score_N.view(cand_BC.shape), past_MD
+    return score_N.view(n_BC.shape)
 
 
 def log_likelihood(

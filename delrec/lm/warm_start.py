@@ -13,14 +13,14 @@ from delrec.data.grown import counted, known_before, said
 from delrec.data.prepared import Data
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import located
+from delrec.lm.prompts import DEFAULTS
 from delrec.lm.ranker import own_files
-from delrec.lm.slmrec import PROMPT_FLAGS, UNSAID
 from delrec.names import NAMES
 from delrec.processes import Ranks
 from delrec.runtime import Run, folder_of, is_run, load_run, stop
 
 # what shapes prompts and weights: it is the run's, and nothing else may be typed
-FIXED = ("llm", *PROMPT_FLAGS, "k", "adapt", "init_r", "target_r", "alpha", "prune_end")
+FIXED = ("llm", *DEFAULTS, "k", "adapt", "init_r", "target_r", "alpha", "prune_end")
 # of the training: the run's, unless something else is typed
 TAKEN = ("loss", "samples", "C", "pool", "draw", "batch", "lr", "lr_maps", "lr_prompt")
 TAKEN += ("weight_decay", "warmup")
@@ -68,7 +68,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> R
 def own_value(run: Run, key: str, cfg: SimpleNamespace) -> object:
     """The value of a flag that a run was trained with; of one that it does not know what it was
     then, or that of cfg."""
-    value = getattr(run, key, (vars(cfg) | UNSAID)[key])
+    value = getattr(run, key, (vars(cfg) | DEFAULTS)[key])
     return located(value) if key == "llm" else value
 
 

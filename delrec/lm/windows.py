@@ -17,7 +17,7 @@ from delrec.lm.items import in_tables, item_space, scores_in_tables, table_of
 from delrec.lm.ragged import Ragged, of_padded
 from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read_examples, read_prefix
-from delrec.lm.residual import before_backbone
+from delrec.lm.residual import with_backbone_state
 from delrec.runtime import stop
 
 if TYPE_CHECKING:
@@ -151,5 +151,5 @@ class ByVectors:
         """E W_out x, the scores of all items (N, I), added to the backbone's with --residual. e_NE:
         W_out x."""
         lm, table_N = self.r.lm, targets_of(batch, "table")
-        e_NE = before_backbone(lm, e_NE, targets_of(batch, "place"), table_N)
+        e_NE = with_backbone_state(lm, e_NE, targets_of(batch, "place"), table_N)
         return scores_in_tables(lm, e_NE, table_N)

@@ -10,7 +10,6 @@ answering needs, as JSON and safetensors.
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from delrec.backbone.ranking import must_hold_model
 from delrec.data.prepared import Data
 from delrec.data.shared import ITEMS, write_items
 from delrec.data.terms import terms_of
-from delrec.lm.ranker import reads_all
+from delrec.lm.export import ranks_all
 from delrec.lm.residual import keep_backbone
 from delrec.places import BACKBONE
 from delrec.runtime import (
@@ -89,10 +88,9 @@ def asks_backbone(run: Run) -> bool:
     """
     if run.stage == "train_backbone":
         return False
-    s = run.settings
-    show = s["show"] or s["verbalizer"] == "letter"
-    pools = not reads_all(SimpleNamespace(verbalizer=s["verbalizer"], show=show))
-    return pools or (run.stage != "lm" and not (run.folder / "items.safetensors").exists())
+    if run.stage != "lm" and not (run.folder / "items.safetensors").exists():
+        return True
+    return not ranks_all(run)
 
 
 def share_backbone(run: Run, data: Data) -> Path | None:

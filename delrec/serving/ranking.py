@@ -15,6 +15,7 @@ import torch
 from delrec.backbone.ranking import HistoryScorer, best_items, history_scorer
 from delrec.data.prepared import Data
 from delrec.lm import hints, new_items
+from delrec.lm.prompts import settings_of_run
 from delrec.lm.ragged import ragged
 from delrec.lm.ranker import Ranker, open_run, reads_all, score_catalogue, score_listed
 from delrec.lm.reading import Start, read_prefix
@@ -72,7 +73,7 @@ def run_scorer(
     """
     if run.stage == "train_backbone":
         return BackboneScorer(history_scorer(run))
-    if "recurrent" in (run.settings.get("summary") or ""):
+    if "recurrent" in (settings_of_run(run)["summary"] or ""):
         stop(
             f"{run.folder} reads summaries that an LM wrote before its training, and nobody wrote "
             "one of a new history; take a run of finetune.py --summary words"
@@ -90,7 +91,7 @@ def run_scorer(
             f"backbone's {size} best, not --pool {pool}",
             flush=True,
         )
-    told = ranker.show and (ranker.order == "backbone" or hints.hint_of(ranker.settings) != "none")
+    told = ranker.show and (ranker.order == "backbone" or ranker.settings["hint"] != "none")
     choose = pool_chooser(run, data, size, ranker.show, told)
     width = size if ranker.show else min(50, data.n_items)
     return PoolRanker(run, ranker, penalty_I, ranks, choose, width, "rank" if said else None)
@@ -103,10 +104,10 @@ def has_probabilities(run: Run) -> bool:
     """
     if run.stage == "train_backbone":
         return getattr(run, "loss", None) in ("ce", "sampled")
-    settings = getattr(run, "settings", {})
-    if run.stage != "finetune" or getattr(run, "calibration", 0) or settings.get("show"):
+    settings = settings_of_run(run)
+    if run.stage != "finetune" or getattr(run, "calibration", 0) or settings["show"]:
         return False
-    on_vectors = settings.get("verbalizer") == "items"
+    on_vectors = settings["verbalizer"] == "items"
     return on_vectors or getattr(run, "loss", None) == "catalogue"
 
 
@@ -148,7 +149,7 @@ class BackboneScorer:
         return self.scorer(olds)
 
     def with_items(self, titles: list[str], rows_of: RowsOf) -> "BackboneScorer":
-        """The same with items that training never saw."""
+        """This scorer with items that training never saw."""
         return BackboneScorer(self.scorer.with_items(rows_of))
 
 
@@ -169,7 +170,7 @@ class OnePass:
         return score_catalogue(self.ranker, self.start, tails, olds) - self.penalty_I
 
     def with_items(self, titles: list[str], rows_of: RowsOf) -> "OnePass":
-        """The same with items that training never saw."""
+        """This scorer with items that training never saw."""
         return replace(self, **grown_parts(self, titles, rows_of))
 
 
@@ -238,7 +239,7 @@ class PoolRanker:
             s_BI[b, block] = score_C - self.penalty_I[block]
 
     def with_items(self, titles: list[str], rows_of: RowsOf) -> "PoolRanker":
-        """The same with items that training never saw."""
+        """This scorer with items that training never saw."""
         choose = self.choose.with_items(len(titles), rows_of)
         return replace(self, choose=choose, **grown_parts(self, titles, rows_of))
 
@@ -304,7 +305,7 @@ class Chooser:
         return best_k[score_k > -np.inf]
 
     def with_items(self, n: int, rows_of: RowsOf) -> "Chooser":
-        """The same with n items that training never saw."""
+        """This chooser with n items that training never saw."""
         scorer = self.scorer and self.scorer.with_items(rows_of)
         return replace(self, n_items=self.trained + n, scorer=scorer)
 

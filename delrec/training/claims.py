@@ -10,13 +10,13 @@ from delrec.places import BACKBONE
 from delrec.processes import Ranks, finish, job_began, max_over_ranks, restarted
 from delrec.runtime import (
     beside,
+    complete_renames,
     in_use,
     is_run,
     load_run,
     owner,
     put_in_place,
     read_json,
-    settle,
     stop,
     when,
 )
@@ -58,7 +58,7 @@ def claim(folder: Path, cfg: SimpleNamespace, ranks: Ranks) -> None:
     """
     verdict, why = FREE, None
     if ranks.main:
-        settle(folder, "config.json")
+        complete_renames(folder, "config.json")
         adopt(folder, cfg.resume)
         why = refusal(folder, cfg)
         finished = cfg.resume and not beside(folder, "unfinished").exists() and is_run(folder)

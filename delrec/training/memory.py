@@ -41,7 +41,8 @@ def own_peak() -> float | None:
 
 
 def counted_peak(children: bool) -> float:
-    """The same as every Unix counts it, GB: it begins with the memory of the starting process."""
+    """The most memory that this process, or any of its children, has held, as every Unix counts it,
+    GB: it begins with the memory of the starting process."""
     if resource is None:
         return 0.0
     unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes

@@ -79,7 +79,7 @@ def passes_of(n: int, micro: int, world: int) -> list[slice]:
 
 
 def seed_dropout(seed: int, step: int, first: int) -> None:
-    """The same dropout for a micro-batch, whichever process computes it. In micro-batches of
+    """Seeds a micro-batch's dropout, the same whichever process computes it. In micro-batches of
     another size it draws other numbers."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, first]).generate_state(1)[0]))
 

@@ -11,6 +11,7 @@ import torch
 from delrec.data.prepared import Data, candidates, histories
 from delrec.kernels.bench import times
 from delrec.lm.model import LM
+from delrec.lm.prompts import DEFAULTS
 from delrec.lm.ragged import ragged
 from delrec.lm.ranker import Ranker, make_ranker
 from delrec.lm.reading import Start
@@ -55,12 +56,10 @@ def our_ranker(
 
 def settings_of(verbalizer: str, show: bool, history: int) -> dict[str, Any]:
     """A run's settings."""
-    return {
+    return DEFAULTS | {
         "verbalizer": verbalizer,
         "show": show,
-        "order": "shuffled",
         "history": history,
-        "max_title": 32,
         "max_tokens": 4000,
         "backbone": "SASRec",
         "backbone_run": "",
