@@ -24,6 +24,8 @@ from delrec.runtime import (
 )
 
 WITHOUT_A_RUN = ("none", "random", "words")
+# of what shapes a prompt: what stage 1 never has
+OF_STAGE_2 = ("summary", "permute_vectors", "hint", "orders")
 
 
 def save_soft_prompt(folder: Path, P_kD: torch.Tensor) -> None:
@@ -127,7 +129,7 @@ def say_if_of_another_format(run: Run, cfg: SimpleNamespace, ranks: Ranks) -> No
     others = [
         f"--{key.replace('_', '-')} was {made[key]}, is {getattr(cfg, key)}"
         for key in DEFAULTS
-        if made[key] != getattr(cfg, key) and (listed or key != "order")
+        if made[key] != getattr(cfg, key) and key not in OF_STAGE_2 and (listed or key != "order")
     ]
     if others and ranks.main:
         about = f"note: {run.folder} was distilled in prompts of another format"
