@@ -150,11 +150,8 @@ class ByTitles:
         self.r, self.loss = r, cfg.loss
         stop_unless_lm_can(r.lm, cfg.loss)
 
-    def losses(
-        self, batch: list[samples.Example], numbers: np.ndarray | None = None
-    ) -> dict[str, torch.Tensor]:
-        """The parts of the loss as sums over the examples of a batch. numbers: theirs, which no
-        part asks for."""
+    def losses(self, batch: list[samples.Example]) -> dict[str, torch.Tensor]:
+        """The parts of the loss as sums over the examples of a batch."""
         r, losses = self.r, {}
         start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
         tails, at = [e.tail for e in batch], [e.at for e in batch]
@@ -323,10 +320,10 @@ def main(ctx: click.Context, **config) -> None:
     loop.validation_cost = len(valid.which) / cfg.batch / 3  # a forward pass is a third of a step
     common.say(ranks, moving.said())
 
-    def losses_of(examples, numbers=None):
-        """The parts of the loss as sums over the reads; numbers: the examples', for the teacher."""
-        losses = task.losses(examples, numbers)
-        return losses | blocks.losses(task, examples, numbers) if blocks else losses
+    def losses_of(examples):
+        """The parts of the loss as sums over the reads."""
+        losses = task.losses(examples)
+        return losses | blocks.losses(task, examples) if blocks else losses
 
     def validated(done: int) -> dict[str, float]:
         """What validation says after so many steps. With final ranks they may be the best."""
@@ -344,9 +341,9 @@ def main(ctx: click.Context, **config) -> None:
 
     if (cfg.from_run or cfg.residual) and loop.step == 0:  # what it begins as may stay the best
         loop.log(0, **validated(0))
-    for step, at in loop.over(np.arange(n_steps * cfg.batch).reshape(n_steps, -1)):
+    for step, number_n in loop.over(np.arange(n_steps * cfg.batch).reshape(n_steps, -1)):
         with loop.elsewhere_than_steps():
-            batch = samples.batch_of(seen, r, cfg, at)
+            batch = samples.batch_of(seen, r, cfg, number_n)
         share = steps.warm_then_fall(step, n_steps, cfg.warmup)
         steps.set_learning_rates(optimiser, share)
         adapter.train()
@@ -354,7 +351,7 @@ def main(ctx: click.Context, **config) -> None:
         totals = steps.Totals(student.parts_told(cfg))
         for rows, weight in steps.micro_batches(cfg.batch, micro, ranks, cfg.shard):
             steps.seed_dropout(cfg.seed, step, rows.start)
-            losses = losses_of(batch.examples[rows], batch.at[rows])
+            losses = losses_of(batch.examples[rows])
             means = {part: L * (weight / batch.count(part)) for part, L in losses.items()}
             loss = sum(means.values())
             loss.backward()
@@ -364,7 +361,7 @@ def main(ctx: click.Context, **config) -> None:
         sum_gradients(params, ranks)
         moving.let_maps_rest(batch.rests)
         fields = totals.over(ranks)
-        steps.stop_unless_finite(params, step + 1, seen.places[batch.at], data, fields["loss"])
+        steps.stop_unless_finite(params, step + 1, seen.places[number_n], data, fields["loss"])
         optimiser.step()
         moving.reallocate(step + 1)  # reads the gradients; --ema takes the step
         fields |= validated(step + 1) if step in loop.validations else {}

@@ -143,10 +143,10 @@ def terms_of(x_s, x_t, **cfg):
     lm = SimpleNamespace(taps=(), tapped=[x_s])
     usual = {"input": "titles", "lambda_cos": 1, "lambda_norm": 1, "lambda_ms": 0, "norm": "l2"}
     cfg = SimpleNamespace(**usual | {"lambda_logits": 0} | cfg)
-    told = SimpleNamespace(of=lambda samples: torch.tensor([[x_t]]))
+    told = SimpleNamespace(of=lambda batch: torch.tensor([[x_t]]))
     task = SimpleNamespace(scores_from=lambda x, batch: x)
     blocks = slmrec.BlockLosses(lm, torch.nn.ModuleDict(), cfg, told)
-    found = blocks.losses(task, [None], np.array([0]))
+    found = blocks.losses(task, [None])
     found["norm"].backward(retain_graph=True)
     return {name: term.item() for name, term in found.items()}, x_s.grad
 

@@ -66,14 +66,10 @@ class KeptLists:
         """l(step) = l max(0, 1 - step / (2/3 n_steps)), the first step being 0."""
         return self.weight * max(0.0, 1 - step / (ENDS * self.n_steps))
 
-    def losses(
-        self, s_NI: torch.Tensor, batch: list, numbers: np.ndarray | None
-    ) -> dict[str, torch.Tensor]:
-        """l L_RPS as a sum over the reads of a batch; nothing once l is 0. s: their scores of the
-        items 1..I. numbers: the examples', all of one step; None before the first."""
-        share = self.share(0 if numbers is None else int(numbers[0]) // self.batch)
-        if not share:
-            return {}
+    def losses(self, s_NI: torch.Tensor, batch: list) -> dict[str, torch.Tensor]:
+        """l L_RPS as a sum over the reads of a batch, whose prompts are all of one step. s: their
+        scores of the items 1..I."""
+        share = self.share(batch[0].number // self.batch)
         row_N = np.searchsorted(self.places_n, targets_of(batch, "place"))
         ranked_Nh = torch.from_numpy(self.ranked_nh[row_N].astype(np.int64)).to(s_NI.device)
         return {"rps": share * listwise(s_NI, ranked_Nh).sum()}

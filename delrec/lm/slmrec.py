@@ -202,16 +202,13 @@ class BlockLosses:
         """How many blocks there are."""
         return len(self.lm.taps) + 1
 
-    def losses(
-        self, task: Task, batch: list, samples: np.ndarray | None
-    ) -> dict[str, torch.Tensor]:
-        """The terms as sums over the reads of a batch that the student has just read. samples: its
-        numbers among the training samples, None where the teacher is left out. task.loss_from gives
-        the task's own loss from another state."""
+    def losses(self, task: Task, batch: list) -> dict[str, torch.Tensor]:
+        """The terms as sums over the reads of a batch that the student has just read.
+        task.loss_from gives the task's own loss from another state."""
         cfg, losses = self.cfg, {}
-        if self.states and samples is not None:
+        if self.states:
             x_bND = torch.stack(self.lm.tapped).float()
-            t_bND = self.states.of(samples).to(x_bND.device).float().transpose(0, 1)
+            t_bND = self.states.of(batch).to(x_bND.device).float().transpose(0, 1)
             # D_cos = 1 - mean_j cos(x_t^j, x_s^j)
             D_cos = 1 - F.cosine_similarity(x_bND, t_bND, dim=2).mean(0)
             # D_norm = mean_j ||x_t^j - x_s^j|| (the paper's code), or of its square (the paper)
@@ -252,17 +249,17 @@ class TeacherStates:
     bits: np.ndarray  # of bf16 as int16 (N, b, D), memory-mapped
     ptr: np.ndarray  # (n + 1,): the reads of sample i are ptr[i]:ptr[i+1]
 
-    def of(self, samples: np.ndarray) -> torch.Tensor:
-        """The states (N, b, D) of some samples, in the order of read_examples."""
-        rows = self.bits[np.concatenate(places(self.ptr, samples))]
+    def of(self, batch: list) -> torch.Tensor:
+        """The states (N, b, D) of the samples of a batch, in the order of read_examples."""
+        rows = self.bits[np.concatenate(places(self.ptr, np.array([e.number for e in batch])))]
         return torch.from_numpy(rows).view(torch.bfloat16)
 
 
-def places(ptr: np.ndarray, samples: np.ndarray) -> list[np.ndarray]:
+def places(ptr: np.ndarray, number_n: np.ndarray) -> list[np.ndarray]:
     """Where the reads of some samples stand among those of all, in the order of read_examples:
     first each one's mask, then the other reads.
     """
-    return [ptr[samples], *(np.arange(ptr[s] + 1, ptr[s + 1]) for s in samples)]
+    return [ptr[number_n], *(np.arange(ptr[n] + 1, ptr[n + 1]) for n in number_n)]
 
 
 def learn_from(

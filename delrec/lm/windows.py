@@ -33,6 +33,7 @@ class WindowPrompt:
     place: np.ndarray  # of each read's target in data.items
     target: np.ndarray  # its item
     table: np.ndarray  # and the table of item vectors it is looked up in (items.Folds)
+    number: int  # the window's, among the training samples
 
 
 class Windows:
@@ -51,9 +52,25 @@ class Windows:
         target_nL = batch_of(data, self.first_n, self.last_n, L, self.is_target)[1]
         return (target_nL != 0).sum(1)
 
-    def prompts(self, r: Ranker, which: np.ndarray) -> list[WindowPrompt]:
-        """Some of the windows as prompts of a ranker."""
-        return window_prompts(r, self.first_n[which], self.last_n[which], self.is_target)
+    def prompts(self, r: Ranker, number_n: np.ndarray) -> list[WindowPrompt]:
+        """The windows of some numbers as prompts of a ranker."""
+        batch, last_n = [], self.last_n[number_n]
+        table_n = table_of(r.lm, users(r.data, last_n))
+        seq_nL, target_nL = batch_of(
+            r.data, self.first_n[number_n], last_n, r.history, self.is_target
+        )
+        shown = of_padded(seq_nL)
+        tails, ats = r.prompts.histories(shown)
+        targets = Ragged(target_nL[seq_nL > 0], shown.ptr)
+        windows = zip(number_n, last_n, table_n, targets, in_tables(r.lm, tails, table_n), ats)
+        for number, end, table, target, tail, at in windows:
+            must_fit(len(at), len(target))
+            # a vector's state predicts the vector after it; the last one's is read at the mask
+            inner = np.flatnonzero(target[:-1])
+            place = end + 1 - len(target) + np.append(len(target) - 1, inner)
+            item, table_m = r.data.items[place].astype(np.int64), np.full(len(place), table)
+            batch.append(WindowPrompt(tail, at[inner + 1], place, item, table_m, int(number)))
+        return batch
 
 
 def draw_windows(data: Data, L: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,26 +86,6 @@ def draw_windows(data: Data, L: int, n: int, seed: int) -> tuple[np.ndarray, np.
         last.append(last_e[order])
         epoch += 1
     return np.concatenate(first)[:n], np.concatenate(last)[:n]
-
-
-def window_prompts(
-    r: Ranker, first: np.ndarray, last: np.ndarray, is_target: np.ndarray
-) -> list[WindowPrompt]:
-    """Windows as prompts. is_target: which places of data.items may be one, (M,)."""
-    batch = []
-    table_B = table_of(r.lm, users(r.data, last))
-    seq_BL, target_BL = batch_of(r.data, first, last, r.history, is_target)
-    tails, ats = r.prompts.histories(of_padded(seq_BL))
-    targets = Ragged(target_BL[seq_BL > 0], of_padded(seq_BL).ptr)
-    windows = zip(last, table_B, targets, in_tables(r.lm, tails, table_B), ats)
-    for end, table, target, tail, at in windows:
-        must_fit(len(at), len(target))
-        # a vector's state predicts the vector after it; the last one's is read at the mask
-        inner = np.flatnonzero(target[:-1])
-        place = end + 1 - len(target) + np.append(len(target) - 1, inner)
-        item = r.data.items[place].astype(np.int64)
-        batch.append(WindowPrompt(tail, at[inner + 1], place, item, np.full(len(item), table)))
-    return batch
 
 
 def must_fit(shown: int, n: int) -> None:
@@ -110,9 +107,7 @@ def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
 class Term(Protocol):
     """A further part of stage 2's loss, from the scores that the reads have anyway."""
 
-    def losses(
-        self, s_NI: torch.Tensor, batch: list, numbers: np.ndarray | None, /
-    ) -> dict[str, torch.Tensor]:
+    def losses(self, s_NI: torch.Tensor, batch: list, /) -> dict[str, torch.Tensor]:
         """{name: a sum over the reads of a batch}."""
 
 
@@ -123,11 +118,8 @@ class ByVectors:
         """ensemble: who shares the loss with the next item; terms: what is added to it."""
         self.r, self.ensemble, self.terms = r, ensemble, terms
 
-    def losses(
-        self, batch: list[WindowPrompt], numbers: np.ndarray | None = None
-    ) -> dict[str, torch.Tensor]:
-        """The parts of the loss as sums over the targets of a batch. numbers: the windows', among
-        the training samples."""
+    def losses(self, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
+        """The parts of the loss as sums over the targets of a batch."""
         r = self.r
         x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), batch)
         s_NI = self.scores_from(item_space(r.lm, x_ND), batch)
@@ -135,7 +127,7 @@ class ByVectors:
         if self.ensemble:
             losses = self.ensemble.losses(losses["candidates"], s_NI, targets_of(batch, "place"))
         for term in self.terms:
-            losses |= term.losses(s_NI, batch, numbers)
+            losses |= term.losses(s_NI, batch)
         return losses
 
     def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
