@@ -322,7 +322,9 @@ def main(ctx: click.Context, **config) -> None:
 
     n_steps, n_tasks = max(cfg.samples // cfg.batch, 1), 1 + (cfg.tasks == "both")
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
-    loop = Loop(saver, "distill", n_steps, cfg.resume, validations=cfg.evals)
+    cost = sum(map(len, quiz.prompts.values())) / (2 * cfg.batch) / 3
+    validations = dict.fromkeys(steps.ends_of_parts(cfg.evals, n_steps), cost)
+    loop = Loop(saver, "distill", n_steps, cfg.resume, validations)
     loop.keep(quiz=quiz)
     if quiz.before is None:
         quiz.before = quiz.ask(r, ranks, "before")
@@ -332,7 +334,6 @@ def main(ctx: click.Context, **config) -> None:
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
     moved, best = Weights(params), Best(ranks.device)
     loop.keep(param=moved, lion=OptimiserState(optimiser), balance=balance, best=best)
-    loop.validation_cost = sum(map(len, quiz.prompts.values())) / (2 * cfg.batch) / 3
 
     for step, at in loop.over(np.arange(n_steps * cfg.batch).reshape(n_steps, -1)):
         with loop.elsewhere_than_steps():

@@ -315,9 +315,8 @@ def main(ctx: click.Context, **config) -> None:
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
     moved, best = Weights(params), Best(ranks.device)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
-    loop = Loop(saver, "finetune", n_steps, cfg.resume)
-    loop.validations = student.validations(cfg, adapter, n_steps)
-    loop.validation_cost = len(valid.which) / cfg.batch / 3  # a forward pass is a third of a step
+    validations = student.validations(cfg, adapter, n_steps, len(valid.which))
+    loop = Loop(saver, "finetune", n_steps, cfg.resume, validations)
     common.say(ranks, moving.said())
 
     def losses_of(examples):

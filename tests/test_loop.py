@@ -248,22 +248,13 @@ def test_the_log_of_a_resumed_run_holds_each_step_once(saver, asked, tmp_path):
     ]
 
 
-# ---------------------------------------------------------------- validations and forecast
-
-
-@pytest.mark.parametrize(
-    "total, validations, steps",
-    [(10, 2, {4, 9}), (10, 1, {9}), (10, 3, {2, 6, 9}), (3, 3, {0, 1, 2}), (10, 0, set())],
-)
-def test_validations_are_spread_and_the_last_step_has_one(saver, total, validations, steps):
-    assert Loop(saver(), "test", total, validations=validations).validations == steps
+# ---------------------------------------------------------------- the forecast
 
 
 def test_the_forecast_is_printed_once_after_the_third_step(saver, capsys, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(loops, "time", SimpleNamespace(time=lambda: clock.now))
-    loop, said = Loop(saver(), "test", 9, validations=3), []
-    loop.validation_cost = 4.0
+    loop, said = Loop(saver(), "test", 9, validations={2: 4.0, 5: 4.0, 8: 4.0}), []
     for _ in loop.over(range(9)):
         clock.now += 60
         said.append(capsys.readouterr().out)

@@ -261,12 +261,15 @@ class Moving:
             )
 
 
-def validations(cfg: SimpleNamespace, adapter: torch.nn.Module, n_steps: int) -> set[int]:
-    """The steps (0 is the first) that end with a validation, --evals of them: from where ranks are
-    final on; with --adapt all, which has none, each after as many steps. With --from the one before
-    the first step is one of them."""
+def validations(
+    cfg: SimpleNamespace, adapter: torch.nn.Module, n_steps: int, n_val: int
+) -> dict[int, float]:
+    """{step (0 is the first) that ends with a validation: its cost in steps}, --evals of them: from
+    where ranks are final on; with --adapt all, which has none, each after as many steps. With
+    --from the one before the first step is one of them. n_val: samples that each asks."""
     first = n_steps / cfg.evals if cfg.adapt == "all" else adalora.last_cut(adapter)
-    return evenly(cfg.evals, first, n_steps)
+    cost = n_val / cfg.batch / 3  # a forward pass is a third of a step
+    return dict.fromkeys(evenly(cfg.evals, first, n_steps), cost)
 
 
 class Draws:
