@@ -63,7 +63,7 @@ from delrec.lm.verbalizers import (
     stop_unless_lm_can,
     verbalise,
 )
-from delrec.lm.windows import targets_of
+from delrec.lm.windows import ByVectors, targets_of
 from delrec.processes import Ranks, finish, sum_gradients
 from delrec.runtime import described
 from delrec.training import checkpoints, steps
@@ -298,11 +298,12 @@ def main(ctx: click.Context, **config) -> None:
     common.say_paper(cfg, differences.STAGE_2, ranks)
     n_steps = cfg.samples // cfg.batch
     r, teacher, maps = student.open_student(cfg, data, ranks, origins, history_scorer)
-    task = student.by_vectors(cfg, r, n_steps) if cfg.input == "ids" else ByTitles(r, cfg)
+    lists = kept.opened(cfg, r, origins.prompt, n_steps)
+    task = ByVectors(r, ensemble.opened(cfg, r), lists) if cfg.input == "ids" else ByTitles(r, cfg)
     blocks = slmrec.BlockLosses(r.lm, maps, cfg) if cfg.teacher or cfg.lambda_ms else None
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun
-    made = student.made_with(cfg, ranks, r, origins)
+    made = student.made_with(cfg, ranks, r, origins, lists)
     out, record = common.start_run(folder, "finetune", cfg, data, ranks)
     record |= student.write_pruned(cfg, r.lm, out, ranks)
     if teacher:

@@ -64,7 +64,7 @@ def lists_of(weight=0.5, n_steps=30, h=4) -> kept.KeptLists:
     """Lists of 20 samples of 12 items, whose targets stand at 100, 103, .."""
     rng = np.random.default_rng(0)
     ranked_nh = np.stack([rng.permutation(12)[:h] + 1 for _ in range(20)])
-    return kept.KeptLists(ranked_nh, 100 + 3 * np.arange(20), weight, 8, n_steps)
+    return kept.KeptLists(ranked_nh, 100 + 3 * np.arange(20), weight, 8, n_steps, "")
 
 
 def window(*rows, number=0) -> WindowPrompt:

@@ -19,7 +19,6 @@ from delrec.lm import (
     ensemble,
     hints,
     items,
-    kept,
     layers,
     residual,
     slmrec,
@@ -27,6 +26,7 @@ from delrec.lm import (
     written,
 )
 from delrec.lm.calibration import calibrate, neutral_scores
+from delrec.lm.kept import KeptLists
 from delrec.lm.listed import backbone_of, say_if_another
 from delrec.lm.lists import has_learnt, said_of_folds
 from delrec.lm.model import LM, load_lm, located, must_be_of
@@ -34,7 +34,7 @@ from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
 from delrec.lm.samples import Histories, Validation
 from delrec.lm.text import digest, fingerprint
-from delrec.lm.windows import ByVectors, Windows
+from delrec.lm.windows import Windows
 from delrec.metrics import chance
 from delrec.processes import Ranks
 from delrec.runtime import Run, follow_umask, load_run, stop, write_npy
@@ -141,12 +141,13 @@ def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
     return Histories(cfg, r.data, r.backbone_run, n)
 
 
-def by_vectors(cfg: SimpleNamespace, r: Ranker, n_steps: int) -> ByVectors:
-    """What is asked of an LM on vectors, and what else its scores are held to."""
-    return ByVectors(r, ensemble.opened(cfg, r), kept.terms_of(cfg, r, n_steps))
-
-
-def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, origins: Origins) -> dict:
+def made_with(
+    cfg: SimpleNamespace,
+    ranks: Ranks,
+    r: Ranker,
+    origins: Origins,
+    kept_lists: KeptLists | None,
+) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
     if r.P is not None:
@@ -161,7 +162,9 @@ def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, origins: Origins) -
         made["adapter"] = slmrec.adapter_digest(origins.start)
     if r.lm.items is not None:  # of a backbone, which may have been trained again meanwhile
         made["item_vectors"] = items.vectors_digest(r.lm)
-    return made | kept.made_with(cfg, r)
+    if kept_lists:
+        made["backbone_lists"] = kept_lists.digest
+    return made
 
 
 def trials(r: Ranker, seen: Windows | Histories, losses_of: Callable) -> Iterator[tuple]:

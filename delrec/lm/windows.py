@@ -4,9 +4,8 @@ every item of it (E4SRec, arXiv 2312.02443).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from delrec.runtime import stop
 
 if TYPE_CHECKING:
     from delrec.lm.ensemble import Ensemble
+    from delrec.lm.kept import KeptLists
 
 
 @dataclass
@@ -104,19 +104,13 @@ def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
     return np.concatenate([at_masks, *others]).astype(np.int64)
 
 
-class Term(Protocol):
-    """A further part of stage 2's loss, from the scores that the reads have anyway."""
-
-    def losses(self, s_NI: torch.Tensor, batch: list, /) -> dict[str, torch.Tensor]:
-        """{name: a sum over the reads of a batch}."""
-
-
 class ByVectors:
     """Each next item of a window among all I, scored by its vector (E4SRec)."""
 
-    def __init__(self, r: Ranker, ensemble: Ensemble | None = None, terms: Sequence[Term] = ()):
-        """ensemble: who shares the loss with the next item; terms: what is added to it."""
-        self.r, self.ensemble, self.terms = r, ensemble, terms
+    def __init__(self, r: Ranker, ensemble: Ensemble | None, kept: KeptLists | None):
+        """ensemble: who shares the loss with the next item; kept: the lists that are asked for
+        beside it."""
+        self.r, self.ensemble, self.kept = r, ensemble, kept
 
     def losses(self, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
         """The parts of the loss as sums over the targets of a batch."""
@@ -126,9 +120,7 @@ class ByVectors:
         losses = {"candidates": self.cross_entropy(s_NI, batch)}
         if self.ensemble:
             losses = self.ensemble.losses(losses["candidates"], s_NI, targets_of(batch, "place"))
-        for term in self.terms:
-            losses |= term.losses(s_NI, batch)
-        return losses
+        return losses | self.kept.losses(s_NI, batch) if self.kept else losses
 
     def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
         """L_ce from e = W_out x."""
