@@ -300,15 +300,15 @@ def main(ctx: click.Context, **config) -> None:
     r, teacher, maps = student.open_student(cfg, data, ranks, origins, history_scorer)
     lists = kept.opened(cfg, r, origins.prompt, n_steps)
     task = ByVectors(r, ensemble.opened(cfg, r), lists) if cfg.input == "ids" else ByTitles(r, cfg)
-    blocks = slmrec.BlockLosses(r.lm, maps, cfg) if cfg.teacher or cfg.lambda_ms else None
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun
     made = student.made_with(cfg, ranks, r, origins, lists)
     out, record = common.start_run(folder, "finetune", cfg, data, ranks)
     record |= student.write_pruned(cfg, r.lm, out, ranks)
-    if teacher:
-        blocks.states, record["states_seconds"] = slmrec.learn_from(teacher, seen, cfg, out, ranks)
-        del teacher
+    states = slmrec.teacher_states(teacher, seen, cfg, out, ranks) if teacher else None
+    del teacher
+    record |= {"states_seconds": states.seconds} if states else {}
+    blocks = slmrec.BlockLosses(r.lm, maps, cfg, states) if states or cfg.lambda_ms else None
 
     # AdaLoRA begins at full rank, is pruned to its budget, goes on at the ranks that were found
     moving = student.Moving(cfg, r, maps, modules, n_steps, origins.start)

@@ -79,7 +79,7 @@ def tapped(teacher, toy, on_cpu):
 @pytest.fixture
 def states(tapped, seen, alone, tmp_path):
     """The teacher's states at the reads of those windows."""
-    return slmrec.teacher_states(tapped, seen, 7, tmp_path / "states.npy", alone)
+    return slmrec.teacher_states(tapped, seen, SimpleNamespace(micro=7), tmp_path, alone)
 
 
 def test_the_teacher_s_states_are_those_of_its_body(tapped, seen, states):

@@ -189,18 +189,14 @@ class BlockLosses:
     lm: LM  # the student, whose blocks are tapped
     maps: torch.nn.ModuleDict  # W_j as "block1", ..
     cfg: SimpleNamespace  # lambda_cos, lambda_norm, norm, lambda_logits, lambda_ms, input
-    states: "TeacherStates | None" = None  # the teacher's; None without a teacher
+    states: "TeacherStates | None"  # the teacher's; None without a teacher
 
     def __post_init__(self):
-        # of vectors W_out reads the last states; the student's begins as its teacher's
+        # of vectors W_out reads the last states; the student's begins as its teacher's, which is
+        # kept here, before anything moves
         on_vectors = self.cfg.input == "ids"
         self.read_s = self.lm.items.maps["out"] if on_vectors else torch.nn.Identity()
         self.read_t = copy.deepcopy(self.read_s).requires_grad_(False)
-
-    @property
-    def b(self) -> int:
-        """How many blocks there are."""
-        return len(self.lm.taps) + 1
 
     def losses(self, task: Task, batch: list) -> dict[str, torch.Tensor]:
         """The terms as sums over the reads of a batch that the student has just read.
@@ -220,16 +216,12 @@ class BlockLosses:
                 score_s = task.scores_from(self.read_s(x_bND[-1]), batch)
                 score_t = task.scores_from(self.read_t(t_bND[-1]), batch)
                 losses["logits"] = cfg.lambda_logits * kl(score_t, score_s)
-        if cfg.lambda_ms and self.b > 1:
+        if cfg.lambda_ms and (inner := self.lm.tapped[:-1]):
             # L_ms = mean_{j<b} of the loss from W_j x_s^j; on vectors CE(y, softmax(E W_j x_s^j))
-            mapped = [W_j(x.float()) for W_j, x in zip(self.inner_maps(), self.lm.tapped)]
+            mapped = [self.maps[f"block{j}"](x.float()) for j, x in enumerate(inner, 1)]
             total = sum(task.loss_from(x, batch) for x in mapped)
-            losses["ms"] = cfg.lambda_ms * total / (self.b - 1)
+            losses["ms"] = cfg.lambda_ms * total / len(inner)
         return losses
-
-    def inner_maps(self) -> list[torch.nn.Module]:
-        """W_1 .. W_{b-1}."""
-        return [self.maps[f"block{j}"] for j in range(1, self.b)]
 
 
 def kl(score_t: torch.Tensor, score_s: torch.Tensor) -> torch.Tensor:
@@ -248,6 +240,7 @@ class TeacherStates:
 
     bits: np.ndarray  # of bf16 as int16 (N, b, D), memory-mapped
     ptr: np.ndarray  # (n + 1,): the reads of sample i are ptr[i]:ptr[i+1]
+    seconds: float  # that the teacher took to read them
 
     def of(self, batch: list) -> torch.Tensor:
         """The states (N, b, D) of the samples of a batch, in the order of read_examples."""
@@ -262,28 +255,19 @@ def places(ptr: np.ndarray, number_n: np.ndarray) -> list[np.ndarray]:
     return [ptr[number_n], *(np.arange(ptr[n] + 1, ptr[n + 1]) for n in number_n)]
 
 
-def learn_from(
+@torch.no_grad()
+def teacher_states(
     teacher: Ranker, samples: Histories | Windows, cfg: SimpleNamespace, out: Path, ranks: Ranks
-) -> tuple[TeacherStates, float]:
-    """The teacher's states at the reads of all training samples, and the seconds that took. A run
-    that goes on from a checkpoint reads them again; of another run start_run left none."""
+) -> TeacherStates:
+    """The teacher's states at the reads of all training samples, written to out/teacher_states.npy.
+
+    A run that goes on from a checkpoint takes those that are there; of another run start_run left
+    none. Dropout is off, so a second time would say the same.
+    """
     path, began = out / "teacher_states.npy", time.time()
     if ranks.world > 1:  # the first process has emptied the folder by then
         torch.distributed.barrier()
     micro = 16 if cfg.micro == "auto" else cfg.micro
-    states = teacher_states(teacher, samples, micro, path, ranks)
-    return states, round(time.time() - began, 3)
-
-
-@torch.no_grad()
-def teacher_states(
-    teacher: Ranker, samples: Histories | Windows, micro: int, path: Path, ranks: Ranks
-) -> TeacherStates:
-    """The teacher's states at the reads of all training samples.
-
-    Computed once and written to `path`; dropout is off, so a second time would say the same.
-    samples: n_reads (n,) and prompts(ranker, which).
-    """
     ptr = np.concatenate([[0], np.cumsum(samples.n_reads)])
     shape = (int(ptr[-1]), len(teacher.lm.taps) + 1, width(teacher.lm))
     if not path.exists():
@@ -298,7 +282,7 @@ def teacher_states(
             os.replace(tmp, path)
         if ranks.world > 1:
             torch.distributed.barrier()
-    return TeacherStates(read_npy(path, shape), ptr)
+    return TeacherStates(read_npy(path, shape), ptr, round(time.time() - began, 3))
 
 
 def states_in_parts(
