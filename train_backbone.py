@@ -329,7 +329,7 @@ def fit(
         epoch = loop.epoch  # 0 is the untrained model
         if loop.step == 0:
             found = protocol.validate(model, ranks) if protocol else {}
-            best.offer((found.get("val_ndcg@10", epoch),), epoch, model.state_dict())
+            best.offer(found.get("val_ndcg@10", epoch), epoch, model.state_dict())
             loop.log(epoch, **mean.fields(), **found)
         if epoch == most or epoch - best.step >= cfg.patience:
             break

@@ -234,7 +234,7 @@ class Validation:
         return full_nC
 
 
-def criterion(found: dict[str, float]) -> tuple[float]:
+def criterion(found: dict[str, float]) -> float:
     """What a step is chosen by: NDCG@10 over all items where the LM ranks them all, else among the
     candidates. found: what Validation.ask logs."""
-    return (found.get("val_full_ndcg@10", found["val_ndcg@10"]),)
+    return found.get("val_full_ndcg@10", found["val_ndcg@10"])

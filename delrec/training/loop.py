@@ -212,8 +212,8 @@ class OptimiserState:
 
 
 class Best:
-    """The best step so far by validation: its quality (a tuple, larger is better), its number, the
-    weights {name: tensor} it had, and what else was found there."""
+    """The best step so far by validation: its quality (larger is better), its number, the weights
+    {name: tensor} it had, and what else was found there."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -221,7 +221,7 @@ class Best:
         self.weights, self.found = {}, {}
 
     def offer(
-        self, quality: tuple[float, ...], step: int, weights: dict[str, torch.Tensor], **found: Any
+        self, quality: float, step: int, weights: dict[str, torch.Tensor], **found: Any
     ) -> None:
         """Takes a step if it is better than the best so far."""
         if self.quality is None or quality > self.quality:
@@ -243,7 +243,7 @@ class Best:
         """Makes this the best step so far, its tensors on the device."""
         if not state:
             return
-        self.quality, self.step = tuple(state["quality"]), state["step"]
+        self.quality, self.step = state["quality"], state["step"]
         for key, value in state.items():
             kind, _, name = key.partition(".")
             if kind == "weights":
