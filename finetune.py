@@ -352,7 +352,7 @@ def main(ctx: click.Context, **config) -> None:
         for rows, weight in steps.micro_batches(cfg.batch, micro, ranks, cfg.shard):
             steps.seed_dropout(cfg.seed, step, rows.start)
             losses = losses_of(batch.examples[rows])
-            means = {part: L * (weight / batch.count(part)) for part, L in losses.items()}
+            means = {part: total * (weight / batch.count(part)) for part, total in losses.items()}
             loss = sum(means.values())
             loss.backward()
             totals.add(loss, means)

@@ -45,12 +45,8 @@ class Windows:
         self.is_target = np.zeros(len(data.items), bool)
         self.is_target[data.train] = True
         self.places = self.last_n  # that a window is known by
-        self.n_reads = self.count_targets(data, L)
-
-    def count_targets(self, data: Data, L: int) -> np.ndarray:
-        """How many targets each window has (n,)."""
-        target_nL = batch_of(data, self.first_n, self.last_n, L, self.is_target)[1]
-        return (target_nL != 0).sum(1)
+        _, target_nL = batch_of(data, self.first_n, self.last_n, L, self.is_target)
+        self.n_reads = (target_nL != 0).sum(1)
 
     def prompts(self, r: Ranker, number_n: np.ndarray) -> list[WindowPrompt]:
         """The windows of some numbers as prompts of a ranker."""
