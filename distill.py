@@ -384,8 +384,7 @@ def main(ctx: click.Context, **config) -> None:
         known = {key: r.settings[key] for key in ("backbone", "backbone_run", "backbone_digest")}
         record |= {"settings": r.settings, **known, "lm_share": loop.lm_share()}
         record |= {"calibration": 0.0, "soft_prompt": str(folder)}
-        record["started"] -= loop.earlier  # what it took before it was killed counts too
-        common.finish_run(folder, record)
+        common.finish_run(folder, record, loop.earlier)
         rate = loop.counts["prompts"] / loop.spent["steps"]
         prompt_training.print_result(folder, record, quiz, (best.found["after"], near), rate)
     finish(ranks)

@@ -370,8 +370,7 @@ def close_run(folder: Path, record: dict, loop: Loop, quality: tuple, n_val: int
         "samples_per_second": round(record["batch"] * loop.total / loop.spent["steps"], 3),
         "train_seconds": round(loop.spent["steps"], 3),
     }
-    record["started"] -= loop.earlier  # what it took before it was killed counts too
-    finish_run(folder, record)
+    finish_run(folder, record, loop.earlier)
     print_result(folder, record, quality, n_val)
 
 
