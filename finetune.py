@@ -94,9 +94,9 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> s
     fill(cfg, dict(lr=3e-4 if cfg.adapt == "all" else 3e-3))
     fill(cfg, residual.DEFAULTS if cfg.residual else {})
     fill(cfg, ensemble.DEFAULTS if cfg.kd else {})
-    check(cfg, typed)
     if cfg.input == "ids":
         vars(cfg).update(FIXED)
+    check(cfg, typed)
     prompt_run = None if start else soft_prompt.prompt_run_of(cfg, data)
     cfg.llm = soft_prompt.lm_of(cfg, prompt_run)
     cfg.maps = items.maps_folder(cfg, data, prompt_run)
@@ -107,7 +107,6 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> s
 def check(cfg: SimpleNamespace, typed: set[str]) -> None:
     """Stops at what cannot be meant."""
     n_steps = max(cfg.samples // cfg.batch, 1)
-    titles = cfg.input != "ids"
     about_titles = sorted(typed & {"paper", *FIXED})
     faults = [
         (
@@ -125,12 +124,12 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             f"--samples {cfg.samples} are not a step of --batch {cfg.batch}; raise --samples",
         ),
         (
-            not titles and about_titles,
+            cfg.input == "ids" and about_titles,
             f"--{(about_titles or [''])[0]} is about titles, --input ids scores all items by their "
             "vectors; leave one of them out",
         ),
         (
-            titles and cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL,
+            cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL,
             f"--loss catalogue scores all items from one state, --verbalizer {cfg.verbalizer} "
             "cannot; use mean or first, or --loss candidates",
         ),

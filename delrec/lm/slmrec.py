@@ -52,7 +52,7 @@ UNSAID |= USUAL
 
 def faults(cfg: SimpleNamespace) -> list[tuple]:
     """What cannot be meant with or without a teacher: [(is it so?, sentence)]."""
-    titles, taught = cfg.input != "ids", cfg.teacher or cfg.lambda_ms
+    taught = cfg.teacher or cfg.lambda_ms
     return [
         (
             cfg.shard and cfg.layers and not cfg.teacher and cfg.adapt != "all",
@@ -65,12 +65,12 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             "no --teacher; name one or leave them out",
         ),
         (
-            titles and cfg.loss in ("titles", "both") and (cfg.input == "hybrid" or taught),
+            cfg.loss in ("titles", "both") and (cfg.input == "hybrid" or taught),
             f"--loss {cfg.loss} reads every title token of the history; --input hybrid, --teacher "
             "and --lambda-ms need --loss candidates or catalogue",
         ),
         (
-            titles and cfg.verbalizer == "likelihood" and taught,
+            cfg.verbalizer == "likelihood" and taught,
             "--verbalizer likelihood reads a state per title token, teacher and student are "
             "compared at one: use --verbalizer mean, first or letter",
         ),
