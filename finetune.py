@@ -36,6 +36,7 @@ from delrec.data.prepared import Data
 from delrec.lm import (
     adalora,
     averaged,
+    calibration,
     crossfit,
     differences,
     ensemble,
@@ -113,6 +114,10 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             cfg.adapt != "all" and cfg.target_r >= cfg.init_r,
             f"--target-r {cfg.target_r} must be below --init-r {cfg.init_r}: AdaLoRA has nothing "
             "to reallocate otherwise",
+        ),
+        (
+            cfg.adapt == "all" and cfg.shard,
+            "--adapt all trains weights that --shard divides; leave one of them out",
         ),
         (
             n_steps < 5 and not cfg.from_run and cfg.adapt != "all",
@@ -370,7 +375,7 @@ def main(ctx: click.Context, **config) -> None:
     moving.must_hold()
     moved.load_state_dict(best.weights)
     score_nC = best.found["scores"]
-    neutral_I, w = student.calibration(cfg, r, valid, score_nC, ranks)
+    neutral_I, w = calibration.settled(cfg, r, valid.which, score_nC, ranks)
     if ranks.main:
         record |= student.write_parts(out, r, adapter, neutral_I, valid.among_all(score_nC))
         record |= {"settings": r.settings, "calibration": w, "best_step": best.step}

@@ -148,20 +148,18 @@ def blocks_of(layers: list[int], blocks: int | None = None) -> int:
     return blocks
 
 
-def tap_blocks(lm: LM, teacher: Ranker | None, blocks: int | None) -> int:
-    """b, the number of blocks: from now on both LMs keep their states after each block
-    (lm.tapped)."""
+def tap_blocks(lm: LM, teacher: Ranker | None, blocks: int | None) -> None:
+    """From now on both LMs keep their states after each of b blocks (lm.tapped)."""
     both = [teacher.lm, lm] if teacher else [lm]
     b = blocks_of([len(decoder_layers(m)[2]) for m in both], blocks)
     for each in both:
         tap(each, b)
-    return b
 
 
-def identity_maps(lm: LM, b: int) -> torch.nn.ModuleDict:
-    """W_1 .. W_{b-1} between states of the same width, which begin as the identity."""
+def identity_maps(lm: LM, n: int) -> torch.nn.ModuleDict:
+    """W_1 .. W_n between states of the same width, which begin as the identity."""
     D = width(lm)
-    maps = torch.nn.ModuleDict({f"block{j}": torch.nn.Linear(D, D) for j in range(1, b)})
+    maps = torch.nn.ModuleDict({f"block{j}": torch.nn.Linear(D, D) for j in range(1, n + 1)})
     for W_j in maps.values():
         torch.nn.init.eye_(W_j.weight)
         torch.nn.init.zeros_(W_j.bias)

@@ -25,14 +25,13 @@ from delrec.lm import (
     soft_prompt,
     written,
 )
-from delrec.lm.calibration import calibrate, neutral_scores
 from delrec.lm.kept import KeptLists
 from delrec.lm.listed import backbone_of, say_if_another
 from delrec.lm.lists import has_learnt, said_of_folds
 from delrec.lm.model import LM, load_lm, located, must_be_of
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
-from delrec.lm.samples import Histories, Validation
+from delrec.lm.samples import Histories
 from delrec.lm.text import digest, fingerprint
 from delrec.lm.windows import Windows
 from delrec.metrics import chance
@@ -70,11 +69,8 @@ def open_student(
 ) -> tuple[Ranker, Ranker | None, torch.nn.ModuleDict]:
     """The LM to train as a ranker, its teacher (a ranker, or None), and the maps beside it.
     scores_of: asked with --residual, of the backbone."""
-    teacher_run, prompt_run, start = origins.teacher, origins.prompt, origins.start
-    whole = cfg.adapt == "all"
-    if whole and cfg.shard:
-        stop("--adapt all trains weights that --shard divides; leave one of them out")
-    dtype = torch.float32 if whole else None  # bf16 would round most steps away
+    prompt_run, start = origins.prompt, origins.start
+    dtype = torch.float32 if cfg.adapt == "all" else None  # bf16 would round most steps away
     shard = cfg.shard and not cfg.layers
     lm = load_lm(cfg.llm, ranks.device, dtype, shard, cfg.check_llm)
     if start:
@@ -85,30 +81,47 @@ def open_student(
         residual.stop_without_folds(backbone_run)
     write_summaries(cfg, lm, data, backbone_run, ranks)
     settings = settings_of(cfg, backbone, backbone_run)
-    for run in filter(None, (prompt_run, teacher_run)):
-        say_if_another(run, ranks)
-    say_folds(cfg, backbone_run, ranks)
-    hints.say_what_differs(cfg, ranks)
-    if prompt_run:
-        soft_prompt.say_if_of_another_format(prompt_run, cfg, ranks)
+    say_notes(cfg, ranks, origins, backbone_run)
     if cfg.layers:
         layers.prune(lm, cfg.layers)
-    teacher = slmrec.open_teacher(teacher_run, lm, cfg, data, ranks) if teacher_run else None
-    b = slmrec.tap_blocks(lm, teacher, cfg.blocks) if teacher or cfg.lambda_ms else 0
-    maps = torch.nn.ModuleDict()
+    teacher = None
+    if origins.teacher:
+        teacher = slmrec.open_teacher(origins.teacher, lm, cfg, data, ranks)
+    if teacher or cfg.lambda_ms:
+        slmrec.tap_blocks(lm, teacher, cfg.blocks)
+    maps = maps_of(cfg, lm, backbone_run, data.n_items)
+    if cfg.residual:
+        residual.begin(lm, cfg, data, backbone_run, scores_of)
+    if start and lm.items is not None:
+        items.keep_maps(lm, start.folder)
+    if teacher and lm.items is not None:
+        items.share_maps(lm, teacher.lm)
+    return make_ranker(lm, data, settings, P, cfg.cache_prefix), teacher, maps
+
+
+def say_notes(cfg: SimpleNamespace, ranks: Ranks, origins: Origins, backbone_run: Path) -> None:
+    """Prints what of the runs that stage 2 begins with may not be as one thinks: of another
+    backbone, in or out of fold, in prompts of another format."""
+    for run in filter(None, (origins.prompt, origins.teacher)):
+        say_if_another(run, ranks)
+    reads = cfg.input != "titles" or hints.reads_lists(cfg)
+    if ranks.main and reads and (backbone_run / "config.json").exists():
+        run = load_run(backbone_run)
+        print(said_of_folds(backbone_run, getattr(run, "folds", 0), has_learnt(run)), flush=True)
+    hints.say_what_differs(cfg, ranks)
+    if origins.prompt:
+        soft_prompt.say_if_of_another_format(origins.prompt, cfg, ranks)
+
+
+def maps_of(cfg: SimpleNamespace, lm: LM, backbone_run: Path, n_items: int) -> torch.nn.ModuleDict:
+    """The maps that train beside the LM: of item vectors, and behind its inner blocks."""
+    maps, inner = torch.nn.ModuleDict(), len(lm.taps) if cfg.lambda_ms else 0
     on_vectors = cfg.input == "ids"
     if cfg.input != "titles":
-        inner = b - 1 if on_vectors and cfg.lambda_ms else 0
-        maps = items.first_maps(lm, cfg, backbone_run, data.n_items, inner)
-        if cfg.residual:
-            residual.begin(lm, cfg, data, backbone_run, scores_of)
-        if start:
-            items.keep_maps(lm, start.folder)
-        if teacher:
-            items.share_maps(lm, teacher.lm)
-    if cfg.lambda_ms and not on_vectors:  # titles are scored by the head, which reads states
-        maps = torch.nn.ModuleDict({**maps, **slmrec.identity_maps(lm, b)})
-    return make_ranker(lm, data, settings, P, cfg.cache_prefix), teacher, maps
+        maps = items.first_maps(lm, cfg, backbone_run, n_items, inner if on_vectors else 0)
+    if inner and not on_vectors:  # titles are scored by the head, which reads states
+        maps = torch.nn.ModuleDict({**maps, **slmrec.identity_maps(lm, inner)})
+    return maps
 
 
 def write_summaries(
@@ -122,14 +135,6 @@ def write_summaries(
     places = np.unique(np.concatenate([seen.places, data.val, data.test]))
     old = of_padded(histories(data, places, cfg.history))
     cfg.summaries = written.write_missing(lm, data, old, ranks)
-
-
-def say_folds(cfg: SimpleNamespace, backbone_run: Path, ranks: Ranks) -> None:
-    """Prints whether what training samples read of the backbone is out of fold."""
-    reads = cfg.input != "titles" or hints.reads_lists(cfg)
-    if ranks.main and reads and (backbone_run / "config.json").exists():
-        run = load_run(backbone_run)
-        print(said_of_folds(backbone_run, getattr(run, "folds", 0), has_learnt(run)), flush=True)
 
 
 def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
@@ -323,20 +328,6 @@ def write_lm(lm: LM, out: Path) -> dict:
     place = str(out).removesuffix(".unfinished")
     known = {"llm_from": located(lm.name), "llm_fingerprint": fingerprint(lm)}
     return {"llm": str(Path(place) / "lm"), **known}
-
-
-def calibration(
-    cfg: SimpleNamespace,
-    r: Ranker,
-    valid: Validation,
-    score_nC: np.ndarray,
-    ranks: Ranks,
-) -> tuple[np.ndarray, float]:
-    """The scores that calibration subtracts from each item (I+1,), and their weight."""
-    if not cfg.calibrate:
-        return np.zeros(r.data.n_items + 1, np.float32), 0.0
-    neutral_I = neutral_scores(r, ranks)
-    return neutral_I, calibrate(r, valid.which, score_nC, neutral_I, ranks)
 
 
 def write_parts(
