@@ -147,11 +147,7 @@ def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
 
 
 def made_with(
-    cfg: SimpleNamespace,
-    ranks: Ranks,
-    r: Ranker,
-    origins: Origins,
-    kept_lists: KeptLists | None,
+    cfg: SimpleNamespace, ranks: Ranks, r: Ranker, origins: Origins, lists: KeptLists | None
 ) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
@@ -167,8 +163,8 @@ def made_with(
         made["adapter"] = slmrec.adapter_digest(origins.start)
     if r.lm.items is not None:  # of a backbone, which may have been trained again meanwhile
         made["item_vectors"] = items.vectors_digest(r.lm)
-    if kept_lists:
-        made["backbone_lists"] = kept_lists.digest
+    if lists:
+        made["backbone_lists"] = lists.digest
     return made
 
 
