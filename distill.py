@@ -322,7 +322,9 @@ def main(ctx: click.Context, **config) -> None:
 
     n_steps, n_tasks = max(cfg.samples // cfg.batch, 1), 1 + (cfg.tasks == "both")
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
-    loop = Loop(saver, "distill", n_steps, cfg.resume, validations=cfg.evals)
+    cost = sum(map(len, quiz.prompts.values())) / (2 * cfg.batch) / 3
+    validations = dict.fromkeys(steps.ends_of_parts(cfg.evals, n_steps), cost)
+    loop = Loop(saver, "distill", n_steps, cfg.resume, validations)
     loop.keep(quiz=quiz)
     if quiz.before is None:
         quiz.before = quiz.ask(r, ranks, "before")
@@ -332,7 +334,6 @@ def main(ctx: click.Context, **config) -> None:
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
     moved, best = Weights(params), Best(ranks.device)
     loop.keep(param=moved, lion=OptimiserState(optimiser), balance=balance, best=best)
-    loop.validation_cost = sum(map(len, quiz.prompts.values())) / (2 * cfg.batch) / 3
 
     for step, at in loop.over(np.arange(n_steps * cfg.batch).reshape(n_steps, -1)):
         with loop.elsewhere_than_steps():
@@ -383,8 +384,7 @@ def main(ctx: click.Context, **config) -> None:
         known = {key: r.settings[key] for key in ("backbone", "backbone_run", "backbone_digest")}
         record |= {"settings": r.settings, **known, "lm_share": loop.lm_share()}
         record |= {"calibration": 0.0, "soft_prompt": str(folder)}
-        record["started"] -= loop.earlier  # what it took before it was killed counts too
-        common.finish_run(folder, record)
+        common.finish_run(folder, record, loop.earlier)
         rate = loop.counts["prompts"] / loop.spent["steps"]
         prompt_training.print_result(folder, record, quiz, (best.found["after"], near), rate)
     finish(ranks)

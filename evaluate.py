@@ -100,9 +100,7 @@ def asks_one_run(cfg: SimpleNamespace) -> str | None:
     return given[0] if given else None
 
 
-def answer_as_one_run(
-    flag: str, runs: list[Run], data: Data, cfg: SimpleNamespace, ranks: Ranks
-) -> None:
+def ask_one_run(flag: str, runs: list[Run], data: Data, cfg: SimpleNamespace, ranks: Ranks) -> None:
     """Answers, writes or shows what a flag asks of one run."""
     if len(runs) != 1:
         stop(f"{flag} is answered by one run, {len(runs)} were given; pass one --ckpt")
@@ -110,29 +108,36 @@ def answer_as_one_run(
     if flag in ("--export", "--probe", "--free") and run.stage == "train_backbone":
         lms = "finetune.py" if cfg.export else "finetune.py or distill.py"
         stop(f"{run.folder} is a backbone, {flag} is about an LM; pass a run of {lms}")
-    recommender = Recommender.of_run(run, Catalogue(data), ranks, cfg.pool, cfg.shard, said=True)
-    if flag.startswith("--history"):
-        history = cfg.history if flag == "--history" else history_of_json(cfg.history_json)
-        answer_history(recommender.now, ranks, options_of(cfg), history=history)
-    elif flag == "--user":
-        answer_history(recommender.now, ranks, options_of(cfg), user=cfg.user)
-    elif flag == "--similar":
-        answer_similar(recommender.now, ranks, options_of(cfg), cfg.similar)
-    elif flag == "--serve":
-        answer_file(recommender.now, ranks, options_of(cfg), cfg.serve, cfg.out)
-    elif flag == "--card":
+    if flag == "--card":
         if ranks.main:
             write_card(run, data, Path(cfg.out or run.folder / "evaluation"), cfg.overwrite)
     elif flag == "--export":
         export.export(run, data, ranks, cfg, history_scorer)
     elif flag == "--export-onnx":
         export_onnx(run, data, cfg.out, ranks)
-    else:
+    elif flag in ("--probe", "--free"):
         out = Path(cfg.out or run.folder)
         if ranks.main:
             must_be_writable(out)
         look = probe if cfg.probe else free
         look(run, data, cfg.val_samples, cfg.C, ranks, out)
+    else:
+        answer(flag, run, data, cfg, ranks)
+
+
+def answer(flag: str, run: Run, data: Data, cfg: SimpleNamespace, ranks: Ranks) -> None:
+    """Answers the histories, the user or the item that a flag names."""
+    recommender = Recommender.of_run(run, Catalogue(data), ranks, cfg.pool, cfg.shard, said=True)
+    asked = recommender.now, ranks, options_of(cfg)
+    if flag == "--serve":
+        answer_file(*asked, cfg.serve, cfg.out)
+    elif flag == "--similar":
+        answer_similar(*asked, cfg.similar)
+    elif flag == "--user":
+        answer_history(*asked, user=cfg.user)
+    else:
+        history = cfg.history if flag == "--history" else history_of_json(cfg.history_json)
+        answer_history(*asked, history=history)
 
 
 def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> None:
@@ -327,7 +332,7 @@ def main(**config: Any) -> None:
     ranks = setup(0)
     runs, data = open_runs(names, cfg.dataset, ranks)
     if flag := asks_one_run(cfg):
-        answer_as_one_run(flag, runs, data, cfg, ranks)
+        ask_one_run(flag, runs, data, cfg, ranks)
         return finish(ranks)
     out = table_folder(cfg, runs, data) if ranks.main else None
 

@@ -36,6 +36,7 @@ from delrec.data.prepared import Data
 from delrec.lm import (
     adalora,
     averaged,
+    calibration,
     crossfit,
     differences,
     ensemble,
@@ -64,7 +65,7 @@ from delrec.lm.verbalizers import (
     stop_unless_lm_can,
     verbalise,
 )
-from delrec.lm.windows import targets_of
+from delrec.lm.windows import ByVectors, targets_of
 from delrec.processes import Ranks, finish, sum_gradients
 from delrec.runtime import described
 from delrec.training import checkpoints, steps
@@ -95,9 +96,9 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> s
     fill(cfg, dict(lr=3e-4 if cfg.adapt == "all" else 3e-3))
     fill(cfg, residual.DEFAULTS if cfg.residual else {})
     fill(cfg, ensemble.DEFAULTS if cfg.kd else {})
-    check(cfg, typed)
     if cfg.input == "ids":
         vars(cfg).update(FIXED)
+    check(cfg, typed)
     prompt_run = None if start else soft_prompt.prompt_run_of(cfg, data)
     cfg.llm = soft_prompt.lm_of(cfg, prompt_run)
     cfg.maps = items.maps_folder(cfg, data, prompt_run)
@@ -108,13 +109,16 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> s
 def check(cfg: SimpleNamespace, typed: set[str]) -> None:
     """Stops at what cannot be meant."""
     n_steps = max(cfg.samples // cfg.batch, 1)
-    titles = cfg.input != "ids"
     about_titles = sorted(typed & {"paper", *FIXED})
     faults = [
         (
             cfg.adapt != "all" and cfg.target_r >= cfg.init_r,
             f"--target-r {cfg.target_r} must be below --init-r {cfg.init_r}: AdaLoRA has nothing "
             "to reallocate otherwise",
+        ),
+        (
+            cfg.adapt == "all" and cfg.shard,
+            "--adapt all trains weights that --shard divides; leave one of them out",
         ),
         (
             n_steps < 5 and not cfg.from_run and cfg.adapt != "all",
@@ -126,12 +130,12 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             f"--samples {cfg.samples} are not a step of --batch {cfg.batch}; raise --samples",
         ),
         (
-            not titles and about_titles,
+            cfg.input == "ids" and about_titles,
             f"--{(about_titles or [''])[0]} is about titles, --input ids scores all items by their "
             "vectors; leave one of them out",
         ),
         (
-            titles and cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL,
+            cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL,
             f"--loss catalogue scores all items from one state, --verbalizer {cfg.verbalizer} "
             "cannot; use mean or first, or --loss candidates",
         ),
@@ -151,11 +155,8 @@ class ByTitles:
         self.r, self.loss = r, cfg.loss
         stop_unless_lm_can(r.lm, cfg.loss)
 
-    def losses(
-        self, batch: list[samples.Example], numbers: np.ndarray | None = None
-    ) -> dict[str, torch.Tensor]:
-        """The parts of the loss as sums over the examples of a batch. numbers: theirs, which no
-        part asks for."""
+    def losses(self, batch: list[samples.Example]) -> dict[str, torch.Tensor]:
+        """The parts of the loss as sums over the examples of a batch."""
         r, losses = self.r, {}
         start = read_prefix(r.lm, r.prompts.prefix, r.P, r.cache)
         tails, at = [e.tail for e in batch], [e.at for e in batch]
@@ -303,16 +304,17 @@ def main(ctx: click.Context, **config) -> None:
     common.say_paper(cfg, differences.STAGE_2, ranks)
     n_steps = cfg.samples // cfg.batch
     r, teacher, maps = student.open_student(cfg, data, ranks, origins, history_scorer)
-    task = student.by_vectors(cfg, r, n_steps) if cfg.input == "ids" else ByTitles(r, cfg)
-    blocks = slmrec.BlockLosses(r.lm, maps, cfg) if cfg.teacher or cfg.lambda_ms else None
+    lists = kept.opened(cfg, r, origins.prompt, n_steps)
+    task = ByVectors(r, ensemble.opened(cfg, r), lists) if cfg.input == "ids" else ByTitles(r, cfg)
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun
-    made = student.made_with(cfg, ranks, r, origins)
+    made = student.made_with(cfg, ranks, r, origins, lists)
     out, record = common.start_run(folder, "finetune", cfg, data, ranks)
     record |= student.write_pruned(cfg, r.lm, out, ranks)
-    if teacher:
-        blocks.states, record["states_seconds"] = slmrec.learn_from(teacher, seen, cfg, out, ranks)
-        del teacher
+    states = slmrec.teacher_states(teacher, seen, cfg, out, ranks) if teacher else None
+    del teacher
+    record |= {"states_seconds": states.seconds} if states else {}
+    blocks = slmrec.BlockLosses(r.lm, maps, cfg, states) if states or cfg.lambda_ms else None
 
     # AdaLoRA begins at full rank, is pruned to its budget, goes on at the ranks that were found
     moving = student.Moving(cfg, r, maps, modules, n_steps, origins.start)
@@ -320,15 +322,14 @@ def main(ctx: click.Context, **config) -> None:
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
     moved, best = Weights(params), Best(ranks.device)
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
-    loop = Loop(saver, "finetune", n_steps, cfg.resume)
-    loop.validations = student.validations(cfg, adapter, n_steps)
-    loop.validation_cost = len(valid.which) / cfg.batch / 3  # a forward pass is a third of a step
+    validations = student.validations(cfg, adapter, n_steps, len(valid.which))
+    loop = Loop(saver, "finetune", n_steps, cfg.resume, validations)
     common.say(ranks, moving.said())
 
-    def losses_of(examples, numbers=None):
-        """The parts of the loss as sums over the reads; numbers: the examples', for the teacher."""
-        losses = task.losses(examples, numbers)
-        return losses | blocks.losses(task, examples, numbers) if blocks else losses
+    def losses_of(examples):
+        """The parts of the loss as sums over the reads."""
+        losses = task.losses(examples)
+        return losses | blocks.losses(task, examples) if blocks else losses
 
     def validated(done: int) -> dict[str, float]:
         """What validation says after so many steps. With final ranks they may be the best."""
@@ -346,9 +347,9 @@ def main(ctx: click.Context, **config) -> None:
 
     if (cfg.from_run or cfg.residual) and loop.step == 0:  # what it begins as may stay the best
         loop.log(0, **validated(0))
-    for step, at in loop.over(np.arange(n_steps * cfg.batch).reshape(n_steps, -1)):
+    for step, number_n in loop.over(np.arange(n_steps * cfg.batch).reshape(n_steps, -1)):
         with loop.elsewhere_than_steps():
-            batch = samples.batch_of(seen, r, cfg, at)
+            batch = samples.batch_of(seen, r, cfg, number_n)
         share = steps.warm_then_fall(step, n_steps, cfg.warmup)
         steps.set_learning_rates(optimiser, share)
         adapter.train()
@@ -356,8 +357,8 @@ def main(ctx: click.Context, **config) -> None:
         totals = steps.Totals(student.parts_told(cfg))
         for rows, weight in steps.micro_batches(cfg.batch, micro, ranks, cfg.shard):
             steps.seed_dropout(cfg.seed, step, rows.start)
-            losses = losses_of(batch.examples[rows], batch.at[rows])
-            means = {part: L * (weight / batch.count(part)) for part, L in losses.items()}
+            losses = losses_of(batch.examples[rows])
+            means = {part: total * (weight / batch.count(part)) for part, total in losses.items()}
             loss = sum(means.values())
             loss.backward()
             totals.add(loss, means)
@@ -366,7 +367,7 @@ def main(ctx: click.Context, **config) -> None:
         sum_gradients(params, ranks)
         moving.let_maps_rest(batch.rests)
         fields = totals.over(ranks)
-        steps.stop_unless_finite(params, step + 1, seen.places[batch.at], data, fields["loss"])
+        steps.stop_unless_finite(params, step + 1, seen.places[number_n], data, fields["loss"])
         optimiser.step()
         moving.reallocate(step + 1)  # reads the gradients; --ema takes the step
         fields |= validated(step + 1) if step in loop.validations else {}
@@ -376,7 +377,7 @@ def main(ctx: click.Context, **config) -> None:
     moving.must_hold()
     moved.load_state_dict(best.weights)
     score_nC = best.found["scores"]
-    neutral_I, w = student.calibration(cfg, r, valid, score_nC, ranks)
+    neutral_I, w = calibration.settled(cfg, r, valid.which, score_nC, ranks)
     if ranks.main:
         record |= student.write_parts(out, r, adapter, neutral_I, valid.among_all(score_nC))
         record |= {"settings": r.settings, "calibration": w, "best_step": best.step}

@@ -257,7 +257,6 @@ def main(**config) -> None:
         record["out_of_fold"] = answer_out_of_fold(cfg, ranks, out, protocol, given, full, got)
     if ranks.main:
         found = results.write_results(out, full.model, protocol, got)
-        record["started"] -= full.loop.earlier  # what it took before it was killed counts too
         record |= {
             "out": str(folder),
             "n_items": data.n_items,
@@ -270,7 +269,8 @@ def main(**config) -> None:
             ),
             **getattr(full.model, "chosen", {}),
         }
-        results.print_results(common.finish_run(folder, record), protocol, found)
+        record = common.finish_run(folder, record, full.loop.earlier)
+        results.print_results(record, protocol, found)
     finish(ranks)
 
 
@@ -329,7 +329,7 @@ def fit(
         epoch = loop.epoch  # 0 is the untrained model
         if loop.step == 0:
             found = protocol.validate(model, ranks) if protocol else {}
-            best.offer((found.get("val_ndcg@10", epoch),), epoch, model.state_dict())
+            best.offer(found.get("val_ndcg@10", epoch), epoch, model.state_dict())
             loop.log(epoch, **mean.fields(), **found)
         if epoch == most or epoch - best.step >= cfg.patience:
             break

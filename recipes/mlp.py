@@ -166,8 +166,8 @@ def fit(
                 rng = np.random.default_rng([cfg.seed, epoch])
                 more = {"loss": learn(model, optimiser, seen, cfg.batch, rng)}
             found = protocol.validate(model, ranks)
-            best.offer((found["val_ndcg@10"],), epoch, model.added())
-            chosen.offer((found["val_ndcg@10"],), epoch, model.added(), rate=rate)
+            best.offer(found["val_ndcg@10"], epoch, model.added())
+            chosen.offer(found["val_ndcg@10"], epoch, model.added(), rate=rate)
             log.step(epoch, **more, **found)
             if epoch - best.step >= cfg.patience:
                 break

@@ -96,11 +96,11 @@ def prompts():
     """400 prompts of 12 items between two tokens and a mask."""
     tail = np.r_[5, 6, ITEM - np.arange(1, 13), MASK]
     where = np.arange(3)
-    return [WindowPrompt(tail, where, where, where, where) for _ in range(400)]
+    return [WindowPrompt(tail, where, where, where, where, n) for n in range(400)]
 
 
 def test_a_share_of_the_items_is_lacking_and_nothing_else(prompts):
-    found = averaged.without_items(prompts, np.arange(400), 0.3, 0)
+    found = averaged.without_items(prompts, 0.3, 0)
     tails = np.stack([e.tail for e in found])
     old = prompts[0].tail
     assert np.array_equal(old, np.r_[5, 6, ITEM - np.arange(1, 13), MASK])  # as it was
@@ -111,10 +111,10 @@ def test_a_share_of_the_items_is_lacking_and_nothing_else(prompts):
 
 
 def test_which_are_lacking_belongs_to_the_prompt_s_number(prompts):
-    found = averaged.without_items(prompts[:50], np.arange(50), 0.3, 0)
-    apart = averaged.without_items(prompts[:2], np.array([49, 7]), 0.3, 0)
+    found = averaged.without_items(prompts[:50], 0.3, 0)
+    apart = averaged.without_items([prompts[49], prompts[7]], 0.3, 0)
     assert [a.tail.tolist() for a in apart] == [found[i].tail.tolist() for i in (49, 7)]
-    other = averaged.without_items(prompts[:50], np.arange(50), 0.3, 1)
+    other = averaged.without_items(prompts[:50], 0.3, 1)
     assert any((a.tail != b.tail).any() for a, b in zip(found, other))
 
 
@@ -137,9 +137,9 @@ def test_training_lacks_items_and_validation_has_them_all(
     run(finetune.main, f"{to_ids} --out {tmp_path}/whole")
     drop, seen = averaged.without_items, []
 
-    def drop_and_note(batch, numbers, p, seed):
-        seen.extend(numbers)
-        return drop(batch, numbers, p, seed)
+    def drop_and_note(batch, p, seed):
+        seen.extend(e.number for e in batch)
+        return drop(batch, p, seed)
 
     monkeypatch.setattr("delrec.lm.samples.without_items", drop_and_note)
     run(finetune.main, f"{to_ids} --drop-items .5 --out {tmp_path}/run")

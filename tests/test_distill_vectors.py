@@ -97,7 +97,7 @@ def test_without_learning_rates_nothing_is_learnt(to_vectors, run, on_cpu, tmp_p
 def test_each_read_is_taught_the_list_of_its_own_place(
     toy, to_vectors, run, on_cpu, tmp_path, monkeypatch
 ):
-    listwise, prompts_of = distill.listwise, windows.window_prompts
+    listwise, prompts_of = distill.listwise, windows.Windows.prompts
     taught, batches = [], []
 
     def listwise_seen(s_NI, ranked_Nh):
@@ -109,7 +109,7 @@ def test_each_read_is_taught_the_list_of_its_own_place(
         return batches[-1]
 
     monkeypatch.setattr(distill, "listwise", listwise_seen)
-    monkeypatch.setattr(windows, "window_prompts", prompts_seen)
+    monkeypatch.setattr(windows.Windows, "prompts", prompts_seen)
     run(distill.main, f"{to_vectors} --out {tmp_path}/p --samples 16 --micro 8 --evals 1")
 
     def next_free(place):

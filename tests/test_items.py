@@ -167,9 +167,9 @@ def test_a_step_is_chosen_by_the_whole_catalogue_where_the_lm_ranks_it(teacher, 
         place = 1 + (s > own).sum()
         gains.append(1 / np.log2(place + 1) if place <= 10 else 0)
     assert found["val_full_ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-6)
-    assert samples.criterion(found) == (found["val_full_ndcg@10"],)
+    assert samples.criterion(found) == found["val_full_ndcg@10"]
     # one that ranks candidates only is chosen by NDCG@10 among them, not by HR@1
-    assert samples.criterion({"val_hr@1": 0.9, "val_ndcg@10": 0.5}) == (0.5,)
+    assert samples.criterion({"val_hr@1": 0.9, "val_ndcg@10": 0.5}) == 0.5
     assert "NDCG@10 over all items" in valid.said(found)
 
 

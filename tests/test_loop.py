@@ -248,22 +248,13 @@ def test_the_log_of_a_resumed_run_holds_each_step_once(saver, asked, tmp_path):
     ]
 
 
-# ---------------------------------------------------------------- validations and forecast
-
-
-@pytest.mark.parametrize(
-    "total, validations, steps",
-    [(10, 2, {4, 9}), (10, 1, {9}), (10, 3, {2, 6, 9}), (3, 3, {0, 1, 2}), (10, 0, set())],
-)
-def test_validations_are_spread_and_the_last_step_has_one(saver, total, validations, steps):
-    assert Loop(saver(), "test", total, validations=validations).validations == steps
+# ---------------------------------------------------------------- the forecast
 
 
 def test_the_forecast_is_printed_once_after_the_third_step(saver, capsys, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(loops, "time", SimpleNamespace(time=lambda: clock.now))
-    loop, said = Loop(saver(), "test", 9, validations=3), []
-    loop.validation_cost = 4.0
+    loop, said = Loop(saver(), "test", 9, validations={2: 4.0, 5: 4.0, 8: 4.0}), []
     for _ in loop.over(range(9)):
         clock.now += 60
         said.append(capsys.readouterr().out)
@@ -300,44 +291,41 @@ def offered(best, *qualities):
     for step, quality in enumerate(qualities, 1):
         weight += 1
         scores = np.full(2, step, np.float32)
-        best.offer(quality, step, {"w": weight}, scores=scores, after={"rps": quality[0]})
+        best.offer(quality, step, {"w": weight}, scores=scores, after={"rps": quality})
     return best
 
 
 def test_best_keeps_the_weights_that_the_best_step_had():
-    best = offered(Best(torch.device("cpu")), (0.3, 0.1), (0.5, 0.2), (0.4, 0.9))
-    assert (best.quality, best.step) == ((0.5, 0.2), 2)
+    best = offered(Best(torch.device("cpu")), 0.3, 0.5, 0.4)
+    assert (best.quality, best.step) == (0.5, 2)
     assert best.weights["w"].item() == 2  # not what the weight became
     assert best.found["scores"].tolist() == [2, 2]
 
 
-def test_of_equals_best_keeps_the_first_and_a_later_number_breaks_a_tie():
-    best = offered(Best(torch.device("cpu")), (0.5, 0.2), (0.5, 0.2), (0.5, 0.1))
-    assert best.step == 1
-    best = offered(Best(torch.device("cpu")), (0.5, 0.2), (0.5, 0.3))
-    assert best.step == 2
+def test_of_equals_best_keeps_the_first():
+    assert offered(Best(torch.device("cpu")), 0.5, 0.5, 0.4).step == 1
 
 
 def test_a_quality_of_0_or_below_counts_too():
-    assert offered(Best(torch.device("cpu")), (-2.0,), (-1.0,), (-3.0,)).step == 2
+    assert offered(Best(torch.device("cpu")), -2.0, -1.0, -3.0).step == 2
 
 
 def test_best_survives_a_checkpoint_on_disk(alone, tmp_path):
     saver = Saver(tmp_path / "run", 1, {}, alone)
     loop = Loop(saver, "test", 1)
-    loop.keep(best=offered(Best(alone.device), (0.3, 0.1), (0.5, 0.2), (0.4, 0.9)))
+    loop.keep(best=offered(Best(alone.device), 0.3, 0.5, 0.4))
     walk(loop, Seen(), "a")
     best = Best(alone.device)
     Loop(saver, "test", 1, resume=True).keep(best=best)
-    assert (best.quality, best.step) == ((0.5, 0.2), 2)
+    assert (best.quality, best.step) == (0.5, 2)
     assert best.weights["w"].tolist() == [2]
     assert best.found["after"] == {"rps": 0.5}
     assert isinstance(best.found["scores"], np.ndarray)
     assert best.found["scores"].tolist() == [2, 2]
     # it is compared with what comes later
-    best.offer((0.5, 0.1), 3, {"w": torch.zeros(1)})
+    best.offer(0.5, 3, {"w": torch.zeros(1)})
     assert best.step == 2
-    best.offer((0.6, 0.0), 4, {"w": torch.zeros(1)})
+    best.offer(0.6, 4, {"w": torch.zeros(1)})
     assert best.step == 4
 
 

@@ -79,7 +79,7 @@ def tapped(teacher, toy, on_cpu):
 @pytest.fixture
 def states(tapped, seen, alone, tmp_path):
     """The teacher's states at the reads of those windows."""
-    return slmrec.teacher_states(tapped, seen, 7, tmp_path / "states.npy", alone)
+    return slmrec.teacher_states(tapped, seen, SimpleNamespace(micro=7), tmp_path, alone)
 
 
 def test_the_teacher_s_states_are_those_of_its_body(tapped, seen, states):
@@ -143,10 +143,10 @@ def terms_of(x_s, x_t, **cfg):
     lm = SimpleNamespace(taps=(), tapped=[x_s])
     usual = {"input": "titles", "lambda_cos": 1, "lambda_norm": 1, "lambda_ms": 0, "norm": "l2"}
     cfg = SimpleNamespace(**usual | {"lambda_logits": 0} | cfg)
-    told = SimpleNamespace(of=lambda samples: torch.tensor([[x_t]]))
+    told = SimpleNamespace(of=lambda batch: torch.tensor([[x_t]]))
     task = SimpleNamespace(scores_from=lambda x, batch: x)
     blocks = slmrec.BlockLosses(lm, torch.nn.ModuleDict(), cfg, told)
-    found = blocks.losses(task, [None], np.array([0]))
+    found = blocks.losses(task, [None])
     found["norm"].backward(retain_graph=True)
     return {name: term.item() for name, term in found.items()}, x_s.grad
 

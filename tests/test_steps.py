@@ -41,6 +41,14 @@ def test_steps_are_picked_evenly_from_the_first_that_counts_to_the_last(n, first
     assert steps.evenly(n, first, total) == want
 
 
+@pytest.mark.parametrize(
+    "total, n, want",
+    [(10, 2, {4, 9}), (10, 1, {9}), (10, 3, {2, 6, 9}), (3, 3, {0, 1, 2}), (10, 0, set())],
+)
+def test_parts_of_the_steps_are_as_long_and_the_last_ends_with_the_last(total, n, want):
+    assert steps.ends_of_parts(n, total) == want
+
+
 @pytest.mark.parametrize("steps_and_warmup", [(20, 0.0), (1, 0.5), (4, 0.05)])
 def test_without_a_whole_step_of_warm_up_the_rate_begins_at_its_peak(steps_and_warmup):
     assert warm_then_fall(0, *steps_and_warmup) == 1

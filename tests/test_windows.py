@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import numpy as np
-from vector_runs import training_targets
 
 from delrec.data.prepared import users
 from delrec.lm import windows
@@ -12,7 +11,7 @@ from delrec.lm.text import ITEM, MASK
 
 
 def ranker_of(data):
-    """What window_prompts needs of a ranker: an item is one token, between a first and a mask."""
+    """What Windows.prompts needs of a ranker: an item is one token, between a first and a mask."""
 
     def histories(old):
         n = len(old)
@@ -26,10 +25,9 @@ def ranker_of(data):
 
 def epoch_of(data):
     """(first, last, prompt) of the windows of one epoch."""
-    first, last = windows.draw_windows(data, 6, 500, 0)
-    prompts = windows.window_prompts(ranker_of(data), first, last, training_targets(data))
-    asked = 0
-    for window in zip(first, last, prompts):
+    drawn, asked = windows.Windows(data, 6, 500, 0), 0
+    prompts = drawn.prompts(ranker_of(data), np.arange(500))
+    for window in zip(drawn.first_n, drawn.last_n, prompts):
         yield window
         asked += len(window[2].target)
         if asked == len(data.train):
@@ -69,3 +67,4 @@ def test_windows_know_how_many_targets_each_has(toy):
     prompts = drawn.prompts(ranker_of(toy), np.arange(100))
     assert drawn.n_reads.tolist() == [len(e.target) for e in prompts]
     assert drawn.places.tolist() == [e.place[0] for e in prompts]
+    assert [e.number for e in prompts] == list(range(100))

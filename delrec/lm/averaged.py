@@ -65,7 +65,7 @@ def set_values(params: list[torch.Tensor], values: list[torch.Tensor]) -> None:
         p.copy_(value)
 
 
-def without_items(batch: list, numbers: np.ndarray, p: float, seed: int) -> list:
+def without_items(batch: list, p: float, seed: int) -> list:
     """Training prompts in each of which an item's vector is 0 with probability p, drawn by the
     prompt's number: the same ones in whichever process and after a kill.
 
@@ -74,9 +74,9 @@ def without_items(batch: list, numbers: np.ndarray, p: float, seed: int) -> list
     is predicted, and the loss would be of other reads than without.
     """
     found = []
-    for prompt, number in zip(batch, numbers):
+    for prompt in batch:
         place_M = np.flatnonzero(prompt.tail <= ITEM)
-        gone = np.random.default_rng([seed, 7, int(number)]).random(len(place_M)) < p
+        gone = np.random.default_rng([seed, 7, prompt.number]).random(len(place_M)) < p
         tail = prompt.tail.copy()
         tail[place_M[gone]] = ITEM  # the padding item, whose vector is 0
         found.append(replace(prompt, tail=tail))

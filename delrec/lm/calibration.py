@@ -2,6 +2,8 @@
 subtracted from its score.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from delrec.data.prepared import candidates
@@ -10,6 +12,17 @@ from delrec.metrics import compare, metrics
 from delrec.processes import Ranks
 
 CALIBRATIONS = (0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1)  # weights that are tried
+
+
+def settled(
+    cfg: SimpleNamespace, r: Ranker, which: np.ndarray, score_nC: np.ndarray, ranks: Ranks
+) -> tuple[np.ndarray, float]:
+    """The scores that --calibrate subtracts from each item (I+1,), and their weight: 0 without it.
+    score: of the candidates of the validation samples `which`."""
+    if not cfg.calibrate:
+        return np.zeros(r.data.n_items + 1, np.float32), 0.0
+    neutral_I = neutral_scores(r, ranks)
+    return neutral_I, calibrate(r, which, score_nC, neutral_I, ranks)
 
 
 def neutral_scores(

@@ -61,9 +61,8 @@ class OutOfFold:
 
     data: Data
     fold_U: np.ndarray  # the fold of each user
-    x_nE: (
-        np.ndarray
-    )  # fp16, memory-mapped: a sample's state in the model that has not seen its user
+    # fp16, memory-mapped: a sample's state in the model that has not seen its user
+    x_nE: np.ndarray
     e_KIE: torch.Tensor  # the items' vectors of each fold's model
     b_KI: torch.Tensor  # and their biases
 

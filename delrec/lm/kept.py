@@ -19,13 +19,12 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import users, with_lists
-from delrec.lm import soft_prompt
 from delrec.lm.lists import Lists, must_be_full, read_lists
 from delrec.lm.ranker import Ranker
 from delrec.lm.rps import listwise
 from delrec.lm.text import digest
 from delrec.lm.windows import targets_of
-from delrec.runtime import stop
+from delrec.runtime import Run, stop
 
 LISTED = 10  # h, where no prompt was distilled
 ENDS = 2 / 3  # share of the steps after which nothing is kept
@@ -61,19 +60,16 @@ class KeptLists:
     weight: float  # l before the first step
     batch: int  # samples of a step
     n_steps: int
+    digest: str  # of all that the backbone lists
 
     def share(self, step: int) -> float:
         """l(step) = l max(0, 1 - step / (2/3 n_steps)), the first step being 0."""
         return self.weight * max(0.0, 1 - step / (ENDS * self.n_steps))
 
-    def losses(
-        self, s_NI: torch.Tensor, batch: list, numbers: np.ndarray | None
-    ) -> dict[str, torch.Tensor]:
-        """l L_RPS as a sum over the reads of a batch; nothing once l is 0. s: their scores of the
-        items 1..I. numbers: the examples', all of one step; None before the first."""
-        share = self.share(0 if numbers is None else int(numbers[0]) // self.batch)
-        if not share:
-            return {}
+    def losses(self, s_NI: torch.Tensor, batch: list) -> dict[str, torch.Tensor]:
+        """l L_RPS as a sum over the reads of a batch, whose prompts are all of one step. s: their
+        scores of the items 1..I."""
+        share = self.share(batch[0].number // self.batch)
         row_N = np.searchsorted(self.places_n, targets_of(batch, "place"))
         ranked_Nh = torch.from_numpy(self.ranked_nh[row_N].astype(np.int64)).to(s_NI.device)
         return {"rps": share * listwise(s_NI, ranked_Nh).sum()}
@@ -82,19 +78,21 @@ class KeptLists:
 # ---------------------------------------------------------------- of which lists
 
 
-def terms_of(cfg: SimpleNamespace, r: Ranker, n_steps: int) -> list[KeptLists]:
-    """What --keep-rps adds to the loss; nothing without it. cfg: keep_rps, keep_rps_permuted,
-    soft_prompt, input, backbone, batch, dataset, seed."""
+def opened(
+    cfg: SimpleNamespace, r: Ranker, prompt_run: Run | None, n_steps: int
+) -> KeptLists | None:
+    """The lists that --keep-rps keeps; None without it. cfg: keep_rps, keep_rps_permuted, batch,
+    dataset, seed. prompt_run: whose soft prompt stage 2 begins with."""
     if not cfg.keep_rps:
-        return []
+        return None
     lists, train = lists_of(cfg, r), np.asarray(r.data.train)
-    prompt_run = soft_prompt.prompt_run_of(cfg, r.data)
     h = getattr(prompt_run, "h", LISTED)  # as many as stage 1 taught
     must_be_full(lists, h, ("train",), "begin with a run of distill.py --h {}")
     ranked_nh = lists.train[:, :h]
     if cfg.keep_rps_permuted:
         ranked_nh = ranked_nh[rows_of_others(users(r.data, train), cfg.seed)]
-    return [KeptLists(ranked_nh, train, cfg.keep_rps, cfg.batch, n_steps)]
+    told = digest(torch.tensor(lists.train))
+    return KeptLists(ranked_nh, train, cfg.keep_rps, cfg.batch, n_steps, told)
 
 
 def lists_of(cfg: SimpleNamespace, r: Ranker) -> Lists:
@@ -123,10 +121,3 @@ def rows_of_others(user_n: np.ndarray, seed: int) -> np.ndarray:
     ring, row_n = np.argsort(rank_U[user_n], kind="stable"), np.empty(len(user_n), np.int64)
     row_n[ring] = np.roll(ring, -np.bincount(user_n).max())
     return row_n
-
-
-def made_with(cfg: SimpleNamespace, r: Ranker) -> dict:
-    """What must be the same for a checkpoint to be continued."""
-    if not cfg.keep_rps:
-        return {}
-    return {"backbone_lists": digest(torch.tensor(lists_of(cfg, r).train))}

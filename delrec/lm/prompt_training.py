@@ -123,9 +123,9 @@ class Quiz:
             print(f"{name}: {', '.join(said)}, chance {self.chance:.3f}", flush=True)
         return found
 
-    def quality(self, found: dict[str, float], tasks: str) -> tuple[float]:
+    def quality(self, found: dict[str, float], tasks: str) -> float:
         """Minus the sum of the losses of the tasks that are trained ("both", "ta" or "rps")."""
-        return (-sum(found[f"{task}_loss"] for task in self.prompts if tasks in ("both", task)),)
+        return -sum(found[f"{task}_loss"] for task in self.prompts if tasks in ("both", task))
 
 
 def quiz_of(cfg: SimpleNamespace, r: Ranker, lists: Lists) -> Quiz:

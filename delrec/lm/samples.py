@@ -38,6 +38,7 @@ class Example:
     target: np.ndarray  # the item itself, (1,)
     place: np.ndarray  # where in data.items it stands, (1,)
     table: np.ndarray  # the table of item vectors it is looked up in (items.Folds), (1,)
+    number: int  # the sample's, among the training samples
 
 
 class Histories:
@@ -58,23 +59,23 @@ class Histories:
         self.places = data.train[self.which]  # in data.items
         self.n_reads = np.ones(n, int)
 
-    def prompts(self, r: Ranker, at: np.ndarray) -> list[Example]:
-        """Samples number `at` as prompts of a ranker."""
-        return examples(r, self.cfg, self.which[at], self.alone(at), at)
+    def prompts(self, r: Ranker, number_n: np.ndarray) -> list[Example]:
+        """The samples of some numbers as prompts of a ranker."""
+        return examples(r, self.cfg, self.which[number_n], self.alone(number_n), number_n)
 
-    def alone(self, at: np.ndarray) -> np.ndarray:
-        """Which of the samples number `at` show titles alone, bool (n,): with --input hybrid those
-        with a probability that falls over the training (LLaRA's curriculum, arXiv 2312.02445,
+    def alone(self, number_n: np.ndarray) -> np.ndarray:
+        """Which of the samples show titles alone, bool (n,): with --input hybrid those with a
+        probability that falls over the training (LLaRA's curriculum, arXiv 2312.02445,
         section 3.3): the LM knows titles, and meets vectors step by step. It is drawn by the number
         of the step, for all of its samples (LLaRA), or by the sample; a run that goes on from one
         shows vectors always."""
         cfg = self.cfg
         if cfg.curriculum in (None, "off"):
-            return np.zeros(len(at), bool)
+            return np.zeros(len(number_n), bool)
         if cfg.curriculum == "batch":
-            step = at // cfg.batch
+            step = number_n // cfg.batch
             return draws(cfg.seed, 4, step) >= step / (len(self.which) // cfg.batch)
-        return draws(cfg.seed, 2, self.which[at]) >= at / len(self.which)
+        return draws(cfg.seed, 2, self.which[number_n]) >= number_n / len(self.which)
 
 
 def by_importance(data: Data, known: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -93,10 +94,10 @@ def by_importance(data: Data, known: np.ndarray, rng: np.random.Generator) -> np
 
 
 def listed_by(
-    r: Ranker, cfg: SimpleNamespace, which: np.ndarray, target_n: np.ndarray, at: np.ndarray
+    r: Ranker, cfg: SimpleNamespace, which: np.ndarray, target_n: np.ndarray, number_n: np.ndarray
 ) -> np.ndarray:
-    """The candidates (n, C) of training samples as their prompts list them. at: the reads' numbers,
-    for what is shuffled at every read."""
+    """The candidates (n, C) of training samples as their prompts list them. number: the samples',
+    for what is shuffled whenever one is read."""
     if hints.pooled(cfg):
         pool_nC = hints.pool_of(r.backbone_run, r.data, "train", cfg.C, which)
         listed_nC = hints.with_truth(pool_nC, target_n)
@@ -105,18 +106,18 @@ def listed_by(
         place_nC = hints.listing(r, "train", cfg.C, which)
         listed_nC = np.take_along_axis(cand_nC, place_nC, 1)
     shifts = hints.pooled(cfg) or getattr(cfg, "orders", 1) > 1
-    return hints.anew(listed_nC, cfg.seed, at) if shifts else listed_nC
+    return hints.anew(listed_nC, cfg.seed, number_n) if shifts else listed_nC
 
 
 def examples(
-    r: Ranker, cfg: SimpleNamespace, which: np.ndarray, alone_n: np.ndarray, at: np.ndarray
+    r: Ranker, cfg: SimpleNamespace, which: np.ndarray, alone_n: np.ndarray, number_n: np.ndarray
 ) -> list[Example]:
     """Training samples (places in data.train) as prompts. alone: which of them show titles without
-    the vectors of --input hybrid; at: their numbers.
+    the vectors of --input hybrid; number: their numbers among the training samples.
     """
     places = r.data.train[which]
     target = r.data.items[places].astype(np.int64)
-    listed_nC = listed_by(r, cfg, which, target, at)
+    listed_nC = listed_by(r, cfg, which, target, number_n)
     hint_nh = hints.hints_of(r, "train", cfg.C, which, hints.pooled(cfg))
     asked_nC = target[:, None] if cfg.loss == "titles" else listed_nC
     n_truth = r.titles.ptr[target + 1] - r.titles.ptr[target] + (r.lm.kind == "decoder")
@@ -129,8 +130,9 @@ def examples(
     batch = []
     for i, (tail, told) in enumerate(zip(in_tables(r.lm, tails, table_n), ats)):
         truth = int((asked_nC[i] == target[i]).argmax())
-        asked, n, own = asked_nC[i], int(n_truth[i]), slice(i, i + 1)
-        batch.append(Example(tail, told, asked, truth, n, target[own], places[own], table_n[own]))
+        n, number, own = int(n_truth[i]), int(number_n[i]), slice(i, i + 1)
+        about = target[own], places[own], table_n[own]
+        batch.append(Example(tail, told, asked_nC[i], truth, n, *about, number))
     return batch
 
 
@@ -158,7 +160,6 @@ class Batch:
     """The samples of one optimiser step."""
 
     examples: list[Example] | list[WindowPrompt]
-    at: np.ndarray  # their numbers among the training samples
     reads: int  # how many states are read in all
     tokens: int  # how many title tokens --loss titles and both ask for
     rests: bool  # does the map into the LM rest, because none of them shows a vector?
@@ -169,21 +170,20 @@ class Batch:
 
 
 def batch_of(
-    samples: Histories | Windows, r: Ranker, cfg: SimpleNamespace, at: np.ndarray
+    samples: Histories | Windows, r: Ranker, cfg: SimpleNamespace, number_n: np.ndarray
 ) -> Batch:
-    """Samples number `at` as a batch of prompts of a ranker."""
-    batch = samples.prompts(r, at)
+    """The samples of some numbers as a batch of prompts of a ranker."""
+    batch = samples.prompts(r, number_n)
     if getattr(cfg, "drop_items", 0):
-        batch = without_items(batch, at, cfg.drop_items, cfg.seed)
+        batch = without_items(batch, cfg.drop_items, cfg.seed)
     if not r.lm.packs:  # rows of one pass are padded to the longest: like lengths together
-        long = np.argsort([-len(e.tail) for e in batch], kind="stable")
-        batch, at = [batch[i] for i in long], at[long]
+        batch.sort(key=lambda e: -len(e.tail))
     tokens = 0
     if cfg.loss in ("titles", "both"):
         own = cfg.verbalizer == "likelihood"
         tokens = sum(len(e.at) + e.n_truth * own for e in batch)
-    rests = cfg.curriculum == "batch" and samples.alone(at).all()
-    return Batch(batch, at, int(samples.n_reads[at].sum()), tokens, bool(rests))
+    rests = cfg.curriculum == "batch" and samples.alone(number_n).all()
+    return Batch(batch, int(samples.n_reads[number_n].sum()), tokens, bool(rests))
 
 
 class Validation:
@@ -234,7 +234,7 @@ class Validation:
         return full_nC
 
 
-def criterion(found: dict[str, float]) -> tuple[float]:
+def criterion(found: dict[str, float]) -> float:
     """What a step is chosen by: NDCG@10 over all items where the LM ranks them all, else among the
     candidates. found: what Validation.ask logs."""
-    return (found.get("val_full_ndcg@10", found["val_ndcg@10"]),)
+    return found.get("val_full_ndcg@10", found["val_ndcg@10"])

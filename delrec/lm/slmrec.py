@@ -46,7 +46,7 @@ ALONE = dict(lambda_cos=0.0, lambda_norm=0.0, lambda_ms=0.0)
 
 def faults(cfg: SimpleNamespace) -> list[tuple]:
     """What cannot be meant with or without a teacher: [(is it so?, sentence)]."""
-    titles, taught = cfg.input != "ids", cfg.teacher or cfg.lambda_ms
+    taught = cfg.teacher or cfg.lambda_ms
     return [
         (
             cfg.shard and cfg.layers and not cfg.teacher and cfg.adapt != "all",
@@ -59,12 +59,12 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             "no --teacher; name one or leave them out",
         ),
         (
-            titles and cfg.loss in ("titles", "both") and (cfg.input == "hybrid" or taught),
+            cfg.loss in ("titles", "both") and (cfg.input == "hybrid" or taught),
             f"--loss {cfg.loss} reads every title token of the history; --input hybrid, --teacher "
             "and --lambda-ms need --loss candidates or catalogue",
         ),
         (
-            titles and cfg.verbalizer == "likelihood" and taught,
+            cfg.verbalizer == "likelihood" and taught,
             "--verbalizer likelihood reads a state per title token, teacher and student are "
             "compared at one: use --verbalizer mean, first or letter",
         ),
@@ -142,20 +142,18 @@ def blocks_of(layers: list[int], blocks: int | None = None) -> int:
     return blocks
 
 
-def tap_blocks(lm: LM, teacher: Ranker | None, blocks: int | None) -> int:
-    """b, the number of blocks: from now on both LMs keep their states after each block
-    (lm.tapped)."""
+def tap_blocks(lm: LM, teacher: Ranker | None, blocks: int | None) -> None:
+    """From now on both LMs keep their states after each of b blocks (lm.tapped)."""
     both = [teacher.lm, lm] if teacher else [lm]
     b = blocks_of([len(decoder_layers(m)[2]) for m in both], blocks)
     for each in both:
         tap(each, b)
-    return b
 
 
-def identity_maps(lm: LM, b: int) -> torch.nn.ModuleDict:
-    """W_1 .. W_{b-1} between states of the same width, which begin as the identity."""
+def identity_maps(lm: LM, n: int) -> torch.nn.ModuleDict:
+    """W_1 .. W_n between states of the same width, which begin as the identity."""
     D = width(lm)
-    maps = torch.nn.ModuleDict({f"block{j}": torch.nn.Linear(D, D) for j in range(1, b)})
+    maps = torch.nn.ModuleDict({f"block{j}": torch.nn.Linear(D, D) for j in range(1, n + 1)})
     for W_j in maps.values():
         torch.nn.init.eye_(W_j.weight)
         torch.nn.init.zeros_(W_j.bias)
@@ -183,29 +181,22 @@ class BlockLosses:
     lm: LM  # the student, whose blocks are tapped
     maps: torch.nn.ModuleDict  # W_j as "block1", ..
     cfg: SimpleNamespace  # lambda_cos, lambda_norm, norm, lambda_logits, lambda_ms, input
-    states: "TeacherStates | None" = None  # the teacher's; None without a teacher
+    states: "TeacherStates | None"  # the teacher's; None without a teacher
 
     def __post_init__(self):
-        # of vectors W_out reads the last states; the student's begins as its teacher's
+        # of vectors W_out reads the last states; the student's begins as its teacher's, which is
+        # kept here, before anything moves
         on_vectors = self.cfg.input == "ids"
         self.read_s = self.lm.items.maps["out"] if on_vectors else torch.nn.Identity()
         self.read_t = copy.deepcopy(self.read_s).requires_grad_(False)
 
-    @property
-    def b(self) -> int:
-        """How many blocks there are."""
-        return len(self.lm.taps) + 1
-
-    def losses(
-        self, task: Task, batch: list, samples: np.ndarray | None
-    ) -> dict[str, torch.Tensor]:
-        """The terms as sums over the reads of a batch that the student has just read. samples: its
-        numbers among the training samples, None where the teacher is left out. task.loss_from gives
-        the task's own loss from another state."""
+    def losses(self, task: Task, batch: list) -> dict[str, torch.Tensor]:
+        """The terms as sums over the reads of a batch that the student has just read.
+        task.loss_from gives the task's own loss from another state."""
         cfg, losses = self.cfg, {}
-        if self.states and samples is not None:
+        if self.states:
             x_bND = torch.stack(self.lm.tapped).float()
-            t_bND = self.states.of(samples).to(x_bND.device).float().transpose(0, 1)
+            t_bND = self.states.of(batch).to(x_bND.device).float().transpose(0, 1)
             # D_cos = 1 - mean_j cos(x_t^j, x_s^j)
             D_cos = 1 - F.cosine_similarity(x_bND, t_bND, dim=2).mean(0)
             # D_norm = mean_j ||x_t^j - x_s^j|| (the paper's code), or of its square (the paper)
@@ -217,16 +208,12 @@ class BlockLosses:
                 score_s = task.scores_from(self.read_s(x_bND[-1]), batch)
                 score_t = task.scores_from(self.read_t(t_bND[-1]), batch)
                 losses["logits"] = cfg.lambda_logits * kl(score_t, score_s)
-        if cfg.lambda_ms and self.b > 1:
+        if cfg.lambda_ms and (inner := self.lm.tapped[:-1]):
             # L_ms = mean_{j<b} of the loss from W_j x_s^j; on vectors CE(y, softmax(E W_j x_s^j))
-            mapped = [W_j(x.float()) for W_j, x in zip(self.inner_maps(), self.lm.tapped)]
+            mapped = [self.maps[f"block{j}"](x.float()) for j, x in enumerate(inner, 1)]
             total = sum(task.loss_from(x, batch) for x in mapped)
-            losses["ms"] = cfg.lambda_ms * total / (self.b - 1)
+            losses["ms"] = cfg.lambda_ms * total / len(inner)
         return losses
-
-    def inner_maps(self) -> list[torch.nn.Module]:
-        """W_1 .. W_{b-1}."""
-        return [self.maps[f"block{j}"] for j in range(1, self.b)]
 
 
 def kl(score_t: torch.Tensor, score_s: torch.Tensor) -> torch.Tensor:
@@ -245,42 +232,34 @@ class TeacherStates:
 
     bits: np.ndarray  # of bf16 as int16 (N, b, D), memory-mapped
     ptr: np.ndarray  # (n + 1,): the reads of sample i are ptr[i]:ptr[i+1]
+    seconds: float  # that the teacher took to read them
 
-    def of(self, samples: np.ndarray) -> torch.Tensor:
-        """The states (N, b, D) of some samples, in the order of read_examples."""
-        rows = self.bits[np.concatenate(places(self.ptr, samples))]
+    def of(self, batch: list) -> torch.Tensor:
+        """The states (N, b, D) of the samples of a batch, in the order of read_examples."""
+        rows = self.bits[np.concatenate(places(self.ptr, np.array([e.number for e in batch])))]
         return torch.from_numpy(rows).view(torch.bfloat16)
 
 
-def places(ptr: np.ndarray, samples: np.ndarray) -> list[np.ndarray]:
+def places(ptr: np.ndarray, number_n: np.ndarray) -> list[np.ndarray]:
     """Where the reads of some samples stand among those of all, in the order of read_examples:
     first each one's mask, then the other reads.
     """
-    return [ptr[samples], *(np.arange(ptr[s] + 1, ptr[s + 1]) for s in samples)]
-
-
-def learn_from(
-    teacher: Ranker, samples: Histories | Windows, cfg: SimpleNamespace, out: Path, ranks: Ranks
-) -> tuple[TeacherStates, float]:
-    """The teacher's states at the reads of all training samples, and the seconds that took. A run
-    that goes on from a checkpoint reads them again; of another run start_run left none."""
-    path, began = out / "teacher_states.npy", time.time()
-    if ranks.world > 1:  # the first process has emptied the folder by then
-        torch.distributed.barrier()
-    micro = 16 if cfg.micro == "auto" else cfg.micro
-    states = teacher_states(teacher, samples, micro, path, ranks)
-    return states, round(time.time() - began, 3)
+    return [ptr[number_n], *(np.arange(ptr[n] + 1, ptr[n + 1]) for n in number_n)]
 
 
 @torch.no_grad()
 def teacher_states(
-    teacher: Ranker, samples: Histories | Windows, micro: int, path: Path, ranks: Ranks
+    teacher: Ranker, samples: Histories | Windows, cfg: SimpleNamespace, out: Path, ranks: Ranks
 ) -> TeacherStates:
-    """The teacher's states at the reads of all training samples.
+    """The teacher's states at the reads of all training samples, written to out/teacher_states.npy.
 
-    Computed once and written to `path`; dropout is off, so a second time would say the same.
-    samples: n_reads (n,) and prompts(ranker, which).
+    A run that goes on from a checkpoint takes those that are there; of another run start_run left
+    none. Dropout is off, so a second time would say the same.
     """
+    path, began = out / "teacher_states.npy", time.time()
+    if ranks.world > 1:  # the first process has emptied the folder by then
+        torch.distributed.barrier()
+    micro = 16 if cfg.micro == "auto" else cfg.micro
     ptr = np.concatenate([[0], np.cumsum(samples.n_reads)])
     shape = (int(ptr[-1]), len(teacher.lm.taps) + 1, width(teacher.lm))
     if not path.exists():
@@ -295,7 +274,7 @@ def teacher_states(
             os.replace(tmp, path)
         if ranks.world > 1:
             torch.distributed.barrier()
-    return TeacherStates(read_npy(path, shape), ptr)
+    return TeacherStates(read_npy(path, shape), ptr, round(time.time() - began, 3))
 
 
 def states_in_parts(

@@ -19,22 +19,21 @@ from delrec.lm import (
     ensemble,
     hints,
     items,
-    kept,
     layers,
     residual,
     slmrec,
     soft_prompt,
     written,
 )
-from delrec.lm.calibration import calibrate, neutral_scores
+from delrec.lm.kept import KeptLists
 from delrec.lm.listed import backbone_of, say_if_another
 from delrec.lm.lists import has_learnt, said_of_folds
 from delrec.lm.model import LM, load_lm, located, must_be_of
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
-from delrec.lm.samples import Histories, Validation
+from delrec.lm.samples import Histories
 from delrec.lm.text import digest, fingerprint
-from delrec.lm.windows import ByVectors, Windows
+from delrec.lm.windows import Windows
 from delrec.metrics import chance
 from delrec.processes import Ranks
 from delrec.runtime import Run, follow_umask, load_run, stop, write_npy
@@ -70,11 +69,8 @@ def open_student(
 ) -> tuple[Ranker, Ranker | None, torch.nn.ModuleDict]:
     """The LM to train as a ranker, its teacher (a ranker, or None), and the maps beside it.
     scores_of: asked with --residual, of the backbone."""
-    teacher_run, prompt_run, start = origins.teacher, origins.prompt, origins.start
-    whole = cfg.adapt == "all"
-    if whole and cfg.shard:
-        stop("--adapt all trains weights that --shard divides; leave one of them out")
-    dtype = torch.float32 if whole else None  # bf16 would round most steps away
+    prompt_run, start = origins.prompt, origins.start
+    dtype = torch.float32 if cfg.adapt == "all" else None  # bf16 would round most steps away
     shard = cfg.shard and not cfg.layers
     lm = load_lm(cfg.llm, ranks.device, dtype, shard, cfg.check_llm)
     if start:
@@ -85,30 +81,47 @@ def open_student(
         residual.stop_without_folds(backbone_run)
     write_summaries(cfg, lm, data, backbone_run, ranks)
     settings = settings_of(cfg, backbone, backbone_run)
-    for run in filter(None, (prompt_run, teacher_run)):
-        say_if_another(run, ranks)
-    say_folds(cfg, backbone_run, ranks)
-    hints.say_what_differs(cfg, ranks)
-    if prompt_run:
-        soft_prompt.say_if_of_another_format(prompt_run, cfg, ranks)
+    say_notes(cfg, ranks, origins, backbone_run)
     if cfg.layers:
         layers.prune(lm, cfg.layers)
-    teacher = slmrec.open_teacher(teacher_run, lm, cfg, data, ranks) if teacher_run else None
-    b = slmrec.tap_blocks(lm, teacher, cfg.blocks) if teacher or cfg.lambda_ms else 0
-    maps = torch.nn.ModuleDict()
+    teacher = None
+    if origins.teacher:
+        teacher = slmrec.open_teacher(origins.teacher, lm, cfg, data, ranks)
+    if teacher or cfg.lambda_ms:
+        slmrec.tap_blocks(lm, teacher, cfg.blocks)
+    maps = maps_of(cfg, lm, backbone_run, data.n_items)
+    if cfg.residual:
+        residual.add_backbone(lm, cfg, data, backbone_run, scores_of)
+    if start and lm.items is not None:
+        items.keep_maps(lm, start.folder)
+    if teacher and lm.items is not None:
+        items.share_maps(lm, teacher.lm)
+    return make_ranker(lm, data, settings, P, cfg.cache_prefix), teacher, maps
+
+
+def say_notes(cfg: SimpleNamespace, ranks: Ranks, origins: Origins, backbone_run: Path) -> None:
+    """Prints what of the runs that stage 2 begins with may not be as one thinks: of another
+    backbone, in or out of fold, in prompts of another format."""
+    for run in filter(None, (origins.prompt, origins.teacher)):
+        say_if_another(run, ranks)
+    reads = cfg.input != "titles" or hints.reads_lists(cfg)
+    if ranks.main and reads and (backbone_run / "config.json").exists():
+        run = load_run(backbone_run)
+        print(said_of_folds(backbone_run, getattr(run, "folds", 0), has_learnt(run)), flush=True)
+    hints.say_what_differs(cfg, ranks)
+    if origins.prompt:
+        soft_prompt.say_if_of_another_format(origins.prompt, cfg, ranks)
+
+
+def maps_of(cfg: SimpleNamespace, lm: LM, backbone_run: Path, n_items: int) -> torch.nn.ModuleDict:
+    """The maps that train beside the LM: of item vectors, and behind its inner blocks."""
+    maps, inner = torch.nn.ModuleDict(), len(lm.taps) if cfg.lambda_ms else 0
     on_vectors = cfg.input == "ids"
     if cfg.input != "titles":
-        inner = b - 1 if on_vectors and cfg.lambda_ms else 0
-        maps = items.first_maps(lm, cfg, backbone_run, data.n_items, inner)
-        if cfg.residual:
-            residual.add_backbone(lm, cfg, data, backbone_run, scores_of)
-        if start:
-            items.keep_maps(lm, start.folder)
-        if teacher:
-            items.share_maps(lm, teacher.lm)
-    if cfg.lambda_ms and not on_vectors:  # titles are scored by the head, which reads states
-        maps = torch.nn.ModuleDict({**maps, **slmrec.identity_maps(lm, b)})
-    return make_ranker(lm, data, settings, P, cfg.cache_prefix), teacher, maps
+        maps = items.first_maps(lm, cfg, backbone_run, n_items, inner if on_vectors else 0)
+    if inner and not on_vectors:  # titles are scored by the head, which reads states
+        maps = torch.nn.ModuleDict({**maps, **slmrec.identity_maps(lm, inner)})
+    return maps
 
 
 def write_summaries(
@@ -124,14 +137,6 @@ def write_summaries(
     cfg.summaries = written.write_missing(lm, data, old, ranks)
 
 
-def say_folds(cfg: SimpleNamespace, backbone_run: Path, ranks: Ranks) -> None:
-    """Prints whether what training samples read of the backbone is out of fold."""
-    reads = cfg.input != "titles" or hints.reads_lists(cfg)
-    if ranks.main and reads and (backbone_run / "config.json").exists():
-        run = load_run(backbone_run)
-        print(said_of_folds(backbone_run, getattr(run, "folds", 0), has_learnt(run)), flush=True)
-
-
 def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
     """n training samples: windows of items, each of which is predicted, where the LM reads vectors
     and says something after each; else histories. None of a user that --without-fold leaves out."""
@@ -141,12 +146,9 @@ def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:
     return Histories(cfg, r.data, r.backbone_run, n)
 
 
-def by_vectors(cfg: SimpleNamespace, r: Ranker, n_steps: int) -> ByVectors:
-    """What is asked of an LM on vectors, and what else its scores are held to."""
-    return ByVectors(r, ensemble.opened(cfg, r), kept.terms_of(cfg, r, n_steps))
-
-
-def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, origins: Origins) -> dict:
+def made_with(
+    cfg: SimpleNamespace, ranks: Ranks, r: Ranker, origins: Origins, lists: KeptLists | None
+) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
     if r.P is not None:
@@ -161,7 +163,9 @@ def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, origins: Origins) -
         made["adapter"] = slmrec.adapter_digest(origins.start)
     if r.lm.items is not None:  # of a backbone, which may have been trained again meanwhile
         made["item_vectors"] = items.vectors_digest(r.lm)
-    return made | kept.made_with(cfg, r)
+    if lists:
+        made["backbone_lists"] = lists.digest
+    return made
 
 
 def trials(r: Ranker, seen: Windows | Histories, losses_of: Callable) -> Iterator[tuple]:
@@ -261,12 +265,15 @@ class Moving:
             )
 
 
-def validations(cfg: SimpleNamespace, adapter: torch.nn.Module, n_steps: int) -> set[int]:
-    """The steps (0 is the first) that end with a validation, --evals of them: from where ranks are
-    final on; with --adapt all, which has none, each after as many steps. With --from the one before
-    the first step is one of them."""
+def validations(
+    cfg: SimpleNamespace, adapter: torch.nn.Module, n_steps: int, n_val: int
+) -> dict[int, float]:
+    """{step (0 is the first) that ends with a validation: its cost in steps}, --evals of them: from
+    where ranks are final on; with --adapt all, which has none, each after as many steps. With
+    --from the one before the first step is one of them. n_val: samples that each asks."""
     first = n_steps / cfg.evals if cfg.adapt == "all" else adalora.last_cut(adapter)
-    return evenly(cfg.evals, first, n_steps)
+    cost = n_val / cfg.batch / 3  # a forward pass is a third of a step
+    return dict.fromkeys(evenly(cfg.evals, first, n_steps), cost)
 
 
 class Draws:
@@ -319,20 +326,6 @@ def write_lm(lm: LM, out: Path) -> dict:
     return {"llm": str(Path(place) / "lm"), **known}
 
 
-def calibration(
-    cfg: SimpleNamespace,
-    r: Ranker,
-    valid: Validation,
-    score_nC: np.ndarray,
-    ranks: Ranks,
-) -> tuple[np.ndarray, float]:
-    """The scores that calibration subtracts from each item (I+1,), and their weight."""
-    if not cfg.calibrate:
-        return np.zeros(r.data.n_items + 1, np.float32), 0.0
-    neutral_I = neutral_scores(r, ranks)
-    return neutral_I, calibrate(r, valid.which, score_nC, neutral_I, ranks)
-
-
 def write_parts(
     out: Path, r: Ranker, adapter: torch.nn.Module, neutral_I: np.ndarray, score_nC: np.ndarray
 ) -> dict:
@@ -364,8 +357,7 @@ def close_run(folder: Path, record: dict, loop: Loop, quality: tuple, n_val: int
         "samples_per_second": round(record["batch"] * loop.total / loop.spent["steps"], 3),
         "train_seconds": round(loop.spent["steps"], 3),
     }
-    record["started"] -= loop.earlier  # what it took before it was killed counts too
-    finish_run(folder, record)
+    finish_run(folder, record, loop.earlier)
     print_result(folder, record, quality, n_val)
 
 

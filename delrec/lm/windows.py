@@ -4,9 +4,8 @@ every item of it (E4SRec, arXiv 2312.02443).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from delrec.runtime import stop
 
 if TYPE_CHECKING:
     from delrec.lm.ensemble import Ensemble
+    from delrec.lm.kept import KeptLists
 
 
 @dataclass
@@ -33,6 +33,7 @@ class WindowPrompt:
     place: np.ndarray  # of each read's target in data.items
     target: np.ndarray  # its item
     table: np.ndarray  # and the table of item vectors it is looked up in (items.Folds)
+    number: int  # the window's, among the training samples
 
 
 class Windows:
@@ -44,16 +45,28 @@ class Windows:
         self.is_target = np.zeros(len(data.items), bool)
         self.is_target[data.train] = True
         self.places = self.last_n  # that a window is known by
-        self.n_reads = self.count_targets(data, L)
+        _, target_nL = batch_of(data, self.first_n, self.last_n, L, self.is_target)
+        self.n_reads = (target_nL != 0).sum(1)
 
-    def count_targets(self, data: Data, L: int) -> np.ndarray:
-        """How many targets each window has (n,)."""
-        target_nL = batch_of(data, self.first_n, self.last_n, L, self.is_target)[1]
-        return (target_nL != 0).sum(1)
-
-    def prompts(self, r: Ranker, which: np.ndarray) -> list[WindowPrompt]:
-        """Some of the windows as prompts of a ranker."""
-        return window_prompts(r, self.first_n[which], self.last_n[which], self.is_target)
+    def prompts(self, r: Ranker, number_n: np.ndarray) -> list[WindowPrompt]:
+        """The windows of some numbers as prompts of a ranker."""
+        batch, last_n = [], self.last_n[number_n]
+        table_n = table_of(r.lm, users(r.data, last_n))
+        seq_nL, target_nL = batch_of(
+            r.data, self.first_n[number_n], last_n, r.history, self.is_target
+        )
+        shown = of_padded(seq_nL)
+        tails, ats = r.prompts.histories(shown)
+        targets = Ragged(target_nL[seq_nL > 0], shown.ptr)
+        windows = zip(number_n, last_n, table_n, targets, in_tables(r.lm, tails, table_n), ats)
+        for number, end, table, target, tail, at in windows:
+            must_fit(len(at), len(target))
+            # a vector's state predicts the vector after it; the last one's is read at the mask
+            inner = np.flatnonzero(target[:-1])
+            place = end + 1 - len(target) + np.append(len(target) - 1, inner)
+            item, table_m = r.data.items[place].astype(np.int64), np.full(len(place), table)
+            batch.append(WindowPrompt(tail, at[inner + 1], place, item, table_m, int(number)))
+        return batch
 
 
 def draw_windows(data: Data, L: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,26 +82,6 @@ def draw_windows(data: Data, L: int, n: int, seed: int) -> tuple[np.ndarray, np.
         last.append(last_e[order])
         epoch += 1
     return np.concatenate(first)[:n], np.concatenate(last)[:n]
-
-
-def window_prompts(
-    r: Ranker, first: np.ndarray, last: np.ndarray, is_target: np.ndarray
-) -> list[WindowPrompt]:
-    """Windows as prompts. is_target: which places of data.items may be one, (M,)."""
-    batch = []
-    table_B = table_of(r.lm, users(r.data, last))
-    seq_BL, target_BL = batch_of(r.data, first, last, r.history, is_target)
-    tails, ats = r.prompts.histories(of_padded(seq_BL))
-    targets = Ragged(target_BL[seq_BL > 0], of_padded(seq_BL).ptr)
-    windows = zip(last, table_B, targets, in_tables(r.lm, tails, table_B), ats)
-    for end, table, target, tail, at in windows:
-        must_fit(len(at), len(target))
-        # a vector's state predicts the vector after it; the last one's is read at the mask
-        inner = np.flatnonzero(target[:-1])
-        place = end + 1 - len(target) + np.append(len(target) - 1, inner)
-        item = r.data.items[place].astype(np.int64)
-        batch.append(WindowPrompt(tail, at[inner + 1], place, item, np.full(len(item), table)))
-    return batch
 
 
 def must_fit(shown: int, n: int) -> None:
@@ -107,36 +100,23 @@ def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
     return np.concatenate([at_masks, *others]).astype(np.int64)
 
 
-class Term(Protocol):
-    """A further part of stage 2's loss, from the scores that the reads have anyway."""
-
-    def losses(
-        self, s_NI: torch.Tensor, batch: list, numbers: np.ndarray | None, /
-    ) -> dict[str, torch.Tensor]:
-        """{name: a sum over the reads of a batch}."""
-
-
 class ByVectors:
     """Each next item of a window among all I, scored by its vector (E4SRec)."""
 
-    def __init__(self, r: Ranker, ensemble: Ensemble | None = None, terms: Sequence[Term] = ()):
-        """ensemble: who shares the loss with the next item; terms: what is added to it."""
-        self.r, self.ensemble, self.terms = r, ensemble, terms
+    def __init__(self, r: Ranker, ensemble: Ensemble | None, kept: KeptLists | None):
+        """ensemble: who shares the loss with the next item; kept: the lists that are asked for
+        beside it."""
+        self.r, self.ensemble, self.kept = r, ensemble, kept
 
-    def losses(
-        self, batch: list[WindowPrompt], numbers: np.ndarray | None = None
-    ) -> dict[str, torch.Tensor]:
-        """The parts of the loss as sums over the targets of a batch. numbers: the windows', among
-        the training samples."""
+    def losses(self, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
+        """The parts of the loss as sums over the targets of a batch."""
         r = self.r
         x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), batch)
         s_NI = self.scores_from(item_space(r.lm, x_ND), batch)
         losses = {"candidates": self.cross_entropy(s_NI, batch)}
         if self.ensemble:
             losses = self.ensemble.losses(losses["candidates"], s_NI, targets_of(batch, "place"))
-        for term in self.terms:
-            losses |= term.losses(s_NI, batch, numbers)
-        return losses
+        return losses | self.kept.losses(s_NI, batch) if self.kept else losses
 
     def loss_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
         """L_ce from e = W_out x."""

@@ -29,7 +29,7 @@ from delrec.runtime import Prepared, as_kept, not_allowed, stop, write_tensors
 # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again
 # later"
 STOPPED = 75
-FORM = 2  # of what a checkpoint holds: one of another form is not continued
+FORM = 3  # of what a checkpoint holds: one of another form is not continued
 # flags that do not change the answer; stage 2's dropout draws other numbers with another micro,
 # cache_prefix or shard, and student.Draws looks after that
 MAY_CHANGE = {

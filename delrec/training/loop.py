@@ -33,8 +33,8 @@ class Loop:
     """The steps of a run that may be killed anywhere.
 
     total: how many steps, or with unit="epoch" how many epochs, the run has at most. resume: it
-    goes on from the newest checkpoint. validations: how many of the steps end with a validation,
-    the last among them.
+    goes on from the newest checkpoint. validations: {step (0 is the first) that ends with one: what
+    it costs, in steps}.
     """
 
     def __init__(
@@ -43,13 +43,12 @@ class Loop:
         name: str,
         total: int,
         resume: bool = False,
-        validations: int = 0,
+        validations: dict[int, float] | None = None,
         unit: str = "step",
     ):
         self.saver, self.ranks = saver, saver.ranks
         self.name, self.total, self.unit = name, total, unit
-        self.validations = {round(total * (i + 1) / validations) - 1 for i in range(validations)}
-        self.validation_cost = 1.0  # in steps, for the forecast
+        self.validations = validations or {}
         self.parts = {}
         self.epoch = self.step = 0  # where the run stands: steps done in this epoch
         self.done = 0  # steps done in all
@@ -86,8 +85,8 @@ class Loop:
             self.count(time.time() - began - self.elsewhere)
             self.step, self.done = step + 1, self.done + 1
             if self.done == 3 and self.unit == "step" and self.total > 3:
-                left = sum(v > step for v in self.validations)
-                forecast(self.first_steps, self.total, left, self.validation_cost, self.ranks)
+                left = [cost for v, cost in self.validations.items() if v > step]
+                forecast(self.first_steps, self.total, left, self.ranks)
             asked = checkpoints.stop_asked(self.ranks)
             if asked or self.saver.due(self.done):
                 self.save()
@@ -154,21 +153,20 @@ class Loop:
         return round(sum(self.spent.values()) / (time.time() - self.began), 3)
 
 
-def forecast(
-    step_seconds: list[float], steps: int, validations: int, validation_cost: float, ranks: Ranks
-) -> None:
-    """Prints, after the first steps, the time and the memory that the run will take."""
+def forecast(step_seconds: list[float], steps: int, validations: list[float], ranks: Ranks) -> None:
+    """Prints, after the first steps, the time and the memory that the run will take. validations:
+    what each that is left costs, in steps."""
     if not ranks.main:
         return
     seconds, steps_left = np.median(step_seconds), steps - len(step_seconds)
-    left = seconds * (steps_left + validation_cost * validations)
+    left = seconds * (steps_left + sum(validations))
     gpu, total = ranks.device.type == "cuda", total_bytes(ranks.device)
     used = torch.cuda.max_memory_allocated() / 2**30 if gpu else peak_gb()
     where = "the GPU" if gpu else "memory"
     print(
         f"{len(step_seconds)} steps took {seconds:.2f} s each: about {left / 60:.1f} minutes to go "
-        f"for {steps_left} steps and {validations} validations; {used:.1f} GB of {where} at the "
-        "peak so far" + (f", it has {total / 2**30:.0f}" if total else ""),
+        f"for {steps_left} steps and {len(validations)} validations; {used:.1f} GB of {where} at "
+        "the peak so far" + (f", it has {total / 2**30:.0f}" if total else ""),
         flush=True,
     )
 
@@ -214,8 +212,8 @@ class OptimiserState:
 
 
 class Best:
-    """The best step so far by validation: its quality (a tuple, larger is better), its number, the
-    weights {name: tensor} it had, and what else was found there."""
+    """The best step so far by validation: its quality (larger is better), its number, the weights
+    {name: tensor} it had, and what else was found there."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -223,7 +221,7 @@ class Best:
         self.weights, self.found = {}, {}
 
     def offer(
-        self, quality: tuple[float, ...], step: int, weights: dict[str, torch.Tensor], **found: Any
+        self, quality: float, step: int, weights: dict[str, torch.Tensor], **found: Any
     ) -> None:
         """Takes a step if it is better than the best so far."""
         if self.quality is None or quality > self.quality:
@@ -245,7 +243,7 @@ class Best:
         """Makes this the best step so far, its tensors on the device."""
         if not state:
             return
-        self.quality, self.step = tuple(state["quality"]), state["step"]
+        self.quality, self.step = state["quality"], state["step"]
         for key, value in state.items():
             kind, _, name = key.partition(".")
             if kind == "weights":

@@ -82,10 +82,11 @@ def leave(new: Path) -> None:
         unlock(new)
 
 
-def finish_run(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """The record as it is stored. config.json is written last, then the run is put in its place."""
+def finish_run(folder: Path, record: dict[str, Any], earlier: float = 0.0) -> dict[str, Any]:
+    """The record as it is stored. config.json is written last, then the run is put in its place.
+    earlier: seconds that it took before it was killed, which count too."""
     new = beside(folder, "unfinished")
-    record["seconds"] = round(time.time() - record.pop("started"), 1)
+    record["seconds"] = round(time.time() - record.pop("started") + earlier, 1)
     record["finished"] = round(time.time(), 3)
     record["peak_gb"] = round(peak_gb(), 2)
     write_json(new / "config.json", as_kept(record, folder))

@@ -24,6 +24,11 @@ def evenly(n: int, first: float, steps: int) -> set[int]:
     return {round(steps - gap * i) - 1 for i in range(n)}
 
 
+def ends_of_parts(n: int, steps: int) -> set[int]:
+    """The last of the steps (0 is the first) of each of n parts of them, which are as long."""
+    return {round(steps * (i + 1) / n) - 1 for i in range(n)}
+
+
 def set_learning_rates(optimiser: torch.optim.Optimizer, share: float) -> None:
     """Gives each group of parameters its "peak" times `share`."""
     for group in optimiser.param_groups:
