@@ -14,7 +14,8 @@ cross-entropy over all items, which is what finetune.py --input ids learns from.
 Reads the run of train_backbone.py --folds K. What it trains on are states_train.npy and
 folds.safetensors: the state of a training sample comes from a model that has not seen its user, and
 is scored by that model's item vectors, both rotated onto the full model's. Validation and test are
-the full model's. Learning rate and epoch are chosen by NDCG@10 over all items on validation.
+the full model's. Learning rate and epoch are chosen on validation, by NDCG@10 over all items or
+--choose.
 
 Writes a run folder that evaluate.py takes as a backbone's: topk_{val,test}.npy, scores, full,
 metrics.json, log.jsonl, config.json; and mlp.safetensors. It has no model of its own, so it answers
@@ -51,6 +52,8 @@ from delrec.training.log import Log
 from delrec.training.loop import Best
 
 RATES = (1e-4, 3e-4, 1e-3)  # of AdamW; validation chooses
+# what it chooses by
+BY = {"full": "NDCG@10 over all items", "candidates": "HR@1 among the stored candidates"}
 
 
 class OnState(torch.nn.Module):
@@ -166,14 +169,22 @@ def fit(
                 rng = np.random.default_rng([cfg.seed, epoch])
                 more = {"loss": learn(model, optimiser, seen, cfg.batch, rng)}
             found = protocol.validate(model, ranks)
-            best.offer(found["val_ndcg@10"], epoch, model.added())
-            chosen.offer(found["val_ndcg@10"], epoch, model.added(), rate=rate)
+            quality = quality_of(found, cfg.choose)
+            best.offer(quality, epoch, model.added())
+            chosen.offer(quality, epoch, model.added(), rate=rate)
             log.step(epoch, **more, **found)
             if epoch - best.step >= cfg.patience:
                 break
         log.close()
     model.load_state_dict(chosen.weights, strict=False)
     return model, chosen
+
+
+def quality_of(found: dict[str, float], choose: str) -> float:
+    """What an epoch and a rate are chosen by. found: Protocol.validate; choose: --choose."""
+    if choose == "full":
+        return found["val_ndcg@10"]
+    return next(value for name, value in found.items() if name.startswith("val_hr@1_of_"))
 
 
 # ---------------------------------------------------------------- the script
@@ -190,6 +201,13 @@ def fit(
 @click.option("--batch", default=256, type=WHOLE, help="samples of a step")
 @click.option("--epochs", default=40, type=WHOLE, help="most epochs at each learning rate")
 @click.option("--patience", default=5, type=WHOLE, help="epochs without a better validation")
+@click.option(
+    "--choose",
+    default="full",
+    type=click.Choice(list(BY)),
+    help="what epoch and rate are chosen by on validation: NDCG@10 over all items, as everywhere; "
+    "HR@1 among the stored candidates, where what is gained there is lost over all items",
+)
 @common.seed_option
 @click.option("--overwrite", is_flag=True, help="replace the finished run in --out")
 def main(**config) -> None:
@@ -228,7 +246,7 @@ def print_result(folder: Path, record: dict, found: dict[str, dict]) -> None:
     """Prints what was chosen and what came of it, its last line as JSON."""
     print(
         f"\nlearning rate {record['lr']:g} of {', '.join(f'{x:g}' for x in RATES)}, epoch "
-        f"{record['best_epoch']} (0: the backbone itself), by NDCG@10 over all items on validation"
+        f"{record['best_epoch']} (0: the backbone itself), by {BY[record['choose']]} on validation"
     )
     result = {"stage": "mlp", "out": str(folder), "best_epoch": record["best_epoch"]}
     for split, spaces in found.items():

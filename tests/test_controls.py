@@ -262,6 +262,23 @@ def test_two_layers_find_what_follows_in_a_state_that_scores_badly(on_state, you
     assert load_run(on_state).best_epoch > 0
 
 
+def test_the_epoch_is_the_best_by_what_is_asked_for():
+    seen = {"val_hr@1_of_15": 0.4, "val_ndcg@10": 0.1}
+    assert mlp.quality_of(seen, "full") == 0.1
+    assert mlp.quality_of(seen, "candidates") == 0.4
+
+
+def test_two_layers_are_chosen_among_candidates_where_that_is_asked(young, cycle, run, tmp_path):
+    where = f"--dataset {cycle.folder} --backbone {young} --out {tmp_path / 'mlp'}"
+    said = run(mlp.main, f"{where} --hidden 8 --epochs 2 --batch 64 --choose candidates").output
+    assert "by HR@1 among the stored candidates on validation" in said
+    lines = log_of(tmp_path / "mlp")
+    best = max(line["val_hr@1_of_15"] for line in lines)
+    made = load_run(tmp_path / "mlp")
+    chosen = [x for x in lines if x["name"] == f"lr {made.lr:g}" and x["step"] == made.best_epoch]
+    assert chosen[0]["val_hr@1_of_15"] == best
+
+
 def test_evaluate_takes_the_two_layers_as_a_backbone(on_state, young, cycle, run, on_cpu, tmp_path):
     run(evaluate.main, f"--ckpt {young} {on_state} --limit 50 --out {tmp_path}")
     table = metrics_of(tmp_path)
