@@ -54,7 +54,7 @@ def control(plan: Plan) -> Path:
 
 def of_the_lm(runs: Runs) -> list[str]:
     """The rows of a seed that need no choice: backbone, MLP, LM."""
-    options = ["--dataset", runs.dataset, "--backbone", runs.backbone()]
+    options = ["--dataset", runs.dataset, "--backbone", runs.backbone(), "--choose", "full"]
     mlp = runs.run(f"{runs.name}/mlp-s{runs.seed}", "recipes/mlp.py", *options)
     return [runs.row(), mlp, runs.variant("no-prompt")]
 

@@ -1,5 +1,6 @@
 """The runs that the paper's tables are made of: backbones, soft prompts, fine-tuned LMs."""
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from delrec import runtime
+from delrec.lm.listed import backbone_digest
 from delrec.lm.pretrained import EMBEDDED, config_of, kind_of, seed_and_name, text_config
 from delrec.runtime import config_of_run, is_run
 from recipes.stage import stage, typed
@@ -120,10 +122,12 @@ class Runs:
 
     def row(self, model: str = "sasrec") -> str:
         """The row of a backbone that others learn from: its run without folds where both are there,
-        as all recipes name that one alike, and the model is the same.
+        as all recipes name that one alike, and the model must be the same.
         """
-        self.backbone(model)
-        return self.named(model)
+        own, name = self.backbone(model), self.named(model)
+        if own != name and not self.plan.dry_run:
+            stop_unless_same(*(runtime.ROOT / "runs" / run for run in (own, name)))
+        return name
 
     def named(self, name: str) -> str:
         """The name of a conventional model's run of this seed."""
@@ -249,6 +253,18 @@ class Runs:
         else:
             stage(None, *args, procs=procs)
         return out
+
+
+def stop_unless_same(own: Path, row: Path) -> None:
+    """Ends the process if two runs of a backbone, with folds and without, are not one model: sums
+    of other lengths on another number of threads are enough.
+    """
+    if backbone_digest(own) != backbone_digest(row):
+        sys.exit(
+            f"recipes: {row} would be the row of the backbone that LMs learn from, but they learn "
+            f"from {own}, which was trained on other threads or by another version; move the first "
+            "one away, and the same command goes on"
+        )
 
 
 def answers_in_sample(folder: Path) -> bool:

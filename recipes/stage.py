@@ -57,6 +57,7 @@ SHAPING = (
     "--loss",
     "--val-samples",
     "--evals",
+    "--choose",
 )
 
 

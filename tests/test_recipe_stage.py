@@ -12,7 +12,7 @@ from recipe_runs import refused_recipe, run_recipe
 
 from delrec import runtime
 from delrec.runtime import folder_of, write_json
-from recipes import stage
+from recipes import runs, stage
 
 TITLES = ["--input", "titles", "--budget", "80"]
 
@@ -89,6 +89,17 @@ def test_a_backbone_without_folds_is_trained_again_beside_it_where_they_are_need
     assert "--ckpt toy/sasrec-s0 " in said  # the same model, by the name that all recipes know
     write_json(folder / "config.json", made | {"folds": 5})
     assert "folds-s0" not in run_recipe(*args, "--dry-run")
+
+
+def test_the_row_of_a_backbone_is_the_model_that_was_learnt_from(tmp_path):
+    own, row = tmp_path / "sasrec-folds-s0", tmp_path / "sasrec-s0"
+    for folder in (own, row):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"the same")
+    runs.stop_unless_same(own, row)
+    (row / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(SystemExit, match="move the first one away"):
+        runs.stop_unless_same(own, row)
 
 
 def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkeypatch):
