@@ -77,8 +77,9 @@ def read_format(column: pl.Series, time_format: str) -> pl.Series:
 
 
 def read_times(column: pl.Series, time_format: str) -> pl.Series:
-    """The same of a format with a time of day: in microseconds, in nanoseconds where some have
-    them and all lie between 1678 and 2262. Beyond, polars counts on from the other end.
+    """The times in a format with a time of day, null where one is not: in microseconds, in
+    nanoseconds where some have them and all lie between 1678 and 2262. Beyond, polars counts on
+    from the other end.
     """
     read = column.str.to_datetime(time_format, time_unit="us", strict=False)
     reach = read.to_physical().abs().max() or 0

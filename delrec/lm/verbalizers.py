@@ -182,8 +182,9 @@ def loss_over_all(
     lm: LM, x_BD: torch.Tensor, target_B: torch.Tensor, titles: Titles, verbalizer: str
 ) -> torch.Tensor:
     """The sum over b of - log softmax(s_b1 .. s_bI)[target_b]: the cross-entropy over the whole
-    catalogue (the paper's), by mean, first or items. Some rows at a time, made again in backward,
-    so that at most CELLS logits and scores exist at once."""
+    catalogue (the paper's), by mean or first; of vectors in training it is items.scores_in_tables.
+    Some rows at a time, made again in backward, so that at most CELLS logits and scores exist at
+    once."""
     rows = max(CELLS // (len(titles.vocab) + len(titles.ptr)), 1)
     parts = zip(x_BD.split(rows), target_B.split(rows))
     more = (titles, verbalizer)
@@ -205,8 +206,6 @@ def catalogue_scores_with_gradient(
     """What verbalise_all says of the items 1..I, fp32 (B, I), with a gradient of x, which its
     kernels do not give: s = T z, with z the logits of the tokens that occur in titles, and T the
     share of each in an item's."""
-    if verbalizer == "items":  # without row 0: cut afterwards, the products round otherwise
-        return items.item_space(lm, x_BD) @ lm.items.E[1:].T
     if lm.own_head:
         return verbalise_all(lm, x_BD, titles, verbalizer)[:, 1:]
     ptr, tok = tokens_of_all(titles, verbalizer)
