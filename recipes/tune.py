@@ -3,8 +3,10 @@
     python recipes/tune.py --dataset beauty --model sasrec --trials 24
     python recipes/tune.py --dataset beauty --model gru4rec --jobs 4       four trials side by side
     python recipes/tune.py --dataset beauty --flags "--loss sampled"       all trials with a flag
+    python recipes/tune.py --dataset beauty --flags "--text tfidf+minilm"  titles in item vectors
 
-Trial 0 has the model's own defaults, the others are drawn from GRID, each once. Successive halving
+Trial 0 has the model's own defaults, the others are drawn from GRID, each once; with --text also
+from TEXT: how titles enter. Successive halving
 (arXiv 1502.07943): all trials are trained for a few epochs, the best third of them three times as
 long, and so on; at most three are trained to their own end. Each round trains from scratch, so that
 a run of it is what its command alone makes. On a small log, where few epochs are hardly a step, the
@@ -51,6 +53,8 @@ GRID = {
     "history": (20, 50),
 }
 OWN = {"caser": {"history": (5, 10)}, "bsarec": {"history": (50,)}}
+# what a trial may have besides where --flags holds --text
+TEXT = {"text-in": ("fold", "adaptor", "alphafuse"), "text-whiten": (0.0, 0.5, 1.0)}
 FIRST = 4  # epochs of the first round, at least
 THIRD = 3  # of the trials of a round, one in so many goes on, so many times as long
 # no later stage reads these runs' lists
@@ -75,14 +79,19 @@ class Trial:
         return [x for flag, value in self.settings.items() for x in (f"--{flag}", value)]
 
 
-def grid_of(model: str) -> dict[str, tuple]:
-    """The values that a trial of a model may have."""
-    return GRID | OWN.get(model, {})
+def names_in(flags: str) -> list[str]:
+    """The words of --flags, each as the name of a flag: --text=tfidf is text."""
+    return [word.removeprefix("--").partition("=")[0] for word in shlex.split(flags)]
 
 
-def draw(model: str, n: int, seed: int) -> list[Trial]:
+def grid_of(model: str, flags: str) -> dict[str, tuple]:
+    """The values that a trial of a model may have, where all trials have these flags."""
+    text = TEXT if "text" in names_in(flags) else {}
+    return GRID | OWN.get(model, {}) | text
+
+
+def draw(grid: dict[str, tuple], n: int, seed: int) -> list[Trial]:
     """The defaults and n - 1 other settings; the first of them are the same whatever n is."""
-    grid = grid_of(model)
     size = int(np.prod([len(values) for values in grid.values()]))
     if n - 1 > size:
         sys.exit(f"tune: --trials {n} is more than the grid's {size} settings; ask for fewer")
@@ -98,9 +107,8 @@ def draw(model: str, n: int, seed: int) -> list[Trial]:
 def stop_if_said(flags: str) -> None:
     """Ends the process if --flags holds a flag that trials differ in, or that this program gives:
     the later one on a command line counts, and the table would say what is not so."""
-    names = [word.removeprefix("--").partition("=")[0] for word in shlex.split(flags)]
-    for name in names:
-        if name in GRID:
+    for name in names_in(flags):
+        if name in GRID | TEXT:
             sys.exit(f"tune: --flags holds --{name}, which trials differ in; leave it out")
         if name in SAID:
             sys.exit(f"tune: --flags holds --{name}, which this program gives; leave it out")
@@ -119,12 +127,12 @@ def rounds(n: int, first: int) -> list[tuple[int, int]]:
 def first_round(model: str, flags: str, data: Data) -> int:
     """The epochs of a first round: enough for LEAST_WAIT steps of the trial with the fewest, that
     of the largest batch and the longest history."""
-    grid = grid_of(model)
+    grid = grid_of(model, flags)
     fewest = SimpleNamespace(
         model=model,
         batch=max(grid["batch"]),
         history=max(grid["history"]),
-        one_target="--one-target" in shlex.split(flags),
+        one_target="one-target" in names_in(flags),
     )
     return max(FIRST, ceil(LEAST_WAIT / steps_of_epoch(fewest, data)))
 
@@ -146,6 +154,11 @@ class Search:
     jobs: int
     seed: int
     flags: str  # of train_backbone.py, for all trials
+
+    @property
+    def grid(self) -> dict[str, tuple]:
+        """The values that a trial may have."""
+        return grid_of(self.model, self.flags)
 
     @property
     def folder(self) -> Path:
@@ -182,7 +195,7 @@ class Search:
 
     def run(self) -> list[Trial]:
         """All trials, best first: those that went further stand before the others."""
-        trials = draw(self.model, self.trials, self.seed)
+        trials = draw(self.grid, self.trials, self.seed)
         alive, out = trials, []
         for n, epochs in rounds(len(trials), self.first):
             out = alive[n:] + out
@@ -197,8 +210,8 @@ class Search:
 
 def table_lines(search: Search, ranked: list[Trial]) -> list[str]:
     """The table, best trial first, and the command that trains the best."""
-    flags = list(GRID)
-    head = f"{'trial':>5}" + "".join(f"{flag:>10}" for flag in flags)
+    flags = list(search.grid)
+    head = f"{'trial':>5}" + "".join(f"{flag:>13}" for flag in flags)
     lines = [
         f"{search.dataset}, {search.model}: {len(ranked)} trials, seed {search.seed}, "
         f"{sum(trial.minutes for trial in ranked):.1f} minutes of training; NDCG@10 over all items "
@@ -206,7 +219,7 @@ def table_lines(search: Search, ranked: list[Trial]) -> list[str]:
         f"{head}{'epochs':>10}{'val ndcg@10':>13}{'minutes':>9}",
     ]
     for trial in ranked:
-        values = "".join(f"{trial.settings.get(flag, 'default')!s:>10}" for flag in flags)
+        values = "".join(f"{trial.settings.get(flag, 'default')!s:>13}" for flag in flags)
         length = trial.epochs or "to end"
         lines.append(
             f"{trial.number:>5}{values}{length!s:>10}{trial.found:13.5f}{trial.minutes:9.2f}"
@@ -246,7 +259,9 @@ def main(**options) -> None:
     lines = table_lines(search, ranked)
     write_text(search.folder / "tune.txt", "\n".join(lines) + "\n")
     rows = [vars(trial) for trial in ranked]
-    write_json(search.folder / "tune.json", {"command": vars(search), "grid": GRID, "trials": rows})
+    write_json(
+        search.folder / "tune.json", {"command": vars(search), "grid": search.grid, "trials": rows}
+    )
     print("\n" + "\n".join(lines))
 
 

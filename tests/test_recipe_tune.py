@@ -17,6 +17,11 @@ def search(**changed):
     return Search(**(asked | changed))
 
 
+def drawn_of(model, n):
+    """So many trials of a model."""
+    return tune.draw(tune.grid_of(model, ""), n, 0)
+
+
 def tuned(*args):
     """What the command prints."""
     done = CliRunner().invoke(tune.main, [str(a) for a in args])
@@ -27,20 +32,29 @@ def tuned(*args):
 
 
 def test_more_trials_begin_with_the_fewer_ones_and_the_defaults_are_first():
-    few, many = tune.draw("sasrec", 5, 0), tune.draw("sasrec", 30, 0)
+    few, many = drawn_of("sasrec", 5), drawn_of("sasrec", 30)
     assert many[:5] == few and few[0].settings == {}
     drawn = [tuple(trial.settings.values()) for trial in many[1:]]
     assert len(set(drawn)) == 29
-    assert tune.draw("sasrec", 5, 1) != few
+    assert tune.draw(tune.GRID, 5, 1) != few
 
 
 def test_what_a_model_may_have_is_its_own():
-    assert {trial.settings["history"] for trial in tune.draw("caser", 60, 0)[1:]} == {5, 10}
+    assert {trial.settings["history"] for trial in drawn_of("caser", 60)[1:]} == {5, 10}
+
+
+def test_with_text_a_trial_also_draws_how_it_enters():
+    plain, text = (search(flags=flags) for flags in ("--loss ce", "--text=tfidf --loss ce"))
+    assert not {"text-in", "text-whiten"} & set(plain.grid)
+    ways = {trial.settings["text-in"] for trial in tune.draw(text.grid, 60, 0)[1:]}
+    assert ways == {"fold", "adaptor", "alphafuse"}
+    with pytest.raises(SystemExit, match="--text-in, which trials differ in"):
+        tune.stop_if_said("--text tfidf --text-in fold")
 
 
 def test_more_trials_than_settings_is_one_sentence():
     with pytest.raises(SystemExit, match="ask for fewer"):
-        tune.draw("caser", 10**6, 0)
+        drawn_of("caser", 10**6)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +83,7 @@ def test_the_best_setting_is_found_and_few_are_trained_long(monkeypatch):
     monkeypatch.setattr(Search, "train", train)
     ranked = search().run()
     assert len(ranked) == len({trial.number for trial in ranked}) == 20
-    best = max(tune.draw("sasrec", 20, 0)[1:], key=lambda t: value_of(t.settings))
+    best = max(drawn_of("sasrec", 20)[1:], key=lambda t: value_of(t.settings))
     assert ranked[0].settings == best.settings and ranked[0].epochs == 0
     assert len([1 for _, epochs in trained if epochs == 3]) == 20
     assert len([1 for _, epochs in trained if epochs == 0]) == 3
