@@ -320,7 +320,7 @@ def fit(
     views = contrast.Contrast(cfg, data) if cfg.contrast else None
     teacher = dllm2rec.Teacher(cfg, data, given, robust) if cfg.teacher and cfg.lam else None
     best, mean = Best(ranks.device), EpochLoss(ranks)
-    made = checkpoints.made_with(cfg, data, ranks) | (given.text.made if given.text else {})
+    made = checkpoints.made_with(cfg, data, ranks) | given.made
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
     loop = Loop(saver, NAMES[cfg.model], most, cfg.resume, unit="epoch")
     loop.keep(model=model, opt=OptimiserState(optimiser), best=best, loss=mean)
@@ -384,6 +384,7 @@ def answer_out_of_fold(
         torch.manual_seed(cfg.seed)  # a fold begins with the full model's weights
         part = fit(cfg, folds.without(data, fold_U, fold), ranks, place, given, epochs=epochs)
         answers.add(fold, part.model, ranks, cfg.top_h)
+        full.loop.earlier += part.loop.earlier  # of a killed run: they count as its seconds too
     tables = folds.gaps(protocol, cfg.history, inside, got["train"], got["val"])
     if ranks.main:
         answers.write(out)

@@ -137,6 +137,11 @@ def permuted(titles: dict[str, str], seed: int) -> dict[str, str]:
 
 def make_runs(data: Data, is_out_I: np.ndarray, model: str, flags: list) -> tuple:
     """(the run that never saw the held-out items, the run of the whole log)."""
+    if data.meta["split"] == "files":
+        stop(
+            f"{data.folder} is split by its own files, and a log without some items has none of "
+            "them; prepare it with --split temporal or --split leave-one-out for this program"
+        )
     # another share, seed or log holds out others: a log without these is taken for none of them
     which = hashlib.sha256(data.meta["hash"].encode() + is_out_I.tobytes()).hexdigest()[:8]
     name = f"{data.folder_name}-without-{which}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import edit_config
 from safetensors.torch import load_file
+from stopped_runs import stopped
 
 import train_backbone
 from delrec.backbone import dllm2rec, models, text
@@ -98,6 +99,24 @@ def test_two_processes_learn_from_a_teacher_as_one(toy, student, train, two_proc
     a, b = weights_of(one), weights_of(tmp_path / "two")
     for k in a:
         torch.testing.assert_close(a[k], b[k], rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_student_does_not_go_on_with_other_lists(
+    toy, student, run, on_cpu, tmp_path, monkeypatch
+):
+    teacher = shutil.copytree(student, tmp_path / "teacher")
+    options = f"--teacher {teacher} --lam .5 --eta 0 --checkpoint-every 1"
+    typed = f"--dataset {toy.folder} {SHORT} {options}".split()
+
+    def args(out, *more):
+        return [*typed, "--out", str(out), *map(str, more)]
+
+    jobs = {"student": (train_backbone.main, args)}
+    assert stopped(jobs, "student", tmp_path / "cut", monkeypatch, 1)
+    truth = np.load(teacher / "export" / "truth.npy")
+    np.save(teacher / "export" / "truth.npy", truth / 2)
+    said = run(train_backbone.main, " ".join(args(tmp_path / "cut", "--resume")), code=1).error
+    assert "cannot resume" in said and "what the teacher's export says was" in said
 
 
 # ---------------------------------------------------------------- what the lists weigh

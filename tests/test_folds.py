@@ -171,6 +171,32 @@ def test_a_run_that_was_stopped_in_a_fold_goes_on(cycle, tmp_path, monkeypatch):
     assert same(tmp_path / "whole", cut)
 
 
+def test_the_seconds_of_a_run_that_was_stopped_in_a_fold_are_those_of_all_its_parts(
+    cycle, tmp_path, monkeypatch
+):
+    out = tmp_path / "sasrec"
+    args = f"--dataset {cycle.folder} --out {out} {QUICK} --folds 2".split()
+    add = folds.Answers.add
+
+    def signalled(*given, **more):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return add(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folds.Answers, "add", signalled)
+        stopped_runs.run(train_backbone.main, args, checkpoints.STOPPED)
+    # the full model and both folds, of which the second was begun, seem to take an hour more each
+    found = checkpoints.Saver.load
+
+    def an_hour_later(saver):
+        step, tensors, state = found(saver)
+        return step, tensors, state | {"seconds": state["seconds"] + 3600}
+
+    monkeypatch.setattr(checkpoints.Saver, "load", lambda s: found(s) and an_hour_later(s))
+    stopped_runs.run(train_backbone.main, [*args, "--resume"])
+    assert 3 * 3600 < load_run(out).seconds < 3 * 3600 + 60
+
+
 @pytest.mark.parametrize("where", ["rank_splits", "add"])
 def test_a_signal_between_two_trainings_is_not_lost(cycle, tmp_path, monkeypatch, where):
     """It comes while the full model's lists are made, or those of the first fold."""

@@ -163,7 +163,8 @@ def test_how_alike_vectors_point_is_said():
     assert text.mean_cosine(Z) == pytest.approx(2 * 0.5**0.5 / 3)
     about = {"text_numbers": 2, "text_cosine": 0.9}
     assert "try --text-whiten .5" in text.said(about, settings())
-    assert "try" not in text.said(about, settings(text_whiten=0.5))
+    for other in (dict(text_whiten=0.5), dict(text_in="alphafuse"), dict(text_graph=1.0)):
+        assert "try" not in text.said(about, settings(**other))
 
 
 # ---------------------------------------------------------------- how they enter

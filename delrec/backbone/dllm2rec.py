@@ -5,6 +5,7 @@ The list loss L_d itself is list_loss in losses.py, item vectors made of titles 
 text_ways.py.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -31,6 +32,13 @@ class Given:
     weight: np.ndarray | None = None  # fp32 (n, K): the fixed part of an item's weight in its list
     trust: np.ndarray | None = None  # m fp32 (n,): how much each list counts
     out_of_fold: bool = False  # was each list made by an LM that has not seen the sample's user?
+    sha256: str = ""  # of what the teacher's export says
+
+    @property
+    def made(self) -> dict[str, str]:
+        """What tells read files apart, for a run that goes on."""
+        lists = {"what the teacher's export says": self.sha256} if self.sha256 else {}
+        return lists | (self.text.made if self.text else {})
 
     def said(self) -> str:
         """What kind of lists the student reads, in a line."""
@@ -86,7 +94,16 @@ def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Given:
         weight=weight.astype(np.float32),
         trust=trust.astype(np.float32),
         out_of_fold=bool(meta.get("out_of_fold")),
+        sha256=sha256_of(topk, truth, listed),
     )
+
+
+def sha256_of(*arrays: np.ndarray) -> str:
+    """The first digits of the sha256 of some arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
 
 
 def trust_in(truth: np.ndarray, asked: np.ndarray, cfg: SimpleNamespace) -> np.ndarray:

@@ -84,7 +84,9 @@ def said(about: dict[str, float], cfg: SimpleNamespace) -> str:
         f"titles as {about['text_numbers']} numbers ({cfg.text or cfg.teacher}{way}); two of them "
         f"have a mean cosine of {about['text_cosine']:.2f}"
     )
-    if about["text_cosine"] > 0.8 and not cfg.text_whiten:
+    # AlphaFuse whitens by itself, and --text-graph takes no --text-whiten
+    as_they_come = cfg.text_whiten is None and cfg.text_in != "alphafuse" and not cfg.text_graph
+    if about["text_cosine"] > 0.8 and as_they_come:
         line += ", so they say little apart from each other: try --text-whiten .5"
     return line + (", given to other items (--permute-text)" if cfg.permute_text else "")
 

@@ -121,7 +121,8 @@ def enter(
         is_cold_I[seen_in_training(data)] = False
         model.barred_I = torch.where(is_cold_I[1:], -torch.inf, 0.0)
     if cfg.text_in == "start":
-        # z has norm 1: its E numbers get the deviation that other item vectors begin with
+        # z has norm 1 (n joined sources: the root of n): its E numbers get the deviation that
+        # other item vectors begin with
         table_IE.copy_(cfg.eta * START * E**0.5 * widened(Z, E))
         return
     if not cfg.offset:
