@@ -13,6 +13,7 @@ from delrec.evaluation.comparisons import (
     against_reference,
     every_pair,
     over_seeds,
+    paired_by_seed,
     planned_pairs,
 )
 from delrec.evaluation.wording import mark, said_by_users
@@ -149,10 +150,63 @@ def test_the_standard_error_of_means_holds_for_other_seeds():
         assert test["p_t"] == pytest.approx(stats.t_test(test["difference"], test["se"], df))
 
 
-def test_fused_rows_repeat_their_members_seeds():
+def paired(gains, noise=0.0):
+    """Rows base-s0, base-s1, .. that differ by far more than what better-s0, .. is above each."""
+    value = {}
+    for s, gain in enumerate(gains):
+        own = BASE + 0.1 * s
+        value[f"base-s{s}"] = dict.fromkeys(("hr@1", "ndcg@10"), own)
+        user_part = noise * np.random.default_rng(7).normal(size=len(BASE))
+        value[f"better-s{s}"] = dict.fromkeys(("hr@1", "ndcg@10"), own + gain + user_part)
+    return value
+
+
+def test_runs_of_the_same_seeds_are_compared_in_pairs():
+    gains = np.array([0.012, 0.008, 0.010])
+    compared = Compared(paired(gains, noise=0.02), USER, 0.01)
+    test = compared.means("better", "base")["hr@1"]
+    a, b = (
+        np.mean([compared.value[f"{name}-s{s}"]["hr@1"] for s in range(3)], 0)
+        for name in ("better", "base")
+    )
+    users_alone = stats.difference(a, b, USER)
+    of_seeds = np.var(gains, ddof=1) / 3
+    assert test["se"] ** 2 == pytest.approx(users_alone["se"] ** 2 + of_seeds)
+    parts = [(users_alone["se"] ** 2, compared.differences["hr@1"].clusters.worth - 1)]
+    df = stats.joined_df([*parts, (of_seeds, 2)])
+    assert test["p_t"] == pytest.approx(stats.t_test(test["difference"], test["se"], df))
+    # seed by seed it is better; as if its seeds were others than the base's it could be luck
+    value = {
+        name.replace("better-s", "better-s1"): rows
+        for name, rows in paired(gains, noise=0.02).items()
+    }
+    others = Compared(value, USER, 0.01).means("better", "base")["hr@1"]
+    assert test["p_t"] < 0.05 and others["p_t"] > 0.5
+
+
+@pytest.mark.parametrize(
+    "a, b, found",
+    [
+        (["a-s0", "a-s1", "a-s2"], ["b-s2", "b-s0", "b-s1"], 3),
+        (["a-s0", "a-s1"], ["b-s0", "b-s1"], 0),  # two differences tell too little
+        (["a-s0", "a-s1", "a-s2"], ["b-s0", "b-s1", "b-s3"], 0),
+        (["a-s0", "a-s1", "a-s2", "a-s3"], ["b-s0", "b-s1", "b-s2"], 0),
+        (["a-s0+b-s0", "a-s1+b-s1", "a-s2+b-s2"], ["b-s0", "b-s1", "b-s2"], 3),
+        (["a-s0+b-s1", "a-s0+b-s2", "a-s1+b-s2"], ["b-s0", "b-s1", "b-s2"], 0),
+        (["a-s0", "a-s1", "a-s2"], ["counts"], 0),
+    ],
+)
+def test_which_rows_are_pairs(a, b, found):
+    pairs = paired_by_seed(a, b)
+    assert len(pairs) == found
+    assert all(x.split("-s")[-1] == y.split("-s")[-1] for x, y in pairs)
+
+
+@pytest.mark.parametrize("again", ["base-s{}+alone", "base-s{}, shuffled"])
+def test_rows_that_repeat_seeds_do_not_count_them_again(again):
     value = seeded()
     alone = Compared(value, USER, 0.01)
-    fused = Compared(value | {f"base-s{s}+alone": row(s, s) for s in range(3)}, USER, 0.01)
+    fused = Compared(value | {again.format(s): row(s, s) for s in range(3)}, USER, 0.01)
     for m in ("hr@1", "ndcg@10"):
         same = fused.means("better", "base")[m]["p_t"]
         assert same == pytest.approx(alone.means("better", "base")[m]["p_t"])

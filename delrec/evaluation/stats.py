@@ -18,10 +18,12 @@ RowMetrics = dict[str, dict[str, np.ndarray]]  # {row: {metric: its value for ea
 Intervals = dict[str, dict[str, np.ndarray]]  # {row: {metric: the ends of its interval (2,)}}
 Test = dict[str, float | None]  # what Differences.between returns
 
+SEED = re.compile(r"-s(\d+)(?=$|\+|,)")  # in a row's name
+
 
 def unseeded(name: str) -> str:
     """A row's name without its seeds: delrec-s1 -> delrec, sasrec-s0+delrec-s1 -> sasrec+delrec."""
-    return re.sub(r"-s\d+(?=$|\+|,)", "", name)
+    return SEED.sub("", name)
 
 
 def interval(
