@@ -1,5 +1,8 @@
 """Recommender.fit: from frames or paths to a recommender, written under the current folder."""
 
+from datetime import datetime
+
+import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -19,10 +22,11 @@ class Pandas:
     """What fit uses of a pandas frame; pandas itself is no dependency."""
 
     def __init__(self, frame):
-        self.frame, self.columns = frame, frame.columns
+        """frame: of polars, or a dict of columns."""
+        self.frame, self.columns = frame, list(getattr(frame, "columns", frame))
 
     def __getitem__(self, name):
-        return self.frame[name].to_list()
+        return list(self.frame[name])
 
     def to_dict(self, orient="dict"):
         raise AssertionError("columns are read one by one")
@@ -70,6 +74,31 @@ def test_frames_of_every_kind_are_the_same_table():
         assert fitting.frame_of(given, "x").equals(want)
     gap = fitting.frame_of({"user": ["a", "b"], "timestamp": [1.0, float("nan")]}, "x")
     assert gap["timestamp"].null_count() == 1
+
+
+class NA:
+    """pandas' mark of a missing cell, which compares as missing and has no truth."""
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+
+@pytest.mark.parametrize(
+    "missing", [float("nan"), NA(), np.datetime64("NaT"), np.float64("nan"), None]
+)
+def test_a_missing_cell_of_any_column_is_blank(missing):
+    columns = {"item": ["a1", "a2", missing], "kind": [missing, "tea", "cup"]}
+    columns |= {"day": [datetime(2024, 1, 1), missing, None], "price": [1.5, 2.0, missing]}
+    columns |= {"old": [missing, True, False], "stock": [3, missing, 4]}
+    want = pl.DataFrame({k: [None if v is missing else v for v in c] for k, c in columns.items()})
+    arrays = {name: np.array(column, object) for name, column in columns.items()}
+    for given in (Pandas(columns), columns, arrays):
+        assert fitting.frame_of(given, "x").equals(want)
+    with pytest.raises(ValueError, match="cannot be read as a table.*each with values of one kind"):
+        fitting.frame_of(Pandas({"item": ["a1", 2]}), "x")
 
 
 def test_keywords_are_the_flags_of_the_two_commands(here, monkeypatch):

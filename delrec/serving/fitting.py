@@ -103,23 +103,44 @@ def as_file(given: Any, path: Path, what: str) -> Path:
 
 
 def frame_of(given: Any, what: str) -> "pl.DataFrame":
-    """A frame of polars or pandas, or a dict of columns, as one of polars; no number is blank."""
+    """A frame of polars or pandas, or a dict of columns, as one of polars; no cell is NaN."""
     import polars as pl
 
     if isinstance(given, pl.LazyFrame):
         given = given.collect()
     if not isinstance(given, pl.DataFrame | Mapping) and hasattr(given, "to_dict"):
         given = {str(name): list(given[name]) for name in given.columns}  # pandas
+    if isinstance(given, Mapping):
+        given = {name: with_blanks(column) for name, column in given.items()}
     try:
         frame = pl.DataFrame(given)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as bad:
         raise Refused(
             f"{what} cannot be read as a table ({str(bad).splitlines()[0][:100]}); give a path, a "
-            "polars or pandas frame, or a dict of columns"
+            "polars or pandas frame, or a dict of columns, each with values of one kind"
         ) from None
     if not len(frame):
         raise Refused(f"{what} has no rows")
     return frame.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None))
+
+
+def with_blanks(column: Any) -> Any:
+    """The values of a column, None where pandas has NaN, NaT or NA; one with a type of its own, and
+    a single value, as it is.
+    """
+    kind = getattr(getattr(column, "dtype", None), "kind", None)  # numpy's and pandas'
+    is_listed = isinstance(column, list | tuple) or kind == "O"
+    return [None if is_missing(value) else value for value in column] if is_listed else column
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is NaN, NaT or NA: what is missing does not say that it equals itself."""
+    if value is None or hasattr(value, "__len__"):  # texts, lists
+        return value is None
+    try:
+        return bool(value != value)
+    except TypeError:  # pandas' NA has no truth
+        return True
 
 
 def stop_unless_named(interactions: Any, items: Any, flags: dict[str, Any]) -> None:
