@@ -127,6 +127,10 @@ def test_the_command_line_filters_too(sasrec, toy, script, on_cpu, tmp_path):
     assert "note: 2 of 10 items are ranked" in got.output
     kept = script(evaluate.main, *ask, "--keep-seen").json
     assert {t["id"] for t in kept["top"]} == {"7", "9", "12"}
+    (tmp_path / "long.txt").write_text("7\n" + "".join(f"gone{n}\n" for n in range(500)))
+    many = script(evaluate.main, *ask[:4], "--only", tmp_path / "long.txt")
+    (line,) = [line for line in many.output.splitlines() if line.startswith("left out: ")]
+    assert line.endswith("'gone9' and 490 more") and len(many.json["unknown"]) == 500
     without = script(evaluate.main, *ask[:4], "--exclude", tmp_path / "stock.txt", "--top", 60)
     assert not {"7", "9", "12"} & {t["id"] for t in without.json["top"]}
     says = script(evaluate.main, *ask[:4], "--where", "brand=x", code=1).error

@@ -13,7 +13,7 @@ from delrec.processes import Ranks
 from delrec.runtime import stop
 from delrec.serving.answerer import Answerer, Plan
 from delrec.serving.asking import Question, found_of, questions
-from delrec.serving.lookup import Found
+from delrec.serving.lookup import Found, told
 from delrec.serving.output import AnswerFile, say, say_json
 from delrec.serving.requests import Request, catalogue_of, read_requests
 from delrec.serving.results import Answer, Refused
@@ -22,7 +22,7 @@ from delrec.training.log import Log
 
 def not_answered(found: Found, data: Data) -> str:
     """Why a history without a known title has no answer: the same of one and of a line of many."""
-    unknown = "; ".join(map(str, found.unknown))
+    unknown = told(found.unknown)
     return (
         "the history holds no known title"
         + (f" ({unknown})" if unknown else "")
@@ -84,7 +84,7 @@ def answer_history(answerer: Answerer, ranks: Ranks, options: dict[str, Any], **
 def lines_of(answerer: Answerer, question: Question, answer: Answer) -> list[str]:
     """What is printed of an answer."""
     titles = answerer.catalogue.lookup.titles
-    unknown = "; ".join(map(str, answer.unknown))
+    unknown = told(answer.unknown)
     return [
         *([f"left out: {unknown}"] if unknown else []),
         "history: " + " | ".join(titles[i] for i in question.found.items),
@@ -155,8 +155,7 @@ def answer_file(
         raise
     if file:
         file.close()
-        more = f" and {len(plan.unknown) - 10} more" if len(plan.unknown) > 10 else ""
-        strange = "; ".join(map(str, plan.unknown[:10])) + more
+        strange = told(plan.unknown)
         say(*([f"left out of the filters: {strange}"] if strange else []))
         say(*(f"note: {said}" for said in short[:1]))
         say_what_was_answered(requests, out, seconds)
