@@ -162,22 +162,25 @@ def answer_file(
 
 
 def say_what_was_answered(requests: list[Request], out: Path, seconds: float) -> None:
-    """Prints how many requests were answered, and which lines could not be read."""
+    """Prints how many requests were answered, and which lines could not be: those that cannot be
+    read, and those without a known title.
+    """
     errors = [request.error for request in requests if request.error]
     nobody = sum(not request.found.items for request in requests) - len(errors)
-    said = sum(bool(request.found.remarks) for request in requests)
+    answered = len(requests) - len(errors) - nobody
+    said = sum(bool(request.found.items and request.found.remarks) for request in requests)
     more = [f"{len(errors) - 10} more lines cannot be read"] if len(errors) > 10 else []
     say(
         *errors[:10],
         *more,
-        f"{len(requests) - len(errors)} histories answered in {out}"
-        + (f", {nobody} of them without a known title" if nobody else "")
+        f"{answered} histories answered in {out}"
         + (f', {said} of them with "remarks" on names that several items have' if said else "")
+        + (f'; {nobody} lines have no known title, their answers hold "error"' if nobody else "")
         + (f'; {len(errors)} lines cannot be read, their answers hold "error"' if errors else ""),
     )
     counts = {"out": str(out), "histories": len(requests), "without_known_title": nobody}
     counts |= {"unreadable": len(errors), "with_remarks": said}
-    say_json(counts | {"ms_per_history": round(1000 * seconds / len(requests), 3)})
+    say_json(counts | {"ms_per_history": round(1000 * seconds / answered, 3)})
 
 
 def answers_to(
@@ -211,7 +214,7 @@ def answers_to(
 def answer_to(request: Request, answer: Answer | None, answerer: Answerer) -> dict:
     """The answer to a request: what was given, the items it was read as, and the best."""
     found = request.found
-    told = request.given | {
+    line = request.given | {
         "history_ids": list(answer.history) if answer else [],
         "top": listed(answerer, answer) if answer else [],
         "unknown": [
@@ -223,4 +226,4 @@ def answer_to(request: Request, answer: Answer | None, answerer: Answerer) -> di
     error = request.error
     if not error and not found.items:
         error = not_answered(found, answerer.catalogue.data)
-    return told | ({"error": error} if error else {})
+    return line | ({"error": error} if error else {})
