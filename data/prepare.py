@@ -137,7 +137,7 @@ def place_of_earlier(out: Path, meta: dict, differences: list[str], overwrite: b
     """
     earlier = read_json(out / "meta.json")
     old = earlier["hash"]
-    runs = runs_on(old) if "hash" in differences else []
+    runs = runs_on(old, out) if "hash" in differences else []
     keep = kept_as(out, old) if runs else None
     if not overwrite:
         differs = f"other {', '.join(differences)}"
@@ -155,15 +155,17 @@ def place_of_earlier(out: Path, meta: dict, differences: list[str], overwrite: b
     return None if keep is None or keep.exists() else keep
 
 
-def runs_on(digest: str) -> list[str]:
-    """The folders under runs/ of what was trained on the preparation of that hash, finished or
-    not.
+def runs_on(digest: str, out: Path) -> list[str]:
+    """The folders of what was trained on the preparation of that hash in `out`, finished or not:
+    those under the program's runs/, beside the folder that holds `out`, and in the current folder.
     """
+    roots = (runtime.ROOT, Path(os.path.abspath(out)).parent.parent, Path.cwd())
     found, said = set(), f'"data_hash": "{digest}"'
-    for folder, _, names in os.walk(runtime.ROOT / "runs", followlinks=True):
-        for name in {"config.json", "started.json", "meta.json"} & set(names):
-            if said in (Path(folder) / name).read_text(encoding="utf-8", errors="replace"):
-                found.add(folder)
+    for runs in {(root / "runs").resolve() for root in roots}:
+        for folder, _, names in os.walk(runs, followlinks=True):
+            for name in {"config.json", "started.json", "meta.json"} & set(names):
+                if said in (Path(folder) / name).read_text(encoding="utf-8", errors="replace"):
+                    found.add(folder)
     return sorted(found)
 
 

@@ -1,9 +1,14 @@
 """Recommender.fit: from frames or paths to a recommender, written under the current folder."""
 
+from datetime import datetime
+
+import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 from delrec import Recommender
+from delrec.data import prepare
 from delrec.runtime import ROOT
 from delrec.serving import fitting
 
@@ -17,10 +22,11 @@ class Pandas:
     """What fit uses of a pandas frame; pandas itself is no dependency."""
 
     def __init__(self, frame):
-        self.frame, self.columns = frame, frame.columns
+        """frame: of polars, or a dict of columns."""
+        self.frame, self.columns = frame, list(getattr(frame, "columns", frame))
 
     def __getitem__(self, name):
-        return self.frame[name].to_list()
+        return list(self.frame[name])
 
     def to_dict(self, orient="dict"):
         raise AssertionError("columns are read one by one")
@@ -33,7 +39,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_frame_becomes_a_recommender_under_the_current_folder(here):
+def test_a_frame_becomes_a_recommender_under_the_current_folder(here, monkeypatch):
     small = dict(core=1, epochs=1, width=8)
     rec = Recommender.fit(LOG, Pandas(ARTICLES), name="shop", **small)
     assert sorted(p.name for p in here.iterdir()) == ["data", "runs"]
@@ -45,6 +51,21 @@ def test_a_frame_becomes_a_recommender_under_the_current_folder(here):
     assert again == rec.recommend(user="c3", keep_seen=True)
     with pytest.raises(ValueError, match="train_backbone.py: .*--overwrite"):
         Recommender.fit(LOG, ARTICLES, name="shop", **small)
+    more = LOG.vstack(LOG.head(1).with_columns(timestamp=pl.lit(500, pl.Int64)))
+    monkeypatch.setattr(fitting, "run_script", without_training)
+    monkeypatch.setattr(fitting, "stop_unless_trainable", lambda *args: None)
+    with pytest.raises(ValueError, match="killed"):
+        Recommender.fit(more, ARTICLES, name="shop", overwrite=True, **small)
+    assert len(list((here / "data").iterdir())) == 2  # the run's own preparation stays
+    assert Recommender.load("runs/shop/sasrec").recommend(user="c3", keep_seen=True) == again
+
+
+def without_training(path, args, said):
+    """Runs a script that prepares; one that trains is killed."""
+    if path.name == "train_backbone.py":
+        raise fitting.Refused("killed")
+    done = CliRunner().invoke(prepare.main, args)
+    assert done.exit_code == 0, done.output
 
 
 def test_frames_of_every_kind_are_the_same_table():
@@ -55,14 +76,40 @@ def test_frames_of_every_kind_are_the_same_table():
     assert gap["timestamp"].null_count() == 1
 
 
+class NA:
+    """pandas' mark of a missing cell, which compares as missing and has no truth."""
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+
+@pytest.mark.parametrize(
+    "missing", [float("nan"), NA(), np.datetime64("NaT"), np.float64("nan"), None]
+)
+def test_a_missing_cell_of_any_column_is_blank(missing):
+    columns = {"item": ["a1", "a2", missing], "kind": [missing, "tea", "cup"]}
+    columns |= {"day": [datetime(2024, 1, 1), missing, None], "price": [1.5, 2.0, missing]}
+    columns |= {"old": [missing, True, False], "stock": [3, missing, 4]}
+    want = pl.DataFrame({k: [None if v is missing else v for v in c] for k, c in columns.items()})
+    arrays = {name: np.array(column, object) for name, column in columns.items()}
+    for given in (Pandas(columns), columns, arrays):
+        assert fitting.frame_of(given, "x").equals(want)
+    with pytest.raises(ValueError, match="cannot be read as a table.*each with values of one kind"):
+        fitting.frame_of(Pandas({"item": ["a1", 2]}), "x")
+
+
 def test_keywords_are_the_flags_of_the_two_commands(here, monkeypatch):
     commands = []
     monkeypatch.setattr(fitting, "run_script", lambda *args: commands.append(args))
+    monkeypatch.setattr(fitting, "stop_unless_trainable", lambda *args: None)
     (here / "orders.csv").write_text("customer,article,day,name\n")
     columns = dict(user_column="customer", item_column="article", time_column="day")
     fitting.fit("orders.csv", None, "shop", "gru4rec", False, columns | {"epochs": 3, "seed": None})
-    (prepare, to_prepare, _), (train, to_train, _) = commands
-    assert (prepare.name, train.name) == ("prepare.py", "train_backbone.py")
+    (first, to_prepare, _), (second, to_train, _) = commands
+    assert (first.name, second.name) == ("prepare.py", "train_backbone.py")
     assert to_prepare[:3] == ["shop", "--interactions", str(here / "orders.csv")]
     assert to_prepare[5:] == [
         *("--user-column", "customer", "--item-column", "article", "--time-column", "day")
@@ -77,12 +124,12 @@ def test_keywords_are_the_flags_of_the_two_commands(here, monkeypatch):
 
 
 def test_what_is_switched_off_is_off_in_the_command():
-    train, prepare = ROOT / "train_backbone.py", ROOT / "data" / "prepare.py"
+    train, preparing = ROOT / "train_backbone.py", ROOT / "data" / "prepare.py"
     off = {"offset": False, "overwrite": False, "text_width": None}
     assert fitting.as_flags(off, train) == ["--no-offset"]
     assert fitting.as_flags({"offset": True}, train) == ["--offset"]
     some = {"overwrite": True, "drop_incomplete": False}
-    assert fitting.as_flags(some, prepare) == ["--overwrite"]
+    assert fitting.as_flags(some, preparing) == ["--overwrite"]
     assert fitting.as_flags({"ofset": False}, train) == ["--no-ofset"]  # refused there
 
 
@@ -97,6 +144,9 @@ BAD = {
         "interactions has the columns user, item, timestamp and lacks title",
     ),
     "a folder of its own": ((LOG, ARTICLES), "fit() was given out='here'", ("out", "here")),
+    "no such flag": ((LOG, ARTICLES), "No such option '--epoch'", ("epoch", 1)),
+    "no such value": ((LOG, ARTICLES), "'few' is not a valid integer", ("epochs", "few")),
+    "an idle flag": ((LOG, ARTICLES), "--lam changes nothing without --teacher", ("lam", 0.1)),
     "no title in items": ((LOG, ARTICLES.drop("title")), "items has the columns item, category"),
 }
 

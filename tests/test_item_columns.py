@@ -1,7 +1,11 @@
 """Further columns of items.csv: kept by data/prepare.py, a row an item, for filters of answers."""
 
 import json
+import re
+from decimal import Decimal
 
+import numpy as np
+import polars as pl
 import pytest
 from logs import random_log, run, toy, write
 from recommenders import by_number, recommender_of
@@ -119,6 +123,67 @@ def test_a_column_or_a_value_that_nothing_has_is_a_sentence(rec):
         rec.recommend(ids=[1], where={"category": [float("nan")]})
 
 
+PRICES = ["3.0", "3", "3.5", "007", "1e3", "12345678901234567", "12345678901234568", "0.1"]
+PRICES += ["true", "True", "FALSE", "n/a", "1_0", "", "nan", "-0.0"]
+
+
+@pytest.fixture(scope="module")
+def priced(tmp_path_factory):
+    """Finds the prices of the items whose price is a value."""
+    folder = tmp_path_factory.mktemp("priced")
+    items = [(i, f"Title {i}", PRICES[i - 1] if i <= len(PRICES) else "x") for i in range(1, 41)]
+    with_columns(folder / "raw", "item,title,price", items)
+    prepare(folder)
+    rec = recommender_of(load_data(str(folder / "out")), by_number)
+
+    def found(value):
+        answer = rec.recommend([], where={"price": value}, keep_seen=True, top=40)
+        return sorted(PRICES[int(i) - 1] for i in answer.ids)
+
+    return found
+
+
+@pytest.mark.parametrize(
+    "value, cells",
+    [
+        (3, ["3", "3.0"]),
+        (3.0, ["3", "3.0"]),
+        ("3", ["3"]),
+        ("3.00", ["3", "3.0"]),
+        (np.float64(3.5), ["3.5"]),
+        (np.float32(0.1), ["0.1"]),
+        (Decimal("0.10"), ["0.1"]),
+        (np.array([3.5, 1000.0]), ["1e3", "3.5"]),
+        (pl.Series([7, None]).drop_nulls(), ["007"]),
+        ({7, "n/a"}, ["007", "n/a"]),
+        (12345678901234567, ["12345678901234567"]),
+        (0, ["-0.0"]),
+        (True, ["True", "true"]),
+        ("true", ["true"]),
+        ([np.True_, False], ["FALSE", "True", "true"]),
+        ("false", ["FALSE"]),
+    ],
+)
+def test_numbers_are_compared_as_numbers_and_truth_values_as_their_words(priced, value, cells):
+    assert priced(value) == cells
+
+
+@pytest.mark.parametrize(
+    "value, says",
+    [
+        (None, "where price is None; give a value, or several as a list"),
+        ({"a": 1}, "where price is {'a': 1}; give a value, or several as a list"),
+        ([3, None], "where price holds None, expected values as text, numbers, or True and False"),
+        (float("nan"), "where price holds nan, expected values as text"),
+        (4.0, "no item is left by where"),
+        (10, "no item is left by where"),
+    ],
+)
+def test_what_no_column_can_hold_is_a_sentence_about_values(priced, value, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        priced(value)
+
+
 def test_the_command_line_filters_too(sasrec, toy, script, on_cpu, tmp_path):
     (tmp_path / "stock.txt").write_text("\ufeff7\n9\n\n12\nnone\n")
     ask = ["--ckpt", sasrec, "--history", "3 | 12", "--only", tmp_path / "stock.txt"]
@@ -127,6 +192,10 @@ def test_the_command_line_filters_too(sasrec, toy, script, on_cpu, tmp_path):
     assert "note: 2 of 10 items are ranked" in got.output
     kept = script(evaluate.main, *ask, "--keep-seen").json
     assert {t["id"] for t in kept["top"]} == {"7", "9", "12"}
+    (tmp_path / "long.txt").write_text("7\n" + "".join(f"gone{n}\n" for n in range(500)))
+    many = script(evaluate.main, *ask[:4], "--only", tmp_path / "long.txt")
+    (line,) = [line for line in many.output.splitlines() if line.startswith("left out: ")]
+    assert line.endswith("'gone9' and 490 more") and len(many.json["unknown"]) == 500
     without = script(evaluate.main, *ask[:4], "--exclude", tmp_path / "stock.txt", "--top", 60)
     assert not {"7", "9", "12"} & {t["id"] for t in without.json["top"]}
     says = script(evaluate.main, *ask[:4], "--where", "brand=x", code=1).error

@@ -103,6 +103,19 @@ def test_a_killed_run_keeps_its_preparation_too(shop, script, on_cpu, interrupte
     assert (tmp_path / "data" / f"shop@{old}").is_dir()
 
 
+@pytest.mark.parametrize("runs", ["far/runs", "here/runs"])
+def test_runs_beside_the_data_or_in_the_current_folder_keep_it(shop, tmp_path, monkeypatch, runs):
+    out = tmp_path / "far" / "data" / "shop"
+    assert shop("--out", out).exit_code == 0
+    old = load_data(str(out)).meta["hash"]
+    (tmp_path / "here").mkdir()
+    (tmp_path / runs).mkdir()
+    write_json(tmp_path / runs / "config.json", {"data_hash": old})
+    monkeypatch.chdir(tmp_path / "here")
+    assert shop("--out", out, "--seed", 1, "--overwrite").exit_code == 0
+    assert load_data(f"{out}@{old}").meta["hash"] == old
+
+
 @pytest.mark.parametrize("n", range(3))
 def test_a_preparation_that_dies_at_any_rename_leaves_a_whole_one(
     shop, script, on_cpu, tmp_path, n

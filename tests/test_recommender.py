@@ -118,6 +118,24 @@ def test_only_and_exclude_say_what_may_be_in_an_answer(rec):
     assert rec.recommend(["a05"], only=np.array(["a01", "a02"])).ids == ["a02", "a01"]
 
 
+def test_answers_share_the_names_of_a_stock_list_that_nobody_has(rec):
+    stock = ["a01", "a02", *(f"gone{n}" for n in range(2000))]
+    by_users = rec.recommend(users=range(20), only=stock)
+    by_score = rec.score(users=range(20), candidates=stock)
+    for answers in (by_users, by_score):
+        assert len(answers[0].unknown) == 2000
+        assert len({id(answer.unknown) for answer in answers}) == 1
+    of_both = rec.recommend(["Article 1", "nothing"], only=stock).unknown
+    assert [u.asked.text for u in of_both[:2]] == ["nothing", "gone0"] and len(of_both) == 2001
+
+
+def test_a_refusal_names_ten_of_many_unknown_names(rec):
+    names = [f"x{n}" for n in range(500)]
+    with pytest.raises(ValueError, match="no item with the id 'x9' and 490 more.; give") as refused:
+        rec.score(ids=names, candidates=["a01"])
+    assert len(str(refused.value)) < 500
+
+
 def test_seen_items_are_left_out_unless_they_may_be_bought_again(rec):
     assert rec.recommend(["a40", "a02"], top=2).ids == ["a39", "a38"]
     assert rec.recommend(["a40", "a02"], top=2, keep_seen=True).ids == ["a40", "a39"]

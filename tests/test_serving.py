@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 from recommenders import RULE, by_number, recommender_of
-from scripts import sentence
+from scripts import ROOT, sentence
 from toys import prepare_log
 
 import evaluate
@@ -152,6 +152,21 @@ def test_an_unreadable_line_is_said_with_its_number_and_the_others_are_answered(
     said = capsys.readouterr().out
     assert got[1]["error"] in said and "2 histories answered" in said
     assert json.loads(said.splitlines()[-1])["unreadable"] == 1
+
+
+def test_a_line_without_a_known_title_is_no_answer_and_not_counted_as_one(serve, capsys):
+    nobody = {"user": 7, "history": ["zzzz qqqq"]}
+    got = serve({"history": ["Article 1"]}, nobody, {"history": []}, "{", {"history": "a02"})
+    assert [len(a["top"]) for a in got] == [2, 0, 0, 0, 2]
+    assert ["error" in a for a in got] == [False, True, True, True, False]
+    assert got[1]["error"].startswith("the history holds no known title (no title 'zzzz qqqq')")
+    said = capsys.readouterr().out
+    assert "\n2 histories answered in " in said and "2 lines have no known title" in said
+    counts = json.loads(said.splitlines()[-1])
+    assert (counts["without_known_title"], counts["unreadable"]) == (2, 1)
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("| `error` |")]
+    assert "cannot be read" in row and "has no known title" in row
 
 
 def test_line_ends_of_unicode_within_a_title_end_no_line(serve):

@@ -12,7 +12,7 @@ import numpy as np
 from delrec.runtime import Run
 from delrec.serving.asking import Question
 from delrec.serving.catalogue import Catalogue, Filters
-from delrec.serving.lookup import Unknown
+from delrec.serving.lookup import Unknown, told
 from delrec.serving.ranking import ScoresAfter, Wanted, best_of, has_probabilities, log_sums
 from delrec.serving.results import Answer, Items, Names, Refused
 from delrec.serving.vectors import Likeness, likeness_of
@@ -27,7 +27,7 @@ class Plan:
 
     top: int  # items of an answer
     wanted: Wanted  # the items that may be in it
-    unknown: list[Unknown]  # names of its filters that nobody has
+    unknown: tuple[Unknown, ...]  # names of its filters that nobody has
 
 
 class Answerer:
@@ -56,7 +56,7 @@ class Answerer:
         if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
             raise Refused(f"top is {top!r:.60}, expected a whole number of at least 1")
         allowed_I, unknown = self.catalogue.allowed(Filters(**filters))
-        return Plan(int(top), Wanted(allowed_I, bool(keep_seen)), unknown)
+        return Plan(int(top), Wanted(allowed_I, bool(keep_seen)), tuple(unknown))
 
     def answers(self, asked: list[Question], plan: Plan) -> Iterator[Answer]:
         """Yields the answer to each question, some at a time; for a history without a known item
@@ -140,15 +140,17 @@ class Answerer:
         self,
         question: Question,
         items: Items,
-        unknown: list[Unknown],
+        unknown: tuple[Unknown, ...],
         top: int = 0,
     ) -> Answer:
-        """The answer to a question. unknown: names of its filters that nobody has."""
+        """The answer to a question. unknown: names of its filters that nobody has; all
+        answers share them, there may be thousands.
+        """
         found, ids = question.found, self.catalogue.lookup.ids
         return Answer(
             items=items,
             history=tuple(map(ids.__getitem__, found.items)),
-            unknown=tuple(found.unknown + unknown),
+            unknown=(*found.unknown, *unknown) if found.unknown else unknown,
             remarks=tuple(found.remarks),
             short=said_of_top(top, len(items)) if len(items) < top else None,
             popular=not found.items,
@@ -167,7 +169,7 @@ def said_of_top(top: int, found: int) -> str:
 def stop_without_history(question: Question) -> None:
     """Refuses a question that needs a history and has no known item."""
     if not question.found.items:
-        unknown = "; ".join(map(str, question.found.unknown))
+        unknown = told(question.found.unknown)
         raise Refused(
             "the history holds no known item"
             + (f" ({unknown})" if unknown else "")

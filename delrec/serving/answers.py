@@ -13,7 +13,7 @@ from delrec.processes import Ranks
 from delrec.runtime import stop
 from delrec.serving.answerer import Answerer, Plan
 from delrec.serving.asking import Question, found_of, questions
-from delrec.serving.lookup import Found
+from delrec.serving.lookup import Found, told
 from delrec.serving.output import AnswerFile, say, say_json
 from delrec.serving.requests import Request, catalogue_of, read_requests
 from delrec.serving.results import Answer, Refused
@@ -22,7 +22,7 @@ from delrec.training.log import Log
 
 def not_answered(found: Found, data: Data) -> str:
     """Why a history without a known title has no answer: the same of one and of a line of many."""
-    unknown = "; ".join(map(str, found.unknown))
+    unknown = told(found.unknown)
     return (
         "the history holds no known title"
         + (f" ({unknown})" if unknown else "")
@@ -84,7 +84,7 @@ def answer_history(answerer: Answerer, ranks: Ranks, options: dict[str, Any], **
 def lines_of(answerer: Answerer, question: Question, answer: Answer) -> list[str]:
     """What is printed of an answer."""
     titles = answerer.catalogue.lookup.titles
-    unknown = "; ".join(map(str, answer.unknown))
+    unknown = told(answer.unknown)
     return [
         *([f"left out: {unknown}"] if unknown else []),
         "history: " + " | ".join(titles[i] for i in question.found.items),
@@ -155,30 +155,32 @@ def answer_file(
         raise
     if file:
         file.close()
-        more = f" and {len(plan.unknown) - 10} more" if len(plan.unknown) > 10 else ""
-        strange = "; ".join(map(str, plan.unknown[:10])) + more
+        strange = told(plan.unknown)
         say(*([f"left out of the filters: {strange}"] if strange else []))
         say(*(f"note: {said}" for said in short[:1]))
         say_what_was_answered(requests, out, seconds)
 
 
 def say_what_was_answered(requests: list[Request], out: Path, seconds: float) -> None:
-    """Prints how many requests were answered, and which lines could not be read."""
+    """Prints how many requests were answered, and which lines could not be: those that cannot be
+    read, and those without a known title.
+    """
     errors = [request.error for request in requests if request.error]
     nobody = sum(not request.found.items for request in requests) - len(errors)
-    said = sum(bool(request.found.remarks) for request in requests)
+    answered = len(requests) - len(errors) - nobody
+    said = sum(bool(request.found.items and request.found.remarks) for request in requests)
     more = [f"{len(errors) - 10} more lines cannot be read"] if len(errors) > 10 else []
     say(
         *errors[:10],
         *more,
-        f"{len(requests) - len(errors)} histories answered in {out}"
-        + (f", {nobody} of them without a known title" if nobody else "")
+        f"{answered} histories answered in {out}"
         + (f', {said} of them with "remarks" on names that several items have' if said else "")
+        + (f'; {nobody} lines have no known title, their answers hold "error"' if nobody else "")
         + (f'; {len(errors)} lines cannot be read, their answers hold "error"' if errors else ""),
     )
     counts = {"out": str(out), "histories": len(requests), "without_known_title": nobody}
     counts |= {"unreadable": len(errors), "with_remarks": said}
-    say_json(counts | {"ms_per_history": round(1000 * seconds / len(requests), 3)})
+    say_json(counts | {"ms_per_history": round(1000 * seconds / answered, 3)})
 
 
 def answers_to(
@@ -212,7 +214,7 @@ def answers_to(
 def answer_to(request: Request, answer: Answer | None, answerer: Answerer) -> dict:
     """The answer to a request: what was given, the items it was read as, and the best."""
     found = request.found
-    told = request.given | {
+    line = request.given | {
         "history_ids": list(answer.history) if answer else [],
         "top": listed(answerer, answer) if answer else [],
         "unknown": [
@@ -224,4 +226,4 @@ def answer_to(request: Request, answer: Answer | None, answerer: Answerer) -> di
     error = request.error
     if not error and not found.items:
         error = not_answered(found, answerer.catalogue.data)
-    return told | ({"error": error} if error else {})
+    return line | ({"error": error} if error else {})

@@ -1,7 +1,9 @@
 """The items that can be named and ranked, and which of them a question allows."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +15,8 @@ from delrec.data.titles import clean_title
 from delrec.serving.lookup import Asked, Lookup, Unknown
 from delrec.serving.new_items import TitleMap
 from delrec.serving.results import Refused
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class Catalogue:
         blank = [""] * len(self.added)
         found = item_columns(self.data)
         return {name: np.array(["", *cells, *blank], object) for name, cells in found.items()}
+
+    @cached_property
+    def meant_columns(self) -> dict[str, np.ndarray]:
+        """The columns that were asked for by what they mean: {name: see `meant` (I+1,)}."""
+        return {}
 
     @cached_property
     def title_map(self) -> TitleMap:
@@ -173,8 +182,24 @@ class Catalogue:
                     f"{self.data.folder} keeps no column {column!r} of items.csv, it keeps: "
                     f"{have}; name one of those, or prepare the data again with that column"
                 )
-            values = texts_of(wanted, f"where {column}")
-            held_I &= np.isin(self.columns[column], values)
+            held_I &= self.holding_any(column, values_of(wanted, column))
+        return held_I
+
+    def holding_any(self, column: str, values: list) -> np.ndarray:
+        """Bool (I+1,): the items whose column holds one of the values. A text is looked for to the
+        letter; where no cell is that, and for a number or a truth value, what cells mean counts.
+        """
+        cell_I, meanings = self.columns[column], []
+        held_I = np.zeros(len(cell_I), bool)
+        for value in values:
+            same_I = cell_I == str(value)
+            held_I |= same_I
+            if not (isinstance(value, str) and same_I.any()):
+                meanings.append(meant(str(value)))
+        if meanings:
+            if column not in self.meant_columns:
+                self.meant_columns[column] = np.array([meant(cell) for cell in cell_I], object)
+            held_I |= np.isin(self.meant_columns[column], np.array(meanings, object))
         return held_I
 
 
@@ -189,6 +214,35 @@ def texts_of(given: Any, what: str) -> list[str]:
         if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
             raise Refused(f"{what} holds {value!r:.60}, expected ids as text or whole numbers")
     return [str(value) for value in values]
+
+
+def values_of(given: Any, column: str) -> list[str | int | float | Decimal]:
+    """The values that a column may hold: one, or several (a list, a set, an array, a column of a
+    frame).
+    """
+    values = [given] if isinstance(given, str | int | float | Decimal | np.generic) else None
+    values = listed(given) if values is None else values
+    if values is None:
+        raise Refused(
+            f"where {column} is {given!r:.60}; give a value, or several as a list, a set or a "
+            "column of a frame"
+        )
+    for value in values:
+        is_number = isinstance(value, int | float | Decimal | np.number | np.bool_)
+        if not isinstance(value, str) and not (is_number and value == value):
+            raise Refused(
+                f"where {column} holds {value!r:.60}, expected values as text, numbers, or True "
+                "and False"
+            )
+    return values
+
+
+def meant(text: str) -> str | Decimal:
+    """What a cell or a value means: a number however it is written, true, false, or its text."""
+    if NUMBER.fullmatch(text):
+        return Decimal(text)
+    word = text.lower()
+    return word if word in ("true", "false") else text
 
 
 def listed(given: Any) -> list | None:

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 # flags that both scripts have: the seed is training's, and both replace what is there
 OF_TRAINING, OF_BOTH = {"seed"}, {"overwrite"}
 OUR_OWN = {"dataset", "out", "raw"}  # which fit gives them itself
+# the training command as far as it reads no data; argv: its folder, its flags
+UP_TO_THE_DATA = """
+import sys
+sys.path[0] = sys.argv.pop(1)
+import common, train_backbone
+common.enter = lambda *_: sys.exit()
+train_backbone.main()
+"""
 USUAL = {"user_column": "user", "item_column": "item", "title_column": "title"}
 
 
@@ -43,6 +51,8 @@ def fit(
         stop_without(script)
     data, run = Path.cwd() / "data" / name, Path.cwd() / "runs" / name / model
     to_prepare, to_train = divided(flags)
+    train = ["--dataset", str(data), "--model", model, "--out", str(run)]
+    train += as_flags(to_train, scripts[1])
     with tempfile.TemporaryDirectory() as folder:
         log = as_file(interactions, Path(folder) / "interactions.parquet", "interactions")
         stop_unless_named(interactions, items, flags)
@@ -52,9 +62,8 @@ def fit(
         elif items is not None:
             source += ["--items", str(as_file(items, Path(folder) / "items.parquet", "items"))]
         prepare = [name, *source, "--out", str(data), *as_flags(to_prepare, scripts[0])]
+        stop_unless_trainable(scripts[1], train)  # before the data are replaced
         run_script(scripts[0], prepare, said)
-    train = ["--dataset", str(data), "--model", model, "--out", str(run)]
-    train += as_flags(to_train, scripts[1])
     run_script(scripts[1], train, said)
     return run
 
@@ -94,23 +103,44 @@ def as_file(given: Any, path: Path, what: str) -> Path:
 
 
 def frame_of(given: Any, what: str) -> "pl.DataFrame":
-    """A frame of polars or pandas, or a dict of columns, as one of polars; no number is blank."""
+    """A frame of polars or pandas, or a dict of columns, as one of polars; no cell is NaN."""
     import polars as pl
 
     if isinstance(given, pl.LazyFrame):
         given = given.collect()
     if not isinstance(given, pl.DataFrame | Mapping) and hasattr(given, "to_dict"):
         given = {str(name): list(given[name]) for name in given.columns}  # pandas
+    if isinstance(given, Mapping):
+        given = {name: with_blanks(column) for name, column in given.items()}
     try:
         frame = pl.DataFrame(given)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as bad:
         raise Refused(
             f"{what} cannot be read as a table ({str(bad).splitlines()[0][:100]}); give a path, a "
-            "polars or pandas frame, or a dict of columns"
+            "polars or pandas frame, or a dict of columns, each with values of one kind"
         ) from None
     if not len(frame):
         raise Refused(f"{what} has no rows")
     return frame.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None))
+
+
+def with_blanks(column: Any) -> Any:
+    """The values of a column, None where pandas has NaN, NaT or NA; one with a type of its own, and
+    a single value, as it is.
+    """
+    kind = getattr(getattr(column, "dtype", None), "kind", None)  # numpy's and pandas'
+    is_listed = isinstance(column, list | tuple) or kind == "O"
+    return [None if is_missing(value) else value for value in column] if is_listed else column
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is NaN, NaT or NA: what is missing does not say that it equals itself."""
+    if value is None or hasattr(value, "__len__"):  # texts, lists
+        return value is None
+    try:
+        return bool(value != value)
+    except TypeError:  # pandas' NA has no truth
+        return True
 
 
 def stop_unless_named(interactions: Any, items: Any, flags: dict[str, Any]) -> None:
@@ -168,11 +198,23 @@ def stop_without(script: Path) -> None:
         )
 
 
+def stop_unless_trainable(script: Path, args: list[str]) -> None:
+    """Refuses what train_backbone.py refuses of its flags, whatever the data are. A process of its
+    own looks: the library imports no script.
+    """
+    run_python(["-c", UP_TO_THE_DATA, str(script.parent), *args], script.name, False)
+
+
 def run_script(script: Path, args: list[str], said: bool) -> None:
     """Runs a script to its end; its refusal is ours. said: it prints what it prints."""
+    run_python([str(script), *args], script.name, said)
+
+
+def run_python(args: list[str], name: str, said: bool) -> None:
+    """Runs Python with arguments. name: of the script whose refusal is ours."""
     shown = None if said else subprocess.PIPE
     done = subprocess.run(
-        [sys.executable, str(script), *args],
+        [sys.executable, *args],
         stdout=shown,
         stderr=subprocess.PIPE,
         text=True,
@@ -181,4 +223,4 @@ def run_script(script: Path, args: list[str], said: bool) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
         refusals = [line for line in lines if line.startswith("Error: ")]
-        raise Refused(f"{script.name}: {(refusals or lines)[-1].removeprefix('Error: ')}")
+        raise Refused(f"{name}: {(refusals or lines)[-1].removeprefix('Error: ')}")

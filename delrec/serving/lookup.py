@@ -119,6 +119,12 @@ class Unknown:
         return f"no title '{self.asked.text}'{near}"
 
 
+def told(unknown: Sequence[Unknown], most: int = 10) -> str:
+    """What is said of unknown names: of some thousands (a stock list's) only of the first."""
+    more = f" and {len(unknown) - most} more" if len(unknown) > most else ""
+    return "; ".join(map(str, unknown[:most])) + more
+
+
 @dataclass
 class Found:
     """The items of a history."""

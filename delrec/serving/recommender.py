@@ -25,6 +25,7 @@ from delrec.serving.answerer import Answerer, stop_without_history
 from delrec.serving.asking import Question, found_of, questions
 from delrec.serving.catalogue import Catalogue, listed
 from delrec.serving.explaining import Explanation, explanation
+from delrec.serving.lookup import told
 from delrec.serving.ranking import ScoresAfter, Wanted, run_scorer
 from delrec.serving.results import Answer, Answers, Refused
 from delrec.serving.shared import in_one_sentence, opened
@@ -176,11 +177,11 @@ class Recommender:
         for question in asked:
             stop_without_history(question)
         wanted = Wanted(now.catalogue.mask_of(items), keep_seen=True, each=True)
-        answers = []
+        answers, shared = [], tuple(unknown)
         for some, s_BI, log_sum_B in now.scored(asked, wanted):
             item_BC = np.tile(items, (len(some), 1))
             scored = now.items_of(item_BC, s_BI[:, items], log_sum_B)
-            answers += [now.answer(*each, unknown) for each in zip(some, scored)]
+            answers += [now.answer(*each, shared) for each in zip(some, scored)]
         return Answers(tuple(answers)) if many else answers[0]
 
     @in_python
@@ -212,7 +213,7 @@ class Recommender:
             raise Refused("explain() was given no item; give a title or an id of the catalogue")
         found = found_of(now.catalogue, [item], "either")
         if not found.items:
-            raise Refused("; ".join(map(str, found.unknown)) or f"the item {item!r:.60} is blank")
+            raise Refused(told(found.unknown) or f"the item {item!r:.60} is blank")
         return explanation(now, asked[0], found.items[0], attention)
 
     # ------------------------------------------------ items without a history

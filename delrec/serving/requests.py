@@ -8,7 +8,7 @@ from typing import Any
 
 from delrec.data.prepared import Data
 from delrec.runtime import stop
-from delrec.serving.lookup import Asked, Found, Lookup
+from delrec.serving.lookup import Asked, Found, Lookup, told
 
 EXPECTED = '{"history": ["title or id", ..]} or {"history": "title | title"}'
 OURS = ("history_ids", "top", "unknown", "remarks", "error")  # what an answer adds to a request
@@ -94,7 +94,7 @@ def read_requests(path: Path | str, data: Data, lookup: Lookup) -> list[Request]
     if not any(request.found.items for request in requests):
         first = "it is empty"
         if requests:
-            unknown = "; ".join(map(str, requests[0].found.unknown))
+            unknown = told(requests[0].found.unknown)
             first = requests[0].error or f"line {requests[0].line}: {unknown or 'none given'}"
         stop(f"no line of {path} has a known title ({first}); give titles of {catalogue_of(data)}")
     return requests
