@@ -371,7 +371,7 @@ def stop_unless_readable(name: str, place: Place, out: Path) -> None:
             f"for your own data: python data/prepare.py {name} --raw FOLDER with interactions.csv "
             f"and items.csv, or python data/prepare.py {name} --interactions FILE"
         )
-    for path in filter(None, (place.raw, place.interactions)):
+    for path in filter(None, (place.raw, place.interactions, place.items)):
         if out.resolve() in (path.resolve(), *path.resolve().parents):
             stop(
                 f"the raw files {path} lie in the folder to be written, {out}, which would "
