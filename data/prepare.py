@@ -281,7 +281,10 @@ def write_prepared(out: Path, made: Preparation, meta: dict, keep: Path | None) 
     help="how your times are written, as strptime has it: '%d/%m/%Y %H:%M'; numbers and dates "
     "like 2014-01-31 need none",
 )
-@click.option("--encoding", help="of your text files, such as windows-1252  [default: utf-8]")
+@click.option(
+    "--encoding",
+    help="of those of your text files that are not UTF-8, such as windows-1252  [default: utf-8]",
+)
 @click.option(
     "--drop-incomplete",
     is_flag=True,
