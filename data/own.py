@@ -250,7 +250,9 @@ def titles_of_table(
     item.
     """
     item = ids_in(table, item_column)
-    title = table.rows[title_column].cast(pl.String).fill_null("")
+    title = item
+    if title_column != item_column:  # ids as titles are the ids as they are kept
+        title = table.rows[title_column].cast(pl.String).fill_null("")
     kept = np.arange(len(item))
     if drop:
         kept = np.flatnonzero(~is_missing(item).to_numpy())
@@ -345,6 +347,8 @@ def titles_of_rows(
     """{raw item id: title} from the interactions' own rows, and what is said of it: the last title
     that an item had counts.
     """
+    if names.title == names.item:  # ids as titles are the ids as they are kept
+        return {item: item for item in rows.item.unique().to_list()}, []
     title = table.rows[names.title].cast(pl.String).fill_null("")[kept]
     seen = pl.DataFrame({"item": rows.item, "title": title, "when": rows.when})
     named = seen.filter(~is_missing(seen["title"])).sort("when", "title")
