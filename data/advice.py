@@ -11,7 +11,7 @@ from typing import NoReturn
 import polars as pl
 
 from delrec.data.forms import form_of, open_text
-from delrec.data.hints import FLAGS, IDS, Columns, Request, command_for, guessed, plain
+from delrec.data.hints import FLAGS, IDS, WORD, Columns, Request, command_for, guessed, plain
 from delrec.data.own_files import FLAG_ITEMS, ITEMS, Files, with_file, with_items
 from delrec.data.tables import Table, is_table, read_header, split_rows
 from delrec.data.time_formats import fitting_formats
@@ -207,7 +207,7 @@ def stop_with_header(
     if of_titles:
         command = with_items(with_file(request.command, files.interactions[0]), new)
         flags = command_for(request, [], [])[len(request.command) :]
-        command += re.sub(r" --(item|title)-column ('[^']*'|\S+)", "", flags)
+        command += re.sub(rf" --(item|title)-column {WORD}", "", flags)
     else:
         command = with_file(request.command, new)
         if files.items:

@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from delrec.data.hints import Request
+from delrec.data.hints import WORD, Request
 from delrec.data.json_tables import is_json
 from delrec.data.tables import is_table, read_header
 from delrec.runtime import stop
@@ -115,10 +115,10 @@ def whole(
 def with_file(command: str, path: Path) -> str:
     """The command with a file in place of the folder."""
     flag = f"--interactions {shlex.quote(str(path))}"
-    return re.sub(r"--(raw|interactions) ('[^']*'|\S+)", lambda _: flag, command)
+    return re.sub(rf"--(raw|interactions) {WORD}", lambda _: flag, command)
 
 
-FLAG_ITEMS = r" --items ('[^']*'|\S+)"
+FLAG_ITEMS = f" --items {WORD}"
 
 
 def with_items(command: str, path: Path) -> str:
@@ -169,7 +169,7 @@ def stop_without_interactions(folder: Path, request: Request) -> None:
     below = [p.parent for p in sorted(folder.glob("*/*")) if is_own_log(p.parent)]
     if not here and below:
         command = re.sub(
-            r"--raw ('[^']*'|\S+)", lambda _: f"--raw {shlex.quote(str(below[0]))}", request.command
+            f"--raw {WORD}", lambda _: f"--raw {shlex.quote(str(below[0]))}", request.command
         )
         stop(f"{folder} holds no interactions.csv, but {below[0]} does: {command}")
     if not here:

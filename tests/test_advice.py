@@ -104,6 +104,16 @@ def test_netflix_s_blocks_and_a_table_of_titles_without_a_header_are_read(tmp_pa
     assert sorted(log.rows.item) == sorted(str(i) for _, i, _ in ROWS)
 
 
+def test_a_folder_with_an_apostrophe_has_commands_that_work(tmp_path):
+    raw = tmp_path / "d'Artagnan's shop"
+    text = "".join(f"{u},{i},{t}\n" for u, i, t in ROWS)
+    folder(raw, orders__csv=text, items__csv=TITLES)
+    typed = f"python data/prepare.py shop --interactions {shlex.quote(str(raw / 'orders.csv'))}"
+    typed += f" --items {shlex.quote(str(raw / 'items.csv'))}"
+    said = refusal(read_file, raw / "orders.csv", raw / "items.csv", request(command=typed))
+    assert is_the_log(follow(said))
+
+
 def test_several_ids_in_a_cell_are_no_interaction(tmp_path):
     text = with_titles(
         (n, f"U{u}", iso(t), "N1 N2 N3", f"N{i}-1 N4-0") for n, (u, i, t) in enumerate(ROWS)
