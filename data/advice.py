@@ -11,9 +11,10 @@ from typing import NoReturn
 import polars as pl
 
 from delrec.data.forms import form_of, open_text
-from delrec.data.hints import FLAGS, IDS, WORD, Columns, Request, command_for, guessed, plain
-from delrec.data.own_files import FLAG_ITEMS, ITEMS, Files, with_file, with_items
-from delrec.data.tables import Table, is_table, read_header, split_rows
+from delrec.data.hints import FLAGS, WORD, Columns, Request, command_for, guessed
+from delrec.data.joins import stop_at_half_of_a_row
+from delrec.data.own_files import Files, with_file, with_items
+from delrec.data.tables import Table, split_rows
 from delrec.data.time_formats import fitting_formats
 from delrec.data.times import DOTTED, EARLIEST, ISO, LATEST, UNITS
 from delrec.runtime import stop
@@ -41,7 +42,7 @@ def stop_unless_columns(
             continue
         stop_at_histories(table, missing)
         stop_without_header(table, request, files)
-        stop_at_half_of_a_row(table, names, request, files, missing)
+        stop_at_half_of_a_row(table, request, files, missing)
         expected = f"{names.user},{names.item} and {names.timestamp} or {names.position}"
         if not files.items:
             expected += f", and {names.title or 'title'}, as there is no table of titles"
@@ -69,43 +70,6 @@ def stop_at_histories(table: Table, missing: list[str]) -> None:
         stop(
             f"{table.path} holds histories ({', '.join(lists)}), not interactions; give the "
             "log they were made of, one row an interaction"
-        )
-
-
-def stop_at_half_of_a_row(
-    table: Table, names: Columns, request: Request, files: Files, missing: list[str]
-) -> None:
-    """Stops at one of two tables that tell an interaction together, such as orders and the lines of
-    orders, with the command that joins them.
-    """
-    lacks = [
-        role
-        for role in ("user", "item")
-        if role in missing and role not in guessed(table.header, [role])
-    ]
-    if len(lacks) != 1 or table.path.is_dir():
-        return
-    for path in sorted(p for p in table.path.parent.iterdir() if is_table(p.name)):
-        other = read_header(path)
-        keys = [n for n in table.header if n in other and plain(n).endswith(IDS)]
-        if not keys or not guessed([n for n in other if n not in keys], lacks):
-            continue
-        new = table.path.with_name(f"{table.path.name.split('.')[0]}-joined.csv")
-        read = "lambda f: p.read_csv(f, infer_schema=False)"
-        code = (
-            f"import polars as p; r = {read}; r({str(table.path)!r}).join(r({str(path)!r}), "
-            f"on={keys[:1]}, maintain_order='left').write_csv({str(new)!r})"
-        )
-        command = with_file(re.sub(FLAG_ITEMS, "", request.command), new)
-        titles = [p for p in files.items if p != path] or [
-            p
-            for p in sorted(table.path.parent.iterdir())
-            if is_table(p.name) and ITEMS.search(p.name) and p not in (path, table.path, new)
-        ]
-        command = with_items(command, titles[0]) if titles else command
-        stop(
-            f"{table.path} names no {lacks[0]}, but {path.name}, which has {keys[0]} too, does; "
-            f"join the two: python -c {shlex.quote(code)}; and then: {command}"
         )
 
 
