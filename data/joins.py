@@ -12,7 +12,7 @@ from click import ClickException
 from delrec.data.hints import IDS, Request, guessed, plain
 from delrec.data.json_tables import is_json
 from delrec.data.own_files import FLAG_ITEMS, ITEMS, Files, with_file, with_items
-from delrec.data.remedies import frame_of, new_table, python
+from delrec.data.remedies import frame_of, literal, new_table, python
 from delrec.data.tables import Table, is_table, joined, read_header, read_table
 from delrec.runtime import stop
 
@@ -154,11 +154,12 @@ def join_of(
 ) -> str:
     """The code that joins two tables by their keys, as text, and writes a new one."""
     own, its = [own for own, _ in keys], [its for _, its in keys]
-    on = f"on={own}" if own == its else f"left_on={own}, right_on={its}"
+    own_names, its_names = literal(own), literal(its)
+    on = f"on={own_names}" if own == its else f"left_on={own_names}, right_on={its_names}"
     left, right = (
-        f"{frame_of(of, encoding)}.with_columns(p.col({names}).cast(p.String))"
+        f"{frame_of(of, encoding)}.with_columns(p.col({literal(names)}).cast(p.String))"
         if any(path.suffix == ".parquet" or path.is_dir() for path in of)
         else frame_of(of, encoding)
         for of, names in ((log, own), (paths, its))
     )
-    return f"{left}.join({right}, {on}, maintain_order='left').write_csv({str(new)!r})"
+    return f"{left}.join({right}, {on}, maintain_order='left').write_csv({literal(str(new))})"

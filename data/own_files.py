@@ -126,6 +126,19 @@ def with_items(command: str, path: Path) -> str:
     return f"{re.sub(FLAG_ITEMS, '', command)} --items {shlex.quote(str(path))}"
 
 
+def with_new_items(command: str, files: Files, new: Path) -> tuple[str, str]:
+    """The command that takes a new table of titles, and what must be done before. A log in several
+    files is named by its folder alone: there the new table takes the place of the old one.
+    """
+    if len(files.interactions) == 1:
+        return with_items(with_file(command, files.interactions[0]), new), ""
+    moves = [(path, path.with_name(f"old-{path.name}")) for path in files.items]
+    moves.append((new, files.items[0].with_name("items.csv")))
+    return command, "".join(
+        f" && mv {shlex.quote(str(old))} {shlex.quote(str(place))}" for old, place in moves
+    )
+
+
 def recbole_files(folder: Path, request: Request) -> Files:
     """NAME.inter, or NAME.train.inter, NAME.valid.inter and NAME.test.inter, with the .item."""
     found = atomic(folder)

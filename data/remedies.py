@@ -3,6 +3,7 @@ table is: one file or several, packed or not, of any separator and encoding.
 """
 
 import codecs
+import json
 import re
 import shlex
 from itertools import groupby
@@ -91,16 +92,16 @@ def frame_of(paths: list[Path], encoding: str | None) -> str:
     """Python's expression of a table as a frame of polars, its cells text; p is polars."""
     files = files_in(paths)
     if len(files) == 1:
-        return call_for(repr(str(files[0])), files[0], encoding)
+        return call_for(literal(str(files[0])), files[0], encoding)
     calls = []
     for call, group in groupby(files, lambda file: call_for("f", file, encoding)):
         group = list(group)
-        names = repr([str(file) for file in group])
+        names = literal([str(file) for file in group])
         if found := pattern_of(group):
-            folder = f"__import__('pathlib').Path({str(found[0])!r})"
-            names = f"sorted({folder}.glob({found[1]!r})) if f.stat().st_size"
+            folder = f'__import__("pathlib").Path({literal(str(found[0]))})'
+            names = f"sorted({folder}.glob({literal(found[1])})) if f.stat().st_size"
         calls.append(f"*[{call} for f in {names}]")
-    return f"p.concat([{', '.join(calls)}], how='diagonal_relaxed')"
+    return f"p.concat([{', '.join(calls)}], how={literal('diagonal_relaxed')})"
 
 
 def call_for(file: str, path: Path, encoding: str | None) -> str:
@@ -110,15 +111,20 @@ def call_for(file: str, path: Path, encoding: str | None) -> str:
     form = form_of(path, [], encoding)[0]
     flags = ["infer_schema=False"]
     if form.separator != ",":
-        flags.append(f"separator={form.separator!r}")
+        flags.append(f"separator={literal(form.separator)}")
     if not form.quoted:
         flags.append("quote_char=None")
     if form.skipped:
         flags.append(f"skip_lines={form.skipped}")
     if form.encoding != "utf-8-sig":
-        opener = "__import__('gzip').open" if path.suffix == ".gz" else "open"
-        file = f"{opener}({file}, 'rb').read().decode({form.encoding!r}).encode()"
+        opener = '__import__("gzip").open' if path.suffix == ".gz" else "open"
+        file = f'{opener}({file}, "rb").read().decode("{form.encoding}").encode()'
     return f"p.read_csv({', '.join([file, *flags])}){NOT_BLANK}"
+
+
+def literal(value: str | list[str]) -> str:
+    """Python's text or list of texts in double quotes, which the shell's single ones keep."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def python(code: str) -> str:

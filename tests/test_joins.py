@@ -19,9 +19,9 @@ COMMAND = "python data/prepare.py shop --interactions RAW"
 def joined(said, **places):
     """The table that the command of a refusal writes, and the command behind it."""
     code, _, command = said.partition("join the two: ")[2].partition("; and then: ")
-    words = [places.get(word, word) for word in shlex.split(code)]
+    words = shlex.split(code)
     for key, name in places.items():
-        words = [word.replace(repr(key), repr(name)) for word in words]
+        words = [word.replace(f'"{key}"', f'"{name}"') for word in words]
     subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True, text=True)
     flags = shlex.split(command)
     return pl.read_csv(flags[flags.index("--interactions") + 1], infer_schema=False), command

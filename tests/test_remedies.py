@@ -1,0 +1,146 @@
+"""data/remedies.py, advice.py: the commands of a refusal take all files of a log, in whatever form
+they are, and write beside them; run as they stand.
+"""
+
+import gzip
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from own_logs import (
+    ATOMIC_TITLES,
+    HEAD,
+    ROWS,
+    TITLES,
+    folder,
+    is_the_log,
+    refusal,
+    request,
+    table,
+)
+
+from delrec.data.own import read_file, read_own
+
+COMMAND = "python data/prepare.py shop"
+
+
+def follow(said):
+    """The log that a refusal's commands lead to, run as they stand."""
+    found = re.search(r"(?:wrong[^)]*\): |in a column position: )(.*); and then: (.*)", said)
+    command = found[1].replace("python -c", f"{shlex.quote(sys.executable)} -c")
+    subprocess.run(["bash", "-c", command], check=True)
+    words = shlex.split(found[2])[3:]
+    flags = dict(zip(words[::2], words[1::2]))
+    roles = {"user": "--user-column", "item": "--item-column", "title": "--title-column"}
+    asked = request(
+        command=found[2],
+        encoding=flags.get("--encoding"),
+        **{role: flags.get(flag) for role, flag in roles.items()},
+    )
+    if "--raw" in flags:
+        return read_own(Path(flags["--raw"]), asked)
+    items = flags.get("--items")
+    return read_file(Path(flags["--interactions"]), Path(items) if items else None, asked)
+
+
+def cells(rows):
+    return "".join(",".join(map(str, row)) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_a_spark_folder_without_headers_is_read_whole(tmp_path, parts):
+    at = [ROWS[15 * n // parts : 15 * (n + 1) // parts] for n in range(parts)]
+    log = folder(
+        tmp_path / "log's",
+        _SUCCESS=b"",
+        **{f"part-{n:05}__csv": cells(rows).rstrip("\n") for n, rows in enumerate(at)},
+    )
+    folder(log, **{"part-99999__csv": b""})
+    items = folder(tmp_path, items__csv=TITLES) / "items.csv"
+    typed = f"{COMMAND} --interactions {shlex.quote(str(log))} --items {items}"
+    said = refusal(read_file, log, items, request(command=typed))
+    assert is_the_log(follow(said)) and (tmp_path / "log's-named.csv").exists()
+    assert ("part-*" in said) == (parts > 3)
+
+
+@pytest.mark.parametrize("second", ["utf-8", "utf-8-sig", "utf-16", "windows-1252", "gz", "sep"])
+def test_files_of_several_years_without_headers_are_read_whole(tmp_path, second):
+    rows = [(f"Jürgen{u}", f"i{i}", t) for u, i, t in ROWS]
+    text = cells(rows[7:])
+    encoding = second if second.startswith(("utf", "win")) else "utf-8"
+    later = ("sep=,\n" * (second == "sep") + text).encode(encoding)
+    name = "interactions_2024__csv"
+    files = {f"{name}__gz": gzip.compress(later)} if second == "gz" else {name: later}
+    raw = folder(tmp_path / "raw", interactions_2023__csv=cells(rows[:7]), **files)
+    folder(raw, items__csv=table([(f"i{i}", f"Tea {i}") for i in range(5)], "item,title"))
+    typed = f"{COMMAND} --raw {raw}" + " --encoding windows-1252" * (second == "windows-1252")
+    given = "windows-1252" if second == "windows-1252" else None
+    log = follow(refusal(read_own, raw, request(command=typed, encoding=given)))
+    found = zip(log.rows.user, log.rows.item, log.rows.when.tolist())
+    assert sorted(found) == sorted(rows) and len(log.titles) == 5
+
+
+def test_rows_without_a_time_in_several_files_are_numbered_through(tmp_path):
+    pairs = [row[:2] for row in ROWS]
+    raw = folder(tmp_path / "raw", a_1__csv=cells(pairs[:7]), a_2__csv=cells(pairs[7:]) + "\n\n")
+    for n in (1, 2):
+        (raw / f"a_{n}.csv").rename(raw / f"interactions_{n}.csv")
+    folder(raw, items__csv=TITLES)
+    log = follow(refusal(read_own, raw, request(command=f"{COMMAND} --raw {raw}")))
+    assert not log.rows.timed and len(log.rows.user) == len(ROWS)
+    in_order = sorted(zip(log.rows.when.tolist(), log.rows.user, log.rows.item))
+    assert [(int(u), int(i)) for _, u, i in in_order] == pairs
+
+
+@pytest.mark.parametrize("form", ["csv", "crlf", "utf-16", "parquet", "spark", "years", "inter"])
+def test_rows_with_a_header_are_numbered_whatever_file_they_are_in(tmp_path, form):
+    pairs = [row[:2] for row in ROWS]
+    raw = folder(tmp_path / "it's", items__csv=TITLES)
+    first, second = (table(rows, "user;item", ";") for rows in (pairs[:7], pairs[7:]))
+    path = raw / "shop.csv"
+    items = raw / "items.csv"
+    if form in ("csv", "crlf", "utf-16"):
+        text = table(pairs, "user;item", ";").replace("\n", "\r\n" if form == "crlf" else "\n")
+        path.write_bytes(text.encode("utf-16" if form == "utf-16" else "utf-8"))
+    elif form == "parquet":
+        path = raw / "shop.parquet"
+        pl.DataFrame(pairs, ["user", "item"], orient="row").write_parquet(path)
+    elif form == "spark":
+        path = raw / "log"
+        folder(path, **{"part-0__csv": first, "part-1__csv": second})
+    elif form == "years":
+        folder(raw, interactions_1__csv=first, interactions_2__csv=second)
+    else:
+        path, items = raw / "shop.inter", raw / "shop.item"
+        head = HEAD.replace("\ttimestamp:float", "")
+        path.write_text(head + "".join(f"{u}\t{i}\t4\n" for u, i in pairs))
+        items.write_text(ATOMIC_TITLES)
+    if form == "years":
+        said = refusal(read_own, raw, request(command=f"{COMMAND} --raw {shlex.quote(str(raw))}"))
+    else:
+        typed = f"{COMMAND} --interactions {shlex.quote(str(path))} --items X"
+        said = refusal(read_file, path, items, request(command=typed))
+    log = follow(said)
+    assert log.rows.when.tolist() == list(range(15)) and not log.rows.timed
+    assert is_the_log(log, [(u, i, n) for n, (u, i) in enumerate(pairs)])
+
+
+def test_new_titles_of_a_log_in_several_files_take_the_old_ones_place(tmp_path):
+    raw = folder(
+        tmp_path / "raw",
+        interactions_1__csv=table(ROWS[:7]),
+        interactions_2__csv=table(ROWS[7:]),
+        items__csv=TITLES.partition("\n")[2],
+    )
+    said = refusal(read_own, raw, request(command=f"{COMMAND} --raw {raw}"))
+    assert is_the_log(follow(said)) and (raw / "old-items.csv").exists()
+
+
+def test_a_later_file_of_other_columns_is_said_to_be_one(tmp_path):
+    raw = folder(tmp_path, interactions_1__csv=table(ROWS[:7]), interactions_2__csv=cells(ROWS[7:]))
+    said = refusal(read_own, folder(raw, items__csv=TITLES), request())
+    assert "the parts of a log must have the same" in said
