@@ -12,12 +12,12 @@ from typing import NoReturn
 import polars as pl
 
 from delrec.data.forms import form_of, open_text
-from delrec.data.hints import FLAGS, WORD, Columns, Request, command_for, guessed
+from delrec.data.hints import FLAGS, IDS, WORD, Columns, Request, command_for, guessed, plain
 from delrec.data.joins import stop_at_half_of_a_row
 from delrec.data.json_tables import is_json
-from delrec.data.own_files import Files, with_file, with_items, with_new_items
+from delrec.data.own_files import Files, with_file, with_items, with_new_items, without_items
 from delrec.data.remedies import frame_of, lines_of, literal, new_table, python
-from delrec.data.tables import Table, split_rows
+from delrec.data.tables import Table, joined, read_table, split_rows
 from delrec.data.time_formats import fitting_formats
 from delrec.data.times import DOTTED, EARLIEST, ISO, LATEST, UNITS
 from delrec.runtime import stop
@@ -26,6 +26,8 @@ LOOKED_AT = 1000  # rows by whose cells columns are guessed
 # a name in a header that is none: a number or several, a date, 'MOVIE:' of Netflix, an address
 CELL = re.compile(r"[0-9]+([.,:/ T-][0-9APMTZ.,:/ -]*)?|https?://.*|\[.*\]")
 
+# how RecBole's files are written
+TYPED = ', separator="\\t", quote_style="never"'
 # a column that numbers a user's orders
 POSITION = re.compile(r"order_?(number|no|nr)|position|sequence|(^|_)(seq|step|rank)($|_)", re.I)
 
@@ -94,6 +96,68 @@ def by_ids(command: str, item: str) -> str:
     return f"or, if there are no titles, call the items by their ids: {command} {flag}"
 
 
+def stop_unless_titles(
+    table: Table, names: Columns, item: pl.Series, request: Request, files: Files
+) -> None:
+    """Stops if a table of titles lacks a column, and says how to name or rename it. item: the ids
+    in the log.
+    """
+    missing = [role for role in ("item", "title") if vars(names)[role] not in table.header]
+    if not missing:
+        return
+    stop_without_header(table, request, files, of_titles=True)
+    free = [name for name in table.header if name != names.item]
+    said = f"name yours: {command_for(request, free, missing)}"
+    if "item" in missing:
+        said = renaming(table, names, item, request, files)
+    elif "title" not in guessed(free, missing):
+        alone = replace(request, command=without_items(request.command, files))
+        said += f"; {by_ids(command_for(alone, [], []), names.item)}"
+    stop(
+        f"{table.path}: the header names {', '.join(table.header)}; expected the columns "
+        f"{names.item},{names.title or 'title'}; {said}"
+    )
+
+
+def renaming(table: Table, names: Columns, item: pl.Series, request: Request, files: Files) -> str:
+    """What to do where the ids in a table of titles are called otherwise than in the log: another
+    --item-column would not be in the log.
+    """
+    said = f"the item column must have the same name in both files, {names.item}"
+    old = column_of_ids(table, item, request.encoding, files)
+    if is_json(table.path):
+        return f"{said}: call {old} so"
+    new, name, how = new_table(files.items, "renamed"), names.item, ""
+    free, was = [column for column in table.header if column != old], old
+    if table.types:
+        new, how = new_table(files.items, "renamed", ".item"), TYPED
+        was, name = f"{old}:{table.types.get(old, 'token')}", f"{name}:token"
+    rows = f"{frame_of(files.items, request.encoding)}.rename({{{literal(was)}: {literal(name)}}})"
+    code = python(f"{rows}.write_csv({literal(str(new))}{how})")
+    command, then = with_new_items(request.command, files, new)
+    missing = [] if names.title in table.header else ["title"]
+    command = command_for(replace(request, command=command), free, missing)
+    return f"{said}; so rename {old}: {code}{then}; and then: {command}"
+
+
+def column_of_ids(table: Table, item: pl.Series, encoding: str | None, files: Files) -> str:
+    """The column of a table of titles that holds most of the log's ids, by name where none does."""
+    asked = [name for name in table.header if name and table.header.count(name) == 1]
+    share = {}
+    if not is_json(table.path):
+        rows = joined([read_table(path, asked, encoding) for path in files.items]).rows
+        ids = item.unique()
+        share = {
+            name: ids.is_in(rows[name].cast(pl.String).unique().implode()).mean()
+            for name in asked
+            if not rows[name].dtype.is_nested()
+        }
+    by_name = guessed(asked, ["item"]).get("item", "COLUMN")
+    # of two that hold the ids equally often, the one that is called an id
+    best = max(share, key=lambda name: (share[name], plain(name).endswith(IDS)), default=None)
+    return best if best and share[best] else by_name
+
+
 def numbering(
     table: Table, position: str, request: Request, files: Files, free: list[str], missing: list[str]
 ) -> str:
@@ -109,7 +173,7 @@ def numbering(
     new, name, how = new_table(log, "numbered"), position, ""
     if table.types:
         new, name = new_table(log, "numbered", ".inter"), f"{position}:float"
-        how = ', separator="\\t", quote_style="never"'
+        how = TYPED
     rows = f"{frame_of(log, request.encoding)}.with_row_index({literal(name)})"
     code = python(f"{rows}.write_csv({literal(str(new))}{how})")
     command = with_file(request.command, new)

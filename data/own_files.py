@@ -139,6 +139,18 @@ def with_new_items(command: str, files: Files, new: Path) -> tuple[str, str]:
     )
 
 
+def without_items(command: str, files: Files) -> str:
+    """The command without a table of titles; where the folder alone names the log, what moves the
+    table away is in front.
+    """
+    command = re.sub(FLAG_ITEMS, "", command)
+    if len(files.interactions) == 1:
+        return with_file(command, files.interactions[0])
+    moves = ((path, path.with_name(f"old-{path.name}")) for path in files.items)
+    moved = [f"mv {shlex.quote(str(old))} {shlex.quote(str(new))}" for old, new in moves]
+    return " && ".join([*moved, command])
+
+
 def recbole_files(folder: Path, request: Request) -> Files:
     """NAME.inter, or NAME.train.inter, NAME.valid.inter and NAME.test.inter, with the .item."""
     found = atomic(folder)

@@ -20,6 +20,7 @@ from own_logs import (
     is_the_log,
     refusal,
     request,
+    tabbed,
     table,
 )
 
@@ -30,12 +31,19 @@ COMMAND = "python data/prepare.py shop"
 
 def follow(said):
     """The log that a refusal's commands lead to, run as they stand."""
-    found = re.search(r"(?:wrong[^)]*\): |in a column position: )(.*); and then: (.*)", said)
+    found = re.search(
+        r"(?:wrong[^)]*\): |in a column position: |so rename [^:]*: )(.*); and then: (.*)", said
+    )
     command = found[1].replace("python -c", f"{shlex.quote(sys.executable)} -c")
     subprocess.run(["bash", "-c", command], check=True)
     words = shlex.split(found[2])[3:]
     flags = dict(zip(words[::2], words[1::2]))
-    roles = {"user": "--user-column", "item": "--item-column", "title": "--title-column"}
+    roles = {
+        "user": "--user-column",
+        "item": "--item-column",
+        "timestamp": "--time-column",
+        "title": "--title-column",
+    }
     asked = request(
         command=found[2],
         encoding=flags.get("--encoding"),
@@ -144,3 +152,60 @@ def test_a_later_file_of_other_columns_is_said_to_be_one(tmp_path):
     raw = folder(tmp_path, interactions_1__csv=table(ROWS[:7]), interactions_2__csv=cells(ROWS[7:]))
     said = refusal(read_own, folder(raw, items__csv=TITLES), request())
     assert "the parts of a log must have the same" in said
+
+
+@pytest.mark.parametrize("form", ["csv", "utf-16", "parquet", "years", "inter", "json"])
+def test_ids_of_another_name_in_the_table_of_titles_are_renamed(tmp_path, form):
+    """--item-column is of both files: the ids of one of them must change their name."""
+    raw, path = tmp_path / "it's", tmp_path / "it's" / "shop.csv"
+    rows = [(f"p{i}", 5 - i, f"Tea {i}", f"{i} g") for i in range(5)]
+    log = [(u, f"p{i}", t) for u, i, t in ROWS]
+    head = "customer_id,product_id,created_at"
+    text = table(rows, "id;stock;name;weight", ";")
+    folder(raw, products__csv=text.encode("utf-16" if form == "utf-16" else "utf-8"))
+    folder(raw, shop__csv=table(log, head))
+    items = raw / "products.csv"
+    columns = {"user": "customer_id", "item": "product_id", "timestamp": "created_at"}
+    if form == "parquet":
+        items = raw / "products.parquet"
+        names = ["id", "stock", "name", "weight"]
+        pl.DataFrame(rows, names, orient="row").write_parquet(items)
+    elif form == "inter":
+        path, items = raw / "shop.inter", raw / "shop.item"
+        path.write_text(tabbed(log))
+        text = "sku:token\tstock:float\tname:token_seq\tweight:token_seq\n"
+        items.write_text(text + "".join("\t".join(map(str, row)) + "\n" for row in rows))
+        columns = {}
+    elif form == "json":
+        items = raw / "products.json"
+        pl.DataFrame(rows, ["id", "stock", "name", "weight"], orient="row").write_ndjson(items)
+    typed = f"{COMMAND} --interactions {shlex.quote(str(path))} --items X"
+    read, places = read_file, (path, items)
+    if form == "years":
+        folder(raw, interactions_1__csv=table(log[:7], head))
+        folder(raw, interactions_2__csv=table(log[7:], head))
+        items.rename(raw / "items.csv")
+        typed, read, places = f"{COMMAND} --raw {shlex.quote(str(raw))}", read_own, (raw,)
+    said = refusal(read, *places, request(command=typed, **columns))
+    assert "the item column must have the same name in both files" in said
+    if form == "json":
+        return
+    found = follow(said)
+    assert sorted(zip(found.rows.user, found.rows.item)) == sorted((str(u), i) for u, i, _ in log)
+    assert found.titles == {f"p{i}": f"Tea {i}" for i in range(5)}
+    assert found.columns.cells["weight"].to_list() == [f"{i} g" for i in range(5)]
+    assert found.columns.cells.columns == ["stock", "weight"]
+
+
+def test_a_log_in_several_files_stays_whole_where_there_are_no_titles(tmp_path):
+    raw = folder(
+        tmp_path / "raw",
+        interactions_1__csv=table(ROWS[:7]),
+        interactions_2__csv=table(ROWS[7:]),
+        items__csv="item,weight\n0,5\n",
+    )
+    said = refusal(read_own, raw, request(command=f"{COMMAND} --raw {raw}"))
+    move, _, command = said.partition("by their ids: ")[2].partition(" && ")
+    subprocess.run(["bash", "-c", move], check=True)
+    assert command == f"{COMMAND} --raw {raw} --title-column item"
+    assert len(read_own(raw, request(title="item")).rows.user) == len(ROWS)
