@@ -15,7 +15,7 @@ from delrec.data.forms import form_of, open_text
 from delrec.data.hints import FLAGS, IDS, WORD, Columns, Request, command_for, guessed, plain
 from delrec.data.joins import stop_at_half_of_a_row
 from delrec.data.json_tables import is_json
-from delrec.data.own_files import Files, with_file, with_items, with_new_items, without_items
+from delrec.data.own_files import Files, with_new_items, with_new_log, without_items
 from delrec.data.remedies import frame_of, lines_of, literal, new_table, python
 from delrec.data.tables import Table, joined, read_table, split_rows
 from delrec.data.time_formats import fitting_formats
@@ -176,13 +176,10 @@ def numbering(
         how = TYPED
     rows = f"{frame_of(log, request.encoding)}.with_row_index({literal(name)})"
     code = python(f"{rows}.write_csv({literal(str(new))}{how})")
-    command = with_file(request.command, new)
-    if files.items:
-        command = with_items(command, files.items[0])
+    command, then = with_new_log(request.command, files, new)
     others = [role for role in missing if role != "timestamp"]
-    return (
-        f"{said}: {code}; and then: {command_for(replace(request, command=command), free, others)}"
-    )
+    command = command_for(replace(request, command=command), free, others)
+    return f"{said}: {code}{then}; and then: {command}"
 
 
 # ---------------------------------------------------------------- tables without a header
@@ -256,10 +253,8 @@ def stop_with_header(
         flags = command_for(request, [], [])[len(request.command) :]
         command += re.sub(rf" --(item|title)-column {WORD}", "", flags)
     else:
-        command = with_file(request.command, new)
-        if files.items:
-            command = with_items(command, files.items[0])
-        elif not re.search(r"\btitle\b", header):
+        command, then = with_new_log(request.command, files, new)
+        if not files.items and not re.search(r"\btitle\b", header):
             command += " --title-column item"
     first = ", ".join(table.header)
     stop(

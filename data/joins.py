@@ -3,7 +3,7 @@ lines.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +11,7 @@ from click import ClickException
 
 from delrec.data.hints import IDS, Request, guessed, plain
 from delrec.data.json_tables import is_json
-from delrec.data.own_files import FLAG_ITEMS, ITEMS, Files, with_file, with_items
+from delrec.data.own_files import FLAG_ITEMS, ITEMS, Files, with_new_log
 from delrec.data.remedies import frame_of, literal, new_table, python
 from delrec.data.tables import Table, is_table, joined, read_header, read_table
 from delrec.runtime import stop
@@ -52,11 +52,10 @@ def stop_at_half_of_a_row(table: Table, request: Request, files: Files, missing:
         return
     other = min(others, key=lambda other: not other.told)
     new = new_table(log, "joined")
-    titles = [path for path in files.items if path not in other.paths] or [
-        paths[0] for paths in tables if ITEMS.search(paths[0].name) and paths != other.paths
-    ]
-    command = with_file(re.sub(FLAG_ITEMS, "", request.command), new)
-    command = with_items(command, titles[0]) if titles else command
+    titles = [path for path in files.items if path not in other.paths]
+    named = [p[0] for p in tables if ITEMS.search(p[0].name) and p != other.paths]
+    read = replace(files, items=titles or named[:1])
+    command, then = with_new_log(re.sub(FLAG_ITEMS, "", request.command), read, new)
     names = ", ".join(path.name for path in other.paths)
     if other.told:
         by = ", ".join(own if own == its else f"{own} = {its}" for own, its in other.keys)
@@ -68,7 +67,10 @@ def stop_at_half_of_a_row(table: Table, request: Request, files: Files, missing:
         )
         on = [("KEY", "KEY_THERE")]
     code = python(join_of(log, other.paths, on, new, request.encoding))
-    stop(f"{table.path} names no {lacks[0]}, but {names} does, {said}: {code}; and then: {command}")
+    stop(
+        f"{table.path} names no {lacks[0]}, but {names} does, {said}: {code}{then}; "
+        f"and then: {command}"
+    )
 
 
 def tables_beside(log: list[Path]) -> list[list[Path]]:
@@ -162,4 +164,5 @@ def join_of(
         else frame_of(of, encoding)
         for of, names in ((log, own), (paths, its))
     )
-    return f"{left}.join({right}, {on}, maintain_order='left').write_csv({literal(str(new))})"
+    first = 'maintain_order="left"'
+    return f"{left}.join({right}, {on}, {first}).write_csv({literal(str(new))})"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from delrec.data.hints import WORD, Request
 from delrec.data.json_tables import is_json
+from delrec.data.remedies import new_table
 from delrec.data.tables import is_table, read_header
 from delrec.runtime import stop
 
@@ -126,17 +127,23 @@ def with_items(command: str, path: Path) -> str:
     return f"{re.sub(FLAG_ITEMS, '', command)} --items {shlex.quote(str(path))}"
 
 
-def with_new_items(command: str, files: Files, new: Path) -> tuple[str, str]:
-    """The command that takes a new table of titles, and what must be done before. A log in several
-    files is named by its folder alone: there the new table takes the place of the old one.
+def with_new_log(command: str, files: Files, new: Path) -> tuple[str, str]:
+    """The command that takes a new table of interactions, and what must be done before. Titles in
+    several files are named by their folder alone: there the new table takes the old one's place.
     """
+    if len(files.items) < 2:
+        command = with_file(command, new)
+        return with_items(command, files.items[0]) if files.items else command, ""
+    place = files.items[0].with_name("interactions.csv")
+    return command, set_aside(files.interactions) + moved(new, place)
+
+
+def with_new_items(command: str, files: Files, new: Path) -> tuple[str, str]:
+    """The same for a new table of titles and a log in several files."""
     if len(files.interactions) == 1:
         return with_items(with_file(command, files.interactions[0]), new), ""
-    moves = [(path, path.with_name(f"old-{path.name}")) for path in files.items]
-    moves.append((new, files.items[0].with_name("items.csv")))
-    return command, "".join(
-        f" && mv {shlex.quote(str(old))} {shlex.quote(str(place))}" for old, place in moves
-    )
+    place = files.interactions[0].with_name("items.csv")
+    return command, set_aside(files.items) + moved(new, place)
 
 
 def without_items(command: str, files: Files) -> str:
@@ -146,9 +153,17 @@ def without_items(command: str, files: Files) -> str:
     command = re.sub(FLAG_ITEMS, "", command)
     if len(files.interactions) == 1:
         return with_file(command, files.interactions[0])
-    moves = ((path, path.with_name(f"old-{path.name}")) for path in files.items)
-    moved = [f"mv {shlex.quote(str(old))} {shlex.quote(str(new))}" for old, new in moves]
-    return " && ".join([*moved, command])
+    return f"{set_aside(files.items)} && {command}".removeprefix(" && ")
+
+
+def set_aside(paths: list[Path]) -> str:
+    """What gives files names by which they are not read."""
+    return "".join(moved(path, path.with_name(f"old-{path.name}")) for path in paths)
+
+
+def moved(path: Path, place: Path) -> str:
+    """What moves a file, behind another command."""
+    return f" && mv {shlex.quote(str(path))} {shlex.quote(str(place))}"
 
 
 def recbole_files(folder: Path, request: Request) -> Files:
@@ -206,12 +221,21 @@ def stop_without_interactions(folder: Path, request: Request) -> None:
             f"with the same columns; read them as one log: {with_file(request.command, folder)}"
         )
     largest = max(here, key=how_likely)
-    others = sorted((p for p in here if p != largest), key=lambda p: not ITEMS.search(p.name))
+    log = [p for p in here if p == largest or is_one_table([largest, p])]
+    others = sorted((p for p in here if p not in log), key=lambda p: not ITEMS.search(p.name))
     more = f" --items {shlex.quote(str(others[0]))}" if others else ""
+    said, named = "Or name the file: ", largest
+    if len(log) > 1:
+        named = new_table(log, "log", "")
+        files = " ".join(shlex.quote(str(path)) for path in log)
+        place = shlex.quote(str(named))
+        said = (
+            f"{', '.join(p.name for p in log)} have the same columns; if they are one log, put "
+            f"them in a folder: mkdir {place} && cp {files} {place}; and then: "
+        )
     stop(
         f"{folder} holds no interactions.csv but {', '.join(p.name for p in here[:8])}; "
-        f"{EXPECTED}. "
-        f"Or name the file: {with_file(request.command, largest)}{more}"
+        f"{EXPECTED}. {said}{with_file(request.command, named)}{more}"
     )
 
 

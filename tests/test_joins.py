@@ -146,3 +146,17 @@ def test_all_files_of_both_tables_are_joined(tmp_path):
     said = refusal(read_own, raw, request(command="python data/prepare.py shop --raw RAW"))
     frame, command = joined(said)
     assert pairs(frame) == WANT and f"--interactions {tmp_path}/raw-joined.csv" in command
+
+
+def test_titles_in_several_files_stay_whole(tmp_path):
+    raw = folder(tmp_path / "raw", interactions__csv=lines(*LINES), orders__csv=lines(*ORDERS))
+    first, *rows = ITEMS.splitlines(keepends=True)
+    folder(raw, items_1__csv=first + "".join(rows[:3]), items_2__csv=first + "".join(rows[3:]))
+    said = refusal(read_own, raw, request(command=f"python data/prepare.py shop --raw {raw}"))
+    code, _, command = said.partition("join the two: ")[2].partition("; and then: ")
+    code = code.replace("python -c", f"{shlex.quote(sys.executable)} -c")
+    subprocess.run(["bash", "-c", code], check=True)
+    assert command == f"python data/prepare.py shop --raw {raw}"
+    columns = {"user": "customer_id", "item": "product_id", "timestamp": "created_at"}
+    log = read_own(raw, request(**columns))
+    assert sorted(zip(log.rows.user, log.rows.item)) == WANT and len(log.titles) == 8

@@ -32,7 +32,9 @@ COMMAND = "python data/prepare.py shop"
 def follow(said):
     """The log that a refusal's commands lead to, run as they stand."""
     found = re.search(
-        r"(?:wrong[^)]*\): |in a column position: |so rename [^:]*: )(.*); and then: (.*)", said
+        r"(?:wrong[^)]*\): |in a column position: |so rename [^:]*: |put them in a folder: )"
+        "(.*); and then: (.*)",
+        said,
     )
     command = found[1].replace("python -c", f"{shlex.quote(sys.executable)} -c")
     subprocess.run(["bash", "-c", command], check=True)
@@ -209,3 +211,31 @@ def test_a_log_in_several_files_stays_whole_where_there_are_no_titles(tmp_path):
     subprocess.run(["bash", "-c", move], check=True)
     assert command == f"{COMMAND} --raw {raw} --title-column item"
     assert len(read_own(raw, request(title="item")).rows.user) == len(ROWS)
+
+
+@pytest.mark.parametrize("years", [1, 2])
+@pytest.mark.parametrize("timed", [True, False])
+def test_titles_in_several_files_stay_whole(tmp_path, years, timed):
+    rows = ROWS if timed else [row[:2] for row in ROWS]
+    at = [rows[:7], rows[7:]] if years == 2 else [rows]
+    raw = folder(
+        tmp_path / "raw",
+        **{f"interactions_{n}__csv": cells(part) for n, part in enumerate(at)},
+        items_1__csv=table([(i, f"Tea {i}") for i in (0, 1)], "item,title"),
+        items_2__csv=table([(i, f"Tea {i}") for i in (2, 3, 4)], "item,title"),
+    )
+    log = follow(refusal(read_own, raw, request(command=f"{COMMAND} --raw {raw}")))
+    assert log.titles == {str(i): f"Tea {i}" for i in range(5)}
+    assert len(log.rows.user) == len(ROWS) and log.rows.timed == timed
+
+
+def test_files_of_the_same_columns_beside_titles_are_one_log_in_a_folder(tmp_path):
+    raw = folder(
+        tmp_path / "raw",
+        orders_1__csv=table(ROWS[:7]),
+        orders_2__csv=table(ROWS[7:]),
+        products__csv=TITLES,
+    )
+    said = refusal(read_own, raw, request(command=f"{COMMAND} --raw {raw}"))
+    assert "orders_1.csv, orders_2.csv have the same columns" in said
+    assert is_the_log(follow(said))
