@@ -21,6 +21,7 @@ M interactions, U users, I items (ids 1..I, 0 pads), C candidates, n samples of 
 
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -148,7 +149,8 @@ def place_of_earlier(out: Path, meta: dict, differences: list[str], overwrite: b
             keeps = f" and keeps the earlier one as {keep} for the {len(runs)} runs that use it"
         other = "--out names another folder"
         if earlier.get("split") != meta["split"]:
-            other = f"--out {out}-{meta['split']} puts this {meta['split']} split beside it"
+            named = shlex.quote(f"{out}-{meta['split']}")
+            other = f"--out {named} puts this {meta['split']} split beside it"
         stop(
             f"{out} holds another preparation ({differs}); --overwrite replaces it{keeps}, {other}"
         )

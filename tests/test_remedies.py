@@ -25,6 +25,7 @@ from own_logs import (
 )
 
 from delrec.data.own import read_file, read_own
+from delrec.data.reading import Place, stop_at_wrong_place
 
 COMMAND = "python data/prepare.py shop"
 
@@ -239,3 +240,11 @@ def test_files_of_the_same_columns_beside_titles_are_one_log_in_a_folder(tmp_pat
     said = refusal(read_own, raw, request(command=f"{COMMAND} --raw {raw}"))
     assert "orders_1.csv, orders_2.csv have the same columns" in said
     assert is_the_log(follow(said))
+
+
+def test_a_zip_and_its_folder_are_named_so_that_the_shell_reads_them(tmp_path):
+    path = tmp_path / "it's here" / "shop.zip"
+    path.parent.mkdir()
+    path.touch()
+    said = refusal(stop_at_wrong_place, Place(path, None, None), request())
+    assert shlex.split(said.partition("lies in: ")[2]) == ["--raw", str(path.parent)]
