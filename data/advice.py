@@ -4,16 +4,20 @@ none, numbers where there is no time. Every command in it works as it stands.
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import NoReturn
 
 import polars as pl
 
 from delrec.data.forms import form_of, open_text
-from delrec.data.hints import FLAGS, IDS, Columns, Request, command_for, guessed, plain
-from delrec.data.own_files import FLAG_ITEMS, ITEMS, Files, with_file, with_items
-from delrec.data.tables import Table, is_table, read_header, split_rows
+from delrec.data.hints import FLAGS, IDS, WORD, Columns, Request, command_for, guessed, plain
+from delrec.data.joins import stop_at_half_of_a_row
+from delrec.data.json_tables import is_json
+from delrec.data.own_files import Files, with_new_items, with_new_log, without_items
+from delrec.data.remedies import frame_of, lines_of, literal, new_table, python
+from delrec.data.tables import Table, joined, read_table, split_rows
 from delrec.data.time_formats import fitting_formats
 from delrec.data.times import DOTTED, EARLIEST, ISO, LATEST, UNITS
 from delrec.runtime import stop
@@ -22,6 +26,8 @@ LOOKED_AT = 1000  # rows by whose cells columns are guessed
 # a name in a header that is none: a number or several, a date, 'MOVIE:' of Netflix, an address
 CELL = re.compile(r"[0-9]+([.,:/ T-][0-9APMTZ.,:/ -]*)?|https?://.*|\[.*\]")
 
+# how RecBole's files are written
+TYPED = ', separator="\\t", quote_style="never"'
 # a column that numbers a user's orders
 POSITION = re.compile(r"order_?(number|no|nr)|position|sequence|(^|_)(seq|step|rank)($|_)", re.I)
 
@@ -29,37 +35,37 @@ POSITION = re.compile(r"order_?(number|no|nr)|position|sequence|(^|_)(seq|step|r
 def stop_unless_columns(
     tables: list[Table], names: Columns, request: Request, files: Files
 ) -> None:
-    """Stops if a table lacks the columns of an interaction, and says how to name them."""
-    for table in tables:
-        header = table.header
-        missing = [role for role in ("user", "item") if vars(names)[role] not in header]
-        if names.timestamp not in header and names.position not in header:
-            missing.append("timestamp")
-        if not files.items and names.title not in header:
-            missing.append("title")
-        if not missing:
-            continue
-        stop_at_histories(table, missing)
-        stop_without_header(table, request, files)
-        stop_at_half_of_a_row(table, names, request, files, missing)
-        expected = f"{names.user},{names.item} and {names.timestamp} or {names.position}"
-        if not files.items:
-            expected += f", and {names.title or 'title'}, as there is no table of titles"
-        known = [name for role, name in vars(names).items() if role not in missing]
-        free = [name for name in header if name not in known]
-        advice = f"name yours: {command_for(request, free, missing)}"
-        if "timestamp" in missing and "timestamp" not in guessed(free, missing):
-            advice += "; " + numbering(table)
-            if numbers := next(filter(POSITION.search, free), None):
-                others = [role for role in missing if role != "timestamp"]
-                flag = f"{FLAGS['position']} {shlex.quote(numbers)}"
-                advice = f"name yours: {command_for(request, free, others, flag)}"
-        if "title" in missing and "title" not in guessed(free, missing):
-            advice = on_titles(request, names, free, missing)
-        stop(
-            f"{table.path}: the header names {', '.join(header)}; expected the columns {expected}; "
-            f"{advice}"
-        )
+    """Stops if the tables lack the columns of an interaction, and says how to name them."""
+    table = tables[0]  # of others joined() says where they differ from it
+    header = table.header
+    missing = [role for role in ("user", "item") if vars(names)[role] not in header]
+    if names.timestamp not in header and names.position not in header:
+        missing.append("timestamp")
+    if not files.items and names.title not in header:
+        missing.append("title")
+    if not missing:
+        return
+    stop_at_histories(table, missing)
+    stop_without_header(table, request, files)
+    stop_at_half_of_a_row(table, request, files, missing)
+    expected = f"{names.user},{names.item} and {names.timestamp} or {names.position}"
+    if not files.items:
+        expected += f", and {names.title or 'title'}, as there is no table of titles"
+    known = [name for role, name in vars(names).items() if role not in missing]
+    free = [name for name in header if name not in known]
+    advice = f"name yours: {command_for(request, free, missing)}"
+    if "timestamp" in missing and "timestamp" not in guessed(free, missing):
+        advice += "; " + numbering(table, names.position, request, files, free, missing)
+        if numbers := next(filter(POSITION.search, free), None):
+            others = [role for role in missing if role != "timestamp"]
+            flag = f"{FLAGS['position']} {shlex.quote(numbers)}"
+            advice = f"name yours: {command_for(request, free, others, flag)}"
+    if "title" in missing and "title" not in guessed(free, missing):
+        advice = on_titles(request, names, free, missing)
+    stop(
+        f"{table.path}: the header names {', '.join(header)}; expected the columns {expected}; "
+        f"{advice}"
+    )
 
 
 def stop_at_histories(table: Table, missing: list[str]) -> None:
@@ -69,43 +75,6 @@ def stop_at_histories(table: Table, missing: list[str]) -> None:
         stop(
             f"{table.path} holds histories ({', '.join(lists)}), not interactions; give the "
             "log they were made of, one row an interaction"
-        )
-
-
-def stop_at_half_of_a_row(
-    table: Table, names: Columns, request: Request, files: Files, missing: list[str]
-) -> None:
-    """Stops at one of two tables that tell an interaction together, such as orders and the lines of
-    orders, with the command that joins them.
-    """
-    lacks = [
-        role
-        for role in ("user", "item")
-        if role in missing and role not in guessed(table.header, [role])
-    ]
-    if len(lacks) != 1 or table.path.is_dir():
-        return
-    for path in sorted(p for p in table.path.parent.iterdir() if is_table(p.name)):
-        other = read_header(path)
-        keys = [n for n in table.header if n in other and plain(n).endswith(IDS)]
-        if not keys or not guessed([n for n in other if n not in keys], lacks):
-            continue
-        new = table.path.with_name(f"{table.path.name.split('.')[0]}-joined.csv")
-        read = "lambda f: p.read_csv(f, infer_schema=False)"
-        code = (
-            f"import polars as p; r = {read}; r({str(table.path)!r}).join(r({str(path)!r}), "
-            f"on={keys[:1]}, maintain_order='left').write_csv({str(new)!r})"
-        )
-        command = with_file(re.sub(FLAG_ITEMS, "", request.command), new)
-        titles = [p for p in files.items if p != path] or [
-            p
-            for p in sorted(table.path.parent.iterdir())
-            if is_table(p.name) and ITEMS.search(p.name) and p not in (path, table.path, new)
-        ]
-        command = with_items(command, titles[0]) if titles else command
-        stop(
-            f"{table.path} names no {lacks[0]}, but {path.name}, which has {keys[0]} too, does; "
-            f"join the two: python -c {shlex.quote(code)}; and then: {command}"
         )
 
 
@@ -127,16 +96,90 @@ def by_ids(command: str, item: str) -> str:
     return f"or, if there are no titles, call the items by their ids: {command} {flag}"
 
 
-def numbering(table: Table) -> str:
-    """What to do where a table has neither times nor positions."""
-    said = "if no column tells when, and the rows stand in order, number them in a column position"
-    if table.separator is None or table.path.suffix == ".gz":
+def stop_unless_titles(
+    table: Table, names: Columns, item: pl.Series, request: Request, files: Files
+) -> None:
+    """Stops if a table of titles lacks a column, and says how to name or rename it. item: the ids
+    in the log.
+    """
+    missing = [role for role in ("item", "title") if vars(names)[role] not in table.header]
+    if not missing:
+        return
+    stop_without_header(table, request, files, of_titles=True)
+    free = [name for name in table.header if name != names.item]
+    said = f"name yours: {command_for(request, free, missing)}"
+    if "item" in missing:
+        said = renaming(table, names, item, request, files)
+    elif "title" not in guessed(free, missing):
+        alone = replace(request, command=without_items(request.command, files))
+        said += f"; {by_ids(command_for(alone, [], []), names.item)}"
+    stop(
+        f"{table.path}: the header names {', '.join(table.header)}; expected the columns "
+        f"{names.item},{names.title or 'title'}; {said}"
+    )
+
+
+def renaming(table: Table, names: Columns, item: pl.Series, request: Request, files: Files) -> str:
+    """What to do where the ids in a table of titles are called otherwise than in the log: another
+    --item-column would not be in the log.
+    """
+    said = f"the item column must have the same name in both files, {names.item}"
+    old = column_of_ids(table, item, request.encoding, files)
+    if is_json(table.path):
+        return f"{said}: call {old} so"
+    new, name, how = new_table(files.items, "renamed"), names.item, ""
+    free, was = [column for column in table.header if column != old], old
+    if table.types:
+        new, how = new_table(files.items, "renamed", ".item"), TYPED
+        was, name = f"{old}:{table.types.get(old, 'token')}", f"{name}:token"
+    rows = f"{frame_of(files.items, request.encoding)}.rename({{{literal(was)}: {literal(name)}}})"
+    code = python(f"{rows}.write_csv({literal(str(new))}{how})")
+    command, then = with_new_items(request.command, files, new)
+    missing = [] if names.title in table.header else ["title"]
+    command = command_for(replace(request, command=command), free, missing)
+    return f"{said}; so rename {old}: {code}{then}; and then: {command}"
+
+
+def column_of_ids(table: Table, item: pl.Series, encoding: str | None, files: Files) -> str:
+    """The column of a table of titles that holds most of the log's ids, by name where none does."""
+    asked = [name for name in table.header if name and table.header.count(name) == 1]
+    share = {}
+    if not is_json(table.path):
+        rows = joined([read_table(path, asked, encoding) for path in files.items]).rows
+        ids = item.unique()
+        share = {
+            name: ids.is_in(rows[name].cast(pl.String).unique().implode()).mean()
+            for name in asked
+            if not rows[name].dtype.is_nested()
+        }
+    by_name = guessed(asked, ["item"]).get("item", "COLUMN")
+    # of two that hold the ids equally often, the one that is called an id
+    best = max(share, key=lambda name: (share[name], plain(name).endswith(IDS)), default=None)
+    return best if best and share[best] else by_name
+
+
+def numbering(
+    table: Table, position: str, request: Request, files: Files, free: list[str], missing: list[str]
+) -> str:
+    """What to do where a table has neither times nor positions. position: the column that numbers
+    the rows; free: the columns by which those of the missing roles are guessed.
+    """
+    said = (
+        f"if no column tells when, and the rows stand in order, number them in a column {position}"
+    )
+    log = files.interactions
+    if is_json(table.path):
         return said
-    name = "position:float" if table.types else "position"
-    between = table.separator.replace("\t", "\\t")
-    new = table.path.with_stem(f"{table.path.stem}-numbered")
-    awk = f"""'{{sub("\\r$", ""); print $0 "{between}" (NR==1 ? "{name}" : NR-2)}}'"""
-    return f"{said}: awk {awk} {shlex.quote(str(table.path))} > {shlex.quote(str(new))}"
+    new, name, how = new_table(log, "numbered"), position, ""
+    if table.types:
+        new, name = new_table(log, "numbered", ".inter"), f"{position}:float"
+        how = TYPED
+    rows = f"{frame_of(log, request.encoding)}.with_row_index({literal(name)})"
+    code = python(f"{rows}.write_csv({literal(str(new))}{how})")
+    command, then = with_new_log(request.command, files, new)
+    others = [role for role in missing if role != "timestamp"]
+    command = command_for(replace(request, command=command), free, others)
+    return f"{said}: {code}{then}; and then: {command}"
 
 
 # ---------------------------------------------------------------- tables without a header
@@ -164,7 +207,8 @@ def stop_without_header(
         return
     if re.fullmatch("[0-9]+:", table.header[0]):
         stop_at_blocks(table, request, files)
-    cells = cells_of(table, request.encoding)
+    paths = files.items if of_titles else files.interactions
+    cells = cells_of(table, paths, request.encoding)
     if not of_titles:
         stop_at_lists(table, cells.columns)
     roles = guessed_titles(cells.columns) if of_titles else guessed_by_cells(cells.columns)
@@ -203,55 +247,56 @@ def stop_with_header(
     of_titles: bool = False,
 ) -> NoReturn:
     """Stops with the command that puts a header in front and the one that reads what it makes."""
-    new = table.path.with_name(table.path.name.split(".")[0] + "-named.csv")
+    new, then = new_table(files.items if of_titles else files.interactions, "named"), ""
     if of_titles:
-        command = with_items(with_file(request.command, files.interactions[0]), new)
+        command, then = with_new_items(request.command, files, new)
         flags = command_for(request, [], [])[len(request.command) :]
-        command += re.sub(r" --(item|title)-column ('[^']*'|\S+)", "", flags)
+        command += re.sub(rf" --(item|title)-column {WORD}", "", flags)
     else:
-        command = with_file(request.command, new)
-        if files.items:
-            command = with_items(command, files.items[0])
-        elif not re.search(r"\btitle\b", header):
+        command, then = with_new_log(request.command, files, new)
+        if not files.items and not re.search(r"\btitle\b", header):
             command += " --title-column item"
     first = ", ".join(table.header)
     stop(
         f"{table.path} has no header, its first line is {first[:120]!r}; put one in front (the "
         f"names are guessed by the cells, correct what is wrong{note}): "
-        f"(echo {shlex.quote(header)}; {lines}) > {shlex.quote(str(new))}; and then: {command}"
+        f"(echo {shlex.quote(header)}; {lines}) > {shlex.quote(str(new))}{then}; "
+        f"and then: {command}"
     )
 
 
 def stop_at_blocks(table: Table, request: Request, files: Files) -> NoReturn:
     """Stops at Netflix' way: a line 'MOVIE:' and below it a line for each user."""
     awk = """awk -v OFS=, '{sub(/\\r$/, "")} /:$/ {sub(/:/, ""); m = $0; next} {print m, $0}'"""
-    lines = f"{awk} {shlex.quote(str(table.path))}"
+    lines = f"{lines_of(files.interactions, request.encoding)} | {awk}"
     stop_with_header(table, request, files, "item,user,rating,timestamp", lines)
 
 
-def cells_of(table: Table, encoding: str | None) -> Cells:
-    """The first cells of a table without a header; where blanks part them, or a line is a user and
-    all its items, the command that prints them makes a csv.
+def cells_of(table: Table, paths: list[Path], encoding: str | None) -> Cells:
+    """The first cells of a table without a header, which is in these files; where blanks part them,
+    or a line is a user and all its items, the command that prints them makes a csv.
     """
     form, first, _ = form_of(table.path, [], encoding)
     with open_text(table.path, form) as f:
+        for _ in range(form.skipped):
+            f.readline()
         rows = [row for _, row in islice(split_rows(f, form), LOOKED_AT)]
-    path = shlex.quote(str(table.path))
-    unpacked = f"gunzip -c {path}" if table.path.suffix == ".gz" else f"cat {path}"
     separator = form.separator
-    awk = f"{unpacked} | awk -v OFS={shlex.quote(separator)}"
-    lines = unpacked
-    numbered = f"""{awk} '{{sub(/\\r$/, ""); print $0, NR}}'"""
+    lines = lines_of(paths, encoding)
+    awk = f"{lines} | awk -v OFS={shlex.quote(separator)}"
+    whole = '{sub(/\\r$/, "")} NF'  # lines that hold anything
+    numbered = f"{awk} '{whole} {{print $0, NR}}'"
     position_is_there = False
     if len(first) == 1 and len(first[0].split()) > 1:
         rows = [row[0].split() for row in rows if row]
-        lines, numbered = f"{awk} '{{$1 = $1; print}}'", f"{awk} '{{$1 = $1; print $0, NR}}'"
+        lines = f"{awk} '{whole} {{$1 = $1; print}}'"
+        numbered = f"{awk} '{whole} {{$1 = $1; print $0, NR}}'"
         if len({len(row) for row in rows}) > 1 or len(rows[0]) > 8:
-            lines = f"{awk} '{{for (n = 2; n <= NF; n++) print $1, $n, n}}'"
+            lines = f"{awk} '{whole} {{for (n = 2; n <= NF; n++) print $1, $n, n}}'"
             rows = [[row[0], item, str(n)] for row in rows for n, item in enumerate(row[1:])]
             position_is_there = True
-    whole = [row for row in rows if len(row) == len(rows[0])]
-    columns = [pl.Series(column, dtype=pl.String).str.strip_chars() for column in zip(*whole)]
+    rows = [row for row in rows if len(row) == len(rows[0])]
+    columns = [pl.Series(column, dtype=pl.String).str.strip_chars() for column in zip(*rows)]
     return Cells(columns, separator, lines, numbered, position_is_there)
 
 

@@ -83,8 +83,10 @@ def form_of(
                 )
             stop(f"{path} is {said}")
     form = Form(encoding=encoding or "utf-8-sig")
-    if not encoding and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         form.encoding = "utf-16"
+    elif encoding and is_utf8(path, encoding):
+        form.encoding = "utf-8-sig"
     elif b"\0" in head and not encoding:
         stop(f"{path} is no text (it holds zero bytes); save it as UTF-8, or say --encoding")
     lines = first_lines(path, form, head)
@@ -102,6 +104,34 @@ def form_of(
         headers, key=lambda s: (len(set(names) & set(headers[s])), len(headers[s]))
     )
     return form, headers[form.separator], {}
+
+
+def is_wide(encoding: str) -> bool:
+    """True for UTF-16 and UTF-32; False for an encoding that does not exist."""
+    try:
+        return codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+    except LookupError:
+        return False
+
+
+def is_utf8(path: Path, encoding: str) -> bool:
+    """True for a file that is UTF-8 and cannot be `encoding`, which is named for all files of a log
+    and seldom of all: it holds letters beyond ASCII. Plain ASCII may be another encoding of 7 bits,
+    and with zero bytes one of 16 or 32.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    is_ascii = True
+    try:
+        with open_bytes(path) as f:
+            while piece := f.read(2**20):
+                decoder.decode(piece)
+                is_ascii &= piece.isascii()
+                if b"\0" in piece:
+                    return False
+        decoder.decode(b"", final=True)
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error):
+        return False  # whoever reads the file says what is wrong with it
+    return not is_ascii or is_wide(encoding)
 
 
 def first_lines(path: Path, form: Form, head: bytes) -> list[str]:

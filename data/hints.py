@@ -33,6 +33,8 @@ class Request:
     keep_parts: bool = False  # is the split that of the files?
 
 
+# a word of a command as shlex.quote writes it: an apostrophe stands in '"' and '"'
+WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"])+"""
 FLAGS = {
     "user": "--user-column",
     "item": "--item-column",

@@ -2,7 +2,6 @@
 several, the titles in a table of their own or in the interactions' columns.
 """
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +9,13 @@ import click
 import numpy as np
 import polars as pl
 
-from delrec.data.advice import by_ids, stop_unless_columns, stop_without_header
-from delrec.data.hints import Columns, Request, command_for, guessed
+from delrec.data.advice import stop_unless_columns, stop_unless_titles
+from delrec.data.hints import Columns, Request, command_for
 from delrec.data.json_tables import is_json, read_json_table
 from delrec.data.log import ItemColumns, Log, Rows, digests, rows_of
-from delrec.data.own_files import FLAG_ITEMS, Files, atomic, files_of, item_of, part_of, with_file
-from delrec.data.tables import Table, joined, parts_of_spark, read_table
+from delrec.data.own_files import Files, atomic, files_of, item_of, part_of
+from delrec.data.remedies import files_in
+from delrec.data.tables import Table, joined, read_table
 from delrec.data.times import MISSING, Where, clock_of, position_of
 from delrec.data.titles import LONGEST
 from delrec.runtime import stop
@@ -61,7 +61,7 @@ def read_files(files: Files, request: Request) -> Log:
         rows = replace(rows, part=part[kept])
     notes = [*files.notes, *table.notes, *notes]
     if files.items:
-        titles, more = titles_in(files, names, request)
+        titles, more = titles_in(files, names, rows.item, request)
     else:
         titles, more = titles_of_rows(table, names, rows, kept)
     columns, said = further_columns(files, names, request)
@@ -79,11 +79,6 @@ def read_any(path: Path, names: list[str], encoding: str | None) -> Table:
     if is_json(path):
         return read_json_table(path, names)
     return read_table(path, names, encoding)
-
-
-def files_in(paths: list[Path]) -> list[Path]:
-    """The files of some paths, those in folders one by one."""
-    return [file for p in paths for file in (parts_of_spark(p) if p.is_dir() else [p])]
 
 
 def parts_of(paths: list[Path], tables: list[Table]) -> np.ndarray:
@@ -217,8 +212,12 @@ def stop_at_blank(ids: pl.Series, what: str, place: Where) -> None:
 # ---------------------------------------------------------------- titles
 
 
-def titles_in(files: Files, names: Columns, request: Request) -> tuple[dict[str, str], list[str]]:
-    """{raw item id: title} of a table with one row per item, and what is said of it."""
+def titles_in(
+    files: Files, names: Columns, item: pl.Series, request: Request
+) -> tuple[dict[str, str], list[str]]:
+    """{raw item id: title} of a table with one row per item, and what is said of it. item: the ids
+    in the log.
+    """
     encoding = request.encoding
     tables = [
         read_any(path, list(filter(None, vars(names).values())), encoding) for path in files.items
@@ -226,20 +225,7 @@ def titles_in(files: Files, names: Columns, request: Request) -> tuple[dict[str,
     if not names.title:
         names = replace(names, title=title_column(tables[0], request))
         tables = [read_any(path, [names.item, names.title], encoding) for path in files.items]
-    for table in tables:
-        missing = [r for r in ("item", "title") if vars(names)[r] not in table.header]
-        if missing:
-            stop_without_header(table, request, files, of_titles=True)
-            free = [name for name in table.header if name != names.item]
-            said = f"name yours: {command_for(request, free, missing)}"
-            if "title" in missing and "title" not in guessed(free, missing):
-                alone = with_file(re.sub(FLAG_ITEMS, "", request.command), files.interactions[0])
-                alone = command_for(replace(request, command=alone), [], [])
-                said += f"; {by_ids(alone, names.item)}"
-            stop(
-                f"{table.path}: the header names {', '.join(table.header)}; expected the columns "
-                f"{names.item},{names.title or 'title'}; {said}"
-            )
+    stop_unless_titles(tables[0], names, item, request, files)
     return titles_of_table(joined(tables), names.item, names.title, request.drop_incomplete)
 
 
@@ -250,7 +236,9 @@ def titles_of_table(
     item.
     """
     item = ids_in(table, item_column)
-    title = table.rows[title_column].cast(pl.String).fill_null("")
+    title = item
+    if title_column != item_column:  # ids as titles are the ids as they are kept
+        title = table.rows[title_column].cast(pl.String).fill_null("")
     kept = np.arange(len(item))
     if drop:
         kept = np.flatnonzero(~is_missing(item).to_numpy())
@@ -345,6 +333,8 @@ def titles_of_rows(
     """{raw item id: title} from the interactions' own rows, and what is said of it: the last title
     that an item had counts.
     """
+    if names.title == names.item:  # ids as titles are the ids as they are kept
+        return {item: item for item in rows.item.unique().to_list()}, []
     title = table.rows[names.title].cast(pl.String).fill_null("")[kept]
     seen = pl.DataFrame({"item": rows.item, "title": title, "when": rows.when})
     named = seen.filter(~is_missing(seen["title"])).sort("when", "title")

@@ -5,8 +5,9 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from delrec.data.hints import Request
+from delrec.data.hints import WORD, Request
 from delrec.data.json_tables import is_json
+from delrec.data.remedies import new_table
 from delrec.data.tables import is_table, read_header
 from delrec.runtime import stop
 
@@ -115,15 +116,54 @@ def whole(
 def with_file(command: str, path: Path) -> str:
     """The command with a file in place of the folder."""
     flag = f"--interactions {shlex.quote(str(path))}"
-    return re.sub(r"--(raw|interactions) ('[^']*'|\S+)", lambda _: flag, command)
+    return re.sub(rf"--(raw|interactions) {WORD}", lambda _: flag, command)
 
 
-FLAG_ITEMS = r" --items ('[^']*'|\S+)"
+FLAG_ITEMS = f" --items {WORD}"
 
 
 def with_items(command: str, path: Path) -> str:
     """The command with a table of titles."""
     return f"{re.sub(FLAG_ITEMS, '', command)} --items {shlex.quote(str(path))}"
+
+
+def with_new_log(command: str, files: Files, new: Path) -> tuple[str, str]:
+    """The command that takes a new table of interactions, and what must be done before. Titles in
+    several files are named by their folder alone: there the new table takes the old one's place.
+    """
+    if len(files.items) < 2:
+        command = with_file(command, new)
+        return with_items(command, files.items[0]) if files.items else command, ""
+    place = files.items[0].with_name("interactions.csv")
+    return command, set_aside(files.interactions) + moved(new, place)
+
+
+def with_new_items(command: str, files: Files, new: Path) -> tuple[str, str]:
+    """The same for a new table of titles and a log in several files."""
+    if len(files.interactions) == 1:
+        return with_items(with_file(command, files.interactions[0]), new), ""
+    place = files.interactions[0].with_name("items.csv")
+    return command, set_aside(files.items) + moved(new, place)
+
+
+def without_items(command: str, files: Files) -> str:
+    """The command without a table of titles; where the folder alone names the log, what moves the
+    table away is in front.
+    """
+    command = re.sub(FLAG_ITEMS, "", command)
+    if len(files.interactions) == 1:
+        return with_file(command, files.interactions[0])
+    return f"{set_aside(files.items)} && {command}".removeprefix(" && ")
+
+
+def set_aside(paths: list[Path]) -> str:
+    """What gives files names by which they are not read."""
+    return "".join(moved(path, path.with_name(f"old-{path.name}")) for path in paths)
+
+
+def moved(path: Path, place: Path) -> str:
+    """What moves a file, behind another command."""
+    return f" && mv {shlex.quote(str(path))} {shlex.quote(str(place))}"
 
 
 def recbole_files(folder: Path, request: Request) -> Files:
@@ -169,7 +209,7 @@ def stop_without_interactions(folder: Path, request: Request) -> None:
     below = [p.parent for p in sorted(folder.glob("*/*")) if is_own_log(p.parent)]
     if not here and below:
         command = re.sub(
-            r"--raw ('[^']*'|\S+)", lambda _: f"--raw {shlex.quote(str(below[0]))}", request.command
+            f"--raw {WORD}", lambda _: f"--raw {shlex.quote(str(below[0]))}", request.command
         )
         stop(f"{folder} holds no interactions.csv, but {below[0]} does: {command}")
     if not here:
@@ -181,12 +221,21 @@ def stop_without_interactions(folder: Path, request: Request) -> None:
             f"with the same columns; read them as one log: {with_file(request.command, folder)}"
         )
     largest = max(here, key=how_likely)
-    others = sorted((p for p in here if p != largest), key=lambda p: not ITEMS.search(p.name))
+    log = [p for p in here if p == largest or is_one_table([largest, p])]
+    others = sorted((p for p in here if p not in log), key=lambda p: not ITEMS.search(p.name))
     more = f" --items {shlex.quote(str(others[0]))}" if others else ""
+    said, named = "Or name the file: ", largest
+    if len(log) > 1:
+        named = new_table(log, "log", "")
+        files = " ".join(shlex.quote(str(path)) for path in log)
+        place = shlex.quote(str(named))
+        said = (
+            f"{', '.join(p.name for p in log)} have the same columns; if they are one log, put "
+            f"them in a folder: mkdir {place} && cp {files} {place}; and then: "
+        )
     stop(
         f"{folder} holds no interactions.csv but {', '.join(p.name for p in here[:8])}; "
-        f"{EXPECTED}. "
-        f"Or name the file: {with_file(request.command, largest)}{more}"
+        f"{EXPECTED}. {said}{with_file(request.command, named)}{more}"
     )
 
 

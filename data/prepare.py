@@ -21,6 +21,7 @@ M interactions, U users, I items (ids 1..I, 0 pads), C candidates, n samples of 
 
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -148,7 +149,8 @@ def place_of_earlier(out: Path, meta: dict, differences: list[str], overwrite: b
             keeps = f" and keeps the earlier one as {keep} for the {len(runs)} runs that use it"
         other = "--out names another folder"
         if earlier.get("split") != meta["split"]:
-            other = f"--out {out}-{meta['split']} puts this {meta['split']} split beside it"
+            named = shlex.quote(f"{out}-{meta['split']}")
+            other = f"--out {named} puts this {meta['split']} split beside it"
         stop(
             f"{out} holds another preparation ({differs}); --overwrite replaces it{keeps}, {other}"
         )
@@ -283,7 +285,10 @@ def write_prepared(out: Path, made: Preparation, meta: dict, keep: Path | None) 
     help="how your times are written, as strptime has it: '%d/%m/%Y %H:%M'; numbers and dates "
     "like 2014-01-31 need none",
 )
-@click.option("--encoding", help="of your text files, such as windows-1252  [default: utf-8]")
+@click.option(
+    "--encoding",
+    help="of those of your text files that are not UTF-8, such as windows-1252  [default: utf-8]",
+)
 @click.option(
     "--drop-incomplete",
     is_flag=True,
@@ -373,7 +378,7 @@ def stop_unless_readable(name: str, place: Place, out: Path) -> None:
             f"for your own data: python data/prepare.py {name} --raw FOLDER with interactions.csv "
             f"and items.csv, or python data/prepare.py {name} --interactions FILE"
         )
-    for path in filter(None, (place.raw, place.interactions)):
+    for path in filter(None, (place.raw, place.interactions, place.items)):
         if out.resolve() in (path.resolve(), *path.resolve().parents):
             stop(
                 f"the raw files {path} lie in the folder to be written, {out}, which would "

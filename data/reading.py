@@ -128,7 +128,8 @@ def stop_at_wrong_place(place: Place, request: Request) -> None:
         stop("--raw names a folder and --interactions a file: give one of them")
     if raw and raw.is_file():
         if raw.suffix == ".zip":
-            stop(f"{raw} is a file; give the folder it lies in: --raw {raw.parent}")
+            folder = shlex.quote(str(raw.parent))
+            stop(f"{raw} is a file; give the folder it lies in: --raw {folder}")
         stop(f"{raw} is a file; give it so: {with_file(request.command, raw)}")
     if raw and not raw.is_dir():
         stop(f"there is no folder {raw}; is its name right?")

@@ -5,6 +5,7 @@ M interactions, U users, I items (ids 1..I, 0 pads), n samples of a split.
 """
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import polars as pl
@@ -350,12 +351,29 @@ def candidates_of(left: Interactions, samples: Samples, seed: int) -> dict[str, 
                 f"one user leaves only {fewest}"
             )
             if min(CANDIDATES) == C:
-                stop(f"{line}; give a log with more items")
+                asked = np.unique(np.concatenate([left.user[i] for i in samples.of.values()]))
+                full = [left.user_ids[u] for u in asked if free[u] < C - 1]
+                stop_at_full_users(full, fewest, n_items, C)
             print(f"note, harmless: {line}; candidates_*_{C}.npy are not written")
             continue
         for s in ("val", "test") if C > 20 else ("val", "test", "train"):
             drawn[f"candidates_{s}_{C}"] = candidates_of_part(left, samples, s, C, seed)
     return drawn
+
+
+def stop_at_full_users(full: list[str], fewest: int, n_items: int, C: int) -> NoReturn:
+    """Stops at users who touched so many items that no C candidates are left. full: their raw
+    ids; fewest: the items that the fullest of them leaves.
+    """
+    named = ", ".join(repr(user) for user in full[:3])
+    if len(full) > 3:
+        named += f" and {len(full) - 3:,} more"
+    who = f"user {named} leaves" if len(full) == 1 else f"users {named} leave fewer, one of them"
+    stop(
+        f"{C} candidates need {C - 1} items a user never touched, and of {n_items:,} items {who} "
+        f"only {fewest}; leave the rows of {'that user' if len(full) == 1 else 'those users'} out "
+        "of the log, as an account that many people share is no user, or give a log with more items"
+    )
 
 
 def candidates_of_part(

@@ -72,8 +72,9 @@ def read_table(
     notes = []
     if form.separator != "," and not form.typed and ".tsv" not in path.suffixes:
         notes.append(f"{path.name}: its cells are separated by {SEPARATORS[form.separator]}")
-    if form.encoding not in ("utf-8-sig", encoding):
-        notes.append(f"{path.name} is read as {form.encoding}")
+    if form.encoding != (encoding or "utf-8-sig"):
+        read_as = "UTF-8" if form.encoding == "utf-8-sig" else form.encoding
+        notes.append(f"{path.name} is read as {read_as}")
 
     def place(row: int) -> str:
         return f"{path}, line {first + row if lines is None else lines[row]}"

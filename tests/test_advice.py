@@ -6,7 +6,6 @@ import gzip
 import re
 import shlex
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -104,6 +103,16 @@ def test_netflix_s_blocks_and_a_table_of_titles_without_a_header_are_read(tmp_pa
     assert sorted(log.rows.item) == sorted(str(i) for _, i, _ in ROWS)
 
 
+def test_a_folder_with_an_apostrophe_has_commands_that_work(tmp_path):
+    raw = tmp_path / "d'Artagnan's shop"
+    text = "".join(f"{u},{i},{t}\n" for u, i, t in ROWS)
+    folder(raw, orders__csv=text, items__csv=TITLES)
+    typed = f"python data/prepare.py shop --interactions {shlex.quote(str(raw / 'orders.csv'))}"
+    typed += f" --items {shlex.quote(str(raw / 'items.csv'))}"
+    said = refusal(read_file, raw / "orders.csv", raw / "items.csv", request(command=typed))
+    assert is_the_log(follow(said))
+
+
 def test_several_ids_in_a_cell_are_no_interaction(tmp_path):
     text = with_titles(
         (n, f"U{u}", iso(t), "N1 N2 N3", f"N{i}-1 N4-0") for n, (u, i, t) in enumerate(ROWS)
@@ -123,32 +132,3 @@ def test_without_titles_the_items_are_called_by_their_ids(tmp_path):
     said = refusal(read_file, path, properties, request(command=f"{COMMAND} --items P"))
     assert said.endswith(f"ids: {COMMAND.replace('RAW', str(path))} --title-column item")
     assert is_the_log(read_file(path, folder(tmp_path, t__csv=TITLES) / "t.csv", request()))
-
-
-def test_orders_and_their_lines_are_joined_by_the_command(tmp_path):
-    """Instacart's way, and any data base's: who stands in one table and what in the other."""
-    raw = folder(
-        tmp_path,
-        orders__csv="order_id,user_id,order_number\n"
-        + "".join(f"{u}{i},{u},{i}\n" for u, i, _ in ROWS),
-        order_products__csv="order_id,product_id,reordered\n"
-        + "".join(f"{u}{i},{i},1\n" for u, i, _ in reversed(ROWS)),
-        products__csv="product_id,title\n" + "".join(f"{i},Tea {i}\n" for i in range(5)),
-    )
-    for half in ("orders.csv", "order_products.csv"):
-        said = refusal(read_file, raw / half, raw / "products.csv", request(command=COMMAND))
-        code, _, command = said.partition("join the two: ")[2].partition("; and then: ")
-        subprocess.run(
-            [sys.executable, *shlex.split(code)[1:]], check=True, capture_output=True, text=True
-        )
-        new = raw / f"{half[:-4]}-joined.csv"
-        assert command == f"{COMMAND.replace('RAW', str(new))} --items {raw}/products.csv"
-        said = refusal(read_file, new, raw / "products.csv", request(command="X"))
-        assert said.endswith(
-            "name yours: X --position-column order_number --user-column user_id "
-            "--item-column product_id"
-        )
-        columns = {"user": "user_id", "item": "product_id", "position": "order_number"}
-        log = read_file(new, raw / "products.csv", request(**columns))
-        assert is_the_log(log, [(u, i, i) for u, i, _ in ROWS]) and not log.rows.timed
-        new.unlink()

@@ -69,6 +69,22 @@ def test_a_training_user_who_touched_everything_is_refused_and_does_not_hang(tmp
     )
     assert (
         result.exit_code == 1
-        and "one user leaves only 0" in result.output
+        and "of 40 items user '0' leaves only 0; leave the rows of that user out" in result.output
         and not (tmp_path / "out").exists()
     )
+
+
+@pytest.mark.parametrize(
+    "full, says",
+    [(1, "user 'guest0' leaves only 5;"), (5, "users 'guest0', 'guest1', 'guest2' and 2 more")],
+)
+def test_users_who_touched_nearly_everything_are_named_and_without_them_it_works(
+    tmp_path, full, says
+):
+    guests = [(f"guest{g}", i, 40 * g + i) for g in range(full) for i in range(35)]
+    others = [(f"c{u}", (7 * u + i) % 40, 50 * u + i) for u in range(30) for i in range(6)]
+    for rows, refused in ((guests + others, True), (others, False)):
+        raw = write(tmp_path / "raw", rows)
+        result = run("toy", "--raw", raw, "--out", tmp_path / "out", "--core", 1)
+        assert result.exit_code == refused, result.output
+        assert (says in result.output) == refused, result.output

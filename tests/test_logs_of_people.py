@@ -4,7 +4,6 @@ command that a refusal shows works.
 
 import gzip
 import json
-import subprocess
 import zipfile
 
 import polars as pl
@@ -196,17 +195,6 @@ def test_the_command_in_a_refusal_works(tmp_path):
     )
     columns = {"user": "Kunde", "item": "Artikelnr", "title": "Artikelname"}
     assert is_the_log(read_file(path, None, request(timestamp="at when", **columns)))
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_the_command_for_rows_without_times_numbers_them(tmp_path, end):
-    text = table([row[:2] for row in ROWS], "user;item", ";").replace("\n", end)
-    items = folder(tmp_path, items__csv=TITLES, shop__csv=text) / "items.csv"
-    said = refusal(read_file, tmp_path / "shop.csv", items, request())
-    command = said.partition("number them in a column position: ")[2]
-    subprocess.run(["bash", "-c", command], check=True)
-    log = read_file(tmp_path / "shop-numbered.csv", items, request())
-    assert log.rows.when.tolist() == list(range(15)) and not log.rows.timed
 
 
 JSON = [json.dumps({"user": u, "item": i, "timestamp": t, "x": None}) for u, i, t in ROWS]

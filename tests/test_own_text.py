@@ -2,6 +2,8 @@
 twice, titles in the log's own column.
 """
 
+import gzip
+
 import polars as pl
 import pytest
 from own_logs import (
@@ -41,6 +43,28 @@ def test_other_encodings_are_read(tmp_path, encoding):
         assert "--encoding windows-1252" in said
     given = encoding if encoding == "windows-1252" else None
     assert read_own(raw, request(encoding=given)).titles["3"] == "Tee für 3"
+
+
+@pytest.mark.parametrize("orders", ["windows-1252", "utf-16-le", "utf-8"])
+@pytest.mark.parametrize("items", ["utf-8", "utf-8-sig", "utf-16", "windows-1252"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_encoding_is_of_the_files_that_are_not_utf8(tmp_path, orders, items, packed):
+    if orders != "windows-1252" and items == "windows-1252":
+        return  # two encodings that no byte tells apart
+    given = "utf-16-le" if orders == "utf-16-le" else "windows-1252"
+    rows = [(f"Jürgen{u}", i, t) for u, i, t in ROWS]
+    orders, items = (
+        table(rows).encode(orders),
+        TITLES.replace("Tea", "Tee für").encode(items),
+    )
+    raw = folder(tmp_path, interactions__csv=orders, items__csv=items)
+    if packed:
+        for path in list(raw.iterdir()):
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    log = read_own(raw, request(encoding=given))
+    assert log.titles == {str(i): f"Tee für {i}" for i in range(5)}
+    assert set(log.rows.user) == {f"Jürgen{u}" for u in range(3)}
 
 
 def test_a_byte_order_mark_is_skipped_in_recbole_s_files(tmp_path):
@@ -157,6 +181,20 @@ def test_ids_that_became_floats_are_the_whole_numbers_they_were(tmp_path):
     assert is_the_log(
         read_own(folder(tmp_path, interactions__csv=table(rows), items__csv=TITLES), request())
     )
+
+
+def test_ids_that_are_titles_are_written_as_the_ids_are(tmp_path):
+    text = table([(u, f"{i}.0", t) for u, i, t in ROWS])
+    path = folder(tmp_path, shop__csv=text, only__csv="item\n" + "17.0\n4.0\n") / "shop.csv"
+    ids = {str(i): str(i) for i in range(5)}
+    assert read_file(path, None, request(title="item")).titles == ids
+    log = read_file(path, tmp_path / "only.csv", request(title="item"))
+    assert log.titles == {"17": "17", "4": "4"}
+    pl.DataFrame(
+        {"user": [1, 1], "item": [17.0, 4.0], "timestamp": [1_500_000_000, 1_500_000_001]}
+    ).write_parquet(tmp_path / "shop.parquet")
+    log = read_file(tmp_path / "shop.parquet", None, request(title="item"))
+    assert log.titles == {"17": "17", "4": "4"}
 
 
 def test_ids_of_a_parquet_that_became_floats_are_whole_numbers(tmp_path):

@@ -131,3 +131,21 @@ def test_a_preparation_that_dies_at_any_rename_leaves_a_whole_one(
     data = load_data("shop")
     assert CliRunner().invoke(prepare.main, ["shop", "--check"]).exit_code == 0
     assert data.meta["hash"] == old or load_data(f"shop@{old}").meta["hash"] == old
+
+
+@pytest.mark.parametrize("flag", ["--interactions", "--items"])
+def test_a_file_in_the_folder_to_be_written_is_refused_and_stays(tmp_path, monkeypatch, flag):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    raw = write(tmp_path / "raw", random_log(1500))
+    files = {"--interactions": raw / "interactions.csv", "--items": raw / "items.csv"}
+
+    def shop(*more):
+        words = [str(word) for pair in files.items() for word in pair]
+        return CliRunner().invoke(prepare.main, ["shop", "--core", "1", *words, *more])
+
+    assert shop().exit_code == 0
+    inside = tmp_path / "data" / "shop" / files[flag].name
+    files[flag] = files[flag].rename(inside)
+    result = shop("--seed", "1", "--overwrite")
+    assert result.exit_code == 1 and f"the raw files {inside} lie in the folder" in result.output
+    assert inside.exists()
