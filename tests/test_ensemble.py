@@ -1,6 +1,7 @@
 """finetune.py --kd: an LM that learns what conventional models say of all items, out of fold."""
 
 import shutil
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -143,8 +144,10 @@ def counts_by_hand(data, folder, n):
 
 
 def soft_by_hand(data, rows, best, T, n):
-    """p_T (I,) of the training sample number n; rows: y of each teacher."""
-    z_I = np.mean([(y - y.mean()) / y.std() for y in rows], 0)
+    """p_T (I,) of the training sample number n; rows: y of each teacher, the last one's counts."""
+    z_TI = [(y - y.mean()) / y.std() for y in rows]
+    z_TI[-1] = np.minimum(z_TI[-1], 4)
+    z_I = np.mean(z_TI, 0)
     logit_I = rows[best].std() * z_I / T
     begin = data.ptr[users(data, data.train[[n]])[0]]
     p_I = np.exp(logit_I - logit_I.max())
@@ -224,6 +227,39 @@ def test_the_best_teacher_by_validation_sets_how_sharp_it_is(crowd, young, tmp_p
     _, alone = sharp.targets(crowd.train[:50])
     _, after = both.targets(crowd.train[:50])
     assert after[:, 0].mean() < alone[:, 0].mean() - 0.01
+
+
+@dataclass
+class Says:
+    """A teacher that says what it was given."""
+
+    y_NI: torch.Tensor
+    farthest: float = ensemble.OutOfFold.farthest
+
+    def scores(self, place_N):
+        return self.y_NI
+
+
+def test_counts_do_not_drown_the_other_teachers(crowd):
+    """Of 4,000 items 60 were counted, one of them often; a trained model prefers another one."""
+    rng, n = np.random.default_rng(0), 20
+    y_NI = 2 * rng.normal(size=(n, 4000))
+    count_NI, often, liked = np.zeros((n, 4000)), 3000, 3500
+    count_NI[:, 2950:3010] = rng.random((n, 60)) / 10
+    count_NI[:, often] = 3
+    y_NI[:, often], y_NI[:, liked] = 0, 9
+    trained = Says(torch.from_numpy(y_NI))
+    counts = Says(torch.from_numpy(count_NI), ensemble.Counted.farthest)
+
+    def targets(*teachers):
+        made = ensemble.Ensemble(crowd, teachers, 0, 0.5, 1.0, np.arange(len(crowd.train)))
+        return made.targets(crowd.train[:n])
+
+    _, alone_NR = targets(trained)
+    top_NS, p_NR = targets(trained, counts)
+    assert p_NR[:, 0].mean() < alone_NR[:, 0].mean()
+    # both are heard: what one likes, what the other counts
+    assert all({often, liked} <= set(top_S) for top_S in top_NS[:, :10].tolist())
 
 
 def test_a_permuted_sample_learns_what_is_said_of_another(crowd, young):
