@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 
 from delrec.data.counts import Neighbours, near_in_training, neighbours_of, scores_of_catalogue
-from delrec.data.others import order_of_others
+from delrec.data.others import rows_of_others
 from delrec.data.prepared import Data, halves_of_validation, histories, users
 from delrec.lm.crossfit import COUNTED, may_learn_from, runs_of, user_folds
 from delrec.lm.ranker import Ranker
@@ -115,7 +115,7 @@ class Ensemble:
     best: int  # which of them is as sharp as p_T shall be
     weight: float  # a
     temp: float  # T
-    row_n: np.ndarray  # whose answer a sample learns from: its own, or with --kd-permute another's
+    row_n: np.ndarray  # what a sample learns from: its own, or with --kd-permute another user's
 
     def losses(
         self, ce: torch.Tensor, s_NI: torch.Tensor, place_N: np.ndarray
@@ -205,7 +205,7 @@ def opened(cfg: SimpleNamespace, r: Ranker) -> Ensemble | None:
     row_n = np.arange(len(data.train))
     if cfg.kd_permute:
         known = may_learn_from(cfg, data, r.backbone_run)
-        row_n[known] = known[order_of_others(len(known))[1:] - 1]
+        row_n[known] = known[rows_of_others(users(data, data.train[known]), 0)]
     return Ensemble(data, teachers, best, cfg.kd_weight, cfg.kd_temp, row_n)
 
 
