@@ -47,8 +47,9 @@ from delrec.backbone.models import load
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import users
 from delrec.lm.listed import backbone_digest
+from delrec.lm.residual import stop_without_folds
 from delrec.processes import Ranks, finish
-from delrec.runtime import Run, described, load_run, read_npy, read_tensors, stop, write_tensors
+from delrec.runtime import Run, described, load_run, read_npy, read_tensors, write_tensors
 from delrec.training.log import Log
 from delrec.training.loop import Best
 
@@ -111,16 +112,6 @@ class Samples:
             parts += [(fold, rows) for rows in np.array_split(own, -(-len(own) // size))]
         for i in rng.permutation(len(parts)):
             yield parts[i][0], torch.from_numpy(parts[i][1]).to(self.x_nE.device)
-
-
-def must_have_folds(backbone: Run) -> None:
-    """Stops at a backbone that did not answer its training samples out of fold."""
-    for name in ("states_train.npy", "folds.safetensors"):
-        if not (backbone.folder / name).exists():
-            stop(
-                f"{backbone.folder} lacks {name}: it did not answer its training samples out of "
-                "fold; train it with train_backbone.py --folds 5"
-            )
 
 
 def samples_of(backbone: Run, protocol: results.Protocol, device: torch.device) -> Samples:
@@ -225,7 +216,7 @@ def main(**config) -> None:
     cfg = SimpleNamespace(**config, resume=False)
     ranks, data, folder = common.enter(cfg, "mlp")
     backbone = load_run(cfg.backbone or f"{data.folder_name}/sasrec", data, ["train_backbone"])
-    must_have_folds(backbone)
+    stop_without_folds(backbone.folder, "recipes/mlp.py")
     protocol = results.Protocol(backbone, data)
     out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)
     model, chosen = fit(cfg, backbone, protocol, out, ranks)

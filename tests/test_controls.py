@@ -346,5 +346,5 @@ def test_two_layers_are_the_same_from_the_same_seed(on_state, young, cycle, run,
 
 def test_a_backbone_without_folds_is_one_sentence(sasrec, toy, refused, on_cpu, tmp_path):
     says = refused(mlp.main, f"--dataset {toy.folder} --backbone {sasrec} --out {tmp_path}/x")
-    assert "lacks states_train.npy" in says and "train_backbone.py --folds 5" in says
+    assert "lacks folds.safetensors" in says and "train_backbone.py --folds 5" in says
     assert not (tmp_path / "x").exists()

@@ -1,9 +1,15 @@
 """finetune.py --residual: what it reads of a backbone's folder."""
 
-import numpy as np
-import torch
+import shutil
 
+import numpy as np
+import pytest
+import torch
+from commands import edit_config
+
+import finetune
 from delrec.lm import residual
+from recipes import mlp
 
 
 def test_dropout_leaves_out_a_share_of_the_reads():
@@ -15,3 +21,27 @@ def test_dropout_leaves_out_a_share_of_the_reads():
     told = u_NE.any(1)
     assert 0.22 < 1 - told.float().mean() < 0.28
     assert torch.equal(u_NE[told][0], torch.tensor([2.0, 2.0, 2.0, 5.0]))
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "model, learnt, so",
+    [
+        ("seqsim", "none", "is not trained, so it has none; name another backbone"),
+        ("kda", "Adam", "is of a model without; name another"),
+        ("sasrec", "Adam", "train the backbone with train_backbone.py --folds 5"),
+    ],
+)
+def test_what_to_do_about_a_backbone_without_folds_is_what_it_can_have(
+    model, learnt, so, toy, sasrec, decoder, refused, on_cpu, tmp_path
+):
+    backbone = shutil.copytree(sasrec, tmp_path / "backbone")
+    edit_config(backbone, model=model, optimiser=learnt)
+    of_toy = f"--dataset {toy.folder} --backbone {backbone} --out {tmp_path}/x"
+    on_vectors = f"{of_toy} --llm {decoder} --input ids"
+    assert so in refused(finetune.main, f"{on_vectors} --residual backbone")
+    assert so in refused(mlp.main, of_toy)
+    if model != "kda":  # it may have folds
+        assert so in refused(finetune.main, f"{on_vectors} --without-fold 0")

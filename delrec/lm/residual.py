@@ -32,6 +32,7 @@ import torch
 from delrec.data.others import rows_of_others, sample_of_another
 from delrec.data.prepared import Data, histories, shuffled, users, with_lists
 from delrec.files import replacing
+from delrec.lm.lists import so_that_it_has_folds
 from delrec.places import BACKBONE
 from delrec.runtime import Run, load_run, read_json, read_npy, stop, write_json
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 # of a backbone's configuration: what its model is made of
 KEPT = ("stage", "model", "loss", "history", "width", "dropout", "n_items", "dataset", "data_hash")
+STATELESS = ("kda",)  # models that read a history through each candidate
 WEIGHT = "residual"  # the name of g among the maps
 ROWS = 512  # histories that the backbone is asked at a time
 # set where nobody typed it: Lion moves every number of a map by its rate, and at the maps' usual
@@ -178,13 +180,14 @@ def weight() -> torch.nn.Linear:
 
 def stop_without_folds(place: Path, flag: str = "--residual") -> None:
     """Stops at a backbone that has not answered out of fold. flag: what needs that."""
-    if (place / "folds.safetensors").exists() and not (place / "states_train.npy").exists():
+    config = place / "config.json"
+    if config.exists() and read_json(config).get("model") in STATELESS:
         stop(f"{flag} needs a state of each history, {place} is of a model without; name another")
     for name in ("folds.safetensors", "states_train.npy"):
         if not (place / name).exists():
             stop(
                 f"{flag} needs a backbone that answered its training samples out of fold, but "
-                f"{place} lacks {name}; train it with train_backbone.py --folds 5"
+                f"{place} lacks {name}; {so_that_it_has_folds(place)}"
             )
 
 
