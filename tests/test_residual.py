@@ -380,6 +380,7 @@ def test_what_cannot_be_meant_is_one_sentence(
         assert f"{learnt} adds to the scores of its full backbone" in text
     text = says(command(f"{few} --residual backbone --permute-vectors"))
     assert "use --residual permuted" in text
+    assert "inner blocks" in says(command(f"{few} --residual backbone --lambda-ms .1 --blocks 2"))
     assert "add --residual backbone" in says(command(f"{few} --residual-dropout .1"))
     assert not (tmp_path / "x").exists()
 

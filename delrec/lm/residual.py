@@ -140,6 +140,11 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             "permuted, or leave one of them out",
         ),
         (
+            cfg.residual and cfg.lambda_ms,
+            "--lambda-ms asks inner blocks for scores, by maps that begin at random, and with "
+            "--residual they would move how much its backbone counts; leave one of them out",
+        ),
+        (
             cfg.residual_dropout and not cfg.residual,
             "--residual-dropout leaves out what --residual adds; add --residual backbone, or leave "
             "it out",
