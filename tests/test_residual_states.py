@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from commands import edit_config
+from stopped_runs import stopped
+from vector_runs import TUNE
 
 import finetune
+import train_backbone
 from delrec.lm import residual
 from recipes import mlp
 
@@ -24,6 +27,26 @@ def test_dropout_leaves_out_a_share_of_the_reads():
 
 
 # ---------------------------------------------------------------- refusals
+
+
+def test_a_run_is_not_gone_on_with_once_its_backbone_lists_other_samples(
+    toy, decoder, run, refused, on_cpu, tmp_path, monkeypatch
+):
+    backbone = tmp_path / "sasrec"
+    quick = "--epochs 1 --width 16 --batch 16 --history 8 --folds 2"
+    run(train_backbone.main, f"--dataset {toy.folder} --out {backbone} {quick}")
+    options = f"--dataset {toy.folder} --llm {decoder} --backbone {backbone} {TUNE}"
+
+    def args(out, *more):
+        placed = f"{options} --residual backbone --out {out} --checkpoint-every 1"
+        return [*placed.split(), *map(str, more)]
+
+    assert stopped({"on": (finetune.main, args)}, "on", tmp_path / "on", monkeypatch)
+    lists = np.load(backbone / "topk_train.npy")
+    lists[::2] = 0  # as with another --lists: the windows have other targets
+    np.save(backbone / "topk_train.npy", lists)
+    says = refused(finetune.main, " ".join(args(tmp_path / "on", "--resume")))
+    assert "lists-digest was" in says
 
 
 @pytest.mark.parametrize(
