@@ -6,10 +6,11 @@ Where an LM that reads a backbone's item vectors is better than the backbone, is
 model, or any network that is trained once more? Here it is two layers on the state x that the
 backbone scores with:
 
-    h = x + W_2 gelu(W_1 x + c_1) + c_2,    s = E h + b,
+    (d, w) = W_2 gelu(W_1 x + c_1) + c_2,    s = E (x + d) + (1 + w) b,
 
-with the backbone's own E and b, frozen, W_2 and c_2 zero at the beginning (so h is x), and
-cross-entropy over all items, which is what finetune.py --input ids learns from.
+with the backbone's own E and b, frozen, W_2 and c_2 zero at the beginning (so s is the backbone's),
+and cross-entropy over all items, which is what finetune.py --input ids learns from. w lets the
+history say how much popularity (b) counts, as an LM's map of what it says can (delrec/lm/items.py).
 
 Reads the run of train_backbone.py --folds K. What it trains on are states_train.npy and
 folds.safetensors: the state of a training sample comes from a model that has not seen its user, and
@@ -21,7 +22,7 @@ Writes a run folder that evaluate.py takes as a backbone's: topk_{val,test}.npy,
 metrics.json, log.jsonl, config.json; and mlp.safetensors. It has no model of its own, so it answers
 no new history.
 
-Names: n samples, B of a batch, E width, I items, K folds.
+Names: n samples, B of a batch, E width, X = E + 1, I items, K folds.
 """
 
 import json
@@ -46,8 +47,9 @@ from delrec.backbone.models import load
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import users
 from delrec.lm.listed import backbone_digest
+from delrec.lm.residual import stop_without_folds
 from delrec.processes import Ranks, finish
-from delrec.runtime import Run, described, load_run, read_npy, read_tensors, stop, write_tensors
+from delrec.runtime import Run, described, load_run, read_npy, read_tensors, write_tensors
 from delrec.training.log import Log
 from delrec.training.loop import Best
 
@@ -64,7 +66,8 @@ class OnState(torch.nn.Module):
         self.backbone = backbone.requires_grad_(False)
         self.item, self.bias, self.history = backbone.item, backbone.bias, backbone.history
         E = backbone.item.embedding_dim
-        self.inner, self.outer = torch.nn.Linear(E, hidden), torch.nn.Linear(hidden, E)
+        # behind the state's E numbers one that says how much an item's bias counts
+        self.inner, self.outer = torch.nn.Linear(E, hidden), torch.nn.Linear(hidden, E + 1)
         self.drop = torch.nn.Dropout(dropout)
         torch.nn.init.zeros_(self.outer.weight)
         torch.nn.init.zeros_(self.outer.bias)
@@ -75,8 +78,16 @@ class OnState(torch.nn.Module):
         return {f"{n}.{k}": v for n, m in layers.items() for k, v in m.state_dict().items()}
 
     def pass_on(self, x_BE: torch.Tensor) -> torch.Tensor:
-        """h = x + W_2 gelu(W_1 x + c_1) + c_2, of any shape (.., E)."""
-        return x_BE + self.outer(self.drop(F.gelu(self.inner(x_BE))))
+        """(x + d, w) with (d, w) = W_2 gelu(W_1 x + c_1) + c_2, of any shape (.., E+1)."""
+        return F.pad(x_BE, (0, 1)) + self.outer(self.drop(F.gelu(self.inner(x_BE))))
+
+    def scores(
+        self, h_BX: torch.Tensor, item_CE: torch.Tensor, bias_C: torch.Tensor
+    ) -> torch.Tensor:
+        """s = E (x + d) + (1 + w) b (B, C) of what pass_on says, by items' vectors and biases."""
+        # where w is 0, the backbone's own scores to the last bit (a view may be added otherwise)
+        h_BE, w_B1 = h_BX[:, :-1].contiguous(), h_BX[:, -1:]
+        return torch.addmm(bias_C, h_BE, item_CE.T) + w_B1 * bias_C
 
     def forward(self, seq_BL: torch.Tensor, last: bool = False) -> torch.Tensor:
         """The states after the items seq_BL, passed on; with `last` only the last one's."""
@@ -101,16 +112,6 @@ class Samples:
             parts += [(fold, rows) for rows in np.array_split(own, -(-len(own) // size))]
         for i in rng.permutation(len(parts)):
             yield parts[i][0], torch.from_numpy(parts[i][1]).to(self.x_nE.device)
-
-
-def must_have_folds(backbone: Run) -> None:
-    """Stops at a backbone that did not answer its training samples out of fold."""
-    for name in ("states_train.npy", "folds.safetensors"):
-        if not (backbone.folder / name).exists():
-            stop(
-                f"{backbone.folder} lacks {name}: it did not answer its training samples out of "
-                "fold; train it with train_backbone.py --folds 5"
-            )
 
 
 def samples_of(backbone: Run, protocol: results.Protocol, device: torch.device) -> Samples:
@@ -139,9 +140,9 @@ def learn(
     model.train()
     total = 0.0
     for fold, at in seen.batches(size, rng):
-        h_BE = model.pass_on(seen.x_nE[at])
-        # s = E h + b over the items 1..I, by the vectors of the samples' own fold
-        s_BI = h_BE @ seen.E_KIE[fold, 1:].T + seen.b_KI[fold, 1:]
+        h_BX = model.pass_on(seen.x_nE[at])
+        # over the items 1..I, by the vectors of the samples' own fold
+        s_BI = model.scores(h_BX, seen.E_KIE[fold, 1:], seen.b_KI[fold, 1:])
         loss = F.cross_entropy(s_BI, seen.target_n[at] - 1)
         optimiser.zero_grad()
         loss.backward()
@@ -215,7 +216,7 @@ def main(**config) -> None:
     cfg = SimpleNamespace(**config, resume=False)
     ranks, data, folder = common.enter(cfg, "mlp")
     backbone = load_run(cfg.backbone or f"{data.folder_name}/sasrec", data, ["train_backbone"])
-    must_have_folds(backbone)
+    stop_without_folds(backbone.folder, "recipes/mlp.py")
     protocol = results.Protocol(backbone, data)
     out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)
     model, chosen = fit(cfg, backbone, protocol, out, ranks)

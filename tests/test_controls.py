@@ -294,7 +294,8 @@ def test_untrained_they_are_the_backbone(young, cycle, alone):
     protocol = results.Protocol(backbone, cycle)
     model = mlp.OnState(models.load(young), 16, 0.5).eval()
     x_BL = torch.tensor([[3, 6, 12], [0, 0, 7]])
-    torch.testing.assert_close(model(x_BL, last=True), models.load(young)(x_BL, last=True))
+    own = models.score(model.backbone, x_BL)
+    assert torch.equal(models.score(model, x_BL), own)
     # the loss of an epoch in which nothing moves: each sample by its own fold's vectors
     seen = mlp.samples_of(backbone, protocol, CPU)
     still = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -305,6 +306,32 @@ def test_untrained_they_are_the_backbone(young, cycle, alone):
         want.append(s_I[1:].logsumexp(0) - s_I[y])
     assert found == pytest.approx(float(torch.stack(want).mean()), rel=1e-4)
     assert len(want) == len(cycle.train) and set(seen.fold_n) == {0, 1}
+
+
+def test_two_layers_weigh_popularity_by_the_history(young):
+    """Two kinds of histories: what popular items follow, and what rare ones do."""
+    backbone = models.load(young)
+    torch.nn.init.zeros_(backbone.item.weight)
+    backbone.bias.data = torch.linspace(-1, 1, len(backbone.bias))
+    rng, n_items = np.random.default_rng(0), len(backbone.bias) - 1
+    likes_n = np.repeat([1.0, -1.0], 100)
+    p_I = np.exp(2 * backbone.bias[1:].detach().numpy().astype(np.float64))
+    drawn_n = 1 + rng.choice(n_items, 200, p=p_I / p_I.sum())
+    target_n = torch.from_numpy(np.where(likes_n > 0, drawn_n, n_items + 1 - drawn_n))
+    x_nE = torch.from_numpy(likes_n).float()[:, None].repeat(1, backbone.item.embedding_dim)
+    E_KIE, b_KI = backbone.item.weight.detach()[None], backbone.bias.detach()[None]
+    seen = mlp.Samples(x_nE, target_n, np.zeros(200, int), E_KIE, b_KI)
+    torch.manual_seed(0)
+    model = mlp.OnState(backbone, 16, 0)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = [mlp.learn(model, optimiser, seen, 50, rng) for _ in range(30)]
+    # what one weight of popularity for all reaches
+    weights = torch.linspace(-3, 3, 61)[:, None]
+    logp_WI = (weights * b_KI[0, 1:]).log_softmax(1)
+    assert losses[-1] < -logp_WI[:, target_n - 1].mean(1).max() - 0.1
+    # the ranks are of the same scores
+    score_BI = models.score_from(model, model.pass_on(x_nE[[0, -1]]))[:, 1:]
+    assert score_BI.argmax(1).tolist() == [n_items - 1, 0]
 
 
 def test_two_layers_are_the_same_from_the_same_seed(on_state, young, cycle, run, on_cpu, tmp_path):
@@ -319,5 +346,5 @@ def test_two_layers_are_the_same_from_the_same_seed(on_state, young, cycle, run,
 
 def test_a_backbone_without_folds_is_one_sentence(sasrec, toy, refused, on_cpu, tmp_path):
     says = refused(mlp.main, f"--dataset {toy.folder} --backbone {sasrec} --out {tmp_path}/x")
-    assert "lacks states_train.npy" in says and "train_backbone.py --folds 5" in says
+    assert "lacks folds.safetensors" in says and "train_backbone.py --folds 5" in says
     assert not (tmp_path / "x").exists()

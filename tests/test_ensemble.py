@@ -1,6 +1,7 @@
 """finetune.py --kd: an LM that learns what conventional models say of all items, out of fold."""
 
 import shutil
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -143,8 +144,10 @@ def counts_by_hand(data, folder, n):
 
 
 def soft_by_hand(data, rows, best, T, n):
-    """p_T (I,) of the training sample number n; rows: y of each teacher."""
-    z_I = np.mean([(y - y.mean()) / y.std() for y in rows], 0)
+    """p_T (I,) of the training sample number n; rows: y of each teacher, the last one's counts."""
+    z_TI = [(y - y.mean()) / y.std() for y in rows]
+    z_TI[-1] = np.minimum(z_TI[-1], 4)
+    z_I = np.mean(z_TI, 0)
     logit_I = rows[best].std() * z_I / T
     begin = data.ptr[users(data, data.train[[n]])[0]]
     p_I = np.exp(logit_I - logit_I.max())
@@ -226,12 +229,45 @@ def test_the_best_teacher_by_validation_sets_how_sharp_it_is(crowd, young, tmp_p
     assert after[:, 0].mean() < alone[:, 0].mean() - 0.01
 
 
+@dataclass
+class Says:
+    """A teacher that says what it was given."""
+
+    y_NI: torch.Tensor
+    farthest: float = ensemble.OutOfFold.farthest
+
+    def scores(self, place_N):
+        return self.y_NI
+
+
+def test_counts_do_not_drown_the_other_teachers(crowd):
+    """Of 4,000 items 60 were counted, one of them often; a trained model prefers another one."""
+    rng, n = np.random.default_rng(0), 20
+    y_NI = 2 * rng.normal(size=(n, 4000))
+    count_NI, often, liked = np.zeros((n, 4000)), 3000, 3500
+    count_NI[:, 2950:3010] = rng.random((n, 60)) / 10
+    count_NI[:, often] = 3
+    y_NI[:, often], y_NI[:, liked] = 0, 9
+    trained = Says(torch.from_numpy(y_NI))
+    counts = Says(torch.from_numpy(count_NI), ensemble.Counted.farthest)
+
+    def targets(*teachers):
+        made = ensemble.Ensemble(crowd, teachers, 0, 0.5, 1.0, np.arange(len(crowd.train)))
+        return made.targets(crowd.train[:n])
+
+    _, alone_NR = targets(trained)
+    top_NS, p_NR = targets(trained, counts)
+    assert p_NR[:, 0].mean() < alone_NR[:, 0].mean()
+    # both are heard: what one likes, what the other counts
+    assert all({often, liked} <= set(top_S) for top_S in top_NS[:, :10].tolist())
+
+
 def test_a_permuted_sample_learns_what_is_said_of_another(crowd, young):
     own, other = (teachers_of(crowd, [young], kd_permute=given) for given in (False, True))
     n = len(crowd.train)
-    assert sorted(other.row_n) == list(range(n)) and not (other.row_n == np.arange(n)).any()
+    assert sorted(other.row_n) == list(range(n))
     user_n = users(crowd, crowd.train)
-    assert (user_n[other.row_n] == user_n).mean() < 0.05
+    assert (user_n[other.row_n] != user_n).all()
     for found, drawn in zip(
         other.targets(crowd.train[:30]), own.targets(crowd.train[other.row_n[:30]])
     ):
@@ -347,7 +383,7 @@ def test_what_cannot_be_meant_is_one_sentence(command, tune, young, refused, on_
 
     bare = shutil.copytree(young, tmp_path / "bare")
     (bare / "states_train.npy").unlink()
-    assert "of a model without; name another" in says(f"--kd {bare}")
+    assert "lacks states_train.npy" in says(f"--kd {bare}")
     (bare / "folds.safetensors").unlink()
     text = says(f"--kd {bare}")
     assert "--kd needs a backbone that answered" in text and "train_backbone.py --folds 5" in text

@@ -11,6 +11,7 @@ from stopped_runs import same, stop_and_resume
 from vector_runs import TUNE
 
 import finetune
+from delrec.data.others import rows_of_others
 from delrec.data.prepared import users
 from delrec.evaluation.paper import paper_method
 from delrec.evaluation.rows import note_of
@@ -99,10 +100,10 @@ def test_it_falls_to_0_at_two_thirds_of_the_steps():
 
 def test_the_control_reads_another_user_s_list(half):
     user_n = users(half, half.train)
-    row_n = kept.rows_of_others(user_n, 0)
+    row_n = rows_of_others(user_n, 0)
     assert sorted(row_n) == list(range(len(user_n)))
     assert (user_n[row_n] != user_n).all()
-    assert not np.array_equal(row_n, kept.rows_of_others(user_n, 1))
+    assert not np.array_equal(row_n, rows_of_others(user_n, 1))
 
 
 # ---------------------------------------------------------------- what it keeps

@@ -16,6 +16,7 @@ import torch
 
 from delrec.data.prepared import Data, users, with_lists
 from delrec.lm.listed import backbone_digest, backbone_of
+from delrec.lm.lists import so_that_it_has_folds
 from delrec.lm.model import is_lm_run
 from delrec.lm.prompts import DEFAULTS, settings_of_run
 from delrec.lm.text import digest
@@ -31,8 +32,8 @@ def user_folds(backbone_run: Path | str, data: Data) -> np.ndarray:
     path = Path(backbone_run) / "folds.safetensors"
     if not path.exists():
         stop(
-            f"{backbone_run} has no folds of users (no folds.safetensors); train the backbone with "
-            "train_backbone.py --folds 5"
+            f"{backbone_run} has no folds of users (no folds.safetensors); "
+            + so_that_it_has_folds(backbone_run)
         )
     fold = read_tensors(path, "fold").get("fold")
     if fold is None or fold.shape != (data.n_users,):

@@ -5,9 +5,11 @@ what they say of all items.
     p_T = softmax(c z / T),    z = mean over teachers of (y - mean(y)) / sd(y)
 
 s are the LM's scores of the I items, y a teacher's, mean and sd those of a row of y, and c the sd
-of the best teacher: so one teacher at T = 1 says exactly what it says by itself. An item of the
-history has probability 0, as in the teachers' lists. The KL is between the S items that p_T holds
-most likely, each by itself, and all others together. T^2 keeps the gradient's size as T grows.
+of the best teacher: so one teacher at T = 1 says exactly what it says by itself. Of counts z is at
+most 4: nearly all are 0, so the few others stand up to sqrt(I) out, and p_T would be one of them
+whatever the other teachers say. An item of the history has probability 0, as in the teachers'
+lists. The KL is between the S items that p_T holds most likely, each by itself, and all others
+together. T^2 keeps the gradient's size as T grows.
 
 A teacher that was trained on a sample knows its target, and p_T would be the next item again. So
 each sample is answered by a model that has not seen its user (backbone/folds.py): its stored state
@@ -22,6 +24,7 @@ Names: N reads, S items, I items in all, n training samples, K folds, E width of
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +36,7 @@ import torch
 import torch.nn.functional as F
 
 from delrec.data.counts import Neighbours, near_in_training, neighbours_of, scores_of_catalogue
-from delrec.data.others import order_of_others
+from delrec.data.others import rows_of_others
 from delrec.data.prepared import Data, halves_of_validation, histories, users
 from delrec.lm.crossfit import COUNTED, may_learn_from, runs_of, user_folds
 from delrec.lm.ranker import Ranker
@@ -43,6 +46,9 @@ from delrec.metrics import metrics
 from delrec.runtime import load_run, read_npy, read_tensors, stop
 
 LAST = 10  # items of a history that co-occurrence counts, as in tables
+# z of a count is at most so much, as far as the best of a trained model's scores stands out. Among
+# 15 candidates, where counts are fused with other rows, none can exceed sqrt(14) = 3.7
+FARTHEST = 4.0
 MOST = 100  # S
 TELLS = ("folds.safetensors", "topk_train.npy")  # of a teacher's run
 DEFAULTS = {"kd_weight": 0.5, "kd_temp": 1.0}
@@ -50,6 +56,8 @@ DEFAULTS = {"kd_weight": 0.5, "kd_temp": 1.0}
 
 class Teacher(Protocol):
     """A conventional model that answers training samples out of fold."""
+
+    farthest: float  # what its z is at most
 
     def scores(self, place_N: np.ndarray, /) -> torch.Tensor:
         """y (N, I) of samples by the places of their targets in data.items."""
@@ -65,6 +73,7 @@ class OutOfFold:
     x_nE: np.ndarray
     e_KIE: torch.Tensor  # the items' vectors of each fold's model
     b_KI: torch.Tensor  # and their biases
+    farthest: float = math.inf
 
     def scores(self, place_N: np.ndarray) -> torch.Tensor:
         """y = x . e + b of the items 1..I (N, I), each row by its fold's model."""
@@ -86,6 +95,7 @@ class Counted:
     fold_U: np.ndarray
     near_K: list[Neighbours]  # of each fold
     device: torch.device
+    farthest: float = FARTHEST
 
     def scores(self, place_N: np.ndarray) -> torch.Tensor:
         """y (N, I): as the row of tables scores candidates (data/counts.py)."""
@@ -105,7 +115,7 @@ class Ensemble:
     best: int  # which of them is as sharp as p_T shall be
     weight: float  # a
     temp: float  # T
-    row_n: np.ndarray  # whose answer a sample learns from: its own, or with --kd-permute another's
+    row_n: np.ndarray  # what a sample learns from: its own, or with --kd-permute another user's
 
     def losses(
         self, ce: torch.Tensor, s_NI: torch.Tensor, place_N: np.ndarray
@@ -129,8 +139,9 @@ class Ensemble:
         for i, teacher in enumerate(self.teachers):
             y_NI = teacher.scores(place_N)
             sd_N1 = y_NI.std(1, keepdim=True, correction=0).clamp(min=1e-9)
+            own_NI = ((y_NI - y_NI.mean(1, keepdim=True)) / sd_N1).clamp(max=teacher.farthest)
             # z = mean over teachers of (y - mean(y)) / sd(y)
-            z_NI = z_NI + (y_NI - y_NI.mean(1, keepdim=True)) / (sd_N1 * len(self.teachers))
+            z_NI = z_NI + own_NI / len(self.teachers)
             c_N1 = sd_N1 if i == self.best else c_N1
         # p_T = softmax(c z / T), 0 for what the user had
         log_p_NI = self.without_history(c_N1 * z_NI / self.temp, place_N).log_softmax(1)
@@ -194,7 +205,7 @@ def opened(cfg: SimpleNamespace, r: Ranker) -> Ensemble | None:
     row_n = np.arange(len(data.train))
     if cfg.kd_permute:
         known = may_learn_from(cfg, data, r.backbone_run)
-        row_n[known] = known[order_of_others(len(known))[1:] - 1]
+        row_n[known] = known[rows_of_others(users(data, data.train[known]), 0)]
     return Ensemble(data, teachers, best, cfg.kd_weight, cfg.kd_temp, row_n)
 
 

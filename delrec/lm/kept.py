@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from delrec.data.others import rows_of_others
 from delrec.data.prepared import users, with_lists
 from delrec.lm.lists import Lists, must_be_full, read_lists
 from delrec.lm.ranker import Ranker
@@ -110,14 +111,3 @@ def lists_of(cfg: SimpleNamespace, r: Ranker) -> Lists:
             f"{len(lists.train)} --overwrite and its other flags as before"
         )
     return lists
-
-
-def rows_of_others(user_n: np.ndarray, seed: int) -> np.ndarray:
-    """For each sample the row of another user's (n,), as long as no user has over half of them.
-
-    The users stand in a random order, each with all samples, and each sample takes the one that
-    stands as far behind it as the longest user is long."""
-    rank_U = np.random.default_rng([seed, 8]).permutation(int(user_n.max()) + 1)
-    ring, row_n = np.argsort(rank_U[user_n], kind="stable"), np.empty(len(user_n), np.int64)
-    row_n[ring] = np.roll(ring, -np.bincount(user_n).max())
-    return row_n

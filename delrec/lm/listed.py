@@ -41,11 +41,23 @@ def backbone_digest(folder: Path | str) -> str | None:
     """16 hex digits of a backbone: of its weights, else of its lists; None where there is none."""
     complete_renames(Path(folder), "config.json")
     for name in ("model.safetensors", "topk_train.npy"):
-        path = Path(folder) / name
-        if path.exists():
-            with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        if found := digest_of_file(Path(folder) / name):
+            return found
     return None
+
+
+def lists_digest(folder: Path | str) -> str | None:
+    """16 hex digits of a backbone's lists of training samples, which also say what samples it
+    lists; None where it wrote none."""
+    return digest_of_file(Path(folder) / "topk_train.npy")
+
+
+def digest_of_file(path: Path) -> str | None:
+    """16 hex digits of what a file holds; None where there is none."""
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def shows_backbone(run: Run) -> bool:

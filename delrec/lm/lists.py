@@ -55,6 +55,14 @@ def has_learnt(run: Run) -> bool:
     return getattr(run, "optimiser", None) != "none"
 
 
+def so_that_it_has_folds(folder: Path | str) -> str:
+    """What to do about a backbone's run that has no folds, the end of a sentence."""
+    folder = Path(folder)
+    if (folder / "config.json").exists() and not has_learnt(load_run(folder)):
+        return "it is of a model that is not trained, so it has none; name another backbone"
+    return "train the backbone with train_backbone.py --folds 5"
+
+
 def said_of_folds(folder: Path | str, folds: int, learnt: bool = True) -> str:
     """Whether what a backbone says of training samples is out of fold, as a line."""
     if folds:

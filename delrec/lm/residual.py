@@ -29,9 +29,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from delrec.data.others import drawn_by
+from delrec.data.others import rows_of_others, sample_of_another
 from delrec.data.prepared import Data, histories, shuffled, users, with_lists
 from delrec.files import replacing
+from delrec.lm.lists import so_that_it_has_folds
 from delrec.places import BACKBONE
 from delrec.runtime import Run, load_run, read_json, read_npy, stop, write_json
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 # of a backbone's configuration: what its model is made of
 KEPT = ("stage", "model", "loss", "history", "width", "dropout", "n_items", "dataset", "data_hash")
+STATELESS = ("kda",)  # models that read a history through each candidate
 WEIGHT = "residual"  # the name of g among the maps
 ROWS = 512  # histories that the backbone is asked at a time
 # set where nobody typed it: Lion moves every number of a map by its rate, and at the maps' usual
@@ -86,14 +88,14 @@ class Residual:
         return self.backbone.scores(olds)
 
     def of_another(self, old: np.ndarray) -> np.ndarray:
-        """The history of a training sample that the given one draws."""
+        """The history of another user's training sample, which the given one draws."""
         if not len(self.data.train):
             stop(
                 "a run of finetune.py --residual permuted answers by histories of the log, which "
                 "is not here; give its prepared data, or share a run that keeps to its own"
             )
-        drawn = drawn_by(old, len(self.data.train))
-        (other_L,) = histories(self.data, self.data.train[[drawn]], self.backbone.history)
+        place = sample_of_another(self.data, old)
+        (other_L,) = histories(self.data, np.array([place]), self.backbone.history)
         return other_L[other_L > 0]
 
 
@@ -102,7 +104,7 @@ class FoldStates:
     """The backbone's states of training samples, each of the model that has not seen its user."""
 
     x_nE: np.ndarray  # fp16, memory-mapped; turned as the folds' item vectors are
-    row_n: np.ndarray  # the row that a sample reads: its own, or with permuted another one's
+    row_n: np.ndarray  # the row that a sample reads: its own, or with permuted another user's
     places_n: np.ndarray  # of the samples in data.items, sorted
     scale_K2: torch.Tensor  # (nbar, sd) of each fold
     dropout: float  # share of the reads that are told nothing
@@ -136,6 +138,11 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             cfg.residual and cfg.permute_vectors,
             "--permute-vectors moves the item vectors that --residual scores by; use --residual "
             "permuted, or leave one of them out",
+        ),
+        (
+            cfg.residual and cfg.lambda_ms,
+            "--lambda-ms asks inner blocks for scores, by maps that begin at random, and with "
+            "--residual they would move how much its backbone counts; leave one of them out",
         ),
         (
             cfg.residual_dropout and not cfg.residual,
@@ -178,13 +185,14 @@ def weight() -> torch.nn.Linear:
 
 def stop_without_folds(place: Path, flag: str = "--residual") -> None:
     """Stops at a backbone that has not answered out of fold. flag: what needs that."""
-    if (place / "folds.safetensors").exists() and not (place / "states_train.npy").exists():
+    config = place / "config.json"
+    if config.exists() and read_json(config).get("model") in STATELESS:
         stop(f"{flag} needs a state of each history, {place} is of a model without; name another")
     for name in ("folds.safetensors", "states_train.npy"):
         if not (place / name).exists():
             stop(
                 f"{flag} needs a backbone that answered its training samples out of fold, but "
-                f"{place} lacks {name}; train it with train_backbone.py --folds 5"
+                f"{place} lacks {name}; {so_that_it_has_folds(place)}"
             )
 
 
@@ -193,11 +201,12 @@ def fold_states(cfg: SimpleNamespace, data: Data, place: Path, folds: Folds) -> 
     x_nE = read_npy(place / "states_train.npy", (len(data.train), None))
     row_n = np.arange(len(data.train))
     if cfg.residual == "permuted":
-        rng, listed = np.random.default_rng([cfg.seed, 6]), with_lists(place, data)
-        fold_n = folds.fold_U[users(data, data.train[listed])]
+        listed = with_lists(place, data)
+        user_n = users(data, data.train[listed])
+        fold_n = folds.fold_U[user_n]
         for fold in np.unique(fold_n):  # in another fold's space a state means nothing
-            own = listed[fold_n == fold]
-            row_n[own] = rng.permutation(own)
+            own = fold_n == fold
+            row_n[listed[own]] = listed[own][rows_of_others(user_n[own], cfg.seed)]
     return FoldStates(x_nE, row_n, np.asarray(data.train), folds.scale_K2, cfg.residual_dropout)
 
 

@@ -26,7 +26,7 @@ from delrec.lm import (
     written,
 )
 from delrec.lm.kept import KeptLists
-from delrec.lm.listed import backbone_of, say_if_another
+from delrec.lm.listed import backbone_of, lists_digest, say_if_another
 from delrec.lm.lists import has_learnt, said_of_folds
 from delrec.lm.model import LM, load_lm, located, must_be_of
 from delrec.lm.ragged import of_padded
@@ -155,6 +155,8 @@ def made_with(
         made["soft_prompt"] = digest(r.P)
     if r.settings["backbone_digest"]:
         made["backbone_digest"] = r.settings["backbone_digest"]
+    if cfg.residual or hints.reads_lists(cfg):  # samples without a list are left out
+        made["lists_digest"] = lists_digest(r.backbone_run)
     if origins.teacher:
         made["teacher"] = slmrec.adapter_digest(origins.teacher)
     if cfg.kd:

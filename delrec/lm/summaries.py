@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec.data.counts import seen_in_training
-from delrec.data.others import drawn_by
+from delrec.data.others import drawn_by, sample_of_another
 from delrec.data.prepared import Data, histories
 from delrec.data.words import Words
 from delrec.lm import written
@@ -149,12 +149,6 @@ class OtherUsers:
     def history(self, items: np.ndarray) -> np.ndarray:
         """The history before a training sample, always the same one for these items: of one who
         has not all of them, which a user's own would."""
-        n = len(self.data.train)
-        first = drawn_by(items, n)
-        for i in range(n):
-            sample = self.data.train[[(first + i) % n]]
-            other = histories(self.data, sample, LONGEST)[0]
-            other = other[other > 0]
-            if not np.isin(items, other).all():
-                break
-        return other
+        place = sample_of_another(self.data, items)
+        (other_L,) = histories(self.data, np.array([place]), LONGEST)
+        return other_L[other_L > 0]
