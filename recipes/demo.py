@@ -56,11 +56,11 @@ STAGES = [  # (run that it writes, command)
     (
         "titles",
         f"finetune.py --dataset ml-100k --soft-prompt none --backbone {HOME}/sasrec "
-        f"--out {HOME}/titles --samples 80 --batch 8 --val-samples 30 --evals 1 --overwrite",
+        f"--out {HOME}/titles --samples 48 --batch 8 --val-samples 30 --evals 1 --overwrite",
     ),
     (
         None,
-        f"evaluate.py --ckpt {HOME}/titles --limit 100 --val-samples 30",
+        f"evaluate.py --ckpt {HOME}/titles --limit 60 --val-samples 30",
     ),
     (
         None,
