@@ -19,9 +19,7 @@ smollm2-135m fetches the embedded language model, minilm all-MiniLM-L6-v2.
 M interactions, U users, I items (ids 1..I, 0 pads), C candidates, n samples of a split.
 """
 
-import os
 import re
-import shlex
 import shutil
 import sys
 import time
@@ -36,12 +34,13 @@ if __name__ == "__main__":
 from delrec import runtime
 from delrec.data.audit import audit_folder
 from delrec.data.check import check_folder
+from delrec.data.earlier import place_of_earlier, stop_unless_replaceable
 from delrec.data.fetch import fetch_llm
 from delrec.data.hints import Columns, Request
 from delrec.data.log import Log
 from delrec.data.minilm import fetch_minilm
 from delrec.data.pictures import draw_pictures
-from delrec.data.prepared import COLUMNS, kept_as, load_data
+from delrec.data.prepared import COLUMNS, load_data
 from delrec.data.reading import Place, command_as_typed, read_log
 from delrec.data.rules import Preparation, Rules, apply_rules, split_of
 from delrec.data.sources import SOURCES, Source
@@ -93,17 +92,6 @@ def prepare(
     return meta
 
 
-def stop_unless_replaceable(out: Path) -> None:
-    """Stops if `out` holds what this script did not write."""
-    if not out.exists() or (out / "meta.json").exists():
-        return
-    if not out.is_dir() or any(out.iterdir()):
-        stop(
-            f"{out} exists and is no prepared folder (it has no meta.json), so it is not replaced; "
-            "give another --out or remove it"
-        )
-
-
 def text_files(made: Preparation) -> dict[str, bytes]:
     """Name of a text file of a prepared folder -> what it holds, a line an item or user."""
     lines = {
@@ -130,45 +118,6 @@ def differences_from(out: Path, meta: dict, made: Preparation) -> list[str]:
     if (columns.read_bytes() if columns.exists() else None) != text.get(COLUMNS):
         found.append("columns of items")
     return found
-
-
-def place_of_earlier(out: Path, meta: dict, differences: list[str], overwrite: bool) -> Path | None:
-    """Where the preparation in `out` is kept when the new one takes its place: None if no run uses
-    it, or if it is kept there already. Without `overwrite` it is not replaced.
-    """
-    earlier = read_json(out / "meta.json")
-    old = earlier["hash"]
-    runs = runs_on(old, out) if "hash" in differences else []
-    keep = kept_as(out, old) if runs else None
-    if not overwrite:
-        differs = f"other {', '.join(differences)}"
-        if "hash" in differences:
-            differs = f"hash {old}, this one {meta['hash']}"
-        keeps = ""
-        if keep:
-            keeps = f" and keeps the earlier one as {keep} for the {len(runs)} runs that use it"
-        other = "--out names another folder"
-        if earlier.get("split") != meta["split"]:
-            named = shlex.quote(f"{out}-{meta['split']}")
-            other = f"--out {named} puts this {meta['split']} split beside it"
-        stop(
-            f"{out} holds another preparation ({differs}); --overwrite replaces it{keeps}, {other}"
-        )
-    return None if keep is None or keep.exists() else keep
-
-
-def runs_on(digest: str, out: Path) -> list[str]:
-    """The folders of what was trained on the preparation of that hash in `out`, finished or not:
-    those under the program's runs/, beside the folder that holds `out`, and in the current folder.
-    """
-    roots = (runtime.ROOT, Path(os.path.abspath(out)).parent.parent, Path.cwd())
-    found, said = set(), f'"data_hash": "{digest}"'
-    for runs in {(root / "runs").resolve() for root in roots}:
-        for folder, _, names in os.walk(runs, followlinks=True):
-            for name in {"config.json", "started.json", "meta.json"} & set(names):
-                if said in (Path(folder) / name).read_text(encoding="utf-8", errors="replace"):
-                    found.add(folder)
-    return sorted(found)
 
 
 def write_prepared(out: Path, made: Preparation, meta: dict, keep: Path | None) -> None:
