@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 install: $(VENV)/ready       ## the environment in .venv, which all other targets make too (two minutes)
 
-demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (18 minutes on 2 cores without fast bf16)
+demo: $(VENV)/ready          ## ML-100K and a real LLM through all stages, then the table (13 minutes on 2 cores without fast bf16)
 	$(PY) recipes/demo.py
 
 lint: $(VENV)/ready          ## the code's form: ruff's rules (pyproject.toml) and format
