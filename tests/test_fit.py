@@ -101,6 +101,25 @@ def test_a_missing_cell_of_any_column_is_blank(missing):
         fitting.frame_of(Pandas({"item": ["a1", 2]}), "x")
 
 
+@pytest.mark.parametrize(
+    "model, flags, is_asked",
+    [
+        ("sasrec", {}, False),
+        ("sasrec", {"user_column": "user", "overwrite": True}, False),
+        ("sasrec", {"epoch": 3}, True),
+        ("sasrecs", {}, True),
+    ],
+)
+def test_training_is_asked_first_where_it_may_refuse(here, monkeypatch, model, flags, is_asked):
+    asked = []
+    monkeypatch.setattr(fitting, "run_script", lambda *args: None)
+    monkeypatch.setattr(fitting, "as_flags", lambda flags, script: [])
+    monkeypatch.setattr(fitting, "stop_unless_trainable", lambda *args: asked.append(args))
+    (here / "orders.csv").write_text("user,item,timestamp,title\n")
+    fitting.fit("orders.csv", None, "shop", model, False, flags)
+    assert bool(asked) == is_asked
+
+
 def test_keywords_are_the_flags_of_the_two_commands(here, monkeypatch):
     commands = []
     monkeypatch.setattr(fitting, "run_script", lambda *args: commands.append(args))

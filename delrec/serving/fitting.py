@@ -32,6 +32,7 @@ import common, train_backbone
 common.enter = lambda *_: sys.exit()
 train_backbone.main()
 """
+PLAIN = "sasrec"  # the model of fit() without flags, which training never refuses
 USUAL = {"user_column": "user", "item_column": "item", "title_column": "title"}
 
 
@@ -62,7 +63,9 @@ def fit(
         elif items is not None:
             source += ["--items", str(as_file(items, Path(folder) / "items.parquet", "items"))]
         prepare = [name, *source, "--out", str(data), *as_flags(to_prepare, scripts[0])]
-        stop_unless_trainable(scripts[1], train)  # before the data are replaced
+        # before the data are replaced; it costs a start of torch, and these alone may be refused
+        if to_train.keys() - OF_BOTH or model != PLAIN:
+            stop_unless_trainable(scripts[1], train)
         run_script(scripts[0], prepare, said)
     run_script(scripts[1], train, said)
     return run
