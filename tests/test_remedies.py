@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from own_logs import (
     ATOMIC_TITLES,
+    COMMAND,
     HEAD,
     ROWS,
     TITLES,
@@ -26,8 +27,6 @@ from own_logs import (
 
 from delrec.data.own import read_file, read_own
 from delrec.data.reading import Place, stop_at_wrong_place
-
-COMMAND = "python data/prepare.py shop"
 
 
 def follow(said):

@@ -5,7 +5,6 @@ The list loss L_d itself is list_loss in losses.py, item vectors made of titles 
 text_ways.py.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ import torch
 from delrec.backbone.dros import Robust
 from delrec.backbone.exports import export_folder
 from delrec.backbone.losses import list_loss, list_weights
-from delrec.backbone.text import Text, read_text
+from delrec.backbone.text import Text, read_text, sha256_of
 from delrec.data.prepared import Data
 from delrec.processes import Ranks
 from delrec.runtime import load_run, read_json, read_npy, stop
@@ -96,14 +95,6 @@ def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Given:
         out_of_fold=bool(meta.get("out_of_fold")),
         sha256=sha256_of(topk, truth, listed),
     )
-
-
-def sha256_of(*arrays: np.ndarray) -> str:
-    """The first digits of the sha256 of some arrays."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()[:16]
 
 
 def trust_in(truth: np.ndarray, asked: np.ndarray, cfg: SimpleNamespace) -> np.ndarray:
