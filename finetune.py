@@ -51,6 +51,7 @@ from delrec.lm import (
     soft_prompt,
     student,
     summaries,
+    twice,
     warm_start,
 )
 from delrec.lm.model import located
@@ -141,8 +142,9 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
         ),
     ]
     faults += [*items.faults(cfg), *soft_prompt.faults(cfg), *slmrec.faults(cfg)]
-    faults += [*ensemble.faults(cfg), *averaged.faults(cfg), *kept.faults(cfg)]
-    refuse([*faults, *summaries.faults(cfg), *hints.faults(cfg), *residual.faults(cfg)])
+    faults += [*ensemble.faults(cfg), *averaged.faults(cfg), *twice.faults(cfg)]
+    faults += [*kept.faults(cfg), *summaries.faults(cfg), *hints.faults(cfg)]
+    refuse([*faults, *residual.faults(cfg)])
 
 
 # ---------------------------------------------------------------- what a sample asks
@@ -305,7 +307,8 @@ def main(ctx: click.Context, **config) -> None:
     n_steps = cfg.samples // cfg.batch
     r, teacher, maps = student.open_student(cfg, data, ranks, origins, history_scorer)
     lists = kept.opened(cfg, r, origins.prompt, n_steps)
-    task = ByVectors(r, ensemble.opened(cfg, r), lists) if cfg.input == "ids" else ByTitles(r, cfg)
+    by_vectors = ByVectors(r, ensemble.opened(cfg, r), lists, cfg.r_drop)
+    task = by_vectors if cfg.input == "ids" else ByTitles(r, cfg)
     seen, valid = student.samples_of(cfg, r, n_steps * cfg.batch), samples.Validation(cfg, data)
     modules = layers.adapt_modules(r.lm, cfg.adapt)  # refused before anything is begun
     made = student.made_with(cfg, ranks, r, origins, lists)
@@ -341,9 +344,8 @@ def main(ctx: click.Context, **config) -> None:
         return found
 
     micro = record["micro"] = common.settle_micro(cfg, 1, student.trials(r, seen, losses_of), ranks)
-    loop.keep(draws=student.Draws(cfg, adapter, micro))
-    loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
-    loop.keep(adalora=adalora.Importances(adapter, ranks.device), mean=moving.mean)
+    loop.keep(draws=student.Draws(cfg, adapter, micro), param=moved, best=best, mean=moving.mean)
+    loop.keep(lion=OptimiserState(optimiser), adalora=adalora.Importances(adapter, ranks.device))
 
     if (cfg.from_run or cfg.residual) and loop.step == 0:  # what it begins as may stay the best
         loop.log(0, **validated(0))

@@ -203,6 +203,8 @@ def tuning_notes(run: Run) -> list[str]:
         notes.append(f"mean of the steps, {run.ema}")
     if getattr(run, "drop_items", 0):
         notes.append(f"items dropped in training, {run.drop_items}")
+    if getattr(run, "r_drop", 0):
+        notes.append(f"two passes alike, {run.r_drop:g}")
     prompt = Path(run.soft_prompt).name if run.soft_prompt else "none"
     return [
         *notes,

@@ -168,6 +168,14 @@ averaged = (
         type=click.FloatRange(0, 0.95),
         help="with --input ids: share of the history items whose vector a training prompt lacks",
     ),
+    click.option(
+        "--r-drop",
+        default=0.0,
+        type=click.FloatRange(0),
+        metavar="A",
+        help="with --input ids: weight of two passes of each prompt, with other dropout, being "
+        "alike (R-Drop; .5 is a beginning), at twice the work; 0: one pass",
+    ),
 )
 
 # stage 1's lists in stage 2

@@ -42,7 +42,7 @@ from delrec.training.loop import Loop
 from delrec.training.run_folders import finish_run
 from delrec.training.steps import evenly, forget_gradients, groups_of
 
-PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "kd", "rps")  # of the loss
+PARTS = ("candidates", "titles", "cos", "norm", "logits", "ms", "kd", "rps", "apart")  # of the loss
 
 
 @dataclass
@@ -57,6 +57,7 @@ class Origins:
 def parts_told(cfg: SimpleNamespace) -> tuple[str, ...]:
     """The parts of the loss that the log tells apart, where there may be several."""
     several = cfg.loss == "both" or cfg.teacher or cfg.lambda_ms or cfg.kd or cfg.keep_rps
+    several = several or cfg.r_drop
     return PARTS if several else ()
 
 

@@ -5,6 +5,7 @@ every item of it (E4SRec, arXiv 2312.02443).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from delrec.data.prepared import Data, batch_of, runs_of_targets, users
+from delrec.lm import twice
 from delrec.lm.items import in_tables, item_space, scores_in_tables, table_of
 from delrec.lm.ragged import Ragged, of_padded
 from delrec.lm.ranker import Ranker
@@ -103,16 +105,27 @@ def targets_of(batch: list[WindowPrompt], key: str = "target") -> np.ndarray:
 class ByVectors:
     """Each next item of a window among all I, scored by its vector (E4SRec)."""
 
-    def __init__(self, r: Ranker, ensemble: Ensemble | None, kept: KeptLists | None):
+    def __init__(
+        self, r: Ranker, ensemble: Ensemble | None, kept: KeptLists | None, r_drop: float = 0
+    ):
         """ensemble: who shares the loss with the next item; kept: the lists that are asked for
-        beside it."""
-        self.r, self.ensemble, self.kept = r, ensemble, kept
+        beside it; r_drop: the weight of two passes being alike."""
+        self.r, self.r_drop = r, r_drop
+        self.ensemble, self.kept = ensemble, kept
 
     def losses(self, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
         """The parts of the loss as sums over the targets of a batch."""
+        scores, parts = partial(self.scores, batch), partial(self.parts, batch=batch)
+        return twice.losses(scores, parts, self.r_drop) if self.r_drop else parts(scores())
+
+    def scores(self, batch: list[WindowPrompt]) -> torch.Tensor:
+        """The scores of all items (N, I) at the reads of a batch, by a pass of the LM."""
         r = self.r
         x_ND = read_examples(r.lm, read_prefix(r.lm, r.prompts.prefix, r.P, r.cache), batch)
-        s_NI = self.scores_from(item_space(r.lm, x_ND), batch)
+        return self.scores_from(item_space(r.lm, x_ND), batch)
+
+    def parts(self, s_NI: torch.Tensor, batch: list[WindowPrompt]) -> dict[str, torch.Tensor]:
+        """The parts of the loss from the scores of a pass."""
         losses = {"candidates": self.cross_entropy(s_NI, batch)}
         if self.ensemble:
             losses = self.ensemble.losses(losses["candidates"], s_NI, targets_of(batch, "place"))
