@@ -55,7 +55,8 @@ OF_LMS = {
     ),
     "e4srec": Method("the LM of --llm, AdaLoRA", reads="ids"),
 }
-WRITING = ("trsr-recurrent", "llmseqprompt")  # what only a decoder-only LM can do
+# what only a decoder-only LM can do: it writes, or its letter stands among all tokens
+OF_DECODERS = ("llamarec", "trsr-recurrent", "llmseqprompt")
 
 
 def table2(plan: Plan) -> Path:
@@ -63,9 +64,10 @@ def table2(plan: Plan) -> Path:
     LLM2BERT4Rec, KDA_LRD-style), the plain LM, other methods with an LM (LLaRA, LlamaRec,
     RecRanker, LLM-TRSR, LLMSEQPROMPT, E4SRec), DELRec with each backbone and without stage 1. Two
     more tables beside it: llamarec/ (inside its backbone's lists) and llmseqprompt/ (with the
-    neighbours of what it writes).
+    neighbours of what it writes). An LM that is no decoder has neither of these two, nor the
+    summaries that it would write.
     """
-    of_lms = of_decoders(plan, list(OF_LMS), WRITING)
+    of_lms = of_decoders(plan, list(OF_LMS), OF_DECODERS)
     if plan.input == "ids":  # no-prompt is E4SRec then
         of_lms.remove("e4srec")
     names = each_seed(plan, lambda runs: rows(runs, of_lms)) + more_seeds(plan, BACKBONES)
@@ -101,8 +103,9 @@ def tables_beside(plan: Plan, of_lms: list[str]) -> None:
     if "llmseqprompt" in of_lms:
         runs = each_seed(plan, lambda runs: [runs.row(), of_lm(runs, "llmseqprompt")])
         evaluate(plan, "llmseqprompt", runs, "--neighbours", TITLES)
-    runs = each_seed(plan, lambda runs: [runs.row("lrurec"), of_lm(runs, "llamarec")])
-    evaluate(plan, "llamarec", runs, "--candidates", POOL, "--two-stage", "backbone")
+    if "llamarec" in of_lms:
+        runs = each_seed(plan, lambda runs: [runs.row("lrurec"), of_lm(runs, "llamarec")])
+        evaluate(plan, "llamarec", runs, "--candidates", POOL, "--two-stage", "backbone")
 
 
 def differences(names: list[str]) -> str:
