@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
+from delrec.evaluation.drawing import BLUE, GREEN, GREY, ORANGE, subplots
 from delrec.runtime import read_json
 from recipes.runs import FOLDS, Plan, Runs, each_seed, evaluate, kind_and_layers
 
 # SLMRec's Figure 2; the whole LM is added
 DEPTHS = (2, 4, 6, 10, 20, 30)
+WAYS = {"alone": GREY, "maps": GREEN, "taught": BLUE}  # rows of a depth, and their colours
 SMALL = 6  # layers of the LM that teaches conventional models
 # DLLM2Rec's parts: row -> flags of train_backbone.py
 LISTS = ["--lam", 0.1, "--eta", 0]
@@ -38,9 +39,10 @@ PARTS = {
 
 
 def layers(plan: Plan) -> Path:
-    """SLMRec's Figure 2: the LM's first 2, 4, 6, 10, 20 and all layers on item vectors, without a
-    teacher and taught by the whole LM (b = 2), all on --budget windows. Also writes layers.txt and
-    layers.png.
+    """SLMRec's Figure 2: the LM's first 2, 4, 6, 10, 20 and all layers on item vectors, all on
+    --budget windows: alone, without a teacher; maps, which begins with the maps that the whole LM
+    has trained; taught by it (b = 2), which begins with them, too. So what the teacher says is
+    taught minus maps. Also writes layers.txt and layers.png.
     """
     whole = kind_and_layers(plan.llm)[1]
     depths = [*(n for n in DEPTHS if n < whole), whole]
@@ -52,6 +54,7 @@ def layers(plan: Plan) -> Path:
             cut = ["--layers", n]
             taught = [*cut, "--teacher", teacher, "--blocks", 2]
             names.append(runs.tuned(f"alone-{n}", "none", cut, "ids") if n < whole else teacher)
+            names.append(runs.tuned(f"maps-{n}", "none", [*cut, "--maps", teacher], "ids"))
             names.append(runs.tuned(f"taught-{n}", "none", taught, "ids"))
         return names
 
@@ -72,21 +75,22 @@ def mean_of(table: dict, name: str, seeds: int, metric: str, space: str = "rows"
 
 
 def lines_of(table: dict, depths: list[int], seeds: int) -> list[str]:
-    """The curve as a table: each depth without a teacher, with one, and the difference."""
+    """The curve as a table: each depth alone, with the teacher's maps, taught, and what the teacher
+    adds to its maps."""
     shown = [("rows", "hr@1"), ("rows", "ndcg@10"), ("full", "hr@20"), ("full", "ndcg@20")]
-    head = "".join(f"{space + ' ' + metric:>24}" for space, metric in shown)
+    head = "".join(f"{space + ' ' + metric:>31}" for space, metric in shown)
     lines = [
         f"{table['dataset']}, n = {table['n']}, rows: among {table['candidates']}, full: among all "
-        f"{table['items']} items; means over {seeds} seeds: alone, taught, difference",
+        f"{table['items']} items; means over {seeds} seeds: alone, maps, taught, taught minus maps",
         f"{'layers':10}{head}",
     ]
     for n in depths:
         line = f"{n:<10}"
         for space, metric in shown:
-            alone, taught = (
-                mean_of(table, f"{how}-{n}", seeds, metric, space) for how in ("alone", "taught")
+            alone, maps, taught = (
+                mean_of(table, f"{how}-{n}", seeds, metric, space) for how in WAYS
             )
-            line += f"{alone:10.4f}{taught:7.4f}{taught - alone:+7.4f}"
+            line += f"{alone:10.4f}{maps:7.4f}{taught:7.4f}{taught - maps:+7.4f}"
         lines.append(line)
     return lines
 
@@ -96,7 +100,7 @@ def draw(table: dict, depths: list[int], seeds: int, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     fig, ax = subplots(5.5, 3.6)
-    for how, colour in (("alone", GREY), ("taught", BLUE)):
+    for how, colour in WAYS.items():
         mean = [mean_of(table, f"{how}-{n}", seeds, "ndcg@10") for n in depths]
         ax.plot(depths, mean, "o-", color=colour, label=how)
         for s in range(seeds):

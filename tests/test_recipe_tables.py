@@ -99,8 +99,9 @@ def test_layers_is_a_table_and_a_figure_of_each_depth(here, on_decoder):
     folder = here.root / "toy" / "tiny-llama-ids-80" / "layers"
     rows = json.loads((folder / "metrics.json").read_text())["rows"]
     line = next(x for x in out.splitlines() if x.startswith("2  "))
-    alone, taught = rows["alone-2-s0"]["hr@1"], rows["taught-2-s0"]["hr@1"]
-    assert line.split()[1:3] == [f"{alone:.4f}", f"{taught:.4f}{taught - alone:+.4f}"]
+    alone, maps, taught = (rows[f"{how}-2-s0"]["hr@1"] for how in ("alone", "maps", "taught"))
+    shown = [f"{alone:.4f}", f"{maps:.4f}", f"{taught:.4f}{taught - maps:+.4f}"]
+    assert line.split()[1:4] == shown
     assert (folder / "layers.txt").read_text().strip() in out
     assert (folder / "layers.png").stat().st_size > 5000
 
@@ -283,7 +284,7 @@ def test_rows_are_chosen_on_a_thousand_validation_samples(on_decoder, small_shap
 
 
 @pytest.mark.parametrize(
-    "name, without", [("table2", "trsr-recurrent, llmseqprompt"), ("table4", "half-lm")]
+    "name, without", [("table2", "llamarec, trsr-recurrent, llmseqprompt"), ("table4", "half-lm")]
 )
 def test_an_lm_that_is_no_decoder_gets_the_rows_that_it_can_have(
     name, without, toy, encoder_decoder
@@ -347,9 +348,14 @@ def test_fig8_moves_one_number_at_a_time(on_decoder):
 def test_layers_teaches_each_depth_by_the_whole_lm(on_decoder, small_shape):
     out = run_recipe("layers", *on_decoder, "--seeds", 1, "--dry-run").splitlines()
     made = {x.split("--out ")[1].split("/")[-1]: x for x in out if "finetune.py" in x}
-    assert list(made) == ["alone-4-s0", "alone-2-s0", "taught-2-s0", "taught-4-s0"]
+    rows = [f"{how}-{n}-s0" for n in (2, 4) for how in ("alone", "maps", "taught")]
+    assert sorted(made) == sorted(rows)
     assert "--layers" not in made["alone-4-s0"]
     for n in (2, 4):
+        # with the maps that the taught one begins with, too, so that they are not the teacher's
+        begun = made[f"maps-{n}-s0"]
+        assert f"--layers {n} --maps" in begun and "alone-4-s0" in begun
+        assert "--teacher" not in begun
         flags = made[f"taught-{n}-s0"]
         assert f"--layers {n} --teacher" in flags and "alone-4-s0 --blocks 2" in flags
     assert "--teacher" not in made["alone-2-s0"]

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8641e", "#777777"
+GREEN = "#3f8f5b"
 
 
 def subplots(
