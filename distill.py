@@ -73,7 +73,8 @@ def settle(cfg: SimpleNamespace, typed: set[str], dataset: str) -> None:
             )
         # every item is scored from one state, in the space of the vectors
         cfg.verbalizer, cfg.show = "items", False
-    common.refuse(augment.faults(cfg))
+    too_few = f"--samples {cfg.samples} are not a step of --batch {cfg.batch}; raise --samples"
+    common.refuse([*augment.faults(cfg), (cfg.samples < cfg.batch, too_few)])
     if cfg.tasks != "rps" and (cfg.a < 3 or cfg.a + 2 > cfg.history):
         stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
     if cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL:
@@ -320,7 +321,7 @@ def main(ctx: click.Context, **config) -> None:
     out, record = common.start_run(folder, "distill", cfg, data, ranks)
     record["llm_fingerprint"] = r.lm.identity
 
-    n_steps, n_tasks = max(cfg.samples // cfg.batch, 1), 1 + (cfg.tasks == "both")
+    n_steps, n_tasks = cfg.samples // cfg.batch, 1 + (cfg.tasks == "both")
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
     cost = sum(map(len, quiz.prompts.values())) / (2 * cfg.batch) / 3
     validations = dict.fromkeys(steps.ends_of_parts(cfg.evals, n_steps), cost)

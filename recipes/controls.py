@@ -10,7 +10,7 @@ import numpy as np
 
 from delrec import runtime
 from delrec.runtime import load_run
-from recipes.runs import LEAST, Plan, Runs, each_seed, kind_and_layers, side_by_side
+from recipes.runs import Plan, Runs, each_seed, kind_and_layers, side_by_side
 
 
 @dataclass
@@ -71,7 +71,7 @@ def chosen_rate(plan: Plan, name: str) -> float:
     budget.
     """
     rates = CONTROLS[name].rates
-    short = replace(plan, budget=max(plan.budget // 4, LEAST))
+    short = replace(plan, budget=max(plan.budget // 4, plan.least))
 
     def make(rate, job):
         return row(Runs(short, plan.dataset, 0, job), name, rate)

@@ -18,7 +18,8 @@ from delrec.runtime import config_of_run, is_run
 from recipes.stage import stage, typed
 
 LONGEST_LIST = 25  # of a backbone's run: what Figure 8 needs
-LEAST = 80  # windows of stage 2 that its AdaLoRA has steps enough for
+BATCH, BATCH_OF_PAPER = 16, 20  # of the scripts, without --paper and with it
+LEAST = 5  # steps of stage 2: its AdaLoRA has nothing to reallocate in fewer
 FOLDS = 5  # of a backbone's users: what is trained on it reads what it says of unseen ones
 
 
@@ -42,6 +43,16 @@ class Plan:
     jobs: int  # seeds side by side
     dry_run: bool  # print the commands, run nothing
     printed: set = field(default_factory=set)  # by a dry run, so that each is printed once
+
+    @property
+    def step(self) -> int:
+        """Samples of the largest step of any row."""
+        return self.batch or (BATCH_OF_PAPER if self.paper else BATCH)
+
+    @property
+    def least(self) -> int:
+        """The fewest samples of stage 2 that are steps enough."""
+        return LEAST * self.step
 
 
 @dataclass
@@ -165,9 +176,10 @@ class Runs:
         another LM than the plan's, if one is named.
         """
         reads, plan = reads or self.plan.input, self.plan
-        budget = plan.prompt_budget or min(max(plan.budget // 4, 32), 20000)
+        least = 2 * plan.step
+        budget = plan.prompt_budget or min(max(plan.budget // 4, least), 20000)
         if plan.input == "ids" and reads != "ids":  # a title costs more than a vector
-            budget = max(budget // 4, 32)
+            budget = max(budget // 4, least)
         # distill.py's default rate, said so that a finished prompt of another rate is not taken
         vectors = ["--input", "ids", "--lr", 5e-4] if reads == "ids" else []
         options = ["--dataset", self.dataset, "--llm", llm or plan.llm]
@@ -192,7 +204,7 @@ class Runs:
         reads, plan = reads or self.plan.input, self.plan
         samples = plan.budget
         if plan.input == "ids" and reads != "ids":  # a title costs more than a vector
-            samples = max(samples // 4, LEAST)
+            samples = max(samples // 4, plan.least)
         options = ["--dataset", self.dataset, "--llm", llm or plan.llm]
         options += ["--input", reads, "--soft-prompt", soft_prompt]
         if soft_prompt in ("none", "random", "words"):
@@ -219,9 +231,10 @@ class Runs:
         was distilled for that half.
         """
         layers = kind_and_layers(self.plan.llm)[1] // 2
-        without = self.tuned("half-no-prompt", "none", ["--layers", layers])
+        without = self.tuned("half-no-prompt", "none", [*self.paper, "--layers", layers])
         half = str(runtime.ROOT / "runs" / without / "lm")  # what that run left of the LM
-        return [without, self.tuned("half-lm", self.prompt("prompt-half-lm", llm=half), llm=half)]
+        soft_prompt = self.prompt("prompt-half-lm", llm=half)
+        return [without, self.tuned("half-lm", soft_prompt, self.paper, llm=half)]
 
     def listed(self, h: int) -> str:
         """DELRec whose stage 1 is told a list of h items, on titles: there a longer list is a
@@ -229,7 +242,7 @@ class Runs:
         """
         reads = "titles" if self.plan.input == "ids" else self.plan.input
         soft_prompt = self.prompt(f"prompt-{reads}-h{h}", flags=["--h", h], reads=reads)
-        return self.tuned(f"{reads}-h{h}", soft_prompt, reads=reads)
+        return self.tuned(f"{reads}-h{h}", soft_prompt, self.paper, reads)
 
     def delrec(self, model: str = "sasrec") -> str:
         """DELRec distilled from a backbone."""

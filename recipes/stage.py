@@ -68,11 +68,10 @@ def stage(folder: Path | None, *args: object, procs: int = 1, jobs: int = 1, job
     that was killed goes on. jobs: how many stages run side by side, of which this is number `job`;
     where there are several, what a stage prints stands in <folder>.out.
     """
-    if folder is not None:
-        mark = "meta.json" if folder.name == "export" else "config.json"
-        complete_renames(folder, mark)
-        if (folder / mark).exists():
-            reuse(folder, mark, args)
+    if folder is not None and folder.name != "export":  # evaluate.py looks what made an export
+        complete_renames(folder, "config.json")
+        if (folder / "config.json").exists():
+            reuse(folder, args)
             return
         if was_killed(folder):
             args = [*args, "--resume"]
@@ -129,8 +128,14 @@ def environment(procs: int, jobs: int, job: int) -> dict[str, str]:
     if procs > 1 or jobs > 1:  # torchrun's own choice is one thread
         env["OMP_NUM_THREADS"] = str(max(os.cpu_count() // (procs * jobs), 1))
     if jobs > 1 and torch.cuda.device_count() >= procs * jobs:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(job * procs, (job + 1) * procs)))
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus()[job * procs : (job + 1) * procs])
     return env
+
+
+def visible_gpus() -> list[str]:
+    """The names of the GPUs that this process may use: those it was given, or all."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
 
 
 def exit_code(command: list[str], env: dict[str, str], printed: str | None) -> int:
@@ -151,15 +156,12 @@ def end_with_parent() -> None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def reuse(folder: Path, mark: str, args: Sequence) -> None:
+def reuse(folder: Path, args: Sequence) -> None:
     """Says that a finished run is used again, and what it was made of that was trained again since.
 
     One that was made with other values of the flags that shape it is not the one asked for, and
     ends the process.
     """
-    if mark == "meta.json":
-        print(f"=== {folder} is there", flush=True)
-        return
     made = {"input": "titles", **config_of_run(folder)}
     stop_if_made_otherwise(folder, made, args)
     stop_if_of_other_data(folder, made, args)

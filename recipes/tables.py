@@ -131,7 +131,8 @@ def fig8(plan: Plan) -> Path:
     def rows(runs):
         names = [runs.row(), runs.delrec()]
         for k in PROMPT_LENGTHS:
-            names.append(runs.tuned(f"k{k}", runs.prompt(f"prompt-k{k}", flags=["--k", k])))
+            prompt = runs.prompt(f"prompt-k{k}", flags=["--k", k])
+            names.append(runs.tuned(f"k{k}", prompt, runs.paper))
         return names + [runs.listed(h) for h in LIST_LENGTHS]
 
     return evaluate(plan, "fig8", each_seed(plan, rows), "--exploratory")
@@ -203,11 +204,21 @@ def seeds_side_by_side(plan: Plan) -> int:
 
 
 def check(plan: Plan) -> None:
-    """Ends the process if the plan's LM cannot read its input, or the paper's choices are not of
-    it."""
+    """Ends the process if the plan's LM cannot read its input, the paper's choices are not of it,
+    or the budgets are less than stages need."""
     if plan.paper and plan.input != "titles":
         sys.exit(
             f"recipes: --paper is about titles, but --input is {plan.input}; add --input titles"
+        )
+    if plan.budget < plan.least:
+        sys.exit(
+            f"recipes: --budget {plan.budget} is less than the {LEAST} steps of {plan.step} that "
+            f"stage 2 needs; ask for {plan.least} or more"
+        )
+    if 0 < plan.prompt_budget < plan.step:
+        sys.exit(
+            f"recipes: --prompt-budget {plan.prompt_budget} is less than a step of {plan.step}; "
+            "ask for that or more"
         )
     kind, _ = kind_and_layers(plan.llm)
     if plan.input == "ids" and kind != "decoder":
@@ -254,7 +265,7 @@ def prepare_all(plan: Plan) -> None:
 )
 @click.option(
     "--budget",
-    type=click.IntRange(LEAST),
+    type=click.IntRange(1),
     help="training windows of stage 2 (with --input titles and hybrid: samples); 512, table2 2048",
 )
 @click.option(
@@ -313,7 +324,7 @@ def main(recipe: str, **options: Any) -> None:
         prepare_all(plan)
     out = RECIPES[recipe](plan)
     if not plan.dry_run:
-        print(f"\n{recipe}: {out}/table.txt .md .tex .csv, figures, {recipe}.html")
+        print(f"\n{recipe}: {out}/table.txt .md .tex .csv, figures, {out.name}.html")
 
 
 if __name__ == "__main__":

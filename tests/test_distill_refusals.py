@@ -36,6 +36,13 @@ def test_lists_that_are_too_short_are_refused(toy, backbone, refused):
     assert "train_backbone.py --top-h 13 --overwrite and its other flags as before" in says
 
 
+def test_fewer_samples_than_a_step_are_refused(toy, backbone, refused):
+    says = refused(
+        distill.main, f"--dataset {toy.folder} --backbone {backbone} --samples 8 --batch 9"
+    )
+    assert "--samples 8 are not a step of --batch 9; raise --samples" in says
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("options", ["", "--input ids"])
 def test_lists_of_users_who_took_nearly_everything_are_refused(

@@ -60,10 +60,11 @@ def test_a_run_by_the_papers_choices_is_not_taken_for_one_without(tmp_path):
 
 
 def test_runs_of_another_batch_stand_beside_those_of_the_default(here, toy, decoder):
-    args = ["table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, *TITLES, "--dry-run"]
-    assert "--out toy/tiny-llama-titles-80/delrec-s0" in run_recipe(*args)
+    args = ["table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 1, "--dry-run"]
+    args += ["--input", "titles", "--budget", 320]
+    assert "--out toy/tiny-llama-titles-320/delrec-s0" in run_recipe(*args)
     said = run_recipe(*args, "--batch", 64)
-    assert "--out toy/tiny-llama-titles-80-batch64/delrec-s0" in said
+    assert "--out toy/tiny-llama-titles-320-batch64/delrec-s0" in said
     assert "--out toy/sasrec-s0" in said  # a backbone has a batch of its own
 
 
