@@ -106,6 +106,18 @@ def seeded():
     return value | {"alone": row(0, 8)}
 
 
+def test_a_row_that_reads_no_seed_does_not_say_how_much_seeds_matter():
+    value = seeded()
+    without = Compared(value, USER, 0.05)
+    compared = Compared(value | {f"rule-s{s}": row(0, 9) for s in range(3)}, USER, 0.05)
+    assert compared.variance == without.variance and compared.seeds_df == without.seeds_df == 3
+    # two rows that differ in one sample are two trainings
+    other = {m: v.copy() for m, v in row(0, 9).items()}
+    other["hr@1"][0] += 1
+    again = Compared(value | {"rule-s0": row(0, 9), "rule-s1": other}, USER, 0.05)
+    assert again.seeds_df == 4
+
+
 def test_seeds_are_averaged_and_tested_together():
     value = seeded()
     found = over_seeds(Compared(value, USER, 0.01), Planned("base-s0"))

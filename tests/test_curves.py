@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from delrec.evaluation.curves import curves_figure, logs_of
+from delrec.evaluation.curves import curves_figure, logs_of, points
 
 
 @pytest.fixture
@@ -116,3 +116,16 @@ def test_a_task_that_was_not_asked_has_no_axes(write):
 def test_a_log_without_a_loss_draws_nothing(write, tmp_path):
     folder = write("plain", {}, {"name": "SASRec", "step": 0, "val_hr@1_of_15": 0.3})
     assert logs_of([folder, tmp_path / "no log"]) == {}
+
+
+def test_of_several_learning_rates_the_chosen_one_is_drawn(write):
+    """recipes/mlp.py trains at each, one after the other, into one log."""
+    entries = [
+        {"name": f"lr {lr:g}", "step": i, "loss": 3 + lr, "val_hr@1_of_15": lr}
+        for lr, last in ((3e-3, 40), (1e-3, 20), (3e-4, 6))
+        for i in range(last + 1)
+    ]
+    folder = write("mlp", {"stage": "train_backbone", "model": "mlp", "lr": 1e-3}, *entries)
+    (log,) = logs_of([folder]).values()
+    share, loss = points(log, "loss")
+    assert len(share) == 21 and share.max() == 1 and (loss == 3.001).all()

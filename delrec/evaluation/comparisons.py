@@ -65,10 +65,15 @@ class Compared:
         self.several = [
             names
             for row, names in self.seeds.items()
-            if len(names) > 1 and "+" not in row and ", " not in row
+            if len(names) > 1 and "+" not in row and ", " not in row and not self.all_alike(names)
         ]
         self.seeds_df = sum(len(names) - 1 for names in self.several)
         self.variance = {m: self.pooled_variance(m) for m in metrics}
+
+    def all_alike(self, names: list[str]) -> bool:
+        """True if rows have the same values of all samples: whatever made them reads no seed."""
+        first, *others = (self.value[name] for name in names)
+        return all(np.array_equal(first[m], other[m]) for other in others for m in self.metrics)
 
     def pooled_variance(self, metric: str) -> float:
         """s^2 of a metric over seeds, from all rows with several of them that are trained: the

@@ -63,8 +63,14 @@ def logs_of(folders: Iterable[Path]) -> dict[str, Log]:
             entries = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()]
             config = folder / "config.json"
             known = read_json(config) if config.exists() else {}
-            logs[folder.name] = Log(known, [e for e in entries if "step" in e])
+            logs[folder.name] = Log(known, [e for e in entries if "step" in e and is_of(e, known)])
     return {name: log for name, log in logs.items() if panels_of({name: log})}
+
+
+def is_of(entry: dict, config: dict) -> bool:
+    """True for an entry of the training whose weights a run has: an MLP is trained at several
+    learning rates, one after the other, each from its first epoch."""
+    return config.get("model") != "mlp" or entry.get("name") == f"lr {config['lr']:g}"
 
 
 # ---------------------------------------------------------------- which loss

@@ -63,6 +63,7 @@ def measured(
     floors = [name for name, row in rows.items() if not row.compared]
     compared = Compared(value, user, planned.margin, floors=floors)
     of_interest = [name for name in rows if name not in floors]
+    printed_for = "" if planned.exploratory else data.name  # the paper names no row of a sweep
     return {
         "protocol": protocol_of(data, clusters, C, max_history),
         "dataset": data.name,
@@ -78,7 +79,9 @@ def measured(
         "margin_full": planned.margin_full,
         "exploratory": planned.exploratory,
         "floors": floors,
-        "rows": shown_rows(rows, value, low_high, against_reference(compared, planned), data.name),
+        "rows": shown_rows(
+            rows, value, low_high, against_reference(compared, planned), printed_for
+        ),
         "copies": copies_of(rows, data, test),
         "seeds": over_seeds(compared, planned),
         "planned": planned_pairs(compared, planned),
@@ -119,7 +122,7 @@ def shown_rows(
     dataset: str,
 ) -> dict:
     """The rows as metrics.json holds them: note, means, intervals, the test against the reference
-    (None for itself and for chance), and what the paper prints for a run like it.
+    (None for itself and for chance), and what the paper prints for a run like it on `dataset`.
     """
     shown = {}
     for name, row in rows.items():

@@ -17,7 +17,8 @@ ABOUT_SEEDS = (
     "mean ± standard deviation over seeds [95 % interval over users], then the difference from the "
     "mean of the row named. p: sign-flip test, which holds for other users; t: paired t whose "
     "standard error holds for other users and other seeds (SE^2 = SE_users^2 + s^2 / R + s^2 / R', "
-    "R and R' seeds, s from all rows with several, degrees of freedom by "
+    "R and R' seeds, s from all rows with several; rows of the same three or more seeds are "
+    "paired, SE_users^2 + s_d^2 / R, s_d of their differences; degrees of freedom by "
     "Satterthwaite); a star needs both p, adjusted for all rows of this table (Holm)"
 )
 
