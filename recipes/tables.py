@@ -10,7 +10,7 @@ make headline, control, table2, table3, table4, fig8, table5, coldstart, layers 
                                     is it the language model? (hours)
     python recipes/tables.py table3
                                     ml-100k, the embedded LM, two seeds, items as vectors, a budget
-                                    for 2 cores: half an hour
+                                    for 2 cores: 50 to 80 minutes
     python recipes/tables.py table3 --input titles --budget 192 --test-samples 1000
                                     the same variants with items as titles, over night
     python recipes/tables.py table2
