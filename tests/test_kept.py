@@ -130,8 +130,8 @@ def test_the_log_tells_what_is_kept(tune):
 
 def test_a_table_says_what_was_kept_and_counts_none_of_it_as_the_paper_s(tune, of_rule):
     runs = [load_run(tune(f"--keep-rps 3{more}")) for more in ("", " --keep-rps-permuted")]
-    assert "kept near its backbone's lists (l 3)" in note_of(runs[0])
-    assert "kept near another user's lists (l 3)" in note_of(runs[1])
+    assert "kept near its backbone's lists (W 3)" in note_of(runs[0])
+    assert "kept near another user's lists (W 3)" in note_of(runs[1])
     made = load_run(of_rule("--augment walk")["folder"])
     assert "made histories (walk)" in note_of(made)
     assert [paper_method(run) for run in (*runs, made, load_run(tune("")))] == [None] * 4

@@ -192,7 +192,7 @@ def tuning_notes(run: Run) -> list[str]:
         notes.append(f"taught by {names}{whose} (a {run.kd_weight:g}, T {run.kd_temp:g})")
     if getattr(run, "keep_rps", 0):
         whose = "another user's lists" if run.keep_rps_permuted else "its backbone's lists"
-        notes.append(f"kept near {whose} (l {run.keep_rps:g})")
+        notes.append(f"kept near {whose} (W {run.keep_rps:g})")
     if getattr(run, "from_run", None):
         notes.append(f"went on from {Path(run.from_run).name}")
     if getattr(run, "pool", "stored") == "backbone":

@@ -1,9 +1,9 @@
 """Stage 2 that keeps what stage 1 taught (finetune.py --input ids --keep-rps; ours).
 
-    L = L_CE + l(step) L_RPS
+    loss = L_CE + w(step) L_RPS
 
 L_CE asks for the true next item (windows.py), L_RPS for the backbone's list after the same history:
-Plackett-Luce of r_1..r_h (rps.py), on the scores that L_CE is made of, so it costs no pass. l falls
+Plackett-Luce of r_1..r_h (rps.py), on the scores that L_CE is made of, so it costs no pass. w falls
 from --keep-rps to 0 at two thirds of the steps; the last third is stage 2 as it is.
 
 The lists are out of fold: those of a model that was trained on a sample mostly begin with its
@@ -58,17 +58,17 @@ class KeptLists:
 
     ranked_nh: np.ndarray  # items, best first
     places_n: np.ndarray  # of the samples in data.items, sorted
-    weight: float  # l before the first step
+    weight: float  # W: w before the first step
     batch: int  # samples of a step
     n_steps: int
     digest: str  # of all that the backbone lists
 
     def share(self, step: int) -> float:
-        """l(step) = l max(0, 1 - step / (2/3 n_steps)), the first step being 0."""
+        """w(step) = W max(0, 1 - step / (2/3 n_steps)), the first step being 0."""
         return self.weight * max(0.0, 1 - step / (ENDS * self.n_steps))
 
     def losses(self, s_NI: torch.Tensor, batch: list) -> dict[str, torch.Tensor]:
-        """l L_RPS as a sum over the reads of a batch, whose prompts are all of one step. s: their
+        """w L_RPS as a sum over the reads of a batch, whose prompts are all of one step. s: their
         scores of the items 1..I."""
         share = self.share(batch[0].number // self.batch)
         row_N = np.searchsorted(self.places_n, targets_of(batch, "place"))

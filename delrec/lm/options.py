@@ -184,7 +184,7 @@ kept = (
         "--keep-rps",
         default=0.0,
         type=click.FloatRange(0),
-        metavar="L",
+        metavar="W",
         help="with --input ids: weight of stage 1's loss on the backbone's lists beside stage 2's, "
         "falling to 0 at two thirds of the steps; needs a backbone of train_backbone.py --folds",
     ),
