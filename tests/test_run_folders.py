@@ -288,11 +288,17 @@ def test_a_finished_run_that_found_no_place_is_put_there_by_resume(train, tmp_pa
 
 def test_a_folder_of_something_else_is_never_emptied(train, script, toy, decoder, on_cpu, tmp_path):
     out = tmp_path / "runs" / "sasrec"
-    out.mkdir(parents=True)
-    (out / "thesis.txt").write_text("years of work")
-    for more in ([], ["--overwrite"], ["--resume"]):
-        assert "holds no run" in train(*more, code=1).error
-        assert (out / "thesis.txt").read_text() == "years of work"
+    built = beside(out, "unfinished")  # where a run would be built
+    for path in (out / "thesis.txt", out / "checkpoints" / "epoch1.pt", built / "thesis.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("years of work")
+        before = contents(out.parent)
+        for more in ([], ["--overwrite"], ["--resume"]):
+            assert "holds no run" in train(*more, code=1).error
+            assert contents(out.parent) == before
+    shutil.rmtree(out)
+    assert f"{built} is there and holds no run" in train("--overwrite", code=1).error
+    assert names(built) == ["thesis.txt"]
     lm = shutil.copytree(decoder, tmp_path / "lm")  # its config.json is not of a run
     before = contents(lm)
     assert (
