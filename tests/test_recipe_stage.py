@@ -1,6 +1,8 @@
 """recipes/stage.py: a finished run is used again, a killed one goes on, seeds run side by side."""
 
 import multiprocessing
+import os
+import signal
 import sys
 import threading
 import time
@@ -120,7 +122,7 @@ def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkey
             stdout.write("said\n")
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(stage.subprocess, "run", run)
+    monkeypatch.setattr(stage, "run_to_its_end", run)
     monkeypatch.setattr(stage.os, "cpu_count", lambda: 8)
     # two is what a machine without GPUs gets
     out = run_recipe("table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 2, *TITLES)
@@ -135,7 +137,7 @@ def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkey
 
 
 def test_a_stage_that_fails_ends_the_recipe(here, toy, decoder, monkeypatch):
-    monkeypatch.setattr(stage.subprocess, "run", lambda line, **_: SimpleNamespace(returncode=75))
+    monkeypatch.setattr(stage, "run_to_its_end", lambda line, **_: SimpleNamespace(returncode=75))
     said = refused_recipe("table3", "--dataset", toy.folder, "--llm", decoder)
     assert "stopped with exit code 75" in said
 
@@ -169,7 +171,7 @@ def test_a_killed_stage_goes_on_from_the_folder_it_is_built_in(tmp_path, monkeyp
         ran.append(line)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(stage.subprocess, "run", run)
+    monkeypatch.setattr(stage, "run_to_its_end", run)
     stage.stage(tmp_path / "a", "distill.py")
     (tmp_path / "b.unfinished" / "checkpoints").mkdir(parents=True)
     stage.stage(tmp_path / "b", "distill.py")
@@ -198,6 +200,37 @@ def test_a_recipe_that_is_killed_leaves_no_training_behind(tmp_path):
     wait_for(tmp_path / "began")
     recipe.kill()
     wait_for(tmp_path / "saved")
+
+
+SAVES_FOR_A_SECOND = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def stop(number, frame):
+    time.sleep(1)
+    (folder / "saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGINT, stop)
+(folder / "began").touch()
+time.sleep(60)
+"""
+
+
+def test_at_a_ctrl_c_a_recipe_ends_after_the_training_that_saves(tmp_path):
+    def recipe_in_a_terminal():
+        os.setpgid(0, 0)  # a terminal's Ctrl-C reaches both of them
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            stage.exit_code([sys.executable, "-c", SAVES_FOR_A_SECOND, str(tmp_path)], {}, None)
+        except KeyboardInterrupt:
+            assert (tmp_path / "saved").exists()
+            sys.exit(130)
+
+    recipe = multiprocessing.get_context("fork").Process(target=recipe_in_a_terminal)
+    recipe.start()
+    wait_for(tmp_path / "began")
+    os.killpg(recipe.pid, signal.SIGINT)
+    recipe.join(30)
+    assert recipe.exitcode == 130
 
 
 def wait_for(path):
