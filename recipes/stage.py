@@ -128,6 +128,8 @@ def environment(procs: int, jobs: int, job: int) -> dict[str, str]:
     env = dict(os.environ)
     if procs > 1 or jobs > 1:  # torchrun's own choice is one thread
         env["OMP_NUM_THREADS"] = str(max(os.cpu_count() // (procs * jobs), 1))
+    # seconds that torchrun gives a stopped training to save (torch 2.12 on); 30 may be too few
+    env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     if jobs > 1 and torch.cuda.device_count() >= procs * jobs:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(job * procs, (job + 1) * procs)))
     return env

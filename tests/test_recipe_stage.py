@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from recipe_runs import refused_recipe, run_recipe
+from torch.distributed.launcher import api as launcher_api
 
 from delrec import runtime
 from delrec.runtime import folder_of, write_json
@@ -231,6 +232,17 @@ def test_at_a_ctrl_c_a_recipe_ends_after_the_training_that_saves(tmp_path):
     os.killpg(recipe.pid, signal.SIGINT)
     recipe.join(30)
     assert recipe.exitcode == 130
+
+
+def test_torchrun_gives_a_stopped_training_time_to_save(monkeypatch):
+    config = launcher_api.LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2)
+    if not hasattr(config, "shutdown_timeout"):
+        pytest.skip("torchrun of torch before 2.12 always waits 30 seconds")
+    for seconds in (600, 45):  # what a user has set stays
+        monkeypatch.setattr(stage.os, "environ", stage.environment(2, 1, 0))
+        config = launcher_api.LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2)
+        assert config.shutdown_timeout == seconds
+        monkeypatch.setattr(stage.os, "environ", {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "45"})
 
 
 def wait_for(path):
