@@ -28,7 +28,7 @@ from delrec.lm import (
 from delrec.lm.kept import KeptLists
 from delrec.lm.listed import backbone_of, lists_digest, say_if_another
 from delrec.lm.lists import has_learnt, said_of_folds
-from delrec.lm.model import LM, load_lm, located, must_be_of
+from delrec.lm.model import LM, WAY, load_lm, located, must_be_of
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
 from delrec.lm.samples import Histories
@@ -151,6 +151,7 @@ def made_with(
 ) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
+    made[WAY] = r.lm.way
     if r.P is not None:
         made["soft_prompt"] = digest(r.P)
     if r.settings["backbone_digest"]:
