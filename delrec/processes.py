@@ -88,6 +88,19 @@ def job_began() -> float:
     return float(store.compare_set("delrec/began", "", str(time.time()))) if store else 0.0
 
 
+def note_stop() -> None:
+    """Tells the launcher's store that this job was asked to stop: exit code 75 is a failure to
+    torchrun, and --max-restarts starts the processes again."""
+    if store := launchers_store():
+        store.set("delrec/stopped", "1")
+
+
+def stopped_before() -> bool:
+    """True in a process that torchrun started again after its job was asked to stop."""
+    store = launchers_store() if restarted() else None
+    return store is not None and store.check(["delrec/stopped"])
+
+
 def finish(ranks: Ranks) -> None:
     """Leaves the process group; all wait for each other."""
     if ranks.world > 1:

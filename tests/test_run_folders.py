@@ -15,6 +15,7 @@ import pytest
 import torch.distributed as dist
 from run_folders import QUICK, Killed, contents, dying, names
 from scripts import ROOT, sentence
+from stopped_runs import run
 from toys import popular, write_backbone
 
 import finetune
@@ -193,6 +194,25 @@ def test_a_job_started_again_goes_on_with_its_own_run_and_with_no_other(
     attempt(2)
     assert "continuing from step 4" in train("--seed", 1, "--overwrite").output
     assert load_run(out).seed == 1
+
+
+def test_a_job_that_was_asked_to_stop_is_not_gone_on_with_by_torchrun(
+    train, toy, attempt, monkeypatch, tmp_path
+):
+    out = tmp_path / "runs" / "sasrec"
+    args = [str(word) for word in ("--dataset", toy.folder, "--out", out, *QUICK)]
+    attempt(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "stop_asked", lambda ranks: True)
+        run(train_backbone.main, args, checkpoints.STOPPED)
+    before = contents(out.parent)
+    for n in (1, 2):
+        attempt(n)
+        assert "was asked to stop" in run(train_backbone.main, args, checkpoints.STOPPED)
+        assert contents(out.parent) == before
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC")]:
+        monkeypatch.delenv(name)
+    assert "continuing from step 1" in train("--resume").output  # another job
 
 
 # ------------------------------------------------ what a killed run left

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from delrec.places import PLACES, same_place
-from delrec.processes import Ranks, max_over_ranks
+from delrec.processes import Ranks, finish, max_over_ranks, note_stop
 from delrec.runtime import Prepared, as_kept, not_allowed, stop, write_tensors
 
 # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again
@@ -215,9 +215,8 @@ class Saver:
                 f"run the same command with --resume to continue (exit code {STOPPED})",
                 flush=True,
             )
-        if self.ranks.world > 1:
-            dist.barrier()
-            dist.destroy_process_group()
+            note_stop()
+        finish(self.ranks)
         raise SystemExit(STOPPED)
 
 

@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import click
 
 from delrec.places import BACKBONE
-from delrec.processes import Ranks, finish, job_began, max_over_ranks, restarted
+from delrec.processes import (
+    Ranks,
+    finish,
+    job_began,
+    max_over_ranks,
+    restarted,
+    stopped_before,
+)
 from delrec.runtime import (
     beside,
     complete_renames,
@@ -20,10 +27,20 @@ from delrec.runtime import (
     stop,
     when,
 )
-from delrec.training.checkpoints import complete
+from delrec.training.checkpoints import STOPPED, complete
 from delrec.training.run_folders import hold
 
 FREE, FINISHED, REFUSED = range(3)
+
+
+def stay_stopped(ranks: Ranks) -> None:
+    """Ends the process, as before, where torchrun --max-restarts started it again though the job
+    was asked to stop. A later job goes on."""
+    if stopped_before():
+        if ranks.main:
+            print("this job was asked to stop, so it does not go on", flush=True)
+        finish(ranks)
+        raise SystemExit(STOPPED)
 
 
 def begun_by_this_job(folder: Path, ranks: Ranks) -> bool:
