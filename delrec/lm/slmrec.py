@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from delrec.data.prepared import Data
+from delrec.files import new_npy
 from delrec.lm.layers import decoder_layers, tap
 from delrec.lm.model import LM
 from delrec.lm.prompts import DEFAULTS, settings_of_run
@@ -264,7 +265,7 @@ def teacher_states(
     shape = (int(ptr[-1]), len(teacher.lm.taps) + 1, width(teacher.lm))
     if not path.exists():
         tmp = path.with_suffix(".tmp")
-        file = np.lib.format.open_memmap(tmp, "w+", np.int16, shape) if ranks.main else None
+        file = new_npy(tmp, np.int16, shape) if ranks.main else None
         for first, last, rows in states_in_parts(teacher, samples, ptr, micro, ranks):
             if ranks.main:
                 bits = torch.from_numpy(rows).bfloat16().view(torch.int16)
