@@ -79,7 +79,8 @@ def tapped(teacher, toy, on_cpu):
 @pytest.fixture
 def states(tapped, seen, alone, tmp_path):
     """The teacher's states at the reads of those windows."""
-    return slmrec.teacher_states(tapped, seen, SimpleNamespace(micro=7), tmp_path, alone)
+    saver = checkpoints.Saver(tmp_path, 0, {}, alone)
+    return slmrec.teacher_states(tapped, seen, SimpleNamespace(micro=7), saver)
 
 
 def test_the_teacher_s_states_are_those_of_its_body(tapped, seen, states):
@@ -249,6 +250,9 @@ def test_a_killed_student_goes_on_as_if_nothing_had_happened(
         patch.setattr(checkpoints, "stop_asked", lambda ranks: next(asked))
         assert CliRunner().invoke(finetune.main, again.split()).exit_code == checkpoints.STOPPED
     assert (tmp_path / "run.unfinished" / "teacher_states.npy").exists()
+    for flag, was, now in (("samples", 48, 80), ("blocks", 2, 1)):  # states of another shape
+        said = CliRunner().invoke(finetune.main, f"{again} --{flag} {now} --resume".split()).output
+        assert f"{flag} was {was}, now it is {now}" in said
     run(finetune.main, f"{again} --resume")
     a, b = tensors_of(student), tensors_of(tmp_path / "run")
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -7,6 +7,7 @@ flushed and renamed; the two newest are kept, and all go when the run is finishe
 pickled.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -187,6 +188,13 @@ class Saver:
         if self.ranks.main:
             print(f"no checkpoint in {self.folder}; beginning at the beginning", flush=True)
         return None
+
+    def must_fit(self) -> None:
+        """Stops as `load` would where a checkpoint that is kept is not continued: asked before work
+        that one needs. What is damaged is left to `load`."""
+        for _, folder in complete(self.folder):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                self.must_continue(json.loads((folder / "meta.json").read_text()))
 
     def must_continue(self, meta: dict) -> None:
         """Stops if a checkpoint was made with something else than this run, or by a version that
