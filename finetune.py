@@ -314,7 +314,7 @@ def main(ctx: click.Context, **config) -> None:
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
     states = slmrec.teacher_states(teacher, seen, cfg, saver) if teacher else None
     del teacher
-    record |= {"states_seconds": states.seconds} if states else {}
+    record |= states.in_record(record) if states else {}
     blocks = slmrec.BlockLosses(r.lm, maps, cfg, states) if states or cfg.lambda_ms else None
 
     # AdaLoRA begins at full rank, is pruned to its budget, goes on at the ranks that were found

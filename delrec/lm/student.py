@@ -346,7 +346,8 @@ def write_parts(
         items.save_items(r.lm, out)
     if residual.residual_of(r.lm):
         about_lm["residual_weight"] = round(r.lm.items.maps[residual.WEIGHT].weight.item(), 4)
-    (out / "teacher_states.npy").unlink(missing_ok=True)
+    for ending in ("npy", "json"):
+        (out / f"teacher_states.{ending}").unlink(missing_ok=True)
     write_npy(out / "neutral.npy", neutral_I)
     write_npy(out / f"scores_val_{score_nC.shape[1]}.npy", score_nC)
     return about_lm
