@@ -285,9 +285,8 @@ class Draws:
 
     def __init__(self, cfg: SimpleNamespace, adapter: torch.nn.Module, micro: int):
         """cfg: cache_prefix, shard, residual_dropout. micro: as it was settled."""
-        own = (m.p for m in adapter.modules() if isinstance(m, torch.nn.Dropout))
         passes = {"micro": micro, "cache_prefix": cfg.cache_prefix, "shard": cfg.shard}
-        self.passes = passes if cfg.residual_dropout or any(own) else {}
+        self.passes = passes if cfg.residual_dropout or drops(adapter) else {}
 
     def state_dict(self) -> dict:
         """{flag: its value}; empty without dropout."""
@@ -303,6 +302,14 @@ class Draws:
                     f"which dropout would draw other numbers; {so}, or begin anew with "
                     "--overwrite instead of --resume"
                 )
+
+
+def drops(adapter: torch.nn.Module) -> bool:
+    """True where a training pass may draw numbers: by a module, or by a call that only the LM's
+    configuration tells (OPT's dropout and layerdrop)."""
+    told = adapter.config.get_text_config().to_dict()
+    rates = [rate for name, rate in told.items() if "drop" in name and isinstance(rate, float)]
+    return any(rates) or any(m.p for m in adapter.modules() if isinstance(m, torch.nn.Dropout))
 
 
 # ---------------------------------------------------------------- what is written
