@@ -307,6 +307,7 @@ def test_a_process_that_is_ended_goes_on(jobs, whole, start, tmp_path, number):
     if ended == 0:
         pytest.skip("the run was over before the signal came")
     assert ended == (-9 if number == signal.SIGKILL else checkpoints.STOPPED), said
+    assert ("asked to stop: the step is finished" in said) == (number != signal.SIGKILL)
     process = start("distill", args(tmp_path / "run", "--resume"))
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "continuing from step" in said, said

@@ -45,15 +45,21 @@ MAY_CHANGE = {
     "check_llm",
     "allow_unknown",
 }
+NOTED = (
+    "\nasked to stop: the step is finished and saved first, and after the last step the run is "
+    "finished; a second time ends it at once\n"
+)
 asked = []
 
 
 def note(number: int, _: object) -> None:
-    """Notes a signal; a second one ends the process at once."""
+    """Notes a signal and says so; a second one ends the process at once."""
     if asked:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     asked.append(number)
+    with contextlib.suppress(OSError):  # print may be at work, and cannot be called again then
+        os.write(2, NOTED.encode())
 
 
 def listen() -> None:
