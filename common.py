@@ -11,7 +11,7 @@ import numpy as np
 from delrec.data.prepared import Data, load_data
 from delrec.processes import Ranks, setup
 from delrec.runtime import folder_of, stop, whole_or_auto
-from delrec.training.claims import begun_by_this_job, claim
+from delrec.training.claims import begun_by_this_job, claim, stay_stopped
 from delrec.training.memory import micro_of
 from delrec.training.run_folders import finish_run, start_run
 
@@ -263,6 +263,7 @@ def enter(cfg: SimpleNamespace, name: str) -> tuple[Ranks, Data, Path]:
     """(ranks, data, folder): the processes joined and every generator seeded, the prepared data,
     and the run folder, in which a run may be written. name: its default under runs/<dataset>/."""
     ranks = setup(cfg.seed)
+    stay_stopped(ranks)
     data = load_data(cfg.dataset)
     folder = folder_of("runs", cfg.out or f"{data.folder_name}/{name}")
     cfg.resume = begun_by_this_job(folder, ranks) or cfg.resume

@@ -314,9 +314,10 @@ def main(ctx: click.Context, **config) -> None:
     made = student.made_with(cfg, ranks, r, origins, lists)
     out, record = common.start_run(folder, "finetune", cfg, data, ranks)
     record |= student.write_pruned(cfg, r.lm, out, ranks)
-    states = slmrec.teacher_states(teacher, seen, cfg, out, ranks) if teacher else None
+    saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
+    states = slmrec.teacher_states(teacher, seen, cfg, saver) if teacher else None
     del teacher
-    record |= {"states_seconds": states.seconds} if states else {}
+    record |= states.in_record(record) if states else {}
     blocks = slmrec.BlockLosses(r.lm, maps, cfg, states) if states or cfg.lambda_ms else None
 
     # AdaLoRA begins at full rank, is pruned to its budget, goes on at the ranks that were found
@@ -324,7 +325,6 @@ def main(ctx: click.Context, **config) -> None:
     adapter, params = moving.adapter, moving.params
     optimiser = Lion(moving.groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
     moved, best = Weights(params), Best(ranks.device)
-    saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
     validations = student.validations(cfg, adapter, n_steps, len(valid.which))
     loop = Loop(saver, "finetune", n_steps, cfg.resume, validations)
     common.say(ranks, moving.said())

@@ -14,6 +14,8 @@ import click
 import numpy as np
 import torch
 
+# of a file system that cannot set room aside
+CANNOT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 NOT_ALLOWED = {errno.EACCES, errno.EPERM}
 FULL = {errno.ENOSPC, errno.EDQUOT}
 NO_HOME = (
@@ -249,6 +251,22 @@ def write_npy(path: Path | str, array: np.ndarray) -> None:
     """Writes an array as .npy, whole or not at all."""
     with writing(path, "wb") as file:
         np.save(file, array)
+
+
+def new_npy(path: Path | str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file of zeros, memory-mapped, to be filled bit by bit. Its room is set aside now
+    where the system can: a disk that is full later would end the process without a word."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    try:
+        with open(path, "r+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    except OSError as bad:
+        if bad.errno not in CANNOT:
+            Path(path).unlink()
+            bad.filename = str(path)
+            raise
+    return array
 
 
 def write_tensors(

@@ -1,9 +1,10 @@
 """The processes of torchrun: joining them, sums over them, work shared among them.
 
-A process that is alone does the same, and talks to nobody.
+A process that is alone does the same, and talks to nobody. One that runs a command waits for it.
 """
 
 import os
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,19 @@ def job_began() -> float:
     return float(store.compare_set("delrec/began", "", str(time.time()))) if store else 0.0
 
 
+def note_stop() -> None:
+    """Tells the launcher's store that this job was asked to stop: exit code 75 is a failure to
+    torchrun, and --max-restarts starts the processes again."""
+    if store := launchers_store():
+        store.set("delrec/stopped", "1")
+
+
+def stopped_before() -> bool:
+    """True in a process that torchrun started again after its job was asked to stop."""
+    store = launchers_store() if restarted() else None
+    return store is not None and store.check(["delrec/stopped"])
+
+
 def finish(ranks: Ranks) -> None:
     """Leaves the process group; all wait for each other."""
     if ranks.world > 1:
@@ -162,3 +176,16 @@ def all_of(array: np.ndarray, ranks: Ranks) -> list[np.ndarray]:
     gathered = [torch.empty_like(own) for _ in range(ranks.world)]
     dist.all_gather(gathered, own)
     return [t.cpu().numpy() for t in gathered]
+
+
+def run_to_its_end(command: list[str], **more: Any) -> subprocess.CompletedProcess:
+    """What subprocess.run returns. Ctrl-C, which a terminal sends to the command too, is raised
+    once that has ended: a training finishes its step and saves, where subprocess.run would kill it
+    after a quarter of a second."""
+    with subprocess.Popen(command, **more) as process:
+        try:
+            said = process.communicate()
+        except KeyboardInterrupt:
+            process.communicate()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, *said)

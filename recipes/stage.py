@@ -4,7 +4,6 @@ import ctypes
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from delrec import runtime
 from delrec.data.prepared import load_data
 from delrec.lm.listed import backbone_digest
 from delrec.places import hash_in
+from delrec.processes import run_to_its_end
 from delrec.runtime import (
     beside,
     complete_renames,
@@ -127,6 +127,8 @@ def environment(procs: int, jobs: int, job: int) -> dict[str, str]:
     env = dict(os.environ)
     if procs > 1 or jobs > 1:  # torchrun's own choice is one thread
         env["OMP_NUM_THREADS"] = str(max(os.cpu_count() // (procs * jobs), 1))
+    # seconds that torchrun gives a stopped training to save (torch 2.12 on); 30 may be too few
+    env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     if jobs > 1 and torch.cuda.device_count() >= procs * jobs:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus()[job * procs : (job + 1) * procs])
     return env
@@ -139,12 +141,13 @@ def visible_gpus() -> list[str]:
 
 
 def exit_code(command: list[str], env: dict[str, str], printed: str | None) -> int:
-    """Runs a command; what it prints is appended to the file `printed`, if one is named."""
+    """Runs a command; what it prints is appended to the file `printed`, if one is named. At a
+    Ctrl-C this process ends only after the command, which saves."""
     if printed:
         Path(printed).parent.mkdir(parents=True, exist_ok=True)
     with open(printed, "a") if printed else nullcontext() as out:
         streams = dict(stdout=out, stderr=out, preexec_fn=end_with_parent)
-        done = subprocess.run(command, cwd=runtime.ROOT, env=env, **streams)
+        done = run_to_its_end(command, cwd=runtime.ROOT, env=env, **streams)
     return done.returncode
 
 

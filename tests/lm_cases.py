@@ -9,6 +9,7 @@ import torch
 from tiny_lms import KINDS
 
 from delrec.data.prepared import candidates, histories
+from delrec.lm import passes
 from delrec.lm.model import load_lm
 from delrec.lm.prompts import LETTERS
 from delrec.lm.ragged import ragged
@@ -140,3 +141,15 @@ def naive(model, r, tail, items, P=None):
 
 def opened(folder, dtype=torch.float32, **more):
     return load_lm(str(folder), CPU, dtype, **more)
+
+
+def wrong_by(size):
+    """A pass like pass_packed whose states are off by `size` times their own spread."""
+    right = passes.pass_packed
+
+    def run(*args):
+        x_ND = right(*args)
+        noise = torch.randn(x_ND.shape, generator=torch.Generator().manual_seed(0))
+        return x_ND + (size * x_ND.float().std() * noise).to(x_ND.dtype)
+
+    return run

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from families import EXACT, RIGHT_OR_REFUSED, write
-from lm_cases import CPU, opened, sentence
+from lm_cases import CPU, opened, sentence, wrong_by
 
 from delrec.lm import check, model, passes
 from delrec.lm.model import load_lm
@@ -19,18 +19,6 @@ def test_a_llama_is_read_by_the_fastest_way_without_a_word(decoder, fresh, capsy
     assert m.paths == [*fast, "rows"] and m.reach == float("inf")
     assert m.scale == 1 and not m.own_head
     assert capsys.readouterr().out == ""
-
-
-def wrong_by(size):
-    """A pass like pass_packed whose states are off by `size` times their own spread."""
-    right = passes.pass_packed
-
-    def run(*args):
-        x_ND = right(*args)
-        noise = torch.randn(x_ND.shape, generator=torch.Generator().manual_seed(0))
-        return x_ND + (size * x_ND.float().std() * noise).to(x_ND.dtype)
-
-    return run
 
 
 def test_a_way_that_says_something_else_is_not_taken_and_is_told(

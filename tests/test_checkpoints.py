@@ -11,9 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lm_cases import wrong_by
 from stopped_runs import different, dying, kept_in, run, same, stop_and_resume, stopped, weights
 
 import finetune
+from delrec.lm import check, passes
 from delrec.processes import sum_gradients
 from delrec.runtime import read_json
 from delrec.training import checkpoints
@@ -189,6 +191,23 @@ def test_flags_that_do_not_shape_it_may_change(jobs, whole, tmp_path, monkeypatc
         torch.testing.assert_close(t, others[k], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["distill", "finetune"])
+def test_an_lm_is_not_read_in_another_way_than_before(jobs, tmp_path, monkeypatch, name):
+    main, args = jobs[name]
+    stopped(jobs, name, tmp_path / "run", monkeypatch, 2)
+    with monkeypatch.context() as patch:  # taken on trust, it is read as was found
+        patch.setattr(checkpoints, "stop_asked", lambda ranks: True)
+        again = args(tmp_path / "run", "--resume", "--no-check-llm")
+        assert "continuing from step 2" in run(main, again, checkpoints.STOPPED)
+    monkeypatch.setattr(check, "CACHE", tmp_path / "another")
+    monkeypatch.setattr(passes, "can_fuse", lambda lm: False)
+    monkeypatch.setattr(passes, "pass_packed", wrong_by(0.01))
+    stopped(jobs, name, tmp_path / "run", monkeypatch)
+    said = run(main, args(tmp_path / "run", "--resume", "--no-check-llm"), 1)
+    assert "(--check-llm) was padded, our attention, now it is the fastest, our attention" in said
+    assert "continuing from step 3" in run(main, args(tmp_path / "run", "--resume"))
+
+
 def test_what_draws_other_dropout_may_change_only_where_there_is_none(jobs, tmp_path, monkeypatch):
     main, args = jobs["finetune"]
     for dropout in (0.1, 0):
@@ -288,6 +307,7 @@ def test_a_process_that_is_ended_goes_on(jobs, whole, start, tmp_path, number):
     if ended == 0:
         pytest.skip("the run was over before the signal came")
     assert ended == (-9 if number == signal.SIGKILL else checkpoints.STOPPED), said
+    assert ("asked to stop: the step is finished" in said) == (number != signal.SIGKILL)
     process = start("distill", args(tmp_path / "run", "--resume"))
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "continuing from step" in said, said

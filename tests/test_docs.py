@@ -33,6 +33,7 @@ CLICK = {  # script -> module whose `main` is its command
 OTHERS = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"}
 OTHERS |= {
     "--max-restarts",
+    "--shutdown-timeout",
     "--standalone",
     "--index-url",
     "--no-deps",

@@ -193,6 +193,27 @@ def test_a_full_disk_while_writing_names_the_file_and_leaves_nothing(write, tmp_
     assert files.said_by_system(bad.value).startswith(f"{path} cannot be written: no space is left")
 
 
+def test_the_room_of_a_mapped_file_is_set_aside_when_it_is_made(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+    files.new_npy(path, np.int16, (1000, 50))[7] = 3
+    assert np.load(path).sum() == 150
+    if hasattr(os, "posix_fallocate"):
+        assert path.stat().st_blocks * 512 >= 1000 * 50 * 2
+    for number, said in ((errno.ENOSPC, "no space is left there"), (errno.EOPNOTSUPP, None)):
+
+        def refuse(*_, number=number):
+            raise OSError(number, "as the system says it")
+
+        monkeypatch.setattr(files.os, "posix_fallocate", refuse, raising=False)
+        path.unlink(missing_ok=True)
+        if said is None:  # of a file system that cannot
+            assert not files.new_npy(path, np.float32, (3, 2)).any() and path.exists()
+            continue
+        with pytest.raises(OSError) as bad:
+            files.new_npy(path, np.float32, (3, 2))
+        assert said in files.said_by_system(bad.value) and not path.exists()
+
+
 def test_a_full_disk_in_safetensors_is_the_system_s_error(tmp_path, monkeypatch):
     import safetensors.torch
 

@@ -4,7 +4,10 @@ import json
 import time
 from types import SimpleNamespace
 
-from delrec.training.log import Log
+import pytest
+
+from delrec import files
+from delrec.training.log import Log, cut_log
 
 
 def test_the_log_is_one_object_a_line_and_only_the_main_process_writes(tmp_path, alone, capsys):
@@ -32,3 +35,22 @@ def test_the_time_left_goes_by_the_steps_of_this_process(monkeypatch, capsys):
     log.step(91)
     assert capsys.readouterr().out.endswith("| 180 s left\n")
     log.close()
+
+
+def test_a_log_is_cut_whole_or_not_at_all(tmp_path, alone, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    lines = [json.dumps({"name": name, "step": n}) + "\n" for n in (1, 2, 3) for name in "ab"]
+    path.write_text("".join(lines) + '{"name": "a", "st')  # killed while it wrote a line
+    before = path.read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cut_log(tmp_path, "a", 1, alone)
+    assert path.read_text() == before
+    cut_log(tmp_path, "a", 1, alone)
+    assert path.read_text() == "".join(lines[:2] + lines[3::2])
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,5 +1,6 @@
 """loop.py: a run that may be killed anywhere goes on where it stood, is logged and forecast."""
 
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,6 +164,13 @@ def test_a_run_of_epochs_that_is_asked_to_stop_in_the_last_step_stops(saver, ask
     with pytest.raises(SystemExit):
         walk(*begun(keeper, 6, unit="epoch"), LETTERS, stop_at=5, asked=asked)
     assert keeper.ended == [6]
+
+
+def test_a_signal_is_answered_also_where_no_step_is_left(saver, asked, capfd):
+    walk(*begun(saver(), 6), LETTERS)
+    checkpoints.note(signal.SIGTERM, None)
+    assert "after the last step the run is finished" in capfd.readouterr().err
+    assert asked == [signal.SIGTERM]
 
 
 # ---------------------------------------------------------------- what is saved

@@ -1,6 +1,8 @@
 """recipes/stage.py: a finished run is used again, a killed one goes on, seeds run side by side."""
 
 import multiprocessing
+import os
+import signal
 import sys
 import threading
 import time
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from recipe_runs import refused_recipe, run_recipe
+from torch.distributed.launcher import api as launcher_api
 
 from delrec import runtime
 from delrec.runtime import folder_of, write_json
@@ -121,7 +124,7 @@ def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkey
             stdout.write("said\n")
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(stage.subprocess, "run", run)
+    monkeypatch.setattr(stage, "run_to_its_end", run)
     monkeypatch.setattr(stage.os, "cpu_count", lambda: 8)
     # two is what a machine without GPUs gets
     out = run_recipe("table3", "--dataset", toy.folder, "--llm", decoder, "--seeds", 2, *TITLES)
@@ -136,7 +139,7 @@ def test_two_seeds_run_side_by_side_each_in_its_order(here, toy, decoder, monkey
 
 
 def test_a_stage_that_fails_ends_the_recipe(here, toy, decoder, monkeypatch):
-    monkeypatch.setattr(stage.subprocess, "run", lambda line, **_: SimpleNamespace(returncode=75))
+    monkeypatch.setattr(stage, "run_to_its_end", lambda line, **_: SimpleNamespace(returncode=75))
     said = refused_recipe("table3", "--dataset", toy.folder, "--llm", decoder)
     assert "stopped with exit code 75" in said
 
@@ -170,7 +173,7 @@ def test_a_killed_stage_goes_on_from_the_folder_it_is_built_in(tmp_path, monkeyp
         ran.append(line)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(stage.subprocess, "run", run)
+    monkeypatch.setattr(stage, "run_to_its_end", run)
     stage.stage(tmp_path / "a", "distill.py")
     (tmp_path / "b.unfinished" / "checkpoints").mkdir(parents=True)
     stage.stage(tmp_path / "b", "distill.py")
@@ -199,6 +202,48 @@ def test_a_recipe_that_is_killed_leaves_no_training_behind(tmp_path):
     wait_for(tmp_path / "began")
     recipe.kill()
     wait_for(tmp_path / "saved")
+
+
+SAVES_FOR_A_SECOND = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def stop(number, frame):
+    time.sleep(1)
+    (folder / "saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGINT, stop)
+(folder / "began").touch()
+time.sleep(60)
+"""
+
+
+def test_at_a_ctrl_c_a_recipe_ends_after_the_training_that_saves(tmp_path):
+    def recipe_in_a_terminal():
+        os.setpgid(0, 0)  # a terminal's Ctrl-C reaches both of them
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            stage.exit_code([sys.executable, "-c", SAVES_FOR_A_SECOND, str(tmp_path)], {}, None)
+        except KeyboardInterrupt:
+            assert (tmp_path / "saved").exists()
+            sys.exit(130)
+
+    recipe = multiprocessing.get_context("fork").Process(target=recipe_in_a_terminal)
+    recipe.start()
+    wait_for(tmp_path / "began")
+    os.killpg(recipe.pid, signal.SIGINT)
+    recipe.join(30)
+    assert recipe.exitcode == 130
+
+
+def test_torchrun_gives_a_stopped_training_time_to_save(monkeypatch):
+    config = launcher_api.LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2)
+    if not hasattr(config, "shutdown_timeout"):
+        pytest.skip("torchrun of torch before 2.12 always waits 30 seconds")
+    for seconds in (600, 45):  # what a user has set stays
+        monkeypatch.setattr(stage.os, "environ", stage.environment(2, 1, 0))
+        config = launcher_api.LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2)
+        assert config.shutdown_timeout == seconds
+        monkeypatch.setattr(stage.os, "environ", {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "45"})
 
 
 def wait_for(path):

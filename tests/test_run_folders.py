@@ -15,6 +15,7 @@ import pytest
 import torch.distributed as dist
 from run_folders import QUICK, Killed, contents, dying, names
 from scripts import ROOT, sentence
+from stopped_runs import run
 from toys import popular, write_backbone
 
 import finetune
@@ -195,6 +196,25 @@ def test_a_job_started_again_goes_on_with_its_own_run_and_with_no_other(
     assert load_run(out).seed == 1
 
 
+def test_a_job_that_was_asked_to_stop_is_not_gone_on_with_by_torchrun(
+    train, toy, attempt, monkeypatch, tmp_path
+):
+    out = tmp_path / "runs" / "sasrec"
+    args = [str(word) for word in ("--dataset", toy.folder, "--out", out, *QUICK)]
+    attempt(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "stop_asked", lambda ranks: True)
+        run(train_backbone.main, args, checkpoints.STOPPED)
+    before = contents(out.parent)
+    for n in (1, 2):
+        attempt(n)
+        assert "was asked to stop" in run(train_backbone.main, args, checkpoints.STOPPED)
+        assert contents(out.parent) == before
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC")]:
+        monkeypatch.delenv(name)
+    assert "continuing from step 1" in train("--resume").output  # another job
+
+
 # ------------------------------------------------ what a killed run left
 
 
@@ -288,11 +308,17 @@ def test_a_finished_run_that_found_no_place_is_put_there_by_resume(train, tmp_pa
 
 def test_a_folder_of_something_else_is_never_emptied(train, script, toy, decoder, on_cpu, tmp_path):
     out = tmp_path / "runs" / "sasrec"
-    out.mkdir(parents=True)
-    (out / "thesis.txt").write_text("years of work")
-    for more in ([], ["--overwrite"], ["--resume"]):
-        assert "holds no run" in train(*more, code=1).error
-        assert (out / "thesis.txt").read_text() == "years of work"
+    built = beside(out, "unfinished")  # where a run would be built
+    for path in (out / "thesis.txt", out / "checkpoints" / "epoch1.pt", built / "thesis.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("years of work")
+        before = contents(out.parent)
+        for more in ([], ["--overwrite"], ["--resume"]):
+            assert "holds no run" in train(*more, code=1).error
+            assert contents(out.parent) == before
+    shutil.rmtree(out)
+    assert f"{built} is there and holds no run" in train("--overwrite", code=1).error
+    assert names(built) == ["thesis.txt"]
     lm = shutil.copytree(decoder, tmp_path / "lm")  # its config.json is not of a run
     before = contents(lm)
     assert (

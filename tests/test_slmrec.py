@@ -20,7 +20,7 @@ from delrec.lm.layers import decoder_layers, tap
 from delrec.lm.ranker import open_run
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.text import embed
-from delrec.runtime import load_run
+from delrec.runtime import load_run, read_json, write_json
 from delrec.training import checkpoints
 
 CPU = torch.device("cpu")
@@ -79,7 +79,8 @@ def tapped(teacher, toy, on_cpu):
 @pytest.fixture
 def states(tapped, seen, alone, tmp_path):
     """The teacher's states at the reads of those windows."""
-    return slmrec.teacher_states(tapped, seen, SimpleNamespace(micro=7), tmp_path, alone)
+    saver = checkpoints.Saver(tmp_path, 0, {}, alone)
+    return slmrec.teacher_states(tapped, seen, SimpleNamespace(micro=7), saver)
 
 
 def test_the_teacher_s_states_are_those_of_its_body(tapped, seen, states):
@@ -248,10 +249,19 @@ def test_a_killed_student_goes_on_as_if_nothing_had_happened(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "stop_asked", lambda ranks: next(asked))
         assert CliRunner().invoke(finetune.main, again.split()).exit_code == checkpoints.STOPPED
-    assert (tmp_path / "run.unfinished" / "teacher_states.npy").exists()
+    path = tmp_path / "run.unfinished" / "teacher_states.json"
+    assert path.with_suffix(".npy").exists() and 0 < read_json(path)["seconds"] < 1e3
+    write_json(path, {"seconds": 1e4})
+    for flag, was, now in (("samples", 48, 80), ("blocks", 2, 1)):  # states of another shape
+        said = CliRunner().invoke(finetune.main, f"{again} --{flag} {now} --resume".split()).output
+        assert f"{flag} was {was}, now it is {now}" in said
     run(finetune.main, f"{again} --resume")
     a, b = tensors_of(student), tensors_of(tmp_path / "run")
     assert all(torch.equal(a[k], b[k]) for k in a)
+    # the teacher's pass of the killed process counts, once
+    trained = load_run(tmp_path / "run")
+    assert trained.states_seconds == 1e4 < trained.seconds < 1.9e4
+    assert not list((tmp_path / "run").glob("teacher_states*"))
 
 
 def test_two_processes_teach_as_one(to_student, student, two_processes, tmp_path):

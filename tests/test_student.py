@@ -1,10 +1,13 @@
 """delrec/lm/student.py: the LM that stage 2 trains."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import finetune
+from delrec.lm.student import Draws
 
 
 @pytest.mark.parametrize("form", ["titles", "hybrid"])
@@ -18,3 +21,15 @@ def test_inner_blocks_score_titles_by_the_head_whatever_stands_for_an_item(
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     terms = [json.loads(line)["ms"] for line in lines]
     assert all(term > 0 for term in terms) and terms[-1] < terms[0]
+
+
+@pytest.mark.parametrize("rates", [{}, {"dropout": 0.1}, {"layerdrop": 0.5}])
+def test_dropout_that_is_no_module_is_looked_after_too(rates):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    shape = dict(hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1)
+    off = dict(vocab_size=9, word_embed_proj_dim=8, dropout=0.0, attention_dropout=0.0)
+    lm = OPTForCausalLM(OPTConfig(**shape, **off | rates))
+    assert not any(isinstance(m, torch.nn.Dropout) for m in lm.modules())
+    cfg = SimpleNamespace(cache_prefix=True, shard=False, residual_dropout=0)
+    assert bool(Draws(cfg, lm, 4).state_dict()) == bool(rates)

@@ -15,6 +15,7 @@ import torch
 
 from delrec import places
 from delrec.data.prepared import Data, histories, subset
+from delrec.files import new_npy
 from delrec.lm import crossfit
 from delrec.lm.crossfit import Part
 from delrec.lm.hints import hint_of_best
@@ -170,7 +171,7 @@ def open_files(tmp: Path, n: int, K: int, new: bool) -> Files:
     """The files of an export of n samples, new or to be continued."""
 
     def array(name, dtype, shape):
-        return np.lib.format.open_memmap(tmp / name, "w+" if new else "r+", dtype, shape)
+        return new_npy(tmp / name, dtype, shape) if new else np.load(tmp / name, mmap_mode="r+")
 
     return Files(
         topk=array("topk.npy", np.int32, (n, K)),
@@ -187,12 +188,11 @@ def export(
     run: Run, data: Data, ranks: Ranks, cfg: SimpleNamespace, scores_of: ScoresOf | None = None
 ) -> None:
     """Writes RUN/export/, what train_backbone.py --teacher reads: for every training sample (or
-    `limit` of them)
-    topk.npy int32 (n, K), the run's best items over the whole catalogue, none of the history (0:
-    sample not asked); truth.npy float32 (n,) and listed.npy (n, K), the probability it gives the
-    true item and the listed ones; titles.npy float32 (I+1, D), the LM's title vectors. An LM that
-    scores title by title ranks its backbone's list. Killed, the same command goes on. A complete
-    export that was made another way is replaced only with `overwrite`, and only by a complete one.
+    `limit` of them) topk.npy int32 (n, K), the run's best items over the whole catalogue, none of
+    the history (0: sample not asked); truth.npy float32 (n,) and listed.npy (n, K), the probability
+    it gives the true item and the listed ones; titles.npy float32 (I+1, D), title vectors. A run
+    that scores title by title ranks its backbone's list. Killed, the same command goes on. A whole
+    export that was made another way is replaced only with `overwrite`, and only by a whole one.
 
     cfg: export_k (K), limit, overwrite, shard, folds (runs --without-fold, which answer in the
     run's place). scores_of: as of open_run.

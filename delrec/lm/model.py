@@ -49,6 +49,7 @@ warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match.*")
 warnings.filterwarnings("ignore", message="Adapter 'default'.*LoRA tensor.*invalid shape")
 
 SENTINEL = "<extra_id_0>"  # the mask of the T5 family
+WAY = "the way the LM is read (--check-llm)"  # in what a checkpoint was made with
 LONGEST = 4096  # tokens of a prompt, whatever the LM has positions for
 
 
@@ -109,6 +110,19 @@ class LM:
     def packs(self) -> bool:
         """True where rows of one pass stand one behind the other, without padding."""
         return "packed" in self.paths
+
+    @property
+    def way(self) -> str:
+        """How it is read, in words: another way may give other scores. The fastest passes that can
+        train have that name on every device; fused ones, which cannot, are left out."""
+        path = next((path for path in self.paths if path != "fused"), "whole prompts")
+        fastest = "packed" if self.device.type == "cpu" and self.attends else "padded"
+        parts = ["the fastest" if path == fastest else path]
+        parts += ["our attention"] if self.attends else []
+        parts += [f"{self.reach} tokens"] if self.reach < float("inf") else []
+        parts += [f"tokens times {self.factor:.3g}"] if self.factor != 1 else []
+        parts += [f"logits times {self.scale:.3g}"] if self.scale != 1 else []
+        return ", ".join([*parts, "its own head"] if self.own_head else parts)
 
     def read_as(self, found: check.Found) -> None:
         """From now on the LM is read as the check found it right."""

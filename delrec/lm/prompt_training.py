@@ -12,7 +12,7 @@ from delrec.data.prepared import Data, halves_of_validation, subset
 from delrec.lm import items
 from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.lists import Lists, must_list
-from delrec.lm.model import load_lm
+from delrec.lm.model import WAY, load_lm
 from delrec.lm.questions import Question, tasks_of
 from delrec.lm.ranker import (
     Ranker,
@@ -54,6 +54,7 @@ def open_frozen(cfg: SimpleNamespace, data: Data, ranks: Ranks, lists: Lists) ->
 def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, lists: Lists) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
+    made[WAY] = r.lm.way
     if cfg.augment:  # the backbone itself is asked
         made["backbone_digest"] = r.settings["backbone_digest"]
     made["backbone_lists"] = digest(torch.tensor(lists.train))

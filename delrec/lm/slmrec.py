@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Protocol
 
@@ -24,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from delrec.data.prepared import Data
+from delrec.files import new_npy
 from delrec.lm.layers import decoder_layers, tap
 from delrec.lm.model import LM
 from delrec.lm.prompts import DEFAULTS, settings_of_run
@@ -33,7 +33,8 @@ from delrec.lm.samples import Histories
 from delrec.lm.text import width
 from delrec.lm.windows import Windows
 from delrec.processes import Ranks, gather_rows
-from delrec.runtime import Run, load_run, read_npy, stop
+from delrec.runtime import Run, load_run, read_json, read_npy, stop, write_json
+from delrec.training.checkpoints import Saver
 from delrec.training.log import Log
 
 # weights of the terms where nobody set them: with a teacher, by --norm; and alone
@@ -233,6 +234,12 @@ class TeacherStates:
     bits: np.ndarray  # of bf16 as int16 (N, b, D), memory-mapped
     ptr: np.ndarray  # (n + 1,): the reads of sample i are ptr[i]:ptr[i+1]
     seconds: float  # that the teacher took to read them
+    earlier: float = 0.0  # of these, those before the run was killed
+
+    def in_record(self, record: dict) -> dict:
+        """What config.json says of them: the teacher's time is the run's, as if it had begun so
+        much before."""
+        return {"states_seconds": self.seconds, "started": record["started"] - self.earlier}
 
     def of(self, batch: list) -> torch.Tensor:
         """The states (N, b, D) of the samples of a batch, in the order of read_examples."""
@@ -249,32 +256,40 @@ def places(ptr: np.ndarray, number_n: np.ndarray) -> list[np.ndarray]:
 
 @torch.no_grad()
 def teacher_states(
-    teacher: Ranker, samples: Histories | Windows, cfg: SimpleNamespace, out: Path, ranks: Ranks
+    teacher: Ranker, samples: Histories | Windows, cfg: SimpleNamespace, saver: Saver
 ) -> TeacherStates:
-    """The teacher's states at the reads of all training samples, written to out/teacher_states.npy.
+    """The teacher's states at the reads of all training samples, written to teacher_states.npy in
+    the folder of the run, and beside it the seconds that they took.
 
     A run that goes on from a checkpoint takes those that are there; of another run start_run left
     none. Dropout is off, so a second time would say the same.
     """
-    path, began = out / "teacher_states.npy", time.time()
+    ranks, began = saver.ranks, time.time()
+    path = saver.folder.parent / "teacher_states.npy"
     if ranks.world > 1:  # the first process has emptied the folder by then
         torch.distributed.barrier()
+    saver.must_fit()  # with other samples the states would be of another shape
     micro = 16 if cfg.micro == "auto" else cfg.micro
     ptr = np.concatenate([[0], np.cumsum(samples.n_reads)])
     shape = (int(ptr[-1]), len(teacher.lm.taps) + 1, width(teacher.lm))
-    if not path.exists():
-        tmp = path.with_suffix(".tmp")
-        file = np.lib.format.open_memmap(tmp, "w+", np.int16, shape) if ranks.main else None
-        for first, last, rows in states_in_parts(teacher, samples, ptr, micro, ranks):
-            if ranks.main:
-                bits = torch.from_numpy(rows).bfloat16().view(torch.int16)
-                file[ptr[first] : ptr[last]] = bits.numpy()
+    if path.exists():
+        told = path.with_suffix(".json")
+        seconds = read_json(told)["seconds"] if told.exists() else 0.0
+        return TeacherStates(read_npy(path, shape), ptr, seconds, seconds)
+    tmp = path.with_suffix(".tmp")
+    file = new_npy(tmp, np.int16, shape) if ranks.main else None
+    for first, last, rows in states_in_parts(teacher, samples, ptr, micro, ranks):
         if ranks.main:
-            file.flush()
-            os.replace(tmp, path)
-        if ranks.world > 1:
-            torch.distributed.barrier()
-    return TeacherStates(read_npy(path, shape), ptr, round(time.time() - began, 3))
+            bits = torch.from_numpy(rows).bfloat16().view(torch.int16)
+            file[ptr[first] : ptr[last]] = bits.numpy()
+    seconds = round(time.time() - began, 3)
+    if ranks.main:
+        file.flush()
+        write_json(path.with_suffix(".json"), {"seconds": seconds})
+        os.replace(tmp, path)
+    if ranks.world > 1:
+        torch.distributed.barrier()
+    return TeacherStates(read_npy(path, shape), ptr, seconds)
 
 
 def states_in_parts(

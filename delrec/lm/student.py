@@ -28,7 +28,7 @@ from delrec.lm import (
 from delrec.lm.kept import KeptLists
 from delrec.lm.listed import backbone_of, lists_digest, say_if_another
 from delrec.lm.lists import has_learnt, said_of_folds
-from delrec.lm.model import LM, load_lm, located, must_be_of
+from delrec.lm.model import LM, WAY, load_lm, located, must_be_of
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
 from delrec.lm.samples import Histories
@@ -152,6 +152,7 @@ def made_with(
 ) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
+    made[WAY] = r.lm.way
     if r.P is not None:
         made["soft_prompt"] = digest(r.P)
     if r.settings["backbone_digest"]:
@@ -285,9 +286,8 @@ class Draws:
 
     def __init__(self, cfg: SimpleNamespace, adapter: torch.nn.Module, micro: int):
         """cfg: cache_prefix, shard, residual_dropout. micro: as it was settled."""
-        own = (m.p for m in adapter.modules() if isinstance(m, torch.nn.Dropout))
         passes = {"micro": micro, "cache_prefix": cfg.cache_prefix, "shard": cfg.shard}
-        self.passes = passes if cfg.residual_dropout or any(own) else {}
+        self.passes = passes if cfg.residual_dropout or drops(adapter) else {}
 
     def state_dict(self) -> dict:
         """{flag: its value}; empty without dropout."""
@@ -303,6 +303,14 @@ class Draws:
                     f"which dropout would draw other numbers; {so}, or begin anew with "
                     "--overwrite instead of --resume"
                 )
+
+
+def drops(adapter: torch.nn.Module) -> bool:
+    """True where a training pass may draw numbers: by a module, or by a call that only the LM's
+    configuration tells (OPT's dropout and layerdrop)."""
+    told = adapter.config.get_text_config().to_dict()
+    rates = [rate for name, rate in told.items() if "drop" in name and isinstance(rate, float)]
+    return any(rates) or any(m.p for m in adapter.modules() if isinstance(m, torch.nn.Dropout))
 
 
 # ---------------------------------------------------------------- what is written
@@ -346,7 +354,8 @@ def write_parts(
         items.save_items(r.lm, out)
     if residual.residual_of(r.lm):
         about_lm["residual_weight"] = round(r.lm.items.maps[residual.WEIGHT].weight.item(), 4)
-    (out / "teacher_states.npy").unlink(missing_ok=True)
+    for ending in ("npy", "json"):
+        (out / f"teacher_states.{ending}").unlink(missing_ok=True)
     write_npy(out / "neutral.npy", neutral_I)
     write_npy(out / f"scores_val_{score_nC.shape[1]}.npy", score_nC)
     return about_lm

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delrec import runtime
+from delrec.processes import run_to_its_end
 from delrec.serving.results import Refused
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def run_script(script: Path, args: list[str], said: bool) -> None:
 def run_python(args: list[str], name: str, said: bool) -> None:
     """Runs Python with arguments. name: of the script whose refusal is ours."""
     shown = None if said else subprocess.PIPE
-    done = subprocess.run(
+    done = run_to_its_end(
         [sys.executable, *args],
         stdout=shown,
         stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ flushed and renamed; the two newest are kept, and all go when the run is finishe
 pickled.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from delrec.places import PLACES, same_place
-from delrec.processes import Ranks, max_over_ranks
+from delrec.processes import Ranks, finish, max_over_ranks, note_stop
 from delrec.runtime import Prepared, as_kept, not_allowed, stop, write_tensors
 
 # exit code of a run that was asked to stop (SIGTERM, Ctrl-C) and saved: sysexits.h's "try again
@@ -44,15 +45,21 @@ MAY_CHANGE = {
     "check_llm",
     "allow_unknown",
 }
+NOTED = (
+    "\nasked to stop: the step is finished and saved first, and after the last step the run is "
+    "finished; a second time ends it at once\n"
+)
 asked = []
 
 
 def note(number: int, _: object) -> None:
-    """Notes a signal; a second one ends the process at once."""
+    """Notes a signal and says so; a second one ends the process at once."""
     if asked:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     asked.append(number)
+    with contextlib.suppress(OSError):  # print may be at work, and cannot be called again then
+        os.write(2, NOTED.encode())
 
 
 def listen() -> None:
@@ -188,6 +195,13 @@ class Saver:
             print(f"no checkpoint in {self.folder}; beginning at the beginning", flush=True)
         return None
 
+    def must_fit(self) -> None:
+        """Stops as `load` would where a checkpoint that is kept is not continued: asked before work
+        that one needs. What is damaged is left to `load`."""
+        for _, folder in complete(self.folder):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                self.must_continue(json.loads((folder / "meta.json").read_text()))
+
     def must_continue(self, meta: dict) -> None:
         """Stops if a checkpoint was made with something else than this run, or by a version that
         stored other things."""
@@ -215,9 +229,8 @@ class Saver:
                 f"run the same command with --resume to continue (exit code {STOPPED})",
                 flush=True,
             )
-        if self.ranks.world > 1:
-            dist.barrier()
-            dist.destroy_process_group()
+            note_stop()
+        finish(self.ranks)
         raise SystemExit(STOPPED)
 
 

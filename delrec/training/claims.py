@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import click
 
 from delrec.places import BACKBONE
-from delrec.processes import Ranks, finish, job_began, max_over_ranks, restarted
+from delrec.processes import (
+    Ranks,
+    finish,
+    job_began,
+    max_over_ranks,
+    restarted,
+    stopped_before,
+)
 from delrec.runtime import (
     beside,
     complete_renames,
@@ -20,10 +27,20 @@ from delrec.runtime import (
     stop,
     when,
 )
-from delrec.training.checkpoints import complete
+from delrec.training.checkpoints import STOPPED, complete
 from delrec.training.run_folders import hold
 
 FREE, FINISHED, REFUSED = range(3)
+
+
+def stay_stopped(ranks: Ranks) -> None:
+    """Ends the process, as before, where torchrun --max-restarts started it again though the job
+    was asked to stop. A later job goes on."""
+    if stopped_before():
+        if ranks.main:
+            print("this job was asked to stop, so it does not go on", flush=True)
+        finish(ranks)
+        raise SystemExit(STOPPED)
 
 
 def begun_by_this_job(folder: Path, ranks: Ranks) -> bool:
@@ -106,7 +123,18 @@ def adopt(folder: Path, resume: bool) -> None:
 
 def killed_inside(folder: Path) -> bool:
     """True for a killed run of earlier versions, which built in the run folder itself."""
-    return (folder / "checkpoints").is_dir() and not (folder / "config.json").exists()
+    return bool(complete(folder / "checkpoints")) and not (folder / "config.json").exists()
+
+
+def something_else(folder: Path) -> bool:
+    """True for what no run of these scripts left: it is not theirs to replace or to empty."""
+    if not folder.is_dir():
+        return folder.exists()
+    begun = folder.name.endswith(".unfinished") and any(
+        (folder / name).exists() for name in ("lock", "started.json")
+    )
+    ours = begun or is_run(folder) or killed_inside(folder)
+    return any(folder.iterdir()) and not ours
 
 
 def refusal(folder: Path, cfg: SimpleNamespace) -> str | None:
@@ -115,14 +143,9 @@ def refusal(folder: Path, cfg: SimpleNamespace) -> str | None:
     if number := owner(new):
         return in_use(new, number)
     finished, another = is_run(folder), f"name another folder with {out_flag(cfg)}"
-    if (
-        not finished
-        and not killed_inside(folder)
-        and folder.exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
+    for place in filter(something_else, (folder, new)):
         return (
-            f"{folder} is there and holds no run (no config.json of these scripts), so it is left "
+            f"{place} is there and holds no run (no config.json of these scripts), so it is left "
             f"as it is; {another}"
         )
     parts = [folder / BACKBONE] if is_copy(folder / BACKBONE) else []

@@ -7,11 +7,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from delrec.files import write_text
 from delrec.processes import Ranks
 
 
 def cut_log(out: Path, name: str, step: int, ranks: Ranks) -> None:
-    """Takes the lines after `step` out of log.jsonl: a resumed run writes them again."""
+    """Takes the lines after `step` out of log.jsonl: a resumed run writes them again. Killed here,
+    the log is the one of before."""
     path = out / "log.jsonl"
     if ranks.main and path.exists():
         lines = []
@@ -23,7 +25,7 @@ def cut_log(out: Path, name: str, step: int, ranks: Ranks) -> None:
                 continue
             if entry.get("name") != name or entry["step"] <= step:
                 lines.append(line)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 class Log:
