@@ -6,7 +6,7 @@ The model is SASRec, GRU4Rec, Caser or a newer one (docs/commands.md lists them)
     torchrun --nproc_per_node=4 train_backbone.py --dataset beauty    the same metrics, many GPUs
     python train_backbone.py --model caser --epochs 2                 a quick look
     python train_backbone.py --dataset shop --from shop/old           go on, the log has grown
-    python train_backbone.py --teacher ml-100k/slmrec                 taught by an LM, once
+    python train_backbone.py --teacher ml-100k/slmrec --lam .1        taught by an LM, once
                                        evaluate.py --ckpt ml-100k/slmrec --export has been run
     python train_backbone.py --text tfidf                             titles in the item vectors
 
@@ -22,11 +22,11 @@ Reads data/<dataset>/ (data/prepare.py), writes runs/<dataset>/<model>/:
 The papers train with one sampled negative (--loss bce). Ours is the softmax over the whole
 catalogue (--loss ce), which is far stronger.
 
---teacher is DLLM2Rec (arXiv 2405.00338, section 4). The student also learns the teacher's list of
-every training sample, weighted by place, confidence and agreement: L = L_student + lam L_d. Its
-item vectors are e_i = b_i + eta (W z_i + c), where z_i is the LM's vector of the title. --text
-takes z_i from elsewhere, --text-in makes e_i otherwise (docs/text.md). They are plain vectors
-after training, so serving needs no LM.
+--teacher is DLLM2Rec (arXiv 2405.00338, section 4). With --lam the student also learns the
+teacher's list of every training sample, weighted by place, confidence and agreement: L = L_student
++ lam L_d. Its item vectors are e_i = b_i + eta (W z_i + c), where z_i is the LM's vector of the
+title. --text takes z_i from elsewhere, --text-in makes e_i otherwise (docs/text.md). They are plain
+vectors after training, so serving needs no LM.
 
 Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left), N training
 positions, C candidates, h list length.
@@ -75,8 +75,8 @@ DEFAULTS = {
     "sasrec": dict(history=20, width=100, dropout=0.5, lr=1e-3, batch=128, epochs=100, patience=10),
     "gru4rec": dict(history=20, width=64, dropout=0.3, lr=1e-3, batch=50, epochs=100, patience=20),
     "caser": dict(history=5, width=100, dropout=0.4, lr=1e-3, batch=128, epochs=20, patience=3),
-    # Their own papers', for Amazon's logs. eSASRec's README has width 64, its released settings
-    # 256, sixteen times the work; two blocks, as it has on dense data, where its layers pay.
+    # Their own papers', for Amazon's logs; BERT4Rec's: arXiv 2309.07602. eSASRec has width 64 (its
+    # README) or 256 (its settings, 16 times the work); two blocks, as on dense data.
     "esasrec": dict(history=50, width=64, dropout=0.2, lr=1e-3, batch=128, epochs=200, patience=50),
     "bsarec": dict(history=50, width=64, dropout=0.5, lr=5e-4, batch=256, epochs=200, patience=10),
     "lrurec": dict(history=50, width=64, dropout=0.2, lr=1e-3, batch=128, epochs=100, patience=10),

@@ -6,7 +6,7 @@
 
 Rows: SASRec, GRU4Rec, Caser, eSASRec, BERT4Rec, LRURec, BSARec, and SASRec with titles in its item
 vectors, beside the same with every title at another item. BSARec, which costs most, and the rows
-with titles get three seeds at most. Each model has its own paper's settings (docs/commands.md), so
+with titles get three seeds at most. Each model has settings of a paper (docs/commands.md), so
 a row says what a model reaches with these, not what its layers alone are worth.
 
 Every run is a command of train_backbone.py. It stands in runs/<dataset>/backbones/ with its seed. A

@@ -80,6 +80,8 @@ def test_like_vectors_are_refused_though_rounding_leaves_some_dust():
         ("--text tfidf --text-width 3000", "is more than the .* numbers that a title has"),
         ("--model bert4rec --history 1", "leaves BERT4Rec no item to read"),
         ("--dros-beta 2", "--dros-beta changes nothing without --dros"),
+        ("--model bsarec --one-target", "--one-target changes nothing with --model bsarec"),
+        ("--model bert4rec --one-target", "--one-target is about models that predict the next"),
         ("--contrast-tau .1", "--contrast-tau changes nothing without --contrast"),
         ("--negatives 9", "--negatives changes nothing without --loss sampled or gbce"),
         ("--lam .1", "--lam changes nothing without --teacher"),

@@ -106,7 +106,7 @@ class GRU4Rec(nn.Module):
     def forward(self, seq_BL: torch.Tensor, last: bool = False) -> torch.Tensor:
         """The states x_BLE after the items seq_BL; with `last` only the last one's, x_B1E."""
         L = seq_BL.shape[1]
-        length_B = (seq_BL != 0).sum(1)
+        length_B = (seq_BL != 0).sum(1).clamp(min=1)  # of nothing: the padding item, once
         # Rows are moved to start at column 0 for the GRU and back afterwards: no padding is ever
         # read, a short history scores the same in any batch.
         at_BL = (torch.arange(L, device=seq_BL.device) + (L - length_B)[:, None]) % L

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import click
 
+from delrec.backbone.models import ALL
+
 FROM_0 = click.FloatRange(0)
 ABOVE_0 = click.FloatRange(0, min_open=True)
 
@@ -100,8 +102,18 @@ def idle(cfg: SimpleNamespace, moved: set[str]) -> list[tuple[bool, str]]:
         sentence = f"{name} changes nothing without {needed}; give that too, or leave {name} out"
         return flag in moved and is_idle, sentence
 
-    has_lists = cfg.teacher and cfg.lam
+    has_lists, model = cfg.teacher and cfg.lam, ALL[cfg.model]
     return [
+        (
+            cfg.one_target and model.one_state,
+            f"--one-target changes nothing with --model {cfg.model}, each target of which has a "
+            "window of its own; leave --one-target out",
+        ),
+        (
+            cfg.one_target and model.cloze,
+            f"--one-target is about models that predict the next item, --model {cfg.model} learns "
+            "items hidden anywhere in a window; leave --one-target out",
+        ),
         beside("dros_beta", not cfg.dros, "--dros"),
         beside("contrast_tau", not cfg.contrast, "--contrast"),
         beside("negatives", cfg.loss not in ("sampled", "gbce"), "--loss sampled or gbce"),

@@ -84,7 +84,8 @@ def stop_unless_backbone(run: Run) -> None:
     if run.model not in GRAPHS:
         stop(
             f"{run.folder} holds a model '{run.model}', and --export-onnx knows "
-            f"{', '.join(GRAPHS)} only; add its graph to delrec/backbone/graphs.py"
+            f"{', '.join(GRAPHS)} only; "
+            "serve this one by evaluate.py --serve, or add its graph to delrec/backbone/graphs.py"
         )
 
 
