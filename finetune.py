@@ -39,6 +39,7 @@ from delrec.lm import (
     calibration,
     crossfit,
     differences,
+    draws,
     ensemble,
     hints,
     items,
@@ -341,7 +342,7 @@ def main(ctx: click.Context, **config) -> None:
         return found
 
     micro = record["micro"] = common.settle_micro(cfg, 1, student.trials(r, seen, losses_of), ranks)
-    loop.keep(draws=student.Draws(cfg, adapter, micro))
+    loop.keep(draws=draws.Draws(cfg, adapter, micro))
     loop.keep(param=moved, lion=OptimiserState(optimiser), best=best)
     loop.keep(adalora=adalora.Importances(adapter, ranks.device), mean=moving.mean)
 
