@@ -39,6 +39,7 @@ from delrec.lm import (
     calibration,
     crossfit,
     differences,
+    draws,
     ensemble,
     hints,
     items,
@@ -344,7 +345,7 @@ def main(ctx: click.Context, **config) -> None:
         return found
 
     micro = record["micro"] = common.settle_micro(cfg, 1, student.trials(r, seen, losses_of), ranks)
-    loop.keep(draws=student.Draws(cfg, adapter, micro), param=moved, best=best, mean=moving.mean)
+    loop.keep(draws=draws.Draws(cfg, adapter, micro), param=moved, best=best, mean=moving.mean)
     loop.keep(lion=OptimiserState(optimiser), adalora=adalora.Importances(adapter, ranks.device))
 
     if (cfg.from_run or cfg.residual) and loop.step == 0:  # what it begins as may stay the best

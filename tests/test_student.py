@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import finetune
-from delrec.lm.student import Draws
+from delrec.lm.draws import Draws, drops
 
 
 @pytest.mark.parametrize("form", ["titles", "hybrid"])
@@ -33,3 +33,13 @@ def test_dropout_that_is_no_module_is_looked_after_too(rates):
     assert not any(isinstance(m, torch.nn.Dropout) for m in lm.modules())
     cfg = SimpleNamespace(cache_prefix=True, shard=False, residual_dropout=0)
     assert bool(Draws(cfg, lm, 4).state_dict()) == bool(rates)
+
+
+def test_a_rate_of_a_part_counts_and_that_of_a_head_which_is_not_read_does_not():
+    from transformers import GPTNeoXConfig, T5GemmaConfig
+
+    parts = T5GemmaConfig()
+    for config, rate in ((GPTNeoXConfig(classifier_dropout=0.1), False), (parts, False)):
+        assert drops(SimpleNamespace(config=config, modules=list)) == rate
+    parts.decoder.dropout_rate = 0.1
+    assert drops(SimpleNamespace(config=parts, modules=list))

@@ -32,7 +32,7 @@ from delrec.runtime import Prepared, as_kept, not_allowed, stop, write_tensors
 STOPPED = 75
 FORM = 3  # of what a checkpoint holds: one of another form is not continued
 # flags that do not change the answer; stage 2's dropout draws other numbers with another micro,
-# cache_prefix or shard, and student.Draws looks after that
+# cache_prefix or shard, and draws.Draws looks after that
 MAY_CHANGE = {
     "out",
     "resume",
