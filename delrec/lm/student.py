@@ -23,6 +23,7 @@ from delrec.lm import (
     residual,
     slmrec,
     soft_prompt,
+    user_states,
     written,
 )
 from delrec.lm.kept import KeptLists
@@ -77,8 +78,9 @@ def open_student(
         must_be_of(lm, start)
     P = soft_prompt.first_soft_prompt(cfg, prompt_run or start, lm)
     backbone, backbone_run = backbone_of(cfg.backbone, data, prompt_run or start)
-    if cfg.residual:
-        residual.stop_without_folds(backbone_run)
+    if cfg.residual or cfg.user_states:
+        flag = "--residual" if cfg.residual else "a soft prompt of distill.py --user-states"
+        residual.stop_without_folds(backbone_run, flag)
     write_summaries(cfg, lm, data, backbone_run, ranks)
     settings = settings_of(cfg, backbone, backbone_run)
     say_notes(cfg, ranks, origins, backbone_run)
@@ -92,6 +94,8 @@ def open_student(
     maps = maps_of(cfg, lm, backbone_run, data.n_items)
     if cfg.residual:
         residual.add_backbone(lm, cfg, data, backbone_run, scores_of)
+    if cfg.user_states:
+        user_states.take_states(lm, cfg, data, backbone_run, scores_of, prompt_run.folder)
     if start and lm.items is not None:
         items.keep_maps(lm, start.folder)
     if teacher and lm.items is not None:
@@ -155,7 +159,9 @@ def made_with(
         made["soft_prompt"] = digest(r.P)
     if r.settings["backbone_digest"]:
         made["backbone_digest"] = r.settings["backbone_digest"]
-    if cfg.residual or hints.reads_lists(cfg):  # samples without a list are left out
+    if (
+        cfg.residual or cfg.user_states or hints.reads_lists(cfg)
+    ):  # samples without a list are left out
         made["lists_digest"] = lists_digest(r.backbone_run)
     if origins.teacher:
         made["teacher"] = slmrec.adapter_digest(origins.teacher)
@@ -206,7 +212,8 @@ class Moving:
         prompt = [r.P.requires_grad_()] if cfg.lr_prompt else []
         # with --residual the map out of the LM begins at 0, before the scores of a good model
         added = list(maps["out"].parameters()) if cfg.residual else []
-        others = [p for p in maps.parameters() if not any(p is q for q in added)]
+        trains = [p for p in maps.parameters() if p.requires_grad]  # not that of user states
+        others = [p for p in trains if not any(p is q for q in added)]
         self.groups = groups_of(
             (self.adapted, cfg.lr),
             (others, cfg.lr_maps),
@@ -310,7 +317,7 @@ class Draws:
 def write_pruned(cfg: SimpleNamespace, lm: LM, out: Path, ranks: Ranks) -> dict:
     """What config.json says of the LM. With --layers, what is left of it is written to lm/; with
     --residual, the backbone to backbone/."""
-    if ranks.main and (own := residual.residual_of(lm)):
+    if ranks.main and (own := user_states.asked_of(lm)):
         residual.keep_backbone(own.folder, out)
     if not cfg.layers or cfg.adapt == "all":  # which is written once it is trained
         return {"llm_fingerprint": lm.identity}
