@@ -17,7 +17,12 @@ from delrec.evaluation.paper import paper_method
 from delrec.evaluation.rows import note_of
 from delrec.lm import items, user_states
 from delrec.lm.ragged import of_padded
-from delrec.lm.ranker import make_ranker, open_run, over_catalogue, score_samples
+from delrec.lm.ranker import (
+    make_ranker,
+    open_run,
+    over_catalogue,
+    score_samples,
+)
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.residual import histories_of
 from delrec.lm.text import ITEM
@@ -29,10 +34,9 @@ CPU = torch.device("cpu")
 TASTES, LIKED, OTHERS = 4, 5, 24  # tastes; items of each; items that say nothing
 N = TASTES * LIKED + OTHERS
 LEARN = (
-    "--tasks rps --h 5 --samples 1600 --batch 16 --micro 16 --lr 0.02 --lr-maps 0.01 --evals 1 "
+    "--tasks rps --h 5 --samples 1280 --batch 16 --micro 16 --lr 0.02 --lr-maps 0.01 --evals 1 "
     "--val-samples 0 --history 2"
 )
-SHORT = "--samples 48 --evals 1"
 
 
 def taste_of(item) -> int:

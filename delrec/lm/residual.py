@@ -252,8 +252,8 @@ def histories_of(lm: LM, data: Data, samples: np.ndarray, mixed: bool) -> Olds:
         return None
     if mixed and carried is not None:
         stop(
-            "--shuffle-history shows a history in an order that it never had, and its items carry "
-            "the states of the one it had (distill.py --user-states); leave it out"
+            "evaluate.py --shuffle-history shows a history in an order that it never had, and its "
+            "items carry the states of the one it had (distill.py --user-states); leave it out"
         )
     seen = [own.backbone.history] if own else []
     old_nL = histories(data, samples, max(seen + ([carried.history] if carried else [])))

@@ -78,9 +78,10 @@ def open_student(
         must_be_of(lm, start)
     P = soft_prompt.first_soft_prompt(cfg, prompt_run or start, lm)
     backbone, backbone_run = backbone_of(cfg.backbone, data, prompt_run or start)
-    if cfg.residual or cfg.user_states:
-        flag = "--residual" if cfg.residual else "a soft prompt of distill.py --user-states"
-        residual.stop_without_folds(backbone_run, flag)
+    if cfg.residual:
+        residual.stop_without_folds(backbone_run)
+    if cfg.user_states:
+        residual.stop_without_folds(backbone_run, "a soft prompt of distill.py --user-states")
     write_summaries(cfg, lm, data, backbone_run, ranks)
     settings = settings_of(cfg, backbone, backbone_run)
     say_notes(cfg, ranks, origins, backbone_run)
