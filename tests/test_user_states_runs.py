@@ -9,7 +9,7 @@ import pytest
 import stopped_runs
 import torch
 from commands import edit_config, prompt_of, same_run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stopped_runs import same, stop_and_resume
 from vector_runs import DISTIL, TUNE
 
@@ -166,3 +166,19 @@ def test_what_cannot_be_meant_is_one_sentence(to_chain, chain, toy, refused, on_
     text = says(finetune.main, f"{second} --soft-prompt {begun} --backbone {bare}")
     assert "distill.py --user-states needs a backbone" in text and "lacks folds" in text
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda t: [t.pop(f"user.{x}") for x in ("weight", "length")], "lacks the map of its user"),
+        (lambda t: t.pop("user.weight"), "does not hold"),
+        (lambda t: t.update({"user.weight": torch.zeros(3, 3)}), "does not hold"),
+    ],
+)
+def test_a_run_that_lost_its_map_is_one_sentence(spoil, says, chain, refused, on_cpu, tmp_path):
+    copy = shutil.copytree(chain[1], tmp_path / "lm")
+    tensors = load_file(copy / "items.safetensors")
+    spoil(tensors)
+    save_file(tensors, copy / "items.safetensors")
+    assert says in refused(evaluate.main, f"--ckpt {copy} --limit 4")

@@ -243,9 +243,10 @@ def read_items(
     t = read_tensors(Path(folder) / "items.safetensors")
     want, D = {"E", "in.weight", "in.bias", "out.weight", "out.bias"}, lm.head_VD.shape[1]
     if (
-        set(t) - {ADDED} - CARRIED != want
+        set(t) - {ADDED} not in (want, want | CARRIED)
         or t["in.weight"].shape != (tokens_width(lm), t["E"].shape[1])
         or t["out.weight"].shape[1] != D
+        or t.get(f"{user_states.MAP}.weight", t["in.weight"]).shape != t["in.weight"].shape
         or n_items not in (None, len(t["E"]) - 1)
     ):
         of = "items'" if n_items is None else f"{n_items} items'"

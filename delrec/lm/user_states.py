@@ -206,6 +206,8 @@ def open_states(lm: LM, run: Run, data: Data, scores_of: ScoresOf | None) -> Non
         return
     if scores_of is None:
         raise ValueError(f"{run.folder} reads a backbone's states: open it with what makes them")
+    if MAP not in lm.items.maps:
+        stop(f"{run.folder}/items.safetensors lacks the map of its user states; train it again")
     of = (run.user_states, run.settings["history"])
     own = opened(lm, run.folder / BACKBONE, data, scores_of, of)
     lm.set_items(replace(lm.items, users=own))
