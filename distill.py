@@ -74,7 +74,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], dataset: str) -> None:
         # every item is scored from one state, in the space of the vectors
         cfg.verbalizer, cfg.show = "items", False
     too_few = f"--samples {cfg.samples} are not a step of --batch {cfg.batch}; raise --samples"
-    common.refuse([*augment.faults(cfg), (cfg.samples < cfg.batch, too_few)])
+    common.refuse([*prompt_training.faults(cfg), (cfg.samples < cfg.batch, too_few)])
     if cfg.tasks != "rps" and (cfg.a < 3 or cfg.a + 2 > cfg.history):
         stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
     if cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL:
@@ -254,7 +254,7 @@ class Lessons:
     help="cross-entropy over the candidates, or over all items (the paper; --verbalizer mean or "
     "first)",
 )
-@common.options(*options.augment)
+@common.options(*options.augment, *options.user_states)
 @click.option(
     "--balance",
     default="gradnorm",
@@ -313,7 +313,7 @@ def main(ctx: click.Context, **config) -> None:
     if cfg.augment:
         common.say(ranks, augment.said(cfg, lists.folder))
     crossfit.settle_folds(cfg, data)
-    r = prompt_training.open_frozen(cfg, data, ranks, lists)
+    r = prompt_training.open_frozen(cfg, data, ranks, lists, history_scorer)
     made = prompt_training.made_with(cfg, ranks, r, lists)
     moving = prompt_training.Moving(cfg, r)
     params, quiz = moving.params, prompt_training.quiz_of(cfg, r, lists)

@@ -53,6 +53,7 @@ from delrec.lm import (
     student,
     summaries,
     twice,
+    user_states,
     warm_start,
 )
 from delrec.lm.model import located
@@ -102,6 +103,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> s
         vars(cfg).update(FIXED)
     check(cfg, typed)
     prompt_run = None if start else soft_prompt.prompt_run_of(cfg, data)
+    user_states.settle(cfg, prompt_run)
     cfg.llm = soft_prompt.lm_of(cfg, prompt_run)
     cfg.maps = items.maps_folder(cfg, data, prompt_run)
     crossfit.settle_folds(cfg, data, prompt_run, teacher_run)

@@ -164,7 +164,14 @@ def test_paper_sets_the_paper_s_choices_unless_typed(toy, backbone, decoder, run
 )
 def test_the_paper_s_example_is_longer_on_steam_and_home_kitchen(dataset, more, a):
     cfg = {"paper": True, "a": None, "input": "titles", "tasks": "both", "rps_candidates": "random"}
-    flags = {"C": 15, "h": 10, "micro": 4, "augment": None, "soft": None} | distill.PAPER
+    flags = {
+        "C": 15,
+        "h": 10,
+        "micro": 4,
+        "augment": None,
+        "soft": None,
+        "user_states": None,
+    } | distill.PAPER
     cfg = SimpleNamespace(**cfg | flags | more)
     distill.settle(cfg, set(), dataset)
     assert cfg.a == a

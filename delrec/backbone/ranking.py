@@ -120,17 +120,22 @@ class HistoryScorer:
     @torch.inference_mode()
     def scores(self, olds: list[np.ndarray]) -> torch.Tensor:
         """Scores (B, I+1) after histories, as a tensor where the model is."""
-        L = self.model.history
-        seq_BL = np.zeros((len(olds), L), np.int64)
-        for seq_L, old in zip(seq_BL, olds):
-            tail = old[-L:]
-            seq_L[L - len(tail) :] = tail
-        x_BE = state(self.model, torch.as_tensor(seq_BL))
+        x_BE = self.states(olds)
         score_BI = score_from(self.model, x_BE)
         if self.bias_A is not None:
             score_BA = scores_of(self.model, x_BE, self.model.item.new_AE, self.bias_A)
             score_BI = torch.cat([score_BI, score_BA], 1)
         return score_BI
+
+    @torch.inference_mode()
+    def states(self, olds: list[np.ndarray]) -> torch.Tensor:
+        """The states x (B, E) that those are made of."""
+        L = self.model.history
+        seq_BL = np.zeros((len(olds), L), np.int64)
+        for seq_L, old in zip(seq_BL, olds):
+            tail = old[-L:]
+            seq_L[L - len(tail) :] = tail
+        return state(self.model, torch.as_tensor(seq_BL))
 
     def with_items(self, rows_of: Callable[[np.ndarray], np.ndarray]) -> "HistoryScorer":
         """This scorer with items behind the trained ones. rows_of(table (I+1, X)) gives their rows

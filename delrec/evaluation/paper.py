@@ -39,7 +39,7 @@ OF_TITLES = {
     ("kda", None): "KDALRD",
 }
 # flags of ours in either stage: a run with one is no method of DELRec's
-OURS = ("residual", "keep_rps", "augment", "kd", "ema", "drop_items", "r_drop")
+OURS = ("residual", "user_states", "keep_rps", "augment", "kd", "ema", "drop_items", "r_drop")
 WITHOUT_STAGE_1 = {"none": "w/o SP", "words": "w MCP", "random": "w USP"}
 OF_ONE_TASK = {"rps": "w/o TA", "ta": "w/o RPS"}
 

@@ -83,7 +83,7 @@ def attention_shares(
     paid, tokens = np.zeros(len(PARTS)), np.zeros(len(PARTS))
     log = Log(None, len(samples), "attention", ranks, "prompt")
     with telling(r.lm.model):
-        for n, old in enumerate(histories(r.data, samples, r.history)):
+        for n, old in enumerate(histories(r.data, samples, int(np.diff(r.data.ptr).max()))):
             prompt = labelled_prompt(r, old[old > 0], cand_nC[n])
             w_Q = attention_from(r, prompt)
             paid += np.bincount(prompt.part_Q, w_Q, len(PARTS)) / w_Q.sum()

@@ -143,6 +143,9 @@ def note_of(run: Run) -> str:
     if getattr(run, "augment", None):
         soft = f", soft target, T {run.soft:g}" if run.soft else ""
         parts.append(f"made histories ({run.augment}{soft})")
+    if getattr(run, "user_states", None):
+        whose = "its user's state" if run.user_states == "backbone" else "somebody else's state"
+        parts.append(f"items carry {whose}")
     if run.stage == "finetune":
         parts += tuning_notes(run)
     if getattr(run, "calibration", 0):

@@ -124,8 +124,8 @@ def scored(
     listed_nC = np.take_along_axis(pool_nC, place_nC, 1)
     name = f"{run.folder.name} pools"
     rows = np.zeros(pool_nC.shape, np.float32)
-    found = score_listed(r, old, listed_nC, hint_nh, scorer.ranks, name)
     olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
+    found = score_listed(r, old, listed_nC, hint_nh, scorer.ranks, name, olds)
     found = residual.with_backbone_scores_of_candidates(r.lm, found, olds, listed_nC)
     np.put_along_axis(rows, place_nC, found, 1)
     return rows

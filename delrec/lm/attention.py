@@ -9,6 +9,7 @@ import torch
 
 from delrec.lm.ranker import Ranker
 from delrec.lm.text import MASK, SLOT, embed
+from delrec.lm.user_states import told
 
 PARTS = ("instruction", "soft prompt", "history", "the rest")  # of a prompt
 
@@ -32,11 +33,12 @@ class LabelledPrompt:
     id_Q: np.ndarray  # what the LM is given
     part_Q: np.ndarray  # a place in PARTS
     read_at: int  # the token whose state is read
+    old: np.ndarray  # the whole history
 
 
 def labelled_prompt(r: Ranker, old: np.ndarray, cand_C: np.ndarray | None = None) -> LabelledPrompt:
-    """The prompt of one history, as the LM is given it."""
-    tail, at = r.prompts.history(old, cand_C)
+    """The prompt of one history (all of it), as the LM is given it."""
+    tail, at = r.prompts.history(old[-r.history :], cand_C)
     prefix = r.prompts.prefix
     ids = np.concatenate([prefix, tail])
     part = np.full(len(ids), PARTS.index("the rest"))
@@ -46,10 +48,10 @@ def labelled_prompt(r: Ranker, old: np.ndarray, cand_C: np.ndarray | None = None
     part[len(prefix) + at] = PARTS.index("history")
     mask = int(np.flatnonzero(ids == MASK)[0])
     if r.lm.kind == "decoder":  # what is read is the state before the mask
-        return LabelledPrompt(ids[:-1], part[:-1], mask - 1)
+        return LabelledPrompt(ids[:-1], part[:-1], mask - 1, old)
     ids = np.concatenate([np.where(ids == MASK, r.lm.mask_id, ids), r.lm.end]).astype(np.int64)
     end = np.full(len(r.lm.end), PARTS.index("the rest"))
-    return LabelledPrompt(ids, np.concatenate([part, end]), mask)
+    return LabelledPrompt(ids, np.concatenate([part, end]), mask, old)
 
 
 def attention_from(r: Ranker, prompt: LabelledPrompt) -> np.ndarray:
@@ -58,9 +60,9 @@ def attention_from(r: Ranker, prompt: LabelledPrompt) -> np.ndarray:
     lm = r.lm
     body = lm.model.get_encoder() if lm.kind == "encoder-decoder" else lm.body
     more = {"use_cache": False} if lm.kind == "decoder" else {}
-    out = body(
-        inputs_embeds=embed(lm, np.asarray(prompt.id_Q)[None], r.P), output_attentions=True, **more
-    )
+    with told(lm, [prompt.id_Q], [prompt.old]) as ids:
+        embedded = embed(lm, ids[0][None], r.P)
+    out = body(inputs_embeds=embedded, output_attentions=True, **more)
     layers = [a[0, :, prompt.read_at].float().mean(0) for a in out.attentions]
     return torch.stack(layers).mean(0).cpu().numpy()
 
@@ -68,14 +70,15 @@ def attention_from(r: Ranker, prompt: LabelledPrompt) -> np.ndarray:
 @torch.no_grad()
 def shares_of_history(r: Ranker, old: np.ndarray) -> dict[int, float]:
     """{item: share of all attention} that the place where the LM is read pays to each item of a
-    history; those that the prompt does not show are left out.
+    history (all of it); those that the prompt does not show are left out.
     """
     prompt = labelled_prompt(r, old)
     with telling(r.lm.model):
         w_Q = attention_from(r, prompt)
     w_H = (w_Q / w_Q.sum())[np.flatnonzero(prompt.part_Q == PARTS.index("history"))]
     pieces, shares, end = r.prompts.pieces, {}, len(w_H)
-    for item in old[::-1].tolist():  # the oldest are dropped where a prompt is too long
+    shown_H = old[-r.history :].tolist()
+    for item in reversed(shown_H):  # the oldest are dropped where a prompt is too long
         begin = end - int(pieces.tokens.lengths[item + pieces.first_shown])
         if begin < 0:
             break

@@ -80,7 +80,8 @@ def settle_folds(
 def may_learn_from(cfg: SimpleNamespace, data: Data, backbone_run: Path | str) -> np.ndarray:
     """The training samples (places in data.train, sorted) that a run may learn from."""
     known = np.arange(len(data.train))
-    states_of = [backbone_run] if getattr(cfg, "residual", None) else []
+    told = getattr(cfg, "residual", None) or getattr(cfg, "user_states", None)
+    states_of = [backbone_run] if told else []
     for place in (*states_of, *runs_of(cfg)):  # without a list there is no state either
         known = np.intersect1d(known, with_lists(place, data))
     if not cfg.without_fold:
@@ -144,6 +145,11 @@ def must_belong(other: Run, run: Run, fold_U: np.ndarray) -> None:
             stop(
                 f"--folds: {each.folder} adds to the scores of its full backbone, which has seen "
                 "everybody; use runs of finetune.py without --residual"
+            )
+        if getattr(each, "user_states", None):
+            stop(
+                f"--folds: the items of {each.folder} carry the states of its full backbone, which "
+                "has seen everybody; use runs on a soft prompt of distill.py without --user-states"
             )
     if not getattr(other, "without_fold", None):
         stop(

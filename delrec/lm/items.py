@@ -16,15 +16,18 @@ import torch
 
 from delrec.data.others import order_of_others
 from delrec.data.prepared import Data
-from delrec.lm import residual
+from delrec.lm import residual, user_states
 from delrec.lm.model import LM
 from delrec.lm.prompts import settings_of_run
 from delrec.lm.ragged import Ragged
-from delrec.lm.residual import Residual
+from delrec.lm.residual import Residual, scales
 from delrec.lm.text import ITEM, digest, token_scale, tokens_width
+from delrec.lm.transfer import on_device
+from delrec.lm.user_states import STRIDE, StateMap, UserStates
 from delrec.runtime import Run, load_run, read_tensors, stop, write_tensors
 
 ADDED = f"{residual.WEIGHT}.weight"  # of a run of --residual alone
+CARRIED = {f"{user_states.MAP}.{name}" for name in ("weight", "length")}  # of --user-states
 
 
 @dataclass
@@ -46,6 +49,12 @@ class Items:
     folds: Folds | None = None  # of a backbone that answered out of fold; for training samples
     new: torch.Tensor | None = None  # fp32 (A, de): vectors of items added behind the trained ones
     residual: Residual | None = None  # what the scores are added to (residual.py)
+    users: UserStates | None = None  # whose states items carry (user_states.py)
+
+    def vectors(self, id_M: np.ndarray) -> torch.Tensor:
+        """What the LM reads of items' tokens, ITEM - id (M,): vectors (M, D)."""
+        rows_ME = self.rows(on_device(id_M % STRIDE, self.E.device))
+        return user_states.vectors(self, id_M, self.maps["in"](rows_ME))
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """The vectors of items, by their numbers (in training: by their places in the folds'
@@ -142,11 +151,6 @@ def joined(e_IE: torch.Tensor, b_I: torch.Tensor) -> torch.Tensor:
     return E
 
 
-def scales(e_IE: torch.Tensor, b_I: torch.Tensor) -> torch.Tensor:
-    """(2,): the mean norm of the items' vectors, and the deviation of their biases."""
-    return torch.stack([e_IE[1:].norm(dim=1).mean(), b_I[1:].std().clamp(min=1e-6)])
-
-
 # ---------------------------------------------------------------- out of fold
 
 
@@ -239,9 +243,10 @@ def read_items(
     t = read_tensors(Path(folder) / "items.safetensors")
     want, D = {"E", "in.weight", "in.bias", "out.weight", "out.bias"}, lm.head_VD.shape[1]
     if (
-        set(t) - {ADDED} != want
+        set(t) - {ADDED} not in (want, want | CARRIED)
         or t["in.weight"].shape != (tokens_width(lm), t["E"].shape[1])
         or t["out.weight"].shape[1] != D
+        or t.get(f"{user_states.MAP}.weight", t["in.weight"]).shape != t["in.weight"].shape
         or n_items not in (None, len(t["E"]) - 1)
     ):
         of = "items'" if n_items is None else f"{n_items} items'"
@@ -259,6 +264,8 @@ def open_items(lm: LM, folder: Path, n_items: int) -> None:
     maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D_in), "out": torch.nn.Linear(D, de)})
     if ADDED in tensors:
         maps[residual.WEIGHT] = residual.weight()
+    if set(tensors) >= CARRIED:
+        maps[user_states.MAP] = StateMap(de, D_in)
     maps.load_state_dict(tensors)
     lm.set_items(Items(E.to(lm.device), maps.to(lm.device).requires_grad_(False)))
 
@@ -282,8 +289,9 @@ def load_maps(lm: LM, folder: Path | str, n_items: int) -> None:
             f"{folder} was trained on the item vectors of another backbone; give its --backbone, "
             "or distil again from this one"
         )
-    tensors.pop(ADDED, None)  # this run's own begins at 1
-    lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **tensors})
+    of_this_run = {ADDED, *CARRIED}  # the first begins at 1, the others come with the soft prompt
+    own = {name: t for name, t in tensors.items() if name not in of_this_run}
+    lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **own})
 
 
 def keep_maps(lm: LM, folder: Path | str) -> None:

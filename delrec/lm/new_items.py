@@ -11,6 +11,7 @@ from delrec.lm.prompts import Prompts
 from delrec.lm.ranker import Ranker
 from delrec.lm.residual import residual_of
 from delrec.lm.titles import with_more
+from delrec.lm.user_states import users_of
 from delrec.processes import Ranks
 
 
@@ -27,6 +28,10 @@ def with_items(r: Ranker, titles: list[str], rows_of: Callable[[np.ndarray], np.
     if own := residual_of(lm):
         grown = replace(own, backbone=own.backbone.with_items(rows_of))
         lm.set_items(replace(lm.items, residual=grown))
+    if own := users_of(lm):
+        backbone = own.asked.backbone.with_items(rows_of)
+        grown = replace(own, asked=replace(own.asked, backbone=backbone))
+        lm.set_items(replace(lm.items, users=grown))
     data = replace(r.data, titles=[*r.data.titles, *titles], n_items=r.data.n_items + len(titles))
     grown = with_more(lm, r.titles, titles, r.settings["max_title"])
     k, shown = 0 if r.P is None else len(r.P), r.settings["input"]

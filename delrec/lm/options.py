@@ -101,6 +101,17 @@ augment = (
     ),
 )
 
+# histories whose items carry the user's state
+user_states = (
+    click.option(
+        "--user-states",
+        type=click.Choice(["backbone", "permuted"]),
+        help="with --input ids: each item of a history also tells the LM the backbone's state "
+        "after it, by a map that stage 2 keeps with the soft prompt; needs a backbone of "
+        "train_backbone.py --folds. permuted: the state of somebody else (a control)",
+    ),
+)
+
 # on top of the backbone
 residual = (
     click.option(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from delrec.data.prepared import Data, halves_of_validation, subset
-from delrec.lm import items
+from delrec.lm import augment, items, residual, user_states
 from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.lists import Lists, must_list
 from delrec.lm.model import WAY, load_lm
@@ -33,10 +33,19 @@ from delrec.training.steps import groups_of
 STORED = 15  # candidates that every preparation stores
 
 
-def open_frozen(cfg: SimpleNamespace, data: Data, ranks: Ranks, lists: Lists) -> Ranker:
+def faults(cfg: SimpleNamespace) -> list[tuple]:
+    """What cannot be meant in stage 1: [(is it so?, sentence)]."""
+    return [*augment.faults(cfg), *user_states.faults(cfg)]
+
+
+def open_frozen(
+    cfg: SimpleNamespace, data: Data, ranks: Ranks, lists: Lists, scores_of: residual.ScoresOf
+) -> Ranker:
     """The frozen LM as a ranker, with an untrained soft prompt (k, D), and with --input ids
-    untrained maps of item vectors."""
+    untrained maps of item vectors. scores_of: asked with --user-states, of the backbone."""
     must_list(lists, cfg, data)
+    if cfg.user_states:
+        residual.stop_without_folds(lists.folder, "--user-states")
     lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
     P_kD = random_soft_prompt(lm, cfg.k, cfg.seed).requires_grad_()
     if cfg.input == "ids":
@@ -47,6 +56,8 @@ def open_frozen(cfg: SimpleNamespace, data: Data, ranks: Ranks, lists: Lists) ->
             )
         torch.manual_seed(cfg.seed)
         items.load_items(lm, lists.folder, data.n_items)
+    if cfg.user_states:
+        user_states.add_states(lm, cfg, data, lists.folder, scores_of)
     settings = settings_of(cfg, lists.backbone, lists.folder)
     return make_ranker(lm, data, settings, P_kD, cfg.cache_prefix)
 
@@ -55,7 +66,7 @@ def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, lists: Lists) -> di
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
     made[WAY] = r.lm.way
-    if cfg.augment:  # the backbone itself is asked
+    if cfg.augment or cfg.user_states:  # the backbone itself is asked
         made["backbone_digest"] = r.settings["backbone_digest"]
     made["backbone_lists"] = digest(torch.tensor(lists.train))
     if r.lm.items is not None:
@@ -86,6 +97,8 @@ class Moving:
         save_soft_prompt(out, self.r.P)
         if self.r.lm.items is not None:
             items.save_items(self.r.lm, out)
+        if own := user_states.users_of(self.r.lm):
+            residual.keep_backbone(own.asked.folder, out)
         if self.adapter:
             self.adapter.save_pretrained(out / "adapter")
             follow_umask(out / "adapter")
@@ -113,7 +126,7 @@ class Quiz:
         """Accuracy and loss of each task, which are also printed."""
         found = {}
         for task, prompts in self.prompts.items():
-            accuracy, loss = accuracy_of(asking(r, task), prompts, ranks, f"{name} {task.upper()}")
+            accuracy, loss = accuracy_of(r, task, prompts, ranks, name)
             found |= {task: accuracy, f"{task}_loss": loss}
         said = [
             f"{task.upper()} accuracy {found[task]:.3f} loss {found[f'{task}_loss']:.3f} "
@@ -171,11 +184,17 @@ class Nearness:
         return means | {"n": n, "candidates": C}
 
 
-def accuracy_of(r: Ranker, prompts: list[Question], ranks: Ranks, name: str) -> tuple[float, float]:
-    """The share of prompts whose label scores highest (a tie counts as its share), and the mean
-    cross-entropy; all processes share the work."""
+def accuracy_of(
+    r: Ranker, task: str, prompts: list[Question], ranks: Ranks, name: str
+) -> tuple[float, float]:
+    """The share of a task's prompts whose label scores highest (a tie counts as its share), and the
+    mean cross-entropy; all processes share the work."""
     tails, cand_nC = [p.tail for p in prompts], np.stack([p.cand for p in prompts])
-    score_nC = score_tails(r, tails, cand_nC, ranks, name)
+    olds = None
+    if task == "rps":  # TA asks for an item that the states know
+        olds = residual.histories_of(r.lm, r.data, np.array([p.sample for p in prompts]), False)
+    name = f"{name} {task.upper()}"
+    score_nC = score_tails(asking(r, task), tails, cand_nC, ranks, name, olds=olds)
     label_n = np.array([p.label for p in prompts])
     best_nC = score_nC == score_nC.max(1, keepdims=True)
     right_n = best_nC[np.arange(len(label_n)), label_n] / best_nC.sum(1)

@@ -11,7 +11,7 @@ import torch
 
 from delrec import places
 from delrec.data.prepared import Data, candidates, histories, shuffled, users
-from delrec.lm import hints, items, residual
+from delrec.lm import hints, items, residual, user_states
 from delrec.lm.batches import batches_of, costs_of, tokens_of
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
@@ -110,7 +110,7 @@ def open_run(
 ) -> tuple[Ranker, np.ndarray]:
     """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter
     and soft prompt, and the score it subtracts per item: (ranker, penalty float32 (I+1,)).
-    scores_of: asked by a run of --residual, of its backbone."""
+    scores_of: asked by a run of --residual or --user-states, of its backbone."""
     lm = load_lm(run.llm, device, shard=shard, checked=getattr(run, "check_llm", True))
     must_be_of(lm, run)
     own = own_files(run)
@@ -121,6 +121,7 @@ def open_run(
         items.open_items(lm, run.folder, data.n_items)
     if BACKBONE in own:
         residual.open_residual(lm, run, data, scores_of)
+        user_states.open_states(lm, run, data, scores_of)
     return make_ranker(lm, data, run.settings, P_kD), penalty_of(run, data)
 
 
@@ -132,7 +133,7 @@ def own_files(run: Run) -> list[str]:
         ADAPTER: run.stage == "finetune" and not whole or getattr(run, "lr_lm", 0),
         ITEMS: settings_of_run(run)["input"] != "titles",
         PROMPT: run.soft_prompt not in ("none", "words"),
-        BACKBONE: getattr(run, "residual", None),
+        BACKBONE: getattr(run, "residual", None) or getattr(run, "user_states", None),
     }
     own = [part for part in needed if needed[part]]
     for part in own:
@@ -182,9 +183,11 @@ def score_tails(
     ranks: Ranks,
     name: str | None = "score",
     tokens: int | None = None,
+    olds: Olds = None,
 ) -> np.ndarray:
     """Scores float32 (n, C) of candidates for prompts, on every rank; the prefix computed once.
-    name: of the progress that is shown; None: none is.
+    name: of the progress that is shown; None: none is. olds: the whole histories, as
+    user_states.told takes them.
 
     Batches of like length, at most `tokens` tokens each (tokens_of: on a CPU its caches shall hold
     them), are formed over all prompts and then shared among the ranks: a prompt meets the same
@@ -196,7 +199,8 @@ def score_tails(
     batches = batches_of(costs_of(r, tails, cand_nC), tokens or tokens_of(r.lm))
     scores, mine = [], [np.zeros(0, int)]  # scores stay on the device until all are on their way
     for j, counts in shared_batches(batches, r, ranks, name):
-        score_BC = score(r.lm, start, tails.take(j), cand_nC[j], r.titles, r.verbalizer)
+        with user_states.told(r.lm, tails.take(j), olds and [olds[i] for i in j]) as own:
+            score_BC = score(r.lm, start, own, cand_nC[j], r.titles, r.verbalizer)
         if counts:
             scores.append(score_BC.float())
             mine.append(j)
@@ -229,14 +233,16 @@ def score_listed(
     hint_nh: np.ndarray | None,
     ranks: Ranks,
     name: str | None = "score",
+    olds: Olds = None,
 ) -> np.ndarray:
     """Scores (n, C) of candidates after histories, listed as they are given and, with --orders, in
-    further orders: the mean over all."""
+    further orders: the mean over all. olds: as score_tails takes them."""
     orders = hints.moved(cand_nC.shape[1], r.settings["orders"])
     total_nC = np.zeros(cand_nC.shape, np.float32)
     for place_C in orders:
         tails, _ = r.prompts.histories(old, cand_nC[:, place_C], hint_nh)
-        total_nC[:, place_C] += score_tails(r, tails, cand_nC[:, place_C], ranks, name)
+        more = (ranks, name, None, olds)
+        total_nC[:, place_C] += score_tails(r, tails, cand_nC[:, place_C], *more)
     return total_nC / np.float32(len(orders))
 
 
@@ -263,7 +269,7 @@ def score_samples(
     old, hint_nh = of_padded(shown_histories(r, samples)), hints.hints_of(r, split, C, which)
     rows = np.zeros((len(which), C), np.float32)
     olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
-    score_nC = score_listed(r, old, cand_nC, hint_nh, ranks, name)
+    score_nC = score_listed(r, old, cand_nC, hint_nh, ranks, name, olds)
     score_nC = residual.with_backbone_scores_of_candidates(r.lm, score_nC, olds, cand_nC)
     np.put_along_axis(rows, place_nC, score_nC, 1)
     return rows
@@ -283,8 +289,8 @@ def score_catalogue(
     r: Ranker, start: Start, tails: Sequence[np.ndarray], olds: Olds = None
 ) -> np.ndarray:
     """Scores float32 (B, I+1) of every item of the catalogue after each prompt, -inf for the
-    padding item, by one pass of the LM. olds: the whole histories, which a run of --residual asks
-    its backbone about."""
+    padding item, by one pass of the LM. olds: the whole histories, which a run of --residual or
+    --user-states asks its backbone about."""
     return catalogue_later(r, start, tails, olds)()
 
 
@@ -294,7 +300,8 @@ def catalogue_later(
 ) -> Callable[[], np.ndarray]:
     """A function that gives what score_catalogue does; a GPU begins now."""
     r.lm.model.eval()
-    x_BD = read(r.lm, start, tails)
+    with user_states.told(r.lm, tails, olds) as tails:
+        x_BD = read(r.lm, start, tails)
     s_BI = verbalise_all(r.lm, x_BD, r.trained or r.titles, r.verbalizer).float()
     if r.trained:
         new_A = np.arange(s_BI.shape[1], r.data.n_items + 1)

@@ -58,6 +58,9 @@ class BackboneScores(Protocol):
     def scores(self, olds: list[np.ndarray], /) -> torch.Tensor:
         """y (B, I+1) after histories, oldest first; -inf for the padding item."""
 
+    def states(self, olds: list[np.ndarray], /) -> torch.Tensor:
+        """x (B, E) after histories, oldest first."""
+
     def on(self, device: torch.device, /) -> BackboneScores:
         """These scores, computed there."""
 
@@ -82,17 +85,24 @@ class Residual:
 
     def scores(self, olds: list[np.ndarray]) -> torch.Tensor:
         """y (B, I+1) after histories, oldest first."""
+        return self.backbone.scores(self.meant(olds))
+
+    def after(self, olds: list[np.ndarray]) -> torch.Tensor:
+        """x (B, E) after histories, oldest first."""
+        return self.backbone.states(self.meant(olds))
+
+    def meant(self, olds: list[np.ndarray]) -> list[np.ndarray]:
+        """The histories that the backbone is asked about, as it sees them."""
         olds = [old[-self.backbone.history :] for old in olds]
-        if self.permuted:
-            olds = [self.of_another(old) for old in olds]
-        return self.backbone.scores(olds)
+        return [self.of_another(old) for old in olds] if self.permuted else olds
 
     def of_another(self, old: np.ndarray) -> np.ndarray:
         """The history of another user's training sample, which the given one draws."""
         if not len(self.data.train):
             stop(
-                "a run of finetune.py --residual permuted answers by histories of the log, which "
-                "is not here; give its prepared data, or share a run that keeps to its own"
+                "a run of finetune.py --residual permuted or distill.py --user-states permuted "
+                "answers by histories of the log, which is not here; give its prepared data, or "
+                "share a run that keeps to its own"
             )
         place = sample_of_another(self.data, old)
         (other_L,) = histories(self.data, np.array([place]), self.backbone.history)
@@ -183,6 +193,11 @@ def weight() -> torch.nn.Linear:
     return g
 
 
+def scales(e_IE: torch.Tensor, b_I: torch.Tensor) -> torch.Tensor:
+    """(nbar, sd): the mean norm of the items' vectors, and the deviation of their biases."""
+    return torch.stack([e_IE[1:].norm(dim=1).mean(), b_I[1:].std().clamp(min=1e-6)])
+
+
 def stop_without_folds(place: Path, flag: str = "--residual") -> None:
     """Stops at a backbone that has not answered out of fold. flag: what needs that."""
     config = place / "config.json"
@@ -232,10 +247,16 @@ def residual_of(lm: LM) -> Residual | None:
 def histories_of(lm: LM, data: Data, samples: np.ndarray, mixed: bool) -> Olds:
     """The histories of samples (places in data.items) as the LM's backbone sees them, oldest first;
     None where it has none. mixed: in a random order."""
-    own = residual_of(lm)
-    if own is None:
+    own, carried = residual_of(lm), lm.items.users if lm.items is not None else None
+    if own is None and carried is None:
         return None
-    old_nL = histories(data, samples, own.backbone.history)
+    if mixed and carried is not None:
+        stop(
+            "evaluate.py --shuffle-history shows a history in an order that it never had, and its "
+            "items carry the states of the one it had (distill.py --user-states); leave it out"
+        )
+    seen = [own.backbone.history] if own else []
+    old_nL = histories(data, samples, max(seen + ([carried.history] if carried else [])))
     old_nL = shuffled(old_nL, samples) if mixed else old_nL
     return [old[old > 0] for old in old_nL]
 
@@ -280,6 +301,8 @@ def keep_backbone(source: Path, run_folder: Path) -> Path:
 
 def open_residual(lm: LM, run: Run, data: Data, scores_of: ScoresOf | None) -> None:
     """Gives the LM of a finished run of --residual the backbone that stands in the run's folder."""
+    if not getattr(run, "residual", None):
+        return
     if scores_of is None:
         raise ValueError(f"{run.folder} adds a backbone's scores: open it with what makes them")
     own = load_run(run.folder / BACKBONE, data, stages=["train_backbone"])

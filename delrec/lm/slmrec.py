@@ -85,6 +85,11 @@ def settle_by_teacher(cfg: SimpleNamespace, typed: set[str], data: Data) -> Run:
             f"the teacher {run.folder} adds to its backbone's scores (--residual), so its LM alone "
             "says little; name one without --residual"
         )
+    if getattr(run, "user_states", None):
+        stop(
+            f"the items of the teacher {run.folder} carry user states (distill.py --user-states), "
+            "which a student is not told; name a run on another soft prompt"
+        )
     values = settings_of_run(run)
     for key in DEFAULTS:
         if key in typed and getattr(cfg, key) != values[key]:

@@ -23,6 +23,7 @@ from delrec.lm import (
     residual,
     slmrec,
     soft_prompt,
+    user_states,
     written,
 )
 from delrec.lm.kept import KeptLists
@@ -80,6 +81,8 @@ def open_student(
     backbone, backbone_run = backbone_of(cfg.backbone, data, prompt_run or start)
     if cfg.residual:
         residual.stop_without_folds(backbone_run)
+    if cfg.user_states:
+        residual.stop_without_folds(backbone_run, "a soft prompt of distill.py --user-states")
     write_summaries(cfg, lm, data, backbone_run, ranks)
     settings = settings_of(cfg, backbone, backbone_run)
     say_notes(cfg, ranks, origins, backbone_run)
@@ -93,6 +96,8 @@ def open_student(
     maps = maps_of(cfg, lm, backbone_run, data.n_items)
     if cfg.residual:
         residual.add_backbone(lm, cfg, data, backbone_run, scores_of)
+    if cfg.user_states:
+        user_states.take_states(lm, cfg, data, backbone_run, scores_of, prompt_run.folder)
     if start and lm.items is not None:
         items.keep_maps(lm, start.folder)
     if teacher and lm.items is not None:
@@ -157,7 +162,9 @@ def made_with(
         made["soft_prompt"] = digest(r.P)
     if r.settings["backbone_digest"]:
         made["backbone_digest"] = r.settings["backbone_digest"]
-    if cfg.residual or hints.reads_lists(cfg):  # samples without a list are left out
+    if (
+        cfg.residual or cfg.user_states or hints.reads_lists(cfg)
+    ):  # samples without a list are left out
         made["lists_digest"] = lists_digest(r.backbone_run)
     if origins.teacher:
         made["teacher"] = slmrec.adapter_digest(origins.teacher)
@@ -208,7 +215,8 @@ class Moving:
         prompt = [r.P.requires_grad_()] if cfg.lr_prompt else []
         # with --residual the map out of the LM begins at 0, before the scores of a good model
         added = list(maps["out"].parameters()) if cfg.residual else []
-        others = [p for p in maps.parameters() if not any(p is q for q in added)]
+        trains = [p for p in maps.parameters() if p.requires_grad]  # not that of user states
+        others = [p for p in trains if not any(p is q for q in added)]
         self.groups = groups_of(
             (self.adapted, cfg.lr),
             (others, cfg.lr_maps),
@@ -286,7 +294,7 @@ def validations(
 def write_pruned(cfg: SimpleNamespace, lm: LM, out: Path, ranks: Ranks) -> dict:
     """What config.json says of the LM. With --layers, what is left of it is written to lm/; with
     --residual, the backbone to backbone/."""
-    if ranks.main and (own := residual.residual_of(lm)):
+    if ranks.main and (own := user_states.asked_of(lm)):
         residual.keep_backbone(own.folder, out)
     if not cfg.layers or cfg.adapt == "all":  # which is written once it is trained
         return {"llm_fingerprint": lm.identity}

@@ -1,8 +1,9 @@
 """Text as tokens, tokens as vectors, and which LM it is.
 
 A prompt is an int array: token ids, SLOT where a soft-prompt vector goes, MASK where the filler is
-read, ITEM - i where item i stands as a vector (--input ids | hybrid). The three are negative, so no
-title and no tokenizer can produce them.
+read, ITEM - i where item i stands as a vector (--input ids | hybrid; what it carries besides is
+told by larger numbers: user_states.py). The three are negative, so no title and no tokenizer can
+produce them.
 """
 
 from __future__ import annotations
@@ -123,8 +124,7 @@ def embed(lm: LM, ids_BQ: np.ndarray, P_kD: torch.Tensor | None) -> torch.Tensor
         e_BQD = torch.where(on_device(slot_BQ, lm.device)[..., None], spliced, e_BQD)
     item_BQ = ids_BQ <= ITEM
     if lm.items is not None and item_BQ.any():
-        item_ND = lm.items.rows(on_device(ITEM - ids_BQ[item_BQ], lm.device))
-        vectors_ND = lm.items.maps["in"](item_ND)
+        vectors_ND = lm.items.vectors(ITEM - ids_BQ[item_BQ])
         item_BQ = on_device(item_BQ, lm.device)[..., None]
         e_BQD = e_BQD.masked_scatter(item_BQ, vectors_ND.to(lm.dtype))
     return e_BQD

@@ -77,6 +77,12 @@ def must_be_plain(run: Run) -> None:
     made = {key: getattr(run, key, None) for key in ("teacher", "layers", "lambda_ms")}
     made |= {"adapt all": getattr(run, "adapt", "qv") == "all"}  # as it is typed
     made |= {key: getattr(run, key, None) for key in ("without_fold", "residual")}
+    if getattr(run, "user_states", None):
+        stop(
+            f"the items of {run.folder} carry user states (distill.py --user-states), and a "
+            "backbone that went on has no folds for them; name a run on another soft prompt, or "
+            "train from scratch without --from"
+        )
     for flag, is_so in made.items():
         if is_so:
             stop(

@@ -19,6 +19,7 @@ from delrec.lm.ragged import Ragged, of_padded
 from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read_examples, read_prefix
 from delrec.lm.residual import with_backbone_state
+from delrec.lm.user_states import carrying
 from delrec.runtime import stop
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class Windows:
         shown = of_padded(seq_nL)
         tails, ats = r.prompts.histories(shown)
         targets = Ragged(target_nL[seq_nL > 0], shown.ptr)
-        windows = zip(number_n, last_n, table_n, targets, in_tables(r.lm, tails, table_n), ats)
+        tails = carrying(r.lm, in_tables(r.lm, tails, table_n), ats, last_n)
+        windows = zip(number_n, last_n, table_n, targets, tails, ats)
         for number, end, table, target, tail, at in windows:
             must_fit(len(at), len(target))
             # a vector's state predicts the vector after it; the last one's is read at the mask

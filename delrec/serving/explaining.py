@@ -80,7 +80,10 @@ def seen_by(run: Run) -> int:
         return run.history
     shown = run.settings["history"]
     if getattr(run, "residual", None):  # its backbone sees a history of its own
-        return max(shown, load_run(run.folder / BACKBONE).history)
+        shown = max(shown, load_run(run.folder / BACKBONE).history)
+    if getattr(run, "user_states", None):  # it is asked after every beginning of what is shown
+        before = run.settings["history"] - 1
+        shown = max(shown, load_run(run.folder / BACKBONE).history + before)
     return shown
 
 
@@ -106,4 +109,4 @@ def attention_to(now: Answerer, old: np.ndarray) -> dict[int, float]:
             f"{now.run.folder} is no LM, so it has no attention to tell; leave attention out"
         )
     with now.turn:
-        return shares_of_history(ranker, old[-ranker.history :])
+        return shares_of_history(ranker, old)

@@ -59,7 +59,7 @@ def parameters(run: Run) -> int:
     if run.stage == "train_backbone":
         return run.parameters
     own = [run.folder / name for name in OWN_WEIGHTS]
-    if getattr(run, "residual", None):
+    if getattr(run, "residual", None) or getattr(run, "user_states", None):
         own.append(run.folder / ranker.BACKBONE)
     folder = lm_folder(run)
     files = list(folder.glob("*.safetensors"))
