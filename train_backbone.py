@@ -50,6 +50,7 @@ from delrec.backbone import (
     dros,
     folds,
     options,
+    presets,
     results,
     text,
     text_ways,
@@ -157,6 +158,7 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
     "with --text <model>-text",
 )
 # model (paper's values per model: width 100/64/100, dropout .5/.3/.4)
+@presets.preset_option
 @click.option(
     "--model",
     "--student",
@@ -228,6 +230,7 @@ def main(**config) -> None:
     cfg = SimpleNamespace(**config)
     asked = {key: getattr(cfg, key) for key in ("epochs", "patience")}
     ctx = click.get_current_context()
+    common.refuse(presets.faults(cfg))
     if cfg.from_run:
         warm_start.settle(cfg, common.typed_of(ctx, config))
     moved = common.moved_of(ctx, config)
