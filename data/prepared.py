@@ -132,7 +132,7 @@ def raw_ids(data: Data, what: str, n: int) -> list[str]:
     """The n ids of the items or users in the raw log."""
     if data.shared is not None:
         return data.shared.ids if what == "items" else []
-    path = data.folder / f"raw_{what}.txt"
+    path = folder_now(data) / f"raw_{what}.txt"
     try:
         ids = path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError as bad:
@@ -148,7 +148,7 @@ def item_columns(data: Data) -> dict[str, list[str]]:
     """
     if data.shared is not None:
         return data.shared.columns
-    path = data.folder / COLUMNS
+    path = folder_now(data) / COLUMNS
     if not path.exists():
         return {}
     import polars as pl  # a process that filters nothing does without
@@ -182,6 +182,20 @@ def hash_of(folder: Path) -> str | None:
 def kept_as(folder: Path, digest: str) -> Path:
     """Where the preparation of that hash is kept when another takes its place in `folder`."""
     return Path(f"{folder}@{digest}")
+
+
+def folder_now(data: Data) -> Path:
+    """Where the preparation that was loaded stands now: kept under its hash, where another has
+    taken its place since.
+    """
+    digest = data.meta["hash"]
+    for place in (data.folder, kept_as(data.folder, digest)):
+        if hash_of(place) == digest:
+            return place
+    stop(
+        f"{data.folder} was prepared anew while this process read the earlier preparation "
+        f"(hash {digest}), which is not kept; start it again"
+    )
 
 
 def places_of_data(run: Run) -> Iterator[Path]:
@@ -286,19 +300,13 @@ def candidates(
     """The stored candidates of a split, or of some of its samples: int64 (n, C), each row holding
     its target exactly once.
     """
-    path = data.folder / f"candidates_{split}_{C}.npy"
+    folder = folder_now(data)
+    path = folder / f"candidates_{split}_{C}.npy"
     if not path.exists():
-        have = sorted(
-            int(p.stem.split("_")[2]) for p in data.folder.glob(f"candidates_{split}_*.npy")
-        )
+        have = sorted(int(p.stem.split("_")[2]) for p in folder.glob(f"candidates_{split}_*.npy"))
         stop(
             f"{data.folder} holds no {C} candidates for {split}, it holds {have} (the catalogue "
             f"has {data.n_items} items); choose one of those, or prepare the data again"
-        )
-    if hash_of(data.folder) != data.meta["hash"]:
-        stop(
-            f"{data.folder} was prepared anew while this command read the earlier preparation "
-            f"(hash {data.meta['hash']}); run it again"
         )
     return read_npy(path, (len(getattr(data, split)), C))[which].astype(np.int64)
 

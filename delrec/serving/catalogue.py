@@ -39,7 +39,15 @@ class Catalogue:
     @cached_property
     def lookup(self) -> Lookup:
         """The items by title and raw id."""
-        return Lookup(self.data, self.added)
+        known = None if self.before is None else self.before.lookup.ids
+        return Lookup(self.data, self.added, known)
+
+    def read(self) -> None:
+        """Reads now what is else read when a question first needs it: a service goes on answering
+        for the log that it was trained on, whatever becomes of the prepared folder.
+        """
+        for part in ("lookup", "user_of", "columns"):
+            getattr(self, part)
 
     @property
     def n_items(self) -> int:
@@ -49,9 +57,12 @@ class Catalogue:
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """The further columns of items.csv: {name: text (I+1,)}, blank for added items."""
-        blank = [""] * len(self.added)
+        if self.before is not None:
+            blank_A = np.full(len(self.added), "", object)
+            known = self.before.columns.items()
+            return {name: np.concatenate([cell_I, blank_A]) for name, cell_I in known}
         found = item_columns(self.data)
-        return {name: np.array(["", *cells, *blank], object) for name, cells in found.items()}
+        return {name: np.array(["", *cells], object) for name, cells in found.items()}
 
     @cached_property
     def meant_columns(self) -> dict[str, np.ndarray]:
@@ -80,6 +91,8 @@ class Catalogue:
     @cached_property
     def user_of(self) -> dict[str, int]:
         """{raw id: number} of the log's users."""
+        if self.before is not None:
+            return self.before.user_of
         return {raw: n for n, raw in enumerate(raw_user_ids(self.data))}
 
     @cached_property

@@ -139,11 +139,15 @@ class Lookup:
     looser readings need is made when the first name needs it.
     """
 
-    def __init__(self, data: Data, added: dict[str, str] | None = None):
-        """added: {raw id: title} of items behind the folder's own."""
+    def __init__(
+        self, data: Data, added: dict[str, str] | None = None, ids: list[str] | None = None
+    ):
+        """added: {raw id: title} of items behind the folder's own. ids: the raw ids (I+1,) of the
+        folder's own, where they were read before.
+        """
         added = added or {}
         self.titles = [*data.titles, *added.values()]
-        self.ids = [*raw_item_ids(data), *added]
+        self.ids = [*(ids or raw_item_ids(data)), *added]
         self.items = range(1, len(self.titles))
         self.exact = Names(self.titles[1:], self.items)
         self.by_id = dict(zip(self.ids[1:], self.items))

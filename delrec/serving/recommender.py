@@ -92,7 +92,9 @@ class Recommender:
         """
         found, data = opened(run, dataset, llm)
         with in_one_sentence(found):
-            recommender = cls.of_run(found, Catalogue(data), Ranks(0, 1, own_device(0)), pool)
+            catalogue = Catalogue(data)
+            catalogue.read()
+            recommender = cls.of_run(found, catalogue, Ranks(0, 1, own_device(0)), pool)
             recommender.now.open()
         return recommender
 
