@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from delrec import runtime
+from delrec.places import hash_in
 from delrec.runtime import Run, complete_renames, folder_of, read_json, read_npy, stop
 
 if TYPE_CHECKING:
     from delrec.data.shared import Items
 
+ITEMS = "items.json"  # of a run's folder that is shared (shared.py)
 COLUMNS = "item_columns.csv"  # a prepared folder's further columns of the table of titles
 
 
@@ -210,8 +212,11 @@ def places_of_data(run: Run) -> Iterator[Path]:
 
 
 def folder_of_data(run: Run) -> Path | None:
-    """Where the preparation that a run was trained on stands; None where it is not here."""
-    return next((p for p in places_of_data(run) if hash_of(p) == run.data_hash), None)
+    """Where the preparation that a run was trained on stands; None where it is not here. The files
+    of a run that somebody shared may name any folder: there none is touched.
+    """
+    read = hash_in if (run.folder / ITEMS).exists() else hash_of
+    return next((p for p in places_of_data(run) if read(p) == str(run.data_hash)), None)
 
 
 def load_data_of(run: Run) -> Data:
@@ -219,7 +224,13 @@ def load_data_of(run: Run) -> Data:
 
     run: what load_run returns.
     """
-    return load_data(str(folder_of_data(run) or next(places_of_data(run))))
+    place = folder_of_data(run)
+    if place is None and (run.folder / ITEMS).exists():
+        stop(
+            f"the data that {run.folder} was trained on are not here; name them with --dataset, or "
+            "ask it from Python (docs/sharing.md)"
+        )
+    return load_data(str(place or next(places_of_data(run))))
 
 
 def users(data: Data, samples: np.ndarray) -> np.ndarray:

@@ -325,7 +325,7 @@ def test_a_shared_run_answers_without_the_data_and_takes_new_items(
     home = shutil.copytree(learnt, tmp_path / "home")
     run(evaluate.main, f"--ckpt {home} --card")
     uploaded(home, tmp_path / "on")
-    here, away = Recommender.load(home), Recommender.load(tmp_path / "on", llm=decoder)
+    here, away = (Recommender.load(folder, llm=decoder) for folder in (home, tmp_path / "on"))
     assert (tmp_path / "on" / "backbone" / "model.safetensors").exists()
     asked = ["Film 3", "Film 10", "Film 31"]
     before = away.recommend(asked, top=30)
