@@ -9,8 +9,7 @@ import numpy as np
 
 from delrec.data.counts import times_of
 from delrec.lm.attention import shares_of_history
-from delrec.places import BACKBONE
-from delrec.runtime import Run, load_run
+from delrec.lm.residual import residual_of
 from delrec.serving.answerer import Answerer, stop_without_history
 from delrec.serving.asking import Question
 from delrec.serving.catalogue import Catalogue
@@ -56,7 +55,7 @@ def explanation(now: Answerer, question: Question, item: int, attention: bool) -
     """
     stop_without_history(question)
     old = np.array(question.found.items, np.int64)
-    shown = list(dict.fromkeys(old[-seen_by(now.run) :].tolist()))
+    shown = list(dict.fromkeys(old[-seen_by(now) :].tolist()))
     without = [old[old != i] for i in shown]
     wanted = Wanted(now.catalogue.mask_of([item]), keep_seen=True, each=True)
     (whole_I,), (log_sum,) = now.model_scores([old], wanted)
@@ -74,13 +73,14 @@ def explanation(now: Answerer, question: Question, item: int, attention: bool) -
     return Explanation(found[0], tuple(sorted(reasons, key=lambda reason: -reason.lowers)))
 
 
-def seen_by(run: Run) -> int:
+def seen_by(now: Answerer) -> int:
     """How many items of a history a run sees, L."""
+    run = now.run
     if run.stage == "train_backbone":
         return run.history
     shown = run.settings["history"]
     if getattr(run, "residual", None):  # its backbone sees a history of its own
-        return max(shown, load_run(run.folder / BACKBONE).history)
+        return max(shown, residual_of(now.open().ranker.lm).backbone.history)
     return shown
 
 

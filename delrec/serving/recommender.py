@@ -239,5 +239,7 @@ class Recommender:
 
             with now.turn:
                 scorer = self.trained.with_items(titles, rows_of)
-            self.now = Answerer(catalogue, lambda: scorer, now.run)
+            grown = Answerer(catalogue, lambda: scorer, now.run)
+            grown.open()
+            self.now = grown
             self.now.turn = now.turn  # it is the same LM
