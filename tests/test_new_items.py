@@ -107,6 +107,19 @@ def test_the_map_is_the_ridge_regression_of_a_formula():
     np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
 
 
+def test_a_state_with_new_items_takes_turns_from_the_first_moment(load):
+    turns = []
+
+    class Watched(Recommender):
+        def __setattr__(self, name, value):
+            turns.extend([value.turn] if name == "now" else [])
+            super().__setattr__(name, value)
+
+    rec = Watched(load("an LM on vectors").now)
+    rec.add_items({"n1": NEW["n1"]})
+    assert len(turns) == 2 and turns[0] is turns[1]
+
+
 BAD = {
     "no items": ({}, "expected {id: title}"),
     "a list": (["n1"], "expected {id: title}"),

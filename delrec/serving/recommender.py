@@ -240,6 +240,6 @@ class Recommender:
             with now.turn:
                 scorer = self.trained.with_items(titles, rows_of)
             grown = Answerer(catalogue, lambda: scorer, now.run)
+            grown.turn = now.turn  # it is the same LM
             grown.open()
             self.now = grown
-            self.now.turn = now.turn  # it is the same LM
