@@ -33,6 +33,7 @@ def test_alike_is_the_cosine_of_item_vectors(name, load, sasrec):
     np.testing.assert_allclose([x.score for x in answer.items], cosine[want], atol=1e-5)
     assert "the item vectors of" in answer.remarks[-1]
     assert [a.history for a in rec.similar(["7", 8], top=1)] == [("7",), ("8",)]
+    assert [a.history for a in rec.similar(iter(["7", 8]), top=1)] == [("7",), ("8",)]
     assert set(rec.similar("7", only=["3", "9", "7"]).ids) == {"3", "9"}
 
 

@@ -60,6 +60,16 @@ def test_lists_of_histories_are_answered_in_their_order(rec):
     assert [a.ids for a in arrays] == [["a39"], ["a40"]]
 
 
+def test_what_can_be_read_only_once_is_read_once(rec):
+    old = ["Article 3", "a39"]
+    want = rec.recommend(old, top=2)
+    assert want == rec.recommend(iter(old), top=2) == rec.recommend(map(str, old), top=2)
+    assert rec.recommend(ids=(i for i in ["a03", "a39"]), top=2).history == ("a03", "a39")
+    assert rec.score(iter(old), iter(["a07"])) == rec.score(old, ["a07"])
+    many = rec.recommend((iter([name]) for name in old), top=2)
+    assert many == rec.recommend([[name] for name in old], top=2)
+
+
 def test_many_histories_are_answered_as_one_by_one(trained, toy):
     olds = [[str(i), str(i + 3)] for i in range(1, 50)]
     many = trained.recommend(ids=olds, top=5)

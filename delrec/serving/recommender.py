@@ -22,8 +22,8 @@ from delrec.processes import Ranks, own_device
 from delrec.runtime import Run
 from delrec.serving import fitting
 from delrec.serving.answerer import Answerer, stop_without_history
-from delrec.serving.asking import Question, found_of, questions
-from delrec.serving.catalogue import Catalogue, listed
+from delrec.serving.asking import Question, found_of, questions, read_once
+from delrec.serving.catalogue import Catalogue
 from delrec.serving.explaining import Explanation, explanation
 from delrec.serving.lookup import told
 from delrec.serving.ranking import ScoresAfter, Wanted, run_scorer
@@ -193,9 +193,10 @@ class Recommender:
         """
         now = self.now
         plan = now.plan(top, **filters)
-        many = not isinstance(item, str | Mapping) and listed(item) is not None
-        one_by_one = [[one] for one in listed(item)] if many else [[item]]
-        asked = [Question(found_of(now.catalogue, one, "either")) for one in one_by_one]
+        item = read_once(item)
+        many = isinstance(item, list)
+        some = item if many else [item]
+        asked = [Question(found_of(now.catalogue, [one], "either")) for one in some]
         answers = tuple(now.alike(asked, plan))
         return Answers(answers) if many else answers[0]
 
