@@ -167,6 +167,18 @@ def test_candidates_are_scored_in_their_order_also_those_of_the_history(rec):
     assert [a.ids for a in rec.score(users=[1, 2], candidates=["a07"])] == [["a07"], ["a07"]]
 
 
+def test_a_candidate_is_one_item_whoever_else_has_its_title(tmp_path):
+    rows = [(u, f"a{(u * 7 + n) % 40 + 1:02d}", 10 * n + u) for u in range(20) for n in range(12)]
+    twins = {f"a{i:02d}": "Mug" if i in (5, 9) else f"Article {i}" for i in range(1, 41)}
+    rec = recommender_of(prepare_log(tmp_path, rows, twins))
+    answer = rec.score(["a40"], ["a07", "Mug", "a09", "a02", "Mug"])
+    assert answer.ids == ["a07", "a05", "a09", "a02", "a05"]
+    (said,) = answer.remarks
+    assert said.startswith("'Mug' is the title of 2 items (ids a05, a09); a05 was taken")
+    assert "Mug" not in rec.recommend(["a40"], exclude=["Mug"], top=40).titles
+    assert rec.recommend(["a40"], only=["Mug"]).ids == ["a09", "a05"]
+
+
 def test_ties_go_to_the_smaller_number(shop):
     rule = recommender_of(shop, lambda olds, _: np.zeros((len(olds), 41), np.float32))
     assert rule.recommend(["a02"], top=3).ids == ["a01", "a03", "a04"]

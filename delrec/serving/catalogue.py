@@ -173,12 +173,30 @@ class Catalogue:
         """(items, names that nobody has) of raw ids; what is no id may be a title."""
         items, unknown = [], []
         for name in texts_of(names, what):
-            item = self.lookup.by_id.get(name)
-            found = [item] if item else self.lookup.exact.items(name)
+            found = self.items_called(name)
             items += found
             if not found:
                 unknown.append(Unknown(Asked(name, "id"), []))
         return items, unknown
+
+    def candidates(self, names: Any) -> tuple[list[int], list[Unknown], list[str]]:
+        """(the item of each name in their order, names that nobody has, remarks): of several items
+        that have a title the first.
+        """
+        items, unknown, remarks = [], [], []
+        for name in texts_of(names, "candidates"):
+            found = self.items_called(name)
+            items += found[:1]
+            if not found:
+                unknown.append(Unknown(Asked(name, "id"), []))
+            elif len(found) > 1:
+                remarks += self.lookup.remarks_on(Asked(name, "title"), found)
+        return items, unknown, list(dict.fromkeys(remarks))
+
+    def items_called(self, name: str) -> list[int]:
+        """The item of a raw id; else those that have it as their title."""
+        item = self.lookup.by_id.get(name)
+        return [item] if item else self.lookup.exact.items(name)
 
     def holding(self, where: Mapping[str, Any]) -> np.ndarray:
         """Bool (I+1,): the items whose columns hold the values."""

@@ -12,6 +12,7 @@ several threads at once.
 import functools
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -173,7 +174,7 @@ class Recommender:
         asked, many = questions(now.catalogue, history, **who)
         if candidates is None:
             raise Refused("score() was given no candidates; give ids or titles of the catalogue")
-        items, unknown = now.catalogue.named(candidates, "candidates")
+        items, unknown, remarks = now.catalogue.candidates(candidates)
         if not items:
             raise Refused("no candidate is known; give ids or titles of the catalogue")
         for question in asked:
@@ -183,7 +184,9 @@ class Recommender:
         for some, s_BI, log_sum_B in now.scored(asked, wanted):
             item_BC = np.tile(items, (len(some), 1))
             scored = now.items_of(item_BC, s_BI[:, items], log_sum_B)
-            answers += [now.answer(*each, shared) for each in zip(some, scored)]
+            for each in zip(some, scored):
+                answer = now.answer(*each, shared)
+                answers.append(replace(answer, remarks=(*answer.remarks, *remarks)))
         return Answers(tuple(answers)) if many else answers[0]
 
     @in_python
