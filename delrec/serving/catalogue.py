@@ -135,13 +135,13 @@ class Catalogue:
             )
         found = {}
         for raw, title in items.items():
-            (name,) = texts_of(raw, "add_items")
+            (name,) = (text.strip() for text in texts_of(raw, "add_items"))
             if name in self.lookup.by_id or name in found:
                 raise Refused(
                     f"the item {name!r} is there already; add items under ids of their own"
                 )
             text = clean_title(title)[0] if isinstance(title, str) else ""
-            if not text or not name.strip():
+            if not text or not name:
                 raise Refused(
                     f"the item {name!r} has the title {title!r:.60}; a new item is known by its "
                     "title, give it one in words"
