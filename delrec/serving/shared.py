@@ -25,6 +25,7 @@ from delrec.places import BACKBONE, root_of
 from delrec.runtime import Run, beside, folder_of, is_run, load_run, read_json, stop
 
 FETCHED = ["*.safetensors", "*.json", "README.md"]  # what is fetched of a shared run
+ABOUT = ["config.json", ITEMS]  # of it, what says that it is one
 STAGES = ["train_backbone", "distill", "finetune", "lm"]
 MOST = 4096  # width, and items of a history, of a shared backbone
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
@@ -42,8 +43,6 @@ def opened(
     of_hub = is_hub_id(name)
     run = load_run(fetched(str(name)) if of_hub else name)
     is_shared = (run.folder / ITEMS).is_file()
-    if of_hub and not is_shared:
-        stop(f"{name} is no run shared by evaluate.py --card (it lacks {ITEMS}); name another one")
     if dataset:
         data = load_data(dataset)
     elif is_shared:
@@ -104,19 +103,30 @@ def is_hub_id(name: Path | str) -> bool:
 
 
 def fetched(name: str) -> Path:
-    """The folder of a shared run, fetched from the Hugging Face Hub: safetensors, JSON, README."""
+    """The folder of a shared run, fetched from the Hugging Face Hub: safetensors, JSON, README.
+    What says that it is one comes first: nothing is fetched of another model.
+    """
+    folder = snapshot(name, ABOUT)
+    if not is_run(folder):
+        stop(f"{name} is no run shared by evaluate.py --card (no config.json of one); name another")
+    if not (folder / ITEMS).is_file():
+        stop(f"{name} is no run shared by evaluate.py --card (it lacks {ITEMS}); name another one")
+    return snapshot(name, FETCHED, folder.name)
+
+
+def snapshot(name: str, patterns: list[str], revision: str | None = None) -> Path:
+    """The folder of what the Hub has of some files. revision: the commit; None: the newest."""
     import huggingface_hub
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=FETCHED))
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+        )
     except Exception as bad:  # of whatever kind: of the network, the Hub, its library
         stop(
             f"{name} is no run here ({folder_of('runs', name)}) and was not fetched from the "
             f"Hugging Face Hub ({first_line(bad)}); name a finished run, or go online"
         )
-    if not is_run(folder):
-        stop(f"{name} is no run shared by evaluate.py --card (no config.json of one); name another")
-    return folder
 
 
 # ---------------------------------------------------------------- what a shared run may be
