@@ -148,6 +148,14 @@ def test_the_titles_of_movielens_own_file_are_found(tmp_path):
     assert items(Lookup(data), *data.titles[1:]) == list(range(1, 31))
 
 
+def test_only_names_of_a_title_s_length_are_remembered(films):
+    long = [f"Mug {'x' * 1000} {n}" for n in range(5)]
+    want = films.find([Asked("ABC"), Asked(long[0]), Asked("Mug")])
+    assert {asked.text for asked in films.found} == {"ABC", "Mug"}
+    assert films.find([Asked("ABC"), Asked(long[0]), Asked("Mug")]) == want
+    assert films.at_once(["ABC"], "either") == [7] and films.at_once(long, "either") is None
+
+
 def test_raw_ids_are_names_too(films):
     assert items(films, "m3", " m11 ", "M2") == [3, 11, 2]
     assert items(films, "m14", "m0", "m15") == [14]

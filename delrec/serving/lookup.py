@@ -23,6 +23,7 @@ ALIKE = str.maketrans("‘’‚‛ʼ´`“”„‟‐‑‒–—―−", "'''
 PAIRS = 128  # kinds of pairs of letters that titles are compared by
 LONGEST_RAW = 20_000  # characters of a name that are read
 MOST_KEPT = 100_000  # names whose items are remembered
+LONGEST_KEPT = 500  # characters of a name that is remembered: a question may hold a megabyte
 SHORTEST_CUT = 60  # characters; a title that is cut has more, however its letters are composed
 
 # ---------------------------------------------------------------- forms of a text
@@ -271,16 +272,22 @@ class Lookup:
             one = self.found.get(asked)
             if one is None:
                 one = self.find_one(Asked(asked.text.strip(), asked.kind))
-                if len(self.found) >= MOST_KEPT:
-                    self.found.clear()
-                    self.sure.clear()
-                self.found[asked] = one
-                if asked.kind == "either" and one.items and not one.remarks:
-                    self.sure[asked.text] = one.items[0]
+                self.remember(asked, one)
             whole.items += one.items
             whole.unknown += one.unknown
             whole.remarks += [said for said in one.remarks if said not in whole.remarks]
         return whole
+
+    def remember(self, asked: Asked, one: Found) -> None:
+        """Keeps what a name was found to mean, for the next question that holds it."""
+        if len(asked.text) > LONGEST_KEPT:
+            return
+        if len(self.found) >= MOST_KEPT:
+            self.found.clear()
+            self.sure.clear()
+        self.found[asked] = one
+        if asked.kind == "either" and one.items and not one.remarks:
+            self.sure[asked.text] = one.items[0]
 
     def find_one(self, asked: Asked) -> Found:
         """The item of a name."""
