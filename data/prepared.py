@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from delrec import runtime
+from delrec.places import hash_in
 from delrec.runtime import Run, complete_renames, folder_of, read_json, read_npy, stop
 
 if TYPE_CHECKING:
     from delrec.data.shared import Items
 
+ITEMS = "items.json"  # of a run's folder that is shared (shared.py)
 COLUMNS = "item_columns.csv"  # a prepared folder's further columns of the table of titles
 
 
@@ -132,7 +134,7 @@ def raw_ids(data: Data, what: str, n: int) -> list[str]:
     """The n ids of the items or users in the raw log."""
     if data.shared is not None:
         return data.shared.ids if what == "items" else []
-    path = data.folder / f"raw_{what}.txt"
+    path = folder_now(data) / f"raw_{what}.txt"
     try:
         ids = path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError as bad:
@@ -148,7 +150,7 @@ def item_columns(data: Data) -> dict[str, list[str]]:
     """
     if data.shared is not None:
         return data.shared.columns
-    path = data.folder / COLUMNS
+    path = folder_now(data) / COLUMNS
     if not path.exists():
         return {}
     import polars as pl  # a process that filters nothing does without
@@ -184,6 +186,20 @@ def kept_as(folder: Path, digest: str) -> Path:
     return Path(f"{folder}@{digest}")
 
 
+def folder_now(data: Data) -> Path:
+    """Where the preparation that was loaded stands now: kept under its hash, where another has
+    taken its place since.
+    """
+    digest = data.meta["hash"]
+    for place in (data.folder, kept_as(data.folder, digest)):
+        if hash_of(place) == digest:
+            return place
+    stop(
+        f"{data.folder} was prepared anew while this process read the earlier preparation "
+        f"(hash {digest}), which is not kept; start it again"
+    )
+
+
 def places_of_data(run: Run) -> Iterator[Path]:
     """Yields where the preparation that a run was trained on may stand: in its own data_folder, or
     kept under its hash where another has taken that place.
@@ -196,8 +212,11 @@ def places_of_data(run: Run) -> Iterator[Path]:
 
 
 def folder_of_data(run: Run) -> Path | None:
-    """Where the preparation that a run was trained on stands; None where it is not here."""
-    return next((p for p in places_of_data(run) if hash_of(p) == run.data_hash), None)
+    """Where the preparation that a run was trained on stands; None where it is not here. The files
+    of a run that somebody shared may name any folder: there none is touched.
+    """
+    read = hash_in if (run.folder / ITEMS).exists() else hash_of
+    return next((p for p in places_of_data(run) if read(p) == str(run.data_hash)), None)
 
 
 def load_data_of(run: Run) -> Data:
@@ -205,7 +224,13 @@ def load_data_of(run: Run) -> Data:
 
     run: what load_run returns.
     """
-    return load_data(str(folder_of_data(run) or next(places_of_data(run))))
+    place = folder_of_data(run)
+    if place is None and (run.folder / ITEMS).exists():
+        stop(
+            f"the data that {run.folder} was trained on are not here; name them with --dataset, or "
+            "ask it from Python (docs/sharing.md)"
+        )
+    return load_data(str(place or next(places_of_data(run))))
 
 
 def users(data: Data, samples: np.ndarray) -> np.ndarray:
@@ -286,19 +311,13 @@ def candidates(
     """The stored candidates of a split, or of some of its samples: int64 (n, C), each row holding
     its target exactly once.
     """
-    path = data.folder / f"candidates_{split}_{C}.npy"
+    folder = folder_now(data)
+    path = folder / f"candidates_{split}_{C}.npy"
     if not path.exists():
-        have = sorted(
-            int(p.stem.split("_")[2]) for p in data.folder.glob(f"candidates_{split}_*.npy")
-        )
+        have = sorted(int(p.stem.split("_")[2]) for p in folder.glob(f"candidates_{split}_*.npy"))
         stop(
             f"{data.folder} holds no {C} candidates for {split}, it holds {have} (the catalogue "
             f"has {data.n_items} items); choose one of those, or prepare the data again"
-        )
-    if hash_of(data.folder) != data.meta["hash"]:
-        stop(
-            f"{data.folder} was prepared anew while this command read the earlier preparation "
-            f"(hash {data.meta['hash']}); run it again"
         )
     return read_npy(path, (len(getattr(data, split)), C))[which].astype(np.int64)
 

@@ -12,11 +12,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from delrec.data.counts import popularity
-from delrec.data.prepared import Data, item_columns, raw_item_ids
+from delrec.data.prepared import ITEMS, Data, item_columns, raw_item_ids
 from delrec.data.titles import CONTROL, LONGEST
 from delrec.runtime import Run, read_json, stop, write_json
-
-ITEMS = "items.json"
 
 
 @dataclass(frozen=True, eq=False)

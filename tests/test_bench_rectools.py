@@ -39,7 +39,7 @@ def small(tmp_path):
         name="small",
         folder=tmp_path,
         folder_name="small",
-        meta={"words": {"noun": "tea", "verb": "bought"}},
+        meta={"hash": None, "words": {"noun": "tea", "verb": "bought"}},
         items=np.array([5, 1, 2, 3, 2, 1, 4]),
         ptr=np.array([0, 4, 6, 7]),
         times=np.array([50, 100, 400, 900, 200, 500, 300]),

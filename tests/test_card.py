@@ -174,16 +174,19 @@ def test_what_is_not_known_is_printed(shared):
 
 
 def test_a_hub_id_is_fetched_and_answers_from_what_it_brought(shared, monkeypatch):
-    wanted = {}
+    wanted = []
 
     def fetch(name, **options):
-        wanted.update(options, name=name)
+        wanted.append((name, *options.values()))
         return str(shared["sasrec"].folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     rec = Recommender.load("somebody/shop-sasrec")
-    assert wanted["name"] == "somebody/shop-sasrec"
-    assert wanted["allow_patterns"] == ["*.safetensors", "*.json", "README.md"]
+    of_it = ["*.safetensors", "*.json", "README.md"]
+    assert wanted == [
+        ("somebody/shop-sasrec", None, ["config.json", "items.json"]),
+        ("somebody/shop-sasrec", "sasrec", of_it),  # of the commit that was looked at
+    ]
     assert rec.recommend([], top=60).ids == shared["sasrec"].answers.popular
     with pytest.raises(ValueError, match="without anybody's history"):
         rec.recommend(user=SHOPPERS[0])  # although the data stand where it says
@@ -200,7 +203,11 @@ def test_a_hub_id_that_cannot_be_fetched_is_one_sentence(monkeypatch):
 
 
 def test_a_hub_id_of_something_else_is_one_sentence(monkeypatch, tmp_path, home):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    def fetch(name, allow_patterns, **_):
+        assert "*.safetensors" not in allow_patterns  # no weight of what is no run
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     with pytest.raises(ValueError, match="is no run shared by evaluate.py --card"):
         Recommender.load("some/model")
     shutil.copy(home / "sasrec" / "config.json", tmp_path)

@@ -1,12 +1,17 @@
 """Recommender.similar and explain: what items are alike by, and what a score rests on."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
+from commands import edit_config
 from recommenders import recommender_of
 
 import evaluate
 from delrec import Recommender
-from delrec.runtime import read_tensors
+from delrec.runtime import load_run, read_tensors, write_tensors
+from delrec.serving.catalogue import Catalogue
 
 
 @pytest.fixture
@@ -28,7 +33,41 @@ def test_alike_is_the_cosine_of_item_vectors(name, load, sasrec):
     np.testing.assert_allclose([x.score for x in answer.items], cosine[want], atol=1e-5)
     assert "the item vectors of" in answer.remarks[-1]
     assert [a.history for a in rec.similar(["7", 8], top=1)] == [("7",), ("8",)]
+    assert [a.history for a in rec.similar(iter(["7", 8]), top=1)] == [("7",), ("8",)]
     assert set(rec.similar("7", only=["3", "9", "7"]).ids) == {"3", "9"}
+
+
+def replaced(folder):
+    """Puts the run of a log with one article more into a run's folder."""
+    tensors = read_tensors(folder / "model.safetensors")
+    table = tensors["item.weight"]
+    more = torch.cat([table[:1], table.flip(0)])
+    write_tensors(folder / "model.safetensors", tensors | {"item.weight": more})
+    edit_config(folder, finished=1.0, n_items=61, data_hash="another")
+
+
+def test_a_loaded_run_tells_what_is_alike_by_its_own_vectors(sasrec, toy, tmp_path, alone):
+    folder = shutil.copytree(sasrec, tmp_path / "run")
+    want = Recommender.load(folder)
+    first = want.similar("7", top=5).items
+    want.add_items({"twin": "Silver Machine"})
+    rec, late = (Recommender.load(folder) for _ in range(2))
+    unopened = Recommender.of_run(load_run(folder, toy), Catalogue(toy), alone)
+    replaced(folder)
+    assert rec.similar("7", top=5).items == first
+    late.add_items({"twin": "Silver Machine"})
+    assert late.similar("7", top=9).items == want.similar("7", top=9).items
+    with pytest.raises(ValueError, match="was replaced by another run"):
+        unopened.similar("7")
+
+
+def test_vectors_of_another_number_of_items_are_refused(sasrec, toy, tmp_path, alone):
+    folder = shutil.copytree(sasrec, tmp_path / "run")
+    config = load_run(folder, toy)
+    replaced(folder)
+    edit_config(folder, finished=config.finished)
+    with pytest.raises(ValueError, match="holds the vectors of 61 items by now, expected 60"):
+        Recommender.of_run(config, Catalogue(toy), alone).similar("7")
 
 
 def test_added_items_are_alike_by_their_titles(load, toy):

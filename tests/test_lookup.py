@@ -30,6 +30,17 @@ FILMS = [
 ]
 
 
+def folder_of_titles(folder, titles):
+    """What a lookup reads of the data in a folder."""
+    return SimpleNamespace(
+        folder=folder,
+        titles=["", *titles],
+        n_items=len(titles),
+        shared=None,
+        meta={"hash": None},
+    )
+
+
 @pytest.fixture
 def lookup_of(tmp_path):
     """lookup_of(titles) -> their Lookup; the raw id of item i is m<i>."""
@@ -37,10 +48,7 @@ def lookup_of(tmp_path):
     def make(titles):
         lines = "".join(f"m{i}\n" for i in range(1, len(titles) + 1))
         (tmp_path / "raw_items.txt").write_text(lines)
-        data = SimpleNamespace(
-            folder=tmp_path, titles=["", *titles], n_items=len(titles), shared=None
-        )
-        return Lookup(data)
+        return Lookup(folder_of_titles(tmp_path, titles))
 
     return make
 
@@ -140,6 +148,14 @@ def test_the_titles_of_movielens_own_file_are_found(tmp_path):
     assert items(Lookup(data), *data.titles[1:]) == list(range(1, 31))
 
 
+def test_only_names_of_a_title_s_length_are_remembered(films):
+    long = [f"Mug {'x' * 1000} {n}" for n in range(5)]
+    want = films.find([Asked("ABC"), Asked(long[0]), Asked("Mug")])
+    assert {asked.text for asked in films.found} == {"ABC", "Mug"}
+    assert films.find([Asked("ABC"), Asked(long[0]), Asked("Mug")]) == want
+    assert films.at_once(["ABC"], "either") == [7] and films.at_once(long, "either") is None
+
+
 def test_raw_ids_are_names_too(films):
     assert items(films, "m3", " m11 ", "M2") == [3, 11, 2]
     assert items(films, "m14", "m0", "m15") == [14]
@@ -222,7 +238,7 @@ def test_a_hundred_unknown_titles_do_not_compare_the_whole_catalogue_each(lookup
 
 
 def test_a_folder_whose_ids_do_not_fit_its_titles_is_a_sentence(lookup_of, tmp_path):
-    data = SimpleNamespace(folder=tmp_path, titles=["", "a", "b"], n_items=2, shared=None)
+    data = folder_of_titles(tmp_path, ["a", "b"])
     assert "raw_items.txt cannot be read" in sentence(Lookup, data)
     (tmp_path / "raw_items.txt").write_text("1\n2\n3\n")
     assert "holds 3 ids but there are 2 items" in sentence(Lookup, data)

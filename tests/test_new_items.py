@@ -73,7 +73,7 @@ def test_every_backbone_takes_items_and_keeps_its_scores(name):
 @pytest.mark.parametrize("kind", ["SASRec", "an LM on titles, in one pass", "an LM on vectors"])
 def test_added_items_can_stand_in_a_history_and_more_can_follow(kind, load):
     rec = load(kind)
-    rec.add_items({"n1": NEW["n1"]})
+    rec.add_items({" n1\t": NEW["n1"]})
     first = rec.recommend(ids=["3", "n1"], top=60)
     assert first.history == ("3", "n1") and "n1" not in first.ids and not first.popular
     assert first.items != rec.recommend(ids=["3"], top=60).items
@@ -107,10 +107,26 @@ def test_the_map_is_the_ridge_regression_of_a_formula():
     np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
 
 
+def test_a_state_with_new_items_takes_turns_from_the_first_moment(load):
+    turns = []
+
+    class Watched(Recommender):
+        def __setattr__(self, name, value):
+            turns.extend([value.turn] if name == "now" else [])
+            super().__setattr__(name, value)
+
+    rec = Watched(load("an LM on vectors").now)
+    rec.add_items({"n1": NEW["n1"]})
+    assert len(turns) == 2 and turns[0] is turns[1]
+
+
 BAD = {
     "no items": ({}, "expected {id: title}"),
     "a list": (["n1"], "expected {id: title}"),
     "one that is there": ({"3": "A title"}, "the item '3' is there already"),
+    "one that is there, with blanks": ({"3 ": "A title"}, "the item '3' is there already"),
+    "one that is given twice": ({"n9": "A", " n9": "B"}, "the item 'n9' is there already"),
+    "no id": ({" ": "A title"}, "the item '' has the title 'A title'"),
     "no title": ({"n9": "  "}, "the item 'n9' has the title '  '"),
     "not a number": ({"n9": float("nan")}, "the item 'n9' has the title nan"),
     "not a number for an id": ({float("nan"): "A title"}, "add_items is nan"),

@@ -15,7 +15,7 @@ from scripts import ROOT
 import evaluate
 import train_backbone
 from delrec.backbone import graphs
-from delrec.backbone.models import MODELS, build, load, score
+from delrec.backbone.models import ALL, MODELS, build, load, score
 from delrec.data.prepared import raw_item_ids
 from delrec.serving import onnx_file
 
@@ -206,3 +206,8 @@ def test_the_best_of_a_large_catalogue_are_the_best(cycle):
     with torch.no_grad():
         want = score(model, [[7, 49_999]]).topk(300).indices
     assert (items == want.numpy()).all()
+
+
+def test_the_page_names_the_backbones_that_are_not_written():
+    (said,) = re.findall(r"It works for .*?\.\n", (ROOT / "docs" / "onnx.md").read_text(), re.S)
+    assert {name for name in ALL if f"`{name}`" in said} == set(ALL) - set(graphs.GRAPHS)

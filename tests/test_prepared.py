@@ -100,8 +100,9 @@ def test_items_without_a_title_are_refused(tmp_path, toy):
 
 def test_titles_that_several_items_have_are_told_apart_by_their_raw_ids(tmp_path):
     (tmp_path / "raw_items.txt").write_text("a\nb\nc\n")
+    titles = ["", "Mug", "Tea", "Mug"]
     data = SimpleNamespace(
-        folder=tmp_path, titles=["", "Mug", "Tea", "Mug"], n_items=3, shared=None
+        folder=tmp_path, titles=titles, n_items=3, shared=None, meta={"hash": None}
     )
     assert raw_item_ids(data) == ["", "a", "b", "c"]
     assert distinct_titles(data) == ["", "Mug [id a]", "Tea", "Mug [id c]"]

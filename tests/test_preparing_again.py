@@ -2,6 +2,7 @@
 
 import contextlib
 
+import click
 import pytest
 from click.testing import CliRunner
 from logs import random_log, write
@@ -9,9 +10,16 @@ from run_folders import QUICK, Killed, contents, dying, names
 
 import evaluate
 import train_backbone
-from delrec import runtime
+from delrec import Recommender, runtime
 from delrec.data import prepare
-from delrec.data.prepared import load_data, load_data_of
+from delrec.data.prepared import (
+    candidates,
+    item_columns,
+    load_data,
+    load_data_of,
+    raw_item_ids,
+    raw_user_ids,
+)
 from delrec.runtime import load_run, write_json
 
 
@@ -70,6 +78,50 @@ def test_a_new_preparation_keeps_the_old_one_while_runs_use_it(shop, script, on_
     assert names(tmp_path / "data") == ["shop", f"shop@{old}"]
     assert load_data("shop").meta["hash"] not in (old, second)
     assert CliRunner().invoke(prepare.main, [f"shop@{old}", "--check"]).exit_code == 0
+
+
+def with_kinds(raw):
+    """Gives the table of titles a further column: every second item is odd."""
+    head, *lines = (raw / "items.csv").read_text().splitlines()
+    kinds = [f"{line},{('even', 'odd')[n % 2]}" for n, line in enumerate(lines)]
+    (raw / "items.csv").write_text("\n".join([f"{head},kind", *kinds]) + "\n")
+
+
+def of_its_log(rec):
+    """What a recommender says that only the log it was trained on tells."""
+    before = rec.recommend(users=["7", "8"], top=3)
+    odd = rec.recommend(ids=["3"], where={"kind": "odd"}, top=3)
+    rec.add_items({"new": "Title 3000"})
+    after = rec.recommend(users=["7", "8"], where={"kind": ["odd", ""]}, top=3)
+    assert not before[0].popular
+    return before, odd, after
+
+
+def test_a_service_and_what_is_read_late_keep_to_the_log_that_they_began_with(
+    shop, script, on_cpu, tmp_path
+):
+    with_kinds(tmp_path / "raw")
+    assert shop().exit_code == 0
+    script(train_backbone.main, "--dataset", "shop", *QUICK)
+    wanted = of_its_log(Recommender.load("shop/sasrec"))
+    rec, data = Recommender.load("shop/sasrec"), load_data("shop")
+    late = (raw_user_ids(data), raw_item_ids(data), item_columns(data))
+    some = candidates(data, "test", 15)
+    # as many users and items, under each other's names
+    write(
+        tmp_path / "raw",
+        [(59 - u, 299 - i, t) for u, i, t in (map(int, row) for row in random_log(1500))],
+    )
+    assert shop("--overwrite").exit_code == 0
+    assert load_data("shop").n_users == data.n_users and load_data("shop").n_items == data.n_items
+    assert of_its_log(rec) == wanted
+    assert (raw_user_ids(data), raw_item_ids(data), item_columns(data)) == late
+    assert (candidates(data, "test", 15) == some).all()
+    (tmp_path / "data" / f"shop@{data.meta['hash']}").rename(tmp_path / "gone")
+    with pytest.raises(click.ClickException, match="which is not kept; start it again"):
+        raw_user_ids(data)
+    assert rec.recommend(user="7", top=3) is not None
+    rec.add_items({"newer": "Title 3001"})
 
 
 def test_both_splits_stand_beside_each_other_with_their_own_runs(shop, script, on_cpu, tmp_path):

@@ -60,6 +60,16 @@ def test_lists_of_histories_are_answered_in_their_order(rec):
     assert [a.ids for a in arrays] == [["a39"], ["a40"]]
 
 
+def test_what_can_be_read_only_once_is_read_once(rec):
+    old = ["Article 3", "a39"]
+    want = rec.recommend(old, top=2)
+    assert want == rec.recommend(iter(old), top=2) == rec.recommend(map(str, old), top=2)
+    assert rec.recommend(ids=(i for i in ["a03", "a39"]), top=2).history == ("a03", "a39")
+    assert rec.score(iter(old), iter(["a07"])) == rec.score(old, ["a07"])
+    many = rec.recommend((iter([name]) for name in old), top=2)
+    assert many == rec.recommend([[name] for name in old], top=2)
+
+
 def test_many_histories_are_answered_as_one_by_one(trained, toy):
     olds = [[str(i), str(i + 3)] for i in range(1, 50)]
     many = trained.recommend(ids=olds, top=5)
@@ -155,6 +165,18 @@ def test_candidates_are_scored_in_their_order_also_those_of_the_history(rec):
     assert [(x.id, x.score) for x in answer.items] == [("a07", 7), ("a40", 40), ("a02", 2)]
     assert [u.asked.text for u in answer.unknown] == ["nothing"]
     assert [a.ids for a in rec.score(users=[1, 2], candidates=["a07"])] == [["a07"], ["a07"]]
+
+
+def test_a_candidate_is_one_item_whoever_else_has_its_title(tmp_path):
+    rows = [(u, f"a{(u * 7 + n) % 40 + 1:02d}", 10 * n + u) for u in range(20) for n in range(12)]
+    twins = {f"a{i:02d}": "Mug" if i in (5, 9) else f"Article {i}" for i in range(1, 41)}
+    rec = recommender_of(prepare_log(tmp_path, rows, twins))
+    answer = rec.score(["a40"], ["a07", "Mug", "a09", "a02", "Mug"])
+    assert answer.ids == ["a07", "a05", "a09", "a02", "a05"]
+    (said,) = answer.remarks
+    assert said.startswith("'Mug' is the title of 2 items (ids a05, a09); a05 was taken")
+    assert "Mug" not in rec.recommend(["a40"], exclude=["Mug"], top=40).titles
+    assert rec.recommend(["a40"], only=["Mug"]).ids == ["a09", "a05"]
 
 
 def test_ties_go_to_the_smaller_number(shop):

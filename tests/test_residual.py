@@ -29,6 +29,7 @@ from delrec.lm import items, residual, windows
 from delrec.lm.ranker import open_run, score_and_rank, score_samples
 from delrec.lm.student import samples_of
 from delrec.runtime import load_run
+from delrec.serving.ranking import UNSEEN
 
 CPU = torch.device("cpu")
 N = 40
@@ -319,13 +320,21 @@ def test_a_run_that_was_moved_scores_as_before_and_its_answers_are_those_of_the_
     assert len(rec.explain(ids=[str(i) for i in range(1, 12)], item="20").reasons) == 8
 
 
+def test_adding_items_leaves_alone_who_is_still_asking(learnt, on_cpu):
+    rec, olds = Recommender.load(learnt), [np.array([3, 10, 31])]
+    before = rec.now.open()
+    first = before(olds, UNSEEN)
+    rec.add_items({"A": "Film 13"})
+    assert np.array_equal(before(olds, UNSEEN), first)
+
+
 def test_a_shared_run_answers_without_the_data_and_takes_new_items(
     learnt, walks, decoder, run, on_cpu, tmp_path
 ):
     home = shutil.copytree(learnt, tmp_path / "home")
     run(evaluate.main, f"--ckpt {home} --card")
     uploaded(home, tmp_path / "on")
-    here, away = Recommender.load(home), Recommender.load(tmp_path / "on", llm=decoder)
+    here, away = (Recommender.load(folder, llm=decoder) for folder in (home, tmp_path / "on"))
     assert (tmp_path / "on" / "backbone" / "model.safetensors").exists()
     asked = ["Film 3", "Film 10", "Film 31"]
     before = away.recommend(asked, top=30)

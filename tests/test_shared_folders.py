@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from shared_runs import SHOPPERS, changed_json, set_to
 
+import evaluate
 from delrec import Recommender
 
 # ---------------------------------------------------------------- somebody else's files
@@ -114,6 +115,50 @@ def test_no_path_of_a_shared_folder_is_followed(shared, decoder, tmp_path, on_cp
         Recommender.load(folder, llm=decoder, pool=20)
 
 
+def beside_leftovers(folder):
+    """A folder and what a killed preparation would leave beside it; what stands there now."""
+    for name in (folder.name, f"{folder.name}.replaced", f"{folder.name}-b.unfinished"):
+        (folder.parent / name).mkdir(parents=True)
+        (folder.parent / name / "meta.json").write_text('{"hash": "another"}')
+    return sorted(path.name for path in folder.parent.iterdir())
+
+
+@pytest.mark.parametrize("end", ["", "-b"])
+@pytest.mark.parametrize("key", ["data_folder", "dataset"])
+def test_no_folder_that_a_shared_one_names_is_touched(key, end, shared, tmp_path, script):
+    folder = shutil.copytree(shared["sasrec"].folder, tmp_path / "copy")
+    victim = tmp_path / "far" / "victim"
+    there = beside_leftovers(victim)
+    changed_json("config.json", set_to(**{key: f"{victim}{end}"}))(folder)
+    rec = Recommender.load(folder)
+    assert rec.recommend([], top=60).ids == shared["sasrec"].answers.popular
+    if key == "data_folder":
+        script(evaluate.main, "--ckpt", folder, "--history", "x", code=1)
+    assert sorted(path.name for path in victim.parent.iterdir()) == there
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [(set_to(model="../evil"), "expected one of sasrec"), (set_to(n_items=7), "of 7 items, exp")],
+)
+def test_what_a_shared_run_holds_is_checked_also_where_its_data_are(
+    change, says, shared, home, tmp_path
+):
+    copy = shutil.copytree(home, tmp_path / "runs" / "shop") / "sasrec"  # as if it was made here
+    changed_json("config.json", change)(copy)
+    with pytest.raises(ValueError, match=says):
+        Recommender.load(copy)
+
+
+def test_a_copy_is_not_at_home_because_its_data_are_here(shared, shop, decoder, tmp_path, on_cpu):
+    folder = shutil.copytree(shared["titles"].folder, tmp_path / "copy")
+    shutil.rmtree(folder / "backbone")
+    with pytest.raises(ValueError, match="an LM in a folder of whoever shared it"):
+        Recommender.load(folder, dataset=str(shop.folder))
+    rec = Recommender.load(folder, dataset=str(shop.folder), llm=decoder, pool=0)
+    assert rec.run.backbone_run == str(folder / "backbone")
+
+
 def test_data_are_not_looked_for_upwards(shared, shop, tmp_path):
     folder = shutil.copytree(shared["sasrec"].folder, tmp_path / "copy")
     changed_json("config.json", set_to(data_folder=f"{tmp_path}/../{tmp_path.name}/data"))(folder)
@@ -121,14 +166,13 @@ def test_data_are_not_looked_for_upwards(shared, shop, tmp_path):
     assert Recommender.load(folder).now.catalogue.data.n_users == 0
 
 
-def test_a_copy_beside_the_data_knows_its_users_and_answers_by_its_own_parts(shared, shop, decoder):
-    folder = shared["titles"].folder  # its data stand where it says; so they do for a colleague
-    config = (folder / "config.json").read_text()
-    changed_json("config.json", set_to(backbone_run="/nowhere"))(folder)
-    try:
-        rec = Recommender.load(folder, llm=decoder, pool=20)
-    finally:
-        (folder / "config.json").write_text(config)
+def test_a_copy_beside_the_data_knows_its_users_and_answers_by_its_own_parts(
+    shared, shop, decoder, tmp_path, on_cpu
+):
+    folder = shutil.copytree(shared["titles"].folder, tmp_path / "runs" / "copy")
+    shutil.copytree(shop.folder, tmp_path / "data" / "shop")  # so they do for a colleague
+    changed_json("config.json", set_to(data_folder="data/shop"))(folder)
+    rec = Recommender.load(folder, llm=decoder, pool=20)
     assert rec.run.backbone_run == str(folder / "backbone")
     assert rec.recommend(user=SHOPPERS[0], top=3).history[-1] == "sku-59"
 

@@ -58,7 +58,7 @@ def plain_lm(cfg: SimpleNamespace, data: Data, scorer: Scorer) -> Run:
             for name, scores in known.items():
                 write_npy(new / f"{name}.npy", scores)
             made |= {"calibration": found.weight, "soft_prompt": "none"}
-            finish_run(folder, record | made)
+            finish_run(folder, record | made | {"out": str(folder)})
         if ranks.world > 1:
             torch.distributed.barrier()
     return open_plain(folder, ranker, scorer)

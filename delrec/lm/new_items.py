@@ -1,5 +1,6 @@
 """Items that an LM never saw in training: their titles are read, their vectors are given."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ def with_items(r: Ranker, titles: list[str], rows_of: Callable[[np.ndarray], np.
     rows_of(table (I+1, X)) gives the new items' rows (A, X) of a table of the trained ones'; it is
     asked by an LM on vectors. r: a ranker without added items.
     """
-    lm = r.lm
+    lm = copy.copy(r.lm)  # the model itself is the same; the ranker as it was still answers
     if lm.items is not None:
         rows = torch.from_numpy(rows_of(lm.items.E.cpu().numpy()))
         lm.set_items(replace(lm.items, new=rows.to(lm.device)))
@@ -36,7 +37,7 @@ def with_items(r: Ranker, titles: list[str], rows_of: Callable[[np.ndarray], np.
     grown = with_more(lm, r.titles, titles, r.settings["max_title"])
     k, shown = 0 if r.P is None else len(r.P), r.settings["input"]
     prompts = Prompts(lm, data, grown, r.settings, k, shown)
-    return replace(r, data=data, titles=grown, prompts=prompts, trained=r.titles)
+    return replace(r, lm=lm, data=data, titles=grown, prompts=prompts, trained=r.titles)
 
 
 def grown_penalty(r: Ranker, penalty_I: np.ndarray, calibration: float, ranks: Ranks) -> np.ndarray:

@@ -114,7 +114,8 @@ class Answerer:
     @functools.cached_property
     def likeness(self) -> Likeness:
         """What items are alike by."""
-        return likeness_of(self.run, self.catalogue)
+        loaded_IE = getattr(self.scores_after, "vectors", None)
+        return likeness_of(self.run, self.catalogue, loaded_IE)
 
     def alike(self, asked: list[Question], plan: Plan) -> Iterator[Answer]:
         """Yields the items that are most like the last item of each question."""

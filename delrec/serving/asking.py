@@ -1,6 +1,5 @@
 """Whose histories a question is about: titles, ids, or users of the log; one or many."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,19 +41,26 @@ def questions(
             raise Refused(f"users is {users!r:.60}; give a list of users, or one as user=..")
         return [question_of_user(catalogue, one) for one in some], True
     asked, kind = (history, "either") if ids is None else (ids, "id")
+    asked = read_once(asked)
     many = several(asked)
     if many is None:
         return [Question(found_of(catalogue, asked, kind))], False
     return [Question(found_of(catalogue, one, kind)) for one in many], True
 
 
+def read_once(given: Any) -> Any:
+    """What is given, as a list where it holds several: a generator can be read only once."""
+    values = listed(given)
+    return given if values is None else values
+
+
 def several(asked: Any) -> list | None:
     """The histories of a list of them; None for one history."""
-    if isinstance(asked, str | Mapping):
+    if not isinstance(asked, list) or not asked:
         return None
-    some = listed(asked)
-    if some and not isinstance(some[0], str | Mapping | int | np.integer):
-        return some if listed(some[0]) is not None else None
+    first = read_once(asked[0])
+    if isinstance(first, list):
+        return [first, *map(read_once, asked[1:])]
     return None
 
 

@@ -39,7 +39,15 @@ class Catalogue:
     @cached_property
     def lookup(self) -> Lookup:
         """The items by title and raw id."""
-        return Lookup(self.data, self.added)
+        known = None if self.before is None else self.before.lookup.ids
+        return Lookup(self.data, self.added, known)
+
+    def read(self) -> None:
+        """Reads now what is else read when a question first needs it: a service goes on answering
+        for the log that it was trained on, whatever becomes of the prepared folder.
+        """
+        for part in ("lookup", "user_of", "columns"):
+            getattr(self, part)
 
     @property
     def n_items(self) -> int:
@@ -49,9 +57,12 @@ class Catalogue:
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """The further columns of items.csv: {name: text (I+1,)}, blank for added items."""
-        blank = [""] * len(self.added)
+        if self.before is not None:
+            blank_A = np.full(len(self.added), "", object)
+            known = self.before.columns.items()
+            return {name: np.concatenate([cell_I, blank_A]) for name, cell_I in known}
         found = item_columns(self.data)
-        return {name: np.array(["", *cells, *blank], object) for name, cells in found.items()}
+        return {name: np.array(["", *cells], object) for name, cells in found.items()}
 
     @cached_property
     def meant_columns(self) -> dict[str, np.ndarray]:
@@ -80,6 +91,8 @@ class Catalogue:
     @cached_property
     def user_of(self) -> dict[str, int]:
         """{raw id: number} of the log's users."""
+        if self.before is not None:
+            return self.before.user_of
         return {raw: n for n, raw in enumerate(raw_user_ids(self.data))}
 
     @cached_property
@@ -122,13 +135,13 @@ class Catalogue:
             )
         found = {}
         for raw, title in items.items():
-            (name,) = texts_of(raw, "add_items")
+            (name,) = (text.strip() for text in texts_of(raw, "add_items"))
             if name in self.lookup.by_id or name in found:
                 raise Refused(
                     f"the item {name!r} is there already; add items under ids of their own"
                 )
             text = clean_title(title)[0] if isinstance(title, str) else ""
-            if not text or not name.strip():
+            if not text or not name:
                 raise Refused(
                     f"the item {name!r} has the title {title!r:.60}; a new item is known by its "
                     "title, give it one in words"
@@ -160,12 +173,30 @@ class Catalogue:
         """(items, names that nobody has) of raw ids; what is no id may be a title."""
         items, unknown = [], []
         for name in texts_of(names, what):
-            item = self.lookup.by_id.get(name)
-            found = [item] if item else self.lookup.exact.items(name)
+            found = self.items_called(name)
             items += found
             if not found:
                 unknown.append(Unknown(Asked(name, "id"), []))
         return items, unknown
+
+    def candidates(self, names: Any) -> tuple[list[int], list[Unknown], list[str]]:
+        """(the item of each name in their order, names that nobody has, remarks): of several items
+        that have a title the first.
+        """
+        items, unknown, remarks = [], [], []
+        for name in texts_of(names, "candidates"):
+            found = self.items_called(name)
+            items += found[:1]
+            if not found:
+                unknown.append(Unknown(Asked(name, "id"), []))
+            elif len(found) > 1:
+                remarks += self.lookup.remarks_on(Asked(name, "title"), found)
+        return items, unknown, list(dict.fromkeys(remarks))
+
+    def items_called(self, name: str) -> list[int]:
+        """The item of a raw id; else those that have it as their title."""
+        item = self.lookup.by_id.get(name)
+        return [item] if item else self.lookup.exact.items(name)
 
     def holding(self, where: Mapping[str, Any]) -> np.ndarray:
         """Bool (I+1,): the items whose columns hold the values."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from delrec.data.counts import times_of
 from delrec.lm.attention import shares_of_history
-from delrec.places import BACKBONE
-from delrec.runtime import Run, load_run
+from delrec.lm.residual import residual_of
+from delrec.lm.user_states import users_of
 from delrec.serving.answerer import Answerer, stop_without_history
 from delrec.serving.asking import Question
 from delrec.serving.catalogue import Catalogue
@@ -56,7 +56,7 @@ def explanation(now: Answerer, question: Question, item: int, attention: bool) -
     """
     stop_without_history(question)
     old = np.array(question.found.items, np.int64)
-    shown = list(dict.fromkeys(old[-seen_by(now.run) :].tolist()))
+    shown = list(dict.fromkeys(old[-seen_by(now) :].tolist()))
     without = [old[old != i] for i in shown]
     wanted = Wanted(now.catalogue.mask_of([item]), keep_seen=True, each=True)
     (whole_I,), (log_sum,) = now.model_scores([old], wanted)
@@ -74,16 +74,16 @@ def explanation(now: Answerer, question: Question, item: int, attention: bool) -
     return Explanation(found[0], tuple(sorted(reasons, key=lambda reason: -reason.lowers)))
 
 
-def seen_by(run: Run) -> int:
+def seen_by(now: Answerer) -> int:
     """How many items of a history a run sees, L."""
+    run = now.run
     if run.stage == "train_backbone":
         return run.history
     shown = run.settings["history"]
     if getattr(run, "residual", None):  # its backbone sees a history of its own
-        shown = max(shown, load_run(run.folder / BACKBONE).history)
+        shown = max(shown, residual_of(now.open().ranker.lm).backbone.history)
     if getattr(run, "user_states", None):  # it is asked after every beginning of what is shown
-        before = run.settings["history"] - 1
-        shown = max(shown, load_run(run.folder / BACKBONE).history + before)
+        shown = max(shown, users_of(now.open().ranker.lm).history)
     return shown
 
 

@@ -23,6 +23,7 @@ ALIKE = str.maketrans("‘’‚‛ʼ´`“”„‟‐‑‒–—―−", "'''
 PAIRS = 128  # kinds of pairs of letters that titles are compared by
 LONGEST_RAW = 20_000  # characters of a name that are read
 MOST_KEPT = 100_000  # names whose items are remembered
+LONGEST_KEPT = 500  # characters of a name that is remembered: a question may hold a megabyte
 SHORTEST_CUT = 60  # characters; a title that is cut has more, however its letters are composed
 
 # ---------------------------------------------------------------- forms of a text
@@ -139,11 +140,15 @@ class Lookup:
     looser readings need is made when the first name needs it.
     """
 
-    def __init__(self, data: Data, added: dict[str, str] | None = None):
-        """added: {raw id: title} of items behind the folder's own."""
+    def __init__(
+        self, data: Data, added: dict[str, str] | None = None, ids: list[str] | None = None
+    ):
+        """added: {raw id: title} of items behind the folder's own. ids: the raw ids (I+1,) of the
+        folder's own, where they were read before.
+        """
         added = added or {}
         self.titles = [*data.titles, *added.values()]
-        self.ids = [*raw_item_ids(data), *added]
+        self.ids = [*(ids or raw_item_ids(data)), *added]
         self.items = range(1, len(self.titles))
         self.exact = Names(self.titles[1:], self.items)
         self.by_id = dict(zip(self.ids[1:], self.items))
@@ -267,16 +272,22 @@ class Lookup:
             one = self.found.get(asked)
             if one is None:
                 one = self.find_one(Asked(asked.text.strip(), asked.kind))
-                if len(self.found) >= MOST_KEPT:
-                    self.found.clear()
-                    self.sure.clear()
-                self.found[asked] = one
-                if asked.kind == "either" and one.items and not one.remarks:
-                    self.sure[asked.text] = one.items[0]
+                self.remember(asked, one)
             whole.items += one.items
             whole.unknown += one.unknown
             whole.remarks += [said for said in one.remarks if said not in whole.remarks]
         return whole
+
+    def remember(self, asked: Asked, one: Found) -> None:
+        """Keeps what a name was found to mean, for the next question that holds it."""
+        if len(asked.text) > LONGEST_KEPT:
+            return
+        if len(self.found) >= MOST_KEPT:
+            self.found.clear()
+            self.sure.clear()
+        self.found[asked] = one
+        if asked.kind == "either" and one.items and not one.remarks:
+            self.sure[asked.text] = one.items[0]
 
     def find_one(self, asked: Asked) -> Found:
         """The item of a name."""

@@ -144,6 +144,11 @@ class BackboneScorer:
 
     scorer: HistoryScorer
 
+    @property
+    def vectors(self) -> torch.Tensor:
+        """The trained items' vectors, fp32 (I+1, E)."""
+        return self.scorer.model.item.weight.detach().float().cpu()
+
     def __call__(self, olds: list[np.ndarray], wanted: Wanted) -> np.ndarray:
         """Scores (B, I+1) of every item."""
         return self.scorer(olds)
@@ -162,6 +167,13 @@ class OnePass:
     penalty_I: np.ndarray  # what each item's score is lowered by
     ranks: Ranks  # the processes
     start: Start  # the prompts' prefix, already read
+
+    @property
+    def vectors(self) -> torch.Tensor | None:
+        """The vectors of the trained items that the LM is shown, fp32 (I+1, E); None: it is shown
+        none.
+        """
+        return vectors_shown(self.ranker)
 
     def __call__(self, olds: list[np.ndarray], wanted: Wanted) -> np.ndarray:
         """Scores (B, I+1) of every item."""
@@ -185,6 +197,13 @@ class PoolRanker:
     choose: "Chooser"  # the items that it ranks after each history
     width: int  # items of a block
     name: str | None  # of its progress; None: nothing is printed
+
+    @property
+    def vectors(self) -> torch.Tensor | None:
+        """The vectors of the trained items that the LM is shown, fp32 (I+1, E); None: it is shown
+        none.
+        """
+        return vectors_shown(self.ranker)
 
     def __call__(self, olds: list[np.ndarray], wanted: Wanted) -> np.ndarray:
         """Scores (B, I+1) of the chosen items after each history; -inf for all others."""
@@ -242,6 +261,12 @@ class PoolRanker:
         """This scorer with items that training never saw."""
         choose = self.choose.with_items(len(titles), rows_of)
         return replace(self, choose=choose, **grown_parts(self, titles, rows_of))
+
+
+def vectors_shown(ranker: Ranker) -> torch.Tensor | None:
+    """The vectors of the trained items that an LM is shown, without the bias, fp32 (I+1, E)."""
+    shown = ranker.lm.items
+    return None if shown is None else shown.E[:, :-1].float().cpu()
 
 
 def grown_parts(of: OnePass | PoolRanker, titles: list[str], rows_of: RowsOf) -> dict:

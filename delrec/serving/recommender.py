@@ -12,6 +12,7 @@ several threads at once.
 import functools
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -22,8 +23,8 @@ from delrec.processes import Ranks, own_device
 from delrec.runtime import Run
 from delrec.serving import fitting
 from delrec.serving.answerer import Answerer, stop_without_history
-from delrec.serving.asking import Question, found_of, questions
-from delrec.serving.catalogue import Catalogue, listed
+from delrec.serving.asking import Question, found_of, questions, read_once
+from delrec.serving.catalogue import Catalogue
 from delrec.serving.explaining import Explanation, explanation
 from delrec.serving.lookup import told
 from delrec.serving.ranking import ScoresAfter, Wanted, run_scorer
@@ -92,7 +93,9 @@ class Recommender:
         """
         found, data = opened(run, dataset, llm)
         with in_one_sentence(found):
-            recommender = cls.of_run(found, Catalogue(data), Ranks(0, 1, own_device(0)), pool)
+            catalogue = Catalogue(data)
+            catalogue.read()
+            recommender = cls.of_run(found, catalogue, Ranks(0, 1, own_device(0)), pool)
             recommender.now.open()
         return recommender
 
@@ -171,7 +174,7 @@ class Recommender:
         asked, many = questions(now.catalogue, history, **who)
         if candidates is None:
             raise Refused("score() was given no candidates; give ids or titles of the catalogue")
-        items, unknown = now.catalogue.named(candidates, "candidates")
+        items, unknown, remarks = now.catalogue.candidates(candidates)
         if not items:
             raise Refused("no candidate is known; give ids or titles of the catalogue")
         for question in asked:
@@ -181,7 +184,9 @@ class Recommender:
         for some, s_BI, log_sum_B in now.scored(asked, wanted):
             item_BC = np.tile(items, (len(some), 1))
             scored = now.items_of(item_BC, s_BI[:, items], log_sum_B)
-            answers += [now.answer(*each, shared) for each in zip(some, scored)]
+            for each in zip(some, scored):
+                answer = now.answer(*each, shared)
+                answers.append(replace(answer, remarks=(*answer.remarks, *remarks)))
         return Answers(tuple(answers)) if many else answers[0]
 
     @in_python
@@ -191,9 +196,10 @@ class Recommender:
         """
         now = self.now
         plan = now.plan(top, **filters)
-        many = not isinstance(item, str | Mapping) and listed(item) is not None
-        one_by_one = [[one] for one in listed(item)] if many else [[item]]
-        asked = [Question(found_of(now.catalogue, one, "either")) for one in one_by_one]
+        item = read_once(item)
+        many = isinstance(item, list)
+        some = item if many else [item]
+        asked = [Question(found_of(now.catalogue, [one], "either")) for one in some]
         answers = tuple(now.alike(asked, plan))
         return Answers(answers) if many else answers[0]
 
@@ -237,5 +243,7 @@ class Recommender:
 
             with now.turn:
                 scorer = self.trained.with_items(titles, rows_of)
-            self.now = Answerer(catalogue, lambda: scorer, now.run)
-            self.now.turn = now.turn  # it is the same LM
+            grown = Answerer(catalogue, lambda: scorer, now.run)
+            grown.turn = now.turn  # it is the same LM
+            grown.open()
+            self.now = grown

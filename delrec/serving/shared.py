@@ -14,16 +14,18 @@ from typing import Any
 import click
 import torch
 
+from delrec import runtime
 from delrec.backbone.models import ALL, build
 from delrec.data.prepared import Data, folder_of_data, load_data, load_data_of
 from delrec.data.shared import ITEMS, data_of_items
 from delrec.files import first_line
 from delrec.lm.model import located
 from delrec.lm.pretrained import EMBEDDED, seed_and_name
-from delrec.places import BACKBONE
+from delrec.places import BACKBONE, root_of
 from delrec.runtime import Run, beside, folder_of, is_run, load_run, read_json, stop
 
 FETCHED = ["*.safetensors", "*.json", "README.md"]  # what is fetched of a shared run
+ABOUT = ["config.json", ITEMS]  # of it, what says that it is one
 STAGES = ["train_backbone", "distill", "finetune", "lm"]
 MOST = 4096  # width, and items of a history, of a shared backbone
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
@@ -41,34 +43,51 @@ def opened(
     of_hub = is_hub_id(name)
     run = load_run(fetched(str(name)) if of_hub else name)
     is_shared = (run.folder / ITEMS).is_file()
-    if of_hub and not is_shared:
-        stop(f"{name} is no run shared by evaluate.py --card (it lacks {ITEMS}); name another one")
     if dataset:
         data = load_data(dataset)
-    elif is_shared and (of_hub or climbs(run) or not folder_of_data(run)):
-        data = data_of_items(run)
+    elif is_shared:
+        place = None if of_hub or leads_away(run) else folder_of_data(run)
+        data = load_data(str(place)) if place else data_of_items(run)
     else:
         data = load_data_of(run)
     load_run(run.folder, data)  # of another data set: refused
     if is_shared and (of_hub or data.shared is not None or not is_at_home(run)):
         return of_its_folder(run, data, llm), data
+    if is_shared:
+        with in_one_sentence(run):
+            stop_unless_fitting(run, data)
     if llm:
         run.llm = located(llm)
     return run, data
 
 
-def climbs(run: Run) -> bool:
-    """Does a run name its data by a path that leads upwards? Ours never do."""
-    named = (str(getattr(run, "data_folder", "")), str(run.dataset))
-    return any(".." in Path(place).parts for place in named)
+def leads_away(run: Run) -> bool:
+    """Does a shared run name its data by a path out of the folder of runs and data? Only one that
+    stands where it was made may.
+    """
+    config = read_json(run.folder / "config.json")
+    named = [Path(str(config.get(key) or "")) for key in ("data_folder", "dataset")]
+    away = any(place.is_absolute() or ".." in place.parts for place in named)
+    return away and not stands_where_made(run)
+
+
+def stands_where_made(run: Run) -> bool:
+    """Does a run's folder stand where its configuration says that it was made?"""
+    out = read_json(run.folder / "config.json").get("out")
+    place = root_of(run.folder, runtime.ROOT) / str(out)
+    return bool(out) and place.resolve() == run.folder.resolve()
 
 
 def is_at_home(run: Run) -> bool:
-    """Are the parts that a card put into the run's folder where its configuration says, too?"""
+    """Does a run stand where it was made, and are the parts that a card put into its folder where
+    its configuration says, too?
+    """
     backbone, lm = getattr(run, "backbone_run", None), str(getattr(run, "llm", ""))
     own_lm = run.folder / "lm"
-    return (not is_run(run.folder / BACKBONE) or (backbone and is_run(backbone))) and (
-        not own_lm.is_dir() or Path(lm).resolve() == own_lm.resolve()
+    return (
+        stands_where_made(run)
+        and (not is_run(run.folder / BACKBONE) or bool(backbone and is_run(backbone)))
+        and (not own_lm.is_dir() or Path(lm).resolve() == own_lm.resolve())
     )
 
 
@@ -84,19 +103,30 @@ def is_hub_id(name: Path | str) -> bool:
 
 
 def fetched(name: str) -> Path:
-    """The folder of a shared run, fetched from the Hugging Face Hub: safetensors, JSON, README."""
+    """The folder of a shared run, fetched from the Hugging Face Hub: safetensors, JSON, README.
+    What says that it is one comes first: nothing is fetched of another model.
+    """
+    folder = snapshot(name, ABOUT)
+    if not is_run(folder):
+        stop(f"{name} is no run shared by evaluate.py --card (no config.json of one); name another")
+    if not (folder / ITEMS).is_file():
+        stop(f"{name} is no run shared by evaluate.py --card (it lacks {ITEMS}); name another one")
+    return snapshot(name, FETCHED, folder.name)
+
+
+def snapshot(name: str, patterns: list[str], revision: str | None = None) -> Path:
+    """The folder of what the Hub has of some files. revision: the commit; None: the newest."""
     import huggingface_hub
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=FETCHED))
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+        )
     except Exception as bad:  # of whatever kind: of the network, the Hub, its library
         stop(
             f"{name} is no run here ({folder_of('runs', name)}) and was not fetched from the "
             f"Hugging Face Hub ({first_line(bad)}); name a finished run, or go online"
         )
-    if not is_run(folder):
-        stop(f"{name} is no run shared by evaluate.py --card (no config.json of one); name another")
-    return folder
 
 
 # ---------------------------------------------------------------- what a shared run may be
@@ -124,7 +154,7 @@ def in_one_sentence(run: Run) -> Iterator[None]:
     except click.ClickException:
         raise
     except Exception as bad:  # of whatever kind: the files are somebody else's
-        if getattr(run, "data_folder", None) != str(run.folder):
+        if not (run.folder / ITEMS).is_file():
             raise
         stop(
             f"the shared run in {run.folder} cannot be opened ({first_line(bad)}); fetch it again, "

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from delrec.data.words import Words
-from delrec.runtime import Run, is_run, load_run, read_tensors
+from delrec.runtime import Run, is_run, load_run, read_tensors, stop, stop_if_replaced
 from delrec.serving.catalogue import Catalogue
 from delrec.serving.new_items import sparse_bags
 
@@ -25,15 +25,21 @@ class Likeness:
         return (self.unit_IE @ own_E1)[:, 0].numpy()
 
 
-def likeness_of(run: Run, catalogue: Catalogue) -> Likeness:
+def likeness_of(run: Run, catalogue: Catalogue, loaded_IE: torch.Tensor | None) -> Likeness:
     """The item vectors of a run: a backbone's own; those an LM is shown, or its backbone's; where
-    there are none the words of the titles.
+    there are none the words of the titles. loaded_IE: those that its model holds (I+1, E); None
+    where it is not loaded, or holds none.
     """
-    folder = folder_of_vectors(run)
+    folder = run.folder if loaded_IE is not None else folder_of_vectors(run)
     if folder is None:
         titles = catalogue.lookup.titles
         return Likeness(sparse_bags(Words(titles), titles), "the words of the titles")
-    table_IE = table_in(folder)
+    table_IE = loaded_IE if loaded_IE is not None else table_in(folder)
+    if len(table_IE) != catalogue.data.n_items + 1:
+        stop(
+            f"{folder} holds the vectors of {len(table_IE) - 1} items by now, expected "
+            f"{catalogue.data.n_items}: it was trained anew; load the run again"
+        )
     if catalogue.added:
         titles = list(catalogue.added.values())
         new = catalogue.title_map.rows_of(table_IE.numpy(), titles)
@@ -47,6 +53,7 @@ def folder_of_vectors(run: Run) -> Path | None:
     of the same data.
     """
     if run.stage == "train_backbone" or (run.folder / "items.safetensors").exists():
+        stop_if_replaced(run)
         return run.folder
     if run.stage == "lm":  # it was made without one
         return None
