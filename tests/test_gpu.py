@@ -8,9 +8,15 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from scripts import ROOT
 
-from recipes import gpu, gpu_pack
+from delrec.lm.bench.random_lms import random_lm, random_prompts
+from delrec.lm.bench.work import K
+from delrec.lm.reading import read_prefix
+from delrec.lm.text import random_soft_prompt
+from recipes import gpu, gpu_attention, gpu_pack, gpu_tiny
+from recipes.gpu_lm import on_a_card
 from recipes.gpu_rows import LEFT_OUT, PLAN, Rows, read, unexpected
 
 NAMES = {name for stage in PLAN.values() for name in stage()}
@@ -138,3 +144,23 @@ def test_wheels_of_what_is_there_are_not_installed(tmp_path, monkeypatch):
     env = gpu_pack.install(tmp_path, tmp_path / "site")
     assert env["PIP_FIND_LINKS"] == str(tmp_path) and env["PIP_NO_INDEX"] == "1"
     assert json.dumps(env)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["no mask", "packed", "packed behind a kept prefix"])
+def test_no_way_to_attend_asks_the_device_for_token_ids(way, monkeypatch):
+    # tensors without memory: as on a card, they give no numpy array
+    device = torch.device("meta")
+    lm = on_a_card(random_lm("tiny", gpu_tiny.llama_config(), device, torch.float32))
+    prompts = random_prompts(lm, 3, 130)
+    start = read_prefix(lm, prompts.prefix, random_soft_prompt(lm, K, 0))
+    tokens = 130 - 1  # the mask itself is not read
+    if way == "no mask":
+        answer = SimpleNamespace(last_hidden_state=torch.empty(3, tokens, 64, device=device))
+        monkeypatch.setattr(lm.body, "forward", lambda inputs_embeds, use_cache: answer)
+        monkeypatch.setattr(gpu_attention, "scored", lambda lm, prompts, x_BD: x_BD)
+        assert gpu_attention.by_nothing(lm, prompts, start).shape == (3, 64)
+        return
+    kept = len(prompts.prefix) if way.endswith("prefix") else 0
+    packed = gpu_attention.Packed(lm, prompts, start, kept > 0)
+    assert packed.x_1MD.shape == (1, 3 * (tokens - kept), 64) and packed.x_1MD.device == device
