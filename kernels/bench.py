@@ -127,8 +127,8 @@ class Candidates:
         return cls(x_BD, head_VD, tok_BCT, n_BC, weight_BCT)
 
     def ours(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """The scores by our kernels."""
-        return kernels.candidate_scores(x_BD, self.head_VD, self.tok_BCT, self.n_BC)
+        """The scores by our kernels, as the LM's verbalizers call them: nothing is looked at."""
+        return kernels.candidate_scores(x_BD, self.head_VD, self.tok_BCT, self.n_BC, known=True)
 
     def full_logits(self, x_BD: torch.Tensor) -> torch.Tensor:
         """The scores by way of all V logits."""
@@ -215,7 +215,7 @@ def title_likelihood(device: torch.device, dtype: torch.dtype, N: int, D: int, V
         return logp_NV.gather(1, tok_N.long()[:, None])[:, 0].view(-1, 4).sum(1)
 
     def ours(x):
-        return kernels.title_likelihood(x, head_VD, tok_N, ptr)
+        return kernels.title_likelihood(x, head_VD, tok_N, ptr, known=True)
 
     with torch.no_grad():
         methods = {"ours": partial(ours, x_ND), "full_logits": partial(full_logits, x_ND)}
@@ -263,7 +263,7 @@ def catalogue(
         return score_BI.topk(k, dim=1)
 
     def ours():
-        return kernels.catalogue_topk(x_BD, head_VD, ptr, tok_M, k, seen_BS)
+        return kernels.catalogue_topk(x_BD, head_VD, ptr, tok_M, k, seen_BS, known=True)
 
     t = times({"ours": ours, "torch": in_torch}, device)
     memory = extra_bytes(ours, device)

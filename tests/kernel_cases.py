@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from delrec.kernels import cpu
 from delrec.kernels import verbalizer as kernels
@@ -58,6 +59,19 @@ def on(function, impl, device):
         return tuple(o.cpu() for o in out) if isinstance(out, tuple) else out.cpu()
 
     return call
+
+
+class NothingFetched(TorchDispatchMode):
+    """Within it a number that python asks a tensor for is a fault: on a GPU the process would wait
+    there until all that was launched is done.
+    """
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function not in FETCHING, "a number was fetched from a tensor"
+        return function(*args, **(kwargs or {}))
+
+
+FETCHING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 
 
 def close(got, true, tol=2e-6):
