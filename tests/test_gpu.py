@@ -1,6 +1,7 @@
 """make gpu: its plan, its time boxes, what it takes along, and its quick rehearsal on this CPU."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,15 +12,25 @@ import pytest
 import torch
 from scripts import ROOT
 
+from delrec.kernels.bench import Candidates
 from delrec.lm.bench.random_lms import random_lm, random_prompts
 from delrec.lm.bench.work import K
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import random_soft_prompt
 from recipes import gpu, gpu_attention, gpu_pack, gpu_tiny
 from recipes.gpu_lm import on_a_card
-from recipes.gpu_rows import LEFT_OUT, PLAN, Rows, read, unexpected
+from recipes.gpu_rows import GATHERS, LEFT_OUT, PLAN, Rows, read, unexpected
 
 NAMES = {name for stage in PLAN.values() for name in stage()}
+
+
+@pytest.fixture
+def gpu_kernels():
+    """The module of stage kernels, which needs Triton."""
+    pytest.importorskip("triton")
+    from recipes import gpu_kernels
+
+    return gpu_kernels
 
 
 def row(name, value, reason="x"):
@@ -164,3 +175,25 @@ def test_no_way_to_attend_asks_the_device_for_token_ids(way, monkeypatch):
     kept = len(prompts.prefix) if way.endswith("prefix") else 0
     packed = gpu_attention.Packed(lm, prompts, start, kept > 0)
     assert packed.x_1MD.shape == (1, 3 * (tokens - kept), 64) and packed.x_1MD.device == device
+
+
+# the makers' numbers: MB of the second-level cache, GB of memory
+@pytest.mark.parametrize("cache, memory", [(6, 24), (72, 24), (40, 40), (50, 80), (60, 141)])
+@pytest.mark.parametrize("label", GATHERS)
+def test_the_gathers_go_past_the_cards_cache_and_fit_its_memory(gpu_kernels, label, cache, memory):
+    B, C, T, D, V = GATHERS[label]
+    read = B * C * (0.75 * T)  # titles of T/2 to T tokens
+    held = int(V * (1 - math.exp(-read / V)) * D * 2)  # of the different ones
+    n = gpu_kernels.draws_needed(held, V * D * 2, cache * 10**6, memory * 10**9)
+    assert n * held >= 4 * cache * 10**6
+    assert n * V * D * 2 <= memory * 10**9 / 4 and n <= 64
+
+
+def test_each_gather_has_tokens_and_a_head_of_its_own(gpu_kernels, monkeypatch):
+    first = Candidates.draw(torch.device("cpu"), torch.bfloat16, (2, 3, 4), 16, 50)
+    monkeypatch.setattr(gpu_kernels, "cache_bytes", lambda device: 2 * first.held())
+    monkeypatch.setattr(gpu_kernels, "memory_bytes", lambda device: 10**6)
+    draws = gpu_kernels.draws_of(first)
+    assert len(draws) == 8
+    assert len({c.head_VD.data_ptr() for c in draws}) == len({c.tok_BCT.data_ptr() for c in draws})
+    assert len({c.head_VD.data_ptr() for c in draws}) == 8
