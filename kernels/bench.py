@@ -150,9 +150,12 @@ class Candidates:
         return torch.einsum("bd,bcd->bc", x_BD, row_ND.view(B, C, -1))
 
     def held(self) -> int:
-        """Bytes of what must be read and written."""
-        rows_UD = self.head_VD[self.tok_BCT.long().unique()]
-        read = (self.x_BD.numel() + rows_UD.numel()) * self.x_BD.element_size()
+        """Bytes of what must be read and written: of the head the different rows of titles' own
+        tokens, not of those behind a title's end.
+        """
+        inside_BCT = self.weight_BCT > 0
+        rows = len(self.tok_BCT[inside_BCT].unique()) * self.x_BD.shape[1]
+        read = (self.x_BD.numel() + rows) * self.x_BD.element_size()
         return read + self.tok_BCT.numel() * 4 + 2 * self.n_BC.numel() * 4
 
 

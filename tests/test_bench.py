@@ -150,6 +150,15 @@ def test_kernel_rows_on_a_small_shape_without_the_looks_at_inputs_that_the_produ
     assert "catalogue.cpu.300.fp32.ms_per_user" in names and len(names) == len(set(names))
 
 
+def test_what_stands_behind_a_titles_end_is_not_among_the_bytes_that_must_be_read():
+    c = kernel_bench.Candidates.draw(CPU, torch.float32, (1, 2, 4), 16, 50)
+    c.tok_BCT = torch.tensor([[[1, 2, 3, 4], [2, 5, 6, 7]]], dtype=torch.int32)
+    c.n_BC = torch.tensor([[2, 3]], dtype=torch.int32)
+    c.weight_BCT = torch.tensor([[[0.5, 0.5, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0]]])
+    rows = 4  # of 1, 2, 5 and 6
+    assert c.held() == (1 + rows) * 16 * 4 + 8 * 4 + 2 * 2 * 4
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it")
 def test_the_peak_of_a_process_is_not_its_starters():
     held = np.ones(2**30, np.uint8)
