@@ -1,5 +1,7 @@
 """Log-likelihood of titles, values and gradients, against loops in fp64."""
 
+import weakref
+
 import pytest
 import torch
 from kernel_cases import DTYPES, close, fp64, leaves, loop_likelihood, no_worse, titles_of
@@ -111,3 +113,30 @@ def test_no_title_at_all(ops):
     assert ops.title_likelihood(
         x[:0], head, tok[:0], torch.zeros(3, dtype=torch.long), b
     ).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_one_tile_of_the_logits_exists_at_a_time(gradient, monkeypatch):
+    pytest.importorskip("triton")
+    from delrec.kernels import gpu
+
+    class Launched:
+        """A kernel that does nothing."""
+
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: probabilities.append(weakref.ref(args[8]))
+
+    tiles, probabilities, N, V, D = [], [], 5, 64, 8
+
+    def product(a, b):
+        made = a @ b
+        if made.shape[1] == 16:  # a tile, not a part of the gradient
+            assert not any(t() is not None for t in (*tiles, *probabilities))
+            tiles.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(gpu, "absorb_kernel", Launched())
+    monkeypatch.setattr(gpu, "product", product)
+    x, head = torch.randn(N, D), torch.randn(V, D)
+    gpu.log_probs(x, head, torch.zeros(N, dtype=torch.int32), None, gradient, rows=3, tile=16)
+    assert len(tiles) == 2 * 4
