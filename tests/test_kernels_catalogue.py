@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import DTYPES, catalogue, close, inputs, loop_scores
+from kernel_cases import DTYPES, NothingFetched, catalogue, close, inputs, loop_scores
 
 pytest_plugins = ["kernel_fixtures"]
 
@@ -26,6 +26,11 @@ def test_catalogue_scores_equal_the_candidates_of_the_same_titles(ops, bias, dty
     close(ops.catalogue_scores(x, head, ptr, tok, b), want)
     # a part of the catalogue
     close(ops.catalogue_scores(x, head, ptr[2:6], tok, b), want[:, 2:5])
+    with NothingFetched():  # as the LM's verbalizers call it
+        whole = ops.catalogue_scores(x, head, ptr, tok, b, known=True)
+        part = ops.catalogue_scores(x, head, ptr[2:6], tok, b, known=True)
+    close(whole, want)
+    close(part, want[:, 2:5])
 
 
 def test_many_equal_titles_are_listed_by_id(ops):
