@@ -160,22 +160,26 @@ def say(rows: list[dict]) -> None:
         print(f"{row['name']:<58}{said}" + (f"  (goal {goal})" if goal is not None else ""))
 
 
+# what the ways of a shape are compared with: the same work by the product's way
+COMPARED = {"ms_per_request": ("in batch", "mask"), "ms": ("one body", "alone_body")}
+
+
 def winners(rows: list[dict]) -> list[str]:
     """A line for each shape on which variants were measured: the fastest, and by how much."""
-    shapes: dict[str, dict[str, float]] = {}
+    shapes: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         parts = row["name"].split(".")
-        if parts[0] == "variant" and parts[-1] in ("ms_per_request", "ms") and row["value"]:
-            shape = f"{parts[1]}, {'alone' if parts[-1] == 'ms' else 'in batch'}"
-            shapes.setdefault(shape, {})[parts[2]] = row["value"]
+        # a whole request by itself has no rival
+        if parts[0] == "variant" and parts[-1] in COMPARED and parts[2] != "alone" and row["value"]:
+            shapes.setdefault((parts[1], parts[-1]), {})[parts[2]] = row["value"]
     lines = []
-    for shape, found in shapes.items():
+    for (name, unit), found in shapes.items():
+        where, other = COMPARED[unit]
         best = min(found, key=found.get)
-        first = next(iter(found))
-        lines.append(
-            f"{shape}: {best} won with {found[best]:.3f} ms a request, "
-            f"{found[first] / found[best]:.2f} times as fast as {first}"
-        )
+        by = f"{other}, by which it is judged, was not measured"
+        if other in found:
+            by = f"{found[other] / found[best]:.2f} times as fast as {other}"
+        lines.append(f"{name}, {where}: {best} won with {found[best]:.3f} ms a request, {by}")
     return lines
 
 

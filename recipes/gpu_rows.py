@@ -127,7 +127,7 @@ def variants() -> Names:
             rows |= {f"{base}.{way}.ms_per_request": ("ms", goal)}
             rows |= {f"{base}.{way}.score_change": ("of the scores' deviation", None)}
         rows |= {f"{base}.compiled.warm_up_s": ("s", None)}
-        rows |= {f"{base}.alone.ms": ("ms", None), f"{base}.alone_graph.ms": ("ms", None)}
+        rows |= {f"{base}.{way}.ms": ("ms", None) for way in ("alone", "alone_body", "alone_graph")}
         rows |= {f"{base}.fp8.same_first": ("share", 1)}
     rows |= {f"variant.smollm2-135m.fp8.hr1{end}": ("HR@1", None) for end in ("", "_of_bf16")}
     ends = ("low", "high")

@@ -143,8 +143,8 @@ def compiled(bench: Bench, score: Callable) -> None:
 
 
 def alone(bench: Bench) -> None:
-    """Writes the rows of one prompt: launched as always, and replayed as a CUDA graph of the LM's
-    body, whose inputs lie where they lay.
+    """Writes the rows of one prompt: the whole request, and the LM's body alone, launched as always
+    and replayed as a CUDA graph, whose inputs lie where they lay.
     """
     lm, one, base = bench.lm, bench.prompts.part(0, 1), f"variant.{bench.name}"
     seconds = seconds_of(lambda: by_mask(lm, one, bench.start), bench.device)
@@ -153,8 +153,12 @@ def alone(bench: Bench) -> None:
     Q = len(one.prefix) + len(one.tails[0])
     x_1QD = torch.randn(1, Q, lm.head_VD.shape[1], device=bench.device).to(lm.dtype)
     if lm.kind == "decoder":
-        body = partial(lm.body, inputs_embeds=x_1QD, use_cache=False)
+        # without a mask transformers would make one while a graph is captured, and else none
+        sees_QQ = torch.ones(Q, Q, dtype=torch.bool, device=bench.device).tril()
+        more = {"attention_mask": sees_QQ[None, None], "use_cache": False}
+        body = partial(lm.body, inputs_embeds=x_1QD, **more)
     else:
         body = partial(lm.model.get_encoder(), inputs_embeds=x_1QD)
+    rows.add(f"{base}.alone_body.ms", 1e3 * seconds_of(body, bench.device))
     replay = graph_of([body], bench.device)
     rows.add(f"{base}.alone_graph.ms", 1e3 * seconds_of(replay, bench.device))

@@ -108,9 +108,19 @@ def test_a_rehearsal_fails_for_rows_that_a_cpu_could_have_measured():
 def test_the_fastest_variant_of_each_shape_is_named():
     rows = [row(f"variant.a.{way}.ms_per_request", ms) for way, ms in (("mask", 4), ("flex", 2))]
     rows += [row("variant.b.mask.ms_per_request", 1), row("variant.b.flex.ms_per_request", None)]
-    first, second = gpu.winners(rows)
+    rows += [row("variant.c.mask.ms_per_request", None), row("variant.c.flex.ms_per_request", 3)]
+    first, second, third = gpu.winners(rows)
     assert re.match(r"a, in batch: flex won with 2.000 ms .* 2.00 times as fast as mask", first)
     assert second.startswith("b, in batch: mask won")
+    assert third.endswith(
+        "flex won with 3.000 ms a request, mask, by which it is judged, was not measured"
+    )
+
+
+def test_a_graph_of_the_body_is_compared_with_the_body_not_with_the_whole_request():
+    rows = [row("variant.a.alone.ms", 9), row("variant.a.alone_body.ms", 4)]
+    [line] = gpu.winners([*rows, row("variant.a.alone_graph.ms", 2)])
+    assert "alone_graph won" in line and "2.00 times as fast as alone_body" in line
 
 
 def test_an_lm_in_pieces_comes_back_as_it_was(tmp_path):
