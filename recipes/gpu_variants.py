@@ -24,7 +24,7 @@ from recipes import gpu_tiny
 from recipes.gpu_attention import by_mask, by_nothing, ways_of
 from recipes.gpu_fp8 import compare_hits, with_fp8
 from recipes.gpu_lm import on_a_card, tiny_shapes
-from recipes.gpu_rows import BACKENDS, VARIED, Rows
+from recipes.gpu_rows import VARIED, Rows, backends_of
 from recipes.gpu_time import forget_peak, graph_of, seconds_of
 
 KINDS = {
@@ -94,12 +94,19 @@ def measure_shape(rows: Rows, name: str, config: object, device: torch.device) -
     for way, score in ways_of(bench.lm).items():
         bench.attempt(way, score)
     plain = by_nothing if bench.lm.kind == "decoder" else by_mask
-    for backend in BACKENDS:
-        bench.attempt(f"sdpa_{backend}", partial(with_backend, KINDS[backend], by_mask))
+    for backend in backends_of(name):
+        bench.attempt(f"sdpa_{backend}", by_backend(backend))
     rows.attempt(f"variant.{name}.alone", alone, bench)
     with with_fp8(bench.lm.model):
         rows.attempt(f"variant.{name}.fp8.", fp8, bench)
     rows.attempt(f"variant.{name}.compiled.", compiled, bench, plain)
+
+
+def by_backend(backend: str) -> Callable:
+    """The way that attends by one back end only: under the product's mask, or, as flash takes none,
+    by whole prompts without.
+    """
+    return partial(with_backend, KINDS[backend], by_nothing if backend == "flash" else by_mask)
 
 
 def with_backend(

@@ -11,15 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from scripts import ROOT
+from torch.nn.attention import SDPBackend
 
 from delrec.kernels.bench import Candidates
 from delrec.lm.bench.random_lms import random_lm, random_prompts
 from delrec.lm.bench.work import K
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import random_soft_prompt
-from recipes import gpu, gpu_attention, gpu_pack, gpu_tiny
+from recipes import gpu, gpu_attention, gpu_pack, gpu_tiny, gpu_variants
 from recipes.gpu_lm import on_a_card
-from recipes.gpu_rows import GATHERS, LEFT_OUT, PLAN, Rows, read, unexpected
+from recipes.gpu_rows import BACKENDS, GATHERS, LEFT_OUT, PLAN, Rows, read, unexpected
 
 NAMES = {name for stage in PLAN.values() for name in stage()}
 
@@ -185,6 +186,27 @@ def test_no_way_to_attend_asks_the_device_for_token_ids(way, monkeypatch):
     kept = len(prompts.prefix) if way.endswith("prefix") else 0
     packed = gpu_attention.Packed(lm, prompts, start, kept > 0)
     assert packed.x_1MD.shape == (1, 3 * (tokens - kept), 64) and packed.x_1MD.device == device
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_flash_which_takes_no_mask_is_given_none(backend, monkeypatch):
+    device, masks = torch.device("cpu"), []
+    lm = on_a_card(random_lm("tiny", gpu_tiny.llama_config(), device, torch.float32))
+    prompts = random_prompts(lm, 2, 130)
+    prompts.tails[1] = prompts.tails[1][9:]
+    start = read_prefix(lm, prompts.prefix, random_soft_prompt(lm, K, 0))
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def told(*args, attn_mask=None, is_causal=False, **more):
+        masks.append((attn_mask is None, is_causal))
+        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", told)
+    monkeypatch.setitem(gpu_variants.KINDS, backend, SDPBackend.MATH)
+    gpu_variants.by_backend(backend)(lm, prompts, start)
+    assert set(masks) == {(True, True) if backend == "flash" else (False, False)}
+    assert "variant.flan-t5-xl.sdpa_flash.ms_per_request" not in NAMES
 
 
 # the makers' numbers: MB of the second-level cache, GB of memory
