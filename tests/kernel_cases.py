@@ -53,12 +53,24 @@ def on(function, impl, device):
     """
 
     def call(*args, **kwargs):
-        args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
-        kwargs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        args = [moved(a, device) for a in args]
+        kwargs = {k: moved(v, device) for k, v in kwargs.items()}
         out = function(*args, impl=impl, **kwargs)
         return tuple(o.cpu() for o in out) if isinstance(out, tuple) else out.cpu()
 
     return call
+
+
+def moved(a, device):
+    """A tensor on the device, all else as it is. A view with gaps stays one, in a copy of its whole
+    buffer: to() alone would close the gaps.
+    """
+    if not isinstance(a, torch.Tensor):
+        return a
+    if a.requires_grad or a.is_contiguous():
+        return a.to(device)
+    whole = a.as_strided((a.untyped_storage().nbytes() // a.element_size(),), (1,), 0)
+    return whole.to(device).as_strided(a.shape, a.stride(), a.storage_offset())
 
 
 class NothingFetched(TorchDispatchMode):

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from kernel_cases import DTYPES, close, fp64, leaves, loop_likelihood, no_worse, titles_of
+from kernel_cases import DTYPES, close, fp64, leaves, loop_likelihood, no_worse, poisoned, titles_of
 
 from delrec.kernels import reference
 
@@ -31,6 +31,16 @@ def test_title_likelihood_and_gradients_equal_the_loop(ops, bias, normalise, tra
     for g, t in zip(got, true):
         if g is not None and g.requires_grad:
             close(g.grad, t.grad, 5e-6)
+
+
+def test_gaps_between_the_head_s_rows_are_not_read(ops):
+    x, head, tok, ptr, b = titles_of()
+    one, two = leaves(x)[0], leaves(x)[0]
+    want = ops.title_likelihood(one, head, tok, ptr, b)
+    got = ops.title_likelihood(two, poisoned(head)[: len(head)], tok, ptr, b)
+    close(got.detach(), want.detach())
+    want.sum().backward(), got.sum().backward()
+    close(two.grad, one.grad, 5e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
