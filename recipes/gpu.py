@@ -30,6 +30,7 @@ if __name__ == "__main__":
 from recipes import gpu_pack  # noqa: E402
 from recipes.gpu_rows import PLAN, Rows, read, unexpected  # noqa: E402
 
+MEASURED, REHEARSAL = "runs/gpu", "runs/gpu-rehearsal"  # folders: a toy's runs stay apart
 BOXES = {"checks": 110, "kernels": 60, "lms": 100, "chain": 165, "variants": 85}  # seconds
 REHEARSED = dict.fromkeys(BOXES, 300)  # beside other work; alone far less
 MODULES = {
@@ -47,7 +48,11 @@ def options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--out", default="runs/gpu", help="folder for rows.jsonl and what the stages print")
+    add(
+        "--out",
+        help="folder for rows.jsonl and what the stages print (default: of --rehearse "
+        f"{REHEARSAL}, else {MEASURED})",
+    )
     add("--stages", nargs="+", choices=list(PLAN), default=list(PLAN), help="only these")
     add("--rehearse", action="store_true", help="tiny shapes on a CPU, Triton interpreted")
     add("--quick", action="store_true", help="with --rehearse: leave out what takes long")
@@ -59,7 +64,9 @@ def options() -> argparse.Namespace:
     # how the stages are started
     add("--stage", choices=list(PLAN), help=argparse.SUPPRESS)
     add("--card", default="", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    typed = parser.parse_args()
+    typed.out = typed.out or (REHEARSAL if typed.rehearse else MEASURED)
+    return typed
 
 
 def card_of(rehearse: bool) -> str:

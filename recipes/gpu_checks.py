@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def check_resume(rows: Rows, command: list, whole: Path) -> None:
     """
     name, killed = "checks.resume.same_bits", whole.with_name("killed")
     kept = beside(killed, "unfinished") / "checkpoints"
+    shutil.rmtree(kept, ignore_errors=True)  # of an earlier time that was cut
     typed = [sys.executable, "-u", *map(str, command), "--out", str(killed)]
     process = subprocess.Popen(typed, cwd=ROOT, stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(kept.glob("*/meta.json")):

@@ -18,7 +18,7 @@ from delrec.lm.bench.random_lms import random_lm, random_prompts
 from delrec.lm.bench.work import K
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import random_soft_prompt
-from recipes import gpu, gpu_attention, gpu_pack, gpu_tiny, gpu_variants
+from recipes import gpu, gpu_attention, gpu_chain, gpu_pack, gpu_tiny, gpu_variants
 from recipes.gpu_lm import on_a_card
 from recipes.gpu_rows import BACKENDS, GATHERS, LEFT_OUT, PLAN, Rows, read, unexpected
 
@@ -104,6 +104,24 @@ def test_a_rehearsal_fails_for_rows_that_a_cpu_could_have_measured():
     fine = [row("lm.x.peak_gb", None), row("lm.x.mfu", None, LEFT_OUT), row("lm.y.mfu", 0.5)]
     assert unexpected(fine) == []
     assert unexpected([*fine, row("lm.x.mfu", None)]) == [row("lm.x.mfu", None)]
+
+
+def test_a_rehearsal_has_a_folder_of_its_own(monkeypatch):
+    for typed, out in ([], gpu.MEASURED), (["--rehearse"], gpu.REHEARSAL):
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *typed])
+        assert gpu.options().out == out
+    assert f"--rehearse --out {gpu.REHEARSAL}\n" in (ROOT / "Makefile").read_text()
+
+
+def test_seconds_of_a_backbone_that_an_earlier_time_trained_are_no_row_of_today(tmp_path):
+    world = gpu_chain.World(tmp_path / "chain", True, torch.device("cpu"))
+    world.backbone.mkdir()
+    (world.backbone / "config.json").write_text('{"seconds": 7}')
+    rows = Rows(tmp_path / "rows.jsonl", "chain", "card", None)
+    world.make_backbone(rows)
+    [told] = read(rows.path)
+    assert told["name"] == "chain.backbone.seconds" and told["value"] is None
+    assert "earlier time" in told["reason"] and unexpected([told]) == []
 
 
 def test_the_fastest_variant_of_each_shape_is_named():
