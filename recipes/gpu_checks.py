@@ -101,7 +101,12 @@ def check_resume(rows: Rows, command: list, whole: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     run([*(arg for arg in command if arg != "--overwrite"), "--out", killed, "--resume"])
-    rows.add(name, same_bits(whole, killed))
+    same = same_bits(whole, killed)
+    rows.add(name, same)
+    if not same:  # by the resume, or is no run on this card like another?
+        again = whole.with_name("again")
+        run([*command, "--out", again])
+        print(f"two runs that were never stopped left the same bits: {same_bits(whole, again)}")
 
 
 def check_two_cards(rows: Rows, command: list, whole: Path, rehearse: bool) -> None:

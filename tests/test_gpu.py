@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from scripts import ROOT
 from torch.nn.attention import SDPBackend
 
@@ -18,7 +19,7 @@ from delrec.lm.bench.random_lms import random_lm, random_prompts
 from delrec.lm.bench.work import K
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import random_soft_prompt
-from recipes import gpu, gpu_attention, gpu_chain, gpu_pack, gpu_tiny, gpu_variants
+from recipes import gpu, gpu_attention, gpu_chain, gpu_checks, gpu_pack, gpu_tiny, gpu_variants
 from recipes.gpu_lm import on_a_card
 from recipes.gpu_rows import BACKENDS, GATHERS, LEFT_OUT, PLAN, Rows, read, unexpected
 
@@ -247,3 +248,29 @@ def test_each_gather_has_tokens_and_a_head_of_its_own(gpu_kernels, monkeypatch):
     assert len(draws) == 8
     assert len({c.head_VD.data_ptr() for c in draws}) == len({c.tok_BCT.data_ptr() for c in draws})
     assert len({c.head_VD.data_ptr() for c in draws}) == 8
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_resume_that_differs_is_told_apart_from_runs_that_always_differ(
+    alike, tmp_path, monkeypatch, capsys
+):
+    def run(command, procs=1):
+        folder = command[command.index("--out") + 1]
+        folder.mkdir(parents=True, exist_ok=True)
+        value = 1.0 if "--resume" not in command and (alike or folder.name == "whole") else 2.0
+        save_file({"x": torch.tensor([value])}, folder / "model.safetensors")
+
+    def started(typed, **more):
+        checkpoint = tmp_path / "killed.unfinished" / "checkpoints" / "1"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "meta.json").write_text("{}")
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    run(["--out", tmp_path / "whole"])
+    monkeypatch.setattr(gpu_checks, "run", run)
+    popen = SimpleNamespace(Popen=started, DEVNULL=None)
+    monkeypatch.setattr(gpu_checks, "subprocess", popen)
+    rows = Rows(tmp_path / "rows.jsonl", "checks", "card", None)
+    gpu_checks.check_resume(rows, ["x.py", "--overwrite"], tmp_path / "whole")
+    assert read(rows.path)[0]["value"] == 0
+    assert f"never stopped left the same bits: {alike}" in capsys.readouterr().out
