@@ -94,7 +94,7 @@ def draws_of(first: Candidates) -> list[Candidates]:
     device, head_VD = first.x_BD.device, first.head_VD
     sizes = (cache_bytes(device), memory_bytes(device))
     draws = [first]
-    while len(draws) < draws_needed(first.held(), head_VD.nbytes, *sizes):
+    for _ in range(1, draws_needed(first.held(), head_VD.nbytes, *sizes)):
         tok_BCT = torch.randint_like(first.tok_BCT, len(head_VD))
         own_VD = torch.empty_like(head_VD).normal_()
         draws.append(Candidates(first.x_BD, own_VD, tok_BCT, first.n_BC, first.weight_BCT))

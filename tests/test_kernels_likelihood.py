@@ -136,7 +136,7 @@ def test_one_tile_of_the_logits_exists_at_a_time(gradient, monkeypatch):
         def __getitem__(self, grid):
             return lambda *args, **kwargs: probabilities.append(weakref.ref(args[8]))
 
-    tiles, probabilities, N, V, D = [], [], 5, 64, 8
+    tiles, probabilities = [], []
 
     def product(a, b):
         made = a @ b
@@ -147,6 +147,6 @@ def test_one_tile_of_the_logits_exists_at_a_time(gradient, monkeypatch):
 
     monkeypatch.setattr(gpu, "absorb_kernel", Launched())
     monkeypatch.setattr(gpu, "product", product)
-    x, head = torch.randn(N, D), torch.randn(V, D)
-    gpu.log_probs(x, head, torch.zeros(N, dtype=torch.int32), None, gradient, rows=3, tile=16)
+    x, head = torch.randn(5, 8), torch.randn(64, 8)
+    gpu.log_probs(x, head, torch.zeros(5, dtype=torch.int32), None, gradient, rows=3, tile=16)
     assert len(tiles) == 2 * 4
