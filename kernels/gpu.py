@@ -260,8 +260,7 @@ def log_probs(
 
     One pass over the head, as attention makes over its keys: cuBLAS makes a rows x tile piece of
     the logits, the kernel folds it into running sums, and the same piece as probabilities times the
-    same tile of the head gives the gradient. One tile: two launches, fewer than torch makes of
-    full logits.
+    same tile of the head gives the gradient. One tile: two launches, fewer than full logits take.
     """
     N, D = x_ND.shape
     V, device = len(head_VD), x_ND.device
@@ -296,6 +295,7 @@ def log_probs(
             if gradient:
                 part = product(p, head)
                 E = part if E is None else E.mul_(shrink[:, None]).add_(part)
+            del logit, p  # before the next tile is made: one exists at a time
         if gradient:
             diff_ND[i : i + rows] = head_VD[tok.long()].float() - E / s[:, None]
     return logp_N, diff_ND

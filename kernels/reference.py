@@ -84,13 +84,15 @@ def catalogue_scores(
     """The mean-logit score of every title of a catalogue given as CSR: fp32 (B, I); 0 for an empty
     title. The V logits come first: with many titles that is far less work than gathering the rows
     of each.
+
+    What stands before the first title and behind the last is a bag of its own, and left out: to cut
+    it off, a GPU would be waited for.
     """
     logit_VB = F.linear(exact(head_VD), exact(x_BD))
     logit_VB = logit_VB if bias_V is None else logit_VB + exact(bias_V)[:, None]
-    ptr_I1 = ptr_I1.long()
-    tok_M = tok_M[int(ptr_I1[0]) : int(ptr_I1[-1])].long()
-    begins_I = (ptr_I1 - ptr_I1[0])[:-1]
-    return F.embedding_bag(tok_M, logit_VB.contiguous(), begins_I, mode="mean").t()
+    begins_I2 = F.pad(ptr_I1.long(), (1, 0))
+    score_I2B = F.embedding_bag(tok_M.long(), logit_VB.contiguous(), begins_I2, mode="mean")
+    return score_I2B[1:-1].t()
 
 
 def catalogue_topk(

@@ -150,12 +150,13 @@ def catalogue_topk(
     seen_BS: Tensor | None = None,
     bias_V: Tensor | None = None,
     impl: str = "auto",
+    known: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The k best titles of a catalogue per row and their scores: int64 and fp32 (B, k), best first,
     equal scores by lower id on every device. seen_BS: ids to leave out, negative ones do not count.
     Empty titles never appear; -1 and -inf where fewer than k remain.
     """
-    catalogue_must_fit(x_BD, head_VD, ptr_I1, tok_M, bias_V)
+    catalogue_must_fit(x_BD, head_VD, ptr_I1, tok_M, bias_V, known)
     if k < 1:
         raise ValueError(f"k is {k}, expected at least 1")
     seen_BS = torch.full((len(x_BD), 1), -1, device=x_BD.device) if seen_BS is None else seen_BS

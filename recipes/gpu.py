@@ -30,6 +30,7 @@ if __name__ == "__main__":
 from recipes import gpu_pack  # noqa: E402
 from recipes.gpu_rows import PLAN, Rows, read, unexpected  # noqa: E402
 
+MEASURED, REHEARSAL = "runs/gpu", "runs/gpu-rehearsal"  # folders: a toy's runs stay apart
 BOXES = {"checks": 110, "kernels": 60, "lms": 100, "chain": 165, "variants": 85}  # seconds
 REHEARSED = dict.fromkeys(BOXES, 300)  # beside other work; alone far less
 MODULES = {
@@ -47,7 +48,11 @@ def options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--out", default="runs/gpu", help="folder for rows.jsonl and what the stages print")
+    add(
+        "--out",
+        help="folder for rows.jsonl and what the stages print (default: of --rehearse "
+        f"{REHEARSAL}, else {MEASURED})",
+    )
     add("--stages", nargs="+", choices=list(PLAN), default=list(PLAN), help="only these")
     add("--rehearse", action="store_true", help="tiny shapes on a CPU, Triton interpreted")
     add("--quick", action="store_true", help="with --rehearse: leave out what takes long")
@@ -59,7 +64,9 @@ def options() -> argparse.Namespace:
     # how the stages are started
     add("--stage", choices=list(PLAN), help=argparse.SUPPRESS)
     add("--card", default="", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    typed = parser.parse_args()
+    typed.out = typed.out or (REHEARSAL if typed.rehearse else MEASURED)
+    return typed
 
 
 def card_of(rehearse: bool) -> str:
@@ -160,22 +167,26 @@ def say(rows: list[dict]) -> None:
         print(f"{row['name']:<58}{said}" + (f"  (goal {goal})" if goal is not None else ""))
 
 
+# what the ways of a shape are compared with: the same work by the product's way
+COMPARED = {"ms_per_request": ("in batch", "mask"), "ms": ("one body", "alone_body")}
+
+
 def winners(rows: list[dict]) -> list[str]:
     """A line for each shape on which variants were measured: the fastest, and by how much."""
-    shapes: dict[str, dict[str, float]] = {}
+    shapes: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         parts = row["name"].split(".")
-        if parts[0] == "variant" and parts[-1] in ("ms_per_request", "ms") and row["value"]:
-            shape = f"{parts[1]}, {'alone' if parts[-1] == 'ms' else 'in batch'}"
-            shapes.setdefault(shape, {})[parts[2]] = row["value"]
+        # a whole request by itself has no rival
+        if parts[0] == "variant" and parts[-1] in COMPARED and parts[2] != "alone" and row["value"]:
+            shapes.setdefault((parts[1], parts[-1]), {})[parts[2]] = row["value"]
     lines = []
-    for shape, found in shapes.items():
+    for (name, unit), found in shapes.items():
+        where, other = COMPARED[unit]
         best = min(found, key=found.get)
-        first = next(iter(found))
-        lines.append(
-            f"{shape}: {best} won with {found[best]:.3f} ms a request, "
-            f"{found[first] / found[best]:.2f} times as fast as {first}"
-        )
+        by = f"{other}, by which it is judged, was not measured"
+        if other in found:
+            by = f"{found[other] / found[best]:.2f} times as fast as {other}"
+        lines.append(f"{name}, {where}: {best} won with {found[best]:.3f} ms a request, {by}")
     return lines
 
 

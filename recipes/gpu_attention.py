@@ -35,8 +35,8 @@ def by_nothing(lm: LM, prompts: Prompts, start: Start) -> torch.Tensor:
     prompt's end is seen by nothing that is read. Nothing of the prefix is kept.
     """
     rows = [np.concatenate([prompts.prefix, tail[:-1]]) for tail in prompts.tails]
-    ids_BQ = torch.as_tensor(pad(rows)).to(lm.device)
-    x_BQD = lm.body(inputs_embeds=embed(lm, ids_BQ, start.P), use_cache=False).last_hidden_state
+    x_BQD = embed(lm, pad(rows), start.P)
+    x_BQD = lm.body(inputs_embeds=x_BQD, use_cache=False).last_hidden_state
     end_B = torch.tensor([len(row) - 1 for row in rows], device=lm.device)
     return scored(lm, prompts, x_BQD[torch.arange(len(rows), device=lm.device), end_B])
 
@@ -53,11 +53,10 @@ class Packed:
         self.lm, ahead = lm, prompts.prefix[: 0 if kept else None]
         rows = [np.concatenate([ahead, tail[:-1]]) for tail in prompts.tails]
         self.lengths = [len(row) for row in rows]
-        ids_1M = torch.as_tensor(np.concatenate(rows))[None].to(lm.device)
         places = np.concatenate([np.arange(n) + self.kept for n in self.lengths])
         self.place_1M = torch.as_tensor(places)[None].to(lm.device)
         P_kD = None if kept else start.P.repeat(len(rows), 1)
-        self.x_1MD = embed(lm, ids_1M, P_kD)
+        self.x_1MD = embed(lm, np.concatenate(rows)[None], P_kD)
         ends = np.cumsum([0, *self.lengths])
         self.offsets = torch.as_tensor(ends).to(lm.device)
 

@@ -1,8 +1,9 @@
 """Stage kernels of make gpu: the verbalizer against the card's own bandwidth, and against torch.
 
 Candidate scores take microseconds on a card, less than the host needs to launch them: so several
-calls, each on tokens of its own (a second call on the same ones would find them in the cache), are
-captured as one graph. The titles' likelihood and the catalogue are timed by kernels/bench.py.
+calls are captured as one graph. Each reads tokens and a head of its own, so many in all that none
+is found in the card's cache. The titles' likelihood and the catalogue are timed by
+kernels/bench.py.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,16 @@ import torch
 from delrec.kernels import bench, gpu
 from delrec.kernels.bench import Candidates
 from recipes.gpu_rows import CATALOGUES, GATHERS, LIKELIHOODS, Rows
-from recipes.gpu_time import as_fp8, fp8_product, seconds_each, seconds_of
+from recipes.gpu_time import (
+    as_fp8,
+    cache_bytes,
+    fp8_product,
+    memory_bytes,
+    seconds_each,
+    seconds_of,
+)
 
-INPUTS = 3  # draws of tokens of each shape
+FEWEST = 3  # draws of each shape
 TINY = {"gather": (1, 2, 3, 16, 50), "likelihood": (20, 16, 60), "catalogue": 300}
 
 
@@ -63,10 +71,7 @@ def gather(rows: Rows, label: str, sizes: tuple, where: tuple[torch.device, floa
     device, copied = where
     B, C, T, D, V = sizes
     first = Candidates.draw(device, torch.bfloat16, (B, C, T), D, V)
-    draws = [first]
-    for _ in range(INPUTS - 1):
-        tok_BCT = torch.randint_like(first.tok_BCT, V)
-        draws.append(Candidates(first.x_BD, first.head_VD, tok_BCT, first.n_BC, first.weight_BCT))
+    draws = draws_of(first)
     base, held = f"gather.{label}", sum(c.held() for c in draws) / len(draws)
     calls = [partial(gpu.scores, *four(c), False) for c in draws]
     ours = seconds_each(calls, device)
@@ -82,6 +87,26 @@ def gather(rows: Rows, label: str, sizes: tuple, where: tuple[torch.device, floa
         calls = [partial(getattr(c, rival), c.x_BD) for c in draws]
         rows.attempt(f"{base}.vs_{rival}", against, rows, f"{base}.vs_{rival}", calls, ours)
     rows.attempt(f"{base}.vs_compiled_bag", against_compiled, rows, base, draws, ours)
+
+
+def draws_of(first: Candidates) -> list[Candidates]:
+    """The candidates, and others of their shape: draws_needed of them."""
+    device, head_VD = first.x_BD.device, first.head_VD
+    sizes = (cache_bytes(device), memory_bytes(device))
+    draws = [first]
+    for _ in range(1, draws_needed(first.held(), head_VD.nbytes, *sizes)):
+        tok_BCT = torch.randint_like(first.tok_BCT, len(head_VD))
+        own_VD = torch.empty_like(head_VD).normal_()
+        draws.append(Candidates(first.x_BD, own_VD, tok_BCT, first.n_BC, first.weight_BCT))
+    return draws
+
+
+def draws_needed(held: int, head: int, cache: int, memory: int) -> int:
+    """How many draws, of `held` bytes each, are four times what the card's second-level cache
+    holds: then a round through all leaves nothing of a draw there for the next round. Their heads
+    shall take a quarter of the card's memory at most.
+    """
+    return max(FEWEST, min(-(-4 * cache // held), memory // 4 // head))
 
 
 def against(rows: Rows, name: str, calls: list[Callable], ours: float) -> None:

@@ -70,7 +70,8 @@ def kernels() -> Names:
     for label, (N, _, V) in LIKELIHOODS.items():
         base = f"likelihood.{label}"
         rows |= {f"{base}.ms": ("ms", None), f"{base}.time_vs_full_logits": ("x", 1)}
-        rows |= {f"{base}.memory_vs_full_logits": ("share", 0.125 if N >= 2000 else None)}
+        # one tile of 8,192 words against twice 32,128 of them, all in fp32: .1275
+        rows |= {f"{base}.memory_vs_full_logits": ("share", 0.13 if N >= 2000 else None)}
         if V <= 2**16:
             rows |= {f"{base}.forward_backward_vs_full_logits": ("x", 1)}
     for n_items in CATALOGUES:
@@ -121,26 +122,35 @@ def variants() -> Names:
     for name in VARIED:
         base = f"variant.{name}"
         names = ("mask", "compiled", "fp8") if name == FLAN else VARIANTS
-        for way in (*names, *(f"sdpa_{backend}" for backend in BACKENDS)):
+        for way in (*names, *(f"sdpa_{backend}" for backend in backends_of(name))):
             goal = 1.9 if (name, way) == (FLAN, "fp8") else None
             rows |= {f"{base}.{way}.ms_per_request": ("ms", goal)}
             rows |= {f"{base}.{way}.score_change": ("of the scores' deviation", None)}
         rows |= {f"{base}.compiled.warm_up_s": ("s", None)}
-        rows |= {f"{base}.alone.ms": ("ms", None), f"{base}.alone_graph.ms": ("ms", None)}
+        rows |= {f"{base}.{way}.ms": ("ms", None) for way in ("alone", "alone_body", "alone_graph")}
         rows |= {f"{base}.fp8.same_first": ("share", 1)}
     rows |= {f"variant.smollm2-135m.fp8.hr1{end}": ("HR@1", None) for end in ("", "_of_bf16")}
     ends = ("low", "high")
     return rows | {f"variant.smollm2-135m.fp8.hr1_change_{e}": ("HR@1", None) for e in ends}
 
 
+def backends_of(name: str) -> list[str]:
+    """The back ends of torch's attention that an LM is measured by: flash takes no mask, which is
+    how Flan-T5's bias of places comes.
+    """
+    return [backend for backend in BACKENDS if (name, backend) != (FLAN, "flash")]
+
+
 LEFT_OUT = "left out of the quick rehearsal"
+USED_AGAIN = "a backbone of an earlier time was used"
 # what a CPU cannot say: rows of a card's memory, back ends of attention that torch has for cards
 ONLY_ON_A_CARD = (".peak_gb", "sdpa_efficient.", "sdpa_cudnn.", "memory_")
 
 
 def unexpected(rows: list[dict]) -> list[dict]:
     """Rows of a rehearsal without a value, for which a CPU is no reason."""
-    empty = [row for row in rows if row["value"] is None and row["reason"] != LEFT_OUT]
+    fine = (LEFT_OUT, USED_AGAIN)
+    empty = [row for row in rows if row["value"] is None and row["reason"] not in fine]
     return [row for row in empty if not any(part in row["name"] for part in ONLY_ON_A_CARD)]
 
 

@@ -1,7 +1,7 @@
 """What the stages of make gpu measure with: seconds of work that the host launches, and rates.
 
 The calls that exist on CUDA alone stand here, each alone in its function, so that the rehearsal
-runs everything around them: graph_of, cap_memory, peak_bytes.
+runs everything around them: graph_of, cap_memory, peak_gb, cache_bytes, memory_bytes.
 """
 
 import statistics
@@ -58,7 +58,7 @@ def seconds_each(calls: list[Callable], device: torch.device) -> float:
 
 
 def forget_peak(device: torch.device) -> None:
-    """From now on peak_bytes counts anew."""
+    """From now on peak_gb counts anew."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -69,10 +69,24 @@ def peak_gb(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated() / GB if device.type == "cuda" else None
 
 
+def cache_bytes(device: torch.device) -> int:
+    """Bytes of the card's second-level cache; 0 on a CPU, where no number counts."""
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.get_device_properties(device).L2_cache_size
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Bytes of the card's memory; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def cap_memory(device: torch.device, limit_gb: float | None) -> None:
     """From now on this process gets at most so many GB of the card; None: all of it."""
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory / GB
+        total = memory_bytes(device) / GB
         torch.cuda.set_per_process_memory_fraction(min((limit_gb or total) / total, 1.0))
 
 

@@ -24,7 +24,7 @@ from recipes import gpu_tiny
 from recipes.gpu_attention import by_mask, by_nothing, ways_of
 from recipes.gpu_fp8 import compare_hits, with_fp8
 from recipes.gpu_lm import on_a_card, tiny_shapes
-from recipes.gpu_rows import BACKENDS, VARIED, Rows
+from recipes.gpu_rows import VARIED, Rows, backends_of
 from recipes.gpu_time import forget_peak, graph_of, seconds_of
 
 KINDS = {
@@ -94,12 +94,19 @@ def measure_shape(rows: Rows, name: str, config: object, device: torch.device) -
     for way, score in ways_of(bench.lm).items():
         bench.attempt(way, score)
     plain = by_nothing if bench.lm.kind == "decoder" else by_mask
-    for backend in BACKENDS:
-        bench.attempt(f"sdpa_{backend}", partial(with_backend, KINDS[backend], by_mask))
+    for backend in backends_of(name):
+        bench.attempt(f"sdpa_{backend}", by_backend(backend))
     rows.attempt(f"variant.{name}.alone", alone, bench)
     with with_fp8(bench.lm.model):
         rows.attempt(f"variant.{name}.fp8.", fp8, bench)
     rows.attempt(f"variant.{name}.compiled.", compiled, bench, plain)
+
+
+def by_backend(backend: str) -> Callable:
+    """The way that attends by one back end only: under the product's mask, or, as flash takes none,
+    by whole prompts without.
+    """
+    return partial(with_backend, KINDS[backend], by_nothing if backend == "flash" else by_mask)
 
 
 def with_backend(
@@ -143,8 +150,8 @@ def compiled(bench: Bench, score: Callable) -> None:
 
 
 def alone(bench: Bench) -> None:
-    """Writes the rows of one prompt: launched as always, and replayed as a CUDA graph of the LM's
-    body, whose inputs lie where they lay.
+    """Writes the rows of one prompt: the whole request, and the LM's body alone, launched as always
+    and replayed as a CUDA graph, whose inputs lie where they lay.
     """
     lm, one, base = bench.lm, bench.prompts.part(0, 1), f"variant.{bench.name}"
     seconds = seconds_of(lambda: by_mask(lm, one, bench.start), bench.device)
@@ -153,8 +160,12 @@ def alone(bench: Bench) -> None:
     Q = len(one.prefix) + len(one.tails[0])
     x_1QD = torch.randn(1, Q, lm.head_VD.shape[1], device=bench.device).to(lm.dtype)
     if lm.kind == "decoder":
-        body = partial(lm.body, inputs_embeds=x_1QD, use_cache=False)
+        # without a mask transformers would make one while a graph is captured, and else none
+        sees_QQ = torch.ones(Q, Q, dtype=torch.bool, device=bench.device).tril()
+        more = {"attention_mask": sees_QQ[None, None], "use_cache": False}
+        body = partial(lm.body, inputs_embeds=x_1QD, **more)
     else:
         body = partial(lm.model.get_encoder(), inputs_embeds=x_1QD)
+    rows.add(f"{base}.alone_body.ms", 1e3 * seconds_of(body, bench.device))
     replay = graph_of([body], bench.device)
     rows.add(f"{base}.alone_graph.ms", 1e3 * seconds_of(replay, bench.device))

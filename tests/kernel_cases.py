@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from delrec.kernels import cpu
 from delrec.kernels import verbalizer as kernels
@@ -52,12 +53,37 @@ def on(function, impl, device):
     """
 
     def call(*args, **kwargs):
-        args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
-        kwargs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        args = [moved(a, device) for a in args]
+        kwargs = {k: moved(v, device) for k, v in kwargs.items()}
         out = function(*args, impl=impl, **kwargs)
         return tuple(o.cpu() for o in out) if isinstance(out, tuple) else out.cpu()
 
     return call
+
+
+def moved(a, device):
+    """A tensor on the device, all else as it is. A view with gaps stays one, in a copy of its whole
+    buffer: to() alone would close the gaps.
+    """
+    if not isinstance(a, torch.Tensor):
+        return a
+    if a.requires_grad or a.is_contiguous():
+        return a.to(device)
+    whole = a.as_strided((a.untyped_storage().nbytes() // a.element_size(),), (1,), 0)
+    return whole.to(device).as_strided(a.shape, a.stride(), a.storage_offset())
+
+
+class NothingFetched(TorchDispatchMode):
+    """Within it a number that python asks a tensor for is a fault: on a GPU the process would wait
+    there until all that was launched is done.
+    """
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function not in FETCHING, "a number was fetched from a tensor"
+        return function(*args, **(kwargs or {}))
+
+
+FETCHING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 
 
 def close(got, true, tol=2e-6):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kernel_cases import NothingFetched
 from scripts import ROOT
 
 from delrec.kernels import bench as kernel_bench
@@ -138,14 +139,24 @@ def test_the_memory_account_lists_what_autograd_keeps(capsys):
     assert "kept for backward by one prompt of 130 tokens" in capsys.readouterr().out
 
 
-def test_kernel_rows_on_a_small_shape():
-    rows = kernel_bench.candidate_scores(CPU, torch.bfloat16, (2, 3, 4), 16, 50, 1e9)
-    rows += kernel_bench.title_likelihood(CPU, torch.float32, 20, 16, 60)
-    rows += kernel_bench.catalogue(CPU, torch.float32, 300, 16, 60, B=4)
+def test_kernel_rows_on_a_small_shape_without_the_looks_at_inputs_that_the_product_never_makes():
+    with NothingFetched():
+        rows = kernel_bench.candidate_scores(CPU, torch.bfloat16, (2, 3, 4), 16, 50, 1e9)
+        rows += kernel_bench.title_likelihood(CPU, torch.float32, 20, 16, 60)
+        rows += kernel_bench.catalogue(CPU, torch.float32, 300, 16, 60, B=4)
     names = [row.name for row in rows]
     assert "candidate_scores.cpu.bf16.2x3x4x16.vs_full_logits" in names
     assert "title_likelihood.cpu.fp32.20x60.memory_vs_full_logits" in names
     assert "catalogue.cpu.300.fp32.ms_per_user" in names and len(names) == len(set(names))
+
+
+def test_what_stands_behind_a_titles_end_is_not_among_the_bytes_that_must_be_read():
+    c = kernel_bench.Candidates.draw(CPU, torch.float32, (1, 2, 4), 16, 50)
+    c.tok_BCT = torch.tensor([[[1, 2, 3, 4], [2, 5, 6, 7]]], dtype=torch.int32)
+    c.n_BC = torch.tensor([[2, 3]], dtype=torch.int32)
+    c.weight_BCT = torch.tensor([[[0.5, 0.5, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0]]])
+    rows = 4  # of 1, 2, 5 and 6
+    assert c.held() == (1 + rows) * 16 * 4 + 8 * 4 + 2 * 2 * 4
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it")

@@ -7,6 +7,7 @@ import torch
 from families import EXACT, RIGHT_OR_REFUSED, write
 from lm_cases import CPU, opened, sentence, wrong_by
 
+from delrec.kernels import cpu
 from delrec.lm import check, model, passes
 from delrec.lm.model import load_lm
 
@@ -149,6 +150,18 @@ def test_what_was_found_is_kept_for_the_same_lm_only(decoder, copy, fresh, monke
         kept.write_text('{"paths":')
     opened(decoder)
     assert len(measured) == 2
+
+
+def test_what_was_found_with_the_c_loops_holds_for_this_cpu_and_these_loops(
+    decoder, fresh, monkeypatch
+):
+    if "fused" not in opened(decoder).paths:
+        pytest.skip("no C++ compiler here")
+    for other in ("cpu_features", "key_of"):
+        monkeypatch.setattr(cpu, other, lambda *_, other=other: f"another {other}")
+        opened(decoder)
+    assert len(list(fresh.iterdir())) == 3
+    assert passes.made_of(["packed"]) == "" != passes.made_of(["fused", "packed"])
 
 
 def test_what_was_found_is_said_again(decoder, fresh, monkeypatch, capsys):

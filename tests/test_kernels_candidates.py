@@ -12,6 +12,7 @@ from kernel_cases import (
     inputs,
     leaves,
     loop_scores,
+    moved,
     no_worse,
     poisoned,
     titles_of,
@@ -92,6 +93,13 @@ def test_nothing_but_a_title_s_own_rows_is_read(ops, dtype):
     assert torch.equal(score, clean)
     clean.sum().backward(), score.sum().backward()
     assert torch.equal(xs.grad, want.grad) and xs.grad.isfinite().all()
+
+
+def test_a_head_with_gaps_has_them_on_the_device_too():
+    head = poisoned(torch.arange(12.0).view(3, 4))
+    there = moved(head, "meta")  # as on a GPU: nothing of it lies here
+    assert there.shape == (4, 4) and there.stride() == (13, 1) and there.storage_offset() == 2
+    assert torch.equal(moved(head, "cpu")[:3], torch.arange(12.0).view(3, 4))
 
 
 @pytest.mark.parametrize("where", ["behind", "out of range"])

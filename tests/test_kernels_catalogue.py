@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import DTYPES, catalogue, close, inputs, loop_scores
+from kernel_cases import DTYPES, NothingFetched, catalogue, close, inputs, loop_scores, poisoned
 
 pytest_plugins = ["kernel_fixtures"]
 
@@ -26,6 +26,23 @@ def test_catalogue_scores_equal_the_candidates_of_the_same_titles(ops, bias, dty
     close(ops.catalogue_scores(x, head, ptr, tok, b), want)
     # a part of the catalogue
     close(ops.catalogue_scores(x, head, ptr[2:6], tok, b), want[:, 2:5])
+    with NothingFetched():  # as the LM's verbalizers call it
+        whole = ops.catalogue_scores(x, head, ptr, tok, b, known=True)
+        part = ops.catalogue_scores(x, head, ptr[2:6], tok, b, known=True)
+    close(whole, want)
+    close(part, want[:, 2:5])
+
+
+def test_gaps_between_the_head_s_rows_are_not_read(ops):
+    x, head, ptr, tok, b = catalogue(lengths=(2, 1) * 130)  # more items than a block
+    with_gaps = poisoned(head)[: len(head)]
+    close(
+        ops.catalogue_scores(x, with_gaps, ptr, tok, b),
+        ops.catalogue_scores(x, head, ptr, tok, b).double(),
+    )
+    _, best = ops.catalogue_topk(x, with_gaps, ptr, tok, 5, bias_V=b)
+    _, want = ops.catalogue_topk(x, head, ptr, tok, 5, bias_V=b)
+    close(best, want.double())
 
 
 def test_many_equal_titles_are_listed_by_id(ops):

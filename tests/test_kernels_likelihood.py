@@ -1,8 +1,10 @@
 """Log-likelihood of titles, values and gradients, against loops in fp64."""
 
+import weakref
+
 import pytest
 import torch
-from kernel_cases import DTYPES, close, fp64, leaves, loop_likelihood, no_worse, titles_of
+from kernel_cases import DTYPES, close, fp64, leaves, loop_likelihood, no_worse, poisoned, titles_of
 
 from delrec.kernels import reference
 
@@ -29,6 +31,16 @@ def test_title_likelihood_and_gradients_equal_the_loop(ops, bias, normalise, tra
     for g, t in zip(got, true):
         if g is not None and g.requires_grad:
             close(g.grad, t.grad, 5e-6)
+
+
+def test_gaps_between_the_head_s_rows_are_not_read(ops):
+    x, head, tok, ptr, b = titles_of()
+    one, two = leaves(x)[0], leaves(x)[0]
+    want = ops.title_likelihood(one, head, tok, ptr, b)
+    got = ops.title_likelihood(two, poisoned(head)[: len(head)], tok, ptr, b)
+    close(got.detach(), want.detach())
+    want.sum().backward(), got.sum().backward()
+    close(two.grad, one.grad, 5e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,3 +123,30 @@ def test_no_title_at_all(ops):
     assert ops.title_likelihood(
         x[:0], head, tok[:0], torch.zeros(3, dtype=torch.long), b
     ).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_one_tile_of_the_logits_exists_at_a_time(gradient, monkeypatch):
+    pytest.importorskip("triton")
+    from delrec.kernels import gpu
+
+    class Launched:
+        """A kernel that does nothing."""
+
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: probabilities.append(weakref.ref(args[8]))
+
+    tiles, probabilities = [], []
+
+    def product(a, b):
+        made = a @ b
+        if made.shape[1] == 16:  # a tile, not a part of the gradient
+            assert not any(t() is not None for t in (*tiles, *probabilities))
+            tiles.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(gpu, "absorb_kernel", Launched())
+    monkeypatch.setattr(gpu, "product", product)
+    x, head = torch.randn(5, 8), torch.randn(64, 8)
+    gpu.log_probs(x, head, torch.zeros(5, dtype=torch.int32), None, gradient, rows=3, tile=16)
+    assert len(tiles) == 2 * 4

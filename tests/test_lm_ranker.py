@@ -5,13 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from kernel_cases import NothingFetched
 from lm_cases import ALL, SETTINGS, lines, naive, rank_with, sentence, windows
 
 from delrec.data.prepared import candidates, histories
+from delrec.kernels import verbalizer as kernels
 from delrec.lm import ranker as ranking
 from delrec.lm.batches import batches_of
 from delrec.lm.calibration import calibrate, calibrate_among, neutral_scores
-from delrec.lm.ranker import make_ranker, score_samples, score_tails
+from delrec.lm.ranker import catalogue_later, make_ranker, score_samples, score_tails
+from delrec.lm.reading import read_prefix
 
 pytest_plugins = ["lm_fixtures"]
 
@@ -146,3 +149,20 @@ def test_an_order_without_the_backbone_s_scores_is_a_sentence(load, toy, alone, 
     r = rank_with(load, "decoder", toy, show=True, order="backbone", backbone_run=str(tmp_path))
     says = sentence(score_samples, r, "val", np.arange(3), 15, alone)
     assert str(tmp_path / "scores_val_15.npy") in says and "--order shuffled" in says
+
+
+@pytest.mark.parametrize("verbalizer", ["mean", "first"])
+def test_scores_of_the_catalogue_are_begun_without_waiting_for_a_number(
+    load, toy, verbalizer, monkeypatch
+):
+    r = rank_with(load, "decoder", toy, k=3, verbalizer=verbalizer, show=False)
+    # the pass and the kernels that a GPU has
+    monkeypatch.setattr(r.lm, "paths", ["padded", "rows"])
+    monkeypatch.setattr(kernels, "choose", lambda impl, x: "ref")
+    old, _ = windows(toy, 4)
+    tails = [r.prompts.history(h[: n + 1])[0] for n, h in enumerate(old)]
+    want = ranking.score_catalogue(r, read_prefix(r.lm, r.prompts.prefix, r.P), tails)
+    start = read_prefix(r.lm, r.prompts.prefix, r.P)
+    with NothingFetched():
+        scores = catalogue_later(r, start, tails)
+    np.testing.assert_array_equal(scores(), want)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from delrec.lm.model import LM
 
 # files whose code says how an LM is read: what was found holds for these only
-CODE = ("check.py", "probes.py", "reading.py", "passes.py", "ragged.py")
+CODE = ("check.py", "probes.py", "reading.py", "passes.py", "ragged.py", "own_head.py", "text.py")
 
 
 @dataclass
@@ -352,13 +352,12 @@ def key_of(lm: LM) -> str:
     import transformers
 
     config = lm.model.config.to_dict() | {"_name_or_path": ""}  # wherever the files are
+    ways = passes.passes_to_try(lm) if lm.kind == "decoder" else []
     known = [
         lm.identity,
         json.dumps(config, sort_keys=True, default=str),
-        str(lm.dtype),
-        lm.device.type,
-        str(lm.sharded),
-        str(lm.kind == "decoder" and passes.passes_to_try(lm)),
+        f"{lm.dtype} {lm.device.type} {lm.sharded} {ways}",
+        passes.made_of(ways),
         str(lm.model.config._attn_implementation),
         torch.__version__,
         transformers.__version__,

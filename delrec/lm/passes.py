@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -253,6 +254,16 @@ def passes_to_try(lm: LM) -> list[str]:
         if can_fuse(lm):
             ways.insert(0, "fused")
     return ways
+
+
+def made_of(ways: list[str]) -> str:
+    """What the passes stand on outside this package: of fused the C++ loops, how python calls them,
+    and the compiler and CPU that they are built by and for."""
+    if "fused" not in ways:
+        return ""
+    from delrec.kernels import cpu
+
+    return cpu.key_of(cpu.compiler_here()) + Path(cpu.__file__).read_text()
 
 
 def can_fuse(lm: LM) -> bool:
