@@ -1,5 +1,7 @@
 """recipes/retrain.py: the log of before holds nothing of the test part, under the same ids."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -49,7 +51,10 @@ def test_another_preparation_has_a_log_of_before_of_its_own(toy, here, monkeypat
 
     first = before(toy)
     assert before(toy) == first and made == [first]
-    second = before(replace(toy, meta=toy.meta | {"hash": "0123456789abcdef"}))
+    meta = toy.meta | {"hash": "0123456789abcdef"}
+    other = shutil.copytree(toy.folder, here / "other")
+    (other / "meta.json").write_text(json.dumps(meta))
+    second = before(replace(toy, folder=other, meta=meta))
     assert second != first and made == [first, second]
 
 

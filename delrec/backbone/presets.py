@@ -1,6 +1,7 @@
 """Settings that a search on a log's validation part found: --preset NAME of train_backbone.py.
 
-Each was found by recipes/tune.py; docs/results/backbones.md has the searches' tables.
+Each was found by recipes/tune.py; docs/results/backbones.md has the searches' tables, and what the
+test part said of them.
 """
 
 from types import SimpleNamespace
@@ -21,8 +22,6 @@ PRESETS = {
         batch=64,
         history=20,
     ),
-    # python recipes/tune.py --dataset ml-100k --model gru4rec
-    "ml-100k": dict(model="gru4rec"),
 }
 
 
