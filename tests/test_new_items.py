@@ -56,6 +56,45 @@ def test_added_items_are_ranked_and_change_nobody_s_score(kind, load):
         assert b.items[:40] == a.items and b.new == list(NEW)
 
 
+def known(like, times=1.0, doubt=None):
+    """Unseen items whose rows are those of others, times a number; doubt: what is open of them."""
+
+    def doubt_of(table):
+        return np.zeros([table.shape[1]] * 2, np.float32) if doubt is None else doubt
+
+    return SimpleNamespace(rows=lambda table: table[like] * np.float32(times), doubt=doubt_of)
+
+
+def test_an_item_s_score_is_the_log_of_its_mean_weight_in_a_softmax():
+    torch.manual_seed(0)
+    model = build("sasrec", 60, SimpleNamespace(history=8, width=16, dropout=0)).eval()
+    half = np.random.default_rng(0).normal(size=(17, 17)).astype(np.float32) / 12
+    S = half @ half.T
+    scorer = HistoryScorer(model)
+    olds = [np.array([3, 9]), np.array([12])]
+    found = scorer.with_items(known([5], 1, S))(olds)
+    u_BX = np.concatenate([scorer.states(olds).numpy(), np.ones((2, 1))], 1)
+    drawn_nX = np.random.default_rng(1).multivariate_normal(np.zeros(17), S, 200_000)
+    weight_B = np.exp(found[:, [5]] + u_BX @ drawn_nX.T).mean(1)  # E exp(u . (y + e))
+    np.testing.assert_allclose(found[:, 61], np.log(weight_B), atol=0.02)
+    assert (found[:, 61] > found[:, 5] + 0.1).all()
+
+
+def test_what_titles_leave_open_is_measured_on_items_that_the_map_did_not_see(toy):
+    words, rng = TitleMap(toy), np.random.default_rng(0)
+    told_nX = (words.X @ torch.randn(words.X.shape[1], 3)).numpy()
+    table = np.zeros((61, 3), np.float32)
+    table[words.items] = told_nX + rng.normal(size=told_nX.shape) * [0, 1, 5]
+    found = words.doubt(table)
+    by_words = words.doubt(np.where(np.arange(3) == 0, table, 0).astype(np.float32))
+    # the map of half of the items is not exact, so words alone leave something too
+    assert 0 < found[0, 0] == by_words[0, 0] < found[1, 1] < found[2, 2]
+    assert 0.7 * 25 < found[2, 2] < 2 * 25
+    # a map that was fitted to these items themselves would leave less than the noise
+    inside = words.rows_of(table, [toy.titles[i] for i in words.items]) - table[words.items]
+    assert (inside[:, 2] ** 2).mean() < 0.7 * 25
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_backbone_takes_items_and_keeps_its_scores(name):
     torch.manual_seed(0)
@@ -63,7 +102,7 @@ def test_every_backbone_takes_items_and_keeps_its_scores(name):
     olds = [np.array([3, 9]), np.array([12]), np.arange(20, 60)]
     before = HistoryScorer(model)
     want = before(olds)
-    grown = before.with_items(lambda table: table[[5, 7]] * 1.5)
+    grown = before.with_items(known([5, 7], 1.5))
     assert np.array_equal(grown(olds)[:, :61], want) and np.array_equal(before(olds), want)
     np.testing.assert_allclose(grown(olds)[:, 61:], want[:, [5, 7]] * 1.5, rtol=1e-5, atol=1e-6)
     seen = grown([np.array([3, 61])])

@@ -1,13 +1,13 @@
 """A conventional model's ranks, lists and scores: of whole splits, and after any history."""
 
 import copy
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from delrec.backbone.models import Grown, load, score_from, scores_of, state
 from delrec.data.prepared import Data, histories, users
+from delrec.data.unseen import Unseen
 from delrec.processes import Ranks, gather_rows
 from delrec.runtime import Run, stop
 
@@ -98,9 +98,15 @@ def best_items(score_BI: torch.Tensor, h: int) -> torch.Tensor:
 class HistoryScorer:
     """A backbone's scores after any history."""
 
-    def __init__(self, model: torch.nn.Module, bias_A: torch.Tensor | None = None):
-        """bias_A: the biases of added items, whose vectors the model's table then holds (Grown)."""
-        self.model, self.bias_A = model, bias_A
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        bias_A: torch.Tensor | None = None,
+        doubt: torch.Tensor | None = None,
+    ):
+        """bias_A: the biases of added items, whose vectors the model's table then holds (Grown);
+        doubt: S (E+1, E+1), the covariance of what is not known of their vectors and biases."""
+        self.model, self.bias_A, self.doubt = model, bias_A, doubt
 
     @property
     def history(self) -> int:
@@ -124,8 +130,16 @@ class HistoryScorer:
         score_BI = score_from(self.model, x_BE)
         if self.bias_A is not None:
             score_BA = scores_of(self.model, x_BE, self.model.item.new_AE, self.bias_A)
-            score_BI = torch.cat([score_BI, score_BA], 1)
+            score_BI = torch.cat([score_BI, score_BA + self.lift(x_BE)], 1)
         return score_BI
+
+    def lift(self, x_BE: torch.Tensor) -> torch.Tensor | float:
+        """What doubt adds to the score of each added item (B, 1): u' S u / 2, u = (x, 1)
+        (delrec/serving/new_items.py). Nothing where scores are no products with a state."""
+        if self.doubt is None or hasattr(self.model, "scores"):
+            return 0.0
+        u_BX = torch.cat([x_BE, x_BE.new_ones(len(x_BE), 1)], 1)
+        return ((u_BX @ self.doubt) * u_BX).sum(1, keepdim=True) / 2
 
     @torch.inference_mode()
     def states(self, olds: list[np.ndarray]) -> torch.Tensor:
@@ -137,17 +151,18 @@ class HistoryScorer:
             seq_L[L - len(tail) :] = tail
         return state(self.model, torch.as_tensor(seq_BL))
 
-    def with_items(self, rows_of: Callable[[np.ndarray], np.ndarray]) -> "HistoryScorer":
-        """This scorer with items behind the trained ones. rows_of(table (I+1, X)) gives their rows
-        (A, X) of a table of the trained ones'.
-        """
+    def with_items(self, unseen: Unseen) -> "HistoryScorer":
+        """This scorer with items behind the trained ones."""
         model = copy.copy(self.model)
         model._modules = dict(self.model._modules)
         trained = model.item.weight.detach()
-        table = torch.cat([trained, model.bias.detach()[:, None]], 1)
-        rows = torch.from_numpy(rows_of(table.cpu().numpy())).to(table.device)
+        table = torch.cat([trained, model.bias.detach()[:, None]], 1).cpu().numpy()
+        rows, doubt = (
+            torch.from_numpy(found).to(trained.device)
+            for found in (unseen.rows(table), unseen.doubt(table))
+        )
         model.item = Grown(model.item, rows[:, :-1].contiguous())
-        return HistoryScorer(model, rows[:, -1].contiguous())
+        return HistoryScorer(model, rows[:, -1].contiguous(), doubt)
 
 
 def must_hold_model(run: Run) -> None:

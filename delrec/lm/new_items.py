@@ -1,12 +1,12 @@
 """Items that an LM never saw in training: their titles are read, their vectors are given."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from delrec.data.unseen import Unseen
 from delrec.lm.calibration import neutral_scores
 from delrec.lm.prompts import Prompts
 from delrec.lm.ranker import Ranker
@@ -16,21 +16,21 @@ from delrec.lm.user_states import users_of
 from delrec.processes import Ranks
 
 
-def with_items(r: Ranker, titles: list[str], rows_of: Callable[[np.ndarray], np.ndarray]) -> Ranker:
+def with_items(r: Ranker, titles: list[str], unseen: Unseen) -> Ranker:
     """The ranker with items behind the trained ones, whose scores it does not change.
 
-    rows_of(table (I+1, X)) gives the new items' rows (A, X) of a table of the trained ones'; it is
-    asked by an LM on vectors. r: a ranker without added items.
+    unseen: the rows of these items, which an LM on vectors asks for. r: a ranker without added
+    items.
     """
     lm = copy.copy(r.lm)  # the model itself is the same; the ranker as it was still answers
     if lm.items is not None:
-        rows = torch.from_numpy(rows_of(lm.items.E.cpu().numpy()))
+        rows = torch.from_numpy(unseen.rows(lm.items.E.cpu().numpy()))
         lm.set_items(replace(lm.items, new=rows.to(lm.device)))
     if own := residual_of(lm):
-        grown = replace(own, backbone=own.backbone.with_items(rows_of))
+        grown = replace(own, backbone=own.backbone.with_items(unseen))
         lm.set_items(replace(lm.items, residual=grown))
     if own := users_of(lm):
-        backbone = own.asked.backbone.with_items(rows_of)
+        backbone = own.asked.backbone.with_items(unseen)
         grown = replace(own, asked=replace(own.asked, backbone=backbone))
         lm.set_items(replace(lm.items, users=grown))
     data = replace(r.data, titles=[*r.data.titles, *titles], n_items=r.data.n_items + len(titles))

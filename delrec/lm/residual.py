@@ -31,6 +31,7 @@ import torch
 
 from delrec.data.others import rows_of_others, sample_of_another
 from delrec.data.prepared import Data, histories, shuffled, users, with_lists
+from delrec.data.unseen import Unseen
 from delrec.files import replacing
 from delrec.lm.lists import so_that_it_has_folds
 from delrec.places import BACKBONE
@@ -64,7 +65,7 @@ class BackboneScores(Protocol):
     def on(self, device: torch.device, /) -> BackboneScores:
         """These scores, computed there."""
 
-    def with_items(self, rows_of: Callable, /) -> BackboneScores:
+    def with_items(self, unseen: Unseen, /) -> BackboneScores:
         """These scores with items behind the trained ones."""
 
 

@@ -3,9 +3,15 @@
 Ridge regression: with X the bags of words of the trained items' titles and Y their rows of a table
 (item vectors, and biases where a model has them), W is the least |X W - Y|^2 + r |W|^2, and a new
 title x has the row mean(Y) + x W. Conjugate gradients solve it: X is sparse, and stays so.
+
+What titles leave open is known, too. With W of one half of the trained items, the residuals of the
+other half have a covariance S. An item whose row is y + e, e ~ N(0, S), has in a softmax on average
+the weight E exp(u . (y + e)) = exp(u . y + u' S u / 2), u = (x, 1) the state of a history: so its
+score is u . y + u' S u / 2 (ours). By u . y alone it stands too low.
 """
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,15 +36,51 @@ class TitleMap:
         self.words = Words(titles)
         self.X = sparse_bags(self.words, titles)
         self.fitted: dict[str, torch.Tensor] = {}  # W by the table it was fitted to
+        self.left: dict[str, np.ndarray] = {}  # S, likewise
 
     def rows_of(self, table: np.ndarray, titles: list[str]) -> np.ndarray:
         """Rows float32 (A, X) of titles in a table (I+1, X) of the trained items."""
-        Y = torch.from_numpy(np.ascontiguousarray(table[self.items], np.float32))
+        Y, name = self.own_rows(table)
         mean = Y.mean(0)
-        name = hashlib.sha256(Y.numpy().data).hexdigest()
         if name not in self.fitted:
             self.fitted[name] = ridge(self.X, Y - mean)
         return (mean + torch.sparse.mm(sparse_bags(self.words, titles), self.fitted[name])).numpy()
+
+    def doubt(self, table: np.ndarray) -> np.ndarray:
+        """S float32 (X, X): the covariance of what titles do not tell of rows of a table."""
+        Y, name = self.own_rows(table)
+        if name not in self.left:
+            half = torch.arange(len(Y)) % 2 == 0
+            left = torch.cat([self.residuals(Y, half), self.residuals(Y, ~half)])
+            self.left[name] = (left.T @ left / len(left)).numpy()
+        return self.left[name]
+
+    def residuals(self, Y: torch.Tensor, fitted: torch.Tensor) -> torch.Tensor:
+        """What the map of the items `fitted` (a mask) leaves of the rows of the others."""
+        mean, rest = Y[fitted].mean(0), torch.where(~fitted)[0]
+        W = ridge(self.X.index_select(0, torch.where(fitted)[0]), Y[fitted] - mean)
+        return Y[rest] - mean - torch.sparse.mm(self.X.index_select(0, rest), W)
+
+    def own_rows(self, table: np.ndarray) -> tuple[torch.Tensor, str]:
+        """(the rows of the trained items, their digest)."""
+        Y = np.ascontiguousarray(table[self.items], np.float32)
+        return torch.from_numpy(Y), hashlib.sha256(Y.data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Items that training never saw, by their titles."""
+
+    map: TitleMap
+    titles: list[str]
+
+    def rows(self, table: np.ndarray) -> np.ndarray:
+        """Their rows (A, X) of a table (I+1, X) of the trained items."""
+        return self.map.rows_of(table, self.titles)
+
+    def doubt(self, table: np.ndarray) -> np.ndarray:
+        """S (X, X), the covariance of what these rows leave open."""
+        return self.map.doubt(table)
 
 
 def sparse_bags(words: Words, titles: list[str]) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 
 from delrec.backbone.ranking import HistoryScorer, best_items, history_scorer
 from delrec.data.prepared import Data
+from delrec.data.unseen import Unseen
 from delrec.lm import hints, new_items
 from delrec.lm.prompts import settings_of_run
 from delrec.lm.ragged import ragged
@@ -134,10 +135,6 @@ def log_sums(s_BI: np.ndarray) -> list[float]:
 # ---------------------------------------------------------------- the kinds of run
 
 
-# rows(table (I+1, X)) of a table of the trained items -> the added items' own (A, X)
-RowsOf = Callable[[np.ndarray], np.ndarray]
-
-
 @dataclass(frozen=True)
 class BackboneScorer:
     """A conventional model."""
@@ -153,9 +150,9 @@ class BackboneScorer:
         """Scores (B, I+1) of every item."""
         return self.scorer(olds)
 
-    def with_items(self, titles: list[str], rows_of: RowsOf) -> "BackboneScorer":
+    def with_items(self, titles: list[str], unseen: Unseen) -> "BackboneScorer":
         """This scorer with items that training never saw."""
-        return BackboneScorer(self.scorer.with_items(rows_of))
+        return BackboneScorer(self.scorer.with_items(unseen))
 
 
 @dataclass(frozen=True)
@@ -181,9 +178,9 @@ class OnePass:
         tails, _ = self.ranker.prompts.histories(shown)
         return score_catalogue(self.ranker, self.start, tails, olds) - self.penalty_I
 
-    def with_items(self, titles: list[str], rows_of: RowsOf) -> "OnePass":
+    def with_items(self, titles: list[str], unseen: Unseen) -> "OnePass":
         """This scorer with items that training never saw."""
-        return replace(self, **grown_parts(self, titles, rows_of))
+        return replace(self, **grown_parts(self, titles, unseen))
 
 
 @dataclass(frozen=True)
@@ -257,10 +254,10 @@ class PoolRanker:
         for (b, _), block, score_C in zip(blocks, cand_nC, score_nC):
             s_BI[b, block] = score_C - self.penalty_I[block]
 
-    def with_items(self, titles: list[str], rows_of: RowsOf) -> "PoolRanker":
+    def with_items(self, titles: list[str], unseen: Unseen) -> "PoolRanker":
         """This scorer with items that training never saw."""
-        choose = self.choose.with_items(len(titles), rows_of)
-        return replace(self, choose=choose, **grown_parts(self, titles, rows_of))
+        choose = self.choose.with_items(len(titles), unseen)
+        return replace(self, choose=choose, **grown_parts(self, titles, unseen))
 
 
 def vectors_shown(ranker: Ranker) -> torch.Tensor | None:
@@ -269,9 +266,9 @@ def vectors_shown(ranker: Ranker) -> torch.Tensor | None:
     return None if shown is None else shown.E[:, :-1].float().cpu()
 
 
-def grown_parts(of: OnePass | PoolRanker, titles: list[str], rows_of: RowsOf) -> dict:
+def grown_parts(of: OnePass | PoolRanker, titles: list[str], unseen: Unseen) -> dict:
     """The ranker and the penalty of an LM with items that training never saw."""
-    ranker = new_items.with_items(of.ranker, titles, rows_of)
+    ranker = new_items.with_items(of.ranker, titles, unseen)
     calibration = getattr(of.run, "calibration", 0)
     penalty_I = new_items.grown_penalty(ranker, of.penalty_I, calibration, of.ranks)
     return {"ranker": ranker, "penalty_I": penalty_I}
@@ -329,9 +326,9 @@ class Chooser:
         (best_k,), (score_k,) = best_of(s_I[None], self.size)
         return best_k[score_k > -np.inf]
 
-    def with_items(self, n: int, rows_of: RowsOf) -> "Chooser":
+    def with_items(self, n: int, unseen: Unseen) -> "Chooser":
         """This chooser with n items that training never saw."""
-        scorer = self.scorer and self.scorer.with_items(rows_of)
+        scorer = self.scorer and self.scorer.with_items(unseen)
         return replace(self, n_items=self.trained + n, scorer=scorer)
 
 

@@ -27,6 +27,7 @@ from delrec.serving.asking import Question, found_of, questions, read_once
 from delrec.serving.catalogue import Catalogue
 from delrec.serving.explaining import Explanation, explanation
 from delrec.serving.lookup import told
+from delrec.serving.new_items import Unseen
 from delrec.serving.ranking import ScoresAfter, Wanted, run_scorer
 from delrec.serving.results import Answer, Answers, Refused
 from delrec.serving.shared import in_one_sentence, opened
@@ -238,11 +239,9 @@ class Recommender:
             titles = list(catalogue.added.values())
             self.trained = self.trained or now.open()
 
-            def rows_of(table):
-                return catalogue.title_map.rows_of(table, titles)
-
+            unseen = Unseen(catalogue.title_map, titles)
             with now.turn:
-                scorer = self.trained.with_items(titles, rows_of)
+                scorer = self.trained.with_items(titles, unseen)
             grown = Answerer(catalogue, lambda: scorer, now.run)
             grown.turn = now.turn  # it is the same LM
             grown.open()
