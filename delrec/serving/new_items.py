@@ -51,8 +51,8 @@ class TitleMap:
         Y, name = self.own_rows(table)
         if name not in self.left:
             half = torch.arange(len(Y)) % 2 == 0
-            left = torch.cat([self.residuals(Y, half), self.residuals(Y, ~half)])
-            self.left[name] = (left.T @ left / len(left)).numpy()
+            squares = (left.T @ left for left in (self.residuals(Y, of) for of in (half, ~half)))
+            self.left[name] = (sum(squares) / len(Y)).numpy()
         return self.left[name]
 
     def residuals(self, Y: torch.Tensor, fitted: torch.Tensor) -> torch.Tensor:
