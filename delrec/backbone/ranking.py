@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import torch
 
-from delrec.backbone.models import Grown, load, score_from, scores_of, state
+from delrec.backbone.models import TITLED, Grown, load, score_from, scores_of, state
 from delrec.data.prepared import Data, histories, users
 from delrec.data.unseen import Unseen
 from delrec.processes import Ranks, gather_rows
@@ -135,8 +135,8 @@ class HistoryScorer:
 
     def lift(self, x_BE: torch.Tensor) -> torch.Tensor | float:
         """What doubt adds to the score of each added item (B, 1): u' S u / 2, u = (x, 1)
-        (delrec/serving/new_items.py). Nothing where scores are no products with a state."""
-        if self.doubt is None or hasattr(self.model, "scores"):
+        (delrec/serving/new_items.py)."""
+        if self.doubt is None:
             return 0.0
         u_BX = torch.cat([x_BE, x_BE.new_ones(len(x_BE), 1)], 1)
         return ((u_BX @ self.doubt) * u_BX).sum(1, keepdim=True) / 2
@@ -157,10 +157,9 @@ class HistoryScorer:
         model._modules = dict(self.model._modules)
         trained = model.item.weight.detach()
         table = torch.cat([trained, model.bias.detach()[:, None]], 1).cpu().numpy()
-        rows, doubt = (
-            torch.from_numpy(found).to(trained.device)
-            for found in (unseen.rows(table), unseen.doubt(table))
-        )
+        rows, doubt = torch.from_numpy(unseen.rows(table)).to(trained.device), None
+        if not isinstance(model, tuple(TITLED.values())):  # theirs are no softmax of x . e
+            doubt = torch.from_numpy(unseen.doubt(table)).to(trained.device)
         model.item = Grown(model.item, rows[:, :-1].contiguous())
         return HistoryScorer(model, rows[:, -1].contiguous(), doubt)
 
