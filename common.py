@@ -201,6 +201,14 @@ def fill(cfg: SimpleNamespace, values: dict[str, Any]) -> None:
             setattr(cfg, name, value)
 
 
+def less_than_a_step(cfg: SimpleNamespace) -> tuple[bool, str]:
+    """The fault of a run whose samples are not one step: (is it so?, a sentence)."""
+    return (
+        cfg.samples < cfg.batch,
+        f"--samples {cfg.samples} are not a step of --batch {cfg.batch}; raise --samples",
+    )
+
+
 def refuse(faults: list[tuple[Any, str]]) -> None:
     """Stops with the sentence of the first fault that is one. faults: (is it one?, sentence)."""
     for wrong, sentence in faults:

@@ -73,8 +73,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], dataset: str) -> None:
             )
         # every item is scored from one state, in the space of the vectors
         cfg.verbalizer, cfg.show = "items", False
-    too_few = f"--samples {cfg.samples} are not a step of --batch {cfg.batch}; raise --samples"
-    common.refuse([*prompt_training.faults(cfg), (cfg.samples < cfg.batch, too_few)])
+    common.refuse([*prompt_training.faults(cfg), common.less_than_a_step(cfg)])
     if cfg.tasks != "rps" and (cfg.a < 3 or cfg.a + 2 > cfg.history):
         stop(f"--a {cfg.a} must be at least 3 and at most --history {cfg.history} minus 2")
     if cfg.loss == "catalogue" and cfg.verbalizer not in SCORES_ALL:

@@ -129,10 +129,7 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
             f"--samples {cfg.samples} with --batch {cfg.batch} is {n_steps} steps; AdaLoRA needs "
             "at least 5 to reallocate its ranks",
         ),
-        (
-            cfg.samples < cfg.batch,
-            f"--samples {cfg.samples} are not a step of --batch {cfg.batch}; raise --samples",
-        ),
+        common.less_than_a_step(cfg),
         (
             cfg.input == "ids" and about_titles,
             f"--{(about_titles or [''])[0]} is about titles, --input ids scores all items by their "
