@@ -94,7 +94,7 @@ def test_the_mean_over_orders_cancels_what_an_lm_thinks_of_a_place(
 ):
     """An LM that likes late places more than anything, and then the low numbers."""
 
-    def likes_places(r, tails, cand_nC, *_):
+    def likes_places(r, tails, cand_nC, *_, **__):
         return (np.arange(15) * 100 - cand_nC).astype(np.float32)
 
     monkeypatch.setattr(ranker, "score_tails", likes_places)

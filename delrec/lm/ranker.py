@@ -241,8 +241,7 @@ def score_listed(
     total_nC = np.zeros(cand_nC.shape, np.float32)
     for place_C in orders:
         tails, _ = r.prompts.histories(old, cand_nC[:, place_C], hint_nh)
-        more = (ranks, name, None, olds)
-        total_nC[:, place_C] += score_tails(r, tails, cand_nC[:, place_C], *more)
+        total_nC[:, place_C] += score_tails(r, tails, cand_nC[:, place_C], ranks, name, olds=olds)
     return total_nC / np.float32(len(orders))
 
 
