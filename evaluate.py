@@ -21,8 +21,8 @@ The table has intervals, paired tests, and floors that need no training. An LM r
 and its scores are stored in its folder (scores_test_15.npy, NaN where not asked); backbones bring
 theirs. So runs are compared without loading a model. Everything chosen (steps, weights of fusion
 and calibration) is chosen on validation: runs on one half of it, weights of fusion on the other.
-Runs named X-s0, X-s1, .. are the seeds of X: the table also holds their mean and deviation, and
-tests of the means.
+Runs named X-s0, X-s1, .. in one folder are the seeds of X: the table also holds their mean and
+deviation, and tests of the means.
 """
 
 import time
@@ -46,11 +46,11 @@ from delrec.evaluation.neighbours import add_neighbours
 from delrec.evaluation.page import command_line, write_page
 from delrec.evaluation.probe import probe
 from delrec.evaluation.rows import (
-    STAGES,
     add_fused,
     add_run,
     find_backbone,
     floor_rows,
+    in_order,
     names_of,
     open_runs,
     pairs_with_backbone,
@@ -344,13 +344,10 @@ def main(**config: Any) -> None:
     rows = floor_rows(data, val, test)
     if cfg.llm:
         runs.insert(0, plain.plain_lm(cfg, data, scorer))
-    for run in sorted(runs, key=lambda run: STAGES.index(run.stage)):
-        add_run(rows, run, scorer, val, test, cfg.shuffle_history)
-    pairs, backbone = [], find_backbone(runs, data, ranks)
-    if backbone:
-        if backbone.folder not in names_of(rows):
-            add_run(rows, backbone, scorer, val, test, cfg.shuffle_history)
-        pairs = pairs_with_backbone(rows, runs, backbone)
+    backbone = find_backbone(runs, data, ranks)
+    for name, run in in_order(runs, backbone, rows):
+        add_run(rows, name, run, scorer, val, test, cfg.shuffle_history)
+    pairs = pairs_with_backbone(rows, runs, backbone) if backbone else []
     if cfg.neighbours:
         add_neighbours(rows, cfg.neighbours, data, val, test, ranks)
     add_fused(rows, [*pairs, *cfg.fuse], val.is_target_nC)

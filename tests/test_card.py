@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -13,6 +14,7 @@ from shared_runs import KINDS, SHOPPERS
 
 from delrec import Recommender
 from delrec.data.terms import TERMS, terms_of
+from delrec.serving.card_text import row_of
 
 # ---------------------------------------------------------------- answers
 
@@ -73,6 +75,15 @@ def test_a_card_shows_the_metrics_and_intervals_of_the_last_table(shared, home):
     assert f"| {row['hr@5']:.3f} |" in text and f"| {row['mrr']:.3f} |" in text
     assert result["protocol"] in text
     assert f"Chance level: HR@1 {result['chance']['hr@1']:.3f}" in text
+
+
+def test_a_card_finds_its_row_by_the_parents_that_a_table_names():
+    own = SimpleNamespace(folder=Path("/runs/a/lm"))
+    assert row_of(own, {"chance": 0, "lm": 0}) == "lm"
+    assert row_of(own, {"b/lm": 0, "a/lm": 0}) == "a/lm"
+    assert row_of(own, {"b/lm": 0, "/runs/a/lm": 0}) == "/runs/a/lm"
+    # which of the two `lm` is nobody says; the other has a row, this one has none
+    assert row_of(own, {"lm": 0, "/runs/b/lm": 0}) is row_of(own, {"b/lm": 0}) is None
 
 
 def test_a_backbone_without_a_table_shows_what_its_training_measured(shared, home):

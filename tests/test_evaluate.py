@@ -328,10 +328,9 @@ def test_two_runs_whose_folders_have_one_name_are_two_rows(
         tmp_path / "out",
     )
     rows = metrics_of(tmp_path / "out")["rows"]
-    assert (
-        rows["evaluated"]["mrr"] == metrics_of(table.folder)["rows"]["evaluated"]["mrr"]
-        and rows[str(other)]["mrr"] == rows["sasrec"]["mrr"]
-    )
+    first, second = (f"{folder.parent.name}/evaluated" for folder in (table.folder, other))
+    assert rows[first]["mrr"] == metrics_of(table.folder)["rows"]["evaluated"]["mrr"]
+    assert rows[second]["mrr"] == rows["sasrec"]["mrr"]
     fused = [
         rows[name]
         for name in rows

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,7 @@ from tiny_lms import KINDS
 import evaluate
 from delrec import runtime
 from delrec.data.prepared import candidates, histories, shuffled, subset, users
-from delrec.evaluation.rows import Row, pairs_with_backbone
+from delrec.evaluation.rows import Row, distinct_names, pairs_with_backbone
 from delrec.lm import ranker as ranking
 from delrec.lm.calibration import neutral_scores
 from delrec.lm.hints import listing
@@ -87,6 +89,50 @@ def test_the_plain_lm_is_a_row_of_its_own(
     assert [t["item"] for t in result.json["top"]] == items[np.argsort(-score, kind="stable")][
         :5
     ].tolist()
+
+
+# ---------------------------------------------------------------- their names
+
+
+def names_of(*folders, taken=()):
+    """The names of the rows of some run folders."""
+    return list(distinct_names([Path("/runs") / folder for folder in folders], taken).values())
+
+
+def test_runs_of_one_name_get_as_many_parents_as_tell_them_apart():
+    assert names_of("a/delrec-s0", "a/delrec-s1", "b/sasrec") == [
+        "delrec-s0",
+        "delrec-s1",
+        "sasrec",
+    ]
+    # the other folder's seed 2 is no third seed of the first one's
+    runs = ["a/delrec-s0", "b/delrec-s0", "b/delrec-s2", "a/delrec-s1"]
+    assert names_of(*runs) == runs
+    assert names_of("a/delrec-s0", "b/delrec-s1") == ["a/delrec-s0", "b/delrec-s1"]
+    assert names_of("c/a/lm", "d/a/lm") == ["c/a/lm", "d/a/lm"]
+    # a run without a seed is none of them
+    assert names_of("a/lm", "a/lm-s0", "a/lm-s1") == ["a/lm", "lm-s0", "lm-s1"]
+    runs = ["a/lm", "a/lm-s0", "a/lm-s1", "b/lm-s0"]
+    assert names_of(*runs) == ["runs/a/lm", *runs[1:]]
+    assert names_of("a/chance", taken=["chance"]) == ["a/chance"]
+
+
+def test_seeds_of_two_folders_are_two_means(toy, make_backbone, script, on_cpu, tmp_path):
+    """The models of a and of b differ much, so a mean of both is neither's."""
+    names = ["a/lm-s0", "b/lm-s0", "b/lm-s1", "a/lm-s1", "b/lm-s2", "b/lm"]
+
+    def score(name, samples):
+        seed = np.random.default_rng(names.index(name)).random((len(samples), toy.n_items + 1))
+        right = np.arange(toy.n_items + 1) == toy.items[np.asarray(samples)][:, None]
+        return seed + 10 * right * (name[0] == "a")
+
+    folders = [make_backbone(tmp_path / n, toy, partial(score, n)) for n in names]
+    script(evaluate.main, "--ckpt", *folders, "--out", tmp_path / "out")
+    found = metrics_of(tmp_path / "out")
+    of_runs = {name: v for name, v in found["seeds"].items() if "+" not in name}
+    assert {name: v["seeds"] for name, v in of_runs.items()} == {"a/lm": 2, "b/lm": 3}
+    assert of_runs["a/lm"]["hr@1"][0] == 1 > 0.3 > of_runs["b/lm"]["hr@1"][0]
+    assert found["reference"] == "a/lm-s0" and of_runs["b/lm"]["against"] == "a/lm"
 
 
 # ---------------------------------------------------------------- the options

@@ -4,6 +4,7 @@ First the floors, which need no training; then the runs, backbones before LMs; t
 two others. rows is {name: Row}, in this order.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from delrec.data.counts import cooccurrence, popularity
 from delrec.data.prepared import Data, load_data, load_data_of
 from delrec.evaluation.floors import best_weight, fused, title_similarity
 from delrec.evaluation.scores import Part, Scorer, scores_of
+from delrec.evaluation.stats import SEED, unseeded
 from delrec.lm import listed
 from delrec.lm.pretrained import seed_and_name
 from delrec.lm.prompts import lists_candidates, settings_of_run
@@ -95,18 +97,56 @@ def floor_rows(data: Data, val: Part, test: Part) -> dict[str, Row]:
 # ---------------------------------------------------------------- runs
 
 
+def in_order(
+    runs: list[Run], backbone: Run | None, taken: Collection[str]
+) -> list[tuple[str, Run]]:
+    """(name of its row, run) of every run, in the order of the rows; the table's backbone, where
+    nobody gave it, comes last. taken: names of other rows.
+    """
+    runs = sorted(runs, key=lambda run: STAGES.index(run.stage))
+    if backbone and backbone.folder not in [run.folder for run in runs]:
+        runs = [*runs, backbone]
+    names = distinct_names([run.folder for run in runs], taken)
+    return [(names[run.folder], run) for run in runs]
+
+
+def distinct_names(folders: Sequence[Path], taken: Collection[str]) -> dict[Path, str]:
+    """{run folder: name of its row}: the folder's own name, with as many parents as it takes.
+
+    No two rows have one name; seeds of X (X-s0, X-s1, ..) are seeds of one row only where they
+    stand in one folder; and a run X beside them is none of them.
+    """
+    parents = dict.fromkeys(folders, 0)
+    while True:
+        names = {f: "/".join(f.parts[-1 - more :]) for f, more in parents.items()}
+        short = [f for f in parents if parents[f] + 2 < len(f.parts)]  # the root is no name
+        mistaken = [f for f in short if names[f] in taken or is_mistaken(f, names)]
+        if not mistaken:
+            return names
+        for folder in mistaken:
+            parents[folder] += 1
+
+
+def is_mistaken(folder: Path, names: dict[Path, str]) -> bool:
+    """True if a folder's name says that it holds a seed of a row that it does not belong to."""
+    own = names[folder]
+    alike = [f for f in names if f != folder and unseeded(names[f]) == unseeded(own)]
+    elsewhere = any(f.parent != folder.parent for f in alike)
+    return elsewhere or bool(alike) and SEED.search(own) is None
+
+
 def add_run(
     rows: dict[str, Row],
+    name: str,
     run: Run,
     scorer: Scorer,
     val: Part,
     test: Part,
     with_shuffled: bool = False,
 ) -> None:
-    """Adds the row of a run; with_shuffled: also one of the run when it sees its histories in a
-    random order.
+    """Adds the row of a run under a name (see in_order); with_shuffled: also one of the run when it
+    sees its histories in a random order.
     """
-    name = run.folder.name if run.folder.name not in rows else str(run.folder)
     val_nC, test_nC = scores_of(scorer, run, val), scores_of(scorer, run, test)
     rows[name] = Row(val_nC, test_nC, note_of(run), run)
     if not with_shuffled:

@@ -181,11 +181,13 @@ def metrics(run: Run, data: Data, table: Path) -> list[str]:
 
 
 def row_of(run: Run, rows: dict) -> str | None:
-    """The name of a run's row in a table; None where it has none, or two runs may be meant."""
-    if str(run.folder) in rows:
-        return str(run.folder)
+    """The name of a run's row in a table, which may begin with parents of its folder; None where it
+    has none, or two runs may be meant.
+    """
     alike = [name for name in rows if Path(name).name == run.folder.name]
-    return alike[0] if alike == [run.folder.name] else None
+    own = [name for name in alike if f"/{run.folder}".endswith(f"/{name}")]
+    longest = max(own, key=len, default=None)
+    return longest if longest != run.folder.name or len(alike) == 1 else None
 
 
 def metrics_of_table(result: dict, own: str) -> list[str]:
