@@ -146,7 +146,7 @@ def test_a_reader_finds_what_the_marks_and_the_least_difference_mean(written):
         html.unescape(written.page.read_text(encoding="utf-8")),
     ):
         assert "shown to differ from" in text and "= shown to be equal to it within .350" in text
-        assert "least: the smallest true difference" in text
+        assert "least: the smallest true difference" in text and "alone, before Holm" in text
         assert "users with equally many samples (G_eff)" in text
     head = next(
         x for x in (written.folder / "table.md").read_text().splitlines() if x.startswith("| row")

@@ -137,8 +137,8 @@ def t_above(p: float, df: float) -> float:
 
 
 def least_found(se: float, df: float) -> float:
-    """The smallest true difference that a t-test at .05 finds four times in five: 2.8 SE, and more
-    where there are few degrees of freedom.
+    """The smallest true difference that one t-test at .05 finds four times in five: 2.8 SE, and
+    more where there are few degrees of freedom.
     """
     return (t_above(0.025, df) + t_above(0.2, df)) * se
 
@@ -212,7 +212,8 @@ class Differences:
         of freedom of s.
 
         difference, se; p of the sign-flip test, p_t of the paired t; least: the smallest true
-        difference that is found with power .8; margin, and p_equal of being equal within it;
+        difference that this t alone, before Holm, finds with power .8; margin, and p_equal of being
+        equal within it;
         of_users, p_of_users: the same with every user counted alike, None where that is no other
         number. p_adjusted: None, Holm's once it is known.
         """

@@ -70,7 +70,7 @@ def interval_text(v: dict) -> str:
 
 
 def least(test: Test | None, digits: int = 3) -> str:
-    """The smallest difference that is found with power .8; nothing where there is no test."""
+    """The smallest difference that one test alone finds with power .8; nothing without a test."""
     return short(test["least"] if test else None, digits)
 
 
@@ -118,8 +118,8 @@ def about_marks(result: dict) -> str:
     """What the marks of the rows mean, and the column "least"."""
     reference = result["reference"]
     found = (
-        f"least: the smallest true difference from {reference} that these samples show four times "
-        "in five"
+        f"least: the smallest true difference from {reference} that one test alone, before Holm, "
+        "shows on these samples four times in five"
     )
     if result["exploratory"]:
         return f"a sweep: nothing was asked before it was made, so no row is marked; {found}"
