@@ -53,6 +53,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec.data.prepared import load_data
 from delrec.evaluation import stats
+from delrec.evaluation.scores import places_in_test
 from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.runtime import described, read_json
 from recipes.controls import control
@@ -73,6 +74,7 @@ from recipes.table2 import BACKBONES, table2
 # Figure 8; k beside DELRec's own 80
 PROMPT_LENGTHS = (20, 40, 60, 100, 120)
 LIST_LENGTHS = (5, 10, 15, 20, 25)
+COLD = 2  # earlier items of a cold user, at most
 # recipe -> seeds of what has an LM, and of backbones, where nobody typed them
 SEEDS, BACKBONE_SEEDS = {"headline": 3, "table2": 1}, {"headline": 5, "table2": 3}
 # recipe -> windows of stage 2, and test samples, where nobody typed them
@@ -177,12 +179,14 @@ def density_line(dataset: str, table: dict) -> str:
 
 def coldstart(plan: Plan) -> Path:
     """The same rows on cold users: test samples with at most two earlier items."""
+    if not plan.dry_run:  # a log that has none is refused before hours of training
+        places_in_test(load_data(plan.dataset), 0, COLD)
 
     def rows(runs):
         backbones = [runs.row(model) for model in BACKBONES]
         return [*backbones, runs.variant("no-prompt"), runs.delrec()]
 
-    flags = ["--max-history", 2, "--dataset", plan.dataset, "--llm", plan.llm]
+    flags = ["--max-history", COLD, "--dataset", plan.dataset, "--llm", plan.llm]
     return evaluate(plan, "coldstart", each_seed(plan, rows), *flags)
 
 

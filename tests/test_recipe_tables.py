@@ -361,6 +361,12 @@ def test_layers_teaches_each_depth_by_the_whole_lm(on_decoder, small_shape):
     assert "--teacher" not in made["alone-2-s0"]
 
 
+def test_a_log_without_cold_users_is_refused_before_anything_trains(here, on_decoder):
+    said = refused_recipe("coldstart", *on_decoder, "--seeds", 1, *SMALL)
+    assert "has at most 2 earlier items" in said
+    assert here.ran == []
+
+
 def test_a_data_set_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "ROOT", tmp_path)
     said = refused_recipe("table2", "--dataset", "nothing")

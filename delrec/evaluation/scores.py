@@ -69,7 +69,8 @@ def places_in_test(data: Data, limit: int, max_history: int) -> np.ndarray:
         if not len(which):
             stop(
                 f"no test sample of {data.name} has at most {max_history} earlier items "
-                "(--max-history); raise it or leave it out"
+                "(--max-history; of a 5-core with leave-one-out none has 2); raise it, leave it "
+                "out, or take another log or split"
             )
     return which[subset(len(which), limit, 0)]
 
