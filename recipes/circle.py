@@ -27,10 +27,11 @@ import torch
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
-from delrec.data.prepared import Data, load_data, subset, users
+from delrec.data.prepared import Data, load_data, users
+from delrec.evaluation.scores import places_in_test, stored_metrics
 from delrec.evaluation.stats import interval
 from delrec.kernels.bench import Row, report
-from delrec.runtime import described, load_run, read_json, read_npy
+from delrec.runtime import described, load_run, read_json
 from delrec.serving.latency import latencies, parameters, timed_on
 from recipes.runs import FOLDS
 from recipes.stage import prepare, stage, was_killed
@@ -150,18 +151,24 @@ def measure(circle: Circle, data: Data, began: float) -> Measured:
     for name in ROWS:
         print(f"timing {name}", flush=True)
         ms[name] = latencies(load_run(circle.folder / name), data)
-    which = subset(len(data.test), circle.test_samples, 0)
-
-    def hits(name):
-        ranks = np.asarray(read_npy(circle.folder / name / "ranks_test_15.npy"))[which]
-        return (ranks == 1).astype(float)
-
-    gains = hits("slmrec") - hits("e4srec")
-    low, high = interval(gains, users(data, np.asarray(data.test)[which]))
+    mean, low, high = minus_teacher(circle, data)
     table = read_json(circle.folder / "metrics.json")
     # a killed stage's own seconds are those since it went on, so they are not added up instead
     minutes = (time.time() - began) / 60 if circle.in_one_go else None
-    return Measured(table, ms, float(gains.mean()), float(low), float(high), minutes)
+    return Measured(table, ms, mean, low, high, minutes)
+
+
+def minus_teacher(circle: Circle, data: Data) -> list[float]:
+    """[HR@1 of the small LM minus its teacher's on the table's samples, the ends of its
+    interval].
+    """
+    which = places_in_test(data, circle.test_samples, 0)
+    own_n, teacher_n = (
+        stored_metrics(circle.folder / name, data, which)["hr@1"] for name in ("slmrec", "e4srec")
+    )
+    gain_n = own_n - teacher_n
+    low, high = interval(gain_n, users(data, np.asarray(data.test)[which]))
+    return [float(gain_n.mean()), float(low), float(high)]
 
 
 def table_lines(circle: Circle, measured: Measured) -> list[str]:

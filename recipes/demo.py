@@ -30,6 +30,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
 from delrec.data.prepared import Data, load_data, users
+from delrec.evaluation.scores import stored_metrics
 from delrec.evaluation.stats import interval
 from delrec.metrics import metrics
 from delrec.runtime import complete_renames, described, is_run, load_run, read_npy, when
@@ -108,21 +109,21 @@ def last_line_of(command: str) -> str:
 def minus_backbone(data: Data, home: Path) -> dict[str, list[float]]:
     """What DELRec's row is above its backbone's on the whole test part, as {metric: [mean, low,
     high]}: the paired difference, and the ends of its interval over users."""
-    own, backbones = values(home / "delrec"), values(home / "sasrec")
+    own, backbones = values(home / "delrec", data), values(home / "sasrec", data)
     gain_nR = np.stack([own[name] - backbones[name] for name in own], 1)
     low_high = interval(gain_nR, users(data, np.asarray(data.test)))
     ends = zip(own, gain_nR.mean(0), *low_high)
     return {name: [float(mean), float(low), float(high)] for name, mean, low, high in ends}
 
 
-def values(folder: Path) -> dict[str, np.ndarray]:
+def values(folder: Path, data: Data) -> dict[str, np.ndarray]:
     """What evaluate.py stored of a run, as {metric: its value for each test sample (n,)}."""
-    rank_n = np.asarray(read_npy(folder / "ranks_test_15.npy"))
+    near = stored_metrics(folder, data)
     greater_n, equal_n = np.asarray(read_npy(folder / "full_test.npy")).T
     full = metrics(greater_n, equal_n, ks=(10, 20))
     return {
-        "hr@1 of 15": (rank_n == 1).astype(float),
-        "ndcg@10 of 15": np.where(rank_n <= 10, 1 / np.log2(rank_n + 1), 0),
+        "hr@1 of 15": near["hr@1"],
+        "ndcg@10 of 15": near["ndcg@10"],
         "hr@20 of all": full["hr@20"],
         "ndcg@10 of all": full["ndcg@10"],
     }

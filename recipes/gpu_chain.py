@@ -19,7 +19,8 @@ import evaluate
 import finetune
 import train_backbone
 from delrec.data import prepare
-from delrec.data.prepared import candidates, load_data, users
+from delrec.data.prepared import Data, candidates, load_data, users
+from delrec.evaluation.scores import stored_metrics
 from delrec.evaluation.stats import interval
 from delrec.lm.ranker import Ranker, open_run, score_catalogue, score_tails, shown_histories
 from delrec.lm.reading import read_prefix
@@ -108,7 +109,8 @@ def measure_form(rows: Rows, world: World, form: str) -> None:
         evaluate.main, f"--ckpt {world.backbone} {tuned} {limit} --val-samples 8"
     )
     print(re.findall(r".* samples/s scored by LMs.*", told))
-    rows.add(f"{base}.hr1", hits_of(tuned).mean())
+    data = load_data(world.data)
+    rows.add(f"{base}.hr1", hits_of(tuned, data, asked_of(tuned)).mean())
 
 
 @torch.no_grad()
@@ -138,10 +140,14 @@ def over_all(ranker: Ranker, tails: list[np.ndarray], batch: int = 512) -> None:
         score_catalogue(ranker, start, tails[i : i + batch])
 
 
-def hits_of(folder: Path) -> np.ndarray:
-    """1 where a run ranks the next item first, of the test samples that were asked."""
-    rank_n = np.asarray(read_npy(folder / "ranks_test_15.npy"))
-    return (rank_n[~np.isnan(rank_n)] == 1).astype(float)
+def asked_of(folder: Path) -> np.ndarray:
+    """The places of the test samples of which a run was asked."""
+    return np.flatnonzero(np.isfinite(read_npy(folder / "scores_test_15.npy")).all(1))
+
+
+def hits_of(folder: Path, data: Data, which: np.ndarray) -> np.ndarray:
+    """HR@1 of a run for each of the test samples at the places `which`."""
+    return stored_metrics(folder, data, which)["hr@1"]
 
 
 def compare(rows: Rows, world: World) -> None:
@@ -149,13 +155,11 @@ def compare(rows: Rows, world: World) -> None:
     its interval over users.
     """
     data, folder = load_data(world.data), world.folder / "titles"
-    rank_n = np.asarray(read_npy(folder / "ranks_test_15.npy"))
-    asked_n = ~np.isnan(rank_n)
-    own_n = hits_of(folder)
-    other_n = np.asarray(read_npy(world.backbone / "ranks_test_15.npy"))[asked_n] == 1
+    which = asked_of(folder)
+    own_n, other_n = hits_of(folder, data, which), hits_of(world.backbone, data, which)
     rows.add("chain.backbone.hr1", other_n.mean())
     gain_n = own_n - other_n
     rows.add("chain.titles.minus_backbone", gain_n.mean())
-    owner_n = users(data, np.asarray(data.test)[asked_n])
+    owner_n = users(data, np.asarray(data.test)[which])
     for end, value in zip(("low", "high"), np.ravel(interval(gain_n[:, None], owner_n))):
         rows.add(f"chain.titles.minus_backbone_{end}", value)

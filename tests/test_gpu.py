@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -123,6 +124,16 @@ def test_seconds_of_a_backbone_that_an_earlier_time_trained_are_no_row_of_today(
     [told] = read(rows.path)
     assert told["name"] == "chain.backbone.seconds" and told["value"] is None
     assert "earlier time" in told["reason"] and unexpected([told]) == []
+
+
+def test_a_tie_in_the_chain_is_the_mean_of_its_orders(toy, make_backbone, tmp_path):
+    folder = make_backbone(tmp_path / "lm", toy, lambda samples: np.zeros((len(samples), 61)))
+    score_nC = np.load(folder / "scores_test_15.npy")
+    score_nC[3:] = np.nan  # nobody asked
+    np.save(folder / "scores_test_15.npy", score_nC)
+    which = gpu_chain.asked_of(folder)
+    assert which.tolist() == [0, 1, 2]
+    assert gpu_chain.hits_of(folder, toy, which) == pytest.approx(1 / 15)
 
 
 def test_the_fastest_variant_of_each_shape_is_named():

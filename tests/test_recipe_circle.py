@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from delrec import runtime
+from delrec.evaluation.scores import part_of, places_in_test
 from delrec.runtime import load_run
 from recipes import circle
 
@@ -34,6 +36,25 @@ def test_the_circle_closes(here, toy, decoder, tmp_path):
     again = CliRunner().invoke(circle.main, args)
     assert not again.exception and len(here.ran) == 11  # the table only
     assert "circle.minutes" not in again.output and "no time of the whole" in again.output
+
+
+def test_a_tie_of_the_small_lm_is_no_miss(toy, make_backbone, tmp_path, monkeypatch):
+    """All scores of both are equal, so either has the next item first once in fifteen; the teacher
+    has it first in the samples of even places.
+    """
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    asked = circle.Circle("toy", "lm", 1, 80, 80, 10, 1, 30)
+    for name in ("slmrec", "e4srec"):
+        make_backbone(asked.folder / name, toy, lambda samples: np.zeros((len(samples), 61)))
+    path = asked.folder / "e4srec" / "scores_test_15.npy"
+    score_nC = np.load(path)
+    part = part_of(toy, "test", np.arange(len(toy.test)), 15)
+    score_nC[::2] = part.is_target_nC[::2]
+    np.save(path, score_nC)
+    even = places_in_test(toy, 30, 0) % 2 == 0
+    mean, low, high = circle.minus_teacher(asked, toy)
+    assert mean == pytest.approx(1 / 15 - np.where(even, 1, 1 / 15).mean())
+    assert low < mean < high < 0
 
 
 def test_a_circle_of_which_a_part_was_there_is_not_made_in_one_go(tmp_path, monkeypatch):

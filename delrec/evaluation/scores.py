@@ -34,8 +34,17 @@ from delrec.lm.ranker import (
     score_and_rank,
     score_samples,
 )
+from delrec.metrics import compare, metrics
 from delrec.processes import Ranks
-from delrec.runtime import Run, adding_to, read_npy, stop, stop_if_replaced, write_npy
+from delrec.runtime import (
+    Run,
+    adding_to,
+    load_run,
+    read_npy,
+    stop,
+    stop_if_replaced,
+    write_npy,
+)
 
 PATIENCE = 60  # seconds that a command waits to add to a run that another one is adding to
 
@@ -133,6 +142,20 @@ def scores_of(scorer: Scorer, run: Run, part: Part, shuffled: bool = False) -> n
                 score_nC[missing] = scored_by_lm(scorer, run, part.split, missing, shuffled)
                 store(path, score_nC, run, scorer.ranks)
     return score_nC[part.which] - penalty_of(run, scorer.data)[part.cand_nC]
+
+
+def stored_metrics(
+    folder: Path, data: Data, which: np.ndarray | None = None, C: int = 15
+) -> dict[str, np.ndarray]:
+    """{metric: its value for each sample (n,)} of a run among the candidates, by the scores that
+    its folder holds of all test samples, or of those at the places `which`; ties count as in every
+    table, which the stored ranks alone cannot tell.
+    """
+    run = load_run(folder, data)
+    part = part_of(data, "test", np.arange(len(data.test)) if which is None else which, C)
+    score_nC = np.asarray(read_npy(folder / f"scores_test_{C}.npy", (len(data.test), C)))
+    score_nC = score_nC[part.which] - penalty_of(run, data)[part.cand_nC]
+    return metrics(*compare(score_nC, part.is_target_nC))
 
 
 def scored_so_far(
