@@ -52,6 +52,38 @@ def test_a_sweep_is_a_curve(tmp_path, chain):
     assert list(fig.axes[0].lines[0].get_xdata()) == [20, 40, 80]
 
 
+def test_what_differs_in_more_than_its_soft_prompt_s_length_is_no_point_of_the_curve(tmp_path):
+    """Runs of Figure 8, two seeds of one of them, and ablations that are far above it."""
+    runs, value, low_high = {}, {}, {}
+
+    def add(name, hr, stage_1=(), stage_2=()):
+        folder = tmp_path / f"p-{name}"
+        folder.mkdir()
+        seed = int(name[-1])
+        seeds = {"seed": seed, "backbone": f"/runs/sasrec-s{seed}", "data_folder": "data/toy"}
+        prompt = {"k": 80, "h": 10, "tasks": "both", "llm": "lm", **dict(stage_1), **seeds}
+        results = {"finished": hr}
+        (folder / "config.json").write_text(json.dumps(prompt | results))
+        tuned = {"maps": str(folder), "samples": 48, "k": 80, **dict(stage_2), **seeds}
+        runs[name] = SimpleNamespace(
+            stage="finetune", soft_prompt=str(folder), **tuned, folder=folder, seconds=hr
+        )
+        value[name], low_high[name] = {"hr@1": np.full(2, hr)}, {"hr@1": (hr, hr)}
+
+    for k in (20, 40, 60):
+        add(f"k{k}-s0", k / 100, {"k": k})
+    add("delrec-s0", 0.4)
+    add("delrec-s1", 0.6)
+    add("random-s0", 0.9, {"llm": "random-0:lm"})
+    add("no-ta-s0", 0.9, {"tasks": "rps"})
+    add("more-s0", 0.9, stage_2={"samples": 96})
+    add("moved-s0", 0.9, stage_2={"lr_prompt": 5e-3})
+    found = sweeps_of(runs, value, low_high)
+    curve = {k: v["hr@1"] for k, v in found["k"].items()}
+    assert curve == pytest.approx({"20": 0.2, "40": 0.4, "60": 0.6, "80": 0.5})
+    assert set(found) == {"k"}
+
+
 def test_the_case_study_shows_what_is_compared(chain):
     def run(name, stage, soft_prompt="none"):
         return SimpleNamespace(

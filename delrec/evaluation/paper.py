@@ -4,6 +4,7 @@ Figure 8.
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from delrec.evaluation.stats import Intervals, RowMetrics, unseeded
 from delrec.evaluation.wording import SHOWN
 from delrec.lm.pretrained import seed_and_name
 from delrec.names import NAMES
+from delrec.places import LMS, PLACES
 from delrec.runtime import ROOT, Run, read_json
+from delrec.training.checkpoints import MAY_CHANGE
 
 DATASETS = {
     "ml-100k": "MovieLens-100K",
@@ -42,6 +45,8 @@ OF_TITLES = {
 OURS = ("residual", "user_states", "keep_rps", "augment", "kd", "ema", "drop_items", "r_drop")
 WITHOUT_STAGE_1 = {"none": "w/o SP", "words": "w MCP", "random": "w USP"}
 OF_ONE_TASK = {"rps": "w/o TA", "ta": "w/o RPS"}
+# in which runs of one point of Figure 8 may differ
+NO_CHOICE = {*MAY_CHANGE, "seed", "folder"}
 
 
 def printed_numbers(dataset: str, method: str | None) -> dict | None:
@@ -113,27 +118,30 @@ def variant(run: Run) -> str | None:
     return "w UDPSM" if distilled.get("lr_lm") else f"DELRec ({run.settings['backbone']})"
 
 
+# ---------------------------------------------------------------- Figure 8
+
+
 def sweeps_of(runs: dict[str, Run], value: RowMetrics, low_high: Intervals) -> dict:
-    """Points of Figure 8: runs whose soft prompts differ in k or in h only, {"k": {"80": {hr@1,
-    low, high}}}; only where there are three points or more, of titles or of vectors.
+    """Points of Figure 8: runs that differ in their soft prompts' k or h only, and in their seeds,
+    {"k": {"80": {hr@1, low, high}}}; only where there are three points or more.
 
     runs: {row: run}; value: {row: metrics per sample}; low_high: {row: {metric: interval}}.
     """
-    points_of = {}
-    for name, run in runs.items():
-        config = stage_1(run) if run.stage == "finetune" else {}
-        if "k" in config and "h" in config:
-            points_of[name] = {"input": "titles", **config}
+    made = {name: flags_of(run) for name, run in runs.items() if run.stage == "finetune"}
+    made = {name: flags for name, flags in made.items() if {"k", "h"} <= set(flags)}
     sweeps = {}
-    for swept, other in (("k", "h"), ("h", "k")):
-        levels = {name: (of[other], of["input"]) for name, of in points_of.items()}
-        # the other one stays at its usual value, and items are shown in the usual form
+    for swept in ("k", "h"):
+        levels = {
+            name: tuple((flag, x) for flag, x in flags.items() if flag != swept)
+            for name, flags in made.items()
+        }
+        # the others stay at their usual values; among equals the first row's
         known = list(levels.values())
-        usual = max(set(known), key=known.count) if known else None
+        usual = max(dict.fromkeys(known), key=known.count, default=None)
         points = {}
         for name, level in levels.items():
             if level == usual:
-                points.setdefault(str(points_of[name][swept]), []).append(name)
+                points.setdefault(made[name][swept], []).append(name)
         if len(points) > 2:
             sweeps[swept] = {
                 level: {
@@ -144,3 +152,37 @@ def sweeps_of(runs: dict[str, Run], value: RowMetrics, low_high: Intervals) -> d
                 for level, names in points.items()
             }
     return sweeps
+
+
+def flags_of(run: Run) -> dict[str, str]:
+    """{flag: value} of both stages of a fine-tuned run, stage 1's by their names and stage 2's as
+    "tuned <name>", in the order of the names; without what is no choice (NO_CHOICE).
+    """
+    # older ones do not say how items are shown
+    flags = {"input": "titles", **chosen(stage_1(run))} if stage_1(run) else {}
+    own = chosen(vars(run))
+    # stage 1's flags say what its soft prompt and its maps are; k is of an untrained one
+    places = ["soft_prompt"] + ["maps"] * (getattr(run, "maps", None) == run.soft_prompt)
+    own = {flag: x for flag, x in own.items() if flag not in {"k", *places}}
+    return dict(sorted((flags | {f"tuned {flag}": x for flag, x in own.items()}).items()))
+
+
+def chosen(config: dict) -> dict[str, str]:
+    """{flag: its value as text} that a run was given, which its configuration says in front of its
+    data's folder; what is off is left out, and runs and LMs are named without their seeds.
+    """
+    keys = list(config)
+    keys = keys[: keys.index("data_folder")] if "data_folder" in config else keys
+    values = {key: config[key] for key in keys if key not in NO_CHOICE}
+    return {key: text_of(key, x) for key, x in values.items() if x}  # earlier ones lack some flags
+
+
+def text_of(key: str, value: Any) -> str:
+    """A flag's value as text; of runs and LMs the name without its seed."""
+    several = [str(x) for x in (value if isinstance(value, list) else [value])]
+    if key in LMS:
+        named = [seed_and_name(name) for name in several]
+        several = [name if seed is None else f"random:{name}" for seed, name in named]
+    if key in PLACES:
+        several = ["/".join(map(unseeded, name.split("/"))) for name in several]
+    return " ".join(several)
