@@ -30,6 +30,7 @@ from delrec import runtime
 from delrec.data.prepared import Data, load_data, users
 from delrec.evaluation.scores import places_in_test, stored_metrics
 from delrec.evaluation.stats import interval
+from delrec.evaluation.wording import ends_text
 from delrec.kernels.bench import Row, report
 from delrec.runtime import described, load_run, read_json
 from delrec.serving.latency import latencies, parameters, timed_on
@@ -196,11 +197,11 @@ def row_line(circle: Circle, measured: Measured, name: str) -> str:
     """A run's line of the table."""
     run = load_run(circle.folder / name)
     row, full = measured.table["rows"][name], measured.table["full"][name]
-    hr, ndcg = row["hr@1_interval"], row["ndcg@10_interval"]
+    hr, ndcg = ends_text(row["hr@1_interval"]), ends_text(row["ndcg@10_interval"])
     one_core, all_cores, of_64 = measured.ms[name]
     return (
-        f"{name:14} {row['hr@1']:6.3f} [{hr[0]:.3f}, {hr[1]:.3f}] {row['ndcg@10']:8.3f} "
-        f"[{ndcg[0]:.3f}, {ndcg[1]:.3f}] {full['hr@20']:6.4f} {full['ndcg@20']:8.4f} "
+        f"{name:14} {row['hr@1']:6.3f} {hr:<14} {row['ndcg@10']:8.3f} {ndcg:<14} "
+        f"{full['hr@20']:6.4f} {full['ndcg@20']:8.4f} "
         f"{parameters(run):12,} {one_core:10.2f} {all_cores:8.2f} {of_64:9.2f} "
         f"{run.seconds / 60:8.1f}   {ROWS[name].format(n=circle.layers)}"
     )

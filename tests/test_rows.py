@@ -182,6 +182,27 @@ def test_reference_fuse_cold_users_and_latency(toy, sasrec, script, on_cpu, tmp_
     assert "at most 1 earlier items" in refused("--max-history", 1)
 
 
+def test_a_table_of_one_user_s_sample_says_that_it_has_no_interval(
+    backbone, script, on_cpu, tmp_path
+):
+    page = tmp_path / "page.html"
+    args = ["--ckpt", backbone, "--limit", 1, "--out", tmp_path, "--report", page]
+    script(evaluate.main, *args)
+
+    def refused(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    text = (tmp_path / "metrics.json").read_text()
+    found = json.loads(text, parse_constant=refused)
+    assert found["rows"]["sasrec"]["hr@1_interval"] == [None, None]
+    [group] = found["groups"]["items in the history"].values()
+    assert group["rows"]["sasrec"]["low"] is None and group["users"] == group["n"] == 1
+    for text in ((tmp_path / "table.txt").read_text(), (tmp_path / "table.md").read_text()):
+        assert "[one user]" in text and "nan" not in text and "None" not in text
+    assert "(1 of 1 users)" in page.read_text() and "[one user]" in page.read_text()
+    assert (tmp_path / "table.png").exists() and (tmp_path / "by-items.png").exists()
+
+
 def test_shuffled_histories_change_what_reads_the_order_only(
     toy, sasrec, chain, script, on_cpu, tmp_path
 ):

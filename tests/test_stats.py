@@ -29,6 +29,14 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(alone):
     assert np.mean(wide) > 1.3 * np.mean(narrow)
 
 
+def test_one_user_has_no_interval():
+    """A width of zero would say that all users are like this one."""
+    assert np.isnan(stats.interval(np.array([0, 1, 1]), np.array([3, 3, 3]))).all()
+    assert np.isnan(stats.interval(np.zeros((3, 4)), np.array([3, 3, 3]))).all()
+    assert stats.interval(np.zeros((3, 4)), np.array([3, 3, 3])).shape == (2, 4)
+    assert stats.ends_of(np.array([np.nan, np.nan])) == [None, None]
+
+
 def test_the_interval_of_a_constant_is_the_constant_and_repeats():
     assert stats.interval(np.full(9, 0.25), np.arange(9)).tolist() == [0.25, 0.25]
     value, user = np.random.default_rng(0).random(50), np.arange(50) // 3

@@ -16,6 +16,7 @@ from delrec.evaluation.stats import (
     RowMetrics,
     Test,
     clusters_of,
+    ends_of,
     holm,
     interval,
     unseeded,
@@ -208,7 +209,7 @@ def over_seeds(compared: Compared, planned: Planned) -> dict[str, dict]:
         for own, values, ends in zip(found.values(), of_seeds.values(), low_high):
             each = [float(value.mean()) for value in values]
             own[m] = [float(np.mean(each)), float(np.std(each, ddof=1))]
-            own |= {f"{m}_interval": list(map(float, ends)), f"{m}_each": each}
+            own |= {f"{m}_interval": ends_of(ends), f"{m}_each": each}
     for row, own in found.items():
         own["against"] = base if base in compared.seeds and base != row else None
     tested = {row: compared.means(row, base) for row, own in found.items() if own["against"]}

@@ -51,7 +51,7 @@ def rows_figure(result: dict) -> "Figure":
     """HR@1 of every row with its interval, chance as a line: also the ablations' figure."""
     names = [name for name in result["rows"] if name != "chance"][::-1]
     mean = np.array([result["rows"][name]["hr@1"] for name in names])
-    ends = np.array([result["rows"][name]["hr@1_interval"] for name in names])
+    ends = np.array([result["rows"][name]["hr@1_interval"] for name in names], float)
     fig, ax = subplots(7, 0.36 * len(names) + 1.3)
     ax.errorbar(mean, range(len(names)), xerr=np.abs(ends.T - mean), fmt="o", capsize=3, color=BLUE)
     ax.axvline(
@@ -85,11 +85,11 @@ def seeds_figure(result: dict) -> "Figure":
     fig, ax = subplots(7, 0.36 * len(seeds) + 1.3)
     for y, v in enumerate(seeds.values()):
         mean = v["hr@1"][0]
-        low, high = v["hr@1_interval"]
+        low, high = np.array(v["hr@1_interval"], float)
         ax.errorbar(
             mean,
             y,
-            xerr=[[max(mean - low, 0)], [max(high - mean, 0)]],
+            xerr=np.maximum([[mean - low], [high - mean]], 0),
             fmt="o",
             capsize=3,
             color=BLUE,
@@ -113,12 +113,11 @@ def groups_figure(result: dict, kind: str) -> "Figure":
     for i, name in enumerate(names):
         v = [group["rows"][name] for group in groups.values()]
         mean = np.array([x["hr@1"] for x in v])
-        below = np.maximum(mean - [x["low"] for x in v], 0)
-        above = np.maximum([x["high"] for x in v] - mean, 0)
+        low, high = (np.array([x[end] for x in v], float) for end in ("low", "high"))
         ax.errorbar(
             np.arange(len(groups)) + 0.6 * (i / max(len(names) - 1, 1) - 0.5),
             mean,
-            yerr=[below, above],
+            yerr=np.maximum([mean - low, high - mean], 0),
             fmt="os^Dvp*X<>"[i % 10],
             capsize=2,
             label=name,
@@ -139,7 +138,8 @@ def sweep_figure(result: dict, name: str) -> "Figure":
     points = result["sweeps"][name]
     x = sorted(points, key=int)
     fig, ax = subplots(5, 3.4)
-    mean, low, high = (np.array([points[v][m] for v in x]) for m in ("hr@1", "low", "high"))
+    keys = ("hr@1", "low", "high")
+    mean, low, high = (np.array([points[v][m] for v in x], float) for m in keys)
     ax.errorbar(
         [int(v) for v in x],
         mean,
@@ -169,11 +169,11 @@ def latency_figure(result: dict) -> "Figure":
     for name, row in result["rows"].items():
         if "ms" not in row:
             continue
-        low, high = row["hr@1_interval"]
+        mean, (low, high) = row["hr@1"], np.array(row["hr@1_interval"], float)
         ax.errorbar(
             row["ms"][0],
-            row["hr@1"],
-            yerr=[[max(row["hr@1"] - low, 0)], [max(high - row["hr@1"], 0)]],
+            mean,
+            yerr=np.maximum([[mean - low], [high - mean]], 0),
             fmt="o",
             capsize=2,
             color=BLUE,

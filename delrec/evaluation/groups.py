@@ -4,7 +4,7 @@ import numpy as np
 
 from delrec.data.counts import popularity, times_next
 from delrec.data.prepared import Data, users
-from delrec.evaluation.stats import RowMetrics, interval
+from delrec.evaluation.stats import RowMetrics, ends_of, interval
 
 
 def groups_of(data: Data, samples: np.ndarray, split: str) -> dict[str, dict[str, np.ndarray]]:
@@ -52,8 +52,10 @@ def by_group(
     value: RowMetrics, full: RowMetrics, data: Data, samples: np.ndarray
 ) -> dict[str, dict[str, dict]]:
     """HR@1 and NDCG@10 of every row in every group, and HR@1's interval; HR@20 over all items of
-    the rows that rank them: {kind: {group: {n, rows: {row: {hr@1, ndcg@10, low, high}}, all_items:
-    {row: hr@20}}}}. value, full: {row: metrics per sample} among the candidates, over all items.
+    the rows that rank them: {kind: {group: {n, users, rows: {row: {hr@1, ndcg@10, low, high}},
+    all_items: {row: hr@20}}}}.
+
+    value, full: {row: metrics per sample} among the candidates, over all items.
     """
     user = users(data, samples)
     return {
@@ -69,15 +71,15 @@ def by_group(
 
 
 def in_group(value: RowMetrics, mask: np.ndarray, user: np.ndarray) -> dict:
-    """{n, rows: {row: {hr@1, ndcg@10, low, high}}} of the samples in a group."""
+    """{n, users, rows: {row: {hr@1, ndcg@10, low, high}}} of the samples in a group."""
     hits = np.stack([v["hr@1"][mask] for v in value.values()], 1)
     ends = interval(hits, user[mask], draws=500).T
     rows = {}
-    for (name, v), (low, high) in zip(value.items(), ends):
+    for (name, v), (low, high) in zip(value.items(), map(ends_of, ends)):
         rows[name] = {
             "hr@1": float(v["hr@1"][mask].mean()),
             "ndcg@10": float(v["ndcg@10"][mask].mean()),
-            "low": float(low),
-            "high": float(high),
+            "low": low,
+            "high": high,
         }
-    return {"n": int(mask.sum()), "rows": rows}
+    return {"n": int(mask.sum()), "users": len(np.unique(user[mask])), "rows": rows}

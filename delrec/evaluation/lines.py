@@ -17,6 +17,8 @@ from delrec.evaluation.wording import (
     about_marks,
     about_tests,
     cells_of,
+    ends_text,
+    group_head,
     has_latency,
     has_paper,
     heads_of,
@@ -82,12 +84,11 @@ def rows_as_text(result: dict, wide: int) -> list[str]:
 def row_as_text(name: str, row: dict, wide: int) -> str:
     """The metrics of a row, with marks, intervals, and the least difference seen."""
     near, good = of_metric(row, "hr@1"), of_metric(row, "ndcg@10")
-    low, high = row["hr@1_interval"]
-    low_10, high_10 = row["ndcg@10_interval"]
+    ends, ends_10 = ends_text(row["hr@1_interval"]), ends_text(row["ndcg@10_interval"])
     return (
-        f"{name:<{wide}}{row['hr@1']:>7.3f}{mark(near):<3}[{low:.3f}, {high:.3f}] "
+        f"{name:<{wide}}{row['hr@1']:>7.3f}{mark(near):<3}{ends:<14} "
         f"{least(near):>5}{row['hr@5']:>7.3f}{row['hr@10']:>7.3f}{row['ndcg@5']:>8.3f}"
-        f"{row['ndcg@10']:>9.3f}{mark(good):<3}[{low_10:.3f}, {high_10:.3f}] {least(good):>5}"
+        f"{row['ndcg@10']:>9.3f}{mark(good):<3}{ends_10:<14} {least(good):>5}"
         f"{row['mrr']:>7.3f}"
     )
 
@@ -207,14 +208,15 @@ def groups_as_text(result: dict, wide: int) -> list[str]:
     lines = []
     for kind, groups in result["groups"].items():
         lines += ["", f"HR@1 by {kind}; [95 % interval]"]
-        heads = [f"{group} ({v['n']})" for group, v in groups.items()]
-        lines.append(f"{'':<{wide}}" + "".join(f"{head:>24}" for head in heads))
+        heads = [group_head(group, v) for group, v in groups.items()]
+        cell = max([24, *(len(head) + 2 for head in heads)])
+        lines.append(f"{'':<{wide}}" + "".join(f"{head:>{cell}}" for head in heads))
         for name in result["rows"]:
             cells = [interval_text(v["rows"][name]) for v in groups.values()]
-            lines.append(f"{name:<{wide}}" + "".join(f"{cell:>24}" for cell in cells))
+            lines.append(f"{name:<{wide}}" + "".join(f"{text:>{cell}}" for text in cells))
         if result["full"]:
             lines.append(f"HR@20 over all items by {kind}")
         for name in result["full"]:
             cells = [v["all_items"][name] for v in groups.values()]
-            lines.append(f"{name:<{wide}}" + "".join(f"{hr:>24.3f}" for hr in cells))
+            lines.append(f"{name:<{wide}}" + "".join(f"{hr:>{cell}.3f}" for hr in cells))
     return lines

@@ -32,7 +32,14 @@ from delrec.evaluation.groups import by_group
 from delrec.evaluation.paper import paper_method, printed_numbers, sweeps_of
 from delrec.evaluation.rows import Row, names_of, runs_of
 from delrec.evaluation.scores import Part
-from delrec.evaluation.stats import Clusters, Intervals, RowMetrics, clusters_of, interval
+from delrec.evaluation.stats import (
+    Clusters,
+    Intervals,
+    RowMetrics,
+    clusters_of,
+    ends_of,
+    interval,
+)
 from delrec.evaluation.wording import FULL, SHOWN
 from delrec.metrics import chance, compare, metrics
 from delrec.runtime import read_npy
@@ -129,7 +136,7 @@ def shown_rows(
         v = value[name]
         shown[name] = {"note": row.note, **{m: float(v[m].mean()) for m in SHOWN}}
         for m, ends in low_high[name].items():
-            shown[name][f"{m}_interval"] = list(map(float, ends))
+            shown[name][f"{m}_interval"] = ends_of(ends)
         shown[name]["test"] = against.get(name)
         method = paper_method(row.run) if row.run else None
         shown[name]["paper"] = printed_numbers(dataset, method)

@@ -27,6 +27,7 @@ from delrec.evaluation.wording import (
     FULL,
     about_marks,
     about_tests,
+    group_head,
     interval_text,
     said_by_users,
     seeds_text,
@@ -170,7 +171,7 @@ def table_of_groups(
     """Rows in every group, the highest of each group in bold. cell(group, row): its number and how
     that is written.
     """
-    head = ["row", *(f"{group} ({v['n']})" for group, v in groups.items())]
+    head = ["row", *(group_head(group, v) for group, v in groups.items())]
     found = [[cell(group, name) for group in groups.values()] for name in names]
     columns = enumerate(zip(*found), 1)
     best = {(row, i) for i, column in columns for row in highest([x for x, _ in column])}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from delrec.evaluation.stats import Intervals, RowMetrics, unseeded
+from delrec.evaluation.stats import Intervals, RowMetrics, ends_of, unseeded
 from delrec.evaluation.wording import SHOWN
 from delrec.lm.pretrained import seed_and_name
 from delrec.names import NAMES
@@ -144,14 +144,16 @@ def sweeps_of(runs: dict[str, Run], value: RowMetrics, low_high: Intervals) -> d
                 points.setdefault(made[name][swept], []).append(name)
         if len(points) > 2:
             sweeps[swept] = {
-                level: {
-                    "hr@1": float(np.mean([value[n]["hr@1"].mean() for n in names])),
-                    "low": float(np.mean([low_high[n]["hr@1"][0] for n in names])),
-                    "high": float(np.mean([low_high[n]["hr@1"][1] for n in names])),
-                }
-                for level, names in points.items()
+                level: point_of(names, value, low_high) for level, names in points.items()
             }
     return sweeps
+
+
+def point_of(names: list[str], value: RowMetrics, low_high: Intervals) -> dict:
+    """{hr@1, low, high}: means over some rows."""
+    low, high = ends_of(np.mean([low_high[name]["hr@1"] for name in names], 0))
+    mean = np.mean([value[name]["hr@1"].mean() for name in names])
+    return {"hr@1": float(mean), "low": low, "high": high}
 
 
 def flags_of(run: Run) -> dict[str, str]:

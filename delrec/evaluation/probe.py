@@ -19,8 +19,8 @@ import torch
 from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data, histories, subset, users
 from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
-from delrec.evaluation.stats import difference, interval
-from delrec.evaluation.wording import p_text
+from delrec.evaluation.stats import difference, ends_of, interval
+from delrec.evaluation.wording import ends_text, p_text
 from delrec.lm.attention import PARTS, attention_from, labelled_prompt, telling
 from delrec.lm.model import LM
 from delrec.lm.ranker import Ranker, candidates_shown, make_ranker, open_run, score_samples
@@ -130,9 +130,9 @@ def means_of(near: dict[str, Nearness], user: np.ndarray) -> dict:
     return {
         name: {
             "kendall": float(v.tau_n.mean()),
-            "kendall_interval": list(map(float, interval(v.tau_n, user))),
+            "kendall_interval": ends_of(interval(v.tau_n, user)),
             "same_first": float(v.same_n.mean()),
-            "same_first_interval": list(map(float, interval(v.same_n, user))),
+            "same_first_interval": ends_of(interval(v.same_n, user)),
         }
         for name, v in near.items()
     }
@@ -237,11 +237,9 @@ def probe_lines(result: dict) -> list[str]:
     """What is printed of a probe, as lines."""
     lines = [f"{'soft prompt':<12}{'tau with the backbone':>34}{'same first':>30}"]
     for name, m in result["towards_the_backbone"].items():
-        low, high = m["kendall_interval"]
-        low_first, high_first = m["same_first_interval"]
+        ends, ends_first = ends_text(m["kendall_interval"]), ends_text(m["same_first_interval"])
         lines.append(
-            f"{name:<12}{m['kendall']:>12.3f} [{low:.3f}, {high:.3f}]{'':>4}"
-            f"{m['same_first']:>10.3f} [{low_first:.3f}, {high_first:.3f}]"
+            f"{name:<12}{m['kendall']:>12.3f} {ends:<18}{m['same_first']:>10.3f} {ends_first}"
         )
     lines += [
         f"trained - {other}: tau {t['kendall']:+.3f} {p_text(t['p_kendall'])}, same first "
@@ -295,7 +293,7 @@ def draw_nearness(ax: "Axes", result: dict) -> None:
         (0.15, "same_first", ORANGE, "same first place"),
     ):
         mean = np.array([m[key] for m in near.values()])
-        ends = np.array([m[f"{key}_interval"] for m in near.values()])
+        ends = np.array([m[f"{key}_interval"] for m in near.values()], float)
         ax.errorbar(
             np.arange(len(near)) + shift,
             mean,

@@ -30,9 +30,12 @@ def interval(
     value_nR: np.ndarray, user_n: np.ndarray, draws: int = 2000, seed: int = 0
 ) -> np.ndarray:
     """95 % bootstrap interval (2,) of the mean, resampling users (a user's samples are not
-    independent); of several columns (n, R) at once: (2, R).
+    independent); of several columns (n, R) at once: (2, R). NaN for one user, who tells nothing of
+    others.
     """
     _, row = np.unique(user_n, return_inverse=True)
+    if row.max(initial=0) == 0:
+        return np.full((2, *np.shape(value_nR)[1:]), np.nan)
     columns = np.asarray(value_nR, float).reshape(len(row), -1).T
     total, count = np.stack([np.bincount(row, c) for c in columns], 1), np.bincount(row)
     rng, means = np.random.default_rng(seed), []
@@ -42,6 +45,11 @@ def interval(
         means.append((times @ total) / (times @ count)[:, None])
     low_high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
     return low_high if np.ndim(value_nR) > 1 else low_high[:, 0]
+
+
+def ends_of(low_high: np.ndarray) -> list[float | None]:
+    """The ends of an interval as JSON holds them: None where there is none."""
+    return [None if math.isnan(end) else float(end) for end in low_high]
 
 
 # ---------------------------------------------------------------- users

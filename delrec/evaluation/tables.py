@@ -16,6 +16,7 @@ from delrec.evaluation.wording import (
     ABOUT_SEEDS,
     about_marks,
     cells_of,
+    ends_text,
     gain_text,
     has_latency,
     has_paper,
@@ -72,8 +73,8 @@ def main_table(result: dict, escape: Callable[[str], str]) -> Table:
 
 def marked(row: dict, metric: str) -> str:
     """A metric of a row with its marks and interval."""
-    low, high = row[f"{metric}_interval"]
-    return f"{short(row[metric])}{mark(of_metric(row, metric))} [{short(low)}, {short(high)}]"
+    ends = ends_text(row[f"{metric}_interval"], short)
+    return f"{short(row[metric])}{mark(of_metric(row, metric))} {ends}"
 
 
 def seeds_table(result: dict, escape: Callable[[str], str]) -> Table:
@@ -99,8 +100,8 @@ def seeds_table(result: dict, escape: Callable[[str], str]) -> Table:
 def mean_text(v: dict, metric: str) -> str:
     """A mean over seeds with deviation and interval."""
     mean, deviation = v[metric]
-    low, high = v[f"{metric}_interval"]
-    return f"{short(mean)} ± {short(deviation)} [{short(low)}, {short(high)}]"
+    ends = ends_text(v[f"{metric}_interval"], short)
+    return f"{short(mean)} ± {short(deviation)} {ends}"
 
 
 def gain_of(v: dict, metric: str) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 from delrec.data.prepared import users
 from delrec.evaluation.copying import copied
 from delrec.evaluation.scores import Part, Scorer, alone_at, keep, opened, stored
-from delrec.evaluation.stats import RowMetrics, interval
+from delrec.evaluation.stats import RowMetrics, ends_of, interval
+from delrec.evaluation.wording import ends_text
 from delrec.lm import hints, listed, residual
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import penalty_of, score_listed, shown_histories
@@ -77,7 +78,7 @@ def combined(
     gain_nm = np.zeros((n, len(COLUMNS)))
     gain_nm[inside_n] = np.stack([ranker[m] - backbone[m][inside_n] for m in COLUMNS], 1)
     ends = interval(gain_nm, user_n).T
-    gains = {m: [float(gain_nm[:, j].mean()), *map(float, ends[j])] for j, m in enumerate(COLUMNS)}
+    gains = {m: [float(gain_nm[:, j].mean()), *ends_of(ends[j])] for j, m in enumerate(COLUMNS)}
     return {"n": n, "n_in": n_in, "ceiling": n_in / n, "rows": rows, "gain": gains}
 
 
@@ -152,9 +153,9 @@ def two_stages_as_text(result: dict, wide: int) -> list[str]:
             n = n_in if row.endswith("inside") else told["n"]
             cells = "".join(f"{values[m]:>9.4f}" for m in COLUMNS)
             lines.append(f"{named.get(row, row):<{wide}}{n:>7}{cells}")
-        gain, low, high = told["gain"]["ndcg@10"]
+        gain, *ends = told["gain"]["ndcg@10"]
         lines.append(
-            f"overall minus {backbone}: NDCG@10 {gain:+.4f} [{low:+.4f}, {high:+.4f}]; inside, the "
-            f"LM's first choice is {backbone}'s first in {told['copies']['copied']:.1%}"
+            f"overall minus {backbone}: NDCG@10 {gain:+.4f} {ends_text(ends, '{:+.4f}'.format)}; "
+            f"inside, the LM's first choice is {backbone}'s first in {told['copies']['copied']:.1%}"
         )
     return lines

@@ -1,6 +1,6 @@
 """Numbers, tests and their marks as a table writes them, and the sentences that explain them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from delrec.evaluation.comparisons import OVER_ALL_ITEMS, Comparison
 from delrec.evaluation.stats import Test
@@ -64,9 +64,19 @@ def short(x: float | None, digits: int = 3) -> str:
     return text.replace("0.", ".", 1) if abs(x) < 1 else text
 
 
+def ends_text(ends: Sequence[float | None], text: Callable[[float], str] = "{:.3f}".format) -> str:
+    """An interval in brackets; what stands there where one user has none."""
+    return "[one user]" if ends[0] is None else f"[{', '.join(map(text, ends))}]"
+
+
 def interval_text(v: dict) -> str:
     """HR@1 of a row in a group, with its interval."""
-    return f"{v['hr@1']:.3f} [{v['low']:.3f}, {v['high']:.3f}]"
+    return f"{v['hr@1']:.3f} {ends_text((v['low'], v['high']))}"
+
+
+def group_head(group: str, v: dict) -> str:
+    """The head over a group: its samples and users."""
+    return f"{group} ({v['n']} of {v['users']} users)"
 
 
 def least(test: Test | None, digits: int = 3) -> str:

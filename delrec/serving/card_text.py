@@ -222,7 +222,9 @@ def label(name: str, own: str) -> str:
 def cell(row: dict, metric: str) -> str:
     """A metric, with its interval where there is one."""
     ends = row.get(f"{metric}_interval")
-    return f"{row[metric]:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+    if not ends or ends[0] is None:  # one user has no interval
+        return f"{row[metric]:.3f}"
+    return f"{row[metric]:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
 def own_metrics(protocol: str, test: dict) -> list[str]:
