@@ -303,8 +303,15 @@ def popularity_block(found: dict) -> Block:
         f"HR@10 over all items: popularity {found['overall']:.4f}, of training's last {RECENT} "
         f"days ({found['recent_count']:,} interactions) {found['recent']:.4f}, p={found['p']:.2g}"
     )
-    if found["recent"] > found["overall"] and found["p"] < 0.05:
-        means = "popularity moves: the recent one is the floor that a model has to beat"
-    else:
-        means = "recent popularity is no better a floor than that of the whole training"
-    return Block("popularity", lines, means)
+    return Block("popularity", lines, meaning_of_recent(found))
+
+
+def meaning_of_recent(found: dict) -> str:
+    """What recent popularity is worth against that of the whole training."""
+    if found["p"] >= 0.05:
+        return (
+            f"no difference is shown between recent popularity and all of it (p={found['p']:.2g})"
+        )
+    if found["recent"] > found["overall"]:
+        return "popularity moves: the recent one is the floor that a model has to beat"
+    return "recent popularity is a lower floor than that of the whole training"

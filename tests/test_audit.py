@@ -9,6 +9,7 @@ from logs import prepared, run, toy, write
 from pictures import drawing
 
 from delrec.data import counts, drift, order
+from delrec.data.audit import popularity_block
 from delrec.data.prepared import candidates, histories
 from delrec.metrics import metrics
 
@@ -239,6 +240,19 @@ def test_a_new_fashion_is_found_by_recent_popularity(tmp_path):
     first, _, both = popularity["thirds"]
     assert both < first - 0.1
     assert "the recent one is the floor" in output
+
+
+def test_a_p_that_shows_nothing_is_not_said_to_show_equality():
+    found = {"top_1": 0.1, "top_10": 0.2, "thirds": None, "recent_count": 40}
+
+    def means(overall, recent, p):
+        return popularity_block(found | {"overall": overall, "recent": recent, "p": p}).means
+
+    for recent in (0.06, 0.07, 0.08):
+        said = means(0.07, recent, 0.8)
+        assert "no difference is shown" in said and "p=0.8" in said and "no better" not in said
+    assert "the recent one is the floor" in means(0.07, 0.08, 0.01)
+    assert "a lower floor" in means(0.07, 0.06, 0.01)
 
 
 # ---------------------------------------------------------------- the page
