@@ -7,7 +7,8 @@ G users, R differences tested at once.
 import numpy as np
 
 EXACT = 14  # with so many users or fewer all 2^G patterns of signs are tried
-DRAWS = 9999  # patterns that are drawn where there are more
+DRAWS = 9999  # patterns that are drawn where there are more; odd, which no 2^G is
+DRAWS_A_ROW = 200  # of a large table: its smallest p is .005 after Holm, whatever its size
 ROUNDING = 1e-7  # two sums of metrics that differ by less are the same
 
 
@@ -18,9 +19,14 @@ def user_sums(difference_nR: np.ndarray, user_n: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(row_n, column) for column in columns], 1)
 
 
-def sign_flips(sum_GR: np.ndarray, seed: int = 0) -> np.ndarray:
+def draws_of(n_rows: int) -> int:
+    """How many patterns are drawn for a table of so many rows: odd, too."""
+    return max(DRAWS, DRAWS_A_ROW * n_rows - 1)
+
+
+def sign_flips(sum_GR: np.ndarray, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
     """sum_g e_g S_g of each column for patterns of signs e_g = +-1, float64 (patterns, R): all 2^G
-    patterns of few users, else DRAWS drawn ones.
+    patterns of few users, else `draws` drawn ones, an odd number.
 
     The columns see the same patterns, so what holds of a difference of columns is the difference of
     what holds of them: one pass serves every pair of rows.
@@ -30,8 +36,8 @@ def sign_flips(sum_GR: np.ndarray, seed: int = 0) -> np.ndarray:
         is_plus_PG = (np.arange(2**G)[:, None] >> np.arange(G)) & 1
         return 2 * (is_plus_PG @ sum_GR) - total_R
     rng, at_once, flipped = np.random.default_rng(seed), max(4_000_000 // G, 1), []
-    for first in range(0, DRAWS, at_once):
-        bytes_DB = rng.integers(0, 256, (min(at_once, DRAWS - first), -(-G // 8)), np.uint8)
+    for first in range(0, draws, at_once):
+        bytes_DB = rng.integers(0, 256, (min(at_once, draws - first), -(-G // 8)), np.uint8)
         is_plus_DG = np.unpackbits(bytes_DB, axis=1)[:, :G].astype(float)
         flipped.append(2 * (is_plus_DG @ sum_GR) - total_R)
     return np.concatenate(flipped)
@@ -39,10 +45,10 @@ def sign_flips(sum_GR: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def share_as_large(flipped_P: np.ndarray, total: float) -> float:
     """p of the sign-flip test: the share of patterns whose |sum_g e_g S_g| reaches |sum_g S_g|; of
-    drawn patterns (1 + those that reach it) / (1 + DRAWS).
+    drawn patterns (1 + those that reach it) / (1 + their number).
     """
     reach = int((np.abs(flipped_P) >= abs(total) - ROUNDING).sum())
-    drawn = len(flipped_P) == DRAWS
+    drawn = len(flipped_P) % 2  # 2^G is even
     return (reach + drawn) / (len(flipped_P) + drawn)
 
 

@@ -55,6 +55,19 @@ def test_stars_go_by_the_p_that_is_adjusted_for_the_rows_of_the_table():
             assert mark(test) == stars
 
 
+def test_a_large_table_can_have_two_stars():
+    """With 9,999 signs p is .0001 at least, and of 120 rows .012 after Holm."""
+    users = np.arange(N) % 30
+    compared = Compared(shifted(*[0.2] * 120), users, 0.01)
+    against = against_reference(compared, Planned("base"))
+    assert {mark(c["ndcg@10"]) for c in against.values()} == {"**"}
+    # of 50 rows and fewer nothing is another: the same signs are drawn
+    for rows, draws in ((4, 9999), (50, 9999), (51, 10_199)):
+        compared = Compared(shifted(*[0.2] * (rows - 1)), users, 0.01)
+        assert len(compared.differences["ndcg@10"].flipped_PR) == draws
+        assert compared.rows("row0", "base")["ndcg@10"]["p"] == 1 / (1 + draws)
+
+
 def test_two_stars_one_equality_and_nothing():
     se = 0.1 / math.sqrt(N / 2)
     value = shifted(9 * se, 0, 2 * se)

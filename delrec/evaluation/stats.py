@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from delrec.significance import share_as_large, sign_flips, user_sums
+from delrec.significance import draws_of, share_as_large, sign_flips, user_sums
 
 RowMetrics = dict[str, dict[str, np.ndarray]]  # {row: {metric: its value for each sample (n,)}}
 Intervals = dict[str, dict[str, np.ndarray]]  # {row: {metric: the ends of its interval (2,)}}
@@ -205,12 +205,13 @@ class Differences:
         self.place = {name: i for i, name in enumerate(value)}
         self.clusters, self.margin = clusters, margin
         self.sum_GR = clusters.sums(np.stack([row[metric] for row in value.values()], 1))
-        self.flipped_PR = sign_flips(self.sum_GR)
+        draws = draws_of(len(value))
+        self.flipped_PR = sign_flips(self.sum_GR, draws=draws)
         # the mean over users of each user's mean, where it is another number
         self.mean_GR, self.flipped_means_PR = None, None
         if not clusters.even:
             self.mean_GR = self.sum_GR / clusters.count_G[:, None]
-            self.flipped_means_PR = sign_flips(self.mean_GR)
+            self.flipped_means_PR = sign_flips(self.mean_GR, draws=draws)
 
     def between(
         self, a: Sequence[str], b: Sequence[str], of_seeds: float = 0.0, seeds_df: float = math.inf

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from delrec.evaluation.comparisons import OVER_ALL_ITEMS, Comparison
 from delrec.evaluation.stats import Test
-from delrec.significance import DRAWS
+from delrec.significance import draws_of
 
 SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 # over all items
@@ -143,10 +143,12 @@ def about_marks(result: dict) -> str:
 
 def about_tests(result: dict) -> str:
     """What the columns of a comparison mean."""
+    draws = draws_of(len(result["rows"]))
     return (
-        f"p: sign-flip test, how often the difference is as large when each user's sign is drawn "
-        f"(all patterns of few users, else {DRAWS:,}, so none is below 1e-4); adjusted: p after "
-        "Holm, for all rows of the table at once; t: p of the paired t-test, users as clusters, "
+        "p: sign-flip test, how often the difference is as large when each user's sign is drawn "
+        f"(all patterns of few users, else {draws:,}, so none is below "
+        f"{p_number(1 / (1 + draws))}); adjusted: p after Holm, for all rows of the table at once; "
+        "t: p of the paired t-test, users as clusters, "
         f"{result['users_worth'] - 1:.3g} degrees of freedom (G_eff - 1); both hold for other "
         "users, not for other seeds"
     )
