@@ -27,6 +27,26 @@ def test_the_twenty_targets_of_the_hit_item_weigh_three_tenths():
     assert found == {"hr@1_debiased": pytest.approx(6 / 20)}
 
 
+def test_debiased_and_clean_are_the_same_metrics_of_fewer_samples():
+    """How many test users have a target, and whether ties are many, is counted over the whole test
+    part, not over the samples that --limit draws: 34 users, an item before and a target each.
+    """
+    target = np.repeat(np.arange(1, 8), [1, 1, 2, 3, 3, 4, 20])
+    items, times = np.zeros(68, int), np.arange(68)
+    items[::2], items[1::2] = 8, target
+    times[1::2] -= target == 7  # the twenty of the hit item have the time before
+    places = {"ptr": np.arange(0, 69, 2), "train": np.arange(0, 68, 2), "test": np.arange(1, 68, 2)}
+    data = SimpleNamespace(items=items, times=times, n_items=8, n_users=34, **places)
+    which = np.array([0, 5, 9, 33])  # one of them is a user of the hit item
+    hit = np.array([0.0, 0, 0, 1])
+    found = beyond.beyond({}, {"popularity": {"hr@1": hit}}, {}, data, which)
+    assert found["border"] == 6 and found["thinned"] == 1 / 4
+    assert found["rows"]["popularity"]["hr@1_debiased"] == pytest.approx(0.3 / 3.3)
+    assert found["clean"] == {"n": 3, "share": 3 / 4}
+    alone = beyond.beyond({}, {"popularity": {"hr@1": hit[:3]}}, {}, data, which[:3])
+    assert alone["border"] == 6 and alone["clean"] == {"n": 3, "share": 1}
+
+
 def test_an_item_that_one_user_has_again_and_again_is_no_hit():
     target = np.r_[np.repeat(np.arange(1, 7), [1, 1, 2, 3, 3, 4]), np.full(20, 7)]
     user = np.r_[np.arange(14), np.full(20, 99)]

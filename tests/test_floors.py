@@ -218,3 +218,7 @@ def test_groups_cover_every_sample_once(toy):
     first = toy.times[samples[groups["time within the test part"]["first third"]]]
     last = toy.times[samples[groups["time within the test part"]["last third"]]]
     assert first.max() <= last.min() and len(groups_of(toy, samples, "leave-one-out")) == 3
+    # of fewer samples each stays in the third that it has in the whole part
+    few = samples[::5]
+    for third, mask in groups_of(toy, few, "temporal")["time within the test part"].items():
+        assert np.array_equal(mask, groups["time within the test part"][third][::5])

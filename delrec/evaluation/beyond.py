@@ -23,18 +23,19 @@ def beyond(
 ) -> dict:
     """{border, thinned, clean, rows: {row: the numbers that it has}}.
 
-    border: of debiasing; thinned: share of the samples that weigh less than 1; clean: {n, share} of
-    the targets without a tie, None where ties are few. A row: hr@1_debiased and hr@1_clean among
-    the candidates; hr@10 and hr@10_debiased over all items for a run that ranked them; coverage,
-    arp, gini of its lists.
+    border: of debiasing, counted over the whole test part as the weights are; thinned: share of the
+    samples that weigh less than 1; clean: {n, share} of the targets without a tie, None where ties
+    are few in the whole part. A row: hr@1_debiased and hr@1_clean among the candidates; hr@10 and
+    hr@10_debiased over all items for a run that ranked them; coverage, arp, gini of its lists.
 
     names: {run folder: row}; value, full: {row: metrics per sample} among the candidates and over
     all items; which: the samples' places in the test part.
     """
-    samples = np.asarray(data.test)[which]
+    whole = np.asarray(data.test)  # what is easy is counted there, whichever samples are drawn
+    weight, border = debiasing_weights(data.items[whole], users(data, whole))
+    clean = clean_targets(data, whole)
+    samples, weight, clean = whole[which], weight[which], None if clean is None else clean[which]
     user = users(data, samples)
-    weight, border = debiasing_weights(data.items[samples], user)
-    clean = clean_targets(data, samples)
     rows = {name: accuracy(v["hr@1"], weight, clean) for name, v in value.items()}
     for name in rows.keys() & full.keys():
         rows[name] |= over_all(full[name][f"hr@{K}"], weight)

@@ -35,8 +35,9 @@ def groups_of(data: Data, samples: np.ndarray, split: str) -> dict[str, dict[str
         },
     }
     if data.times is not None and split == "temporal":
-        place = np.argsort(np.argsort(data.times[samples], kind="stable"), kind="stable")
-        third = place * 3 // max(len(samples), 1)
+        whole = np.sort(np.asarray(data.test))  # its thirds, whichever samples are drawn
+        place = np.argsort(np.argsort(data.times[whole], kind="stable"), kind="stable")
+        third = (place * 3 // max(len(whole), 1))[np.searchsorted(whole, samples)]
         kinds["time within the test part"] = {
             "first third": third == 0,
             "second third": third == 1,
