@@ -52,7 +52,7 @@ def stage_2(*losses, **more):
 
 def drawn(folders):
     """{title of the left axes: the numbers of each line there}, and of the right ones."""
-    fig = curves_figure(logs_of(folders))
+    fig = curves_figure(logs_of({folder: folder.name for folder in folders}))
     sides = {}, {}
     for i, ax in enumerate(fig.axes):
         lines = [line.get_ydata().tolist() for line in ax.get_lines()]
@@ -75,6 +75,19 @@ def test_a_backbone_stage_1_and_stage_2_have_axes_of_their_own(write):
     # the four validations are of four kinds, and each stands beside its loss
     assert [x for (x,) in quality.values()] == [[[0.31, 0.32]], [[0.4]], [[0.5]], [[0.6]]]
     assert legend == ["sasrec", "prompt", "delrec"]
+
+
+def test_runs_of_one_name_have_a_curve_each(write, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    names = {
+        write("a/sasrec", *backbone("ce", 8.0, 7.0)): "a/sasrec",
+        write("b/sasrec", *backbone("ce", 6.0, 5.0)): "b/sasrec",
+    }
+    logs = logs_of(names)
+    assert list(logs) == list(names.values())
+    [left, _] = curves_figure(logs).axes
+    assert [line.get_ydata().tolist() for line in left.get_lines()] == [[8.0, 7.0], [6.0, 5.0]]
 
 
 def test_runs_of_the_same_loss_share_axes(write):
@@ -115,7 +128,7 @@ def test_a_task_that_was_not_asked_has_no_axes(write):
 
 def test_a_log_without_a_loss_draws_nothing(write, tmp_path):
     folder = write("plain", {}, {"name": "SASRec", "step": 0, "val_hr@1_of_15": 0.3})
-    assert logs_of([folder, tmp_path / "no log"]) == {}
+    assert logs_of({folder: "a", tmp_path / "no log": "b"}) == {}
 
 
 def test_of_several_learning_rates_the_chosen_one_is_drawn(write):
@@ -126,6 +139,6 @@ def test_of_several_learning_rates_the_chosen_one_is_drawn(write):
         for i in range(last + 1)
     ]
     folder = write("mlp", {"stage": "train_backbone", "model": "mlp", "lr": 1e-3}, *entries)
-    (log,) = logs_of([folder]).values()
+    (log,) = logs_of({folder: "mlp"}).values()
     share, loss = points(log, "loss")
     assert len(share) == 21 and share.max() == 1 and (loss == 3.001).all()

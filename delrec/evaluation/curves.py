@@ -3,7 +3,6 @@ runs that lower it: numbers of different losses cannot be compared.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,16 +53,16 @@ class Curve:
     title: str  # over the axes of its validation
 
 
-def logs_of(folders: Iterable[Path]) -> dict[str, Log]:
-    """{run: its log}; runs without a loss in one are left out."""
+def logs_of(names: dict[Path, str]) -> dict[str, Log]:
+    """{row: its run's log}; runs without a loss in one are left out. names: {run folder: row}."""
     logs = {}
-    for folder in map(Path, folders):
+    for folder, name in names.items():
         path = folder / "log.jsonl"
         if path.exists():
             entries = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()]
             config = folder / "config.json"
             known = read_json(config) if config.exists() else {}
-            logs[folder.name] = Log(known, [e for e in entries if "step" in e and is_of(e, known)])
+            logs[name] = Log(known, [e for e in entries if "step" in e and is_of(e, known)])
     return {name: log for name, log in logs.items() if panels_of({name: log})}
 
 

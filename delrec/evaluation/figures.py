@@ -2,7 +2,6 @@
 training curves are made from the runs' logs (curves.py).
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def figures_of(result: dict, folders: Iterable[Path]) -> dict[str, "Figure"]:
-    """{name: figure} of all that this result holds. folders: of the runs, for their logs."""
+def figures_of(result: dict, names: dict[Path, str]) -> dict[str, "Figure"]:
+    """{name: figure} of all that this result holds. names: {run folder: row}, for their logs."""
     drawn = {"table": rows_figure(result)}
     if result["seeds"]:
         drawn["seeds"] = seeds_figure(result)
@@ -27,7 +26,7 @@ def figures_of(result: dict, folders: Iterable[Path]) -> dict[str, "Figure"]:
         drawn[f"against-{name}"] = sweep_figure(result, name)
     if sum("ms" in row for row in result["rows"].values()) > 1:
         drawn["latency"] = latency_figure(result)
-    if logs := logs_of(folders):
+    if logs := logs_of(names):
         drawn["training"] = curves_figure(logs)
     return drawn
 
