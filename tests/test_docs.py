@@ -3,12 +3,16 @@
 import importlib
 import re
 from functools import cache
+from inspect import signature
 from pathlib import Path
 
 import click
 import pytest
 from scripts import ROOT
 
+from delrec.backbone.kda import CHOOSING
+from delrec.evaluation.stats import interval
+from delrec.significance import DRAWS, DRAWS_A_ROW, EXACT
 from recipes import demo
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -151,6 +155,13 @@ def test_what_the_readme_quotes_of_the_demo_is_what_it_prints(toy, capsys, monke
     blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```")[1::2]
     [quoted] = [block for block in blocks if "DELRec minus its backbone" in block]
     assert without_numbers(quoted) == printed
+
+
+def test_the_protocol_says_the_numbers_of_the_code():
+    said = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    draws = signature(interval).parameters["draws"].default
+    for number in (draws, DRAWS, DRAWS_A_ROW, EXACT, CHOOSING):
+        assert re.search(rf"\b{number:,}\b", said), number
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
