@@ -261,11 +261,14 @@ def is_lm_run(name: Path | str) -> bool:
 
 
 def positions_of(text: Any) -> int:
-    """How many tokens an LM has positions for."""
-    for name in ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "seq_length"):
+    """How many tokens an LM has positions for; LONGEST where T5's relative ones never end."""
+    # n_positions of a T5 is the length it was trained at, not a limit
+    relative = hasattr(text, "relative_attention_num_buckets")
+    limits = () if relative else ("n_positions", "n_ctx", "seq_length")
+    for name in ("max_position_embeddings", "max_seq_len", *limits):
         if isinstance(getattr(text, name, None), int) and getattr(text, name) > 0:
             return getattr(text, name)
-    return 1024
+    return LONGEST if relative else 1024
 
 
 def embedded() -> Path:
