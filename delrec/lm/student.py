@@ -92,7 +92,7 @@ def open_student(
     if origins.teacher:
         teacher = slmrec.open_teacher(origins.teacher, lm, cfg, data, ranks)
     if teacher or cfg.lambda_ms:
-        slmrec.tap_blocks(lm, teacher, cfg.blocks)
+        slmrec.tap_blocks(lm, teacher, cfg)
     maps = maps_of(cfg, lm, backbone_run, data.n_items)
     if cfg.residual:
         residual.add_backbone(lm, cfg, data, backbone_run, scores_of)
@@ -329,6 +329,8 @@ def write_parts(
         items.save_items(r.lm, out)
     if residual.residual_of(r.lm):
         about_lm["residual_weight"] = round(r.lm.items.maps[residual.WEIGHT].weight.item(), 4)
+    if r.lm.tapped is not None:
+        about_lm["blocks"] = len(r.lm.taps) + 1
     for ending in ("npy", "json"):
         (out / f"teacher_states.{ending}").unlink(missing_ok=True)
     write_npy(out / "neutral.npy", neutral_I)
