@@ -94,9 +94,11 @@ class LM:
 
     @property
     def body(self) -> torch.nn.Module:
-        """The model without its head."""
+        """The model without its head; with it where that stands among the layers (T5)."""
         base = self.model.base_model
-        return self.model.model if base is self.model else base  # Llama 4 names one it lacks
+        if base is self.model:  # Llama 4 names one it lacks
+            return getattr(self.model, "model", self.model)
+        return base
 
     @property
     def decoder_start(self) -> int | None:
