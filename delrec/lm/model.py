@@ -227,7 +227,7 @@ def load_unread(name: Path | str, device: torch.device, dtype: torch.dtype, shar
         sharded=shard,
     )
     lm.identity = fingerprint(lm)
-    lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
+    lm.sep = separator_of(lm)
     if kind == "encoder-decoder" and lm.decoder_start is None:
         stop(f"{name} does not say which token its decoder begins with; use another LM")
     return lm
@@ -353,6 +353,18 @@ def mask_of(name: Path | str, kind: str, tok: Any) -> int | None:
             "a title cannot be read from it"
         )
     return mask_id
+
+
+def separator_of(lm: LM) -> list[int]:
+    """The tokens that end a title: a new line, and where the tokenizer has none of it, or the LM
+    fills masks, a semicolon."""
+    for text in ("\n", ";") if lm.kind == "decoder" else (";",):
+        if ids := encode(lm, text):
+            return ids
+    stop(
+        f"the tokenizer of {lm.name} has no token for a new line or a semicolon, so titles cannot "
+        "be told apart; use another LM"
+    )
 
 
 def has_fast_bf16() -> bool:
