@@ -33,6 +33,7 @@ from delrec.lm.model import LM, WAY, load_lm, located, must_be_of
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
 from delrec.lm.samples import Histories
+from delrec.lm.summaries import OtherUsers
 from delrec.lm.text import digest, fingerprint
 from delrec.lm.windows import Windows
 from delrec.metrics import chance
@@ -140,6 +141,8 @@ def write_summaries(
     seen = Histories(cfg, data, backbone_run, cfg.samples // cfg.batch * cfg.batch)
     places = np.unique(np.concatenate([seen.places, data.val, data.test]))
     old = of_padded(histories(data, places, cfg.history))
+    if cfg.summary.startswith("permuted"):
+        old = OtherUsers(data).histories(old)
     cfg.summaries = written.write_missing(lm, data, old, ranks)
 
 
