@@ -23,6 +23,7 @@ from delrec.lm import (
     residual,
     slmrec,
     soft_prompt,
+    twice,
     user_states,
     written,
 )
@@ -76,6 +77,7 @@ def open_student(
     dtype = torch.float32 if cfg.adapt == "all" else None  # bf16 would round most steps away
     shard = cfg.shard and not cfg.layers
     lm = load_lm(cfg.llm, ranks.device, dtype, shard, cfg.check_llm)
+    twice.stop_without_dropout(cfg, lm)
     if start:
         must_be_of(lm, start)
     P = soft_prompt.first_soft_prompt(cfg, prompt_run or start, lm)
