@@ -89,6 +89,11 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             "--pool out",
         ),
         (
+            cfg.hint == "permuted" and cfg.without_fold,
+            "--hint permuted may show a sample the hint of a user that --without-fold leaves out; "
+            "leave one of them out",
+        ),
+        (
             cfg.orders > 1 and sorted_by,
             f"--orders {cfg.orders} moves the candidates, --order backbone sorts them; leave one "
             "of them out",

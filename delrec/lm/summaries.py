@@ -68,7 +68,12 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             cfg.summary and cfg.input == "ids",
             "--summary tells of titles before the last ones, but --input is ids; use --input "
             "titles or hybrid, or leave --summary out",
-        )
+        ),
+        (
+            (cfg.summary or "").startswith("permuted") and cfg.without_fold,
+            f"--summary {cfg.summary} may tell a sample of the history of a user that "
+            "--without-fold leaves out; leave one of them out",
+        ),
     ]
 
 
