@@ -123,7 +123,7 @@ def test_a_budget_too_small_is_one_sentence_with_both_numbers(load, kind, toy):
     (h, *_), (c, *_) = windows(toy)
     says = sentence(r.prompts.history, h, c)
     assert "the limit is 60" in says and "fewer candidates or slots" in says
-    assert "raise --max-tokens" in says
+    assert "which distill.py and finetune.py --max-tokens raise" in says
     most = rank_with(load, kind, toy, show=True, max_tokens=10**6)
     says_most = sentence(most.prompts.history, h, np.resize(c, 2000))
     assert "--max-tokens" not in says_most  # there is nothing to raise

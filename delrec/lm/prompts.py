@@ -319,10 +319,11 @@ class Prompts:
         around = len(self.prefix) + len(self.lm.end) + self.longest
         needed_n = around + self.pieces.sizes(stays)
         if (needed_n > self.budget).any():
-            may_rise = "raise --max-tokens, or " if self.budget < self.lm.max_tokens else ""
+            can_rise = self.budget < self.lm.max_tokens
+            raised = ", which distill.py and finetune.py --max-tokens raise" if can_rise else ""
             stop(
                 f"a prompt needs {needed_n[needed_n > self.budget][0]} tokens without any history, "
-                f"the limit is {self.budget}; {may_rise}use fewer candidates or slots, or shorter "
+                f"the limit is {self.budget}{raised}; use fewer candidates or slots, or shorter "
                 "titles"
             )
         return self.budget - needed_n
