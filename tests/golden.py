@@ -98,7 +98,7 @@ COMMANDS = [
     tune("ids", f"{IDS} --soft-prompt none"),
     tune("ids-prompt", f"{IDS} --soft-prompt {{R}}/prompt-ids"),
     tune("hybrid", f"--input hybrid {TINY} --soft-prompt none {LISTED}"),
-    tune("student", "--soft-prompt none --input ids --teacher {R}/ids --layers 1 --blocks 1"),
+    tune("student", "--soft-prompt none --input ids --teacher {R}/ids --layers 1 --lambda-ms 0"),
     tune("inner", f"{IDS} --soft-prompt none --blocks 2 --lambda-ms .1"),
     tune("pupil", "--teacher {R}/random --soft-prompt {R}/random --blocks 2 --lambda-ms .1"),
     # the circle

@@ -1,11 +1,13 @@
-"""Items of kinds, whose word is in their titles, and whether a run knows which kind comes next."""
+"""Items of kinds, whose word is in their titles, and whether a run knows which kind comes next; and
+items of users, each of whom has his own.
+"""
 
 import numpy as np
 import pytest
 from tuning import SMALL, stored_scores
 
 import finetune
-from delrec.data.prepared import candidates
+from delrec.data.prepared import candidates, users
 from delrec.lm import prompts
 
 KINDS = ["user", "oldest", "choices", "recent"]  # the tiny decoder has a token of each
@@ -66,3 +68,20 @@ def tuned(fans, decoder, fp32, run, tmp_path_factory):
         return out
 
     return tune
+
+
+# ---------------------------------------------------------------- a shelf of items a user
+
+
+@pytest.fixture(scope="session")
+def shelves(tmp_path_factory, make_data):
+    """Three users, each of whom takes items of a shelf of his own, so an item tells whose it is."""
+    rows = [(u, 20 * u + t, 100 * u + t) for u in range(3) for t in range(1, 20)]
+    titles = {item: f"Film {item}" for _, item, _ in rows}
+    return make_data(tmp_path_factory.mktemp("shelves"), rows, titles, "shelves")
+
+
+def owner(data, items) -> int:
+    """The user whose shelf some items are of."""
+    (user,) = {int(users(data, [np.flatnonzero(data.items == item)[0]])[0]) for item in items}
+    return user

@@ -47,10 +47,15 @@ class PlainPrompts:
         following, recent = f"The next {noun} was:", f"So the most recent {noun} was:"
         example = [self.text(following), self.item(items[a - 1])]
         example += [self.text(recent), self.item(items[a - 2])]
-        later = [self.text(f"Later {noun}s:"), *map(self.item, items[a - 1 : -2])]
+        example.append(self.text(f"Later {noun}s:"))
+        later = list(map(self.item, items[a - 1 : -2]))
         question = [self.text(following), self.item(items[-1])]
         question += [*self.listed(cand)[:-1], self.text(recent)]
-        return self.tail(items[: a - 2], example + later + question)
+        room = self.room(example + question)
+        before = items[: a - 2] if sum(map(len, later)) <= room else []
+        while sum(map(len, later)) > room:
+            later.pop(0)
+        return self.tail(before, example + later + question)
 
     def pattern(self, items, ranked, cand=None):
         if self.p.shown == "ids":
@@ -60,12 +65,15 @@ class PlainPrompts:
         return self.tail(items, [*told, self.text(f"{self.p.backbone}'s first choice:")])
 
     def tail(self, old, rest):
-        lines = [self.item(i) for i in old]
-        kept = len(self.p.prefix) + len(self.lm.end) + 2 + self.p.longest + sum(map(len, rest))
-        if kept > self.p.budget:
-            raise TooLong(kept)
-        while lines and sum(map(len, lines)) > self.p.budget - kept:
+        lines, room = [self.item(i) for i in old], self.room(rest)
+        while sum(map(len, lines)) > room:
             lines.pop(0)
         begin = self.p.prefixes["history"][-1:].tolist()
         told = sum(map(len, lines))
         return np.array(sum([begin, *lines, *rest, [MASK]], []), np.int64), told
+
+    def room(self, rest):
+        kept = len(self.p.prefix) + len(self.lm.end) + 2 + self.p.longest + sum(map(len, rest))
+        if kept > self.p.budget:
+            raise TooLong(kept)
+        return self.p.budget - kept

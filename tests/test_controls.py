@@ -208,20 +208,30 @@ def test_one_that_is_trained_whole_has_no_ranks_to_wait_for(whole, run, on_cpu, 
     assert validated == [2, 4]
 
 
+@pytest.mark.parametrize("kind", ["encoder", "flan"])
 def test_titles_are_read_by_an_lm_trained_whole_too(
-    toy, encoder, backbone, run, alone, on_cpu, tmp_path
+    kind, toy, backbone, run, alone, on_cpu, tmp_path, request
 ):
-    where = f"--dataset {toy.folder} --backbone {backbone} --llm {encoder} --soft-prompt none"
+    llm = request.getfixturevalue(kind)
+    where = f"--dataset {toy.folder} --backbone {backbone} --llm {llm} --soft-prompt none"
     how = "--verbalizer mean --order shuffled --no-calibrate --adapt all --samples 40 --batch 8"
     run(finetune.main, f"{where} {how} --val-samples 10 --evals 1 --out {tmp_path}/run")
     opens_as_stored(tmp_path / "run", toy, alone, 1e-3, 1e-3)
+    first, last = weights_of(llm), weights_of(str(tmp_path / "run" / "lm"))
+    still = {name for name in first if torch.equal(first[name], last[name])}
+    assert still == {name for name in first if name.startswith(STILL)} and len(still) > 1
+
+
+# tokens' vectors, and what scores them
+STILL = ("shared.", "lm_head.", "cls.", "bert.embeddings.word")
 
 
 def test_one_that_was_trained_whole_teaches(whole, toy, run, on_cpu, tmp_path):
     run(finetune.main, f"{whole} --out {tmp_path}/teacher")
     llm = load_run(tmp_path / "teacher").llm
-    student = f"--dataset {toy.folder} --llm {llm} --teacher {tmp_path}/teacher --layers 1"
-    run(finetune.main, f"{student} {SMALL} --out {tmp_path}/student")
+    student = f"--dataset {toy.folder} --llm {llm} --teacher {tmp_path}/teacher"
+    one_block = f"{SMALL} --layers 1 --lambda-ms 0"
+    run(finetune.main, f"{student} {one_block} --out {tmp_path}/student")
     assert {"cos", "norm"} <= set(log_of(tmp_path / "student")[0])
 
 

@@ -1,7 +1,7 @@
 """What finetune.py refuses, each in one sentence; and what it need not refuse."""
 
 import pytest
-from tuning import BY_MEAN, SMALL
+from tuning import SMALL
 
 import finetune
 
@@ -27,16 +27,6 @@ def test_relations_that_cannot_hold_are_refused(
     where = f"--dataset {toy.folder} --soft-prompt none --llm {decoder} --out {tmp_path}/x"
     usual = "--order shuffled --candidates 15"
     assert says in refused(finetune.main, f"{where} {usual} {options}")
-
-
-def test_a_prompt_that_lists_no_candidates_needs_no_backbone_for_their_order(
-    to_tune, run, on_cpu, tmp_path
-):
-    run(
-        finetune.main,
-        f"{to_tune} {BY_MEAN} --soft-prompt none --backbone {tmp_path}/nowhere --order backbone "
-        f"--no-show --out {tmp_path}/x",
-    )
 
 
 @pytest.mark.parametrize(

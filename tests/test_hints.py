@@ -186,11 +186,26 @@ def test_a_stopped_run_with_a_hint_goes_on_as_if_nothing_had_happened(
         ("--orders 2 --order backbone", "--orders 2 moves the candidates"),
         ("--orders 16", "--orders 16 moves a list of 15 candidates to more places"),
         ("--pool backbone --order backbone", "it would always stand last there"),
+        ("--hint permuted --without-fold 0", "a user that --without-fold leaves out"),
+        ("--order backbone --no-show", "--order backbone sorts the candidates that a prompt lists"),
+        ("--pool backbone --no-show --loss catalogue", "--loss catalogue asks for none"),
+        ("--pool backbone --no-show --loss titles", "--loss titles asks for none"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(more, says, noise, knower, counts, refused, tmp_path):
     args = f"--dataset {noise.folder} --llm {counts} --backbone {knower} {LISTED}"
     assert says in refused(finetune.main, f"{args} {more} --out {tmp_path}/x")
+
+
+@pytest.mark.parametrize("other", ["teacher", "from_run"])
+def test_an_order_that_is_another_run_s_is_not_refused(other):
+    cfg = SimpleNamespace(order="backbone", show=False, verbalizer="mean", teacher="", from_run="")
+    vars(cfg).update(hint="none", orders=1, C=15, pool="stored", loss="candidates", lambda_ms=0)
+    cfg.without_fold = ()
+    said = "sorts the candidates that a prompt lists"
+    assert any(said in sentence for wrong, sentence in hints.faults(cfg) if wrong)
+    setattr(cfg, other, "a run")
+    assert not any(wrong for wrong, _ in hints.faults(cfg))
 
 
 def test_a_control_answers_nobody(noise, knower, counts):

@@ -13,6 +13,7 @@ from vector_runs import SMALL, TUNE, ranker_settings, training_targets
 
 import evaluate
 import finetune
+from delrec.data.others import order_of_others
 from delrec.data.prepared import batch_of, candidates, histories, subset, users
 from delrec.evaluation.paper import paper_method
 from delrec.lm import samples, windows
@@ -242,6 +243,24 @@ def test_stage_2_begins_with_the_maps_that_stage_1_left(
     assert other != pytest.approx(loss, rel=1e-3)
     runs = [load_run(tmp_path / name, toy) for name in ("both", "neither", "maps")]
     assert [paper_method(each) for each in runs] == ["w/o TA", "w/o SP", None]
+
+
+def test_permuted_vectors_are_read_by_the_maps_that_stage_1_left(
+    start, distilled, next_number, tmp_path
+):
+    given = load_file(distilled / "items.safetensors")
+    kept, _ = start("control", f"--soft-prompt {distilled} --permute-vectors")
+    order = order_of_others(60)
+    assert torch.equal(kept["E"], given["E"][order]) and not torch.equal(kept["E"], given["E"])
+    maps = set(given) - {"E"}
+    for name in maps:
+        torch.testing.assert_close(kept[name], given[name], rtol=0, atol=1e-6)
+    # and by those of the control itself
+    begun = f"--soft-prompt none --backbone {next_number} --maps {tmp_path}/control"
+    again, _ = start("again", f"{begun} --permute-vectors")
+    assert torch.equal(again["E"], kept["E"])
+    for name in maps:
+        torch.testing.assert_close(again[name], kept[name], rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------- refusals

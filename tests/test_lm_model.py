@@ -1,10 +1,15 @@
 """What a loaded LM knows of itself, and the vectors it takes in place of tokens."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
-from lm_cases import ALL, opened, sentence
-from tiny_lms import bpe_tokenizer, randomise, save
+from lm_cases import ALL, SETTINGS, lines, opened, sentence
+from tiny_lms import bpe_tokenizer, randomise, save, t5, wordpiece_tokenizer
 
+from delrec.lm import model
+from delrec.lm.ranker import make_ranker
 from delrec.lm.soft_prompt import load_soft_prompt, save_soft_prompt
 from delrec.lm.text import SLOT, embed, encode, random_soft_prompt, token_scale, width
 
@@ -22,6 +27,45 @@ def test_what_is_loaded_is_frozen_and_knows_its_kind(load, kind):
     assert (m.bias_V is not None) == (kind == "encoder")
     around = m.tok("Silver River")["input_ids"]
     assert around == [*m.start, *encode(m, "Silver River"), *m.end]
+
+
+def test_a_t5_reads_past_the_length_it_was_trained_at(tmp_path, toy):
+    folder = tmp_path / "t5"
+    t5(folder)
+    config = json.loads((folder / "config.json").read_text())
+    # as t5-large and flan-t5-xl ship
+    (folder / "config.json").write_text(json.dumps(config | {"n_positions": 512}))
+    r = make_ranker(opened(folder, checked=False), toy, SETTINGS | {"max_tokens": 2048}, None)
+    long = np.resize(np.arange(1, toy.n_items + 1), 150)
+    tail, _ = r.prompts.history(long)
+    assert len(tail) > 600 and lines(r.lm, toy, r.titles, tail) == long.tolist()
+
+
+@pytest.fixture
+def without_new_lines(tmp_path):
+    """The folder of a decoder whose tokenizer reads a new line as a blank, as BERT's does."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tok = wordpiece_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    return save(tmp_path / "lm", randomise(LlamaForCausalLM(config), 5), tok)
+
+
+def test_a_decoder_without_a_new_line_ends_titles_with_a_semicolon(without_new_lines, toy):
+    m = opened(without_new_lines)
+    assert not encode(m, "\n") and m.sep == encode(m, ";")
+    r = make_ranker(m, toy, SETTINGS | {"verbalizer": "likelihood"}, None)
+    tail, _ = r.prompts.history(np.array([3, 1, 2]))
+    assert lines(m, toy, r.titles, tail) == [3, 1, 2]
+
+
+def test_a_tokenizer_without_a_separator_is_refused(without_new_lines, monkeypatch):
+    monkeypatch.setattr(model, "encode", lambda lm, text: [])
+    said = sentence(opened, without_new_lines, checked=False)
+    assert "no token for a new line or a semicolon" in said and without_new_lines in said
 
 
 def test_a_head_of_its_own_is_not_the_embedding(load):

@@ -97,9 +97,12 @@ def test_truncation_drops_the_oldest_history_and_nothing_else(load, kind, toy):
                 lines(r.lm, toy, r.titles, make(full, h, c)),
             )
             dropped = len(complete) - len(told)
-            assert told == complete[dropped:] and dropped <= DROPPABLE[f]
+            gone = DROPPABLE[f][:dropped]
+            assert len(gone) == dropped
+            assert told == [i for at, i in enumerate(complete) if at not in gone]
             seen.add((f, dropped))
     assert len({d for f, d in seen if f == "history"}) > 3  # it did truncate
+    assert any(d > 3 for f, d in seen if f == "ta")  # and more than the example's history
 
 
 MAKERS = {
@@ -109,7 +112,9 @@ MAKERS = {
 }
 
 
-DROPPABLE = {"history": 10, "pattern": 10, "ta": 3}
+# places of what may go, in the order in which it goes; TA at a = 5 tells the example's history,
+# i_5 and i_4, then i_5 .. i_8 as later ones
+DROPPABLE = {"history": range(10), "pattern": range(10), "ta": [0, 1, 2, 5, 6, 7, 8]}
 
 
 @ALL
@@ -118,6 +123,10 @@ def test_a_budget_too_small_is_one_sentence_with_both_numbers(load, kind, toy):
     (h, *_), (c, *_) = windows(toy)
     says = sentence(r.prompts.history, h, c)
     assert "the limit is 60" in says and "fewer candidates or slots" in says
+    assert "which distill.py and finetune.py --max-tokens raise" in says
+    most = rank_with(load, kind, toy, show=True, max_tokens=10**6)
+    says_most = sentence(most.prompts.history, h, np.resize(c, 2000))
+    assert "--max-tokens" not in says_most  # there is nothing to raise
     needed = int(says.split("needs ")[1].split()[0])
     assert (
         len(rank_with(load, kind, toy, k=30, show=True, max_tokens=needed).prompts.history(h, c)[0])

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lm_cases import ALL, naive, rank_with, sentence, windows
+from lm_cases import ALL, SETTINGS, naive, opened, rank_with, sentence, windows
 
-from delrec.lm import verbalizers
+import finetune
+from delrec.lm import samples, verbalizers
 from delrec.lm.ranker import (
+    make_ranker,
     score_catalogue,
     score_tails,
 )
 from delrec.lm.reading import read_prefix
+from delrec.lm.text import encode
 from delrec.lm.verbalizers import letter_ids, loss_over_all, verbalise
 
 pytest_plugins = ["lm_fixtures"]
@@ -102,16 +105,13 @@ def test_a_score_does_not_depend_on_the_other_candidates_unless_they_are_shown(
 @pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
 def test_a_prompt_at_the_lm_s_limit_can_still_be_scored(load, kind, toy, verbalizer, alone):
     # a title read from n masks, or after the prompt, takes more places than the prompt itself
-    r = rank_with(load, kind, toy, verbalizer=verbalizer, max_tokens=10**6)
+    limit = min(load(kind).max_tokens, 1022)  # T5 has none of its own
+    r = rank_with(load, kind, toy, verbalizer=verbalizer, max_tokens=limit)
     longest = int(np.diff(r.titles.ptr).argmax())
     fits = [r.prompts.history(np.resize(np.arange(first, 61), 400))[0] for first in range(1, 20)]
     tail = max(fits, key=len)
     room = int(np.diff(r.titles.ptr).max()) + len(r.lm.sep)  # kept free for that title
-    assert (
-        r.lm.max_tokens - 4
-        <= len(r.prompts.prefix) + len(tail) + len(r.lm.end) + room
-        <= r.lm.max_tokens
-    )
+    assert limit - 4 <= len(r.prompts.prefix) + len(tail) + len(r.lm.end) + room <= limit
     assert np.isfinite(score_tails(r, [tail], np.array([[longest, longest]]), alone)).all()
 
 
@@ -121,3 +121,30 @@ def test_more_candidates_than_letters_are_refused(load):
     assert "26 letters" in says and "27 candidates" in says
     broken = SimpleNamespace(name="odd", tok=lambda text, **_: {"input_ids": [1, 2]}, special=set())
     assert "does not keep the letters" in sentence(letter_ids, broken, 5)
+
+
+# ---------------------------------------------------------------- the loss over all titles
+
+
+@pytest.mark.parametrize("n_sep", [1, 3])
+def test_every_token_of_the_history_and_the_truth_counts_alike(n_sep, decoder, plain, toy):
+    m = opened(decoder, checked=False)
+    m.sep = encode(m, "\n") * n_sep  # of several tokens, as Llama 2 has it
+    r = make_ranker(m, toy, SETTINGS | {"verbalizer": "likelihood"}, None)
+    cfg = SimpleNamespace(loss="titles", verbalizer="likelihood", input="titles", curriculum=None)
+    vars(cfg).update(C=15, history=10, seed=0, order="shuffled")
+    seen = SimpleNamespace(n_reads=np.ones(3, int))
+    seen.prompts = lambda r, numbers: samples.examples(r, cfg, numbers, numbers < 0, numbers)
+    batch, wanted, n_tokens = samples.batch_of(seen, r, cfg, np.arange(3)), 0.0, 0
+    for e in batch.examples:
+        behind = np.append(r.titles.of(e.target[0]), m.sep)
+        told = np.concatenate([r.prompts.prefix, e.tail[:-1], behind])
+        places = np.append(len(r.prompts.prefix) + e.at, np.arange(-len(behind), 0))
+        with torch.no_grad():
+            logits = plain("decoder")(torch.from_numpy(told)[None]).logits[0]
+        log_p = logits[places - 1][:, r.titles.vocab].log_softmax(1)
+        wanted -= log_p[np.arange(len(places)), r.titles.index[told[places]]].sum()
+        n_tokens += len(places)
+    losses = finetune.ByTitles(r, cfg).losses(batch.examples)
+    assert losses["titles"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert batch.tokens == n_tokens

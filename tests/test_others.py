@@ -4,24 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from kinds import owner
 
-from delrec.data.prepared import histories, users
+from delrec.data.prepared import histories
 from delrec.lm.residual import Residual
 from delrec.lm.summaries import OtherUsers
-
-
-@pytest.fixture(scope="module")
-def shelves(make_data, tmp_path_factory):
-    """Three users, each of whom takes items of a shelf of his own, so an item tells whose it is."""
-    rows = [(u, 20 * u + t, 100 * u + t) for u in range(3) for t in range(1, 20)]
-    titles = {item: f"Film {item}" for _, item, _ in rows}
-    return make_data(tmp_path_factory.mktemp("shelves"), rows, titles, "shelves")
-
-
-def owner(data, items) -> int:
-    """The user whose shelf some items are of."""
-    (user,) = {int(users(data, [np.flatnonzero(data.items == item)[0]])[0]) for item in items}
-    return user
 
 
 @pytest.mark.parametrize("kind", ["residual", "summary"])

@@ -12,7 +12,7 @@ from delrec.evaluation.scores import part_of, places_in_test
 from delrec.runtime import load_run
 from recipes import circle
 
-SMALL = "--layers 1 --windows 80 --small-windows 80 --val-samples 10 --test-samples 30 --procs 1"
+SMALL = "--layers 2 --windows 80 --small-windows 80 --val-samples 10 --test-samples 30 --procs 1"
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from commands import adapter_of, edit_config, log_of, prompt_of
+from lm_cases import sentence
 from safetensors.torch import load_file
 from vector_runs import SMALL
 
@@ -193,13 +194,15 @@ def test_a_pruned_lm_learns_without_a_teacher_and_with_deep_supervision(
     assert "ms" in first
     assert "cos" not in first
     assert "ms" not in log_of(tmp_path / "alone")[0]
+    assert load_run(tmp_path / "deep").blocks == 2
+    assert load_run(tmp_path / "alone").blocks is None
 
 
 def test_a_student_can_teach(toy, deep, sasrec, student, run, on_cpu, tmp_path):
     run(
         finetune.main,
         f"--dataset {toy.folder} --llm {deep} --backbone {sasrec} {SMALL} --history 6 "
-        f"--samples 40 --teacher {student} --layers 1 --out {tmp_path}/smaller",
+        f"--samples 40 --teacher {student} --layers 1 --lambda-ms 0 --out {tmp_path}/smaller",
     )
     r, _ = open_run(load_run(tmp_path / "smaller"), toy, CPU)
     assert len(decoder_layers(r.lm)[2]) == 1
@@ -252,8 +255,10 @@ def test_a_killed_student_goes_on_as_if_nothing_had_happened(
     path = tmp_path / "run.unfinished" / "teacher_states.json"
     assert path.with_suffix(".npy").exists() and 0 < read_json(path)["seconds"] < 1e3
     write_json(path, {"seconds": 1e4})
-    for flag, was, now in (("samples", 48, 80), ("blocks", 2, 1)):  # states of another shape
-        said = CliRunner().invoke(finetune.main, f"{again} --{flag} {now} --resume".split()).output
+    # states of another shape
+    for flag, was, now, beside in (("samples", 48, 80, ""), ("blocks", 2, 1, "--lambda-ms 0")):
+        typed = f"{again} --{flag} {now} {beside} --resume".split()
+        said = CliRunner().invoke(finetune.main, typed).output
         assert f"{flag} was {was}, now it is {now}" in said
     run(finetune.main, f"{again} --resume")
     a, b = tensors_of(student), tensors_of(tmp_path / "run")
@@ -296,6 +301,37 @@ def test_layers_and_blocks_that_do_not_fit_are_sentences(says, deep, encoder, te
     vectors = f"--input ids --backbone {sasrec}"
     assert "has 4 layers" in says(f"--llm {deep} {vectors} --layers 5")
     assert "decoder-only" in says(f"--llm {encoder} {vectors} --layers 1")
+
+
+ONE_BLOCK = [  # layers, what is advised, and layers of the student and --blocks by that
+    ([30, 5], "use --blocks 5, or --lambda-ms 0", (5, 5)),
+    ([30, 7], "use --layers 6, or --layers 8, or --lambda-ms 0", (6, None)),
+    ([5], "use --blocks 5, or --lambda-ms 0", (5, 5)),
+    ([2, 1], "use --layers 2, or --lambda-ms 0", (2, None)),
+    ([1], "use --lambda-ms 0", None),
+]
+
+
+@pytest.mark.parametrize("layers, remedy, mended", ONE_BLOCK)
+def test_inner_predictions_of_one_block_are_refused(layers, remedy, mended, monkeypatch):
+    tapped = []
+    monkeypatch.setattr(slmrec, "decoder_layers", lambda n: (None, "", range(n)))
+    monkeypatch.setattr(slmrec, "tap", lambda lm, b: tapped.append(b))
+    *teachers, n = layers
+    teacher = SimpleNamespace(lm=teachers[0]) if teachers else None
+
+    def tap_with(n, blocks, weight):
+        return slmrec.tap_blocks(n, teacher, SimpleNamespace(blocks=blocks, lambda_ms=weight))
+
+    said = sentence(tap_with, n, None, 0.1)
+    assert "--lambda-ms 0.1" in said and f"{' and '.join(map(str, layers))} layers" in said
+    assert said.endswith(remedy) and not tapped
+    tap_with(n, None, 0)
+    assert set(tapped) == {1}
+    tapped.clear()
+    if mended:
+        tap_with(*mended, 0.1)
+        assert min(tapped) > 1
 
 
 def test_what_shard_does_beside_layers_is_said(

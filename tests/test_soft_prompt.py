@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from commands import prompt_of
+from commands import edit_config, prompt_of
 from tuning import BY_MEAN
 
 import finetune
@@ -95,7 +95,9 @@ def test_a_prompt_of_another_format_is_used_and_its_differences_are_said(
     same = run(finetune.main, f"{like} --soft-prompt {chain.prompt} --out {tmp_path}/same")
     assert "another format" not in same.output
     # an order that no prompt shows is no difference
-    order = f"--order backbone --soft-prompt {chain.prompt} --out {tmp_path}/order"
+    sorted_by = shutil.copytree(chain.prompt, tmp_path / "sorted")
+    edit_config(sorted_by, settings=load_run(sorted_by).settings | {"order": "backbone"})
+    order = f"--soft-prompt {sorted_by} --out {tmp_path}/order"
     assert "another format" not in run(finetune.main, f"{like} {order}").output
     listed = f"--order backbone --show --soft-prompt {chain.prompt} --out {tmp_path}/listed"
     assert "--order was shuffled, is backbone" in run(finetune.main, f"{like} {listed}").output

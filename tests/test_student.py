@@ -36,10 +36,11 @@ def test_dropout_that_is_no_module_is_looked_after_too(rates):
 
 
 def test_a_rate_of_a_part_counts_and_that_of_a_head_which_is_not_read_does_not():
-    from transformers import GPTNeoXConfig, T5GemmaConfig
+    from transformers import GPT2Config, GPTNeoXConfig, T5GemmaConfig
 
-    parts = T5GemmaConfig()
-    for config, rate in ((GPTNeoXConfig(classifier_dropout=0.1), False), (parts, False)):
-        assert drops(SimpleNamespace(config=config, modules=list)) == rate
+    parts, still = T5GemmaConfig(), GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    assert still.summary_first_dropout
+    for config in (GPTNeoXConfig(classifier_dropout=0.1), still, parts):
+        assert not drops(SimpleNamespace(config=config, modules=list))
     parts.decoder.dropout_rate = 0.1
     assert drops(SimpleNamespace(config=parts, modules=list))

@@ -77,7 +77,15 @@ def test_another_user_s_history_is_not_his_and_always_the_same(fans):
         assert len(other) and other.tolist() == others.history(old.copy()).tolist()
 
 
-def test_a_summary_of_vectors_is_refused(fans, decoder, refused, on_cpu, tmp_path):
-    asked = f"--dataset {fans.folder} --llm {decoder} --input ids --summary words"
-    says = refused(finetune.main, f"{asked} --out {tmp_path}/f")
-    assert "--summary tells of titles" in says and not (tmp_path / "f").exists()
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ("--input ids --summary words", "--summary tells of titles"),
+        ("--summary permuted-words --without-fold 0", "a user that --without-fold leaves out"),
+        ("--summary permuted-recurrent --without-fold 0", "a user that --without-fold leaves out"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(more, said, fans, decoder, refused, on_cpu, tmp_path):
+    asked = f"--dataset {fans.folder} --llm {decoder} {more}"
+    assert said in refused(finetune.main, f"{asked} --out {tmp_path}/f")
+    assert not (tmp_path / "f").exists()

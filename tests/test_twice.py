@@ -6,6 +6,7 @@ import stopped_runs
 import torch
 from commands import log_of
 from stopped_runs import same, stop_and_resume
+from tiny_lms import bpe_tokenizer, randomise, save
 from torch.nn.functional import kl_div
 from vector_runs import TUNE
 
@@ -55,6 +56,18 @@ def test_passes_become_alike_where_that_counts(to_ids, run, on_cpu, tmp_path):
     assert 0 < much < little / 3, (much, little)
 
 
+@pytest.mark.parametrize("without", ["--dropout 0", "--adapt all"])
+def test_an_lm_s_own_dropout_tells_passes_apart_too(without, to_ids, run, on_cpu, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tok = bpe_tokenizer()
+    config = GPT2Config(vocab_size=len(tok), n_embd=32, n_layer=1, n_head=4, n_positions=256)
+    llm = save(tmp_path / "gpt2", randomise(GPT2LMHeadModel(config), 4), tok)
+    run(finetune.main, f"{to_ids} --llm {llm} {without} --r-drop .5 --out {tmp_path}/run")
+    apart = [line["apart"] for line in log_of(tmp_path / "run") if "apart" in line]
+    assert apart and min(apart) > 1e-3
+
+
 def test_a_killed_run_goes_on_to_the_last_bit(to_ids, on_cpu, tmp_path, monkeypatch):
     def args(out, *more):
         return [*f"{to_ids} --r-drop .5 --out {out} --checkpoint-every 1".split(), *map(str, more)]
@@ -69,7 +82,7 @@ def test_what_cannot_be_meant_is_one_sentence(to_ids, refused, teacher, on_cpu, 
         return refused(finetune.main, f"{to_ids} --r-drop .5 {options} --out {tmp_path}/x")
 
     assert "raise --dropout" in says("--dropout 0")
-    assert "raise --dropout" in says("--adapt all")
+    assert "leave --adapt all out" in says("--adapt all")
     assert "--input is hybrid" in says("--input hybrid")
     assert "leave one of them out" in says("--lambda-ms .1 --blocks 1")
     assert not (tmp_path / "x").exists()

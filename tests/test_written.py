@@ -2,18 +2,20 @@
 
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from kinds import KINDS, kind_known
+from kinds import KINDS, kind_known, owner
 from lm_cases import sentence
 from test_summaries import opens_as_stored
 
 import evaluate
-from delrec.lm import prompts, written
-from delrec.lm.ragged import ragged
-from delrec.lm.summaries import Kept
+from delrec.data.prepared import histories
+from delrec.lm import prompts, student, written
+from delrec.lm.ragged import of_padded, ragged
+from delrec.lm.summaries import Kept, open_summaries
 from delrec.runtime import read_json
 
 pytest_plugins = ["lm_fixtures"]
@@ -49,17 +51,41 @@ def test_what_the_lm_wrote_of_a_history_says_what_the_last_item_does_not(
     assert sum(line.startswith("=> ") for line in lines) == 10
     says = refused(evaluate.main, f"--ckpt {told} --history Amber")
     assert "nobody wrote one of a new history" in says
-    # the control tells another's
     kept = Kept(fans, page.stem.removeprefix("summaries-"))
-    own = [fans.items[sample - 8 : sample] for sample in fans.val]
-    other = [kept.texts[kept.of_another(items)[0]] for items in own]
-    assert all(a != kept.texts[kept.of(items)[0]] for a, items in zip(other, own))
-    assert other == [kept.texts[kept.of_another(items.copy())[0]] for items in own]
     assert "nobody wrote a summary" in sentence(kept.of, np.array([7, 7]))
     path = page.with_suffix(".json")
     path.rename(path.with_suffix(".gone"))
     assert "is not there, and with it the summaries" in refused(evaluate.main, f"--ckpt {told}")
     path.with_suffix(".gone").rename(path)
+
+
+def last_title(lm, asked, ranks):
+    """A writer that tells the last title of what it is asked about."""
+    texts = [lm.tok.decode(tokens, skip_special_tokens=True) for tokens in asked]
+    return [re.findall(r"Film \d+", text)[-1] for text in texts]
+
+
+def test_the_control_s_summary_is_another_user_s_whatever_is_written_later(
+    shelves, load, alone, monkeypatch
+):
+    monkeypatch.setattr(written, "continued", last_title)
+    m, cfg = load("decoder"), SimpleNamespace(summary="permuted-recurrent", order="shuffled")
+    vars(cfg).update(history=8, seed=0, samples=len(shelves.train), batch=1, without_fold=())
+    student.write_summaries(cfg, m, shelves, "", alone)
+    places = np.concatenate([shelves.train, shelves.val, shelves.test])
+    old = of_padded(histories(shelves, places, 8))
+
+    def told():
+        own = open_summaries(shelves, vars(cfg))
+        texts = [own.texts[n] for n in own.told(old).flat]
+        return [shelves.titles.index(text.strip()) for text in texts]
+
+    first = told()
+    owners = [owner(shelves, [item]) for item in first]
+    assert all(a != owner(shelves, items) for a, items in zip(owners, old))
+    every = [shelves.items[i : i + n] for i in range(40) for n in (1, 2, 3)]
+    assert written.write_missing(m, shelves, ragged(every), alone) == cfg.summaries
+    assert told() == first
 
 
 def test_each_block_is_written_once_behind_the_one_before(fans, load, alone, monkeypatch):

@@ -34,8 +34,8 @@ class Draws:
 
 
 def is_rate(name: str) -> bool:
-    """True for the name of a rate that a pass may drop by; a classifier's head is not read."""
-    return "drop" in name and "classifier" not in name
+    """True for the name of a rate that a pass may drop by; heads that classify are not read."""
+    return "drop" in name and not any(head in name for head in ("classifier", "summary"))
 
 
 def drops(adapter: torch.nn.Module) -> bool:

@@ -70,11 +70,28 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
     """What cannot be meant: [(is it so?, sentence)]."""
     listed = lists_candidates(vars(cfg))
     sorted_by = cfg.order == "backbone"
+    typed_here = not (cfg.teacher or cfg.from_run)  # else the order is another run's
     return [
         (
             (cfg.hint != "none" or cfg.orders > 1) and not listed,
             "--hint and --orders are about the candidates that a prompt lists, but none are; add "
             "--show or --verbalizer letter, or leave them out",
+        ),
+        (
+            sorted_by and typed_here and not listed,
+            "--order backbone sorts the candidates that a prompt lists, but none are; add --show "
+            "or --verbalizer letter, or leave it out",
+        ),
+        (
+            cfg.pool == "backbone" and cfg.loss in ("catalogue", "titles") and not listed,
+            f"--pool backbone is about the candidates of a training prompt, but --loss {cfg.loss} "
+            "asks for none and none are listed; add --show, use --loss candidates, or leave "
+            "--pool out",
+        ),
+        (
+            cfg.hint == "permuted" and cfg.without_fold,
+            "--hint permuted may show a sample the hint of a user that --without-fold leaves out; "
+            "leave one of them out",
         ),
         (
             cfg.orders > 1 and sorted_by,

@@ -191,12 +191,17 @@ def permute(lm: LM) -> None:
     """Gives each item the vector of another, in every fold the same one's: the control without
     meaning."""
     E = lm.items.E
-    order = torch.from_numpy(order_of_others(len(E) - 1)).to(E.device)
+    order = others(E)
     folds = lm.items.folds
     if folds is not None:
         tables = folds.tables.view(-1, *E.shape)[:, order].flatten(0, 1)
         folds = replace(folds, tables=tables)
     lm.set_items(replace(lm.items, E=E[order], folds=folds))
+
+
+def others(E: torch.Tensor) -> torch.Tensor:
+    """For each item vector (I+1, de) the row that its item reads permuted: int64 (I+1,)."""
+    return torch.from_numpy(order_of_others(len(E) - 1)).to(E.device)
 
 
 def in_tables(lm: LM, tails: Ragged, table_B: np.ndarray) -> Ragged:
@@ -282,9 +287,11 @@ def maps_folder(cfg: SimpleNamespace, data: Data, prompt_run: Run | None) -> str
 
 
 def load_maps(lm: LM, folder: Path | str, n_items: int) -> None:
-    """Sets the maps to those of another run, which must have seen the same item vectors."""
+    """Sets the maps to those of another run, which must have seen the same item vectors, the items'
+    own or permuted."""
     E, tensors = read_items(lm, folder, n_items)
-    if E.shape != lm.items.E.shape or not torch.equal(E.to(lm.device), lm.items.E):
+    mine, E = lm.items.E, E.to(lm.device)
+    if not any(torch.equal(E, known) for known in (mine, mine[others(mine)])):
         stop(
             f"{folder} was trained on the item vectors of another backbone; give its --backbone, "
             "or distil again from this one"
@@ -313,10 +320,10 @@ def first_maps(
     and behind so many `inner` blocks of it."""
     torch.manual_seed(cfg.seed)
     load_items(lm, backbone_run, n_items, inner)
-    if cfg.permute_vectors:
-        permute(lm)
     if cfg.maps:  # what stage 1 distilled into them
         load_maps(lm, cfg.maps, n_items)
+    if cfg.permute_vectors:
+        permute(lm)
     return lm.items.maps
 
 

@@ -94,9 +94,11 @@ class LM:
 
     @property
     def body(self) -> torch.nn.Module:
-        """The model without its head."""
+        """The model without its head; with it where that stands among the layers (T5)."""
         base = self.model.base_model
-        return self.model.model if base is self.model else base  # Llama 4 names one it lacks
+        if base is self.model:  # Llama 4 names one it lacks
+            return getattr(self.model, "model", self.model)
+        return base
 
     @property
     def decoder_start(self) -> int | None:
@@ -225,7 +227,7 @@ def load_unread(name: Path | str, device: torch.device, dtype: torch.dtype, shar
         sharded=shard,
     )
     lm.identity = fingerprint(lm)
-    lm.sep = encode(lm, "\n" if kind == "decoder" else ";")
+    lm.sep = separator_of(lm)
     if kind == "encoder-decoder" and lm.decoder_start is None:
         stop(f"{name} does not say which token its decoder begins with; use another LM")
     return lm
@@ -261,11 +263,14 @@ def is_lm_run(name: Path | str) -> bool:
 
 
 def positions_of(text: Any) -> int:
-    """How many tokens an LM has positions for."""
-    for name in ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "seq_length"):
+    """How many tokens an LM has positions for; LONGEST where T5's relative ones never end."""
+    # n_positions of a T5 is the length it was trained at, not a limit
+    relative = hasattr(text, "relative_attention_num_buckets")
+    limits = () if relative else ("n_positions", "n_ctx", "seq_length")
+    for name in ("max_position_embeddings", "max_seq_len", *limits):
         if isinstance(getattr(text, name, None), int) and getattr(text, name) > 0:
             return getattr(text, name)
-    return 1024
+    return LONGEST if relative else 1024
 
 
 def embedded() -> Path:
@@ -348,6 +353,18 @@ def mask_of(name: Path | str, kind: str, tok: Any) -> int | None:
             "a title cannot be read from it"
         )
     return mask_id
+
+
+def separator_of(lm: LM) -> list[int]:
+    """The tokens that end a title: a new line, and where the tokenizer has none of it, or the LM
+    fills masks, a semicolon."""
+    for text in ("\n", ";") if lm.kind == "decoder" else (";",):
+        if ids := encode(lm, text):
+            return ids
+    stop(
+        f"the tokenizer of {lm.name} has no token for a new line or a semicolon, so titles cannot "
+        "be told apart; use another LM"
+    )
 
 
 def has_fast_bf16() -> bool:

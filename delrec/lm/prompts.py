@@ -216,7 +216,6 @@ class Prompts:
             said("most recent was"),
             shown.cut(a - 2, a - 1),
             said("later"),
-            shown.cut(a - 1, -2),
         ]
         question = [
             said("next was"),
@@ -224,7 +223,13 @@ class Prompts:
             *self.listed(cand_nC),
             said("most recent was"),
         ]
-        return self.tails(old.cut(0, a - 2), example + question)
+        # the example's history goes first, whole, then the question's
+        room_n = self.room(beside(said("begin"), *example, *question, said("mask")))
+        before, after = old.cut(0, a - 2), shown.cut(a - 1, -2)
+        later = self.latest(after, room_n)
+        whole_n = later.lengths == after.lengths
+        before = before.keep(np.repeat(whole_n, before.lengths))
+        return self.tails(before, [*example, later, *question])
 
     def patterns(
         self, old: Ragged, ranked_nh: np.ndarray, cand_nC: np.ndarray | None = None
@@ -303,18 +308,25 @@ class Prompts:
         begin = begin if ahead is None else beside(begin, ahead)
         rest = beside(*rest, mask)
         begin_n, rest_n = (self.pieces.sizes(said) for said in (begin, rest))
-        fixed_n = begin_n + rest_n
-        room_n = self.budget - len(self.prefix) - len(self.lm.end) - self.longest - fixed_n
-        if (room_n < 0).any():
-            room = room_n[room_n < 0][0]
-            stop(
-                f"a prompt needs {self.budget - room} tokens without any history, the limit is "
-                f"{self.budget}; use fewer candidates or slots, or shorter titles"
-            )
-        told = self.latest(self.pieces.shown(old), room_n)
+        told = self.latest(self.pieces.shown(old), self.room(beside(begin, rest)))
         tokens = self.pieces.spelled(beside(begin, told, rest))
-        told_n = tokens.lengths - fixed_n
+        told_n = tokens.lengths - begin_n - rest_n
         return tokens, Ragged(spans(begin_n, told_n), pointers(told_n))
+
+    def room(self, stays: Ragged) -> np.ndarray:
+        """How many tokens each history may take (n,) beside the pieces that must stay; stops where
+        these alone are too many."""
+        around = len(self.prefix) + len(self.lm.end) + self.longest
+        needed_n = around + self.pieces.sizes(stays)
+        if (needed_n > self.budget).any():
+            can_rise = self.budget < self.lm.max_tokens
+            raised = ", which distill.py and finetune.py --max-tokens raise" if can_rise else ""
+            stop(
+                f"a prompt needs {needed_n[needed_n > self.budget][0]} tokens without any history, "
+                f"the limit is {self.budget}{raised}; use fewer candidates or slots, or shorter "
+                "titles"
+            )
+        return self.budget - needed_n
 
     def latest(self, shown: Ragged, room_n: np.ndarray) -> Ragged:
         """The last pieces of each row, as many as have room for all their tokens."""

@@ -34,7 +34,7 @@ class Example:
     at: np.ndarray  # places in it of the history's title tokens
     cand: np.ndarray  # candidates (C,)
     truth: int  # the target's place among them
-    n_truth: int  # tokens of its title
+    n_truth: int  # tokens of its title, and in decoders of the separator behind it
     target: np.ndarray  # the item itself, (1,)
     place: np.ndarray  # where in data.items it stands, (1,)
     table: np.ndarray  # the table of item vectors it is looked up in (items.Folds), (1,)
@@ -120,7 +120,8 @@ def examples(
     listed_nC = listed_by(r, cfg, which, target, number_n)
     hint_nh = hints.hints_of(r, "train", cfg.C, which, hints.pooled(cfg))
     asked_nC = target[:, None] if cfg.loss == "titles" else listed_nC
-    n_truth = r.titles.ptr[target + 1] - r.titles.ptr[target] + (r.lm.kind == "decoder")
+    n_truth = r.titles.ptr[target + 1] - r.titles.ptr[target]
+    n_truth = n_truth + len(r.lm.sep) * (r.lm.kind == "decoder")
     table_n = table_of(r.lm, users(r.data, places))
     old = of_padded(histories(r.data, places, cfg.history))
     if cfg.input == "hybrid":

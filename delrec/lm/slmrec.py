@@ -133,11 +133,16 @@ def adapter_digest(run: Run) -> str:
 # ---------------------------------------------------------------- blocks
 
 
+def fitting(layers: list[int]) -> list[int]:
+    """The numbers of blocks that layers (a list of numbers) can all be cut into."""
+    return [b for b in range(1, min(layers) + 1) if not any(n % b for n in layers)]
+
+
 def blocks_of(layers: list[int], blocks: int | None = None) -> int:
-    """The number of blocks that layers (a list of numbers) can all be cut into: `blocks`, or the
-    most up to 4 if None.
+    """The number of blocks that layers (a list of numbers) are cut into: `blocks`, or the most up
+    to 4 if None.
     """
-    fits = [b for b in range(1, min(layers) + 1) if not any(n % b for n in layers)]
+    fits = fitting(layers)
     if blocks is None:
         return max(b for b in fits if b <= 4)
     if blocks not in fits:
@@ -148,12 +153,31 @@ def blocks_of(layers: list[int], blocks: int | None = None) -> int:
     return blocks
 
 
-def tap_blocks(lm: LM, teacher: Ranker | None, blocks: int | None) -> None:
-    """From now on both LMs keep their states after each of b blocks (lm.tapped)."""
+def tap_blocks(lm: LM, teacher: Ranker | None, cfg: SimpleNamespace) -> None:
+    """From now on both LMs keep their states after each of b blocks (lm.tapped). cfg: blocks,
+    lambda_ms."""
     both = [teacher.lm, lm] if teacher else [lm]
-    b = blocks_of([len(decoder_layers(m)[2]) for m in both], blocks)
+    n_layers = [len(decoder_layers(m)[2]) for m in both]
+    b = blocks_of(n_layers, cfg.blocks)
+    if b == 1 and cfg.lambda_ms:
+        stop(
+            f"--lambda-ms {cfg.lambda_ms:g} asks the blocks before the last, but "
+            f"{' and '.join(map(str, n_layers))} layers are cut into one; "
+            f"use {more_blocks(n_layers)}--lambda-ms 0"
+        )
     for each in both:
         tap(each, b)
+
+
+def more_blocks(layers: list[int]) -> str:
+    """The flags that give layers, of which the last are the student's, more blocks than one, each
+    with an "or" behind it; nothing where none does."""
+    *others, n = layers
+    if several := fitting(layers)[1:]:
+        return f"--blocks {several[0]}, or "
+    depths = [d for d in range(2, max(layers) + 1) if blocks_of([*others, d]) > 1]
+    near = sorted(depths, key=lambda d: abs(d - n))[:2]
+    return "".join(f"--layers {d}, or " for d in sorted(near))
 
 
 def identity_maps(lm: LM, n: int) -> torch.nn.ModuleDict:
@@ -214,7 +238,8 @@ class BlockLosses:
                 score_s = task.scores_from(self.read_s(x_bND[-1]), batch)
                 score_t = task.scores_from(self.read_t(t_bND[-1]), batch)
                 losses["logits"] = cfg.lambda_logits * kl(score_t, score_s)
-        if cfg.lambda_ms and (inner := self.lm.tapped[:-1]):
+        if cfg.lambda_ms:
+            inner = self.lm.tapped[:-1]
             # L_ms = mean_{j<b} of the loss from W_j x_s^j; on vectors CE(y, softmax(E W_j x_s^j))
             mapped = [self.maps[f"block{j}"](x.float()) for j, x in enumerate(inner, 1)]
             total = sum(task.loss_from(x, batch) for x in mapped)

@@ -23,6 +23,7 @@ from delrec.lm import (
     residual,
     slmrec,
     soft_prompt,
+    twice,
     user_states,
     written,
 )
@@ -33,6 +34,7 @@ from delrec.lm.model import LM, WAY, load_lm, located, must_be_of
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
 from delrec.lm.samples import Histories
+from delrec.lm.summaries import OtherUsers
 from delrec.lm.text import digest, fingerprint
 from delrec.lm.windows import Windows
 from delrec.metrics import chance
@@ -75,6 +77,7 @@ def open_student(
     dtype = torch.float32 if cfg.adapt == "all" else None  # bf16 would round most steps away
     shard = cfg.shard and not cfg.layers
     lm = load_lm(cfg.llm, ranks.device, dtype, shard, cfg.check_llm)
+    twice.stop_without_dropout(cfg, lm)
     if start:
         must_be_of(lm, start)
     P = soft_prompt.first_soft_prompt(cfg, prompt_run or start, lm)
@@ -92,7 +95,7 @@ def open_student(
     if origins.teacher:
         teacher = slmrec.open_teacher(origins.teacher, lm, cfg, data, ranks)
     if teacher or cfg.lambda_ms:
-        slmrec.tap_blocks(lm, teacher, cfg.blocks)
+        slmrec.tap_blocks(lm, teacher, cfg)
     maps = maps_of(cfg, lm, backbone_run, data.n_items)
     if cfg.residual:
         residual.add_backbone(lm, cfg, data, backbone_run, scores_of)
@@ -140,6 +143,8 @@ def write_summaries(
     seen = Histories(cfg, data, backbone_run, cfg.samples // cfg.batch * cfg.batch)
     places = np.unique(np.concatenate([seen.places, data.val, data.test]))
     old = of_padded(histories(data, places, cfg.history))
+    if cfg.summary.startswith("permuted"):
+        old = OtherUsers(data).histories(old)
     cfg.summaries = written.write_missing(lm, data, old, ranks)
 
 
@@ -329,6 +334,8 @@ def write_parts(
         items.save_items(r.lm, out)
     if residual.residual_of(r.lm):
         about_lm["residual_weight"] = round(r.lm.items.maps[residual.WEIGHT].weight.item(), 4)
+    if r.lm.tapped is not None:
+        about_lm["blocks"] = len(r.lm.taps) + 1
     for ending in ("npy", "json"):
         (out / f"teacher_states.{ending}").unlink(missing_ok=True)
     write_npy(out / "neutral.npy", neutral_I)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec.data.counts import seen_in_training
-from delrec.data.others import drawn_by, sample_of_another
+from delrec.data.others import sample_of_another
 from delrec.data.prepared import Data, histories
 from delrec.data.words import Words
 from delrec.lm import written
@@ -49,14 +49,11 @@ def open_summaries(data: Data, settings: dict) -> Summaries | None:
         return None
     if kind == "empty":
         return Summaries([], lambda items: [])
-    if "recurrent" in kind:
-        kept = Kept(data, settings["summaries"])
-        return Summaries(kept.texts, kept.of if kind == "recurrent" else kept.of_another)
-    words = BlockWords(data)
-    if kind == "words":
-        return Summaries(words.texts, words.of)
+    found = Kept(data, settings["summaries"]) if "recurrent" in kind else BlockWords(data)
+    if not kind.startswith("permuted"):
+        return Summaries(found.texts, found.of)
     others = OtherUsers(data)
-    return Summaries(words.texts, lambda items: words.of(others.history(items)))
+    return Summaries(found.texts, lambda items: found.of(others.history(items)))
 
 
 def defaults(cfg: SimpleNamespace) -> dict:
@@ -71,7 +68,12 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             cfg.summary and cfg.input == "ids",
             "--summary tells of titles before the last ones, but --input is ids; use --input "
             "titles or hybrid, or leave --summary out",
-        )
+        ),
+        (
+            (cfg.summary or "").startswith("permuted") and cfg.without_fold,
+            f"--summary {cfg.summary} may tell a sample of the history of a user that "
+            "--without-fold leaves out; leave one of them out",
+        ),
     ]
 
 
@@ -130,13 +132,6 @@ class Kept:
             )
         return [self.number[key]]
 
-    def of_another(self, items: np.ndarray) -> list[int]:
-        """The number of another history's summary, always the same one for these items."""
-        own, n = self.of(items)[0], len(self.texts)
-        first = drawn_by(items, n)
-        others = ((first + i) % n for i in range(n))
-        return [next((i for i in others if self.texts[i] != self.texts[own]), own)]
-
 
 class OtherUsers:
     """A history of another user for each history: the control whose summaries say nothing."""
@@ -152,3 +147,7 @@ class OtherUsers:
         place = sample_of_another(self.data, items)
         (other_L,) = histories(self.data, np.array([place]), LONGEST)
         return other_L[other_L > 0]
+
+    def histories(self, old: Ragged) -> Ragged:
+        """Those of all histories that are not empty."""
+        return ragged([self.history(items) for items in old if len(items)])

@@ -15,6 +15,10 @@ from types import SimpleNamespace
 
 import torch
 
+from delrec.lm.draws import drops
+from delrec.lm.model import LM
+from delrec.runtime import stop
+
 Parts = dict[str, torch.Tensor]  # of a loss, as sums over the reads
 
 
@@ -27,12 +31,6 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             "or leave --r-drop out",
         ),
         (
-            cfg.r_drop and not draws(cfg),
-            "--r-drop compares two passes that differ by their dropout, and there is none "
-            "(--dropout 0, or --adapt all, which has no adapters); raise --dropout, or leave "
-            "--r-drop out",
-        ),
-        (
             cfg.r_drop and (cfg.teacher or cfg.lambda_ms),
             "--r-drop makes two passes, and what --teacher and --lambda-ms ask of inner blocks is "
             "asked of one; leave one of them out",
@@ -40,9 +38,18 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
     ]
 
 
-def draws(cfg: SimpleNamespace) -> bool:
-    """True if two passes of the same prompts differ."""
-    return bool((cfg.dropout and cfg.adapt != "all") or cfg.residual_dropout)
+def stop_without_dropout(cfg: SimpleNamespace, lm: LM) -> None:
+    """Stops at --r-drop where two passes of the same prompts would be one and the same."""
+    whole = cfg.adapt == "all"
+    if not cfg.r_drop or (cfg.dropout and not whole) or cfg.residual_dropout or drops(lm.model):
+        return
+    none, mend = "--dropout 0", "raise --dropout"
+    if whole:
+        none, mend = "--adapt all, which has no adapters", "leave --adapt all out"
+    stop(
+        f"--r-drop compares two passes that differ by their dropout, and there is none ({none}; "
+        f"{cfg.llm} has none of its own); {mend}, or leave --r-drop out"
+    )
 
 
 def losses(
