@@ -34,7 +34,8 @@ def test_the_circle_closes(here, toy, decoder, tmp_path):
     taught = load_run(here.root / "toy" / "circle" / "sasrec-taught")
     assert taught.teacher == str(here.root / "toy" / "circle" / "slmrec") and len(here.ran) == 10
     again = CliRunner().invoke(circle.main, args)
-    assert not again.exception and len(here.ran) == 11  # the table only
+    # the export, which finds all of it there, and the table
+    assert not again.exception and len(here.ran) == 12
     assert "circle.minutes" not in again.output and "no time of the whole" in again.output
 
 
