@@ -160,12 +160,13 @@ def quick_rows(
         return None
     if form.quoted and any(column.str.contains('"', literal=True).any() for column in rows):
         return None
+    kept = whole_lines(path, form, len(header))
+    if kept is None:
+        return None
     lines = None
-    if any(column.null_count() for column in rows):  # a blank cell, a blank line, or a short row
-        kept = whole_lines(path, form, len(header))
-        if kept is None:
-            return None
-        rows, lines = rows[kept].fill_null(""), kept + form.above + 1
+    if len(kept) < len(rows):  # blank lines
+        rows, lines = rows[kept], kept + form.above + 1
+    rows = rows.fill_null("")
     columns = [
         pl.col(str(i)).str.strip_chars().alias(name)
         for name, i in sorted(place.items(), key=lambda item: item[1])
@@ -196,7 +197,8 @@ def polars_rows(
 
 def whole_lines(path: Path, form: Form, width: int) -> np.ndarray | None:
     """The places, below the header, of the lines that hold anything; None if one of them has too
-    few cells.
+    many or too few cells, or ends within a quoted cell. Polars looks for too many only in the first
+    line, where it reads some of the columns.
     """
     lines = polars_rows(path, NO_SEPARATOR, form.above, 1, [0])
     if lines is None:
@@ -204,6 +206,8 @@ def whole_lines(path: Path, form: Form, width: int) -> np.ndarray | None:
     line = lines["0"].fill_null("").str.strip_chars_end("\r")
     blank = line.str.strip_chars(f" {form.separator}") == ""
     if (~blank & (line.str.count_matches(form.separator, literal=True) != width - 1)).any():
+        return None
+    if form.quoted and (line.str.count_matches('"', literal=True) % 2 == 1).any():
         return None
     return np.flatnonzero(~blank.to_numpy())
 

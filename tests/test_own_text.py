@@ -90,6 +90,29 @@ def test_a_file_that_was_cut_is_said_to_be(tmp_path, end):
     assert "the file was cut" in refusal(read_own, raw, request())
 
 
+def test_a_cell_too_many_in_a_later_line_is_named(tmp_path):
+    rows = [(u, i, "3,50" if n > 8 else "4", t) for n, (u, i, t) in enumerate(ROWS)]
+    text = table(rows, "user,item,price,timestamp")
+    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES)
+    said = refusal(read_own, raw, request())
+    assert "interactions.csv, line 11: 5 cells where the header names 4" in said
+    titles = table([(i, f"Tea {i}", "tea") for i in range(5)], "item,title,category")
+    titles = titles.replace("Tea 3", "Tea, green, 100 g")
+    raw = folder(tmp_path, interactions__csv=table(ROWS), items__csv=titles)
+    assert "items.csv, line 5: 5 cells where the header names 3" in refusal(
+        read_own, raw, request()
+    )
+
+
+@pytest.mark.parametrize("order", ["timestamp", "position"])
+def test_a_line_break_in_a_quoted_cell_that_nobody_asks_for_makes_no_row(order, tmp_path):
+    review = '"good\nbig, red, nice, 5"'
+    rows = [(u, i, t, review if (u, i) == (1, 2) else "good") for u, i, t in ROWS]
+    text = table(rows, f"user,item,{order},review")
+    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES)
+    assert is_the_log(read_own(raw, request()))
+
+
 def test_a_last_line_without_an_end_is_read(tmp_path):
     raw = folder(tmp_path, interactions__csv=table(ROWS).rstrip("\n"), items__csv=TITLES)
     assert is_the_log(read_own(raw, request()))
