@@ -102,10 +102,12 @@ def files_in_zips(folder: Path, *names: str) -> list[RawFile]:
 
 
 def on_disk(file: RawFile) -> Path:
-    """The path of a file; one in a zip is unpacked into the cache."""
+    """The path of a file; one in a zip is unpacked into the cache, to a place that is named by what
+    it holds: another zip may have the same name.
+    """
     if file.member is None:
         return file.path
-    path = CACHE / "raw" / file.archive.stem / file.path.name
+    path = CACHE / "raw" / f"{file.archive.stem}-{file.member.CRC:08x}" / file.path.name
     if path.exists() and path.stat().st_size == file.size:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -277,6 +277,20 @@ def test_a_release_beside_its_own_zip_is_one(tmp_path, monkeypatch):
     assert is_the_log(log_of(tmp_path, "films"), SEEN)
 
 
+def test_two_zips_of_one_name_are_two_logs(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw_files, "CACHE", tmp_path / "cache")
+    for user in "27":  # of one size
+        raw = tmp_path / user
+        raw.mkdir()
+        with zipfile.ZipFile(raw / "archive.zip", "w") as z:
+            for name in release(raw, "csv"):
+                z.writestr(name, (raw / name).read_text().replace("\n2,", f"\n{user},"))
+                (raw / name).unlink()
+    for user in "27":
+        rows = [(user if u == "2" else u, i, t) for u, i, t in SEEN]
+        assert is_the_log(log_of(tmp_path / user, "films"), rows)
+
+
 def test_two_files_of_one_name_that_differ_are_refused(tmp_path):
     for year, rows in (("2014", ROWS), ("2015", [*ROWS[1:], ROWS[1]])):
         (tmp_path / year).mkdir()
