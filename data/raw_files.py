@@ -22,6 +22,9 @@ from tqdm import tqdm
 from delrec.data.times import MISSING, Clock, Where, clock_of
 from delrec.runtime import CACHE, stop
 
+# one of them is in a line that names half a character: as an escape, or as bytes that json takes
+ESCAPES = (b"\\u", b"\\U", b"\xed")
+
 
 @dataclass(frozen=True)
 class RawFile:
@@ -181,7 +184,22 @@ def record_of(line: bytes, path: Path, n: int) -> dict | None:
             f"{path}, line {n}: {kind} where a record was expected; write one record a line, such "
             'as {"asin": "B0001", "title": "Tea"}'
         )
+    if any(sign in line for sign in ESCAPES):
+        return without_halves(record)
     return record
+
+
+def without_halves(value: object) -> object:
+    """The same with texts that can be written: JSON and literals may name the two halves of a
+    character beyond 16 bits (surrogates), which are joined; a half alone becomes U+FFFD.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [without_halves(one) for one in value]
+    if isinstance(value, dict):
+        return {without_halves(key): without_halves(one) for key, one in value.items()}
+    return value
 
 
 def value_of(record: dict, names: tuple[str, ...], path: Path, line: int) -> str:

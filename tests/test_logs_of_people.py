@@ -217,6 +217,19 @@ def test_json_is_read_one_record_a_line_or_in_one_list(tmp_path, name, text):
     assert "items.json, line 1: a holds [], expected one value" in said
 
 
+@pytest.mark.parametrize("name", ["shop.jsonl", "shop.json"])
+def test_half_a_character_in_json_is_no_end(tmp_path, name):
+    made = [f'{{"user": {u}, "item": {i}, "timestamp": {t}, "title": "TITLE"}}' for u, i, t in ROWS]
+    text = "\n".join(made) if name == "shop.jsonl" else f"[{', '.join(made)}]"
+    for written, title in (
+        (r"Tea \ud83d", "Tea \ufffd"),
+        (r"Tea \ude00 \ud83d\ude00 \u00e9", "Tea \ufffd 😀 é"),
+    ):
+        (tmp_path / name).write_text(text.replace("TITLE", written))
+        log = read_file(tmp_path / name, None, request())
+        assert set(log.titles.values()) == {title}
+
+
 def test_a_column_without_any_value_is_said_and_another_named(tmp_path):
     text = table([(u, "NA", i, t) for u, i, t in ROWS], "sessionId,userId,item,timestamp")
     path = folder(tmp_path, views__csv=text, items__csv=TITLES) / "views.csv"

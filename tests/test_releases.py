@@ -329,6 +329,18 @@ def test_steam_s_reviews_of_no_day_of_the_calendar_are_left_out(tmp_path):
     assert "2 reviews without a user, game or date are left out" in log.notes
 
 
+def test_halves_of_a_character_in_published_records_are_joined_or_replaced(tmp_path):
+    good = {"username": "u", "product_id": "1", "date": "2017-02-28"}
+    packed(tmp_path / "steam_reviews.json.gz", [repr(good)])
+    tea = r"{u'id': u'1', u'app_name': u'Tea \ud83d\ude00 \ud83d'}"
+    packed(tmp_path / "steam_games.json.gz", [tea])
+    assert log_of(tmp_path, "steam").log.titles == {"1": "Tea 😀 \ufffd"}
+    layout_2018(tmp_path, "Software")
+    titles = [f'{{"asin": "{i}", "title": "Tea \\ud83d"}}' for i in ITEMS]
+    packed(tmp_path / "meta_Software.json.gz", titles)
+    assert set(log_of(tmp_path).log.titles.values()) == {"Tea \ufffd"}
+
+
 def test_kuairec_s_times_keep_their_milliseconds_and_captions_their_line_breaks(tmp_path):
     (tmp_path / "small_matrix.csv").write_text(
         "user_id,video_id,timestamp,watch_ratio\n1,1,1593878903.438,3\n1,2,1593878903.25,3\n1,1,,3\n"
