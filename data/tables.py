@@ -313,8 +313,28 @@ def read_parquet(path: Path, names: list[str]) -> Table:
         rows = pl.read_parquet(path, columns=asked)
     except (OSError, pl.exceptions.PolarsError) as bad:
         stop(f"{path} cannot be read as parquet ({str(bad).splitlines()[0][:150]}); write it again")
-    for name in header:  # a category is its text
-        if name in rows.columns and rows[name].dtype in (pl.Categorical, pl.Enum, pl.Binary):
-            rows = rows.with_columns(pl.col(name).cast(pl.String))
+    notes = []
+    for name in rows.columns:
+        column = rows[name]
+        if column.dtype == pl.Binary:
+            rows = rows.with_columns(text_of_bytes(path, column, notes))
+        elif column.dtype in (pl.Categorical, pl.Enum):  # a category is its text
+            rows = rows.with_columns(column.cast(pl.String))
+        elif column.dtype.is_float():  # no number is no value
+            rows = rows.with_columns(column.fill_nan(None))
     rows = rows.with_columns(pl.col(pl.String).str.strip_chars())
-    return Table(path, header, rows, lambda row: f"{path}, row {row + 1}", [], {})
+    return Table(path, header, rows, lambda row: f"{path}, row {row + 1}", notes, {})
+
+
+def text_of_bytes(path: Path, column: pl.Series, notes: list[str]) -> pl.Series:
+    """A column of bytes as text: UTF-8, or hexadecimal where all have one length, as UUIDs have."""
+    try:
+        return column.cast(pl.String)
+    except pl.exceptions.ComputeError:
+        if column.bin.size().drop_nulls().n_unique() > 1:
+            stop(
+                f"{path}: the column {column.name} holds bytes that are not UTF-8, expected text; "
+                "write it again as text"
+            )
+    notes.append(f"{path.name}: the bytes of {column.name} are read as hexadecimal numbers")
+    return column.bin.encode("hex")

@@ -229,6 +229,34 @@ def test_ids_of_a_parquet_that_became_floats_are_whole_numbers(tmp_path):
     assert "row 2: timestamp is blank" in refusal(read_own, raw, request())
 
 
+def test_no_number_in_a_parquet_is_no_time(tmp_path):
+    times = [float(t) for _, _, t in ROWS] + [float("nan")]
+    users, items = ([str(row[n]) for row in ROWS] + ["2"] for n in (0, 1))
+    pl.DataFrame({"user": users, "item": items, "timestamp": times}).write_parquet(
+        folder(tmp_path, items__csv=TITLES) / "interactions.parquet"
+    )
+    said = refusal(read_own, tmp_path, request())
+    assert "row 16: timestamp is blank" in said and "--drop-incomplete" in said
+    assert is_the_log(read_own(tmp_path, request(drop_incomplete=True)))
+
+
+def test_bytes_of_a_parquet_are_text_or_ids_of_one_length(tmp_path):
+    def written(ids):
+        path = folder(tmp_path) / "shop.parquet"
+        item = [f"Tea {i}".encode() for _, i, _ in ROWS]
+        columns = {"user": ids, "item": item, "timestamp": [t for _, _, t in ROWS]}
+        pl.DataFrame(columns).write_parquet(path)
+        return path
+
+    uuids = [bytes([u]) + b"\xff" * 15 for u, _, _ in ROWS]
+    log = read_file(written(uuids), None, request(title="item"))
+    assert set(log.rows.user) == {f"0{u}{'ff' * 15}" for u in range(3)}
+    assert set(log.rows.item) == {f"Tea {i}" for i in range(5)}
+    assert "shop.parquet: the bytes of user are read as hexadecimal numbers" in log.notes
+    said = refusal(read_file, written([b"\xff" * (u + 1) for u, _, _ in ROWS]), None, request())
+    assert "the column user holds bytes that are not UTF-8" in said
+
+
 def test_ids_that_a_spreadsheet_rounded_are_refused(tmp_path):
     raw = folder(
         tmp_path, items__csv=TITLES, interactions__csv=table([(1, "4.00638E+12", 1_500_000_000)])
