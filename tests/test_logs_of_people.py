@@ -4,7 +4,10 @@ command that a refusal shows works.
 
 import gzip
 import json
+import re
+import shutil
 import zipfile
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -65,6 +68,23 @@ def test_csv_in_several_files_is_one_log_and_its_whole_stands_alone(tmp_path):
     assert is_the_log(log, ROWS[:3]) and "interactions_2020.csv: not read" in log.notes[0]
     folder(tmp_path, interactions__test__csv=table(ROWS[:3]))
     assert "which is the log?" in refusal(read_own, tmp_path, request())
+
+
+@pytest.mark.parametrize("twice, what", [("interactions", "log"), ("items", "table of titles")])
+def test_one_table_in_two_files_is_asked_for_with_a_command_that_works(tmp_path, twice, what):
+    raw = folder(tmp_path, interactions__csv=table(ROWS), items__csv=TITLES)
+    text = (raw / f"{twice}.csv").read_bytes()
+    (raw / f"{twice}.csv.gz").write_bytes(gzip.compress(text))
+    said = refusal(read_own, raw, request())
+    named = re.search(
+        r"which is the (.*)\? Name it: .* --interactions (\S+) --items (\S+), or", said
+    )
+    assert named[1] == what and is_the_log(read_file(Path(named[2]), Path(named[3]), request()))
+    other = "items" if twice == "interactions" else "interactions"
+    (raw / f"{other}.csv").rename(raw / f"{other}_2019.csv")
+    shutil.copy(raw / f"{other}_2019.csv", raw / f"{other}_2020.csv")
+    said = refusal(read_own, raw, request())
+    assert said.endswith(f"which is the {what}? Move the others away")
 
 
 def test_files_of_one_log_must_have_the_same_columns(tmp_path):
