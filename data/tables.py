@@ -31,6 +31,7 @@ from delrec.runtime import stop
 
 LONGEST_CELL = 2**24
 NO_SEPARATOR = "\x01"  # stands in no text
+TABLES_WITH_A_LOG = {"_delta_log": "Delta", ".hoodie": "Hudi"}  # a folder in theirs -> whose
 DIGITS_OF_A_TIME = 9  # since 1973, in seconds
 
 
@@ -117,13 +118,23 @@ def joined(tables: list[Table]) -> Table:
 
 
 def parts_of_spark(folder: Path) -> list[Path]:
-    """The files that hold rows in a folder that Spark (or another writer of parts) made."""
+    """The files that hold rows in a folder that Spark (or another writer of parts) made; what its
+    writers hide (_temporary/, .x) is none.
+    """
+    for log, kind in TABLES_WITH_A_LOG.items():
+        if (folder / log).is_dir():
+            stop(
+                f"{folder} is a {kind} table: only its {log} says which files are still part of "
+                "it; write what it holds as parquet, such as "
+                f"spark.read.format('{kind.lower()}').load(FOLDER).write.parquet(NEW), and give "
+                "that folder"
+            )
     parts = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and path.stat().st_size
-        and not path.name.startswith(("_", "."))
+        and not any(name.startswith(("_", ".")) for name in path.relative_to(folder).parts)
         and (is_table(path.name) or path.name.startswith("part-"))
     ]
     kinds = {path.suffix == ".parquet" for path in parts}

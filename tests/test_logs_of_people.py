@@ -113,6 +113,18 @@ def test_the_parts_that_spark_writes_are_one_log(tmp_path, place):
         assert is_the_log(read_file(tmp_path / "log", items, request()))
 
 
+def test_what_a_writer_of_parts_hides_is_no_part(tmp_path):
+    hidden = "interactions____temporary___0___attempt_1___part-00001"
+    files = {"interactions___part-00000__csv": table(ROWS), f"{hidden}__csv": table(ROWS)}
+    files |= {"interactions___.tmp___part-00002__csv": table(ROWS), "items__csv": TITLES}
+    raw = folder(tmp_path, **files)
+    assert (raw / "interactions" / "_temporary" / "0" / "attempt_1" / "part-00001.csv").exists()
+    assert is_the_log(read_own(raw, request()))
+    (raw / "interactions" / "_delta_log").mkdir()
+    said = refusal(read_own, raw, request())
+    assert "interactions is a Delta table" in said and "write.parquet" in said
+
+
 @pytest.mark.parametrize("form", ["parquet", "parts", "csv", "jsonl"])
 def test_ids_are_the_titles_where_there_are_none(form, tmp_path):
     frame = pl.DataFrame(ROWS, ["user", "item", "timestamp"], orient="row")
