@@ -4,7 +4,7 @@ candidates (the rules in words: data/README.md).
 M interactions, U users, I items (ids 1..I, 0 pads), n samples of a split.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -90,7 +90,7 @@ class Preparation:
 
 def apply_rules(log: Log, rules: Rules) -> Preparation:
     """The preparation of a log. rules.split must be one of the three splits."""
-    left = interactions_of(log.rows, rules.core, rules.ties)
+    left = interactions_of(rows_by(rules, log), rules.core, rules.ties)
     titles = titles_of(left.item_ids, log.titles)
     samples = samples_of(left, rules)
     arrays = {"items": left.item.astype(np.int32), "ptr": left.ptr}
@@ -102,6 +102,11 @@ def apply_rules(log: Log, rules: Rules) -> Preparation:
 
 
 # ---------------------------------------------------------------- interactions
+
+
+def rows_by(rules: Rules, log: Log) -> Rows:
+    """The rows of a log, without the split of its files where another one is asked for."""
+    return log.rows if rules.split == "files" else replace(log.rows, part=None)
 
 
 def interactions_of(rows: Rows, core: int, ties: str) -> Interactions:
