@@ -164,7 +164,7 @@ def quick_rows(
     careful_rows, line by line, reads it or says what is wrong.
     """
     place = {name: header.index(name) for name in names if name in header}
-    if form.encoding != "utf-8-sig" or len(set(header)) < len(header):
+    if form.encoding != "utf-8-sig" or len(set(header)) < len(header) or form.headers > 1:
         return None
     rows = polars_rows(path, form.separator, form.above, len(header), list(place.values()))
     if rows is None or not len(rows):

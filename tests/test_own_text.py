@@ -113,6 +113,21 @@ def test_a_line_break_in_a_quoted_cell_that_nobody_asks_for_makes_no_row(order, 
     assert is_the_log(read_own(raw, request()))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("user", ["user", "customer no"])
+def test_a_line_break_in_the_header_is_a_blank(tmp_path, user, end):
+    head = f'"{user}";item;timestamp;"Amount (EUR)"'
+    rows = [(u, i, t, "3,50") for u, i, t in ROWS]
+    text = table(rows, head, ";").replace("r no", f"r{end}no").replace("t (", f"t{end}(")
+    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES)
+    if user != "user":
+        assert "the header names customer no, item" in refusal(read_own, raw, request())
+    assert is_the_log(read_own(raw, request(user=user)))
+    folder(raw, interactions__csv=text.replace("\n2;0;", "\n;0;"))
+    said = refusal(read_own, raw, request(user=user))
+    assert f"line {13 if user == 'user' else 14}: the user is blank" in said
+
+
 def test_a_last_line_without_an_end_is_read(tmp_path):
     raw = folder(tmp_path, interactions__csv=table(ROWS).rstrip("\n"), items__csv=TITLES)
     assert is_the_log(read_own(raw, request()))
