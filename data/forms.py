@@ -99,11 +99,12 @@ def form_of(
         cells = [cell.partition(":") for cell in lines[0].split("\t")]
         form.separator, form.quoted, form.typed = "\t", False, True
         return form, [c[0].strip() for c in cells], {c[0].strip(): c[2].strip() for c in cells}
-    headers = {separator: cells_of(lines[0], separator) for separator in SEPARATORS}
+    headers = {separator: header_in(lines, separator) for separator in SEPARATORS}
     form.separator = max(
-        headers, key=lambda s: (len(set(names) & set(headers[s])), len(headers[s]))
+        headers, key=lambda s: (len(set(names) & set(headers[s][0])), len(headers[s][0]))
     )
-    return form, headers[form.separator], {}
+    header, form.headers = headers[form.separator]
+    return form, header, {}
 
 
 def is_wide(encoding: str) -> bool:
@@ -145,8 +146,20 @@ def first_lines(path: Path, form: Form, head: bytes) -> list[str]:
     return re.split(r"\r\n|\n|\r", text)
 
 
+def header_in(lines: list[str], separator: str) -> tuple[list[str], int]:
+    """The names in the header that lines begin with, and on how many of them it stands: a name in
+    quotes may hold line breaks, which are blanks here.
+    """
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
+    try:
+        cells = next(reader, [])
+    except csv.Error:  # a quote that nothing closes
+        return cells_of(lines[0], separator), 1
+    return [re.sub(r"\s*\n\s*", " ", cell.strip()) for cell in cells], max(reader.line_num, 1)
+
+
 def cells_of(line: str, separator: str) -> list[str]:
-    """The names in a header."""
+    """The names in a line."""
     try:
         return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
     except csv.Error:

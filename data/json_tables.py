@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from delrec.data.forms import head_of, open_bytes
-from delrec.data.raw_files import place_in, records
+from delrec.data.raw_files import place_in, records, without_halves
 from delrec.data.tables import Table
 from delrec.runtime import stop
 
@@ -51,9 +51,12 @@ def records_of(path: Path, notes: list[str]) -> Iterator[tuple[int, dict]]:
         return
     try:
         with open_bytes(path) as f:
-            found = json.loads(f.read().decode("utf-8-sig"))
+            text = f.read().decode("utf-8-sig")
+        found = json.loads(text)
     except ValueError as bad:
         stop(f"{path} is no whole list of JSON ({bad}); copy it again, or write one record a line")
+    if "\\u" in text:
+        found = without_halves(found)
     for number, record in enumerate(found, 1):
         if not isinstance(record, dict):
             stop(f"{path}, record {number}: expected names and values, such as {{'user': 1}}")

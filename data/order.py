@@ -12,7 +12,7 @@ import numpy as np
 from delrec.data.counts import Neighbours, near_in_training, neighbours_of, scores_of_catalogue
 from delrec.data.log import Log
 from delrec.data.prepared import Data, candidates, subset, users
-from delrec.data.rules import Rules, candidates_of_part, interactions_of, samples_of
+from delrec.data.rules import Rules, candidates_of_part, interactions_of, rows_by, samples_of
 from delrec.metrics import compare, metrics
 from delrec.significance import sign_flip, user_sums
 
@@ -58,7 +58,7 @@ def next_id(log: Log, rules: Rules, ties: str) -> float:
     """The share of the test targets that are the lowest candidate id above the last item's, when
     equal times stand in this order. No such candidate: not right.
     """
-    left = interactions_of(log.rows, rules.core, ties)
+    left = interactions_of(rows_by(rules, log), rules.core, ties)
     samples = samples_of(left, rules)
     test = samples.of["test"]
     cand_nC = candidates_of_part(left, samples, "test", C, rules.seed).astype(np.int64)

@@ -299,7 +299,26 @@ def further_columns(
         ]
     if not kept:
         return None, notes
-    return ItemColumns(ids_in(table, names.item), pl.DataFrame(kept)), notes
+    columns = ItemColumns(ids_in(table, names.item), pl.DataFrame(kept))
+    return columns, notes + note_on_rows_that_differ(columns)
+
+
+def note_on_rows_that_differ(columns: ItemColumns) -> list[str]:
+    """A line where several rows of an item, of one title, differ in another column."""
+    rows = columns.cells.with_columns(columns.item.alias("")).unique(maintain_order=True)
+    item = rows[""]
+    twice = item.filter(item.is_duplicated() & ~is_missing(item))
+    if not len(twice):
+        return []
+    name, values = next(
+        (name, column.unique(maintain_order=True).to_list())
+        for name, column in rows.filter(item == twice[0]).to_dict().items()
+        if column.n_unique() > 1
+    )
+    return [
+        f"{twice.n_unique():,} items have several rows that differ beside the title, the first one "
+        f"counts: of item {twice[0]} the {name} is {' and '.join(map(repr, values[:2]))}"
+    ]
 
 
 def title_of(files: Files, names: Columns, request: Request) -> str:

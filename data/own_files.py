@@ -86,26 +86,32 @@ def files_of(folder: Path, request: Request) -> Files:
     found = tables(folder, "interactions")
     if not found:
         stop_without_interactions(folder, request)
-    chosen, notes = whole(folder, "interactions", found, request)
-    items, more = whole(folder, "items", tables(folder, "items"), request)
+    items = tables(folder, "items")
+    chosen, notes = whole(folder, "interactions", found, items, request)
+    items, more = whole(folder, "items", items, chosen, request)
     return Files(chosen, items, notes + more)
 
 
 def whole(
-    folder: Path, stem: str, found: list[Path], request: Request
+    folder: Path, stem: str, found: list[Path], others: list[Path], request: Request
 ) -> tuple[list[Path], list[str]]:
     """Which of the tables of a stem make up the whole, and what is said of it: the one that has no
-    more than the stem for a name, else all of them.
+    more than the stem for a name, else all of them. others: the tables of the other stem.
     """
     plain = [path for path in found if path.name.split(".")[0] == stem and part_of(path) is None]
     parts = [path for path in found if path not in plain]
     split = [path for path in parts if part_of(path) is not None]
     if len(plain) > 1 or (plain and split):
         names = ", ".join(path.name for path in plain + split)
-        stop(
-            f"{folder} holds {names}; which is the log? Name it: "
-            f"{with_file(request.command, plain[0])}, or move the others away"
-        )
+        is_log = stem == "interactions"
+        question = f"{folder} holds {names}; which is the {'log' if is_log else 'table of titles'}?"
+        if len(others) > 1:  # a command names one file of each
+            stop(f"{question} Move the others away")
+        log, titles = (plain, others) if is_log else (others, plain)
+        command = with_file(request.command, log[0])
+        if titles:
+            command = with_items(command, titles[0])
+        stop(f"{question} Name it: {command}, or move the others away")
     if plain and parts:
         return plain, [f"{', '.join(path.name for path in parts)}: not read, {plain[0].name} is"]
     if len(parts) > 1:

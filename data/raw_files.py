@@ -11,7 +11,9 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import polars as pl
@@ -20,19 +22,35 @@ from tqdm import tqdm
 from delrec.data.times import MISSING, Clock, Where, clock_of
 from delrec.runtime import CACHE, stop
 
+# one of them is in a line that names half a character: as an escape, or as bytes that json takes
+ESCAPES = (b"\\u", b"\\U", b"\xed")
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A file below a folder, or in a zip in it."""
+
+    path: Path  # in a zip as if that were a folder: ml-1m.zip/ml-1m/ratings.dat
+    size: int
+    archive: Path | None = None  # the zip
+    member: zipfile.ZipInfo | None = None  # in it
+
 
 def find(folder: Path, *names: str, needed: bool = True) -> Path | None:
     """The first file of one of these names (or patterns) in a folder, below it, or in a zip in it,
-    which is unpacked into the cache. None where there is none and it is not needed.
+    which is unpacked into the cache. None where there is none and it is not needed. Several of one
+    name are refused, unless they are copies.
     """
-    for name in names:
-        found = sorted(p for p in folder.rglob(name) if p.is_file())
-        if found:
-            return found[0]
-    for archive in sorted(folder.glob("*.zip")):
-        path = unpack(archive, names)
-        if path:
-            return path
+    for look in (files_below, files_in_zips):
+        for name in names:
+            found = look(folder, name)
+            if not are_copies(found):
+                stop(
+                    f"{folder} holds {listed(found, folder)}, which differ; move all but one of "
+                    "them out of it"
+                )
+            if found:
+                return on_disk(found[0])
     if needed:
         stop(
             f"{folder} holds no {' or '.join(names)}; put it there (data/README.md says where it "
@@ -41,23 +59,77 @@ def find(folder: Path, *names: str, needed: bool = True) -> Path | None:
     return None
 
 
-def unpack(archive: Path, names: tuple[str, ...]) -> Path | None:
-    """The first member of a zip that has one of these names, as a file in the cache."""
+def are_copies(files: list[RawFile]) -> bool:
+    """True unless two of the files hold different things."""
+    if len({file.size for file in files}) != 1:
+        return not files
+    return len(files) == 1 or len({crc_of(file) for file in files}) == 1
+
+
+def crc_of(file: RawFile) -> int:
+    """The CRC-32 of what a file holds, as zips have it."""
+    if file.member:
+        return file.member.CRC
+    crc = 0
+    with open(file.path, "rb") as f:
+        while piece := f.read(2**20):
+            crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def listed(files: list[RawFile], folder: Path) -> str:
+    """Where files stand in a folder, in words."""
+    return " and ".join(str(file.path.relative_to(folder)) for file in files)
+
+
+def files_below(folder: Path, *names: str) -> list[RawFile]:
+    """The files of some names (or patterns) in a folder and below it, name by name."""
+    found = [path for name in names for path in sorted(folder.rglob(name)) if path.is_file()]
+    return [RawFile(path, path.stat().st_size) for path in found]
+
+
+def files_in_zips(folder: Path, *names: str) -> list[RawFile]:
+    """The same in the zips that lie in a folder."""
+    found = []
+    for archive in sorted(folder.glob("*.zip")):
+        try:
+            with zipfile.ZipFile(archive) as z:
+                members = z.infolist()
+        except zipfile.BadZipFile as bad:
+            stop_at_broken_zip(archive, bad)
+        found += [
+            RawFile(archive / member.filename.lstrip("/"), member.file_size, archive, member)
+            for member in members
+        ]
+    return [file for name in names for file in found if file.path.match(name)]
+
+
+def on_disk(file: RawFile) -> Path:
+    """The path of a file; one in a zip is unpacked into the cache, to a place that is named by what
+    it holds: another zip may have the same name.
+    """
+    if file.member is None:
+        return file.path
+    path = CACHE / "raw" / f"{file.archive.stem}-{file.member.CRC:08x}" / file.path.name
+    if path.exists() and path.stat().st_size == file.size:
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with zipfile.ZipFile(archive) as z:
-            for member in z.infolist():
-                if not any(Path(member.filename).match(name) for name in names):
-                    continue
-                path = CACHE / "raw" / archive.stem / Path(member.filename).name
-                if not path.exists() or path.stat().st_size != member.file_size:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with z.open(member) as source, open(f"{path}.part", "wb") as target:
-                        shutil.copyfileobj(source, target, 2**20)
-                    os.replace(f"{path}.part", path)
-                return path
+        with (
+            zipfile.ZipFile(file.archive) as z,
+            z.open(file.member) as source,
+            open(f"{path}.part", "wb") as target,
+        ):
+            shutil.copyfileobj(source, target, 2**20)
     except (zipfile.BadZipFile, zlib.error) as bad:
-        stop(f"{archive} is not a whole zip file ({bad}); download it again")
-    return None
+        stop_at_broken_zip(file.archive, bad)
+    os.replace(f"{path}.part", path)
+    return path
+
+
+def stop_at_broken_zip(archive: Path, bad: Exception) -> NoReturn:
+    """Stops at a zip that is not whole."""
+    stop(f"{archive} is not a whole zip file ({bad}); download it again")
 
 
 def records(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, dict]]:
@@ -112,7 +184,22 @@ def record_of(line: bytes, path: Path, n: int) -> dict | None:
             f"{path}, line {n}: {kind} where a record was expected; write one record a line, such "
             'as {"asin": "B0001", "title": "Tea"}'
         )
+    if any(sign in line for sign in ESCAPES):
+        return without_halves(record)
     return record
+
+
+def without_halves(value: object) -> object:
+    """The same with texts that can be written: JSON and literals may name the two halves of a
+    character beyond 16 bits (surrogates), which are joined; a half alone becomes U+FFFD.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [without_halves(one) for one in value]
+    if isinstance(value, dict):
+        return {without_halves(key): without_halves(one) for key, one in value.items()}
+    return value
 
 
 def value_of(record: dict, names: tuple[str, ...], path: Path, line: int) -> str:

@@ -15,6 +15,8 @@ from delrec.data.tables import parts_of_spark
 MANY = 3  # files of which a pattern is shorter than their names
 # rows that hold nothing are none, as everywhere
 NOT_BLANK = ".filter(~p.all_horizontal(p.all().is_null()))"
+# a name that holds a line break is read with a blank there
+ONE_LINE = '.rename(lambda name: " ".join(name.split()))'
 
 
 def files_in(paths: list[Path]) -> list[Path]:
@@ -119,7 +121,8 @@ def call_for(file: str, path: Path, encoding: str | None) -> str:
     if form.encoding != "utf-8-sig":
         opener = '__import__("gzip").open' if path.suffix == ".gz" else "open"
         file = f'{opener}({file}, "rb").read().decode("{form.encoding}").encode()'
-    return f"p.read_csv({', '.join([file, *flags])}){NOT_BLANK}"
+    names = ONE_LINE if form.headers > 1 else ""
+    return f"p.read_csv({', '.join([file, *flags])}){names}{NOT_BLANK}"
 
 
 def literal(value: str | list[str]) -> str:

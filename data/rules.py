@@ -4,7 +4,7 @@ candidates (the rules in words: data/README.md).
 M interactions, U users, I items (ids 1..I, 0 pads), n samples of a split.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -18,6 +18,8 @@ from delrec.runtime import stop
 
 PARTS = ("train", "val", "test")
 CANDIDATES = (15, 20, 100)
+# what is advised where positions begin anew in each of a split's files: there is no time to go by
+NUMBER_ON = "number the positions on through the three files"
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Interactions:
     raw: dict[str, int]  # users, items, interactions before anything was dropped
     duplicates: int  # interactions dropped because they were there twice
     part: np.ndarray | None = None  # int8 (M,): 0, 1, 2 where the log's files say it
+    timed: bool = True  # False: `when` holds positions
 
     @property
     def n_items(self) -> int:
@@ -90,7 +93,7 @@ class Preparation:
 
 def apply_rules(log: Log, rules: Rules) -> Preparation:
     """The preparation of a log. rules.split must be one of the three splits."""
-    left = interactions_of(log.rows, rules.core, rules.ties)
+    left = interactions_of(rows_by(rules, log), rules.core, rules.ties)
     titles = titles_of(left.item_ids, log.titles)
     samples = samples_of(left, rules)
     arrays = {"items": left.item.astype(np.int32), "ptr": left.ptr}
@@ -104,6 +107,11 @@ def apply_rules(log: Log, rules: Rules) -> Preparation:
 # ---------------------------------------------------------------- interactions
 
 
+def rows_by(rules: Rules, log: Log) -> Rows:
+    """The rows of a log, without the split of its files where another one is asked for."""
+    return log.rows if rules.split == "files" else replace(log.rows, part=None)
+
+
 def interactions_of(rows: Rows, core: int, ties: str) -> Interactions:
     """The interactions of a log without duplicates, in order, after the k-core, numbered anew."""
     user_ids, user = number(rows.user)
@@ -114,7 +122,7 @@ def interactions_of(rows: Rows, core: int, ties: str) -> Interactions:
     first = np.ones(len(user), bool)
     first[1:] = (np.diff(user) != 0) | (np.diff(item) != 0) | (np.diff(when) != 0)
     if rows.part is not None:
-        stop_if_in_two_parts(rows.part[order], first, user_ids[user], item_ids[item])
+        stop_if_in_two_parts(rows, order, first, user_ids[user], item_ids[item])
     user, item, when = user[first], item[first], when[first]
     row = order[first]
     # by item id, a model of ids could read the target off the id of the item before it
@@ -146,22 +154,23 @@ def interactions_of(rows: Rows, core: int, ties: str) -> Interactions:
         raw=raw,
         duplicates=int((~first).sum()),
         part=None if rows.part is None else rows.part[row][keep],
+        timed=rows.timed,
     )
 
 
 def stop_if_in_two_parts(
-    part: np.ndarray, first: np.ndarray, user: pl.Series, item: pl.Series
+    rows: Rows, order: np.ndarray, first: np.ndarray, user: pl.Series, item: pl.Series
 ) -> None:
-    """Stops if a row stands in two parts of the log's own split. Rows in order; first: those that
-    differ from the row before.
+    """Stops if a row stands in two parts of the log's own split. first, user, item: of the rows in
+    this order, first those that differ from the row before.
     """
-    twice = np.flatnonzero(~first[1:] & (np.diff(part) != 0)) + 1
+    twice = np.flatnonzero(~first[1:] & (np.diff(rows.part[order]) != 0)) + 1
     if len(twice):
         row = int(twice[0])
+        advice = "leave out --split files" if rows.timed else NUMBER_ON
         stop(
             f"--split files: {len(twice):,} rows stand in two of the files, the first is user "
-            f"{user[row]!r} with item {item[row]!r}; leave them out of one, or leave out "
-            "--split files"
+            f"{user[row]!r} with item {item[row]!r}; leave them out of one, or {advice}"
         )
 
 
@@ -296,16 +305,17 @@ def parts_of_files(left: Interactions) -> np.ndarray:
     if left.part is None:
         stop(
             "--split files keeps the split of a log in files named .train, .valid and .test, and "
-            "this log has none; use --split temporal or --split leave-one-out"
+            f"this log has none; use {'--split temporal or ' * left.timed}--split leave-one-out"
         )
     back = (np.diff(left.part) < 0) & (np.diff(left.user) == 0)
     if back.any():
         user = left.user_ids[left.user[int(back.argmax())]]
         many = len(np.unique(left.user[1:][back]))
+        advice = "leave out --split files, the log is then split by time"
         stop(
             f"--split files: {many:,} of {len(left.user_ids):,} users have a row of a later part "
             f"before one of an earlier part, the first is user {user!r}: training would see their "
-            "future; leave out --split files, the log is then split by time"
+            f"future; {advice if left.timed else NUMBER_ON}"
         )
     return left.part
 

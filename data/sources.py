@@ -23,7 +23,7 @@ class Source:
     """A published data set."""
 
     read: Callable[[Path, object], Log]  # read(folder, what) makes the log
-    what: object  # the reader's second argument: a category, a bound, or None
+    what: object  # the reader's second argument: a category, a release, a bound, or None
     urls: list[str]  # the files to fetch
     page: str  # where a person finds them
     noun: str  # what an item is called in prompts
@@ -61,7 +61,7 @@ def movielens(name: str, interactions: int | None) -> Source:
     """A release of MovieLens."""
     return Source(
         read=read_movielens,
-        what=None,
+        what=name,
         urls=[f"{MOVIELENS}/movielens/{name}.zip"],
         page="https://grouplens.org/datasets/movielens/",
         noun="movie",

@@ -31,6 +31,7 @@ from delrec.runtime import stop
 
 LONGEST_CELL = 2**24
 NO_SEPARATOR = "\x01"  # stands in no text
+TABLES_WITH_A_LOG = {"_delta_log": "Delta", ".hoodie": "Hudi"}  # a folder in theirs -> whose
 DIGITS_OF_A_TIME = 9  # since 1973, in seconds
 
 
@@ -117,13 +118,23 @@ def joined(tables: list[Table]) -> Table:
 
 
 def parts_of_spark(folder: Path) -> list[Path]:
-    """The files that hold rows in a folder that Spark (or another writer of parts) made."""
+    """The files that hold rows in a folder that Spark (or another writer of parts) made; what its
+    writers hide (_temporary/, .x) is none.
+    """
+    for log, kind in TABLES_WITH_A_LOG.items():
+        if (folder / log).is_dir():
+            stop(
+                f"{folder} is a {kind} table: only its {log} says which files are still part of "
+                "it; write what it holds as parquet, such as "
+                f"spark.read.format('{kind.lower()}').load(FOLDER).write.parquet(NEW), and give "
+                "that folder"
+            )
     parts = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and path.stat().st_size
-        and not path.name.startswith(("_", "."))
+        and not any(name.startswith(("_", ".")) for name in path.relative_to(folder).parts)
         and (is_table(path.name) or path.name.startswith("part-"))
     ]
     kinds = {path.suffix == ".parquet" for path in parts}
@@ -153,19 +164,20 @@ def quick_rows(
     careful_rows, line by line, reads it or says what is wrong.
     """
     place = {name: header.index(name) for name in names if name in header}
-    if form.encoding != "utf-8-sig" or len(set(header)) < len(header):
+    if form.encoding != "utf-8-sig" or len(set(header)) < len(header) or form.headers > 1:
         return None
     rows = polars_rows(path, form.separator, form.above, len(header), list(place.values()))
     if rows is None or not len(rows):
         return None
     if form.quoted and any(column.str.contains('"', literal=True).any() for column in rows):
         return None
+    kept = whole_lines(path, form, len(header))
+    if kept is None:
+        return None
     lines = None
-    if any(column.null_count() for column in rows):  # a blank cell, a blank line, or a short row
-        kept = whole_lines(path, form, len(header))
-        if kept is None:
-            return None
-        rows, lines = rows[kept].fill_null(""), kept + form.above + 1
+    if len(kept) < len(rows):  # blank lines
+        rows, lines = rows[kept], kept + form.above + 1
+    rows = rows.fill_null("")
     columns = [
         pl.col(str(i)).str.strip_chars().alias(name)
         for name, i in sorted(place.items(), key=lambda item: item[1])
@@ -196,7 +208,8 @@ def polars_rows(
 
 def whole_lines(path: Path, form: Form, width: int) -> np.ndarray | None:
     """The places, below the header, of the lines that hold anything; None if one of them has too
-    few cells.
+    many or too few cells, or ends within a quoted cell. Polars looks for too many only in the first
+    line, where it reads some of the columns.
     """
     lines = polars_rows(path, NO_SEPARATOR, form.above, 1, [0])
     if lines is None:
@@ -204,6 +217,8 @@ def whole_lines(path: Path, form: Form, width: int) -> np.ndarray | None:
     line = lines["0"].fill_null("").str.strip_chars_end("\r")
     blank = line.str.strip_chars(f" {form.separator}") == ""
     if (~blank & (line.str.count_matches(form.separator, literal=True) != width - 1)).any():
+        return None
+    if form.quoted and (line.str.count_matches('"', literal=True) % 2 == 1).any():
         return None
     return np.flatnonzero(~blank.to_numpy())
 
@@ -309,8 +324,28 @@ def read_parquet(path: Path, names: list[str]) -> Table:
         rows = pl.read_parquet(path, columns=asked)
     except (OSError, pl.exceptions.PolarsError) as bad:
         stop(f"{path} cannot be read as parquet ({str(bad).splitlines()[0][:150]}); write it again")
-    for name in header:  # a category is its text
-        if name in rows.columns and rows[name].dtype in (pl.Categorical, pl.Enum, pl.Binary):
-            rows = rows.with_columns(pl.col(name).cast(pl.String))
+    notes = []
+    for name in rows.columns:
+        column = rows[name]
+        if column.dtype == pl.Binary:
+            rows = rows.with_columns(text_of_bytes(path, column, notes))
+        elif column.dtype in (pl.Categorical, pl.Enum):  # a category is its text
+            rows = rows.with_columns(column.cast(pl.String))
+        elif column.dtype.is_float():  # no number is no value
+            rows = rows.with_columns(column.fill_nan(None))
     rows = rows.with_columns(pl.col(pl.String).str.strip_chars())
-    return Table(path, header, rows, lambda row: f"{path}, row {row + 1}", [], {})
+    return Table(path, header, rows, lambda row: f"{path}, row {row + 1}", notes, {})
+
+
+def text_of_bytes(path: Path, column: pl.Series, notes: list[str]) -> pl.Series:
+    """A column of bytes as text: UTF-8, or hexadecimal where all have one length, as UUIDs have."""
+    try:
+        return column.cast(pl.String)
+    except pl.exceptions.ComputeError:
+        if column.bin.size().drop_nulls().n_unique() > 1:
+            stop(
+                f"{path}: the column {column.name} holds bytes that are not UTF-8, expected text; "
+                "write it again as text"
+            )
+    notes.append(f"{path.name}: the bytes of {column.name} are read as hexadecimal numbers")
+    return column.bin.encode("hex")

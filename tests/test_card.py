@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from commands import edit_config
 from shared_runs import KINDS, SHOPPERS
 
 from delrec import Recommender
@@ -144,6 +145,15 @@ def test_a_card_that_is_there_is_kept_unless_it_may_be_replaced(home, run, refus
     assert "my own words" in readme.read_text()
     run(evaluate.main, f"--ckpt {home / 'sasrec'} --card --overwrite")
     assert card_of(home / "sasrec") == text
+
+
+def test_no_card_is_written_with_other_words_than_the_run_s(home, refused, tmp_path):
+    import evaluate
+
+    folder = shutil.copytree(home / "titles", tmp_path / "titles")
+    edit_config(folder, prompt_words={"noun": "tea", "verb": "drank"})
+    says = refused(evaluate.main, f"--ckpt {folder} --card --overwrite")
+    assert "prepare them again with --noun tea --verb drank" in says
 
 
 def test_data_that_may_not_be_redistributed_are_said_loudly(home, run, shop):

@@ -162,7 +162,8 @@ def test_flags_that_shape_the_answer_cannot_change(jobs, tmp_path, monkeypatch, 
 def test_another_lm_data_set_or_number_of_processes_cannot_go_on(jobs, tmp_path, monkeypatch):
     kept = stopped(jobs, "distill", tmp_path / "run", monkeypatch)
     meta = json.loads((kept[-1][1] / "meta.json").read_text())
-    for key, value in (("data_hash", "0"), ("lm", "0"), ("processes", 2)):
+    assert meta["made_with"]["prompt_words"] == {"noun": "movie", "verb": "watched"}
+    for key, value in (("data_hash", "0"), ("lm", "0"), ("prompt_words", "0"), ("processes", 2)):
         (kept[-1][1] / "meta.json").write_text(
             json.dumps(meta | {"made_with": meta["made_with"] | {key: value}})
         )

@@ -60,6 +60,18 @@ def test_without_further_columns_there_is_no_file(tmp_path):
     assert item_columns(data) == {} and data.meta["columns"] == []
 
 
+def test_rows_of_an_item_that_differ_in_a_column_are_said(tmp_path):
+    again = [(4, "Title 4", "tea", ""), (7, "Title 7", "tea", "1"), (5, "Title 5", "milk", "2")]
+    with_columns(tmp_path / "raw", items=[*ITEMS, *again])
+    said = prepare(tmp_path)
+    assert "2 items have several rows that differ beside the title, the first one counts" in said
+    assert "of item 5 the category is 'milk' and 'tea'" in said
+    kept = item_columns(load_data(str(tmp_path / "out")))["category"]
+    assert kept[3:5] == ["tea", "milk"]
+    with_columns(tmp_path / "raw", items=[*ITEMS, ITEMS[0]])
+    assert "several rows" not in prepare(tmp_path, "--overwrite")
+
+
 def test_texts_are_no_filter_and_that_is_said(tmp_path):
     items = [(i, f"Title {i}", "word " * 60, "a") for i in range(1, 41)]
     with_columns(tmp_path / "raw", "item,title,story,kind", items)

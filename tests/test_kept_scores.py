@@ -4,6 +4,7 @@ import json
 import shutil
 
 from click.testing import CliRunner
+from commands import edit_config
 from run_folders import contents, names
 
 import evaluate
@@ -61,6 +62,13 @@ def test_the_plain_lm_is_used_again_and_another_one_is_refused(
     assert "was made the same way" in said and "samples/s scored by LMs" not in said
     assert contents(folder).keys() == before.keys()
     assert contents(folder)["scores_test_15.npy"] == before["scores_test_15.npy"]
+    words = load_run(folder).prompt_words
+    edit_config(folder, prompt_words=words | {"noun": "tea"})
+    says = ask(decoder, code=1).error
+    assert "whose prompt words was" in says and "'tea'" in says
+    edit_config(folder, prompt_words=None)  # of an earlier version
+    assert "was made the same way" in ask(decoder).output
+    (folder / "config.json").write_bytes(before["config.json"])
     said = ask(copy).output  # the same LM in another place
     assert "was made the same way" in said and "samples/s scored by LMs" not in said
     for more in ([], ["--val-samples", 5]):

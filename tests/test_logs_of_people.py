@@ -4,7 +4,10 @@ command that a refusal shows works.
 
 import gzip
 import json
+import re
+import shutil
 import zipfile
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -67,6 +70,23 @@ def test_csv_in_several_files_is_one_log_and_its_whole_stands_alone(tmp_path):
     assert "which is the log?" in refusal(read_own, tmp_path, request())
 
 
+@pytest.mark.parametrize("twice, what", [("interactions", "log"), ("items", "table of titles")])
+def test_one_table_in_two_files_is_asked_for_with_a_command_that_works(tmp_path, twice, what):
+    raw = folder(tmp_path, interactions__csv=table(ROWS), items__csv=TITLES)
+    text = (raw / f"{twice}.csv").read_bytes()
+    (raw / f"{twice}.csv.gz").write_bytes(gzip.compress(text))
+    said = refusal(read_own, raw, request())
+    named = re.search(
+        r"which is the (.*)\? Name it: .* --interactions (\S+) --items (\S+), or", said
+    )
+    assert named[1] == what and is_the_log(read_file(Path(named[2]), Path(named[3]), request()))
+    other = "items" if twice == "interactions" else "interactions"
+    (raw / f"{other}.csv").rename(raw / f"{other}_2019.csv")
+    shutil.copy(raw / f"{other}_2019.csv", raw / f"{other}_2020.csv")
+    said = refusal(read_own, raw, request())
+    assert said.endswith(f"which is the {what}? Move the others away")
+
+
 def test_files_of_one_log_must_have_the_same_columns(tmp_path):
     other = table(ROWS[7:], "user,item,position")
     files = {"interactions_1__csv": table(ROWS[:7]), "interactions_2__csv": other}
@@ -91,6 +111,18 @@ def test_the_parts_that_spark_writes_are_one_log(tmp_path, place):
         assert is_the_log(read_own(tmp_path / "log", request()))
     else:
         assert is_the_log(read_file(tmp_path / "log", items, request()))
+
+
+def test_what_a_writer_of_parts_hides_is_no_part(tmp_path):
+    hidden = "interactions____temporary___0___attempt_1___part-00001"
+    files = {"interactions___part-00000__csv": table(ROWS), f"{hidden}__csv": table(ROWS)}
+    files |= {"interactions___.tmp___part-00002__csv": table(ROWS), "items__csv": TITLES}
+    raw = folder(tmp_path, **files)
+    assert (raw / "interactions" / "_temporary" / "0" / "attempt_1" / "part-00001.csv").exists()
+    assert is_the_log(read_own(raw, request()))
+    (raw / "interactions" / "_delta_log").mkdir()
+    said = refusal(read_own, raw, request())
+    assert "interactions is a Delta table" in said and "write.parquet" in said
 
 
 @pytest.mark.parametrize("form", ["parquet", "parts", "csv", "jsonl"])
@@ -215,6 +247,19 @@ def test_json_is_read_one_record_a_line_or_in_one_list(tmp_path, name, text):
     assert is_the_log(read_file(path, items, request()))
     said = refusal(read_file, items, None, request(user="a", timestamp="item"))
     assert "items.json, line 1: a holds [], expected one value" in said
+
+
+@pytest.mark.parametrize("name", ["shop.jsonl", "shop.json"])
+def test_half_a_character_in_json_is_no_end(tmp_path, name):
+    made = [f'{{"user": {u}, "item": {i}, "timestamp": {t}, "title": "TITLE"}}' for u, i, t in ROWS]
+    text = "\n".join(made) if name == "shop.jsonl" else f"[{', '.join(made)}]"
+    for written, title in (
+        (r"Tea \ud83d", "Tea \ufffd"),
+        (r"Tea \ude00 \ud83d\ude00 \u00e9", "Tea \ufffd 😀 é"),
+    ):
+        (tmp_path / name).write_text(text.replace("TITLE", written))
+        log = read_file(tmp_path / name, None, request())
+        assert set(log.titles.values()) == {title}
 
 
 def test_a_column_without_any_value_is_said_and_another_named(tmp_path):

@@ -90,6 +90,44 @@ def test_a_file_that_was_cut_is_said_to_be(tmp_path, end):
     assert "the file was cut" in refusal(read_own, raw, request())
 
 
+def test_a_cell_too_many_in_a_later_line_is_named(tmp_path):
+    rows = [(u, i, "3,50" if n > 8 else "4", t) for n, (u, i, t) in enumerate(ROWS)]
+    text = table(rows, "user,item,price,timestamp")
+    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES)
+    said = refusal(read_own, raw, request())
+    assert "interactions.csv, line 11: 5 cells where the header names 4" in said
+    titles = table([(i, f"Tea {i}", "tea") for i in range(5)], "item,title,category")
+    titles = titles.replace("Tea 3", "Tea, green, 100 g")
+    raw = folder(tmp_path, interactions__csv=table(ROWS), items__csv=titles)
+    assert "items.csv, line 5: 5 cells where the header names 3" in refusal(
+        read_own, raw, request()
+    )
+
+
+@pytest.mark.parametrize("order", ["timestamp", "position"])
+def test_a_line_break_in_a_quoted_cell_that_nobody_asks_for_makes_no_row(order, tmp_path):
+    review = '"good\nbig, red, nice, 5"'
+    rows = [(u, i, t, review if (u, i) == (1, 2) else "good") for u, i, t in ROWS]
+    text = table(rows, f"user,item,{order},review")
+    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES)
+    assert is_the_log(read_own(raw, request()))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("user", ["user", "customer no"])
+def test_a_line_break_in_the_header_is_a_blank(tmp_path, user, end):
+    head = f'"{user}";item;timestamp;"Amount (EUR)"'
+    rows = [(u, i, t, "3,50") for u, i, t in ROWS]
+    text = table(rows, head, ";").replace("r no", f"r{end}no").replace("t (", f"t{end}(")
+    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES)
+    if user != "user":
+        assert "the header names customer no, item" in refusal(read_own, raw, request())
+    assert is_the_log(read_own(raw, request(user=user)))
+    folder(raw, interactions__csv=text.replace("\n2;0;", "\n;0;"))
+    said = refusal(read_own, raw, request(user=user))
+    assert f"line {13 if user == 'user' else 14}: the user is blank" in said
+
+
 def test_a_last_line_without_an_end_is_read(tmp_path):
     raw = folder(tmp_path, interactions__csv=table(ROWS).rstrip("\n"), items__csv=TITLES)
     assert is_the_log(read_own(raw, request()))
@@ -204,6 +242,34 @@ def test_ids_of_a_parquet_that_became_floats_are_whole_numbers(tmp_path):
     assert read_own(raw, request()).rows.user.to_list() == ["1", "2000000000000000"]
     frame.with_columns(timestamp=pl.Series([5, None])).write_parquet(raw / "interactions.parquet")
     assert "row 2: timestamp is blank" in refusal(read_own, raw, request())
+
+
+def test_no_number_in_a_parquet_is_no_time(tmp_path):
+    times = [float(t) for _, _, t in ROWS] + [float("nan")]
+    users, items = ([str(row[n]) for row in ROWS] + ["2"] for n in (0, 1))
+    pl.DataFrame({"user": users, "item": items, "timestamp": times}).write_parquet(
+        folder(tmp_path, items__csv=TITLES) / "interactions.parquet"
+    )
+    said = refusal(read_own, tmp_path, request())
+    assert "row 16: timestamp is blank" in said and "--drop-incomplete" in said
+    assert is_the_log(read_own(tmp_path, request(drop_incomplete=True)))
+
+
+def test_bytes_of_a_parquet_are_text_or_ids_of_one_length(tmp_path):
+    def written(ids):
+        path = folder(tmp_path) / "shop.parquet"
+        item = [f"Tea {i}".encode() for _, i, _ in ROWS]
+        columns = {"user": ids, "item": item, "timestamp": [t for _, _, t in ROWS]}
+        pl.DataFrame(columns).write_parquet(path)
+        return path
+
+    uuids = [bytes([u]) + b"\xff" * 15 for u, _, _ in ROWS]
+    log = read_file(written(uuids), None, request(title="item"))
+    assert set(log.rows.user) == {f"0{u}{'ff' * 15}" for u in range(3)}
+    assert set(log.rows.item) == {f"Tea {i}" for i in range(5)}
+    assert "shop.parquet: the bytes of user are read as hexadecimal numbers" in log.notes
+    said = refusal(read_file, written([b"\xff" * (u + 1) for u, _, _ in ROWS]), None, request())
+    assert "the column user holds bytes that are not UTF-8" in said
 
 
 def test_ids_that_a_spreadsheet_rounded_are_refused(tmp_path):

@@ -1,6 +1,8 @@
 """A preparation is never destroyed by another one: runs that were made from it still find it."""
 
 import contextlib
+import shlex
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -20,7 +22,10 @@ from delrec.data.prepared import (
     raw_item_ids,
     raw_user_ids,
 )
+from delrec.lm.ranker import open_run
+from delrec.lm.soft_prompt import prompt_run_of
 from delrec.runtime import load_run, write_json
+from delrec.training.run_folders import finish_run, start_run
 
 
 @pytest.fixture
@@ -78,6 +83,35 @@ def test_a_new_preparation_keeps_the_old_one_while_runs_use_it(shop, script, on_
     assert names(tmp_path / "data") == ["shop", f"shop@{old}"]
     assert load_data("shop").meta["hash"] not in (old, second)
     assert CliRunner().invoke(prepare.main, [f"shop@{old}", "--check"]).exit_code == 0
+
+
+def test_runs_of_an_lm_are_asked_with_the_words_of_their_training(shop, alone, tmp_path):
+    assert shop("--verb", "gave someone").exit_code == 0
+    for stage in ("distill", "train_backbone"):
+        folder = tmp_path / "runs" / stage
+        cfg = SimpleNamespace(llm=str(tmp_path / "none"), soft_prompt=str(folder), input="titles")
+        finish_run(folder, start_run(folder, stage, cfg, load_data("shop"), alone)[1])
+    run = load_run(tmp_path / "runs" / "distill")
+    again = "--noun item --verb 'gave someone'"
+
+    def refused(call, *args):
+        try:
+            call(*args)
+        except click.ClickException as bad:
+            return f"prepare them again with {again} (" in bad.message
+        return False
+
+    def opened(run):
+        return open_run(run, load_data("shop"), alone.device)
+
+    cfg = SimpleNamespace(soft_prompt=str(run.folder), input="titles", backbone=None)
+    for flags, differ in (("--noun tea --verb drank", True), (again, False)):
+        assert shop(*shlex.split(flags), "--overwrite").exit_code == 0
+        assert refused(opened, run) == differ
+        assert refused(prompt_run_of, cfg, load_data("shop")) == differ
+    shop("--noun", "tea", "--overwrite")
+    del run.prompt_words  # of an earlier version
+    assert not refused(opened, run)
 
 
 def with_kinds(raw):

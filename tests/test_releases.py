@@ -9,6 +9,7 @@ import pytest
 from click import ClickException
 from logs import packed
 
+from delrec.data import raw_files
 from delrec.data.hints import Columns, Request
 from delrec.data.reading import Place, read_log
 
@@ -241,6 +242,65 @@ def test_blank_lines_at_the_end_are_no_ratings(tmp_path):
     assert is_the_log(log_of(tmp_path), SEEN)
 
 
+def two_releases(folder, packed):
+    """ml-1m as .dat and ml-25m, in which user 2 is called 7, as .csv."""
+    for name, kind in (("ml-1m", "dat"), ("ml-25m", "csv")):
+        (folder / name).mkdir(parents=True)
+        for file in release(folder / name, kind):
+            path = folder / name / file
+            if name == "ml-25m":
+                path.write_text(path.read_text().replace("\n2,", "\n7,"))
+            if packed:
+                with zipfile.ZipFile(folder / f"{name}.zip", "a") as z:
+                    z.write(path, f"{name}/{file}")
+                path.unlink()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_two_releases_the_one_that_is_named_is_read(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr(raw_files, "CACHE", tmp_path / "cache")
+    raw = tmp_path / "raw"
+    two_releases(raw, packed)
+    renamed = [("7" if u == "2" else u, i, t) for u, i, t in SEEN]
+    assert is_the_log(log_of(raw, "ml-25m"), renamed)
+    assert is_the_log(log_of(raw, "ml-1m"), SEEN)
+    said = refusal(raw, "films")
+    assert "several releases of MovieLens" in said and "ratings.dat" in said
+    assert "ml-25m/ratings.csv" in said and "called films" in said
+
+
+def test_a_release_beside_its_own_zip_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw_files, "CACHE", tmp_path / "cache")
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as z:
+        for name in release(tmp_path, "csv"):
+            z.write(tmp_path / name, name)
+    assert is_the_log(log_of(tmp_path, "films"), SEEN)
+
+
+def test_two_zips_of_one_name_are_two_logs(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw_files, "CACHE", tmp_path / "cache")
+    for user in "27":  # of one size
+        raw = tmp_path / user
+        raw.mkdir()
+        with zipfile.ZipFile(raw / "archive.zip", "w") as z:
+            for name in release(raw, "csv"):
+                z.writestr(name, (raw / name).read_text().replace("\n2,", f"\n{user},"))
+                (raw / name).unlink()
+    for user in "27":
+        rows = [(user if u == "2" else u, i, t) for u, i, t in SEEN]
+        assert is_the_log(log_of(tmp_path / user, "films"), rows)
+
+
+def test_two_files_of_one_name_that_differ_are_refused(tmp_path):
+    for year, rows in (("2014", ROWS), ("2015", [*ROWS[1:], ROWS[1]])):
+        (tmp_path / year).mkdir()
+        lines = [f"{u},{i},5.0,{t}\n" for u, i, t in rows]
+        (tmp_path / year / "ratings_Beauty.csv").write_text("".join(lines))
+    meta(tmp_path, "Beauty")
+    said = refusal(tmp_path, "beauty")
+    assert "2014/ratings_Beauty.csv and 2015/ratings_Beauty.csv, which differ" in said
+
+
 # ---------------------------------------------------------------- the others
 
 
@@ -267,6 +327,18 @@ def test_steam_s_reviews_of_no_day_of_the_calendar_are_left_out(tmp_path):
     log = log_of(tmp_path, "steam").log
     assert log.rows.when.tolist() == [1488240000] and log.titles == {"1": "Tea"}
     assert "2 reviews without a user, game or date are left out" in log.notes
+
+
+def test_halves_of_a_character_in_published_records_are_joined_or_replaced(tmp_path):
+    good = {"username": "u", "product_id": "1", "date": "2017-02-28"}
+    packed(tmp_path / "steam_reviews.json.gz", [repr(good)])
+    tea = r"{u'id': u'1', u'app_name': u'Tea \ud83d\ude00 \ud83d'}"
+    packed(tmp_path / "steam_games.json.gz", [tea])
+    assert log_of(tmp_path, "steam").log.titles == {"1": "Tea 😀 \ufffd"}
+    layout_2018(tmp_path, "Software")
+    titles = [f'{{"asin": "{i}", "title": "Tea \\ud83d"}}' for i in ITEMS]
+    packed(tmp_path / "meta_Software.json.gz", titles)
+    assert set(log_of(tmp_path).log.titles.values()) == {"Tea \ufffd"}
 
 
 def test_kuairec_s_times_keep_their_milliseconds_and_captions_their_line_breaks(tmp_path):

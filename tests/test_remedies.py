@@ -156,7 +156,7 @@ def test_a_later_file_of_other_columns_is_said_to_be_one(tmp_path):
     assert "the parts of a log must have the same" in said
 
 
-@pytest.mark.parametrize("form", ["csv", "utf-16", "parquet", "years", "inter", "json"])
+@pytest.mark.parametrize("form", ["csv", "utf-16", "break", "parquet", "years", "inter", "json"])
 def test_ids_of_another_name_in_the_table_of_titles_are_renamed(tmp_path, form):
     """--item-column is of both files: the ids of one of them must change their name."""
     raw, path = tmp_path / "it's", tmp_path / "it's" / "shop.csv"
@@ -164,6 +164,8 @@ def test_ids_of_another_name_in_the_table_of_titles_are_renamed(tmp_path, form):
     log = [(u, f"p{i}", t) for u, i, t in ROWS]
     head = "customer_id,product_id,created_at"
     text = table(rows, "id;stock;name;weight", ";")
+    if form == "break":
+        text = text.replace("id;", '"product\nid";', 1)
     folder(raw, products__csv=text.encode("utf-16" if form == "utf-16" else "utf-8"))
     folder(raw, shop__csv=table(log, head))
     items = raw / "products.csv"

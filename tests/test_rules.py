@@ -7,6 +7,7 @@ from logs import prepared, random_log, toy
 
 from delrec.data import rules
 from delrec.data.log import Log, rows_of
+from delrec.data.order import next_id
 from delrec.data.prepared import users
 
 
@@ -127,15 +128,34 @@ def test_the_split_of_the_log_s_own_files_is_kept():
 )
 def test_a_split_that_shows_training_its_future_is_refused(more, says):
     rows = [(u, i, i, 0 if i < 15 else 1 if i < 18 else 2) for u in (1, 2) for i in range(20)]
-    log, kept = log_in_parts(rows + more)
-    with pytest.raises(ClickException) as refused:
-        rules.apply_rules(log, kept)
-    assert says in refused.value.message
+    for timed in (True, False):
+        log, kept = log_in_parts(rows + more)
+        log.rows.timed = timed
+        with pytest.raises(ClickException) as refused:
+            rules.apply_rules(log, kept)
+        said = refused.value.message
+        assert says in said and ("leave out --split files" in said) == timed
+        assert ("number the positions on through the three files" in said) != timed
+
+
+def test_the_split_of_a_log_s_files_counts_only_where_it_is_asked_for():
+    rows = [(u, i, i // 4, 0 if i < 15 else 1 if i < 18 else 2) for u in (1, 2) for i in range(20)]
+    rows += [(3, i + 20, i // 4, 0) for i in range(30)]
+    log, kept = log_in_parts([*rows, (1, 3, 0, 2)])  # one row stands in two of the files
+    kept.split = "leave-one-out"
+    got = rules.apply_rules(log, kept)
+    audited = next_id(log, kept, "shuffled")
+    log.rows.part = None
+    want = rules.apply_rules(log, kept)
+    assert (got.left.item == want.left.item).all() and got.left.part is None
+    assert audited == next_id(log, kept, "shuffled")
 
 
 def test_a_split_that_no_file_has_is_refused():
     log, kept = log_in_parts([(1, i, i, 0) for i in range(40)])
     log.rows.part = None
-    with pytest.raises(ClickException) as refused:
-        rules.apply_rules(log, kept)
-    assert "this log has none; use --split temporal" in refused.value.message
+    for timed, advice in ((True, "--split temporal or --split l"), (False, "--split leave-one-o")):
+        log.rows.timed = timed
+        with pytest.raises(ClickException) as refused:
+            rules.apply_rules(log, kept)
+        assert f"this log has none; use {advice}" in refused.value.message

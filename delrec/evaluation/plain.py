@@ -31,6 +31,7 @@ from delrec.runtime import (
 from delrec.training.claims import claim
 from delrec.training.run_folders import finish_run, start_run
 
+WORDS = "prompt_words"
 CHOSEN = {"val_samples", "calibrate"}  # of a run: what its calibration is chosen on
 
 
@@ -84,6 +85,7 @@ def made_of(cfg: SimpleNamespace, lm: LM, data: Data) -> dict:
             "allow_unknown": cfg.allow_unknown,
         },
         "data_hash": data.meta["hash"],
+        WORDS: data.meta["words"],
     }
 
 
@@ -113,6 +115,7 @@ def made_the_same_way(folder: Path, made: dict, overwrite: bool, ranks: Ranks) -
 def differences(have: dict, made: dict) -> list[str]:
     """In what a stored run differs from one that would be made now. The LM is known by what it
     holds, not by where it stands."""
+    have = have | {WORDS: have.get(WORDS) or made[WORDS]}  # runs of earlier versions lack them
     same_lm = have.get("llm_fingerprint") == made["llm_fingerprint"]
     return [key for key in made if have.get(key) != made[key] and not (key == "llm" and same_lm)]
 

@@ -11,6 +11,7 @@ put such numbers side by side and to look the tokens up, once for all of them (r
 """
 
 import copy
+import shlex
 from functools import partial
 
 import numpy as np
@@ -85,6 +86,21 @@ def settings_of_run(run: Run) -> dict:
     """A run's settings, with all that shapes its prompts; the defaults of a backbone's, which has
     none."""
     return DEFAULTS | getattr(run, "settings", {})
+
+
+def must_have_words(run: Run, data: Data) -> None:
+    """Stops if the data have other words for the prompts than the run was trained with. Runs of
+    earlier versions do not say theirs."""
+    words, now = getattr(run, "prompt_words", None), data.meta["words"]
+    if not words or words == now:
+        return
+    flags = " ".join(f"--{key} {shlex.quote(words[key])}" for key in ("noun", "verb"))
+    stop(
+        f"{run.folder} was trained on prompts of {words['noun']!r} and {words['verb']!r}, the data "
+        f"in {data.folder} now say {now['noun']!r} and {now['verb']!r}; prepare them again with "
+        f"{flags} (with --overwrite, or to another --out that --dataset names), or train the run "
+        "again"
+    )
 
 
 def lists_candidates(settings: dict) -> bool:

@@ -15,7 +15,7 @@ from delrec.lm import hints, items, residual, user_states
 from delrec.lm.batches import batches_of, costs_of, tokens_of
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
-from delrec.lm.prompts import DEFAULTS, Prompts, lists_candidates, settings_of_run
+from delrec.lm.prompts import DEFAULTS, Prompts, lists_candidates, must_have_words, settings_of_run
 from delrec.lm.ragged import Ragged, of_padded, ragged
 from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.residual import Olds, ScoresOf
@@ -111,6 +111,7 @@ def open_run(
     """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter
     and soft prompt, and the score it subtracts per item: (ranker, penalty float32 (I+1,)).
     scores_of: asked by a run of --residual or --user-states, of its backbone."""
+    must_have_words(run, data)
     lm = load_lm(run.llm, device, shard=shard, checked=getattr(run, "check_llm", True))
     must_be_of(lm, run)
     own = own_files(run)

@@ -10,7 +10,7 @@ import torch
 from delrec.data.prepared import Data
 from delrec.lm.model import LM, located
 from delrec.lm.pretrained import EMBEDDED
-from delrec.lm.prompts import DEFAULTS, lists_candidates, settings_of_run
+from delrec.lm.prompts import DEFAULTS, lists_candidates, must_have_words, settings_of_run
 from delrec.lm.text import random_soft_prompt, tokens_width
 from delrec.processes import Ranks
 from delrec.runtime import (
@@ -74,6 +74,7 @@ def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
             "(or pass --soft-prompt none)"
         )
     run = load_run(folder, data, stages=["distill", "finetune"])
+    must_have_words(run, data)
     must_fit(run, cfg)
     return run
 

@@ -20,6 +20,7 @@ from delrec.data.prepared import Data
 from delrec.data.shared import ITEMS, write_items
 from delrec.data.terms import terms_of
 from delrec.lm.export import ranks_all
+from delrec.lm.prompts import must_have_words
 from delrec.lm.residual import keep_backbone
 from delrec.places import BACKBONE
 from delrec.runtime import (
@@ -59,6 +60,8 @@ def write_card(run: Run, data: Data, table: Path, overwrite: bool = False) -> No
         stop(f"{readme} is there already, and may hold your own words; --overwrite writes it anew")
     if run.stage == "train_backbone":
         must_hold_model(run)
+    else:
+        must_have_words(run, data)
     must_be_writable(run.folder)
     with adding_to(run.folder):
         stop_if_replaced(run)

@@ -83,7 +83,7 @@ def made_with(cfg: SimpleNamespace, data: Prepared, ranks: Ranks, lm: str | None
         json.dumps(
             flags
             | {"dataset": data.name, "data_hash": data.meta["hash"], "processes": ranks.world}
-            | ({"lm": lm} if lm else {})
+            | ({"lm": lm, "prompt_words": data.meta.get("words")} if lm else {})
         )
     )
 

@@ -45,6 +45,7 @@ def start_run(
         "dataset": data.name,
         "data_folder": str(data.folder),
         "data_hash": data.meta["hash"],
+        "prompt_words": data.meta.get("words"),  # which the hash does not hold
         "world": ranks.world,
         "versions": versions(),
         "commit": commit(),
