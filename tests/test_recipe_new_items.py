@@ -82,13 +82,20 @@ def test_a_log_without_other_items_is_a_log_of_its_own(toy, monkeypatch, tmp_pat
     did = []
     monkeypatch.setattr(new_items, "stage", lambda *args, **_: did.append([str(a) for a in args]))
 
-    def prepared_for(share, seed=0):
+    def prepared_for(share, seed=0, cold_out=False):
         did.clear()
-        new_items.make_runs(toy, new_items.held_out(toy, share, seed), "sasrec", [])
+        is_out_I = new_items.held_out(toy, share, seed)
+        new_items.make_runs(toy, is_out_I, ["--model", "sasrec"], cold_out)
         return next(args[2] for args in did if args[1] == "data/prepare.py")
 
     names = [prepared_for(0.1), prepared_for(0.2), prepared_for(0.1, seed=1)]
-    assert len(set(names)) == 3 and prepared_for(0.1) == names[0]
+    names.append(prepared_for(0.1, cold_out=True))
+    assert [args[0].rsplit("/", 1)[1] for args in did[1:]] == [
+        "new-sasrec-cold-out",
+        "new-sasrec-cold-out-permute-text",
+        "new-sasrec",
+    ]
+    assert len(set(names)) == 4 and prepared_for(0.1) == names[0]
 
 
 def test_a_test_part_that_asks_for_no_held_out_item_is_one_sentence(toy):
