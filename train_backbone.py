@@ -360,7 +360,7 @@ def fit(
     loop.close()
 
     model.load_state_dict(best.weights)
-    results.leave_plain(model, cfg)
+    results.leave_plain(model, cfg, data, ranks)
     return Fitted(model, epoch, best.step, loop)
 
 

@@ -2,11 +2,13 @@
 
     python recipes/new_items.py --dataset ml-100k --epochs 30      some minutes on one core
     python recipes/new_items.py --dataset beauty --flags "--text tfidf"
+    python recipes/new_items.py --dataset beauty --cold-out --flags "--text tfidf"
 
 A tenth of the items is taken out of the log, a backbone is trained on what is left, and
-Recommender.add_items brings them back by their titles. Of the test part's interactions with such an
-item it says how often the item is among the first 20 of all, and among the first 10 of the
-held-out ones. Beside that:
+Recommender.add_items brings them back by their titles. With --cold-out the items stay in the
+catalogue, training and validation do not see them, and train_backbone.py --cold-out ranks them.
+Of the test part's interactions with such an item it says how often the item is among the first 20
+of all, and among the first 10 of the held-out ones. Beside that:
 
     permuted titles    the same with the held-out titles permuted
     title similarity   TF-IDF cosine of each title to the history; nothing is trained
@@ -31,7 +33,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
-from delrec.data.counts import popularity
+from delrec.data.counts import in_training, popularity
 from delrec.data.prepared import Data, load_data, raw_item_ids, raw_user_ids, users
 from delrec.evaluation.floors import similarity_to
 from delrec.evaluation.stats import interval
@@ -51,22 +53,39 @@ def held_out(data: Data, share: float, seed: int) -> np.ndarray:
     return is_out_I
 
 
-def write_log(folder: Path, data: Data, is_out_I: np.ndarray) -> None:
-    """Writes the log of a prepared folder without the held-out items, as csv."""
+def write_log(folder: Path, data: Data, is_out_I: np.ndarray, in_test: bool = False) -> None:
+    """Writes the log of a prepared folder without the held-out items, as csv; with in_test each
+    part of the split is a file, and that of the test has the items."""
     folder.mkdir(parents=True, exist_ok=True)
-    item_ids, user_ids = raw_item_ids(data), raw_user_ids(data)
-    user = users(data, np.arange(len(data.items)))
-    # where only an order is known, it is the place in the log
-    place_M = np.arange(len(data.items)) if data.times is None else data.times
-    with open(folder / "interactions.csv", "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["user", "item", "position" if data.times is None else "timestamp"])
-        for at in np.flatnonzero(~is_out_I[data.items]):
-            rows.writerow([user_ids[user[at]], item_ids[data.items[at]], int(place_M[at])])
+    part_M = part_of(data) if in_test else np.zeros(len(data.items), int)
+    kept_M = ~is_out_I[data.items] | (in_test & (part_M == 2))
+    for part, name in enumerate(["train", "val", "test"] if in_test else [""]):
+        path = folder / f"interactions.{name}.csv".replace("..", ".")
+        write_interactions(path, data, np.flatnonzero(kept_M & (part_M == part)))
     with open(folder / "items.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["item", "title"])
-        rows.writerows(zip(item_ids[1:], data.titles[1:]))
+        rows.writerows(zip(raw_item_ids(data)[1:], data.titles[1:]))
+
+
+def part_of(data: Data) -> np.ndarray:
+    """Which part of the split an interaction belongs to (M,): 0 training, 1 validation, 2 test; -1
+    where it stands in a later part and is no sample of it."""
+    part_M = np.where(in_training(data), 0, -1)
+    part_M[np.asarray(data.val)], part_M[np.asarray(data.test)] = 1, 2
+    return part_M
+
+
+def write_interactions(path: Path, data: Data, which: np.ndarray) -> None:
+    """Writes some interactions as csv."""
+    item_ids, user_ids = raw_item_ids(data), raw_user_ids(data)
+    # where only an order is known, it is the place in the log
+    place_M = np.arange(len(data.items)) if data.times is None else data.times
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["user", "item", "position" if data.times is None else "timestamp"])
+        for at, user in zip(which, users(data, which)):
+            rows.writerow([user_ids[user], item_ids[data.items[at]], int(place_M[at])])
 
 
 @dataclass
@@ -135,29 +154,94 @@ def permuted(titles: dict[str, str], seed: int) -> dict[str, str]:
     return {at: titles[taken] for at, taken in zip(order, [*order[1:], *order[:1]])}
 
 
-def make_runs(data: Data, is_out_I: np.ndarray, model: str, flags: list) -> tuple:
-    """(the run that never saw the held-out items, the run of the whole log)."""
+@dataclass
+class Runs:
+    """What is compared, run folders of train_backbone.py."""
+
+    without: Path  # training never saw the held-out items
+    permuted: Path | None  # the same by other items' titles, where --cold-out ranks them
+    trained: Path  # on the whole log
+
+
+def make_runs(data: Data, is_out_I: np.ndarray, flags: list, cold_out: bool) -> Runs:
+    """Prepares the log without the held-out items and trains what is compared. flags: of
+    train_backbone.py."""
     if data.meta["split"] == "files":
         stop(
             f"{data.folder} is split by its own files, and a log without some items has none of "
             "them; prepare it with --split temporal or --split leave-one-out for this program"
         )
+    without = prepared_without(data, is_out_I, cold_out)
+    cold = ["--cold-out"] * cold_out
+    return Runs(
+        trained_on(without, [*flags, *cold]),
+        trained_on(without, [*flags, *cold, "--permute-text"]) if cold_out else None,
+        trained_on(data.folder, flags),
+    )
+
+
+def prepared_without(data: Data, is_out_I: np.ndarray, cold_out: bool) -> str:
+    """The name of the prepared log without the held-out items; with cold_out its test part has
+    them."""
     # another share, seed or log holds out others: a log without these is taken for none of them
     which = hashlib.sha256(data.meta["hash"].encode() + is_out_I.tobytes()).hexdigest()[:8]
-    name = f"{data.folder_name}-without-{which}"
+    name = f"{data.folder_name}-{'cold' if cold_out else 'without'}-{which}"
     raw = runtime.ROOT / "runs" / "new-items" / name
     if not (runtime.ROOT / "data" / name / "meta.json").exists():
-        write_log(raw, data, is_out_I)
-        split = ["--split", data.meta["split"]]
-        stage(None, "data/prepare.py", name, "--raw", raw, "--core", 1, *split)
-    runs = []
-    for dataset in (name, data.folder):
-        run = runtime.ROOT / "runs" / Path(dataset).name / name_of(["new", model, *flags])
-        stage(
-            run, "train_backbone.py", "--dataset", dataset, "--model", model, *flags, "--out", run
-        )
-        runs.append(run)
-    return tuple(runs)
+        write_log(raw, data, is_out_I, in_test=cold_out)
+        split = "files" if cold_out else data.meta["split"]
+        stage(None, "data/prepare.py", name, "--raw", raw, "--core", 1, "--split", split)
+    return name
+
+
+def trained_on(dataset: str | Path, flags: list) -> Path:
+    """A backbone's run on a prepared folder."""
+    run = runtime.ROOT / "runs" / Path(dataset).name / name_of(["new", *flags[1:]])
+    stage(run, "train_backbone.py", "--dataset", dataset, *flags, "--out", run)
+    return run
+
+
+def compared(
+    runs: Runs, data: Data, question: Asked, is_out_I: np.ndarray, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """{row: {what: hits}}. Without a run of permuted titles the items are added by add_items."""
+    ids = raw_item_ids(data)
+    titles = {ids[i]: data.titles[i] for i in np.flatnonzero(is_out_I)}
+    histories = [[ids[i] for i in items] for items in question.old]
+
+    def found(run, added=None):
+        rec = Recommender.load(run)
+        if added:
+            rec.add_items(added)
+        return hits(rec, histories, [ids[i] for i in question.target_n], list(titles))
+
+    if runs.permuted:
+        by_titles = {"titles": found(runs.without), "permuted titles": found(runs.permuted)}
+    else:
+        others = permuted(titles, seed)
+        by_titles = {
+            "titles": found(runs.without, titles),
+            "permuted titles": found(runs.without, others),
+        }
+    return by_titles | {
+        "title similarity": similarity_hits(data, question, is_out_I),
+        "trained": found(runs.trained),
+    }
+
+
+def print_rows(rows: dict[str, dict[str, np.ndarray]], question: Asked, n: int, new: int) -> None:
+    """Prints the rows and one JSON object. n: items, new: held-out ones among them."""
+    said = {"asked": len(question.old), "users": len(set(question.user_n)), "new": new}
+    for row, each in rows.items():
+        for what, hit_n in each.items():
+            low, high = interval(hit_n, question.user_n)
+            said[f"{row}: {what}"] = [round(float(x), 4) for x in (hit_n.mean(), low, high)]
+            print(f"{row:<16} {what:<14} {hit_n.mean():.3f} [{low:.3f}, {high:.3f}]", flush=True)
+    of_all, of_new = min(TOP / n, 1), min(TOP_NEW / new, 1)
+    said[f"chance: hr@{TOP} of all"] = round(of_all, 4)
+    said[f"chance: hr@{TOP_NEW} of new"] = round(of_new, 4)
+    print(f"by chance {of_all:.3f} of all, {of_new:.3f} of new")
+    print(json.dumps(said))
 
 
 @click.command(**described(__doc__))
@@ -166,16 +250,26 @@ def make_runs(data: Data, is_out_I: np.ndarray, model: str, flags: list) -> tupl
 @click.option("--epochs", default=30, help="that it is trained for, at most")
 @click.option("--flags", default="", help="more flags of train_backbone.py")
 @click.option(
+    "--cold-out",
+    is_flag=True,
+    help="the items stay in the catalogue, and train_backbone.py --cold-out ranks them (--flags "
+    "names the --text); else add_items does",
+)
+@click.option(
     "--share",
     default=0.1,
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="of the items that are held out",
 )
 @click.option("--seed", default=0, type=click.IntRange(0), help="of the draw")
-def main(dataset: str, model: str, epochs: int, flags: str, share: float, seed: int) -> None:
-    """What add_items is worth for a backbone."""
+def main(
+    dataset: str, model: str, epochs: int, flags: str, cold_out: bool, share: float, seed: int
+) -> None:
+    """What titles are worth where an item has no history."""
     data = load_data(dataset)
     is_out_I = held_out(data, share, seed)
+    if cold_out:  # the catalogue has what the log has: of the held-out items those of its test part
+        is_out_I &= np.isin(np.arange(len(is_out_I)), data.items[data.test])
     question = asked(data, is_out_I)
     if not question.old:
         stop(
@@ -183,35 +277,10 @@ def main(dataset: str, model: str, epochs: int, flags: str, share: float, seed: 
             f"{is_out_I.sum()} held-out items after a history; hold out more (--share), or take a "
             "larger log"
         )
-    more = ["--epochs", str(epochs), *shlex.split(flags)]
-    without, trained = make_runs(data, is_out_I, model, more)
-    ids = raw_item_ids(data)
-    titles = {ids[i]: data.titles[i] for i in np.flatnonzero(is_out_I)}
-    histories = [[ids[i] for i in items] for items in question.old]
-    targets, new = [ids[i] for i in question.target_n], list(titles)
-
-    def by_titles(given):
-        rec = Recommender.load(without)
-        rec.add_items(given)
-        return hits(rec, histories, targets, new)
-
-    rows = {
-        "titles": by_titles(titles),
-        "permuted titles": by_titles(permuted(titles, seed)),
-        "title similarity": similarity_hits(data, question, is_out_I),
-        "trained": hits(Recommender.load(trained), histories, targets, new),
-    }
-    found = {"asked": len(targets), "users": len(set(question.user_n)), "new": len(titles)}
-    for row, each in rows.items():
-        for what, hit_n in each.items():
-            low, high = interval(hit_n, question.user_n)
-            found[f"{row}: {what}"] = [round(float(x), 4) for x in (hit_n.mean(), low, high)]
-            print(f"{row:<16} {what:<14} {hit_n.mean():.3f} [{low:.3f}, {high:.3f}]", flush=True)
-    of_all, of_new = min(TOP / data.n_items, 1), min(TOP_NEW / len(titles), 1)
-    found[f"chance: hr@{TOP} of all"] = round(of_all, 4)
-    found[f"chance: hr@{TOP_NEW} of new"] = round(of_new, 4)
-    print(f"by chance {of_all:.3f} of all, {of_new:.3f} of new")
-    print(json.dumps(found))
+    more = ["--model", model, "--epochs", str(epochs), *shlex.split(flags)]
+    runs = make_runs(data, is_out_I, more, cold_out)
+    rows = compared(runs, data, question, is_out_I, seed)
+    print_rows(rows, question, data.n_items, int(is_out_I.sum()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import train_backbone
 from delrec.backbone import models, text_ways
+from delrec.backbone.by_title import give_rows
 from delrec.backbone.losses import catalogue_loss, list_loss, list_weights
 from delrec.backbone.text import Text
 from delrec.data.counts import seen_in_training
@@ -41,6 +42,28 @@ def test_what_nobody_took_is_found_by_its_title(news, run, on_cpu, tmp_path):
         found[name] = run(train_backbone.main, f"{base} {more}").json["test_full_ndcg@10"]
     assert found["out"] > 0.2 and found["out"] > 1.2 * found["in"], found
     assert found["permuted"] < 0.1
+
+
+def test_an_item_that_nobody_took_is_scored_as_those_of_its_kind(toy):
+    kinds, rng = 4, np.random.default_rng(0)
+    data = replace(toy, train=toy.train[:150])
+    seen = torch.as_tensor(seen_in_training(data))
+    cold = torch.as_tensor(np.setdiff1d(np.arange(1, toy.n_items + 1), seen))
+    assert len(cold) >= kinds
+    kind_I = torch.arange(toy.n_items + 1) % kinds
+    torch.manual_seed(0)
+    model = models.build("sasrec", toy.n_items, SimpleNamespace(history=8, width=16, dropout=0))
+    own = 0.1 * torch.as_tensor(rng.normal(size=(toy.n_items + 1, 16))).float()
+    model.item.weight.data[seen] = (torch.eye(16)[:kinds][kind_I] * 3 + own)[seen]
+    model.bias.data[seen], model.bias.data[cold] = 5.0, -9.0  # learnt, and as it began
+    trained = [model.item.weight[seen].clone(), model.bias[seen].clone()]
+    give_rows(model, 5 * F.one_hot(kind_I, kinds).float(), data)
+    assert torch.equal(model.item.weight[seen], trained[0])
+    assert torch.equal(model.bias[seen], trained[1])
+    near = torch.cdist(model.item.weight[cold], torch.eye(16)[:kinds] * 3).argmin(1)
+    assert torch.equal(near, kind_I[cold])
+    # what is not known of it lifts it above the mean of its kind, by little here
+    assert (model.bias[cold] > 5).all() and (model.bias[cold] < 6).all()
 
 
 def barring(toy, alone, way="fold"):

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 from recommenders import recommender_of
 
+from delrec.data.counts import in_training
 from recipes import new_items
 
 
@@ -22,6 +23,21 @@ def test_held_out_items_are_nowhere_but_among_the_targets(toy, tmp_path):
     assert not any(is_out_I[items].any() for items in asked.old)
     padded = asked.last(3)
     assert padded.shape == (len(asked.old), 3) and (padded[:, -1] > 0).all()
+
+
+def test_items_that_stay_in_the_catalogue_are_in_the_test_part_alone(toy, tmp_path):
+    is_out_I = new_items.held_out(toy, 0.2, 0)
+    is_out_I &= np.isin(np.arange(toy.n_items + 1), toy.items[toy.test])
+    new_items.write_log(tmp_path / "raw", toy, is_out_I, in_test=True)
+    rows = {}
+    for part in ("train", "val", "test"):
+        with open(tmp_path / "raw" / f"interactions.{part}.csv", newline="") as file:
+            rows[part] = [int(row["item"]) for row in csv.DictReader(file)]
+    held = set(np.flatnonzero(is_out_I).tolist())
+    assert not held & {*rows["train"], *rows["val"]}
+    assert sorted(rows["test"]) == sorted(toy.items[toy.test].tolist()) and held <= {*rows["test"]}
+    assert len(rows["val"]) == (~is_out_I[toy.items[toy.val]]).sum()
+    assert len(rows["train"]) == (in_training(toy) & ~is_out_I[toy.items]).sum()
 
 
 def test_where_only_an_order_is_known_the_log_is_in_that_order(toy, tmp_path):
@@ -66,13 +82,20 @@ def test_a_log_without_other_items_is_a_log_of_its_own(toy, monkeypatch, tmp_pat
     did = []
     monkeypatch.setattr(new_items, "stage", lambda *args, **_: did.append([str(a) for a in args]))
 
-    def prepared_for(share, seed=0):
+    def prepared_for(share, seed=0, cold_out=False):
         did.clear()
-        new_items.make_runs(toy, new_items.held_out(toy, share, seed), "sasrec", [])
+        is_out_I = new_items.held_out(toy, share, seed)
+        new_items.make_runs(toy, is_out_I, ["--model", "sasrec"], cold_out)
         return next(args[2] for args in did if args[1] == "data/prepare.py")
 
     names = [prepared_for(0.1), prepared_for(0.2), prepared_for(0.1, seed=1)]
-    assert len(set(names)) == 3 and prepared_for(0.1) == names[0]
+    names.append(prepared_for(0.1, cold_out=True))
+    assert [args[0].rsplit("/", 1)[1] for args in did[1:]] == [
+        "new-sasrec-cold-out",
+        "new-sasrec-cold-out-permute-text",
+        "new-sasrec",
+    ]
+    assert len(set(names)) == 4 and prepared_for(0.1) == names[0]
 
 
 def test_a_test_part_that_asks_for_no_held_out_item_is_one_sentence(toy):

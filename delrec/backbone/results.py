@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parametrize
 
-from delrec.backbone import contrast, kda, text_ways
+from delrec.backbone import by_title, contrast, kda, text_ways
 from delrec.backbone.losses import power_of_truth
 from delrec.backbone.ranking import rank_all
 from delrec.data.prepared import Data, candidates, halves_of_validation, subset
@@ -33,11 +33,17 @@ def begin_at_popularity(model: torch.nn.Module, data: Data, cfg: SimpleNamespace
     model.bias.data = torch.tensor(odds_I, dtype=torch.float32, device=model.bias.device)
 
 
-def leave_plain(model: torch.nn.Module, cfg: SimpleNamespace) -> None:
-    """Takes off what only training needs: from here on item vectors are plain ones."""
+def leave_plain(model: torch.nn.Module, cfg: SimpleNamespace, data: Data, ranks: Ranks) -> None:
+    """Takes off what only training needs: from here on item vectors are plain ones, also those of
+    items that it never saw (--cold-out)."""
     text_ways.fold(model)
     if cfg.contrast:
         contrast.drop_mask(model)
+    if model.titles_ID is not None:
+        by_title.give_rows(model, model.titles_ID, data)
+        model.item.weight.data = text_ways.of_first(model.item.weight.data, ranks)
+        model.bias.data = text_ways.of_first(model.bias.data, ranks)
+        model.titles_ID = None
 
 
 def means(greater: np.ndarray, equal: np.ndarray) -> dict[str, float]:

@@ -117,6 +117,7 @@ def enter(
         model.take_text(Z)
         return
     if cfg.cold_out:
+        model.titles_ID = Z
         is_cold_I = torch.ones(len(table_IE), dtype=torch.bool, device=ranks.device)
         is_cold_I[seen_in_training(data)] = False
         model.barred_I = torch.where(is_cold_I[1:], -torch.inf, 0.0)
