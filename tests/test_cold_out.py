@@ -12,6 +12,7 @@ import train_backbone
 from delrec.backbone import models, text_ways
 from delrec.backbone.by_title import give_rows
 from delrec.backbone.losses import catalogue_loss, list_loss, list_weights
+from delrec.backbone.results import leave_plain
 from delrec.backbone.text import Text
 from delrec.data.counts import seen_in_training
 
@@ -57,7 +58,8 @@ def test_an_item_that_nobody_took_is_scored_as_those_of_its_kind(toy):
     model.item.weight.data[seen] = (torch.eye(16)[:kinds][kind_I] * 3 + own)[seen]
     model.bias.data[seen], model.bias.data[cold] = 5.0, -9.0  # learnt, and as it began
     trained = [model.item.weight[seen].clone(), model.bias[seen].clone()]
-    give_rows(model, 5 * F.one_hot(kind_I, kinds).float(), data)
+    nothing = torch.zeros_like(model.item.weight)
+    give_rows(model, 5 * F.one_hot(kind_I, kinds).float(), nothing, data)
     assert torch.equal(model.item.weight[seen], trained[0])
     assert torch.equal(model.bias[seen], trained[1])
     near = torch.cdist(model.item.weight[cold], torch.eye(16)[:kinds] * 3).argmin(1)
@@ -66,13 +68,24 @@ def test_an_item_that_nobody_took_is_scored_as_those_of_its_kind(toy):
     assert (model.bias[cold] > 5).all() and (model.bias[cold] < 6).all()
 
 
-def barring(toy, alone, way="fold"):
+@pytest.mark.parametrize("way", ["fold", "adaptor", "alphafuse"])
+def test_a_vector_that_is_the_text_s_alone_stays_so(way, toy, alone):
+    model, seen, cold = barring(toy, alone, way, offset=False)
+    model.bias.data[seen], model.bias.data[cold] = 5.0, -9.0
+    before = model.item.weight.detach().clone()
+    data = replace(toy, train=toy.train[:60])
+    leave_plain(model, SimpleNamespace(contrast=0), data, alone)
+    assert before[cold].abs().max() > 0 and torch.equal(model.item.weight, before)
+    torch.testing.assert_close(model.bias[cold], torch.full((len(cold),), 5.0))
+
+
+def barring(toy, alone, way="fold", offset=True):
     """(a model of the toy data's first samples, the items that these have, the others)."""
     data = replace(toy, train=toy.train[:60])
     seen = seen_in_training(data)
     cfg = SimpleNamespace(history=8, width=16, dropout=0, text_in=way, text_whiten=None, eta=1.0)
     vars(cfg).update(
-        text_width=None, text_graph=0.0, permute_text=False, offset=True, cold_out=True
+        text_width=None, text_graph=0.0, permute_text=False, offset=offset, cold_out=True
     )
     torch.manual_seed(0)
     model = models.build("sasrec", toy.n_items, cfg)

@@ -71,18 +71,19 @@ def residuals(X: torch.Tensor, Y: torch.Tensor, fitted: torch.Tensor) -> torch.T
 
 
 @torch.no_grad()
-def give_rows(model: torch.nn.Module, Z: torch.Tensor, data: Data) -> None:
+def give_rows(model: torch.nn.Module, Z: torch.Tensor, text_IE: torch.Tensor, data: Data) -> None:
     """Gives the items that training never saw (--cold-out) the vectors and biases that their titles
-    Z (I+1, D) make likely. u' S u / 2 is hardly another for another history, so its mean stands in
-    the bias, and the model stays a plain one.
+    Z (I+1, D) make likely: what the text says of a vector, text_IE (I+1, E), and what titles tell
+    of the rest and the bias. u' S u / 2 is hardly another for another history, so its mean stands
+    in the bias, and the model stays a plain one.
     """
     trained = torch.from_numpy(seen_in_training(data)).to(Z.device)
     is_cold_I = torch.ones(len(Z), dtype=torch.bool, device=Z.device)
     is_cold_I[trained] = is_cold_I[0] = False
-    Y = torch.cat([model.item.weight, model.bias[:, None]], 1)[trained]
+    Y = torch.cat([model.item.weight - text_IE, model.bias[:, None]], 1)[trained]
     mean = Y.mean(0)
     row_AX = mean + Z[is_cold_I] @ ridge(Z[trained], Y - mean)
-    model.item.weight[is_cold_I] = row_AX[:, :-1]
+    model.item.weight[is_cold_I] = text_IE[is_cold_I] + row_AX[:, :-1]
     model.bias[is_cold_I] = row_AX[:, -1] + mean_lift(model, left_open(Z[trained], Y), data)
 
 

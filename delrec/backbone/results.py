@@ -36,11 +36,13 @@ def begin_at_popularity(model: torch.nn.Module, data: Data, cfg: SimpleNamespace
 def leave_plain(model: torch.nn.Module, cfg: SimpleNamespace, data: Data, ranks: Ranks) -> None:
     """Takes off what only training needs: from here on item vectors are plain ones, also those of
     items that it never saw (--cold-out)."""
+    cold_out = model.titles_ID is not None
+    text_IE = text_ways.text_part(model) if cold_out else None
     text_ways.fold(model)
     if cfg.contrast:
         contrast.drop_mask(model)
-    if model.titles_ID is not None:
-        by_title.give_rows(model, model.titles_ID, data)
+    if cold_out:
+        by_title.give_rows(model, model.titles_ID, text_IE, data)
         model.item.weight.data = text_ways.of_first(model.item.weight.data, ranks)
         model.bias.data = text_ways.of_first(model.bias.data, ranks)
         model.titles_ID = None

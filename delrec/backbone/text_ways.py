@@ -144,6 +144,16 @@ def of_first(x: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     return x
 
 
+@torch.no_grad()
+def text_part(model: nn.Module) -> torch.Tensor:
+    """What the text says of the item vectors (I+1, E), without what is learnt of each item: zeros
+    where it only began them."""
+    if not parametrize.is_parametrized(model.item, "weight"):
+        return torch.zeros_like(model.item.weight)
+    made = model.item.parametrizations.weight
+    return made[0](torch.zeros_like(made.original))
+
+
 def fold(model: nn.Module) -> None:
     """Makes the item vectors plain ones again, as they are now; those that are stay so. What tells
     relations by titles goes."""
