@@ -42,7 +42,7 @@ text_options = (
     click.option(
         "--cold-out",
         is_flag=True,
-        help="items that training never saw are no negatives and have their text's vector alone, "
-        "so that they are ranked by it; without, every step pushes them down",
+        help="items that training never saw are no negatives, and get the vectors and biases that "
+        "their text makes likely; without, every step pushes them down",
     ),
 )
