@@ -63,14 +63,13 @@ def read_table(
         header = found
     else:
         form.headers = 0
+    notes = []
     if not set(names) & set(header):
         rows, lines = pl.DataFrame(), None
     else:
-        quick = quick_rows(path, form, header, names)
-        rows, lines = quick or careful_rows(path, form, header, names)
+        rows, lines = rows_of_text(path, form, header, names, notes)
     stop_if_cut(path, form, header, rows)
     first = form.above + 1
-    notes = []
     if form.separator != "," and not form.typed and ".tsv" not in path.suffixes:
         notes.append(f"{path.name}: its cells are separated by {SEPARATORS[form.separator]}")
     if form.encoding != (encoding or "utf-8-sig"):
@@ -151,17 +150,39 @@ def is_table(name: str) -> bool:
     return bool(re.search(r"\.(csv|tsv|txt|inter|item)(\.gz)?$|\.parquet$", name))
 
 
+def rows_of_text(
+    path: Path, form: Form, header: list[str], names: list[str], notes: list[str]
+) -> tuple[pl.DataFrame, np.ndarray | None]:
+    """The columns of a file of text and each row's line, None where it is its number.
+
+    Who writes without quotes leaves those of a text as they are ("5 apples), so the file is no csv.
+    Where every line has its cells and no quote opens one that is asked for, both ways of writing
+    mean the same rows, and a note says so.
+    """
+    if rows := quick_rows(path, form, header, names):
+        return rows
+    try:
+        return careful_rows(path, form, header, names)
+    except ClickException:
+        rows = quick_rows(path, form, header, names, as_signs=True)
+        if not rows:
+            raise
+    notes.append(f"{path.name}: quotes do not close as in csv, so each line is read as one row")
+    return rows
+
+
 # ---------------------------------------------------------------- all at once
 
 
 def quick_rows(
-    path: Path, form: Form, header: list[str], names: list[str]
+    path: Path, form: Form, header: list[str], names: list[str], as_signs: bool = False
 ) -> tuple[pl.DataFrame, np.ndarray | None] | None:
     """The columns of a plain file, by polars: 22 million rows in seconds; and each row's line
     where it is not its number.
 
     None where anything is out of the ordinary (a quote, a cell too many, not UTF-8): then
-    careful_rows, line by line, reads it or says what is wrong.
+    careful_rows, line by line, reads it or says what is wrong. as_signs: a quote is a sign like any
+    other, unless it opens one of these cells.
     """
     place = {name: header.index(name) for name in names if name in header}
     if form.encoding != "utf-8-sig" or len(set(header)) < len(header) or form.headers > 1:
@@ -169,9 +190,12 @@ def quick_rows(
     rows = polars_rows(path, form.separator, form.above, len(header), list(place.values()))
     if rows is None or not len(rows):
         return None
-    if form.quoted and any(column.str.contains('"', literal=True).any() for column in rows):
+    quote = '^"' if as_signs else '"'
+    if form.quoted and any(
+        column.str.contains(quote, literal=not as_signs).any() for column in rows
+    ):
         return None
-    kept = whole_lines(path, form, len(header))
+    kept = whole_lines(path, form, len(header), as_signs)
     if kept is None:
         return None
     lines = None
@@ -206,10 +230,10 @@ def polars_rows(
         return None
 
 
-def whole_lines(path: Path, form: Form, width: int) -> np.ndarray | None:
+def whole_lines(path: Path, form: Form, width: int, as_signs: bool) -> np.ndarray | None:
     """The places, below the header, of the lines that hold anything; None if one of them has too
-    many or too few cells, or ends within a quoted cell. Polars looks for too many only in the first
-    line, where it reads some of the columns.
+    many or too few cells, or ends within a quoted cell (unless as_signs: see quick_rows). Polars
+    looks for too many only in the first line, where it reads some of the columns.
     """
     lines = polars_rows(path, NO_SEPARATOR, form.above, 1, [0])
     if lines is None:
@@ -218,7 +242,8 @@ def whole_lines(path: Path, form: Form, width: int) -> np.ndarray | None:
     blank = line.str.strip_chars(f" {form.separator}") == ""
     if (~blank & (line.str.count_matches(form.separator, literal=True) != width - 1)).any():
         return None
-    if form.quoted and (line.str.count_matches('"', literal=True) % 2 == 1).any():
+    quoted = form.quoted and not as_signs
+    if quoted and (line.str.count_matches('"', literal=True) % 2 == 1).any():
         return None
     return np.flatnonzero(~blank.to_numpy())
 

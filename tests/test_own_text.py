@@ -113,6 +113,25 @@ def test_a_line_break_in_a_quoted_cell_that_nobody_asks_for_makes_no_row(order, 
     assert is_the_log(read_own(raw, request()))
 
 
+@pytest.mark.parametrize("note", ['"5 apples', '"y" said "he'])
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_quote_that_csv_does_not_know_is_a_sign_where_nobody_asks(note, at, tmp_path):
+    """As in exports without quotes, Amazon's of reviews."""
+    rows = [(u, i, t, note if (u, i) == (1, 2) else "good") for u, i, t in ROWS]
+    rows = [(*row[:at], row[3], *row[at:3]) for row in rows]
+    names = ["user", "item", "timestamp"]
+    text = table(rows, ",".join([*names[:at], "note", *names[at:]]), "\t")
+    raw = folder(tmp_path, interactions__csv=text, items__csv=TITLES)
+    log = read_own(raw, request())
+    assert is_the_log(log)
+    assert any("interactions.csv: quotes do not close as in csv" in said for said in log.notes)
+    folder(raw, interactions__csv=text.replace("\n2\t0\t", "\n\t0\t"))
+    assert "line 12: the user is blank" in refusal(read_own, raw, request())
+    # the users could be "0" or 0
+    folder(raw, interactions__csv=text.replace("\n0\t", '\n"0"\t'))
+    assert "write the file as plain csv" in refusal(read_own, raw, request())
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("user", ["user", "customer no"])
 def test_a_line_break_in_the_header_is_a_blank(tmp_path, user, end):
