@@ -66,6 +66,7 @@ from delrec.evaluation.scores import (
 )
 from delrec.evaluation.tables import table_folder, write_tables
 from delrec.evaluation.two_stage import two_stages
+from delrec.evaluation.typed import settle_names
 from delrec.lm import export
 from delrec.lm.model import located
 from delrec.processes import Ranks, finish, setup
@@ -345,7 +346,9 @@ def main(**config: Any) -> None:
     if cfg.llm:
         runs.insert(0, plain.plain_lm(cfg, data, scorer))
     backbone = find_backbone(runs, data, ranks)
-    for name, run in in_order(runs, backbone, rows):
+    named = in_order(runs, backbone, rows)
+    settle_names(cfg, named, rows)
+    for name, run in named:
         add_run(rows, name, run, scorer, val, test, cfg.shuffle_history)
     pairs = pairs_with_backbone(rows, runs, backbone) if backbone else []
     if cfg.neighbours:
