@@ -61,9 +61,9 @@ def find(folder: Path, *names: str, needed: bool = True) -> Path | None:
 
 def are_copies(files: list[RawFile]) -> bool:
     """True unless two of the files hold different things."""
-    if len({file.size for file in files}) != 1:
-        return not files
-    return len(files) == 1 or len({crc_of(file) for file in files}) == 1
+    if len(files) < 2:
+        return True
+    return len({file.size for file in files}) == 1 and len({crc_of(file) for file in files}) == 1
 
 
 def crc_of(file: RawFile) -> int:
