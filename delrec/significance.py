@@ -26,7 +26,7 @@ def draws_of(n_rows: int) -> int:
 
 def sign_flips(sum_GR: np.ndarray, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
     """sum_g e_g S_g of each column for patterns of signs e_g = +-1, float64 (patterns, R): all 2^G
-    patterns of few users, else `draws` drawn ones, an odd number.
+    patterns of few users, else `draws` drawn ones, and one more if that is even.
 
     The columns see the same patterns, so what holds of a difference of columns is the difference of
     what holds of them: one pass serves every pair of rows.
@@ -35,6 +35,7 @@ def sign_flips(sum_GR: np.ndarray, seed: int = 0, draws: int = DRAWS) -> np.ndar
     if G <= EXACT:
         is_plus_PG = (np.arange(2**G)[:, None] >> np.arange(G)) & 1
         return 2 * (is_plus_PG @ sum_GR) - total_R
+    draws += 1 - draws % 2  # by that share_as_large tells them from all
     rng, at_once, flipped = np.random.default_rng(seed), max(4_000_000 // G, 1), []
     for first in range(0, draws, at_once):
         bytes_DB = rng.integers(0, 256, (min(at_once, draws - first), -(-G // 8)), np.uint8)

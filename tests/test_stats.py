@@ -169,6 +169,13 @@ def test_drawn_signs_come_near_all_signs_and_never_to_nought():
     assert flip_p(more) == flip_p(more)
 
 
+@pytest.mark.parametrize("draws", [199, 200])
+def test_drawn_signs_are_never_taken_for_all_signs(draws):
+    flipped = significance.sign_flips(np.ones((40, 1)), draws=draws)[:, 0]
+    assert draws <= len(flipped) <= 201
+    assert significance.share_as_large(flipped, 40) == 1 / (1 + len(flipped))
+
+
 def test_all_pairs_at_once_are_each_pair_alone():
     rng, user = np.random.default_rng(0), np.repeat(np.arange(30), rng_sizes(30))
     value = {name: {"hr@1": rng.integers(0, 2, len(user)) / 1} for name in "abcd"}
