@@ -32,9 +32,11 @@ from delrec.evaluation.scores import places_in_test, stored_metrics
 from delrec.evaluation.stats import interval
 from delrec.evaluation.wording import ends_text
 from delrec.kernels.bench import Row, report
-from delrec.runtime import described, load_run, read_json
+from delrec.lm.model import is_lm_run
+from delrec.lm.slmrec import blocks_of
+from delrec.runtime import described, load_run, read_json, stop
 from delrec.serving.latency import latencies, parameters, timed_on
-from recipes.runs import FOLDS
+from recipes.runs import FOLDS, kind_and_layers
 from recipes.stage import prepare, stage, was_killed
 
 ROWS = {
@@ -132,6 +134,26 @@ def make_lms(circle: Circle) -> None:
     circle.make("small", *tune, *ids, *small, procs=procs)
     circle.make("slmrec", *tune, *taught, *small, procs=procs)
     stage(circle.folder / "slmrec" / "export", *export, procs=procs)
+
+
+def must_be_taught(circle: Circle) -> None:
+    """Stops where the small LM and its teacher would be cut into one block, whose inner states
+    teach nothing: finetune.py says so once the teacher is trained."""
+    llm = circle.llm
+    while is_lm_run(llm):  # it has as many layers as the LM that it was trained on
+        llm = load_run(llm).llm
+    kind, whole = kind_and_layers(llm)
+    depths = range(1, whole + 1) if kind == "decoder" else ()
+    fits = [n for n in depths if blocks_of([whole, n]) > 1]
+    if circle.layers in fits:
+        return
+    remedy = (
+        f"use --layers with one of {', '.join(map(str, fits))}" if fits else "use another --llm"
+    )
+    stop(
+        f"--layers {circle.layers}: the small LM learns from blocks of its teacher's layers, and "
+        f"{circle.llm} ({kind}, {whole} layers) cannot be cut so with it; {remedy}"
+    )
 
 
 def prepare_all(circle: Circle) -> None:
@@ -294,6 +316,7 @@ def main(**options: Any) -> None:
     began = time.time()
     circle = Circle(**options)
     circle.procs = circle.procs or torch.cuda.device_count() or min(os.cpu_count(), 2)
+    must_be_taught(circle)
     prepare_all(circle)
     run_stages(circle)
     measured = measure(circle, load_data(circle.dataset), began)

@@ -9,10 +9,31 @@ from click.testing import CliRunner
 
 from delrec import runtime
 from delrec.evaluation.scores import part_of, places_in_test
-from delrec.runtime import load_run
+from delrec.runtime import load_run, write_json
 from recipes import circle
 
 SMALL = "--layers 2 --windows 80 --small-windows 80 --val-samples 10 --test-samples 30 --procs 1"
+
+
+@pytest.mark.parametrize("layers", [1, 5, 7, 11, 25, 31])
+def test_layers_that_make_one_block_are_refused_before_anything_trains(here, refused, layers):
+    said = refused(circle.main, f"--layers {layers}")  # the embedded LM has 30
+    assert f"--layers {layers}: " in said and not here.ran
+    fits = [int(n) for n in said.split("one of ")[1].split(", ")]
+    assert {2, 3, 6, 20, 30} <= set(fits) and not {1, 5, 7, 11, 25} & set(fits)
+    for n in fits:
+        circle.must_be_taught(circle.Circle("toy", "smollm2-135m", n, 80, 80, 10, 1, 0))
+
+
+def test_the_layers_are_those_of_the_lm_also_of_a_run_s(here, refused, deep, encoder, tmp_path):
+    assert refused(circle.main, f"--llm {deep} --layers 3").endswith("one of 2, 4")
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    run = {"stage": "finetune", "dataset": "toy", "data_hash": "0", "llm": str(deep)}
+    write_json(tmp_path / "run" / "config.json", run)
+    said = refused(circle.main, f"--llm {tmp_path}/run --layers 3")
+    assert said.endswith("one of 2, 4")
+    assert refused(circle.main, f"--llm {encoder} --layers 2").endswith("use another --llm")
+    assert not here.ran
 
 
 @pytest.mark.long
