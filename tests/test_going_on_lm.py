@@ -314,6 +314,7 @@ def test_what_going_on_cannot_change_is_one_sentence(options, says, refused_on, 
         ({"without_fold": [1]}, "was trained with --without-fold"),
         ({"residual": "backbone"}, "was trained with --residual"),
         ({"data_hash": "0123456789abcdef"}, "another preparation"),
+        ({"prompt_words": {"noun": "tea", "verb": "drank"}}, "prompts of 'tea' and 'drank'"),
         ({"llm_fingerprint": "0123456789abcdef"}, "was trained on another LM"),
     ],
 )

@@ -13,7 +13,7 @@ from delrec.data.grown import counted, known_before, said
 from delrec.data.prepared import Data
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import located
-from delrec.lm.prompts import DEFAULTS
+from delrec.lm.prompts import DEFAULTS, must_have_words
 from delrec.lm.ranker import own_files
 from delrec.names import NAMES
 from delrec.processes import Ranks
@@ -45,6 +45,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> R
     one was typed that the run fixes, and where it cannot be gone on from."""
     run = load_run(cfg.from_run, stages=["finetune"])
     must_be_plain(run)
+    must_have_words(run, data)
     for flag, instead in REFUSED.items():
         if getattr(cfg, flag):
             stop(
