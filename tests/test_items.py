@@ -303,6 +303,17 @@ def test_maps_of_another_backbone_are_refused(stage_2, next_number, distilled, t
     assert "--maps and --teacher both say" in says
 
 
+def test_maps_of_permuted_vectors_begin_no_run_on_the_items_own(
+    stage_2, next_number, distilled, tmp_path
+):
+    control = shutil.copytree(distilled, tmp_path / "control")
+    tensors = load_file(control / "items.safetensors")
+    permuted = tensors["E"][order_of_others(60)]
+    save_file(tensors | {"E": permuted}, control / "items.safetensors")
+    says = stage_2(f"{TUNE} --soft-prompt none --backbone {next_number} --maps {control}")
+    assert f"{control} was trained with --permute-vectors" in says
+
+
 def test_a_backbone_of_another_preparation_is_refused(stage_2, next_number, tmp_path):
     other = shutil.copytree(next_number, tmp_path / "other")
     edit_config(other, data_hash="0123456789abcdef")

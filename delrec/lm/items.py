@@ -286,16 +286,22 @@ def maps_folder(cfg: SimpleNamespace, data: Data, prompt_run: Run | None) -> str
     return None
 
 
-def load_maps(lm: LM, folder: Path | str, n_items: int) -> None:
-    """Sets the maps to those of another run, which must have seen the same item vectors, the items'
-    own or permuted."""
+def load_maps(lm: LM, folder: Path | str, n_items: int, permuted: bool) -> None:
+    """Sets the maps to those of another run, which must have seen the same item vectors: the items'
+    own, or, where this run's will be permuted too, permuted ones."""
     E, tensors = read_items(lm, folder, n_items)
     mine, E = lm.items.E, E.to(lm.device)
-    if not any(torch.equal(E, known) for known in (mine, mine[others(mine)])):
-        stop(
-            f"{folder} was trained on the item vectors of another backbone; give its --backbone, "
-            "or distil again from this one"
-        )
+    if not torch.equal(E, mine):
+        if not torch.equal(E, mine[others(mine)]):
+            stop(
+                f"{folder} was trained on the item vectors of another backbone; give its "
+                "--backbone, or distil again from this one"
+            )
+        if not permuted:
+            stop(
+                f"{folder} was trained with --permute-vectors, so its maps have learnt nothing of "
+                "the items' own vectors; add --permute-vectors, or leave --maps out"
+            )
     of_this_run = {ADDED, *CARRIED}  # the first begins at 1, the others come with the soft prompt
     own = {name: t for name, t in tensors.items() if name not in of_this_run}
     lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **own})
@@ -321,7 +327,7 @@ def first_maps(
     torch.manual_seed(cfg.seed)
     load_items(lm, backbone_run, n_items, inner)
     if cfg.maps:  # what stage 1 distilled into them
-        load_maps(lm, cfg.maps, n_items)
+        load_maps(lm, cfg.maps, n_items, cfg.permute_vectors)
     if cfg.permute_vectors:
         permute(lm)
     return lm.items.maps
