@@ -14,7 +14,7 @@ from delrec.lm.summaries import OtherUsers
 @pytest.mark.parametrize("kind", ["residual", "summary"])
 def test_nobody_is_answered_by_a_history_of_his_own(kind, shelves, tmp_path):
     control = Residual(SimpleNamespace(history=8), tmp_path, shelves, True).of_another
-    control = control if kind == "residual" else OtherUsers(shelves).history
+    control = control if kind == "residual" else OtherUsers(shelves, 8).history
     for place in (*shelves.train, *shelves.test):
         old = histories(shelves, np.array([place]), 8)[0]
         old = old[old > 0]

@@ -1,5 +1,7 @@
 """--summary (LLM-TRSR): what a history was about before its last items, told in words."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from kinds import kind_known
@@ -8,9 +10,11 @@ from tuning import opens_as_stored
 
 import evaluate
 import finetune
+from delrec.data.prepared import histories
 from delrec.data.words import words_of
-from delrec.lm import prompts
-from delrec.lm.summaries import DECAY, SHOWN, BlockWords, OtherUsers
+from delrec.lm import prompts, student, written
+from delrec.lm.ragged import of_padded
+from delrec.lm.summaries import DECAY, SHOWN, BlockWords, OtherUsers, open_summaries
 from delrec.lm.text import MASK
 
 
@@ -69,12 +73,28 @@ def test_a_prompt_tells_the_words_and_then_the_last_items(load, fans, kind):
 
 
 def test_another_user_s_history_is_not_his_and_always_the_same(fans):
-    others = OtherUsers(fans)
+    others = OtherUsers(fans, 8)
     for sample in fans.val[:20]:
         old = fans.items[sample - 8 : sample].astype(int)
         other = others.history(old)
         assert not np.isin(old, other).all()
         assert len(other) and other.tolist() == others.history(old.copy()).tolist()
+
+
+@pytest.mark.parametrize("history", [3, 5])
+def test_another_user_s_history_is_as_long_as_ones_own(history, fans, alone, monkeypatch):
+    kept = []
+    monkeypatch.setattr(written, "write_missing", lambda lm, data, old, ranks: kept.extend(old))
+    cfg = SimpleNamespace(summary="permuted-recurrent", history=history, order="shuffled")
+    vars(cfg).update(seed=0, samples=len(fans.train), batch=1, without_fold=())
+    student.write_summaries(cfg, None, fans, "", alone)
+    assert max(map(len, kept)) == history
+    # and words are of the same histories
+    told = open_summaries(fans, {"summary": "permuted-words", "history": history})
+    block_words = BlockWords(fans)
+    words = {tuple(block_words.of(items)) for items in kept}
+    own = of_padded(histories(fans, fans.val, history))
+    assert {tuple(row) for row in told.told(own)} <= words
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def write_summaries(
     places = np.unique(np.concatenate([seen.places, data.val, data.test]))
     old = of_padded(histories(data, places, cfg.history))
     if cfg.summary.startswith("permuted"):
-        old = OtherUsers(data).histories(old)
+        old = OtherUsers(data, cfg.history).histories(old)
     cfg.summaries = written.write_missing(lm, data, old, ranks)
 
 

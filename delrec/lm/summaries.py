@@ -52,7 +52,7 @@ def open_summaries(data: Data, settings: dict) -> Summaries | None:
     found = Kept(data, settings["summaries"]) if "recurrent" in kind else BlockWords(data)
     if not kind.startswith("permuted"):
         return Summaries(found.texts, found.of)
-    others = OtherUsers(data)
+    others = OtherUsers(data, settings["history"])
     return Summaries(found.texts, lambda items: found.of(others.history(items)))
 
 
@@ -134,18 +134,19 @@ class Kept:
 
 
 class OtherUsers:
-    """A history of another user for each history: the control whose summaries say nothing."""
+    """A history of another user for each history, of at most L items as a run's own are: the
+    control whose summaries say nothing."""
 
-    def __init__(self, data: Data):
+    def __init__(self, data: Data, L: int):
         if not len(data.train):
             stop("a summary of another user needs the log, which a shared run lacks")
-        self.data = data
+        self.data, self.L = data, L
 
     def history(self, items: np.ndarray) -> np.ndarray:
         """The history before a training sample, always the same one for these items: of one who
         has not all of them, which a user's own would."""
         place = sample_of_another(self.data, items)
-        (other_L,) = histories(self.data, np.array([place]), LONGEST)
+        (other_L,) = histories(self.data, np.array([place]), self.L)
         return other_L[other_L > 0]
 
     def histories(self, old: Ragged) -> Ragged:
