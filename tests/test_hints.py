@@ -208,6 +208,16 @@ def test_an_order_that_is_another_run_s_is_not_refused(other):
     assert not any(wrong for wrong, _ in hints.faults(cfg))
 
 
+def test_a_pool_that_is_the_run_s_gone_on_from_is_not_refused():
+    cfg = SimpleNamespace(order="shuffled", show=False, verbalizer="mean", teacher="", from_run="")
+    vars(cfg).update(hint="none", orders=1, C=15, pool="backbone", loss="catalogue", lambda_ms=0)
+    cfg.without_fold = ()
+    for other, refused in (("teacher", True), ("from_run", False)):  # a teacher's pool is its own
+        now = SimpleNamespace(**vars(cfg) | {other: "a run"})
+        found = [sentence for wrong, sentence in hints.faults(now) if wrong]
+        assert bool(found) == refused and all("leave --pool out" in each for each in found)
+
+
 def test_a_control_answers_nobody(noise, knower, counts):
     says = "another user's hint, a control"
     with pytest.raises(Exception, match=says):

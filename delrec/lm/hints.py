@@ -71,6 +71,7 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
     listed = lists_candidates(vars(cfg))
     sorted_by = cfg.order == "backbone"
     typed_here = not (cfg.teacher or cfg.from_run)  # else the order is another run's
+    asks_none = cfg.loss in ("catalogue", "titles") and not listed
     return [
         (
             (cfg.hint != "none" or cfg.orders > 1) and not listed,
@@ -83,7 +84,8 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             "or --verbalizer letter, or leave it out",
         ),
         (
-            cfg.pool == "backbone" and cfg.loss in ("catalogue", "titles") and not listed,
+            # with --from both are that run's; a teacher's are not its student's
+            cfg.pool == "backbone" and asks_none and not cfg.from_run,
             f"--pool backbone is about the candidates of a training prompt, but --loss {cfg.loss} "
             "asks for none and none are listed; add --show, use --loss candidates, or leave "
             "--pool out",
