@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -15,6 +16,7 @@ class Words:
         numbers = [self.number[word] for bag in bags for word in bag]
         in_titles = np.bincount(numbers, minlength=len(self.number))
         self.weight = [math.log(len(titles) / (1 + n)) for n in in_titles]
+        self.unknown = math.log(max(len(titles), 1))  # what a word weighs that stands in none
 
     def __len__(self) -> int:
         """How many words there are."""
@@ -29,7 +31,11 @@ class Words:
         return {word: n * self.weight[word] for word, n in known.items()}
 
     def bags(self, titles: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Bags of norm 1: word numbers (n, T), weights fp32 (n, T), 0 where a title has fewer."""
+        """Bags of norm 1: word numbers (n, T), weights fp32 (n, T), 0 where a title has fewer.
+
+        Words that stand in none of the titles count in the norm, so a title of which little is
+        known has a short bag.
+        """
         bags = [self.bag(title) for title in titles]
         T = max(max(map(len, bags), default=0), 1)
         id_nT = np.zeros((len(bags), T), np.int64)
@@ -37,8 +43,14 @@ class Words:
         for n, bag in enumerate(bags):
             id_nT[n, : len(bag)] = list(bag)
             weight_nT[n, : len(bag)] = list(bag.values())
-        norm_n1 = np.linalg.norm(weight_nT, axis=1, keepdims=True)
-        return id_nT, weight_nT / np.maximum(norm_n1, 1e-9)
+        unknown_n = np.array([self.unknown_square(title) for title in titles], np.float32)
+        norm_n = np.sqrt((weight_nT**2).sum(1) + unknown_n)
+        return id_nT, weight_nT / np.maximum(norm_n, 1e-9)[:, None]
+
+    def unknown_square(self, title: str) -> float:
+        """The square of what a title's unknown words weigh."""
+        counts = Counter(word for word in words_of(title) if word not in self.number)
+        return self.unknown**2 * sum(n * n for n in counts.values())
 
 
 def words_of(title: str) -> list[str]:

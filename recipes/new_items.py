@@ -15,6 +15,9 @@ of all, and among the first 10 of the held-out ones. Beside that:
     trained            the same model on the whole log, asked with the same histories
     chance             and popularity, which never shows an item that nobody has bought
 
+New items take places from others. So each row also says how often the targets of all other samples
+are among the first 20, with the held-out items in the ranking and without.
+
 The last line is one JSON object.
 """
 
@@ -101,33 +104,52 @@ class Asked:
         return np.stack([np.pad(items[-L:], (max(L - len(items), 0), 0)) for items in self.old])
 
 
-def asked(data: Data, is_out_I: np.ndarray) -> Asked:
-    """What is asked: a sample with nothing left of its history is left out."""
+def asked(data: Data, is_out_I: np.ndarray, out: bool = True) -> Asked:
+    """The test samples with a held-out target, or with another one; a sample with nothing left of
+    its history is left out."""
     old, targets, of_user = [], [], []
     samples = np.asarray(data.test)
     for sample, user in zip(samples, users(data, samples)):
         items = data.items[data.ptr[user] : sample]
         items = items[~is_out_I[items]]
-        if is_out_I[data.items[sample]] and len(items):
+        if is_out_I[data.items[sample]] == out and len(items):
             old.append(items)
             targets.append(data.items[sample])
             of_user.append(user)
     return Asked(old, np.array(targets), np.array(of_user))
 
 
+@dataclass
+class Hits:
+    """Of some samples: is the target among the first places?"""
+
+    hit_n: np.ndarray  # 1 where it is, else 0
+    user_n: np.ndarray
+
+
+def first_of(rec: Recommender, ids: list[str], question: Asked, top: int, **among: list) -> Hits:
+    """Is the target among the first `top`? ids: the raw id of each item of the whole log; among:
+    which items are ranked, as Recommender.recommend takes it."""
+    histories = [[ids[i] for i in items] for items in question.old]
+    answers = rec.recommend(ids=histories, top=top, **among)
+    targets = [ids[i] for i in question.target_n]
+    return Hits(np.array([t in a.ids for t, a in zip(targets, answers)], float), question.user_n)
+
+
 def hits(
-    rec: Recommender, histories: list[list[str]], targets: list[str], new: list[str]
-) -> dict[str, np.ndarray]:
-    """{what: 1 where the target is among the first places} over all items and over the new ones."""
-    of_all = rec.recommend(ids=histories, top=TOP)
-    of_new = rec.recommend(ids=histories, top=TOP_NEW, only=new)
+    rec: Recommender, ids: list[str], question: Asked, others: Asked, new: list[str]
+) -> dict[str, Hits]:
+    """{what: hits} of held-out targets over all items and over the held-out ones, and of the other
+    targets with the held-out items in the ranking and without."""
     return {
-        f"hr@{TOP} of all": np.array([t in a.ids for t, a in zip(targets, of_all)], float),
-        f"hr@{TOP_NEW} of new": np.array([t in a.ids for t, a in zip(targets, of_new)], float),
+        f"hr@{TOP} of all": first_of(rec, ids, question, TOP),
+        f"hr@{TOP_NEW} of new": first_of(rec, ids, question, TOP_NEW, only=new),
+        f"others' hr@{TOP}": first_of(rec, ids, others, TOP),
+        f"others' hr@{TOP} without them": first_of(rec, ids, others, TOP, exclude=new),
     }
 
 
-def similarity_hits(data: Data, question: Asked, is_out_I: np.ndarray) -> dict[str, np.ndarray]:
+def similarity_hits(data: Data, question: Asked, is_out_I: np.ndarray) -> dict[str, Hits]:
     """The same by title similarity; a tie counts against the target."""
     every_I = np.arange(1, data.n_items + 1)
     of_all, of_new = [], []
@@ -142,8 +164,8 @@ def similarity_hits(data: Data, question: Asked, is_out_I: np.ndarray) -> dict[s
         of_all.append(before_nI.sum(1) <= TOP)
         of_new.append(before_nI[:, is_out_I[1:]].sum(1) <= TOP_NEW)
     return {
-        f"hr@{TOP} of all": np.concatenate(of_all).astype(float),
-        f"hr@{TOP_NEW} of new": np.concatenate(of_new).astype(float),
+        f"hr@{TOP} of all": Hits(np.concatenate(of_all).astype(float), question.user_n),
+        f"hr@{TOP_NEW} of new": Hits(np.concatenate(of_new).astype(float), question.user_n),
     }
 
 
@@ -203,25 +225,24 @@ def trained_on(dataset: str | Path, flags: list) -> Path:
 
 def compared(
     runs: Runs, data: Data, question: Asked, is_out_I: np.ndarray, seed: int
-) -> dict[str, dict[str, np.ndarray]]:
+) -> dict[str, dict[str, Hits]]:
     """{row: {what: hits}}. Without a run of permuted titles the items are added by add_items."""
-    ids = raw_item_ids(data)
+    ids, others = raw_item_ids(data), asked(data, is_out_I, out=False)
     titles = {ids[i]: data.titles[i] for i in np.flatnonzero(is_out_I)}
-    histories = [[ids[i] for i in items] for items in question.old]
 
     def found(run, added=None):
         rec = Recommender.load(run)
         if added:
             rec.add_items(added)
-        return hits(rec, histories, [ids[i] for i in question.target_n], list(titles))
+        return hits(rec, ids, question, others, list(titles))
 
     if runs.permuted:
         by_titles = {"titles": found(runs.without), "permuted titles": found(runs.permuted)}
     else:
-        others = permuted(titles, seed)
+        exchanged = permuted(titles, seed)
         by_titles = {
             "titles": found(runs.without, titles),
-            "permuted titles": found(runs.without, others),
+            "permuted titles": found(runs.without, exchanged),
         }
     return by_titles | {
         "title similarity": similarity_hits(data, question, is_out_I),
@@ -229,14 +250,14 @@ def compared(
     }
 
 
-def print_rows(rows: dict[str, dict[str, np.ndarray]], question: Asked, n: int, new: int) -> None:
+def print_rows(rows: dict[str, dict[str, Hits]], question: Asked, n: int, new: int) -> None:
     """Prints the rows and one JSON object. n: items, new: held-out ones among them."""
     said = {"asked": len(question.old), "users": len(set(question.user_n)), "new": new}
     for row, each in rows.items():
-        for what, hit_n in each.items():
-            low, high = interval(hit_n, question.user_n)
-            said[f"{row}: {what}"] = [round(float(x), 4) for x in (hit_n.mean(), low, high)]
-            print(f"{row:<16} {what:<14} {hit_n.mean():.3f} [{low:.3f}, {high:.3f}]", flush=True)
+        for what, of in each.items():
+            mean, (low, high) = of.hit_n.mean(), interval(of.hit_n, of.user_n)
+            said[f"{row}: {what}"] = [round(float(x), 4) for x in (mean, low, high)]
+            print(f"{row:<16} {what:<28} {mean:.3f} [{low:.3f}, {high:.3f}]", flush=True)
     of_all, of_new = min(TOP / n, 1), min(TOP_NEW / new, 1)
     said[f"chance: hr@{TOP} of all"] = round(of_all, 4)
     said[f"chance: hr@{TOP_NEW} of new"] = round(of_new, 4)

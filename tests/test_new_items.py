@@ -90,6 +90,18 @@ def test_a_model_that_is_no_softmax_has_no_use_for_doubt():
     np.testing.assert_allclose(grown(olds)[:, 61:], before(olds)[:, [5, 7]], rtol=1e-5, atol=1e-6)
 
 
+def test_words_that_no_trained_title_has_make_a_title_say_less(toy):
+    words = TitleMap(toy)
+    table = np.random.default_rng(0).normal(size=(61, 5)).astype(np.float32)
+    known = toy.titles[words.items[0]]
+    mean = table[words.items].mean(0)
+    rows = words.rows_of(table, [known, f"{known} qqa qqb qqc qqd qqe qqf qqg qqh", "qqa qqb"])
+    far = np.linalg.norm(rows - mean, axis=1)
+    assert far[1] < 0.5 * far[0] and far[2] < 1e-6
+    # told apart by length alone
+    np.testing.assert_allclose((rows[1] - mean) / far[1], (rows[0] - mean) / far[0], atol=1e-4)
+
+
 def test_what_titles_leave_open_is_measured_on_items_that_the_map_did_not_see(toy):
     words, rng = TitleMap(toy), np.random.default_rng(0)
     W = torch.randn(words.X.shape[1], 3, generator=torch.Generator().manual_seed(0))

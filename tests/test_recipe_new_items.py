@@ -61,8 +61,8 @@ def test_title_similarity_finds_a_new_item_by_its_words(toy):
     is_out_I[[60, *range(20, 40)]] = True
     asked = new_items.Asked([np.array([7]), np.array([8])], np.array([60, 60]), np.array([0, 1]))
     found = new_items.similarity_hits(named, asked, is_out_I)
-    assert found["hr@20 of all"].tolist() == [1, 0]
-    assert found["hr@10 of new"].tolist() == [1, 0]
+    assert found["hr@20 of all"].hit_n.tolist() == [1, 0]
+    assert found["hr@10 of new"].hit_n.tolist() == [1, 0]
 
 
 def test_hits_count_the_first_places(toy):
@@ -71,10 +71,27 @@ def test_hits_count_the_first_places(toy):
         return np.tile(np.arange(61, dtype=np.float32), (len(olds), 1))
 
     rec = recommender_of(toy, rule)
-    new = [str(i) for i in range(1, 21)]
-    found = new_items.hits(rec, [["1"], ["1"]], ["41", "15"], new)
-    assert found["hr@20 of all"].tolist() == [1, 0]
-    assert found["hr@10 of new"].tolist() == [0, 1]
+    ids, new = [str(i) for i in range(61)], [str(i) for i in [*range(1, 21), 50]]
+
+    def of(*targets):
+        n = len(targets)
+        return new_items.Asked([np.array([60])] * n, np.array(targets), np.arange(n))
+
+    found = new_items.hits(rec, ids, of(50, 15), of(41, 40, 39), new)
+    found = {what: hits.hit_n.tolist() for what, hits in found.items()}
+    assert found == {
+        "hr@20 of all": [1, 0],
+        "hr@10 of new": [1, 1],
+        "others' hr@20": [1, 1, 0],
+        "others' hr@20 without them": [1, 1, 1],
+    }
+
+
+def test_each_test_sample_with_a_history_is_asked_once(toy):
+    is_out_I = new_items.held_out(toy, 0.2, 0)
+    new, others = (new_items.asked(toy, is_out_I, out) for out in (True, False))
+    assert is_out_I[new.target_n].all() and not is_out_I[others.target_n].any()
+    assert len(toy.test) * 0.9 < len(new.old) + len(others.old) <= len(toy.test)
 
 
 def test_a_log_without_other_items_is_a_log_of_its_own(toy, monkeypatch, tmp_path):
