@@ -19,8 +19,7 @@ from delrec.backbone.models import state
 from delrec.data.counts import seen_in_training
 from delrec.data.prepared import Data, histories, subset
 
-# r, where a title has norm 1; 3 tells a little more of the vectors of items that were left out, and
-# finds fewer of these items (docs/serving.md)
+# r, where a title has norm 1: likeliest on validation (docs/serving.md)
 RIDGE = 1.0
 STEPS = 60  # of conjugate gradients, at most
 CLOSE = 1e-4  # share of the first residual at which they end
