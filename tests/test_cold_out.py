@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import train_backbone
 from delrec.backbone import models, text_ways
-from delrec.backbone.by_title import give_rows
+from delrec.backbone.by_title import PENALTIES, best_penalty, give_rows
 from delrec.backbone.losses import catalogue_loss, list_loss, list_weights
 from delrec.backbone.results import leave_plain
 from delrec.backbone.text import Text
@@ -66,6 +66,14 @@ def test_an_item_that_nobody_took_is_scored_as_those_of_its_kind(toy):
     assert torch.equal(near, kind_I[cold])
     # what is not known of it lifts it above the mean of its kind, by little here
     assert (model.bias[cold] > 5).all() and (model.bias[cold] < 6).all()
+
+
+def test_text_that_tells_nothing_of_items_gives_them_the_mean():
+    """As many numbers as items fit anything, unless they are held down."""
+    draw = torch.Generator().manual_seed(0)
+    X, W = torch.randn(80, 60, generator=draw) / 60**0.5, torch.randn(60, 3, generator=draw)
+    assert best_penalty(X, 20 * X @ W) == min(PENALTIES)
+    assert best_penalty(X, torch.randn(80, 3, generator=draw)) == max(PENALTIES)
 
 
 @pytest.mark.parametrize("way", ["fold", "adaptor", "alphafuse"])

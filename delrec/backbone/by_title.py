@@ -23,6 +23,7 @@ from delrec.data.prepared import Data, histories, subset
 RIDGE = 1.0
 STEPS = 60  # of conjugate gradients, at most
 CLOSE = 1e-4  # share of the first residual at which they end
+PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)  # of --cold-out, whose vectors have many numbers an item
 HISTORIES = 2000  # of training, whose mean says how far S lifts an item
 
 
@@ -54,19 +55,24 @@ def by_conjugate_gradients(X: torch.Tensor, Y: torch.Tensor, r: float) -> torch.
     return W
 
 
-def left_open(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
+def left_open(X: torch.Tensor, Y: torch.Tensor, r: float = RIDGE) -> torch.Tensor:
     """S (E, E): the covariance of what titles X (n, V) do not tell of rows Y (n, E)."""
     half = torch.arange(len(Y), device=Y.device) % 2 == 0
-    left = [residuals(X, Y, fitted) for fitted in (half, ~half)]
+    left = [residuals(X, Y, fitted, r) for fitted in (half, ~half)]
     return sum(part.T @ part for part in left) / len(Y)
 
 
-def residuals(X: torch.Tensor, Y: torch.Tensor, fitted: torch.Tensor) -> torch.Tensor:
+def residuals(X: torch.Tensor, Y: torch.Tensor, fitted: torch.Tensor, r: float) -> torch.Tensor:
     """What the map of the items `fitted` (a mask) leaves of the rows of the others."""
     own, rest = torch.where(fitted)[0], torch.where(~fitted)[0]
     mean = Y[own].mean(0)
-    W = ridge(X.index_select(0, own), Y[own] - mean)
+    W = ridge(X.index_select(0, own), Y[own] - mean, r)
     return Y[rest] - mean - X.index_select(0, rest) @ W
+
+
+def best_penalty(X: torch.Tensor, Y: torch.Tensor) -> float:
+    """r with which the map of one half of the items leaves least of the other half."""
+    return min(PENALTIES, key=lambda r: float(left_open(X, Y, r).trace()))
 
 
 @torch.no_grad()
@@ -80,10 +86,10 @@ def give_rows(model: torch.nn.Module, Z: torch.Tensor, text_IE: torch.Tensor, da
     is_cold_I = torch.ones(len(Z), dtype=torch.bool, device=Z.device)
     is_cold_I[trained] = is_cold_I[0] = False
     Y = torch.cat([model.item.weight - text_IE, model.bias[:, None]], 1)[trained]
-    mean = Y.mean(0)
-    row_AX = mean + Z[is_cold_I] @ ridge(Z[trained], Y - mean)
+    r, mean = best_penalty(Z[trained], Y), Y.mean(0)
+    row_AX = mean + Z[is_cold_I] @ ridge(Z[trained], Y - mean, r)
     model.item.weight[is_cold_I] = text_IE[is_cold_I] + row_AX[:, :-1]
-    model.bias[is_cold_I] = row_AX[:, -1] + mean_lift(model, left_open(Z[trained], Y), data)
+    model.bias[is_cold_I] = row_AX[:, -1] + mean_lift(model, left_open(Z[trained], Y, r), data)
 
 
 def mean_lift(model: torch.nn.Module, S: torch.Tensor, data: Data) -> torch.Tensor:
