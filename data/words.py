@@ -22,13 +22,17 @@ class Words:
         """How many words there are."""
         return len(self.number)
 
-    def bag(self, title: str) -> dict[int, float]:
-        """{number of a word: how often it stands in a title, times its weight}; words that stand in
-        none of the titles are left out.
+    def bag(self, title: str) -> tuple[dict[int, float], float]:
+        """({number of a word: how often it stands in a title, times its weight}, the square of what
+        the words weigh that stand in none of the titles).
         """
-        words = words_of(title)
-        known = {self.number[word]: words.count(word) for word in words if word in self.number}
-        return {word: n * self.weight[word] for word, n in known.items()}
+        known, unknown = {}, 0
+        for word, n in Counter(words_of(title)).items():
+            if word in self.number:
+                known[self.number[word]] = n * self.weight[self.number[word]]
+            else:
+                unknown += n * n
+        return known, self.unknown**2 * unknown
 
     def bags(self, titles: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Bags of norm 1: word numbers (n, T), weights fp32 (n, T), 0 where a title has fewer.
@@ -37,20 +41,15 @@ class Words:
         known has a short bag.
         """
         bags = [self.bag(title) for title in titles]
-        T = max(max(map(len, bags), default=0), 1)
-        id_nT = np.zeros((len(bags), T), np.int64)
-        weight_nT = np.zeros((len(bags), T), np.float32)
-        for n, bag in enumerate(bags):
-            id_nT[n, : len(bag)] = list(bag)
-            weight_nT[n, : len(bag)] = list(bag.values())
-        unknown_n = np.array([self.unknown_square(title) for title in titles], np.float32)
+        T = max((len(known) for known, _ in bags), default=0)
+        id_nT = np.zeros((len(bags), max(T, 1)), np.int64)
+        weight_nT = np.zeros(id_nT.shape, np.float32)
+        for n, (known, _) in enumerate(bags):
+            id_nT[n, : len(known)] = list(known)
+            weight_nT[n, : len(known)] = list(known.values())
+        unknown_n = np.array([unknown for _, unknown in bags], np.float32)
         norm_n = np.sqrt((weight_nT**2).sum(1) + unknown_n)
         return id_nT, weight_nT / np.maximum(norm_n, 1e-9)[:, None]
-
-    def unknown_square(self, title: str) -> float:
-        """The square of what a title's unknown words weigh."""
-        counts = Counter(word for word in words_of(title) if word not in self.number)
-        return self.unknown**2 * sum(n * n for n in counts.values())
 
 
 def words_of(title: str) -> list[str]:
