@@ -93,8 +93,13 @@ def give_rows(model: torch.nn.Module, Z: torch.Tensor, text_IE: torch.Tensor, da
 
 
 def mean_lift(model: torch.nn.Module, S: torch.Tensor, data: Data) -> torch.Tensor:
-    """The mean of u' S u / 2 over histories of training."""
+    """The mean lift over histories of training."""
     some = data.train[subset(len(data.train), HISTORIES, 0)]
-    x_NE = state(model.eval(), histories(data, some, model.history))
-    u_NX = torch.cat([x_NE, x_NE.new_ones(len(x_NE), 1)], 1)
-    return ((u_NX @ S) * u_NX).sum(1).mean() / 2
+    return lift(state(model.eval(), histories(data, some, model.history)), S).mean()
+
+
+def lift(x_BE: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
+    """u' S u / 2 (B,), u = (x, 1): what a covariance S (E+1, E+1) of a vector and a bias adds to an
+    item's score after histories of the states x."""
+    u_BX = torch.cat([x_BE, x_BE.new_ones(len(x_BE), 1)], 1)
+    return ((u_BX @ S) * u_BX).sum(1) / 2

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import torch
 
+from delrec.backbone import by_title
 from delrec.backbone.models import TITLED, Grown, load, score_from, scores_of, state
 from delrec.data.prepared import Data, histories, users
 from delrec.data.unseen import Unseen
@@ -134,12 +135,8 @@ class HistoryScorer:
         return score_BI
 
     def lift(self, x_BE: torch.Tensor) -> torch.Tensor | float:
-        """What doubt adds to the score of each added item (B, 1): u' S u / 2, u = (x, 1)
-        (delrec/serving/new_items.py)."""
-        if self.doubt is None:
-            return 0.0
-        u_BX = torch.cat([x_BE, x_BE.new_ones(len(x_BE), 1)], 1)
-        return ((u_BX @ self.doubt) * u_BX).sum(1, keepdim=True) / 2
+        """What doubt adds to the score of each added item (B, 1)."""
+        return 0.0 if self.doubt is None else by_title.lift(x_BE, self.doubt)[:, None]
 
     @torch.inference_mode()
     def states(self, olds: list[np.ndarray]) -> torch.Tensor:
