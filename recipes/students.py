@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from delrec.evaluation.drawing import BLUE, GREEN, GREY, ORANGE, subplots
-from delrec.runtime import read_json
+from delrec.runtime import read_json, stop
 from recipes.runs import FOLDS, Plan, Runs, each_seed, evaluate, kind_and_layers
 
 # SLMRec's Figure 2; the whole LM is added
@@ -44,7 +44,12 @@ def layers(plan: Plan) -> Path:
     has trained; taught by it (b = 2), which begins with them, too. So what the teacher says is
     taught minus maps. Also writes layers.txt and layers.png.
     """
-    whole = kind_and_layers(plan.llm)[1]
+    kind, whole = kind_and_layers(plan.llm)
+    if kind != "decoder" or whole % 2:  # finetune.py says so once the teacher is trained
+        stop(
+            f"layers teaches LMs that are cut into two blocks of layers, and {plan.llm} ({kind}, "
+            f"{whole} layers) cannot be; use another --llm, a decoder with an even number of them"
+        )
     depths = [*(n for n in DEPTHS if n < whole), whole]
 
     def rows(runs):

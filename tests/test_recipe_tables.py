@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click import ClickException
 from pictures import drawing
 from recipe_runs import refused_recipe, run_recipe, script_mains
 
@@ -104,6 +106,14 @@ def test_layers_is_a_table_and_a_figure_of_each_depth(here, on_decoder):
     assert line.split()[1:4] == shown
     assert (folder / "layers.txt").read_text().strip() in out
     assert (folder / "layers.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("found", [("decoder", 5), ("encoder", 4)])
+def test_layers_of_an_lm_that_cannot_be_cut_in_two_are_refused_at_once(found, monkeypatch):
+    monkeypatch.setattr(students, "kind_and_layers", lambda _: found)
+    monkeypatch.setattr(students, "each_seed", lambda *_: pytest.fail("something was trained"))
+    with pytest.raises(ClickException, match="an even number"):
+        students.layers(SimpleNamespace(llm="some-lm"))
 
 
 def test_parts_teaches_both_students_out_of_fold(here, toy, on_decoder, monkeypatch):
