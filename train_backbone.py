@@ -60,7 +60,7 @@ from delrec.backbone import (
 from delrec.backbone.batches import Targets, lengthen
 from delrec.backbone.epoch_loss import EpochLoss
 from delrec.backbone.losses import binary_loss, calibrated_loss, catalogue_loss, sampled_loss
-from delrec.backbone.models import build
+from delrec.backbone.models import build, states
 from delrec.backbone.text_options import text_options
 from delrec.data.prepared import Data
 from delrec.names import NAMES
@@ -106,7 +106,7 @@ def loss_of(
     """
     if hasattr(model, "loss"):  # it has no states
         return model.loss(seq_BL, target_BL[:, -1], negative_BL)
-    x_BLE = model(seq_BL)
+    x_BLE = states(model, seq_BL)
     target_BL = target_BL[:, -x_BLE.shape[1] :]  # Caser and BSARec have one state, the last
     at_N = (target_BL != 0).nonzero(as_tuple=True)
     x_NE, target_N = x_BLE[at_N], target_BL[at_N]

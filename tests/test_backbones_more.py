@@ -49,6 +49,39 @@ def test_the_last_state_alone_is_the_last_of_all(name):
     torch.testing.assert_close(model(seq_BL, last=True), model(seq_BL)[:, -1:])
 
 
+def windows(lengths, L=8):
+    """Windows (B, L) of so many items each, padded on the left."""
+    seq_BL = torch.randint(1, N_ITEMS + 1, (len(lengths), L), generator=torch.manual_seed(0))
+    return seq_BL * (torch.arange(L) >= L - torch.tensor(lengths)[:, None])
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, "bert4rec"])
+def test_windows_in_parts_have_the_states_and_gradients_of_one_batch(name):
+    seq_BL = windows([2, 8, 1, 1, 2, 0, 1, 3])
+    model, whole = small(name), small(name)
+    x_BLE, want_BLE = models.states(model, seq_BL), whole(seq_BL)
+    is_item_BL = seq_BL != 0
+    torch.testing.assert_close(x_BLE[is_item_BL], want_BLE[is_item_BL])
+    for states_BLE in (x_BLE, want_BLE):
+        states_BLE[is_item_BL].square().sum().backward()
+    torch.testing.assert_close(model.item.weight.grad, whole.item.weight.grad)
+
+
+@pytest.mark.parametrize(
+    "name, lengths, columns",
+    [
+        ("sasrec", [2, 8, 1, 1, 2, 0, 1, 3], [2 * 1, 2 * 1, 2 * 2, 2 * 8]),
+        ("sasrec", [8, 8, 7, 8, 8, 5, 8, 8], [8 * 8]),  # nearly nothing to leave out
+        ("caser", [2, 8, 1, 1, 2, 0, 1, 3], [8 * 8]),  # its padding counts
+    ],
+)
+def test_padding_is_left_out_where_it_is_most_of_the_windows(name, lengths, columns):
+    model, seen = small(name), []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
+    models.states(model, windows(lengths))
+    assert seen == columns
+
+
 # ---------------------------------------------------------------- eSASRec
 
 

@@ -187,6 +187,7 @@ MODELS = {
 # those that cannot be without titles (--text)
 TITLED = {"seqsim": SeqSim, "kda": KDA}
 ALL = MODELS | TITLED
+PARTS = 4  # that a step's windows are computed in, by their length
 
 
 def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
@@ -218,6 +219,25 @@ def state(model: nn.Module, seq_BL: torch.Tensor | np.ndarray | list) -> torch.T
     # columns of nothing but padding are cut off
     L = max(1, int((seq_BL != 0).any(0).sum()))
     return model(seq_BL[:, -L:], last=True)[:, -1]
+
+
+def states(model: nn.Module, seq_BL: torch.Tensor) -> torch.Tensor:
+    """The states x_BLE after each item of a step's windows.
+
+    On a CPU windows of like length are computed together where that leaves out half of the columns:
+    after few purchases most of a window of 50 is padding. A GPU would have to wait for the lengths.
+    """
+    B, L = seq_BL.shape
+    if model.one_state or seq_BL.device.type != "cpu":
+        return model(seq_BL)
+    length_B = (seq_BL != 0).sum(1).clamp(min=1)
+    parts = length_B.argsort(stable=True).chunk(PARTS)
+    longest = [int(length_B[part[-1]]) for part in parts]
+    if sum(len(part) * most for part, most in zip(parts, longest)) > B * L / 2:
+        return model(seq_BL)
+    of_parts = [model(seq_BL[part, -most:]) for part, most in zip(parts, longest)]
+    x_BLE = torch.cat([F.pad(x, (0, 0, L - x.shape[1], 0)) for x in of_parts])
+    return x_BLE[torch.cat(parts).argsort()]
 
 
 def score_from(model: nn.Module, x_BE: torch.Tensor) -> torch.Tensor:
