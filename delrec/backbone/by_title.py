@@ -19,7 +19,7 @@ from delrec.backbone.models import state
 from delrec.data.counts import seen_in_training
 from delrec.data.prepared import Data, histories, subset
 
-# r, where a title has norm 1: likeliest on validation (docs/serving.md)
+# r, where a title has norm 1: likeliest on validation (docs/results/new_items.md)
 RIDGE = 1.0
 STEPS = 60  # of conjugate gradients, at most
 CLOSE = 1e-4  # share of the first residual at which they end
