@@ -26,7 +26,7 @@ from delrec.backbone.layers import Dropout, seen
 from delrec.backbone.ligr import ESASRec
 from delrec.backbone.lru import LRURec
 from delrec.backbone.seqsim import SeqSim
-from delrec.runtime import load_run, read_tensors
+from delrec.runtime import Run, load_run, read_tensors, stop
 
 
 class SASRec(nn.Module):
@@ -259,6 +259,22 @@ def scores_of(
 def load(run: Path | str) -> nn.Module:
     """The model of a finished run folder (or a name under runs/), ready for score()."""
     trained = load_run(run, stages=["train_backbone"])
+    must_be_ours(trained)
     model = build(trained.model, trained.n_items, trained)
     model.load_state_dict(read_tensors(trained.folder / "model.safetensors"))
     return model.eval()
+
+
+def is_ours(run: Run) -> bool:
+    """True for a backbone that train_backbone.py trained; somebody else's may share a model's name,
+    but its configuration says nothing of a network (docs/run_folder.md)."""
+    return getattr(run, "model", None) in ALL and hasattr(run, "n_items")
+
+
+def must_be_ours(run: Run) -> None:
+    """Stops at a backbone of somebody else's: its weights are there, but not what reads them."""
+    if not is_ours(run):
+        stop(
+            f"{run.folder} is a model of your own, {getattr(run, 'model', None)!r:.40}, whose code "
+            "is not here, so it cannot score a new history; train one with train_backbone.py"
+        )

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
-from delrec.backbone.models import ALL, load
+from delrec.backbone.models import is_ours, load
 from delrec.backbone.ranking import must_hold_model
 from delrec.data import grown
 from delrec.data.grown import counted, known_before
@@ -29,8 +29,12 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
     typed that the run fixes, or that would say what is not so."""
     run = load_run(cfg.from_run, stages=["train_backbone"])
     must_hold_model(run)
-    if run.model not in ALL:
-        stop(f"{run.folder} is a model of your own, '{run.model}', which cannot be trained here")
+    if not is_ours(run):
+        name = getattr(run, "model", None)
+        stop(
+            f"{run.folder} is a model of your own, {name!r:.40}, which cannot be trained here; "
+            "train from scratch without --from"
+        )
     for flag in ("teacher", "folds"):
         if getattr(cfg, flag):
             stop(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from delrec.backbone.graphs import GRAPHS, Graph
-from delrec.backbone.models import load, score
+from delrec.backbone.models import load, must_be_ours, score
 from delrec.backbone.ranking import must_hold_model
 from delrec.data.prepared import Data, histories, raw_item_ids, subset
 from delrec.names import NAMES
@@ -81,7 +81,8 @@ def stop_unless_backbone(run: Run) -> None:
             f"{run.folder} is a run of {run.stage}, and --export-onnx writes backbones only; pass "
             "a backbone (train_backbone.py --teacher makes one that an LM taught)"
         )
-    if run.model not in GRAPHS:
+    if getattr(run, "model", None) not in GRAPHS:
+        must_be_ours(run)
         stop(
             f"{run.folder} holds a model '{run.model}', and --export-onnx knows "
             f"{', '.join(GRAPHS)} only; "
