@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 import evaluate
 import train_backbone
 from delrec import Recommender
-from delrec.runtime import write_json
-from delrec.serving import onnx_file, ranking
+from delrec.runtime import load_run, write_json
+from delrec.serving import card, onnx_file, ranking
 
 
 # the second calls itself as one of ours does
@@ -45,3 +45,33 @@ def test_what_asks_it_of_a_new_history_is_refused(mine, toy, script, refused, re
         ranking.pool_chooser(lm, toy, 15)
     going_on = f"--dataset {toy.folder} --out {mine.parent}/x --from {mine}"
     assert "which cannot be trained here" in refused(train_backbone.main, going_on)
+
+
+def names_in(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_it_cannot_be_shared_and_its_folder_stays_as_it_is(mine, refused):
+    before = names_in(mine)
+    assert "whose code is not here" in refused(evaluate.main, f"--ckpt {mine} --card")
+    assert names_in(mine) == before
+
+
+def test_an_lm_that_learnt_from_it_is_shared_without_it(mine, toy, capsys, monkeypatch):
+    lm = mine.parent / "lm"
+    lm.mkdir()
+    flags = {"llm": "some/lm", "backbone": str(mine), "input": "titles", "C": 15}
+    where = {"dataset": toy.name, "data_folder": str(toy.folder), "data_hash": toy.meta["hash"]}
+    more = {"backbone_run": str(mine), "settings": {"verbalizer": "mean", "show": False}}
+    write_json(lm / "config.json", {"stage": "finetune", **flags, **where, **more})
+    run = load_run(lm)
+    with monkeypatch.context() as patch:  # a card that cannot be written leaves no half of one
+        patch.setattr(card, "card_text", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            card.write_card(run, toy, lm / "evaluation")
+    assert names_in(lm) == ["config.json"]
+    card.write_card(run, toy, lm / "evaluation")
+    made = (lm / "README.md").read_text().split("## Commands that made it")[1]
+    assert "\n# toy/mine: a model of your own\npython finetune.py" in made
+    assert "no backbone of it is here to be shared" in capsys.readouterr().out
+    assert not (lm / "backbone").exists()

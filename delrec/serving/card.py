@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from delrec.backbone.models import is_ours, must_be_ours
 from delrec.backbone.ranking import must_hold_model
 from delrec.data.prepared import Data
 from delrec.data.shared import ITEMS, write_items
@@ -28,6 +29,7 @@ from delrec.runtime import (
     adding_to,
     folder_of,
     is_run,
+    load_run,
     must_be_writable,
     read_json,
     read_npy,
@@ -60,16 +62,18 @@ def write_card(run: Run, data: Data, table: Path, overwrite: bool = False) -> No
         stop(f"{readme} is there already, and may hold your own words; --overwrite writes it anew")
     if run.stage == "train_backbone":
         must_hold_model(run)
+        must_be_ours(run)
     else:
         must_have_words(run, data)
     must_be_writable(run.folder)
+    text = card_text(run, data, table)  # before a file says that the folder is one that is shared
     with adding_to(run.folder):
         stop_if_replaced(run)
         write_items(data, run.folder)
         share_neutral(run, data)
         backbone = share_backbone(run, data)
         write_text(run.folder / ".gitignore", IGNORED)
-        write_text(readme, card_text(run, data, table))
+        write_text(readme, text)
     print(f"written: {readme}, {ITEMS}" + (f", {BACKBONE}/" if backbone else ""))
     for line in to_look_at(run, data, backbone):
         print(line)
@@ -98,14 +102,14 @@ def asks_backbone(run: Run) -> bool:
 
 def share_backbone(run: Run, data: Data) -> Path | None:
     """Where the backbone of a run stands now, inside its folder; None where it asks none, or there
-    is none of the same data.
+    is none of the same data and of ours.
     """
     own = getattr(run, "backbone_run", None) or f"{data.folder_name}/sasrec"
     source = folder_of("runs", own)
     if not asks_backbone(run) or not is_run(source):
         return None
-    config = read_json(source / "config.json")
-    if config["data_hash"] != data.meta["hash"] or not (source / "model.safetensors").exists():
+    backbone, has_weights = load_run(source), (source / "model.safetensors").exists()
+    if backbone.data_hash != data.meta["hash"] or not has_weights or not is_ours(backbone):
         return None
     return keep_backbone(source, run.folder)
 

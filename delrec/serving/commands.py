@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from delrec.backbone import titled
+from delrec.backbone.models import is_ours
 from delrec.backbone.text import names_of as names_of_text
 from delrec.data.prepared import Data
 from delrec.data.terms import TERMS
@@ -50,9 +51,18 @@ def commands(run: Run, data: Data) -> list[str]:
             earlier = f"# on an earlier log, whose preparation has the hash {its_log}:"
             found.append(prepare_command(data) if its_log == run.data_hash else earlier)
         log = its_log
-        found.append(command_of(one) if isinstance(one, Run) else f"# {one} is not here any more")
+        found.append(line_of(one))
     found.append(["python", "evaluate.py", "--ckpt", name_of(run.folder)])
     return [line if isinstance(line, str) else wrapped(line) for line in found]
+
+
+def line_of(one: Run | str) -> list[str] | str:
+    """The command that made a run; of one that is gone or was made elsewhere, what it is."""
+    if isinstance(one, str):
+        return f"# {one} is not here any more"
+    if one.stage == "train_backbone" and not is_ours(one):
+        return f"# {name_of(one.folder)}: a model of your own"
+    return command_of(one)
 
 
 def wrapped(words: list[str]) -> str:
