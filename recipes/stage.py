@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from delrec import runtime
+from delrec.backbone.text import names_of as names_of_text
 from delrec.data.prepared import load_data
 from delrec.lm.listed import backbone_digest
 from delrec.places import hash_in
@@ -236,14 +237,17 @@ def name_of(flags: Sequence[str]) -> str:
 
 
 def made_before(folder: Path, made: dict) -> list[str]:
-    """Of what the run in `folder` was made of (backbone, soft prompt, teacher, maps, LM, the run it
-    went on from), what was finished after it began.
+    """Of what the run in `folder` was made of (backbone, soft prompt, teachers, sources of text,
+    maps, LM, the run it went on from), what was finished after it began.
     """
     if "finished" not in made:  # of earlier versions
         return []
     began, newer = made["finished"] - made["seconds"], []
-    for key in ("backbone_run", "soft_prompt", "teacher", "text", "maps", "llm", "from_run"):
-        source = folder_of("runs", made.get(key) or "none")
+    keys = ("backbone_run", "soft_prompt", "teacher", "maps", "llm", "from_run")
+    named = [(key, made.get(key)) for key in keys] + [("kd", name) for name in made.get("kd") or ()]
+    named += [("text", name) for name in names_of_text(made.get("text") or "none")]
+    for key, name in named:
+        source = folder_of("runs", name or "none")
         if source == folder or not is_run(source):
             continue
         if key == "backbone_run" and made.get("backbone_digest") == (backbone_digest(source) or 0):

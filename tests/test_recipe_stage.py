@@ -166,6 +166,22 @@ def test_a_stage_that_is_there_says_what_it_was_made_before(tmp_path, monkeypatc
     assert "python distill.py --dataset toy --overwrite" in said
 
 
+@pytest.mark.parametrize("key, value", [("text", "tfidf+{}"), ("text", "{}+tfidf"), ("kd", ["{}"])])
+def test_one_of_several_parts_of_a_stage_that_was_made_again_is_said(
+    key, value, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    lm, run = tmp_path / "runs" / "lm", tmp_path / "runs" / "run"
+    named = [value[0].format(lm)] if isinstance(value, list) else value.format(lm)
+    made = {lm: {"finished": 300.0}, run: {"finished": 200.0, "seconds": 50.0, key: named}}
+    for folder, more in made.items():
+        folder.mkdir(parents=True)
+        base = {"stage": "finetune", "dataset": "toy", "data_hash": "0"}
+        write_json(folder / "config.json", base | more)
+    stage.stage(run, "finetune.py", "--dataset", "toy")
+    assert f"made before {lm} (1970-01-01" in capsys.readouterr().out
+
+
 def test_a_killed_stage_goes_on_from_the_folder_it_is_built_in(tmp_path, monkeypatch):
     ran = []
 

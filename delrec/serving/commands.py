@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from delrec import runtime
 from delrec.backbone import titled
 from delrec.backbone.models import is_ours
 from delrec.backbone.text import names_of as names_of_text
 from delrec.data.prepared import Data
 from delrec.data.terms import TERMS
-from delrec.places import RUNS
+from delrec.places import RUNS, root_of
 from delrec.runtime import Run, is_run, load_run, read_json
 
 # flags that are said also where they are off
@@ -45,13 +46,17 @@ def lm_name(run: Run) -> str:
 def commands(run: Run, data: Data) -> list[str]:
     """The commands that made a run, from the log on; of runs on an earlier log (--from) too."""
     found, log = [], None  # log: the hash of what the commands so far were run on
-    for one in made_by(run):
+    made = list(made_by(run))
+    exported = {lm for one in made if isinstance(one, Run) for lm in read_exports(one)}
+    for one in made:
         its_log = getattr(one, "data_hash", run.data_hash)
         if its_log != log:
             earlier = f"# on an earlier log, whose preparation has the hash {its_log}:"
             found.append(prepare_command(data) if its_log == run.data_hash else earlier)
         log = its_log
         found.append(line_of(one))
+        if isinstance(one, Run) and str(one.folder) in exported:
+            found.append(export_command(one))
     found.append(["python", "evaluate.py", "--ckpt", name_of(run.folder)])
     return [line if isinstance(line, str) else wrapped(line) for line in found]
 
@@ -94,17 +99,51 @@ def made_by(run: Run, seen: set | None = None) -> Iterator[Run | str]:
     """
     seen = set() if seen is None else seen
     seen.add(str(run.folder))
-    keys = ("from_run", "backbone_run", "teacher", "text", "soft_prompt", "maps")
-    places = [getattr(run, key, None) for key in keys] + list(getattr(run, "kd", None) or ())
-    for place in places:
+    for place in places_of(run):
         is_place = isinstance(place, str) and Path(place).is_absolute()
-        is_place = is_place and ".npy" not in place  # --text may name a file
+        is_place = is_place and not place.endswith(".npy")  # --text may name a file
         if place == str(run.folder):  # it has taken the place of the run it went on from
             yield f"{name_of(place)} of before"
         elif is_place and place not in seen:
             seen.add(place)
             yield from made_by(load_run(place), seen) if is_run(place) else [name_of(place)]
     yield run
+
+
+def places_of(run: Run) -> list[str | None]:
+    """What a run was made of, as it names it: whole paths of runs, words, files; None for nothing.
+    Runs that answered in an export of another come before it."""
+    keys = ("from_run", "backbone_run", "teacher", "soft_prompt", "maps")
+    named = [getattr(run, key, None) for key in keys] + list(getattr(run, "kd", None) or ())
+    asked = [one for lm in read_exports(run) for one in asked_for(Path(lm))]
+    return [*asked, *named[:3], *sources_of_text(run), *named[3:]]
+
+
+def sources_of_text(run: Run) -> list[str]:
+    """The sources that --text of a run named, each."""
+    text = getattr(run, "text", None)
+    return names_of_text(text) if text else []
+
+
+def read_exports(run: Run) -> list[str]:
+    """The folders of the LMs whose exports a backbone was trained on (--teacher, --text)."""
+    if run.stage != "train_backbone":
+        return []
+    named = [getattr(run, "teacher", None), *sources_of_text(run)]
+    return [name for name in named if name and Path(name).is_absolute() and is_run(name)]
+
+
+def asked_for(lm: Path) -> list[str]:
+    """The folders of the runs that answered in an LM's export for users they had not seen."""
+    meta = lm / "export" / "meta.json"
+    asked = read_json(meta).get("out_of_fold") if meta.exists() else None
+    return [str(root_of(lm, runtime.ROOT) / name) for name in asked or ()]
+
+
+def export_command(run: Run) -> list[str]:
+    """The command that wrote the export of an LM's run."""
+    words = ["python", "evaluate.py", "--ckpt", name_of(run.folder), "--export"]
+    return words + [word for one in asked_for(run.folder) for word in ("--folds", name_of(one))]
 
 
 def command_of(run: Run) -> list[str]:
