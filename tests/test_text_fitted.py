@@ -87,6 +87,11 @@ def test_like_vectors_are_refused_though_rounding_leaves_some_dust():
         ("--lam .1", "--lam changes nothing without --teacher"),
         ("--eta .3", "--eta changes nothing without --text"),
         ("--text tfidf --list-loss sigmoid", "--list-loss changes nothing without --teacher and"),
+        ("--teacher a/b --text tfidf", "--teacher changes nothing .*; give --lam, or leave --tea"),
+        ("--teacher a/b --text tfidf --lam 0", "--teacher changes nothing beside --text tfidf w"),
+        ("--teacher a/b --preset beauty", "beside --text tfidf.minilm without --lam, .* give"),
+        ("--teacher tfidf --text minilm", "vectors are that text's; leave --teacher out"),
+        ("--teacher a/b --text tfidf --model bert4rec", "that text's; leave --teacher out"),
     ],
 )
 def test_what_would_be_left_out_without_a_word_is_refused(options, says, toy, refused, tmp_path):

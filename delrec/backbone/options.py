@@ -103,7 +103,13 @@ def idle(cfg: SimpleNamespace, moved: set[str]) -> list[tuple[bool, str]]:
         return flag in moved and is_idle, sentence
 
     has_lists, model = cfg.teacher and cfg.lam, ALL[cfg.model]
+    may_list = cfg.teacher != "tfidf" and cfg.model != "bert4rec"  # those refuse --lam
     return [
+        (
+            cfg.teacher and cfg.text and not has_lists,
+            f"--teacher changes nothing beside --text {cfg.text} without --lam, as the titles' "
+            f"vectors are that text's; {'give --lam, or ' if may_list else ''}leave --teacher out",
+        ),
         (
             cfg.one_target and model.one_state,
             f"--one-target changes nothing with --model {cfg.model}, each target of which has a "
