@@ -123,27 +123,25 @@ def loss_of(
     return loss if taught is None else loss + taught(model, x_NE, at_N, x_BLE.shape[1])
 
 
+def faults_of(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    """What cannot be meant, whatever the data are: (is it so?, a sentence)."""
+    found = dllm2rec.faults(cfg) + folds.faults(cfg)
+    return found + text_ways.faults_of(cfg) + bert4rec.faults(cfg)
+
+
 def check(cfg: SimpleNamespace, data: Data) -> None:
-    """Stops at what cannot be meant."""
+    """Stops at what cannot be meant on these data."""
     for split in ("train", "val", "test"):
         if not len(getattr(data, split)):
             stop(
                 f"{data.folder} has no {split} samples; prepare it with another split or a smaller "
                 "core (data/prepare.py --split S --core N)"
             )
-    faults = [
-        (
-            cfg.top_h > data.n_items,
-            f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it",
-        ),
-        (
-            cfg.teacher and cfg.confidence != "listed" and cfg.w_confidence > 1,
-            f"--w-confidence {cfg.w_confidence} would let a list count less than nothing; it is a "
-            "share, at most 1, unless --confidence is listed",
-        ),
-    ]
-    faults += folds.faults(cfg, data) + text_ways.faults_of(cfg) + bert4rec.faults(cfg)
-    common.refuse(faults)
+    too_long = (
+        cfg.top_h > data.n_items,
+        f"--top-h {cfg.top_h} is more than the {data.n_items} items of the catalogue; lower it",
+    )
+    common.refuse([too_long, folds.too_many(cfg, data)])
 
 
 # ---------------------------------------------------------------- the script
@@ -236,6 +234,7 @@ def main(**config) -> None:
     moved = common.moved_of(ctx, config)
     common.refuse(titled.faults(cfg, moved) + options.idle(cfg, moved))
     common.fill(cfg, ALL[cfg.model])
+    common.refuse(faults_of(cfg))  # before the data: fit() asks up to here
     ranks, data, folder = common.enter(cfg, f"{cfg.model}{text.ending_of(cfg)}")
     lengthen(cfg, asked, data)
     check(cfg, data)

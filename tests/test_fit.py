@@ -7,6 +7,8 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
+import common
+import train_backbone
 from delrec import Recommender
 from delrec.data import prepare
 from delrec.runtime import ROOT
@@ -166,6 +168,7 @@ BAD = {
     "no such flag": ((LOG, ARTICLES), "No such option '--epoch'", ("epoch", 1)),
     "no such value": ((LOG, ARTICLES), "'few' is not a valid integer", ("epochs", "few")),
     "an idle flag": ((LOG, ARTICLES), "--lam changes nothing without --teacher", ("lam", 0.1)),
+    "no text for new items": ((LOG, ARTICLES), "--cold-out ranks items", ("cold_out", True)),
     "no title in items": ((LOG, ARTICLES.drop("title")), "items has the columns item, category"),
 }
 
@@ -177,6 +180,25 @@ def test_what_cannot_be_fitted_is_a_sentence_and_writes_nothing(case, here):
         Recommender.fit(*given, **dict(flags))
     assert says in str(refused.value) and "\n" not in str(refused.value)
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--cold-out",
+        "--model bert4rec --history 1",
+        "--text tfidf --text-graph 1 --text-whiten .5",
+        "--folds 1",
+        "--teacher tfidf --lam .5",
+        "--teacher a/b --lam 1 --w-confidence 1.5",
+    ],
+)
+def test_flags_that_no_data_could_bear_are_refused_before_these_are_read(
+    flags, refused, monkeypatch
+):
+    """fit() asks training so far before it replaces the preparation."""
+    monkeypatch.setattr(common, "enter", lambda *_: pytest.fail("the data are read"))
+    assert refused(train_backbone.main, flags)
 
 
 def test_an_installation_without_the_scripts_says_what_to_do(here, monkeypatch):

@@ -62,11 +62,6 @@ def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Given:
     """The lists that a teacher's run folder holds for its student. name: the run, or tfidf for
     titles without an LM (the control), which has none."""
     if name == "tfidf":
-        if cfg.lam:
-            stop(
-                f"--teacher tfidf has titles' vectors but no lists, --lam is {cfg.lam}; leave "
-                "--lam out"
-            )
         return Given()
     run = load_run(name, data)
     folder = export_folder(run, name)
@@ -95,6 +90,22 @@ def read_export(name: str, data: Data, cfg: SimpleNamespace) -> Given:
         out_of_fold=bool(meta.get("out_of_fold")),
         sha256=sha256_of(topk, truth, listed),
     )
+
+
+def faults(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    """What cannot be meant by --teacher: (is it so?, a sentence)."""
+    return [
+        (
+            cfg.teacher == "tfidf" and cfg.lam,
+            f"--teacher tfidf has titles' vectors but no lists, --lam is {cfg.lam}; leave --lam "
+            "out",
+        ),
+        (
+            cfg.teacher and cfg.confidence != "listed" and cfg.w_confidence > 1,
+            f"--w-confidence {cfg.w_confidence} would let a list count less than nothing; it is a "
+            "share, at most 1, unless --confidence is listed",
+        ),
+    ]
 
 
 def trust_in(truth: np.ndarray, asked: np.ndarray, cfg: SimpleNamespace) -> np.ndarray:

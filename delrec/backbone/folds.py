@@ -209,13 +209,12 @@ def print_gaps(tables: dict[str, dict], K: int, cosine: float | None) -> None:
             print(f"{name:22}{shown}{row['closed']:11.0%}")
 
 
-def faults(cfg: SimpleNamespace, data: Data) -> list[tuple[bool, str]]:
-    """What cannot be meant by --folds: (is it so?, a sentence)."""
+def faults(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    """What cannot be meant by --folds, whatever the data are: (is it so?, a sentence)."""
     return [
         (
-            cfg.folds == 1 or cfg.folds > data.n_users,
-            f"--folds {cfg.folds} leaves nobody to train on, or a fold without a user; choose 2 to "
-            f"{data.n_users} (5 is usual)",
+            cfg.folds == 1,
+            "--folds 1 leaves nobody to train on; choose 2 or more (5 is usual)",
         ),
         (
             cfg.folds and cfg.teacher,
@@ -223,3 +222,12 @@ def faults(cfg: SimpleNamespace, data: Data) -> list[tuple[bool, str]]:
             "them; leave one of the two out",
         ),
     ]
+
+
+def too_many(cfg: SimpleNamespace, data: Data) -> tuple[bool, str]:
+    """The fault of more folds than users: (is it so?, a sentence)."""
+    return (
+        cfg.folds > data.n_users,
+        f"--folds {cfg.folds} leaves a fold without a user; choose 2 to {data.n_users} (5 is "
+        "usual)",
+    )
