@@ -35,6 +35,7 @@ def test_a_run_is_made_with_them_but_for_what_is_typed(name, cycle, train_on_cyc
     "flags, sentence",
     [
         ("--model caser", "--preset beauty has the settings of --model sasrec, not of caser"),
+        ("--text-graph .5", "leave one of the two out, or give --text-whiten 0"),
         ("--from somewhere", "leave --preset beauty out, or train from scratch without --from"),
     ],
 )

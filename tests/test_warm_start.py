@@ -150,6 +150,9 @@ def test_a_run_is_replaced_by_what_goes_on_from_it(logs, last_week, run, tmp_pat
         ("--teacher tfidf", "--teacher and --from were given"),
         ("--text tfidf", "--text and --from were given"),
         ("--folds 3", "--folds and --from were given"),
+        ("--cold-out", "--cold-out and --from were given, .*; leave --cold-out out, or train"),
+        ("--text-whiten 0", "--text-whiten and --from were given"),
+        ("--no-offset", "--no-offset and --from were given"),
         ("--from nothing/here", "nothing/here is no run folder"),
     ],
 )

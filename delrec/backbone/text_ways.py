@@ -166,17 +166,21 @@ def fold(model: nn.Module) -> None:
 # ---------------------------------------------------------------- what cannot be meant
 
 
-def faults_of(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    """(is it one?, sentence) of what was asked of titles' vectors and cannot be meant."""
-    has_text = bool((cfg.text or cfg.teacher) and cfg.eta)
-    asked = {
+def flags_of_text(cfg: SimpleNamespace) -> dict[str, bool]:
+    """{flag about titles' vectors: was it given?}"""
+    return {
         "--text-in": cfg.text_in != "fold",
         "--text-whiten": cfg.text_whiten is not None,
         "--text-width": cfg.text_width is not None,
-        "--text-graph": cfg.text_graph,
+        "--text-graph": bool(cfg.text_graph),
         "--permute-text": cfg.permute_text,
     }
-    first = next((flag for flag, typed in asked.items() if typed), None)
+
+
+def faults_of(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    """(is it one?, sentence) of what was asked of titles' vectors and cannot be meant."""
+    has_text = bool((cfg.text or cfg.teacher) and cfg.eta)
+    first = next((flag for flag, is_given in flags_of_text(cfg).items() if is_given), None)
     runs = [name for name in names_of(cfg.text or "tfidf") if name not in WORDS]
     runs = [name for name in runs if name and not name.endswith(".npy")]
     return [
@@ -203,7 +207,7 @@ def faults_of(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
         (
             cfg.text_graph and cfg.text_whiten,
             "--text-graph chooses directions and --text-whiten scales those of the variance; leave "
-            "one of the two out",
+            "one of the two out, or give --text-whiten 0",
         ),
         (
             cfg.cold_out and not has_text,

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
+from delrec.backbone import text_ways
 from delrec.backbone.models import is_ours, load
 from delrec.backbone.ranking import must_hold_model
 from delrec.data import grown
@@ -42,12 +43,14 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
                 f"users, and without a teacher's help; leave --{flag} out, or train from scratch "
                 "without --from"
             )
-    if cfg.text:
-        stop(
-            "--text and --from were given, but the item vectors that --from goes on from are "
-            "trained already, with their titles or without; leave --text out, or train from "
-            "scratch without --from"
-        )
+    of_text = {"--text": cfg.text, "--cold-out": cfg.cold_out, "--no-offset": not cfg.offset}
+    for flag, is_given in (of_text | text_ways.flags_of_text(cfg)).items():
+        if is_given:
+            stop(
+                f"{flag} and --from were given, but the item vectors that --from goes on from are "
+                f"trained already, with their titles or without; leave {flag} out, or train from "
+                "scratch without --from"
+            )
     own = {key: getattr(run, key) for key in (*FIXED, *TAKEN) if hasattr(run, key)}
     grown.settle(cfg, typed, own, FIXED, run)
 
