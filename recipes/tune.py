@@ -39,6 +39,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
 from delrec.backbone.batches import LEAST_WAIT, steps_of_epoch
+from delrec.backbone.text import FIRST_WIDE
+from delrec.backbone.titled import UNUSED
 from delrec.data.prepared import Data, load_data
 from delrec.runtime import described, load_run, write_json, write_text
 from recipes.runs import side_by_side
@@ -85,9 +87,16 @@ def names_in(flags: str) -> list[str]:
 
 
 def grid_of(model: str, flags: str) -> dict[str, tuple]:
-    """The values that a trial of a model may have, where all trials have these flags."""
-    text = TEXT if "text" in names_in(flags) else {}
-    return GRID | OWN.get(model, {}) | text
+    """The values that a trial of a model may have, where all trials have these flags: none that
+    train_backbone.py refuses beside them."""
+    said = names_in(flags)
+    grid = GRID | OWN.get(model, {}) | (TEXT if "text" in said else {})
+    refused = {flag.replace("_", "-") for flag in UNUSED.get(model, ())}
+    refused |= {"text-whiten"} if "text-graph" in said else set()
+    grid = {flag: values for flag, values in grid.items() if flag not in refused}
+    if "text-width" in said and "text-in" in grid:
+        grid["text-in"] = tuple(way for way in grid["text-in"] if way not in FIRST_WIDE)
+    return grid
 
 
 def draw(grid: dict[str, tuple], n: int, seed: int) -> list[Trial]:
@@ -104,12 +113,26 @@ def draw(grid: dict[str, tuple], n: int, seed: int) -> list[Trial]:
     return trials
 
 
+def stop_if_untrained(model: str) -> None:
+    """Ends the process if a model has no epochs that rounds could be made of."""
+    if "epochs" in UNUSED.get(model, ()):
+        sys.exit(
+            f"tune: --model {model} is not trained, and chooses its settings on validation by "
+            f"itself; run train_backbone.py --model {model}"
+        )
+
+
 def stop_if_said(flags: str) -> None:
     """Ends the process if --flags holds a flag that trials differ in, or that this program gives:
     the later one on a command line counts, and the table would say what is not so."""
     for name in names_in(flags):
         if name in GRID | TEXT:
             sys.exit(f"tune: --flags holds --{name}, which trials differ in; leave it out")
+        if name == "from":
+            sys.exit(
+                "tune: --flags holds --from, whose run has its width and history, which trials "
+                "differ in; leave it out"
+            )
         if name in SAID:
             sys.exit(f"tune: --flags holds --{name}, which this program gives; leave it out")
 
@@ -248,6 +271,7 @@ def table_lines(search: Search, ranked: list[Trial]) -> list[str]:
 @click.option("--flags", default="", help="flags of train_backbone.py that all trials have")
 def main(**options) -> None:
     """Search a model's settings on validation."""
+    stop_if_untrained(options["model"])
     stop_if_said(options["flags"])
     search = Search(**options)
     search.jobs = min(search.jobs or places(), search.trials)

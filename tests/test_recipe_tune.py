@@ -1,11 +1,14 @@
 """recipes/tune.py: what is drawn, who goes on, and that it never does a training twice."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
+import common
+import train_backbone
 from delrec.backbone.batches import steps_of_epoch
 from recipes import tune
 from recipes.tune import Search, Trial
@@ -50,6 +53,36 @@ def test_with_text_a_trial_also_draws_how_it_enters():
     assert ways == {"fold", "adaptor", "alphafuse"}
     with pytest.raises(SystemExit, match="--text-in, which trials differ in"):
         tune.stop_if_said("--text tfidf --text-in fold")
+
+
+@pytest.mark.parametrize(
+    "model, flags",
+    [
+        ("kda", "--text tfidf"),
+        ("sasrec", "--text tfidf --text-width 8"),
+        ("sasrec", "--text tfidf --text-graph .5"),
+        ("caser", "--text=tfidf --no-offset"),
+        ("bert4rec", ""),
+    ],
+)
+def test_no_setting_that_training_refuses_is_drawn(model, flags, run, monkeypatch):
+    monkeypatch.setattr(common, "enter", lambda *_: sys.exit())  # it would begin
+    asked = search(model=model, flags=flags)
+    for trial in tune.draw(asked.grid, 40, 0):
+        run(train_backbone.main, " ".join(map(str, asked.command(trial)[1:])))
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ("--model seqsim", "--model seqsim is not trained"),
+        ("--flags=--from=shop/old", "whose run has its width and history"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_at_the_door(options, says):
+    with pytest.raises(AssertionError) as refused:
+        tuned(*options.split())
+    assert says in str(refused.value)
 
 
 def test_more_trials_than_settings_is_one_sentence():
