@@ -45,6 +45,7 @@ from delrec.data.prepared import Data, load_data
 from delrec.runtime import described, load_run, write_json, write_text
 from recipes.runs import side_by_side
 from recipes.stage import name_of, places, stage, typed
+from train_backbone import ALL
 
 # the values that a trial may have, and those of single models
 GRID = {
@@ -252,7 +253,9 @@ def table_lines(search: Search, ranked: list[Trial]) -> list[str]:
 
 @click.command(**described(__doc__))
 @click.option("--dataset", default="ml-100k", help="name under data/, or a prepared folder")
-@click.option("--model", default="sasrec", help="a model of train_backbone.py")
+@click.option(
+    "--model", default="sasrec", type=click.Choice(list(ALL)), help="a model of train_backbone.py"
+)
 @click.option(
     "--trials", default=24, type=click.IntRange(1), help="settings tried, the defaults among them"
 )

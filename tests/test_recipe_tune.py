@@ -75,6 +75,7 @@ def test_no_setting_that_training_refuses_is_drawn(model, flags, run, monkeypatc
 @pytest.mark.parametrize(
     "options, says",
     [
+        ("--model sasrecs", "Invalid value for '--model': 'sasrecs' is not one of"),
         ("--model seqsim", "--model seqsim is not trained"),
         ("--flags=--from=shop/old", "whose run has its width and history"),
     ],
