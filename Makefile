@@ -29,7 +29,7 @@ test-all: test gpu-rehearse  ## make test, the rehearsal of make gpu, the long t
 soak: $(VENV)/ready          ## kill the scripts fifty times at random moments and compare (about ten minutes on 2 cores)
 	$(PY) -m pytest -q -s tests/soak.py
 
-circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (about 40 minutes on 2 cores)
+circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the methods that make it servable (99 minutes, one core a stage, beside other work)
 	$(PY) recipes/circle.py
 
 backbones: $(VENV)/ready     ## every conventional model in one table, no LM (hours on 2 cores): DATASET=beauty SEEDS=5 MODELS=sasrec,gru4rec JOBS=

@@ -1,6 +1,6 @@
 """make circle: from the backbone to the LM, to a small LM, and back to a backbone.
 
-    python recipes/circle.py                                   about 40 minutes on 2 cores
+    python recipes/circle.py                                   99 minutes, one core a stage
     python recipes/circle.py --dataset beauty --windows 8000   other data, prepared before
 
 The backbone at the end serves in a millisecond. Every stage is one of the README's commands; a

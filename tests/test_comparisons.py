@@ -16,7 +16,7 @@ from delrec.evaluation.comparisons import (
     paired_by_seed,
     planned_pairs,
 )
-from delrec.evaluation.wording import mark, said_by_users
+from delrec.evaluation.wording import ABOUT_PLANNED, mark, said_by_users
 
 N = 600
 USER = np.arange(N) // 2
@@ -267,5 +267,6 @@ def test_planned_pairs_are_of_rows_or_of_means():
     assert of_means["se"] == compared.means("better", "alone")["ndcg@10"]["se"]
     largest = [max(test["p"], test["p_t"]) for test in (of_rows, of_means)]
     assert [of_rows["p_adjusted"], of_means["p_adjusted"]] == pytest.approx(stats.holm(largest))
+    assert all("adjusted: the larger of p and t" in said for said in ABOUT_PLANNED.values())
     says = sentence(planned_pairs, compared, Planned("base-s0", [("better", "base-s0")]))
     assert "it names better and base-s0" in says and "the means are base, better" in says

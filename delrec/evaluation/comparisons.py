@@ -134,13 +134,13 @@ def seeds_in(name: str) -> list[str]:
 
 
 def printed_p(test: Test) -> float:
-    """The p that a comparison of two rows is judged by: the sign-flip test's."""
+    """The p that a comparison of a row with the reference is judged by: the sign-flip test's."""
     return test["p"]
 
 
 def larger_p(test: Test) -> float:
-    """The p that means over seeds are judged by: the larger of sign-flip test, which knows users,
-    and t, which knows users and seeds.
+    """The p that means over seeds and planned pairs are judged by: the larger of sign-flip test,
+    which knows users, and t, which of means knows users and seeds.
     """
     return max(test["p"], test["p_t"])
 

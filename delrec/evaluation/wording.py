@@ -23,10 +23,12 @@ ABOUT_SEEDS = (
 )
 
 ABOUT_ONE_SEED = "no row has several seeds, so p and t hold of these trained models alone"
+ADJUSTED_PAIRS = "adjusted: the larger of p and t, for all these pairs (Holm)"
 # by whether any row has several seeds
 ABOUT_PLANNED = {
-    True: "planned pairs, rows or means over seeds (of means, t holds for other seeds too)",
-    False: f"planned pairs; {ABOUT_ONE_SEED}",
+    True: "planned pairs, rows or means over seeds (of means, t holds for other seeds too); "
+    f"{ADJUSTED_PAIRS}",
+    False: f"planned pairs; {ABOUT_ONE_SEED}; {ADJUSTED_PAIRS}",
 }
 
 
