@@ -270,15 +270,18 @@ def answers(
     lms: Opened, parts: list[Part], lists: np.ndarray | None, K: int, first: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(samples, their rows (B, 2K+1): see rows_of) of all parts one after the other, without the
-    first so many samples, which are done."""
+    first so many samples, which are done. lists: the backbone's, None: over the whole catalogue."""
     for part in parts:
         todo = part.samples[first:]
         first = max(first - len(part.samples), 0)
         for i in range(0, len(todo), CHUNK):
             samples = todo[i : i + CHUNK]
             r, penalty_I = lms.of(part.run, part.fold)
-            listed = None if lists is None else lists[samples]
-            yield samples, rows_of_samples(r, penalty_I, samples, listed, K, lms.ranks)
+            if lists is None:
+                yield samples, rows_over_catalogue(r, penalty_I, samples, K, lms.ranks)
+            else:
+                listed = lists[samples]
+                yield samples, rows_of_lists(r, penalty_I, samples, listed, K, lms.ranks)
 
 
 def report(folder: Path, files: Files, data: Data, which: np.ndarray, rate: float) -> None:
@@ -308,21 +311,6 @@ def targets_and_histories(data: Data, samples: np.ndarray) -> tuple[np.ndarray, 
     target_B = data.items[data.train[samples]].astype(np.int64)
     longest = int(np.diff(data.ptr).max())
     return target_B, [h[h > 0] for h in histories(data, data.train[samples], longest)]
-
-
-def rows_of_samples(
-    r: Ranker,
-    penalty_I: np.ndarray,
-    samples: np.ndarray,
-    list_BC: np.ndarray | None,
-    K: int,
-    ranks: Ranks,
-) -> np.ndarray:
-    """The rows (B, 2K+1) of some training samples (see rows_of): over the backbone's lists, or,
-    where they are None, over the whole catalogue."""
-    if list_BC is None:
-        return rows_over_catalogue(r, penalty_I, samples, K, ranks)
-    return rows_of_lists(r, penalty_I, samples, list_BC, K, ranks)
 
 
 def rows_over_catalogue(
