@@ -174,16 +174,6 @@ def equality_test(mean: float, se: float, df: float, margin: float) -> float:
     return tail if inside > 0 else 1 - tail
 
 
-def paired_t(a_n: np.ndarray, b_n: np.ndarray, user_n: np.ndarray) -> float:
-    """p of the paired t-test of mean(a) = mean(b), users as clusters, with G_eff - 1 degrees of
-    freedom (with one sample a user, the ordinary test).
-    """
-    clusters = clusters_of(user_n)
-    sum_G = clusters.sums(np.asarray(a_n - b_n, float)[:, None])[:, 0]
-    se = standard_error(sum_G, clusters.count_G)
-    return t_test(sum_G.sum() / len(user_n), se, clusters.worth - 1)
-
-
 def holm(p: Sequence[float]) -> list[float]:
     """p values of several tests, each adjusted for all of them (Holm): sorted, the k-th of m is
     max over j <= k of min(1, (m - j + 1) p_j).
