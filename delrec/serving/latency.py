@@ -1,5 +1,6 @@
 """What serving a run costs: milliseconds and parameters (evaluate.py --latency)."""
 
+import math
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from delrec.lm.pretrained import EMBEDDED, numbers_of, seed_and_name
 from delrec.processes import Ranks
 from delrec.runtime import CACHE, Run, folder_of, load_run
 from delrec.serving.ranking import ScoresAfter, ranking
+from delrec.serving.shared import shapes_in
 
 OWN_WEIGHTS = ("items.safetensors", "soft_prompt.safetensors", "adapter/adapter_model.safetensors")
 
@@ -79,10 +81,6 @@ def lm_folder(run: Run) -> Path:
     return folder if folder.is_dir() else Path(cached_file(llm, "config.json")).parent
 
 
-def numbers_in(path: Path | str) -> int:
+def numbers_in(path: Path) -> int:
     """How many numbers a safetensors file holds."""
-    from safetensors import safe_open
-
-    with safe_open(path, "np") as f:
-        names = f.keys()
-        return sum(int(np.prod(f.get_slice(name).get_shape())) for name in names)
+    return sum(map(math.prod, shapes_in(path).values()))
