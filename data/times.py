@@ -32,7 +32,7 @@ DOTTED = rf"^([0-9]{{1,2}})\.([0-9]{{1,2}})\.([0-9]{{4}})(?:,? +{CLOCK}{ZONE})?$
 # what polars reads at once, and numbers that floats hold exactly
 PLAIN_DATES = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d")
 PLAIN_DECIMAL = r"^[0-9]{1,11}(\.[0-9]{1,3})?$"
-COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # digits of a date -> its format
+COMPACT = (8, 12, 14)  # digits of a date: of its day, minute or second
 # what programs write where a cell has no value
 MISSING = ["", "null", "NULL", "nan", "NaN", "None", "<NA>", "NaT", "NA", "\\N"]
 UNITS = {0: "seconds", 3: "milliseconds", 6: "microseconds", 9: "nanoseconds"}
