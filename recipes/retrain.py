@@ -35,7 +35,7 @@ from delrec import runtime
 from delrec.data.prepared import Data, load_data, raw_item_ids
 from delrec.metrics import chance
 from delrec.runtime import described, load_run, read_json, write_json, write_text
-from recipes.stage import stage
+from recipes.stage import prepare, stage
 
 # no later stage reads these runs' lists
 FEW = ["--lists", 1000]
@@ -139,8 +139,7 @@ def print_rows(rows: dict[str, list[dict]], n_items: int) -> dict[str, dict]:
 @click.option("--seeds", default=3, type=click.IntRange(1), help="runs of every row")
 def main(dataset: str, model: str, seeds: int) -> None:
     """Going on from a run against training from scratch, on a log that has grown."""
-    if dataset == "ml-100k":
-        stage(None, "data/prepare.py", dataset)
+    prepare(dataset)
     data = load_data(dataset)
     before = prepare_before(data)
     old = load_data(before)

@@ -44,7 +44,7 @@ from delrec.backbone.titled import UNUSED
 from delrec.data.prepared import Data, load_data
 from delrec.runtime import described, load_run, write_json, write_text
 from recipes.runs import side_by_side
-from recipes.stage import name_of, places, stage, typed
+from recipes.stage import name_of, places, prepare, stage, typed
 from train_backbone import ALL
 
 # the values that a trial may have, and those of single models
@@ -278,9 +278,8 @@ def main(**options) -> None:
     stop_if_said(options["flags"])
     search = Search(**options)
     search.jobs = min(search.jobs or places(), search.trials)
-    if search.dataset == "ml-100k":
-        stage(None, "data/prepare.py", search.dataset)
-    data = load_data(search.dataset)  # says how to prepare it
+    prepare(search.dataset)
+    data = load_data(search.dataset)
     search.first = search.first or first_round(search.model, search.flags, data)
     ranked = search.run()
     lines = table_lines(search, ranked)
