@@ -10,7 +10,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -214,13 +214,11 @@ def value_of(record: dict, names: tuple[str, ...], path: Path, line: int) -> str
     )
 
 
-def place_in(path: Path, lines: list[int] | np.ndarray | None, first: int = 1) -> Where:
-    """Says where a row stands: the lines of the rows, None if they stand one a line from `first`
-    on.
-    """
+def place_in(path: Path, lines: Sequence[int] | np.ndarray) -> Where:
+    """Says where a row stands. lines: of each row its line."""
 
     def place(row: int) -> str:
-        return f"{path}, line {first + row if lines is None else int(lines[row])}"
+        return f"{path}, line {int(lines[row])}"
 
     return place
 
