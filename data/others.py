@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from delrec.data.prepared import Data, users
+from delrec.data.prepared import Data, histories, users
 
 
 def order_of_others(n_items: int, kind_I: np.ndarray | None = None) -> np.ndarray:
@@ -49,3 +49,9 @@ def sample_of_another(data: Data, items: np.ndarray) -> int:
         if not np.isin(items, data.items[data.ptr[user] : data.ptr[user + 1]]).all():
             return place
     return data.train[first]
+
+
+def history_of_another(data: Data, items: np.ndarray, L: int) -> np.ndarray:
+    """The last L items at most before the training sample that a history draws, oldest first."""
+    (other_L,) = histories(data, np.array([sample_of_another(data, items)]), L)
+    return other_L[other_L > 0]

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from delrec.data.others import rows_of_others, sample_of_another
+from delrec.data.others import history_of_another, rows_of_others
 from delrec.data.prepared import Data, histories, shuffled, users, with_lists
 from delrec.data.unseen import Unseen
 from delrec.files import replacing
@@ -105,9 +105,7 @@ class Residual:
                 "answers by histories of the log, which is not here; give its prepared data, or "
                 "share a run that keeps to its own"
             )
-        place = sample_of_another(self.data, old)
-        (other_L,) = histories(self.data, np.array([place]), self.backbone.history)
-        return other_L[other_L > 0]
+        return history_of_another(self.data, old, self.backbone.history)
 
 
 @dataclass

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec.data.counts import seen_in_training
-from delrec.data.others import sample_of_another
-from delrec.data.prepared import Data, histories
+from delrec.data.others import history_of_another
+from delrec.data.prepared import Data
 from delrec.data.words import Words
 from delrec.lm import written
 from delrec.lm.ragged import Ragged, ragged
@@ -145,9 +145,7 @@ class OtherUsers:
     def history(self, items: np.ndarray) -> np.ndarray:
         """The history before a training sample, always the same one for these items: of one who
         has not all of them, which a user's own would."""
-        place = sample_of_another(self.data, items)
-        (other_L,) = histories(self.data, np.array([place]), self.L)
-        return other_L[other_L > 0]
+        return history_of_another(self.data, items, self.L)
 
     def histories(self, old: Ragged) -> Ragged:
         """Those of all histories that are not empty."""
