@@ -20,16 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 
 # run as a script, only this folder is on the path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
-from delrec.data.prepared import Data, load_data, users
-from delrec.evaluation.scores import places_in_test, stored_metrics
-from delrec.evaluation.stats import interval
+from delrec.data.prepared import Data, load_data
+from delrec.evaluation.scores import gain_over, places_in_test, stored_metrics
 from delrec.evaluation.wording import ends_text
 from delrec.kernels.bench import Row, report
 from delrec.lm.model import is_lm_run
@@ -189,9 +187,7 @@ def minus_teacher(circle: Circle, data: Data) -> list[float]:
     own_n, teacher_n = (
         stored_metrics(circle.folder / name, data, which)["hr@1"] for name in ("slmrec", "e4srec")
     )
-    gain_n = own_n - teacher_n
-    low, high = interval(gain_n, users(data, np.asarray(data.test)[which]))
-    return [float(gain_n.mean()), float(low), float(high)]
+    return gain_over(own_n, teacher_n, data, which).tolist()
 
 
 def table_lines(circle: Circle, measured: Measured) -> list[str]:

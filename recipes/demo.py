@@ -30,8 +30,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
 from delrec.data.prepared import Data, load_data, users
-from delrec.evaluation.scores import stored_metrics
-from delrec.evaluation.stats import interval
+from delrec.evaluation.scores import gain_over, stored_metrics
 from delrec.metrics import metrics
 from delrec.runtime import complete_renames, described, is_run, load_run, read_npy, when
 from delrec.training.memory import peak_gb
@@ -110,10 +109,8 @@ def minus_backbone(data: Data, home: Path) -> dict[str, list[float]]:
     """What DELRec's row is above its backbone's on the whole test part, as {metric: [mean, low,
     high]}: the paired difference, and the ends of its interval over users."""
     own, backbones = values(home / "delrec", data), values(home / "sasrec", data)
-    gain_nR = np.stack([own[name] - backbones[name] for name in own], 1)
-    low_high = interval(gain_nR, users(data, np.asarray(data.test)))
-    ends = zip(own, gain_nR.mean(0), *low_high)
-    return {name: [float(mean), float(low), float(high)] for name, mean, low, high in ends}
+    own_nR, backbones_nR = (np.stack([*found.values()], 1) for found in (own, backbones))
+    return dict(zip(own, gain_over(own_nR, backbones_nR, data).T.tolist()))
 
 
 def values(folder: Path, data: Data) -> dict[str, np.ndarray]:

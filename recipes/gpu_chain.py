@@ -19,9 +19,8 @@ import evaluate
 import finetune
 import train_backbone
 from delrec.data import prepare
-from delrec.data.prepared import Data, candidates, load_data, users
-from delrec.evaluation.scores import stored_metrics
-from delrec.evaluation.stats import interval
+from delrec.data.prepared import Data, candidates, load_data
+from delrec.evaluation.scores import gain_over, stored_metrics
 from delrec.lm.ranker import Ranker, open_run, score_catalogue, score_tails, shown_histories
 from delrec.lm.reading import read_prefix
 from delrec.runtime import load_run, read_npy
@@ -158,8 +157,5 @@ def compare(rows: Rows, world: World) -> None:
     which = asked_of(folder)
     own_n, other_n = hits_of(folder, data, which), hits_of(world.backbone, data, which)
     rows.add("chain.backbone.hr1", other_n.mean())
-    gain_n = own_n - other_n
-    rows.add("chain.titles.minus_backbone", gain_n.mean())
-    owner_n = users(data, np.asarray(data.test)[which])
-    for end, value in zip(("low", "high"), np.ravel(interval(gain_n[:, None], owner_n))):
-        rows.add(f"chain.titles.minus_backbone_{end}", value)
+    for end, value in zip(("", "_low", "_high"), gain_over(own_n, other_n, data, which)):
+        rows.add(f"chain.titles.minus_backbone{end}", value)

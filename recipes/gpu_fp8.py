@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from delrec.data import prepare
-from delrec.data.prepared import Data, candidates, load_data, users
-from delrec.evaluation.stats import interval
+from delrec.data.prepared import Data, candidates, load_data
+from delrec.evaluation.scores import gain_over
 from delrec.lm.bench.work import K, our_ranker, prompts_of
 from delrec.lm.model import load_lm
 from delrec.lm.ranker import score_tails
@@ -90,8 +90,7 @@ def compare_hits(rows: Rows, rehearse: bool, out: Path) -> None:
     base = "variant.smollm2-135m.fp8.hr1"
     rows.add(base, hits[1].mean())
     rows.add(f"{base}_of_bf16", hits[0].mean())
-    change_n1 = (hits[1] - hits[0])[:, None]
-    ends = np.ravel(interval(change_n1, users(data, data.test[which])))
+    _, *ends = gain_over(hits[1], hits[0], data, which)
     for end, value in zip(("low", "high"), ends):
         rows.add(f"{base}_change_{end}", value)
 

@@ -24,7 +24,7 @@ from delrec.data.prepared import (
     subset,
     users,
 )
-from delrec.evaluation.stats import RowMetrics
+from delrec.evaluation.stats import RowMetrics, interval
 from delrec.lm import listed
 from delrec.lm.ranker import (
     Ranker,
@@ -156,6 +156,18 @@ def stored_metrics(
     score_nC = np.asarray(read_npy(folder / f"scores_test_{C}.npy", (len(data.test), C)))
     score_nC = score_nC[part.which] - penalty_of(run, data)[part.cand_nC]
     return metrics(*compare(score_nC, part.is_target_nC))
+
+
+def gain_over(
+    value_nR: np.ndarray, other_nR: np.ndarray, data: Data, which: np.ndarray | None = None
+) -> np.ndarray:
+    """What one run is above another in a metric (n,), or in several (n, R), of all test samples or
+    of those at the places `which`: [mean, low, high], the paired difference and the ends of its
+    interval over users, (3,) or (3, R).
+    """
+    gain_nR, test = value_nR - other_nR, np.asarray(data.test)
+    owner_n = users(data, test if which is None else test[which])
+    return np.stack([gain_nR.mean(0), *interval(gain_nR, owner_n)])
 
 
 def scored_so_far(
