@@ -14,6 +14,7 @@ from delrec.data.hints import Columns, Request, command_for
 from delrec.data.json_tables import is_json, read_json_table
 from delrec.data.log import ItemColumns, Log, Rows, digests, rows_of
 from delrec.data.own_files import Files, atomic, files_of, item_of, part_of
+from delrec.data.raw_files import titles_from
 from delrec.data.remedies import files_in
 from delrec.data.tables import Table, joined, read_table
 from delrec.data.times import MISSING, Where, clock_of, position_of
@@ -246,19 +247,9 @@ def titles_of_table(
     stop_at_blank(item, "item", lambda row: table.place(int(kept[row])))
     titles = dict(zip(item.to_list(), title.to_list()))
     if len(titles) < len(item):
-        stop_if_two_titles(item, title, lambda row: table.place(int(kept[row])))
+        # refuses two titles of an item
+        titles_from(item, title, lambda row: table.place(int(kept[row])))
     return titles, table.notes
-
-
-def stop_if_two_titles(item: pl.Series, title: pl.Series, place: Where) -> None:
-    """Stops at an item that stands there twice with different titles."""
-    first = {}
-    for row, (i, t) in enumerate(zip(item, title)):
-        if first.setdefault(i, t) != t:
-            stop(
-                f"{place(row)}: item {i!r} is there twice, as {first[i][:60]!r} and {t[:60]!r}; "
-                "expected one row per item, leave out one of them"
-            )
 
 
 def further_columns(

@@ -299,6 +299,6 @@ def titles_from(item: pl.Series, title: pl.Series, place: Where) -> dict[str, st
         if titles.setdefault(i, t) != t:
             stop(
                 f"{place(row)}: item {i!r} is there twice, as {titles[i][:60]!r} and {t[:60]!r}; "
-                "leave out one of them"
+                "expected one row per item, leave out one of them"
             )
     return titles
