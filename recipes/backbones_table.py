@@ -4,16 +4,16 @@ Everything but the costs stands in evaluate.py's metrics.json (delrec/evaluation
 """
 
 import csv
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from delrec.data.prepared import Data
+from delrec.evaluation.lines import rows_as_json
 from delrec.evaluation.stats import Test
-from delrec.evaluation.wording import ABOUT_ONE_SEED, gain_text, mark, short
-from delrec.runtime import ROOT, commit, load_run, machine, versions, write_text, writing
+from delrec.evaluation.wording import ABOUT_ONE_SEED, as_markdown, gain_text, mark, short
+from delrec.runtime import ROOT, load_run, write_text, writing
 from delrec.serving.latency import latencies, parameters
 
 COUNTS = ("co-occurrence", "title-similarity")  # what each row is fused with, in this order
@@ -159,12 +159,6 @@ def as_text(grid: list[list[str]]) -> list[str]:
     return ["  ".join(map(aligned, row, wide, is_left)).rstrip() for row in grid]
 
 
-def as_markdown(grid: list[list[str]]) -> list[str]:
-    """A grid as a table in Markdown."""
-    head, *body = grid
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body]]
-
-
 def legend(table: dict, lines: list[Line]) -> list[str]:
     """What columns and marks mean, and what titles say beyond other items' titles."""
     base = next(line.name for line in lines if line.seeds)
@@ -206,18 +200,11 @@ def write_csv(path: Path, lines: list[Line]) -> None:
 
 def last_line(lines: list[Line]) -> str:
     """The numbers as one JSON object, with what they were made on."""
-    rows = [
-        {
-            "name": f"{key}.{line.name}",
-            "value": round(value, 4),
-            "unit": UNITS.get(key, ""),
-            "goal": None,
-        }
+    return rows_as_json(
+        (f"{key}.{line.name}", value, UNITS.get(key, ""))
         for line in lines
         for key, value in line.means.items()
-    ]
-    made_on = {"machine": machine(), "versions": versions(), "commit": commit()}
-    return json.dumps(made_on | {"rows": rows})
+    )
 
 
 def report(table: dict, lines: list[Line], folder: Path) -> None:

@@ -5,6 +5,7 @@ same samples and candidates and with the same LM. docs/methods.md says what the 
 from dataclasses import dataclass
 from pathlib import Path
 
+from delrec.evaluation.wording import as_markdown
 from recipes.runs import Plan, Runs, each_seed, evaluate, more_seeds, of_decoders
 
 BACKBONES = ["sasrec", "gru4rec", "caser"]
@@ -112,11 +113,9 @@ def differences(names: list[str]) -> str:
     """What differs from each method's own paper, as a table in Markdown."""
     methods = CONVENTIONAL | OF_LMS
     of = {name: methods[name].differs for name in names}
-    lines = [
+    said = (
         "In kind: the other methods have this project's settings (PAPER=1 changes DELRec's rows "
-        "alone). What differs from their own papers:\n",
-        "| row | differs |",
-        "|---|---|",
-    ]
-    lines += [f"| {name} | {differs} |" for name, differs in of.items() if differs]
-    return "\n".join(lines) + "\n"
+        "alone). What differs from their own papers:\n"
+    )
+    grid = [["row", "differs"], *([name, differs] for name, differs in of.items() if differs)]
+    return "\n".join([said, *as_markdown(grid)]) + "\n"

@@ -107,13 +107,21 @@ def last_line(value: RowMetrics) -> str:
     """The metrics as one JSON object, with what they were made on. value: {row: metrics per
     sample}.
     """
-    rows = [
-        {"name": f"{m}.{name}", "value": round(float(v[m].mean()), 4), "unit": "", "goal": None}
+    return rows_as_json(
+        (f"{m}.{name}", float(v[m].mean()), "")
         for name, v in value.items()
         for m in AMONG_CANDIDATES
+    )
+
+
+def rows_as_json(rows: Iterable[tuple[str, float, str]]) -> str:
+    """Numbers as one JSON object, with what they were made on. rows: name, value, unit of each."""
+    told = [
+        {"name": name, "value": round(value, 4), "unit": unit, "goal": None}
+        for name, value, unit in rows
     ]
     made_on = {"machine": machine(), "versions": versions(), "commit": commit()}
-    return json.dumps(made_on | {"rows": rows})
+    return json.dumps(made_on | {"rows": told})
 
 
 # ---------------------------------------------------------------- comparisons

@@ -15,6 +15,7 @@ from delrec.evaluation.wording import (
     ABOUT_PAPER,
     ABOUT_SEEDS,
     about_marks,
+    as_markdown,
     cells_of,
     ends_text,
     gain_text,
@@ -125,11 +126,8 @@ def markdown(result: dict) -> str:
     def escape(s):
         return s.replace("|", "\\|")
 
-    def line(cells):
-        return "| " + " | ".join(cells) + " |"
-
     def grid(head, body):
-        return [line(head), line(["---"] * len(head)), *map(line, body), ""]
+        return [*as_markdown([head, *body]), ""]
 
     lines = [result["protocol"], "", *grid(*main_table(result, escape)), about_marks(result)]
     if result["seeds"]:

@@ -123,6 +123,12 @@ def seeds_text(v: dict, metrics: Sequence[str]) -> str:
     return text
 
 
+def as_markdown(grid: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown. grid: its head, then its rows."""
+    head, *body = grid
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body]]
+
+
 # ---------------------------------------------------------------- sentences
 
 
