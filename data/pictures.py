@@ -79,9 +79,7 @@ def draw_title_words(axes: "Axes", data: Data) -> None:
 
 def draw_times(axes: "Axes", data: Data) -> None:
     """When the interactions were, with the cuts of a temporal split."""
-    if data.times is None:
-        axes.axis("off")
-        axes.text(0.5, 0.5, "no times, only an order", ha="center")
+    if without_times(axes, data):
         return
     axes.hist(np.asarray(data.times), 60, color=BLUE)
     cuts = data.meta["cuts"] or []
@@ -93,6 +91,14 @@ def draw_times(axes: "Axes", data: Data) -> None:
         xlabel="time",
         ylabel="interactions",
     )
+
+
+def without_times(axes: "Axes", data: Data) -> bool:
+    """Whether the log has no times; its place then says so."""
+    if data.times is None:
+        axes.axis("off")
+        axes.text(0.5, 0.5, "no times, only an order", ha="center")
+    return data.times is None
 
 
 # ---------------------------------------------------------------- the audit's page
@@ -148,9 +154,7 @@ def draw_bars(axes: "Axes", title: str, bars: dict[str, float]) -> None:
 
 def draw_gaps(axes: "Axes", data: Data) -> None:
     """The times between a user's interaction and the one before."""
-    if data.times is None:
-        axes.axis("off")
-        axes.text(0.5, 0.5, "no times, only an order", ha="center")
+    if without_times(axes, data):
         return
     owner = np.repeat(np.arange(data.n_users), np.diff(data.ptr))
     gap = np.diff(data.times)[np.diff(owner) == 0]
