@@ -1,6 +1,5 @@
 """Is it the language model? What stands in for the pre-trained LM, and the table of it."""
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +9,7 @@ import numpy as np
 
 from delrec import runtime
 from delrec.runtime import load_run
+from delrec.training.log import entries_of
 from recipes.runs import Plan, Runs, each_seed, kind_and_layers, side_by_side
 
 
@@ -91,6 +91,5 @@ def quality(folder: Path) -> float:
     among the candidates.
     """
     best = load_run(folder).best_step
-    lines = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    line = next(x for x in lines if x["step"] == best and "val_ndcg@10" in x)
+    line = next(x for x in entries_of(folder) if x["step"] == best and "val_ndcg@10" in x)
     return line.get("val_full_ndcg@10", line["val_ndcg@10"])

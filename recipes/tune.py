@@ -21,7 +21,6 @@ same command goes on where it was killed, and one with more --trials adds to it.
 tune.txt has the table, tune.json the same, with all that was spent.
 """
 
-import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from delrec.backbone.text import FIRST_WIDE
 from delrec.backbone.titled import UNUSED
 from delrec.data.prepared import Data, load_data
 from delrec.runtime import described, load_run, write_json, write_text
+from delrec.training.log import entries_of
 from recipes.runs import side_by_side
 from recipes.stage import name_of, places, prepare, stage, typed
 from train_backbone import ALL
@@ -163,8 +163,7 @@ def first_round(model: str, flags: str, data: Data) -> int:
 
 def best_on_validation(folder: Path) -> float:
     """The NDCG@10 over all items on validation of a run's best epoch."""
-    lines = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    return max(line["val_ndcg@10"] for line in lines if "val_ndcg@10" in line)
+    return max(line["val_ndcg@10"] for line in entries_of(folder) if "val_ndcg@10" in line)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 runs that lower it: numbers of different losses cannot be compared.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from delrec.evaluation.drawing import subplots
 from delrec.runtime import read_json
+from delrec.training.log import entries_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,9 +57,8 @@ def logs_of(names: dict[Path, str]) -> dict[str, Log]:
     """{row: its run's log}; runs without a loss in one are left out. names: {run folder: row}."""
     logs = {}
     for folder, name in names.items():
-        path = folder / "log.jsonl"
-        if path.exists():
-            entries = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()]
+        if (folder / "log.jsonl").exists():
+            entries = entries_of(folder)
             config = folder / "config.json"
             known = read_json(config) if config.exists() else {}
             logs[name] = Log(known, [e for e in entries if "step" in e and is_of(e, known)])

@@ -11,6 +11,11 @@ from delrec.files import write_text
 from delrec.processes import Ranks
 
 
+def entries_of(folder: Path) -> list[dict]:
+    """The lines of a finished run's log.jsonl."""
+    return [json.loads(x) for x in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def cut_log(out: Path, name: str, step: int, ranks: Ranks) -> None:
     """Takes the lines after `step` out of log.jsonl: a resumed run writes them again. Killed here,
     the log is the one of before."""
