@@ -4,6 +4,7 @@ tokens: how long a request takes, and whether both stages train within 24 GB.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +17,13 @@ from delrec.lm.bench.random_lms import (
     LIMIT_GB,
     PAPER_SECONDS,
     TOKENS,
-    Subject,
     random_lm,
     random_prompts,
     shapes,
     work_of,
 )
 from delrec.lm.bench.rival import add_adalora
-from delrec.lm.bench.work import C, K, matmul_rate
+from delrec.lm.bench.work import C, K, Prompts, matmul_rate
 from delrec.lm.layers import adapt_modules, checkpoint_layers, layers_of
 from delrec.lm.model import LM
 from delrec.lm.reading import read_prefix
@@ -33,6 +33,16 @@ from recipes.gpu_rows import BATCHES, LMS, Rows
 from recipes.gpu_time import cap_memory, forget_peak, peak_gb, seconds_of
 
 SAMPLES = 8  # of a training step
+
+
+@dataclass
+class Subject:
+    """A random LM under measurement."""
+
+    lm: LM
+    prompts: Prompts
+    rate: float  # FLOP a second of this machine's matrix products
+    work: float  # FLOP of a pass over one prompt
 
 
 def tiny_shapes() -> dict:
@@ -68,7 +78,7 @@ def measure_lm(rows: Rows, name: str, config: object, where: tuple[torch.device,
     forget_peak(device)
     lm = on_a_card(random_lm(name, config, device, torch.bfloat16))
     prompts = random_prompts(lm, most, tokens)
-    subject = Subject(lm, prompts, rate, work_of(lm, prompts) / most, [])
+    subject = Subject(lm, prompts, rate, work_of(lm, prompts) / most)
     for n in BATCHES:
         rows.attempt(f"lm.{name}.batch{n}.", score, rows, subject, n)
     cap_memory(device, LIMIT_GB)
@@ -78,7 +88,7 @@ def measure_lm(rows: Rows, name: str, config: object, where: tuple[torch.device,
 
 @torch.no_grad()
 def score(rows: Rows, subject: Subject, n: int) -> None:
-    """Writes ms a request, MFU and peak memory of n prompts at once. subject.work: FLOP of one."""
+    """Writes ms a request, MFU and peak memory of n prompts at once."""
     lm, base = subject.lm, f"lm.{subject.lm.name}"
     forget_peak(lm.device)
     part = subject.prompts.part(0, n)

@@ -5,8 +5,7 @@
     python -m delrec.lm.bench --assembly what forming a prompt costs on one core; a minute
 
 The other way: strings tokenised per batch, padded, all positions through the head
-(model(...).logits), gather; the same LM, dtype, prompts and machine, in one run. On a GPU it also
-times random LMs of Flan-T5-XL's and of an 8 B Llama's shape at prompts of 600 tokens. The last line
+(model(...).logits), gather; the same LM, dtype, prompts and machine, in one run. The last line
 is one JSON object.
 """
 
@@ -19,7 +18,7 @@ from delrec.lm.bench.against_rival import compare
 from delrec.lm.bench.assembly import assembly
 from delrec.lm.bench.curves import curves, two_processes, work_on_one_core
 from delrec.lm.bench.memory import account
-from delrec.lm.bench.random_lms import FLAN, big_shapes, rows_of_a_gpu, shapes
+from delrec.lm.bench.random_lms import FLAN, shapes
 from delrec.lm.model import load_lm
 
 
@@ -59,13 +58,9 @@ def main(listing: bool, quick: bool, forming: bool, threads: int, core: int | No
     if not quick:
         curves(rows, lm, data)
     compare(rows, lm, data)
-    del lm  # what follows needs the memory
-    if device.type == "cuda":
-        big_shapes(rows, device, shapes())
-    else:
-        if not quick:
-            two_processes(rows)
-        rows += rows_of_a_gpu()
+    if device.type == "cpu" and not quick:
+        del lm  # what follows needs the memory
+        two_processes(rows)
     report(rows, threads)
 
 

@@ -1,20 +1,14 @@
-"""Random LMs of the shapes that papers use, and random prompts for them: what fits into a GPU, and
-how much of it is used.
-"""
+"""Random LMs of the shapes that papers use, random prompts for them, and their FLOP."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from delrec.kernels.bench import Row, times
 from delrec.lm import check
-from delrec.lm.bench.work import C, K, Prompts, flops, matmul_rate, place
+from delrec.lm.bench.work import C, K, Prompts, flops
 from delrec.lm.model import LM
-from delrec.lm.reading import read_prefix
-from delrec.lm.text import MASK, SLOT, random_soft_prompt
+from delrec.lm.text import MASK, SLOT
 from delrec.lm.titles import Titles
 
 if TYPE_CHECKING:
@@ -112,108 +106,9 @@ def random_prompts(lm: LM, n: int, tokens: int, title_tokens: int = 10, seed: in
     return Prompts(prefix, tails, rng.integers(1, items + 1, (n, C)), titles, olds=[])
 
 
-# ---------------------------------------------------------------- how fast, and whether it fits
-
-
-@dataclass
-class Subject:
-    """A random LM under measurement."""
-
-    lm: LM
-    prompts: Prompts
-    rate: float  # FLOP a second of this machine's matrix products
-    work: float  # FLOP of a pass over all prompts
-    rows: list[Row]
-
-    def named(self, what: str, row: str) -> str:
-        """The whole name of a row: what was done, with which LM, where."""
-        return f"{what}.{self.lm.name}.{place(self.lm.device)}.{row}"
-
-
-def big_shapes(
-    rows: list[Row],
-    device: torch.device,
-    configs: dict[str, "PretrainedConfig"],
-    tokens: int = TOKENS,
-    dtype: torch.dtype = torch.bfloat16,
-) -> None:
-    """Adds rows of every LM: ms per request in batch and alone, FLOP utilisation, and training
-    within LIMIT_GB of the GPU's memory.
-    """
-    rate = matmul_rate(device, dtype, 8192 if device.type == "cuda" else 512)
-    for name, config in configs.items():
-        lm = random_lm(name, config, device, dtype)
-        prompts = random_prompts(lm, 32, tokens)
-        subject = Subject(lm, prompts, rate, work_of(lm, prompts), rows)
-        time_scoring(subject)
-        time_training(subject)
-        del lm, subject  # before the next one comes
-
-
 def work_of(lm: LM, prompts: Prompts) -> float:
     """FLOP of a pass over the prompts; a decoder has read their prefix before."""
     tokens = sum(map(len, prompts.tails))
     if lm.kind == "decoder":
         return flops(lm.model, tokens)
     return flops(lm.model.encoder, tokens + len(prompts.prefix) * len(prompts.tails))
-
-
-@torch.no_grad()
-def time_scoring(subject: Subject) -> None:
-    """Adds rows of scoring: ms per request in batch and alone, FLOP use, the paper's time."""
-    lm, prompts, rows = subject.lm, subject.prompts, subject.rows
-    start = read_prefix(lm, prompts.prefix, random_soft_prompt(lm, K, 0))
-    one = prompts.part(0, 1)
-    batch = times({"ours": lambda: prompts.score(lm, start)}, lm.device, 5.0)["ours"]
-    alone = times({"ours": lambda: one.score(lm, start)}, lm.device, 2.0)["ours"]
-    request = batch / len(prompts.tails)
-    goal = 4 if lm.name == FLAN else None
-    share = "share of the measured matmul rate"
-    rows.append(Row(subject.named("score", "ms_per_request"), 1e3 * request, "ms", goal))
-    rows.append(Row(subject.named("score", "ms_alone"), 1e3 * alone, "ms"))
-    rows.append(Row(subject.named("score", "mfu"), subject.work / batch / subject.rate, share, 0.5))
-    rows.append(Row(subject.named("score", "vs_paper_request"), PAPER_SECONDS / request, "x"))
-
-
-def time_training(subject: Subject, n: int = 8, micro: int = 4) -> None:
-    """Adds rows of stage 1's step of n samples: how many a second, FLOP utilisation, memory."""
-    lm, rows, prompts = subject.lm, subject.rows, subject.prompts.part(0, n)
-    on_gpu = lm.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    P = random_soft_prompt(lm, K, 0).requires_grad_()
-    truth_B = torch.arange(n, device=lm.device) % C
-
-    def step():
-        P.grad = None
-        for i in range(0, n, micro):
-            start = read_prefix(lm, prompts.prefix, P)
-            score_BC = prompts.part(i, i + micro).score(lm, start)
-            (F.cross_entropy(score_BC, truth_B[i : i + micro], reduction="sum") / n).backward()
-
-    peak = subject.named("train", "peak_gb")
-    try:
-        seconds = times({"step": step}, lm.device, 5.0)["step"]
-    except torch.OutOfMemoryError:
-        rows.append(Row(peak, None, "GB, did not fit", LIMIT_GB))
-        return
-    work = 2 * subject.work * n / len(subject.prompts.tails)  # forward, and backward to the prompt
-    share = "share of the measured matmul rate"
-    rows.append(Row(subject.named("train", "stage1_samples_per_second"), n / seconds, "1/s"))
-    rows.append(Row(subject.named("train", "mfu"), work / seconds / subject.rate, share, 0.4))
-    held_gb = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
-    rows.append(Row(peak, held_gb, "GB", LIMIT_GB if lm.name == FLAN else None))
-
-
-def rows_of_a_gpu() -> list[Row]:
-    """The rows of big_shapes without values, for a machine without a GPU: never a guessed number,
-    the same command on a GPU fills them.
-    """
-    rows = []
-    for name in shapes():
-        is_flan = name == FLAN
-        rows.append(Row(f"score.{name}.gpu.ms_per_request", None, "ms", 4 if is_flan else None))
-        rows.append(Row(f"score.{name}.gpu.mfu", None, "share", 0.5))
-        rows.append(Row(f"train.{name}.gpu.mfu", None, "share", 0.4))
-        rows.append(Row(f"train.{name}.gpu.peak_gb", None, "GB", LIMIT_GB if is_flan else None))
-    return rows
