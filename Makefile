@@ -53,8 +53,8 @@ parts: $(VENV)/ready         ## DLLM2Rec's parts on SASRec and Caser, out of fol
 	$(PY) recipes/tables.py parts --budget 8192 --test-samples 0 $(RECIPE)
 
 # on a rented card there may be no network and no .venv: then this machine's own python, which has torch
-gpu:                         ## every row that only a card fills, in at most nine minutes: WHEELS=folder PIECES=folder OUT=folder (docs/gpu.md)
-	$(if $(wildcard $(VENV)/ready),$(PY),$(PYTHON)) recipes/gpu.py $(if $(WHEELS),--wheels $(WHEELS)) $(if $(PIECES),--unpack $(PIECES)) $(if $(OUT),--out $(OUT))
+gpu:                         ## every row that only a card fills, in at most nine minutes: WHEELS=folder OUT=folder (docs/gpu.md)
+	$(if $(wildcard $(VENV)/ready),$(PY),$(PYTHON)) recipes/gpu.py $(if $(WHEELS),--wheels $(WHEELS)) $(if $(OUT),--out $(OUT))
 
 gpu-rehearse: $(VENV)/ready  ## the same program on a CPU, tiny shapes, Triton interpreted: every stage and every row (under three minutes on 2 cores)
 	$(PY) recipes/gpu.py --rehearse --out runs/gpu-rehearsal

@@ -1,10 +1,9 @@
 """make gpu: every row that only a GPU fills, in at most nine minutes, stage by stage.
 
     make gpu                                        on a machine with a card, python and torch
-    make gpu WHEELS=wheels PIECES=pieces            the same without a network (docs/gpu.md)
+    make gpu WHEELS=wheels                          the same without a network (docs/gpu.md)
     make gpu-rehearse                               the same program on a CPU, with tiny shapes
     python recipes/gpu.py --stages kernels lms      only these stages
-    python recipes/gpu.py --pack pieces             the cached LM in pieces, for such a machine
 
 Each stage is a process of its own with a time box, and writes its rows at once, one JSON object a
 line: a hang, a crash or a cut loses the rest of one stage. What a stage did not reach gets a row
@@ -27,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-from recipes import gpu_pack  # noqa: E402
+from recipes import gpu_wheels  # noqa: E402
 from recipes.gpu_rows import PLAN, Rows, read, unexpected  # noqa: E402
 
 MEASURED, REHEARSAL = "runs/gpu", "runs/gpu-rehearsal"  # folders: a toy's runs stay apart
@@ -57,10 +56,6 @@ def options() -> argparse.Namespace:
     add("--rehearse", action="store_true", help="tiny shapes on a CPU, Triton interpreted")
     add("--quick", action="store_true", help="with --rehearse: leave out what takes long")
     add("--wheels", type=Path, help="folder of wheels for what this python lacks")
-    add("--unpack", type=Path, help="folder of --pack's pieces: the LM is put into the cache")
-    add("--pack", type=Path, help="write the cached LM in pieces into this folder, do no more")
-    add("--piece-mb", type=int, default=45, help="size of a piece, MB")
-    add("--lm", help="with --pack: another LM's folder than the cached one's")
     # how the stages are started
     add("--stage", choices=list(PLAN), help=argparse.SUPPRESS)
     add("--card", default="", help=argparse.SUPPRESS)
@@ -196,13 +191,6 @@ def main() -> None:
     if typed.stage:
         run_here(typed)
         return
-    if typed.pack:
-        from delrec.runtime import CACHE
-
-        source = Path(typed.lm) if typed.lm else CACHE / gpu_pack.LM
-        told = gpu_pack.cut(source, typed.pack, typed.piece_mb * 2**20)
-        print(f"{len(told['pieces'])} pieces in {typed.pack}, sha256 {told['sha256']}")
-        return
     typed.card = card_of(typed.rehearse)
     out = Path(typed.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -214,11 +202,7 @@ def main() -> None:
     if typed.rehearse:
         env["CUDA_VISIBLE_DEVICES"] = ""
     if typed.wheels:
-        env |= gpu_pack.install(typed.wheels, typed.out / "site")
-    if typed.unpack:
-        from delrec.runtime import CACHE
-
-        print(f"the LM is in {gpu_pack.join(typed.unpack, CACHE)}")
+        env |= gpu_wheels.install(typed.wheels, typed.out / "site")
     began = time.time()
     run_stages(typed, env)
     print("\n=== which variant won")

@@ -20,7 +20,7 @@ from delrec.lm.bench.random_lms import random_lm, random_prompts
 from delrec.lm.bench.work import K
 from delrec.lm.reading import read_prefix
 from delrec.lm.text import random_soft_prompt
-from recipes import gpu, gpu_attention, gpu_chain, gpu_checks, gpu_pack, gpu_tiny, gpu_variants
+from recipes import gpu, gpu_attention, gpu_chain, gpu_checks, gpu_tiny, gpu_variants, gpu_wheels
 from recipes.gpu_lm import on_a_card
 from recipes.gpu_rows import BACKENDS, GATHERS, LEFT_OUT, PLAN, Rows, read, unexpected
 
@@ -154,46 +154,17 @@ def test_a_graph_of_the_body_is_compared_with_the_body_not_with_the_whole_reques
     assert "alone_graph won" in line and "2.00 times as fast as alone_body" in line
 
 
-def test_an_lm_in_pieces_comes_back_as_it_was(tmp_path):
-    lm = tmp_path / "tiny"
-    lm.mkdir()
-    (lm / "config.json").write_text("{}")
-    (lm / "model.safetensors").write_bytes(bytes(range(256)) * 500)
-    told = gpu_pack.cut(lm, tmp_path / "pieces", 50_000)
-    sizes = [(tmp_path / "pieces" / name).stat().st_size for name in told["pieces"]]
-    assert len(sizes) > 2 and max(sizes) == 50_000
-    back = gpu_pack.join(tmp_path / "pieces", tmp_path / "cache")
-    assert back == tmp_path / "cache" / "tiny"
-    assert {p.name: p.read_bytes() for p in lm.iterdir()} == {
-        p.name: p.read_bytes() for p in back.iterdir()
-    }
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["tiny"]
-
-
-@pytest.mark.parametrize("harm", ["changed", "lost"])
-def test_pieces_that_are_not_whole_are_refused_and_nothing_is_left(tmp_path, harm):
-    lm, pieces = tmp_path / "tiny", tmp_path / "pieces"
-    lm.mkdir()
-    (lm / "config.json").write_text("{}" * 9000)
-    told = gpu_pack.cut(lm, pieces, 10_000)
-    piece = pieces / told["pieces"][1]
-    piece.unlink() if harm == "lost" else piece.write_bytes(b"x" + piece.read_bytes()[1:])
-    with pytest.raises(SystemExit, match="lacks" if harm == "lost" else "sha256"):
-        gpu_pack.join(pieces, tmp_path / "cache")
-    assert not (tmp_path / "cache" / "tiny").exists()
-
-
 def test_a_folder_without_wheels_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="holds no wheel"):
-        gpu_pack.install(tmp_path, tmp_path / "site")
+        gpu_wheels.install(tmp_path, tmp_path / "site")
 
 
 def test_wheels_of_what_is_there_are_not_installed(tmp_path, monkeypatch):
     for name in ("click-8.1.8-py3-none-any.whl", "recbole-1.2.1-py3-none-any.whl"):
         (tmp_path / name).write_bytes(b"")
-    monkeypatch.setattr(gpu_pack.subprocess, "run", lambda command: pytest.fail(command))
+    monkeypatch.setattr(gpu_wheels.subprocess, "run", lambda command: pytest.fail(command))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    env = gpu_pack.install(tmp_path, tmp_path / "site")
+    env = gpu_wheels.install(tmp_path, tmp_path / "site")
     assert env["PIP_FIND_LINKS"] == str(tmp_path) and env["PIP_NO_INDEX"] == "1"
     assert json.dumps(env)
 
