@@ -119,7 +119,7 @@ def stop_if_untrained(model: str) -> None:
     if "epochs" in UNUSED.get(model, ()):
         sys.exit(
             f"tune: --model {model} is not trained, and chooses its settings on validation by "
-            f"itself; run train_backbone.py --model {model}"
+            f"itself; run train_backbone.py --model {model} --text tfidf"
         )
 
 
