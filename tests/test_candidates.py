@@ -5,6 +5,7 @@ import pytest
 from logs import contents, prepared, random_log, run, toy, write
 
 from delrec.data.candidates import draw_candidates
+from delrec.data.counts import in_training
 from delrec.data.prepared import candidates, users
 
 
@@ -21,6 +22,22 @@ def test_candidates_hold_the_target_once_and_nothing_the_user_touched(tmp_path, 
             assert set(row) & set(data.items[data.ptr[u] : data.ptr[u + 1]]) == {t}
         where = (rows == target[:, None]).argmax(1)
         assert len(set(where)) > 5  # shuffled
+
+
+def test_training_candidates_know_what_a_user_had_and_not_what_comes(tmp_path):
+    data, _ = prepared(tmp_path, random_log())
+
+    def pairs(user, item):
+        return user * (data.n_items + 1) + item
+
+    def touched(where):
+        return pairs(users(data, where), data.items[where])
+
+    cand_nC = candidates(data, "train", 15)
+    pair_nC = pairs(users(data, data.train)[:, None], cand_nC)
+    had_nC = np.isin(pair_nC, touched(np.flatnonzero(in_training(data))))
+    assert np.array_equal(had_nC, cand_nC == data.items[data.train][:, None])
+    assert (np.isin(pair_nC, touched(data.val)) & ~had_nC).any()
 
 
 def test_candidates_are_uniform_even_for_users_who_leave_few():
