@@ -45,6 +45,8 @@ def test_debiased_and_clean_are_the_same_metrics_of_fewer_samples():
     assert found["clean"] == {"n": 3, "share": 3 / 4}
     alone = beyond.beyond({}, {"popularity": {"hr@1": hit[:3]}}, {}, data, which[:3])
     assert alone["border"] == 6 and alone["clean"] == {"n": 3, "share": 1}
+    data.ptr, data.n_users = np.array([0, 68]), 1  # one user has them all: no item is a hit
+    assert beyond.beyond({}, {"popularity": {"hr@1": hit}}, {}, data, which)["thinned"] == 0
 
 
 def test_an_item_that_one_user_has_again_and_again_is_no_hit():

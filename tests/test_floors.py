@@ -103,6 +103,14 @@ def test_popularity_over_the_catalogue_masks_the_history_once(toy):
         )
 
 
+def test_a_target_that_the_user_had_before_is_ranked_all_the_same():
+    data = SimpleNamespace(
+        items=np.array([1, 2, 1]), ptr=np.array([0, 3]), train=np.array([1]), n_items=3, n_users=1
+    )
+    greater, equal = counts.full_ranking_of(np.array([0, 5, 3, 1]), data, np.array([2]))
+    assert (greater.tolist(), equal.tolist()) == ([0], [0])
+
+
 def test_cooccurrence_worked_by_hand():
     # two users; training: a b c | b c d, each user's last item is the test target
     data = SimpleNamespace(
@@ -204,6 +212,41 @@ def test_fusion_finds_what_each_knows_alone_and_keeps_out_what_knows_nothing(alo
 
 
 # ---------------------------------------------------------------- groups
+
+
+def masks_of(data, samples, kind) -> dict[str, list[int]]:
+    """{group: the places in `samples` of those in it}."""
+    groups = groups_of(data, samples, "leave-one-out")[kind]
+    return {group: np.flatnonzero(mask).tolist() for group, mask in groups.items()}
+
+
+def test_where_the_groups_of_histories_begin_and_end():
+    data = SimpleNamespace(
+        items=np.arange(1, 52), ptr=np.array([0, 51]), train=np.array([1]), n_items=51, n_users=1
+    )
+    data.times = None
+    found = masks_of(data, np.array([1, 2, 3, 9, 10, 49, 50]), "items in the history")
+    assert found == {"1-2, cold": [0, 1], "3-9": [2, 3], "10-49": [4, 5], "50+": [6]}
+
+
+def test_where_the_groups_of_counts_begin_and_end():
+    # in training: items 2 to 6 so often, the pair (7, 8) five times and (8, 7) four
+    trained = np.concatenate([np.repeat([2, 3, 4, 5, 6], [1, 9, 10, 99, 100]), [7, 8] * 5])
+    tested = np.array([9, 1, 2, 3, 4, 5, 6, 7, 8, 7])
+    data = SimpleNamespace(
+        items=np.concatenate([trained, tested]),
+        ptr=np.array([0, 219, 229, 239]),
+        train=np.delete(np.arange(1, 229), 218),
+        n_items=9,
+        n_users=3,
+        times=None,
+    )
+    samples = np.arange(230, 239)  # the targets 1 2 3 4 5 6 7 8 7
+    found = masks_of(data, samples, "interactions of the target in training")
+    assert found == {"0, unseen": [0], "1-9": [1, 2, 6, 7, 8], "10-99": [3, 4], "100+": [5]}
+    found = masks_of(data, samples, "pair of last item and target in training")
+    # 2 3, 3 4, 4 5 and 5 6 stood so once
+    assert found == {"never": [0, 1, 6], "1-4": [2, 3, 4, 5, 8], "5+": [7]}
 
 
 def test_groups_cover_every_sample_once(toy):

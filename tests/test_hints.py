@@ -15,6 +15,7 @@ from tuning import SMALL, opens_as_stored
 import evaluate
 import finetune
 from delrec.data.prepared import candidates, users
+from delrec.evaluation.copying import copied
 from delrec.lm import hints, ranker, samples
 from delrec.lm.ranker import make_ranker, score_samples
 from delrec.serving.ranking import UNSEEN, Chooser, PoolRanker, Wanted
@@ -59,6 +60,13 @@ def test_the_lm_learns_to_follow_a_hint_and_not_another_users(
     assert copies["permuted"]["named_right"] < 0.3
     assert "hint: its first choice is what the prompt names first in" in said
     assert "RecRanker-style hint of SASRec's best, another user's" in said
+
+
+def test_how_often_a_first_choice_is_copied_by_hand():
+    own_n, first_n, target_n = np.array([1, 2, 3]), np.array([1, 9, 3]), np.array([1, 2, 4])
+    assert copied(own_n, first_n, target_n) == pytest.approx(
+        {"copied": 2 / 3, "named_right": 1 / 3, "right_where_copied": 1 / 2, "right_elsewhere": 1}
+    )
 
 
 def test_a_hint_is_what_the_backbone_said_of_the_sample_out_of_fold(

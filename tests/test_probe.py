@@ -32,14 +32,11 @@ def test_kendall_worked_by_hand():
 
 def test_agreement_counts_tied_first_places_by_their_share():
     a, b = (
-        np.array([[3.0, 1, 2], [3, 1, 2], [1, 1, 0]]),
-        np.array([[9.0, 0, 0], [0, 9, 0], [5, 0, 0]]),
+        np.array([[3.0, 1, 2], [3, 1, 2], [1, 1, 0], [1, 1, 0]]),
+        np.array([[9.0, 0, 0], [0, 9, 0], [5, 0, 0], [7, 7, 0]]),
     )
-    assert probe.agreement(a, b).tolist() == [1, 0, 0.5] and probe.agreement(b, a).tolist() == [
-        1,
-        0,
-        0.5,
-    ]
+    assert probe.agreement(a, b).tolist() == [1, 0, 0.5, 1]
+    assert probe.agreement(b, a).tolist() == [1, 0, 0.5, 1]
 
 
 def test_a_token_s_own_vector_is_nearest_to_it(load):

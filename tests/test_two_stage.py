@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from commands import metrics_of
+from commands import edit_config, metrics_of
 from copiers import scores_with_truth
 from lm_cases import SETTINGS, opened, rank_with, vectors, windows
 from stopped_runs import same, stop_and_resume
@@ -90,6 +90,16 @@ def test_the_best_ranker_comes_to_the_recall_of_the_backbone_and_no_further(nois
     assert told["ceiling"] == half == rows["overall"]["hr@1"] == rows["overall"]["hr@10"]
     assert rows["ranker, inside"]["hr@1"] == 1 and rows["backbone"]["hr@1"] == half
     assert told["copies"]["copied"] == told["copies"]["named_right"] == 1
+
+
+def test_what_calibration_subtracts_counts_in_pools_too(noise, ranked, alone):
+    test = part_of(noise, "test", np.arange(10), C)
+    neutral_I = np.zeros(noise.n_items + 1, np.float32)
+    neutral_I[noise.items[test.samples]] = 9
+    np.save(edit_config(ranked.folder, calibration=1) / "neutral.npy", neutral_I)
+    run = load_run(ranked.folder)
+    told = two_stage.two_stage(run, Scorer(noise, C, alone), test, "backbone")
+    assert told["rows"]["ranker, inside"]["hr@1"] == 0
 
 
 def test_pools_of_another_backbone_are_scored_again(noise, ranked, alone, monkeypatch):
