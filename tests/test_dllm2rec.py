@@ -181,6 +181,23 @@ def test_confidence_in_the_listed_items_is_the_released_code_s(student, toy, tmp
     assert np.allclose(found.trust, 1)
 
 
+def test_the_lists_term_is_a_mean_over_the_lists_times_the_number_of_targets(alone):
+    data = SimpleNamespace(items=np.arange(1, 9), train=np.array([1, 2, 3, 5, 6, 7]))
+    topk = np.array([[5, 8], [0, 0], [3, 1], [0, 0], [2, 7], [0, 0]], np.int32)
+    alike, ones = np.ones((6, 2), np.float32), np.ones(6, np.float32)
+    cfg = SimpleNamespace(lam=0.5, w_consistency=0, list_loss="softmax")
+    taught = dllm2rec.Teacher(cfg, data, dllm2rec.Given(topk=topk, weight=alike, trust=ones))
+    torch.manual_seed(0)
+    model = models.build("sasrec", 8, SimpleNamespace(history=3, width=4, dropout=0))
+    x_NE, target_BL = torch.randn(6, 4), np.array([[2, 3, 4], [6, 7, 8]])
+    at_N = torch.from_numpy(target_BL).nonzero(as_tuple=True)
+    found = taught.term(np.array([3, 7]), target_BL, target_BL, alone)(model, x_NE, at_N, 3)
+    log_p = (x_NE @ model.item.weight.T)[:, 1:].log_softmax(1)
+    lists = {n: row for n, row in enumerate(topk - 1) if row[0] >= 0}
+    want = -sum(log_p[n, row].mean() for n, row in lists.items())
+    torch.testing.assert_close(found, 0.5 * 6 / 3 * want)
+
+
 # ---------------------------------------------------------------- planted knowledge
 
 

@@ -103,6 +103,29 @@ def test_the_sampled_softmax_is_right_on_average(asked):
     assert abs(found.mean() - want) < 4 * found.std() / 1000**0.5 + 0.01 * want
 
 
+def test_the_sampled_softmax_is_its_formula(asked):
+    model, seq, target = asked
+    drawn, own = torch.tensor([7, 50, 81]), target[:, -1:]
+    y = model(seq)[:, -1] @ model.item.weight.T + model.bias
+    # each of three stands for 99 / 3
+    want = torch.log(1 + 33 * (y[:, drawn] - y.gather(1, own)).exp().sum(1)).sum()
+    torch.testing.assert_close(train_backbone.loss_of(model, seq, target, drawn), want)
+
+
+# ---------------------------------------------------------------- one negative
+
+
+def test_binary_cross_entropy_is_of_scores_with_their_biases(asked):
+    model, seq, target = asked
+    negative = torch.tensor([7, 50, 81, 14])
+    y = model(seq)[:, -1] @ model.item.weight.T + model.bias
+    logits = torch.stack([y[range(4), target[:, -1]], y[range(4), negative]])
+    truth = torch.tensor([[1.0], [0.0]]).expand(2, 4)
+    want = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+    negative_BL = negative[:, None].expand(4, 8)
+    torch.testing.assert_close(train_backbone.loss_of(model, seq, target, negative_BL), want)
+
+
 # ---------------------------------------------------------------- gBCE
 
 
@@ -148,12 +171,15 @@ def test_gbce_that_draws_every_item_weighs_the_truth_as_one(asked):
 def test_the_list_loss_is_as_written(how, w_o):
     torch.manual_seed(0)
     net = small("sasrec")
+    net.item.weight.data.mul_(30)  # scores as far apart as those of a trained model
+    net.bias.data.normal_()
     x, item, w = torch.randn(4, 8), torch.randint(1, 31, (4, 3)), torch.rand(4, 3)
     item[2, 2] = 0  # a list of two
     trust = torch.tensor([0.5, 1.5, 0.0, 2.0])
     # the last is listed: it counts for nothing
     negative = torch.tensor([1, 2, 3, int(item[3, 0])])
     y = x @ net.item.weight.T + net.bias
+    item[1, 0] = y[1, 1:].argsort(descending=True)[2] + 1  # the last of its own best three
     own = y[:, 1:].topk(3).values[:, -1]
 
     def weight(s, r):
