@@ -85,6 +85,13 @@ def test_the_changes_keep_what_they_say(seed):
     assert (items == np.arange(1, 11)).all()  # the history itself is not changed
 
 
+def test_a_run_of_six_of_ten_is_shuffled():
+    rng, items = np.random.default_rng(0), np.arange(10)
+    moved = [np.flatnonzero(contrast.reorder(items, rng, MASK) != items) for _ in range(100)]
+    assert max(np.ptp(places) for places in moved if len(places)) == 5
+    assert {0, 9} < set(np.concatenate(moved))  # it stands anywhere
+
+
 def test_views_end_where_histories_do_and_a_single_item_is_both():
     rng = np.random.default_rng(0)
     seq_BL = np.array([[0, 0, 0, 0, 7], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])

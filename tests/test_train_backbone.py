@@ -115,14 +115,19 @@ def test_every_training_target_once_and_nothing_later(cycle, span, L):
 
 
 def test_negatives_are_not_the_users_own(cycle):
-    have = np.union1d(cycle.train, cycle.ptr[:-1])
-    seen = np.unique(users(cycle, have) * (N_ITEMS + 1) + cycle.items[have])
-    first, _ = runs_of_targets(cycle, 8, np.random.default_rng(0))
+    have = np.union1d(cycle.train, cycle.ptr[:-1])  # a first item is had, but no target
+    had = np.unique(users(cycle, have) * (N_ITEMS + 1) + cycle.items[have])
+    first, last = runs_of_targets(cycle, 8, np.random.default_rng(0))
     rng, asked = np.random.default_rng(0), np.ones((len(first), 8))
-    drawn = batches.negatives(cycle, first, asked, seen, rng)
-    assert drawn.min() >= 1
-    assert drawn.max() <= N_ITEMS
-    assert not np.isin(users(cycle, first)[:, None] * (N_ITEMS + 1) + drawn, seen).any()
+    cfg = SimpleNamespace(model="sasrec", history=8, batch=32, seed=0, one_target=False)
+    targets = batches.Targets(cfg, cycle)
+    drawn = batches.negatives(cycle, first, asked, targets.seen, rng)
+    assert not np.isin(users(cycle, first)[:, None] * (N_ITEMS + 1) + drawn, had).any()
+    # from the first item to the last; those that all positions share, too
+    cfg.loss, cfg.negatives = "sampled", 2000
+    shared = targets.batch(first, last, 0, 0).negative
+    for items in (drawn, shared):
+        assert (items.min(), items.max()) == (1, N_ITEMS)
 
 
 # ---------------------------------------------------------------- what a run promises
