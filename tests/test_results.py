@@ -10,7 +10,8 @@ from commands import metrics_of
 from cycle import N_ITEMS, QUICK
 
 from delrec.backbone import models
-from delrec.backbone.ranking import best_items
+from delrec.backbone.ranking import best_items, rank_all
+from delrec.backbone.results import begin_at_popularity
 from delrec.data.prepared import candidates, histories, users, with_lists
 from delrec.runtime import load_run
 
@@ -117,3 +118,23 @@ def test_best_items_orders_ties_by_id_and_fills_with_0():
     tied = [none, -1.0, 2.0, -0.0, 0.0, 2.0, -3.0]
     few = [none, none, 5.0, none, none, none, -9.0]
     assert best_items(torch.tensor([tied, few]), 5).tolist() == [[2, 5, 3, 4, 1], [2, 6, 0, 0, 0]]
+
+
+def test_a_target_that_the_user_had_before_is_ranked_and_not_listed(alone):
+    data = SimpleNamespace(items=np.array([1, 2, 1]), ptr=np.array([0, 3]), n_items=4)
+    model = models.build("sasrec", 4, SimpleNamespace(history=2, width=4, dropout=0))
+    model.bias.data = torch.tensor([0.0, 5, 9, 7, 6])
+    found = rank_all(model, data, np.array([2]), alone, h=4)
+    # items 3 and 4 are better than the target, item 2 is masked
+    assert found["full"].tolist() == [[2, 0]]
+    assert found["list"].tolist() == [[3, 4, 0, 0]]
+
+
+@pytest.mark.parametrize("loss, more", [("ce", 1), ("gbce", 0.625 / 2)])
+def test_biases_begin_where_the_loss_has_its_optimum_without_a_history(loss, more):
+    # alpha = 2 / 4, so beta = .5 (.75 (1 - 2) + 2) = .625, and an item is drawn twice as often
+    data = SimpleNamespace(items=np.array([1, 1, 3]), train=np.arange(3), n_items=5)
+    model = SimpleNamespace(bias=torch.nn.Parameter(torch.zeros(6)))
+    begin_at_popularity(model, data, SimpleNamespace(loss=loss, negatives=2))
+    want = np.array([3, 1, 2, 1, 1]) / 9 * 5 * more
+    np.testing.assert_allclose(model.bias[1:].detach().exp(), want, rtol=1e-5)

@@ -87,6 +87,9 @@ def test_the_state_is_the_weighted_mean_of_the_titles():
         models.score(model, [[1, 1, 3, 5, 2, 7]]), models.score(model, [[3, 5, 2, 7]])
     )
     assert not models.score(model, [[0, 0, 0, 0]])[0, 1:].any()
+    # nor does the padding beside a longer one
+    beside = models.score(model, [[0, 0, 0, 7], [3, 5, 2, 7]])[0]
+    torch.testing.assert_close(beside, models.score(model, [[7]])[0])
     # a state after each item is the last one of the history up to it
     every_BLE, seq_BL = model(torch.tensor([[3, 5, 2, 7]])), [[3, 5, 2]]
     torch.testing.assert_close(every_BLE[:, 2], models.state(model, seq_BL))
