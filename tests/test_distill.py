@@ -13,7 +13,7 @@ from tiny_lms import KINDS
 
 import distill
 from delrec.lm import differences, model, prompt_training
-from delrec.lm.balance import weights
+from delrec.lm.balance import Balance, weights
 from delrec.lm.text import random_soft_prompt
 from delrec.runtime import load_run
 
@@ -92,6 +92,15 @@ def test_weights_of_the_two_losses():
     # a batch without a TA sample leaves RPS its say
     assert weights("gradnorm", no_sample, g_RPS, zero).tolist() == [0, 1]
     assert weights("gradnorm", no_sample, no_sample, zero).tolist() == [0, 0]
+
+
+def test_learnt_variances_come_to_the_losses_and_wait_for_a_sample():
+    # exp(-s) loss + s is least at s = log loss
+    for asked, want in (([True, True], [np.log(2), np.log(0.5)]), ([True, False], [np.log(2), 0])):
+        balance = Balance(SimpleNamespace(balance="uncertainty", tasks="both"))
+        for _ in range(500):
+            balance.learn([2.0, 0.5], asked)
+        assert balance.log_var.tolist() == pytest.approx(want, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)

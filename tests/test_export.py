@@ -124,5 +124,26 @@ def test_the_end_of_a_short_list_is_no_item(toy, alone, monkeypatch):
     assert got[3 + 4] == 0 and got[4:].sum() == pytest.approx(1)
 
 
+def test_calibration_counts_in_an_export(toy, alone, monkeypatch):
+    """What scores best does so without any history, so it is not listed: over the backbone's lists
+    as over the catalogue."""
+    samples = np.array([4])
+    target, old = toy.items[toy.train[4]], histories(toy, toy.train[samples], 60)[0]
+    new = [i for i in range(1, 61) if i not in old and i != target][:3]
+    said_1I, penalty_I = np.full((1, 61), -50, np.float32), np.zeros(61, np.float32)
+    said_1I[0, new], penalty_I[new[0]] = [3, 2, 1], 9
+    prompts = SimpleNamespace(histories=lambda old: (None, None))
+    r = SimpleNamespace(data=toy, history=6, settings=DEFAULTS, prompts=prompts)
+    monkeypatch.setattr(export, "score_listed", lambda r, old, cand_BC, *_: said_1I[:, cand_BC[0]])
+    monkeypatch.setattr(
+        export, "over_catalogue", lambda r, tails, columns, f, *_: f(np.array([0]), said_1I)
+    )
+    for list_BC in (np.array([new]), None):
+        row = export.rows_of_samples(r, penalty_I, samples, list_BC, 2, alone)[0]
+        assert row[:2].tolist() == [new[1], new[2]]
+        p = np.exp([2, 1, -6]) / np.exp([2, 1, -6]).sum()
+        assert row[2:4] == pytest.approx(p[:2], rel=1e-4)
+
+
 def test_a_backbone_has_nothing_to_export(sasrec, refused, on_cpu):
     assert "is a backbone" in refused(evaluate.main, f"--ckpt {sasrec} --export")

@@ -38,6 +38,8 @@ def test_item_vectors_are_the_backbone_s_directions_and_its_bias(with_items, sas
     assert not E[0].any()
     torch.testing.assert_close(F.cosine_similarity(E[1:, :16], e), torch.ones(60))
     assert np.corrcoef(E[1:, 16], b)[0, 1] > 0.999
+    assert float(E[1:, 16].mean()) == pytest.approx(0, abs=1e-5)
+    assert float(E[1:, 16].std()) == pytest.approx(1, abs=0.01)
 
 
 def test_item_vectors_stand_where_the_titles_stood(with_items, toy):

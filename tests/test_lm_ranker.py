@@ -8,11 +8,18 @@ import torch
 from kernel_cases import NothingFetched
 from lm_cases import ALL, SETTINGS, lines, naive, rank_with, sentence, windows
 
-from delrec.data.prepared import candidates, histories
+from delrec.data.prepared import candidates, halves_of_validation, histories
+from delrec.evaluation import plain as plain_lm
 from delrec.kernels import verbalizer as kernels
 from delrec.lm import ranker as ranking
 from delrec.lm.batches import batches_of
-from delrec.lm.calibration import calibrate, calibrate_among, neutral_scores
+from delrec.lm.calibration import (
+    CALIBRATIONS,
+    best_calibration,
+    calibrate,
+    calibrate_among,
+    neutral_scores,
+)
 from delrec.lm.ranker import catalogue_later, make_ranker, score_samples, score_tails
 from delrec.lm.reading import read_prefix
 
@@ -105,6 +112,43 @@ def test_calibration_looks_at_all_items_where_the_lm_reads_them_all(
     cand = candidates(toy, "val", 15)[which]
     score = 1.0 * (cand == toy.items[toy.val[which]][:, None])
     assert calibrate(r, which, score, bias, alone) == weight
+
+
+def test_calibration_is_chosen_by_the_ten_first_places():
+    # without it every other truth is first and the rest are lost; with it all are second
+    lost, second = (np.array([0, 20]), np.zeros(2, int)), (np.ones(2, int), np.zeros(2, int))
+    assert best_calibration([lost, *[second] * (len(CALIBRATIONS) - 1)]) == 0.1
+
+
+def test_the_plain_lm_is_calibrated_on_users_that_fusion_does_not_choose_on(
+    toy, alone, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(plain_lm, "neutral_scores", lambda r, ranks: np.zeros(61))
+    monkeypatch.setattr(plain_lm, "calibrate", lambda r, which, *_: asked.extend(which) or 0.3)
+    cfg = SimpleNamespace(calibrate=True, val_samples=0)
+    scorer = SimpleNamespace(data=toy, ranks=alone, C=15, prompts=0, seconds=0)
+    known_nC = np.zeros((len(toy.val), 15), np.float32)
+    assert plain_lm.calibrated(None, cfg, scorer, known_nC).weight == 0.3
+    first, second = halves_of_validation(toy)
+    assert sorted(asked) == first.tolist() and not set(asked) & set(second)
+
+
+def test_a_target_that_the_user_had_before_is_ranked_and_not_listed(alone, monkeypatch):
+    said_1I = np.array([[-np.inf, 5, 9, 7, 6]], np.float32)
+    data = SimpleNamespace(items=np.array([1, 2, 1]), ptr=np.array([0, 3]), test=np.array([2]))
+    prompts = SimpleNamespace(histories=lambda old: (None, None))
+    lm = SimpleNamespace(items=None)
+    r = SimpleNamespace(data=data, prompts=prompts, lm=lm, history=2, shuffled=False)
+    monkeypatch.setattr(ranking, "candidates", lambda *_: np.array([[1, 3]]))
+    monkeypatch.setattr(
+        ranking, "over_catalogue", lambda r, tails, columns, f, *_: f(np.array([0]), said_1I)
+    )
+    penalty_2I = np.array([[0, 0, 0, 0, 0], [0, 0, 0, 3, 0]], np.float32)
+    _, full_2n2, list_nK = ranking.score_and_rank(r, "test", np.array([0]), 2, alone, penalty_2I)
+    # items 3 and 4 are better than the target, with the second penalty item 4; item 2 is masked
+    assert full_2n2.tolist() == [[[2, 0]], [[1, 0]]]
+    assert list_nK[0, :3].tolist() == [3, 4, 0]
 
 
 @ALL

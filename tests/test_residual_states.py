@@ -1,6 +1,7 @@
-"""finetune.py --residual: what it reads of a backbone's folder."""
+"""finetune.py --residual: what it adds, and what it reads of a backbone's folder."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,20 @@ def test_dropout_leaves_out_a_share_of_the_reads():
     told = u_NE.any(1)
     assert 0.22 < 1 - told.float().mean() < 0.28
     assert torch.equal(u_NE[told][0], torch.tensor([2.0, 2.0, 2.0, 5.0]))
+
+
+def test_candidates_get_the_share_of_the_backbone_s_scores_that_all_items_get():
+    y_BI = torch.tensor([[-torch.inf, 2, 4, 6], [-torch.inf, 8, 0, 4]])
+    own = SimpleNamespace(scores=lambda olds: y_BI[[len(old) for old in olds]])
+    maps = {residual.WEIGHT: SimpleNamespace(weight=torch.tensor(0.5))}
+    lm = SimpleNamespace(items=SimpleNamespace(residual=own, maps=maps))
+    olds, cand_nC = [np.zeros(0, int), np.zeros(1, int)], np.array([[3, 1], [1, 2]])
+    s_BI = torch.tensor([[0.0, 10, 20, 30], [0, 40, 50, 60]])
+    whole_BI = residual.with_backbone_scores(lm, s_BI, olds)
+    assert whole_BI[:, 1:].tolist() == [[11, 22, 33], [44, 50, 62]]
+    s_nC = np.take_along_axis(s_BI.numpy(), cand_nC, 1)
+    found = residual.with_backbone_scores_of_candidates(lm, s_nC, olds, cand_nC)
+    assert found.tolist() == [[33, 11], [44, 50]]
 
 
 # ---------------------------------------------------------------- refusals

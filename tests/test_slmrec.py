@@ -167,6 +167,15 @@ def test_the_terms_by_hand():
     assert found["logits"] == pytest.approx(2 * 0.130812, rel=1e-4)
 
 
+def test_the_inner_blocks_term_is_a_mean_over_them_and_leaves_out_the_last():
+    lm = SimpleNamespace(tapped=[torch.tensor([row]) for row in ([1.0, 2], [3, 4], [50, 60])])
+    maps = torch.nn.ModuleDict({f"block{j}": torch.nn.Identity() for j in (1, 2)})
+    cfg = SimpleNamespace(input="titles", lambda_ms=2)
+    blocks = slmrec.BlockLosses(lm, maps, cfg, None)
+    found = blocks.losses(SimpleNamespace(loss_from=lambda x, batch: x.sum()), [])
+    assert found["ms"].item() == 2 * (3 + 7) / 2
+
+
 def test_a_student_that_is_where_its_teacher_is_stays_there():
     found, grad = terms_of([3.0, 4.0], [3.0, 4.0])
     assert found["norm"] == 0
