@@ -10,7 +10,7 @@ import numpy as np
 
 from delrec.data.prepared import Data, load_data
 from delrec.processes import Ranks, setup
-from delrec.runtime import folder_of, stop, whole_or_auto
+from delrec.runtime import place_of_new, stop, whole_or_auto
 from delrec.training.claims import begun_by_this_job, claim, stay_stopped
 from delrec.training.memory import micro_of
 from delrec.training.run_folders import finish_run, start_run
@@ -273,7 +273,7 @@ def enter(cfg: SimpleNamespace, name: str) -> tuple[Ranks, Data, Path]:
     ranks = setup(cfg.seed)
     stay_stopped(ranks)
     data = load_data(cfg.dataset)
-    folder = folder_of("runs", cfg.out or f"{data.folder_name}/{name}")
+    folder = place_of_new("runs", cfg.out or f"{data.folder_name}/{name}")
     cfg.resume = begun_by_this_job(folder, ranks) or cfg.resume
     claim(folder, cfg, ranks)
     return ranks, data, folder

@@ -204,9 +204,10 @@ def places_of_data(run: Run) -> Iterator[Path]:
     """Yields where the preparation that a run was trained on may stand: in its own data_folder, or
     kept under its hash where another has taken that place.
     """
-    first = Path(getattr(run, "data_folder", None) or folder_of("data", run.dataset))
+    first = Path(getattr(run, "data_folder", None) or runtime.ROOT / "data" / run.dataset)
     names = dict.fromkeys((first.name, run.dataset))
-    for place in (first, *(runtime.ROOT / "data" / name for name in names)):
+    roots = (runtime.ROOT, Path(os.path.abspath(".")))
+    for place in (first, *(root / "data" / name for root in roots for name in names)):
         yield place
         yield kept_as(place, run.data_hash)
 

@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 KINDS = ("runs", "data")  # the folders that a root holds
+MARKS = {"runs": "config.json", "data": "meta.json"}  # what is written last into one of theirs
 FOLDERS = ("data_folder", "backbone_run", "out")  # always a folder, there or not
 RUNS = ("soft_prompt", "teacher", "kd", "maps", "backbone", "from_run", "text")  # a run, or a word
 LMS = ("llm", "llm_from")  # a folder, a run, or the id of an LM
@@ -26,6 +27,55 @@ BACKBONE = "backbone"  # the folder, in a run's, of a copy of the backbone that 
 WORDS = {"none", "random", "words", "tfidf", "minilm", "co-occurrence"}  # that stand for no run
 JOIN = "+"  # between sources of text
 RANDOM = re.compile(r"(random(?:-\d+)?:)?(.*)", re.DOTALL)  # in front of an LM: random weights
+
+
+# ------------------------------------------------ what a name means
+
+
+def is_folder(name: Path | str) -> bool:
+    """True for the name of a folder; False also for a name that is too long to be one."""
+    try:
+        return Path(name).is_dir()
+    except OSError:
+        return False
+
+
+def is_path(kind: str, name: Path | str) -> bool:
+    """True for a name that is a path itself: it is absolute, is there already, or begins with '.'
+    or with the kind. kind: data or runs."""
+    path = Path(name)
+    is_whole = path.is_absolute() or is_folder(path) or str(name).startswith(".")
+    return is_whole or path.parts[0] == kind
+
+
+def beside(folder: Path | str, ending: str) -> Path:
+    """The folder <folder>.<ending>; where `folder` is a link, beside what it links to."""
+    folder = Path(folder)
+    if folder.is_symlink() or folder.name in ("", ".."):
+        folder = folder.resolve()
+    return Path(f"{folder}.{ending}")
+
+
+def standing(kind: str, name: Path | str, own: Path) -> list[Path]:
+    """Where what a name means stands, finished or begun: its path, or under <kind>/ of the
+    program's root and of the current folder. Where it stands nowhere, the program's place alone.
+    """
+    if is_path(kind, name):
+        return [Path(os.path.abspath(name))]
+    places = [own / kind / name, Path(os.path.abspath(Path(kind) / name))]
+    if os.path.realpath(places[0]) == os.path.realpath(places[1]):
+        return places[:1]
+    found = [place for place in places if is_there(place, MARKS[kind])]
+    return found or [place for place in places if is_folder(place)][:1] or places[:1]
+
+
+def is_there(folder: Path, mark: str) -> bool:
+    """True where something was made whole in a folder, or is being made for it."""
+    places = (folder / mark, beside(folder, "unfinished"), beside(folder, "replaced"))
+    return any(map(os.path.exists, places))
+
+
+# ------------------------------------------------ the root that a run belongs to
 
 
 def root_of(folder: Path | str, own: Path) -> Path:
@@ -182,7 +232,12 @@ def former_root(config: dict, root: Path) -> Path | None:
 
 def hash_in(folder: Path) -> str | None:
     """The hash of the prepared data in a folder; None where there are none."""
+    return entry(folder / "meta.json", "hash")
+
+
+def entry(file: Path, key: str) -> str | None:
+    """An entry of a JSON file; None where it has none, or cannot be read."""
     try:
-        return json.loads((folder / "meta.json").read_text(encoding="utf-8"))["hash"]
+        return json.loads(file.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -38,16 +38,18 @@ from delrec.files import (
     write_text,
     writing,
 )
+from delrec.places import beside, is_folder
 
 try:
     import fcntl  # locks that die with their owner
 except ImportError:  # not on Windows: there nobody is refused
     fcntl = None
 
-__all__ = [  # also of files.py, by this module's name
+__all__ = [  # also of files.py and places.py, by this module's name
     "described",
     "first_line",
     "follow_umask",
+    "is_folder",
     "must_be_writable",
     "not_allowed",
     "read_npy",
@@ -82,40 +84,40 @@ class Prepared(Protocol):
 
     name: str
     folder: Path
+    folder_name: str  # what its runs stand under
     meta: dict[str, Any]  # meta.json
 
 
-def is_folder(name: Path | str) -> bool:
-    """True for the name of a folder; False also for a name that is too long to be one."""
-    try:
-        return Path(name).is_dir()
-    except OSError:
-        return False
+def place_of_new(kind: str, name: Path | str) -> Path:
+    """The whole path of a folder that is to be written: `name` where it is a path (places.is_path),
+    else <kind>/<name> of the program's root. kind: data or runs.
+    """
+    return Path(os.path.abspath(name)) if places.is_path(kind, name) else ROOT / kind / name
 
 
 def folder_of(kind: str, name: Path | str) -> Path:
-    """The whole path of the folder that `name` means: `name` itself where it is absolute, is there
-    already, or begins with '.' or with the kind; else <kind>/<name>. kind: data or runs.
-    """
-    path = Path(name)
-    is_path = path.is_absolute() or is_folder(path) or str(name).startswith(".")
-    if is_path or path.parts[0] == kind:
-        return Path(os.path.abspath(path))
-    return ROOT / kind / name
+    """The whole path of the folder that `name` means: a path, or what is called so under <kind>/
+    of the program's root or of the current folder. One name of two is refused."""
+    found = places.standing(kind, name, ROOT)
+    if len(found) > 1:
+        stop(f"{name} may be {found[0]} or {found[1]}; write the one that is meant as a whole path")
+    return found[0]
+
+
+def usual_run(data: Prepared, name: str) -> Path:
+    """Where runs/<dataset>/<name> stands; of two places the one with a run on this preparation."""
+    named = f"{data.folder_name}/{name}"
+    found = places.standing("runs", named, ROOT)
+    of_data = [
+        p for p in found if places.entry(p / "config.json", "data_hash") == data.meta["hash"]
+    ]
+    return folder_of("runs", named) if len(of_data) > 1 else (of_data or found)[0]
 
 
 # ------------------------------------------------ folders that are whole at every moment
 #
 # A run, an export or a prepared folder is built in <folder>.unfinished and put in its place by
 # renames. Its mark (config.json, meta.json) is written last: a folder that holds it is whole.
-
-
-def beside(folder: Path | str, ending: str) -> Path:
-    """The folder <folder>.<ending>; where `folder` is a link, beside what it links to."""
-    folder = Path(folder)
-    if folder.is_symlink() or folder.name in ("", ".."):
-        folder = folder.resolve()
-    return Path(f"{folder}.{ending}")
 
 
 def put_in_place(folder: Path, keep: Path | None = None) -> None:
@@ -335,7 +337,7 @@ def as_kept(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A run's record as its folder keeps it: paths relative to the root of runs and data."""
 
     def run_named(name):
-        return path if is_run(path := folder_of("runs", name)) else None
+        return next(filter(is_run, places.standing("runs", name, ROOT)), None)
 
     return places.kept(record, places.root_of(folder, ROOT), run_named)
 

@@ -9,7 +9,16 @@ import pytest
 from scripts import sentence
 
 from delrec import runtime
-from delrec.runtime import folder_of, load_run, write_json, write_npy
+from delrec.data.prepared import load_data, load_data_of
+from delrec.runtime import (
+    beside,
+    folder_of,
+    load_run,
+    place_of_new,
+    usual_run,
+    write_json,
+    write_npy,
+)
 
 
 def test_a_name_means_a_folder_under_runs_unless_it_is_a_path(tmp_path, monkeypatch):
@@ -23,6 +32,51 @@ def test_a_name_means_a_folder_under_runs_unless_it_is_a_path(tmp_path, monkeypa
     assert folder_of("runs", "../new").resolve() == tmp_path.parent / "new"
     (tmp_path / "toy" / "mine").mkdir(parents=True)
     assert folder_of("runs", "toy/mine").resolve() == tmp_path / "toy" / "mine"
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """The current folder, of a shop; the program's root is tmp_path/program."""
+    monkeypatch.setattr(runtime, "ROOT", tmp_path / "program")
+    (tmp_path / "shop").mkdir()
+    monkeypatch.chdir(tmp_path / "shop")
+    return tmp_path / "shop"
+
+
+def test_a_short_name_means_what_stands_in_the_current_folder_too(shop, toy, backbone):
+    own, clone = (root / "runs" / "toy" / "sasrec" for root in (shop, runtime.ROOT))
+    shutil.copytree(backbone, own)
+    assert load_run("toy/sasrec").folder == own == usual_run(toy, "sasrec")
+    assert place_of_new("runs", "toy/sasrec") == clone  # --out stays in the program's root
+    shutil.copytree(backbone, clone)
+    says = sentence(load_run, "toy/sasrec")
+    assert str(own) in says and str(clone) in says and "whole path" in says
+    assert "may be" in sentence(usual_run, toy, "sasrec")
+    assert load_run("runs/toy/sasrec").folder == own and load_run(clone).folder == clone
+    config = json.loads((clone / "config.json").read_text())
+    write_json(clone / "config.json", config | {"data_hash": "of another shop"})
+    assert usual_run(toy, "sasrec") == own  # the data tell them apart
+    shutil.rmtree(own)
+    assert load_run("toy/sasrec").folder == clone
+    beside(own, "unfinished").mkdir()  # a run that is made just now
+    assert "may be" in sentence(load_run, "toy/sasrec")
+    shutil.rmtree(shop / "runs")
+    (shop / "runs").symlink_to(runtime.ROOT / "runs")
+    assert load_run("toy/sasrec").folder == clone  # one folder by two ways
+
+
+def test_a_short_name_of_data_means_the_current_folder_s_too(shop, toy, backbone):
+    own, clone = (root / "data" / "my-shop" for root in (shop, runtime.ROOT))
+    shutil.copytree(toy.folder, own)
+    assert load_data("my-shop").folder == own
+    shutil.copytree(toy.folder, clone)
+    says = sentence(load_data, "my-shop")
+    assert str(own) in says and str(clone) in says
+    meta = json.loads((clone / "meta.json").read_text())
+    write_json(clone / "meta.json", meta | {"hash": "of another shop"})
+    run = load_run(backbone)
+    run.data_folder, run.dataset = None, "my-shop"
+    assert load_data_of(run).folder == own  # a run knows its data by their hash
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -20,9 +20,9 @@ from delrec.runtime import (
     Run,
     complete_renames,
     config_of_run,
-    folder_of,
     is_run,
     load_run,
+    place_of_new,
     read_npy,
     stop,
     when,
@@ -40,7 +40,7 @@ def plain_lm(cfg: SimpleNamespace, data: Data, scorer: Scorer) -> Run:
     again, with what was scored by it.
     """
     ranks = scorer.ranks
-    folder = folder_of("runs", cfg.llm_out or f"{data.folder_name}/lm")
+    folder = place_of_new("runs", cfg.llm_out or f"{data.folder_name}/lm")
     lm = load_lm(cfg.llm, ranks.device, shard=cfg.shard, checked=cfg.check_llm)
     made = made_of(cfg, lm, data)
     ranker = make_ranker(lm, data, made["settings"])

@@ -21,7 +21,7 @@ from delrec.lm import listed
 from delrec.lm.pretrained import seed_and_name
 from delrec.lm.prompts import lists_candidates, settings_of_run
 from delrec.processes import Ranks
-from delrec.runtime import Run, complete_renames, folder_of, load_run, stop
+from delrec.runtime import Run, complete_renames, folder_of, load_run, stop, usual_run
 
 STAGES = ["lm", "train_backbone", "distill", "finetune"]  # the order of the rows
 
@@ -266,7 +266,8 @@ def find_backbone(runs: list[Run], data: Data, ranks: Ranks) -> Run | None:
     if given:
         return given[0]
     trained_with = [Path(run.backbone_run) for run in runs if getattr(run, "backbone_run", None)]
-    for folder in [*trained_with, folder_of("runs", f"{data.folder_name}/sasrec")]:
+    for place in [*trained_with, None]:
+        folder = place or usual_run(data, "sasrec")
         complete_renames(folder, "config.json")
         if not (folder / "config.json").exists():
             continue

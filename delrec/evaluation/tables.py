@@ -29,8 +29,8 @@ from delrec.evaluation.wording import (
 )
 from delrec.runtime import (
     Run,
-    folder_of,
     must_be_writable,
+    place_of_new,
     stop,
     why_not_writable,
     write_text,
@@ -207,7 +207,7 @@ def csv_table(result: dict) -> Table:
 def table_folder(cfg: SimpleNamespace, runs: list[Run], data: Data) -> Path:
     """The folder of the table's files. Stops, before the work, where they or the page cannot be
     written."""
-    plain_lm = folder_of("runs", cfg.llm_out or f"{data.folder_name}/lm")
+    plain_lm = place_of_new("runs", cfg.llm_out or f"{data.folder_name}/lm")
     out = Path(cfg.out or (runs[-1].folder if runs else plain_lm) / "evaluation")
     if why := why_not_writable(out):
         stop(why if cfg.out else f"{why}; --out names another folder for the table")

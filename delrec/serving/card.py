@@ -27,7 +27,6 @@ from delrec.places import BACKBONE
 from delrec.runtime import (
     Run,
     adding_to,
-    folder_of,
     is_run,
     load_run,
     must_be_writable,
@@ -35,6 +34,7 @@ from delrec.runtime import (
     read_npy,
     stop,
     stop_if_replaced,
+    usual_run,
     write_tensors,
     write_text,
 )
@@ -104,9 +104,10 @@ def share_backbone(run: Run, data: Data) -> Path | None:
     """Where the backbone of a run stands now, inside its folder; None where it asks none, or there
     is none of the same data and of ours.
     """
-    own = getattr(run, "backbone_run", None) or f"{data.folder_name}/sasrec"
-    source = folder_of("runs", own)
-    if not asks_backbone(run) or not is_run(source):
+    if not asks_backbone(run):
+        return None
+    source = Path(getattr(run, "backbone_run", None) or usual_run(data, "sasrec"))
+    if not is_run(source):
         return None
     backbone, has_weights = load_run(source), (source / "model.safetensors").exists()
     if backbone.data_hash != data.meta["hash"] or not has_weights or not is_ours(backbone):

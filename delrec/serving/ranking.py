@@ -21,7 +21,7 @@ from delrec.lm.ragged import ragged
 from delrec.lm.ranker import Ranker, open_run, reads_all, score_catalogue, score_listed
 from delrec.lm.reading import Start, read_prefix
 from delrec.processes import Ranks
-from delrec.runtime import Run, folder_of, load_run, stop
+from delrec.runtime import Run, load_run, stop, usual_run
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,7 @@ def pool_chooser(
     if not told and (not size or size >= data.n_items):
         return Chooser(data.n_items, data.n_items, size, None)
     own = getattr(run, "backbone_run", None)
-    folder = Path(own or folder_of("runs", f"{data.folder_name}/sasrec"))
+    folder = Path(own or usual_run(data, "sasrec"))
     or_all = "" if listed else ", or give --pool 0 (slower)"
     if not (folder / "config.json").exists():
         stop(
