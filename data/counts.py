@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from delrec.data.prepared import Data, histories, users
+from delrec.metrics import metrics
 
 
 def in_training(data: Data) -> np.ndarray:
@@ -46,6 +47,13 @@ def full_ranking_of(
         above[n] -= (old > own_n[n]).sum()
         level[n] -= (old == own_n[n]).sum()
     return above, level
+
+
+def chance_over_all(data: Data, samples: np.ndarray) -> dict[str, float]:
+    """The mean metrics of constant scores of the whole catalogue, the user's earlier items masked:
+    whoever has had much is asked about fewer."""
+    ranks = full_ranking_of(np.zeros(data.n_items + 1), data, samples)
+    return {name: float(value_n.mean()) for name, value_n in metrics(*ranks).items()}
 
 
 def times_next(data: Data, samples: np.ndarray) -> np.ndarray:

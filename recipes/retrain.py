@@ -32,6 +32,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
+from delrec.data.counts import chance_over_all
 from delrec.data.prepared import Data, load_data, raw_item_ids
 from delrec.metrics import chance
 from delrec.runtime import described, load_run, read_json, write_json, write_text
@@ -113,13 +114,13 @@ def numbers_of(folder: Path) -> dict[str, float]:
     }
 
 
-def print_rows(rows: dict[str, list[dict]], n_items: int) -> dict[str, dict]:
+def print_rows(rows: dict[str, list[dict]], data: Data) -> dict[str, dict]:
     """Prints the mean of every row over its seeds, and chance; returns the means."""
     means = {
         name: {key: float(np.mean([seed[key] for seed in seeds])) for key in seeds[0]}
         for name, seeds in rows.items()
     }
-    among = {"candidates15": chance(15), "full": chance(n_items)}
+    among = {"candidates15": chance(15), "full": chance_over_all(data, data.test)}
     means["chance"] = {
         f"{metric} {space}": among[space][metric]
         for space, names in SHOWN.items()
@@ -163,7 +164,7 @@ def main(dataset: str, model: str, seeds: int) -> None:
             rows[row].append(numbers_of(folder))
     out = runtime.ROOT / "runs" / data.folder_name / f"retrain-{model}"
     stage(None, "evaluate.py", "--ckpt", *runs, "--out", out, "--exploratory")
-    means = print_rows(rows, data.n_items)
+    means = print_rows(rows, data)
     print(json.dumps({"dataset": data.name, "model": model, "seeds": rows, "means": means}))
 
 

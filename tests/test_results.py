@@ -20,9 +20,10 @@ SPLITS = ("train", "val", "test")
 
 @pytest.fixture(scope="module")
 def short(train_on_cycle, tmp_path_factory):
-    """A short SASRec run, dropout 0: .out and .json."""
+    """A short SASRec run, dropout 0: .out, .json and what was printed, .said."""
     out = tmp_path_factory.mktemp("runs") / "sasrec"
-    return SimpleNamespace(out=out, json=train_on_cycle(out, f"{QUICK} --dropout 0").json)
+    result = train_on_cycle(out, f"{QUICK} --dropout 0")
+    return SimpleNamespace(out=out, json=result.json, said=result.output)
 
 
 def starts(data, samples):
@@ -49,6 +50,17 @@ def test_lists_and_scores_have_their_shapes(cycle, short):
             assert scores.shape == (n, C)
             assert scores.dtype == np.float32
             assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_chance_over_all_items_leaves_out_what_the_user_had(cycle, short, split):
+    samples = getattr(cycle, split)
+    earlier = [cycle.items[s:e] for s, e in zip(starts(cycle, samples), samples)]
+    left_n = [N_ITEMS - len(set(old) - {cycle.items[e]}) for old, e in zip(earlier, samples)]
+    (row,) = [line for line in short.said.splitlines() if line.startswith(f"chance {split} full")]
+    hr_1, _, hr_10 = map(float, row.split()[3:6])
+    assert hr_10 == pytest.approx(np.mean([10 / n for n in left_n]), abs=1e-4) and hr_10 > 0.105
+    assert hr_1 == pytest.approx(np.mean([1 / n for n in left_n]), abs=1e-4)
 
 
 def test_a_run_says_how_good_it_is_and_how_it_was_made(cycle, short):

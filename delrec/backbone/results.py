@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from delrec.backbone import by_title, contrast, kda, text_ways
 from delrec.backbone.losses import power_of_truth
 from delrec.backbone.ranking import rank_all
+from delrec.data.counts import chance_over_all
 from delrec.data.prepared import Data, candidates, halves_of_validation, subset
 from delrec.metrics import chance, compare, metrics
 from delrec.names import NAMES
@@ -158,8 +159,10 @@ def print_results(record: dict, protocol: Protocol, results: dict[str, dict]) ->
     for split, spaces in results.items():
         for space, m in spaces.items():
             print(f"{split + ' ' + space:22}" + "".join(f"{m[c]:9.4f}" for c in COLUMNS))
-    for space, C in [(f"candidates{C}", C) for C in sizes] + [("full", data.n_items)]:
-        print(f"{'chance ' + space:22}" + "".join(f"{chance(C)[c]:9.4f}" for c in COLUMNS))
+    level = {f"candidates{C}": chance(C) for C in sizes}
+    level |= {f"{split} full": chance_over_all(data, getattr(data, split)) for split in results}
+    for space, m in level.items():
+        print(f"{'chance ' + space:22}" + "".join(f"{m[c]:9.4f}" for c in COLUMNS))
     result = {
         "stage": "train_backbone",
         "out": record["out"],
