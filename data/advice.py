@@ -87,13 +87,15 @@ def on_titles(request: Request, names: Columns, free: list[str], missing: list[s
     first = "add a table of titles, items.csv (item,title), in the same folder"
     if "--interactions" in request.command:
         first = f"give a table of titles (item,title): {rest} --items ITEMS"
-    return f"{first}; {by_ids(rest, item)}"
+    return f"{first}; {by_ids(request, free, others, item)}"
 
 
-def by_ids(command: str, item: str) -> str:
-    """What to do where there are no titles. item: the column of the ids."""
-    flag = f"{FLAGS['title']} {shlex.quote(item)}"
-    return f"or, if there are no titles, call the items by their ids: {command} {flag}"
+def by_ids(request: Request, free: list[str], missing: list[str], item: str) -> str:
+    """What to do where there are no titles. free, missing: as of command_for; item: the column of
+    the ids, in place of any that was named for the titles."""
+    untitled = replace(request, columns=replace(request.columns, title=None))
+    command = f"{command_for(untitled, free, missing)} {FLAGS['title']} {shlex.quote(item)}"
+    return f"or, if there are no titles, call the items by their ids: {command}"
 
 
 def stop_unless_titles(
@@ -112,7 +114,7 @@ def stop_unless_titles(
         said = renaming(table, names, item, request, files)
     elif "title" not in guessed(free, missing):
         alone = replace(request, command=without_items(request.command, files))
-        said += f"; {by_ids(command_for(alone, [], []), names.item)}"
+        said += f"; {by_ids(alone, [], [], names.item)}"
     stop(
         f"{table.path}: the header names {', '.join(table.header)}; expected the columns "
         f"{names.item},{names.title or 'title'}; {said}"

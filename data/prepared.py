@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from delrec import runtime
-from delrec.places import hash_in
+from delrec.places import by_likeness, hash_in, is_like
 from delrec.runtime import Run, complete_renames, folder_of, read_json, read_npy, stop
 
 if TYPE_CHECKING:
@@ -85,19 +85,25 @@ def load_data(name: str) -> Data:
 
 
 def not_prepared(folder: Path) -> str:
-    """The sentence about a folder that holds no prepared data set: which ones there are, and how to
-    prepare this one.
+    """The sentence about a folder that holds no prepared data set: which ones there are, what is
+    most like it first, and how to prepare this one.
     """
     here = runtime.ROOT / "data"
-    known = sorted(
+    known = {
         p.parent.name
-        for p in here.glob("*/meta.json")
+        for data in (here, Path(os.path.abspath("data")))
+        for p in data.glob("*/meta.json")
         if p.parent.suffix not in (".unfinished", ".replaced")
-    )
+    }
+    names = by_likeness(folder.name, known)
     is_here = folder.resolve().parent == here.resolve()
+    mistyped = bool(names) and is_like(folder.name, names[0])
     return (
-        f"no prepared data set in {folder}; prepared here: {', '.join(known) or 'none'}. "
-        f"Prepare it with: python data/prepare.py {folder.name}"
+        f"no prepared data set in {folder}; "
+        + (f"is {names[0]} meant? " if mistyped else "")
+        + f"prepared here: {', '.join(names) or 'none'}. "
+        f"{'Else prepare' if mistyped else 'Prepare'} it with: "
+        f"python data/prepare.py {folder.name}"
         + ("" if folder.name == "ml-100k" else " --raw FOLDER")
         + ("" if is_here else f" --out {folder}")
     )

@@ -10,10 +10,11 @@ root. One outside of it means the same folder under the root where the run was c
 data, or where nothing stands at the path any more.
 """
 
+import difflib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -25,6 +26,7 @@ LMS = ("llm", "llm_from")  # a folder, a run, or the id of an LM
 PLACES = {*FOLDERS, *RUNS, *LMS}
 BACKBONE = "backbone"  # the folder, in a run's, of a copy of the backbone that it answers by
 WORDS = {"none", "random", "words", "tfidf", "minilm", "co-occurrence"}  # that stand for no run
+LIKE = 0.8  # difflib's ratio of two names, from which on one may be the other, mistyped
 JOIN = "+"  # between sources of text
 RANDOM = re.compile(r"(random(?:-\d+)?:)?(.*)", re.DOTALL)  # in front of an LM: random weights
 
@@ -73,6 +75,20 @@ def is_there(folder: Path, mark: str) -> bool:
     """True where something was made whole in a folder, or is being made for it."""
     places = (folder / mark, beside(folder, "unfinished"), beside(folder, "replaced"))
     return any(map(os.path.exists, places))
+
+
+def by_likeness(name: str, known: Iterable[str]) -> list[str]:
+    """Names, those most like one first: what is meant where it is mistyped."""
+
+    def likeness(other):
+        return difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+
+    return sorted(known, key=lambda other: (-likeness(other), other))
+
+
+def is_like(name: str, other: str) -> bool:
+    """True where a name may be another, mistyped."""
+    return bool(difflib.get_close_matches(name.lower(), [other.lower()], cutoff=LIKE))
 
 
 # ------------------------------------------------ the root that a run belongs to

@@ -128,7 +128,15 @@ def test_without_titles_the_items_are_called_by_their_ids(tmp_path):
     assert said.endswith(f"call the items by their ids: {COMMAND} --title-column item")
     log = read_file(path, None, request(title="item"))
     assert log.titles == {str(i): str(i) for i in range(5)}
+    mine = folder(tmp_path, mine__csv=table(ROWS, "user,article id,timestamp")) / "mine.csv"
+    said = refusal(read_file, mine, None, request(command=COMMAND))
+    assert said.endswith(f"{COMMAND} --item-column 'article id' --title-column 'article id'")
+    said = refusal(read_file, path, None, request(title="nmae", command=COMMAND))  # mistyped
+    assert said.endswith(f"call the items by their ids: {COMMAND} --title-column item")
     properties = folder(tmp_path, properties__csv="item,property\n0,a\n") / "properties.csv"
     said = refusal(read_file, path, properties, request(command=f"{COMMAND} --items P"))
-    assert said.endswith(f"ids: {COMMAND.replace('RAW', str(path))} --title-column item")
+    by_ids = f"ids: {COMMAND.replace('RAW', str(path))} --title-column item"
+    assert said.endswith(by_ids)
+    mistyped = request(title="nmae", command=f"{COMMAND} --items P")
+    assert refusal(read_file, path, properties, mistyped).endswith(by_ids)
     assert is_the_log(read_file(path, folder(tmp_path, t__csv=TITLES) / "t.csv", request()))

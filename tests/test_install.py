@@ -35,6 +35,12 @@ def pip(*args, python=sys.executable):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_what_pip_leaves_in_a_clone_is_no_change_to_it():
+    for left in ("delrec.egg-info/PKG-INFO", "build/lib/delrec/__init__.py"):
+        done = subprocess.run(["git", "check-ignore", "-q", left], cwd=ROOT)
+        assert done.returncode == 0, f"git would show {left}"
+
+
 def environment(folder):
     """The Python of a new environment that sees what is installed here, and beside it the packages
     of somebody else.

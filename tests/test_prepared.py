@@ -86,6 +86,10 @@ def test_unknown_data_set_says_what_to_type(tmp_path, monkeypatch, toy):
     assert "prepared here: games" in says and "python data/prepare.py netflix --raw FOLDER" in says
     assert sentence(load_data, "ml-100k").endswith("python data/prepare.py ml-100k")
     assert load_data("games").n_items == toy.n_items
+    shutil.copytree(toy.folder, tmp_path / "data" / "my-shop")
+    says = sentence(load_data, "myshop")  # before the command that would prepare what is there
+    assert "is my-shop meant? prepared here: my-shop, games. Else prepare it" in says
+    assert "meant?" not in sentence(load_data, "netflix")
     assert "prepared here: games" in sentence(load_data, str(tmp_path / "elsewhere"))
 
 
