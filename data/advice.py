@@ -11,6 +11,15 @@ from typing import NoReturn
 
 import polars as pl
 
+from delrec.data.cells import (
+    LOOKED_AT,
+    first_cells,
+    guessed_by_cells,
+    guessed_in_cells,
+    guessed_titles,
+    is_time,
+    times_among,
+)
 from delrec.data.forms import form_of, open_text
 from delrec.data.hints import FLAGS, IDS, WORD, Columns, Request, command_for, guessed, plain
 from delrec.data.joins import stop_at_half_of_a_row
@@ -19,10 +28,8 @@ from delrec.data.own_files import Files, with_new_items, with_new_log, without_i
 from delrec.data.remedies import frame_of, lines_of, literal, new_table, python
 from delrec.data.tables import Table, joined, read_table, split_rows
 from delrec.data.time_formats import fitting_formats
-from delrec.data.times import DOTTED, EARLIEST, ISO, LATEST, UNITS
 from delrec.runtime import stop
 
-LOOKED_AT = 1000  # rows by whose cells columns are guessed
 # a name in a header that is none: a number or several, a date, 'MOVIE:' of Netflix, an address
 CELL = re.compile(r"[0-9]+([.,:/ T-][0-9APMTZ.,:/ -]*)?|https?://.*|\[.*\]")
 
@@ -53,8 +60,14 @@ def stop_unless_columns(
         expected += f", and {names.title or 'title'}, as there is no table of titles"
     known = [name for role, name in vars(names).items() if role not in missing]
     free = [name for name in header if name not in known]
+    cells = first_cells(table, [*free, *filter(None, [names.title])], request.encoding)
+    found = guessed_in_cells(cells, names.title, missing)
+    request = replace(request, columns=replace(request.columns, **found))
+    missing = [role for role in missing if role not in found]
+    free = [name for name in free if name not in found.values()]
     advice = f"name yours: {command_for(request, free, missing)}"
-    if "timestamp" in missing and "timestamp" not in guessed(free, missing):
+    is_told = "timestamp" in guessed(free, missing) or times_among(cells)
+    if "timestamp" in missing and not is_told:
         advice += "; " + numbering(table, names.position, request, files, free, missing)
         if numbers := next(filter(POSITION.search, free), None):
             others = [role for role in missing if role != "timestamp"]
@@ -300,61 +313,3 @@ def cells_of(table: Table, paths: list[Path], encoding: str | None) -> Cells:
     rows = [row for row in rows if len(row) == len(rows[0])]
     columns = [pl.Series(column, dtype=pl.String).str.strip_chars() for column in zip(*rows)]
     return Cells(columns, separator, lines, numbered, position_is_there)
-
-
-def guessed_by_cells(columns: list[pl.Series]) -> dict[str, int]:
-    """Role -> place of the column whose cells look like it: a time is one by its form, a title is
-    words, a user stands first, an item has as many values as a title and stands near it.
-    """
-    places = range(len(columns))
-    time = next((n for n in places if is_time(columns[n])), None)
-    words = [n for n in places if n != time and n and is_words(columns[n])]
-    whole = [n for n in places if n != time and n not in words and not is_decimal(columns[n])]
-    found = {"user": whole[0] if whole else 0}
-    ids = [n for n in whole if n != found["user"] and columns[n].n_unique() > 1]
-    if words:
-        title = words[0]
-        near = [n for n in ids if 0 < title - n <= 2 and tells(columns[n], columns[title])]
-        ids = near or ids
-        if near:
-            found["title"] = title
-        else:  # the words are the only name that the item has
-            ids = [title]
-    if ids:
-        found["item"] = max(ids, key=lambda n: columns[n].n_unique())
-    return found if time is None else found | {"timestamp": time}
-
-
-def guessed_titles(columns: list[pl.Series]) -> dict[str, int]:
-    """The item and the title of a table of titles: the first column, and the one of most words."""
-    words = [n for n in range(1, len(columns)) if is_words(columns[n])]
-    return {"item": 0, "title": words[0] if words else min(1, len(columns) - 1)}
-
-
-def is_time(column: pl.Series) -> bool:
-    """True for cells that are all times: dates of any form, numbers of 1979 to 2103."""
-    if column.str.contains(ISO).all() or column.str.contains(DOTTED).all():
-        return True
-    if column.str.contains(r"^[0-9]{9,19}$").all():
-        number = column.cast(pl.Float64)
-        return any(
-            bool(((number >= EARLIEST * 10**d) & (number <= LATEST * 10**d)).all()) for d in UNITS
-        )
-    return bool(fitting_formats(column)) and not column.str.contains("^[0-9]+$").all()
-
-
-def is_words(column: pl.Series) -> bool:
-    """True for cells of which many are several words, one of them of letters alone."""
-    return bool(column.str.contains(r"(^| )\p{L}{3,} \S|\S \p{L}{3,}($| )").mean() > 0.3)
-
-
-def is_decimal(column: pl.Series) -> bool:
-    """True for cells that are all numbers and some of them with a fraction."""
-    is_number = column.str.contains(r"^-?[0-9]*\.?[0-9]+$").all()
-    return bool(is_number and column.str.contains(".", literal=True).any())
-
-
-def tells(ids: pl.Series, titles: pl.Series) -> bool:
-    """True if (nearly) every id has one title only."""
-    pairs = pl.DataFrame({"id": ids, "title": titles}).n_unique()
-    return ids.n_unique() > 1 and pairs <= 1.1 * ids.n_unique()

@@ -87,6 +87,43 @@ def rows_by_when(log):
     return [(u, i, n) for n, (_, u, i) in enumerate(by_when)]
 
 
+SHOP = "Bestellt am;Kunde;ArtNr;Bezeichnung;Preis EUR"
+
+
+def of_a_shop(when, n=12):
+    """A shop's table without a name that says the time or the item; prices are each article's."""
+    rows = [(when(t), f"K{t % 4}", f"{t % 5:03d}", f"Tee {t % 5}", f"{t % 5},50") for t in range(n)]
+    return table(rows, SHOP.replace(";", ","), ";")
+
+
+def test_a_time_and_an_item_are_found_by_their_cells(tmp_path):
+    path = tmp_path / "shop.csv"
+    path.write_text(of_a_shop(lambda t: f"2024-01-{1 + t:02d}T10:00:00"))
+    said = refusal(read_file, path, None, request(command=COMMAND))
+    assert said.endswith(
+        f"name yours: {COMMAND} --user-column Kunde --item-column ArtNr "
+        "--time-column 'Bestellt am' --title-column Bezeichnung"
+    )
+    flags = shlex.split(said.partition(COMMAND)[2])
+    roles = ("user", "item", "timestamp", "title")
+    log = read_file(path, None, request(**dict(zip(roles, flags[1::2]))))
+    assert log.rows.timed and log.titles == {f"{i:03d}": f"Tee {i}" for i in range(5)}
+
+
+@pytest.mark.parametrize("when", [lambda t: f"1700000{t:03d}", lambda t: "soon"])
+def test_numbers_that_may_be_ids_and_words_are_no_time(tmp_path, when):
+    (tmp_path / "shop.csv").write_text(of_a_shop(when))
+    said = refusal(read_file, tmp_path / "shop.csv", None, request(command=COMMAND))
+    assert "--time-column COLUMN" in said and "number them in a column position" in said
+
+
+def test_of_two_columns_of_dates_none_is_guessed_and_no_rows_are_numbered(tmp_path):
+    text = of_a_shop(lambda t: f"2024-01-{1 + t:02d}").replace("Preis EUR", "Versand am")
+    (tmp_path / "shop.csv").write_text(re.sub(r"[0-9],50", "02.02.2024", text))
+    said = refusal(read_file, tmp_path / "shop.csv", None, request(command=COMMAND))
+    assert "--time-column COLUMN" in said and "number them" not in said
+
+
 def test_netflix_s_blocks_and_a_table_of_titles_without_a_header_are_read(tmp_path):
     text = "".join(
         f"{i}:\n" + "".join(f"{u},3,2005-09-{10 + 3 * i + u}\n" for u in range(3)) for i in range(5)
