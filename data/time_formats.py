@@ -39,7 +39,7 @@ def advised_format(column: pl.Series) -> str:
         return f"say how it is written: {' or '.join(f'--time-format {f!r}' for f in fitting)}"
     return (
         "say how it is written, such as --time-format '%d/%m/%Y %H:%M' (%m the month, %b its name, "
-        "%S seconds, %I and %p for AM and PM)"
+        "%S seconds, %I and %p for AM and PM), or is another column the time? (--time-column)"
     )
 
 

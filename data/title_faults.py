@@ -9,6 +9,9 @@ from delrec.data.prepared import Data
 from delrec.runtime import read_npy
 
 MANY = 0.05  # a share of titles or of test rows from which on a line is loud
+MOST = 0.5  # a share of items from which on one title for several is a sign of a wrong column
+SHARED = "share their title with another item"
+RIGHT_ONES = "are --user-column, --item-column and --title-column the right ones?"
 MARKUP = re.compile(r"<[A-Za-z/!]|https?://|\{.*[;:].*\}|&[a-z]+;")
 
 
@@ -44,7 +47,7 @@ def faults_of_titles(
     blank_I = np.array([title == f"item {i}" for title, i in zip(titles, item_ids)])
     kinds = {
         "have no title and are called by their id": blank_I,
-        "share their title with another item": np.array([many[title] > 1 for title in titles]),
+        SHARED: np.array([many[title] > 1 for title in titles]),
         "have markup or an address in their title": np.array(
             [bool(MARKUP.search(title)) for title in titles]
         ),
@@ -59,6 +62,7 @@ def faults_of_titles(
         lines.append(
             f"WARNING: {faulty_I.sum():,} of {len(titles):,} items ({of_titles:.0%}, targets of "
             f"{of_rows:.0%} of the test rows) {said}: {examples(faulty_I, titles, item_ids, raw)}"
+            + (f"; {RIGHT_ONES}" if said == SHARED and of_titles > MOST else "")
         )
     return lines + faults_of_rows(titles, test_items, test_candidates)
 

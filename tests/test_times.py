@@ -89,6 +89,7 @@ def test_a_format_says_how_a_time_is_written(values, time_format, when):
         (["May 13, 2014 4:53 PM"], "written: --time-format '%b %d, %Y %I:%M %p'"),
         (["20140513T165320Z"], "written: --time-format '%Y%m%dT%H%M%SZ'"),
         (["in the spring"], "such as --time-format '%d/%m/%Y %H:%M' (%m the month"),
+        (["39,46", "12,50"], "or is another column the time? (--time-column)"),
         (["5", None], "line 3: timestamp is blank"),
         (["1,500,000,000"], "neither a number nor a date"),
         (

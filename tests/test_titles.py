@@ -118,6 +118,19 @@ def test_one_title_on_many_items_is_said_with_the_rows_it_touches(tmp_path):
     assert (
         "of the test rows hold another candidate with the target's title ('Gift card')" in said[1]
     )
+    assert "the right ones?" not in said[0]  # of a third of the items it is a fault of titles
+
+
+def test_users_for_items_are_asked_about(tmp_path):
+    rows = [(u, i, t, f"Tea {int(i[1:]) % 9}") for u, i, t in random_log(prefix="c")]
+    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+    (tmp_path / "log.csv").write_text(f"customer,article,timestamp,name\n{text}")
+    log = ["toy", "--interactions", tmp_path / "log.csv", "--out", tmp_path / "out", "--core", 1]
+    columns = ["--user-column", "article", "--item-column", "customer", "--title-column", "name"]
+    said = warnings_of(run(*log, *columns).output)[0]
+    assert "share their title" in said and said.endswith(
+        "; are --user-column, --item-column and --title-column the right ones?"
+    )
 
 
 def test_markup_and_numbers_in_place_of_titles_are_said(tmp_path):
