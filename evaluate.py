@@ -76,7 +76,7 @@ from delrec.serving.card import write_card
 from delrec.serving.catalogue import Catalogue
 from delrec.serving.latency import latencies, parameters, timed_on
 from delrec.serving.onnx_file import export_onnx
-from delrec.serving.options import answer_options, options_of
+from delrec.serving.options import answer_options, asks_one_run, options_of
 from delrec.serving.recommender import Recommender
 from delrec.serving.requests import history_of_json
 
@@ -88,17 +88,6 @@ def names_given(cfg: SimpleNamespace) -> list[str]:
     if cfg.folds:
         cfg.folds, cfg.more = (*cfg.folds, *cfg.more), ()
     return [*cfg.ckpt, *cfg.more]
-
-
-def asks_one_run(cfg: SimpleNamespace) -> str | None:
-    """The flag that asks one run for something else than a table; None for a table."""
-    flags = ("--history", "--history-json", "--user", "--similar", "--serve", "--export")
-    flags += ("--export-onnx", "--probe", "--free", "--card")
-    value = {flag: getattr(cfg, flag.strip("-").replace("-", "_")) for flag in flags}
-    given = [flag for flag in flags if value[flag] not in (None, False)]
-    if len(given) > 1:
-        stop(f"{' and '.join(given)} were given, one at a time is answered; leave the others out")
-    return given[0] if given else None
 
 
 def ask_one_run(flag: str, runs: list[Run], data: Data, cfg: SimpleNamespace, ranks: Ranks) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from decimal import Decimal
 
+import click
 import numpy as np
 import polars as pl
 import pytest
@@ -13,6 +14,7 @@ from recommenders import by_number, recommender_of
 import evaluate
 from delrec.data.prepared import item_columns, load_data
 from delrec.runtime import load_run
+from delrec.serving.options import ONLY_WITH, TO_ASK, answer_options
 
 ITEMS = [(i, f"Title {i}", "tea" if i % 2 else "coffee, black", i % 3 or "") for i in range(1, 41)]
 
@@ -215,6 +217,27 @@ def test_the_command_line_filters_too(sasrec, toy, script, on_cpu, tmp_path):
     assert "names no column" in script(evaluate.main, *ask[:4], "--where", "x", code=1).error
     nowhere = script(evaluate.main, *ask[:4], "--only", tmp_path / "no", code=1).error
     assert "--only" in nowhere and "cannot be read" in nowhere
+
+
+IDLE = {"--top": [3], "--only": ["no"], "--exclude": ["no"], "--where": ["a=b"], "--keep-seen": []}
+
+
+@pytest.mark.parametrize("flag, value", [*IDLE.items(), ("--pool", [9])])
+def test_what_says_how_to_answer_is_refused_where_nothing_is_asked(flag, value, sasrec, script):
+    says = script(evaluate.main, "--ckpt", sasrec, flag, *value, code=1).error
+    assert f"{flag} belongs to --history, --history-json, --user" in says
+    assert says.endswith(f"and none was given; add one, or leave {flag} out")
+    if flag == "--pool":  # likeness asks no pool
+        says = script(evaluate.main, "--ckpt", sasrec, "--similar", "3", flag, *value, code=1).error
+        assert "--serve or --latency, and none was given" in says
+
+
+def test_every_option_of_answers_asks_or_belongs_to_one_that_does():
+    main = click.Command("x", params=[])
+    for option in answer_options:
+        main = option(main)
+    flags = {flag for param in main.params for flag in param.opts}
+    assert flags == {*TO_ASK, *ONLY_WITH}
 
 
 def test_a_file_of_histories_is_filtered_alike(sasrec, toy, script, on_cpu, tmp_path):
