@@ -213,7 +213,7 @@ def test_the_command_line_filters_too(sasrec, toy, script, on_cpu, tmp_path):
     without = script(evaluate.main, *ask[:4], "--exclude", tmp_path / "stock.txt", "--top", 60)
     assert not {"7", "9", "12"} & {t["id"] for t in without.json["top"]}
     says = script(evaluate.main, *ask[:4], "--where", "brand=x", code=1).error
-    assert "keeps no column 'brand'" in says
+    assert "keeps no column 'brand', nor any other beside the titles" in says
     assert "names no column" in script(evaluate.main, *ask[:4], "--where", "x", code=1).error
     nowhere = script(evaluate.main, *ask[:4], "--only", tmp_path / "no", code=1).error
     assert "--only" in nowhere and "cannot be read" in nowhere

@@ -247,7 +247,8 @@ BAD = {
     "a number for a list": (lambda rec: rec.recommend([], exclude=2.5), "exclude is 2.5; give ids"),
     "no such column": (
         lambda rec: rec.recommend([], where={"category": "tea"}),
-        "keeps no column 'category' of items.csv, it keeps: none",
+        "keeps no column 'category', nor any other beside the titles; those of a table of orders "
+        "are not kept: give articles and their columns in a file of their own with data/prepare.py",
     ),
     "no column at all": (lambda rec: rec.recommend([], where="tea"), "where is 'tea'; give a col"),
     "no candidates": (lambda rec: rec.score(["a01"]), "was given no candidates"),

@@ -208,11 +208,7 @@ class Catalogue:
         held_I = np.ones(self.n_items + 1, bool)
         for column, wanted in where.items():
             if column not in self.columns:
-                have = ", ".join(self.columns) or "none"
-                raise Refused(
-                    f"{self.data.folder} keeps no column {column!r} of items.csv, it keeps: "
-                    f"{have}; name one of those, or prepare the data again with that column"
-                )
+                raise Refused(no_column(self, column))
             held_I &= self.holding_any(column, values_of(wanted, column))
         return held_I
 
@@ -287,6 +283,21 @@ def listed(given: Any) -> list | None:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         return None
     return list(given)
+
+
+def no_column(catalogue: Catalogue, column: str) -> str:
+    """Why items cannot be chosen by a column, as a sentence."""
+    folder, have = catalogue.data.folder, ", ".join(catalogue.columns)
+    if have:
+        return (
+            f"{folder} keeps no column {column!r} of items.csv, it keeps: {have}; name one of "
+            "those, or prepare the data again with that column"
+        )
+    return (
+        f"{folder} keeps no column {column!r}, nor any other beside the titles; those of a table "
+        "of orders are not kept: give articles and their columns in a file of their own with "
+        "data/prepare.py --items articles.csv"
+    )
 
 
 def nothing_left(filters: Filters, unknown: list[Unknown]) -> str:
