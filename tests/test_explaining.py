@@ -34,7 +34,11 @@ def test_alike_is_the_cosine_of_item_vectors(name, load, sasrec):
     assert "the item vectors of" in answer.remarks[-1]
     assert [a.history for a in rec.similar(["7", 8], top=1)] == [("7",), ("8",)]
     assert [a.history for a in rec.similar(iter(["7", 8]), top=1)] == [("7",), ("8",)]
-    assert set(rec.similar("7", only=["3", "9", "7"]).ids) == {"3", "9"}
+    few = rec.similar("7", only=["3", "9", "7"])
+    assert set(few.ids) == {"3", "9"} and few.short == (
+        "2 items are left of the 10 asked for: the item itself is not shown, nor what only=, "
+        "exclude= and where= leave out"
+    )
 
 
 def replaced(folder):

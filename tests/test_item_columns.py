@@ -203,7 +203,10 @@ def test_the_command_line_filters_too(sasrec, toy, script, on_cpu, tmp_path):
     ask = ["--ckpt", sasrec, "--history", "3 | 12", "--only", tmp_path / "stock.txt"]
     got = script(evaluate.main, *ask)
     assert {t["id"] for t in got.json["top"]} == {"7", "9"} and got.json["unknown"] == ["none"]
-    assert "note: 2 of 10 items are ranked" in got.output
+    assert (
+        "note: 2 items are left of the 10 asked for: items of the history are not shown "
+        "(--keep-seen shows them), nor what --only, --exclude and --where leave out\n" in got.output
+    )
     kept = script(evaluate.main, *ask, "--keep-seen").json
     assert {t["id"] for t in kept["top"]} == {"7", "9", "12"}
     (tmp_path / "long.txt").write_text("7\n" + "".join(f"gone{n}\n" for n in range(500)))

@@ -151,12 +151,19 @@ def test_seen_items_are_left_out_unless_they_may_be_bought_again(rec):
     assert rec.recommend(["a40", "a02"], top=2, keep_seen=True).ids == ["a40", "a39"]
     assert rec.recommend(["a40"], only=["a40"], keep_seen=True).ids == ["a40"]
     gone = rec.recommend(["a40"], only=["a40"])
-    assert gone.items == () and "0 of 10 items are ranked" in gone.short
+    assert gone.items == () and gone.short.startswith("no item is left of the 10 asked for")
 
 
 def test_more_than_a_run_can_rank_is_said(rec):
     answer = rec.recommend(["a40"], top=100)
-    assert len(answer.items) == 39 and answer.short.startswith("39 of 100 items are ranked")
+    assert len(answer.items) == 39 and answer.short == (
+        "39 items are left of the 100 asked for: items of the history are not shown "
+        "(keep_seen=True shows them)"
+    )
+    every = rec.recommend(["a40"], top=100, keep_seen=True)
+    assert every.short.endswith(
+        "40 items are left of the 100 asked for: the catalogue holds no more"
+    )
     assert rec.recommend(["a40"], top=39).short is None
 
 

@@ -39,7 +39,8 @@ def test_a_pool_is_chosen_among_what_is_allowed(by_title, on_cpu):
     stock = ["50", "51", "52", "53", "3"]
     answer = rec.recommend(ids=["3", "9"], only=stock)
     assert set(answer.ids) <= {"50", "51", "52", "53"} and len(answer.ids) == 3
-    assert "3 of 10 items are ranked" in answer.short
+    assert answer.short.startswith("3 items are left of the 10 asked for: items of the history")
+    assert answer.short.endswith("the LM ranks the best 3 of its backbone alone (pool=)")
     kept = rec.recommend(ids=["3", "9"], only=["3", "50"], keep_seen=True)
     assert set(kept.ids) == {"3", "50"}
     assert len(rec.score(ids=["3"], candidates=stock).items) == 5  # a score is asked of each

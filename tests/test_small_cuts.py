@@ -34,10 +34,10 @@ def test_fewer_titles_than_asked_for_are_said(toy, alone, capsys):
     rule = recommender_of(toy, twenty).now
     answers.answer_history(rule, alone, {"top": 50}, history=toy.titles[3])
     said = capsys.readouterr().out
-    assert "note: 20 of 50 items are ranked" in said
+    assert "note: 20 items are left of the 50 asked for" in said
     assert len(json.loads(said.splitlines()[-1])["top"]) == 20
     answers.answer_history(rule, alone, {"top": 20}, history=toy.titles[3])
-    assert "are ranked" not in capsys.readouterr().out
+    assert "asked for" not in capsys.readouterr().out
 
 
 def test_an_empty_history_has_the_same_answer_alone_and_in_a_file(toy, alone, tmp_path, capsys):
@@ -50,7 +50,9 @@ def test_an_empty_history_has_the_same_answer_alone_and_in_a_file(toy, alone, tm
     lines = (tmp_path / "ask.answers.jsonl").read_text().splitlines()
     empty, known = map(json.loads, lines)
     assert says.startswith(empty["error"]) and empty["top"] == [] and "error" not in known
-    assert len(known["top"]) == 20 and "note: 20 of 25 items" in capsys.readouterr().out
+    assert (
+        len(known["top"]) == 20 and "note: 20 items are left of the 25" in capsys.readouterr().out
+    )
 
 
 def test_answers_that_cannot_be_written_are_known_before_the_work(toy, alone, tmp_path):

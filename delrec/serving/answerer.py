@@ -65,7 +65,8 @@ class Answerer:
         for some, s_BI, log_sum_B in self.scored(asked, plan.wanted):
             best = self.items_of(*best_of(s_BI, plan.top), log_sum_B)
             for question, items in zip(some, best):
-                yield self.answer(question, items, plan.unknown, plan.top)
+                short = self.why_short(question, plan, len(items))
+                yield self.answer(question, items, plan.unknown, short)
 
     def scored(
         self, asked: list[Question], wanted: Wanted
@@ -124,7 +125,9 @@ class Answerer:
             item = question.found.items[-1]
             cosine_1I = plan.wanted.mask(self.likeness.cosines(item)[None].copy(), [[item]])
             (items,) = self.items_of(*best_of(cosine_1I, plan.top), [None])
-            answer = self.answer(question, items, plan.unknown, plan.top)
+            seen = [] if plan.wanted.keep_seen else ["the item itself is not shown"]
+            short = said_of_top(plan, len(items), seen)
+            answer = self.answer(question, items, plan.unknown, short)
             yield replace(answer, remarks=(*answer.remarks, f"alike by {self.likeness.by}"))
 
     def items_of(
@@ -142,10 +145,11 @@ class Answerer:
         question: Question,
         items: Items,
         unknown: tuple[Unknown, ...],
-        top: int = 0,
+        short: str | None = None,
     ) -> Answer:
         """The answer to a question. unknown: names of its filters that nobody has; all
-        answers share them, there may be thousands.
+        answers share them, there may be thousands. short: why it has fewer items than were asked
+        for.
         """
         found, ids = question.found, self.catalogue.lookup.ids
         return Answer(
@@ -153,18 +157,37 @@ class Answerer:
             history=tuple(map(ids.__getitem__, found.items)),
             unknown=(*found.unknown, *unknown) if found.unknown else unknown,
             remarks=tuple(found.remarks),
-            short=said_of_top(top, len(items)) if len(items) < top else None,
+            short=short,
             popular=not found.items,
             user=question.user,
         )
 
+    def why_short(self, question: Question, plan: Plan, found: int) -> str | None:
+        """Why an answer to a history has only so many items; None where it has all asked for."""
+        if found >= plan.top:
+            return None
+        known, seen = bool(question.found.items), []
+        if known and not plan.wanted.keep_seen:
+            seen = ["items of the history are not shown (--keep-seen shows them)"]
+        choose = getattr(self.scores_after, "choose", None) if known else None
+        pool = choose.size if choose and choose.scorer else None
+        return said_of_top(plan, found, seen, pool)
 
-def said_of_top(top: int, found: int) -> str:
-    """The sentence about an answer with fewer items than were asked for."""
-    return (
-        f"{found} of {top} items are ranked: none of the history, what filters allow, and an LM "
-        "may rank a part of the catalogue (its pool)"
-    )
+
+def said_of_top(plan: Plan, found: int, seen: list[str], pool: int | None = None) -> str | None:
+    """The sentence about an answer with fewer items than were asked for. seen: what is said of
+    what is in the history; pool: the items that an LM on titles ranks, where they are not all.
+    """
+    if found >= plan.top:
+        return None
+    left = {0: "no item is", 1: "1 item is"}.get(found, f"{found} items are")
+    filters, why = "what --only, --exclude and --where leave out", list(seen)
+    if plan.wanted.allowed_I is not None:
+        why.append(f"nor {filters}" if seen else f"{filters} is not shown")
+    if pool:
+        why.append(f"the LM ranks the best {pool} of its backbone alone (--pool)")
+    said = ", ".join(why) or "the catalogue holds no more"
+    return f"{left} left of the {plan.top} asked for: {said}"
 
 
 def stop_without_history(question: Question) -> None:

@@ -26,11 +26,14 @@ from delrec.serving.answerer import Answerer, stop_without_history
 from delrec.serving.asking import Question, found_of, questions, read_once
 from delrec.serving.catalogue import Catalogue
 from delrec.serving.explaining import Explanation, explanation
+from delrec.serving.keywords import in_keywords
 from delrec.serving.lookup import told
 from delrec.serving.new_items import Unseen
 from delrec.serving.ranking import ScoresAfter, Wanted, run_scorer
 from delrec.serving.results import Answer, Answers, Refused
 from delrec.serving.shared import in_one_sentence, opened
+
+SWITCHES = {"keep-seen"}  # flags of evaluate.py without a value that are keywords here
 
 
 class Who(TypedDict, total=False):
@@ -62,9 +65,14 @@ def in_python(method: Callable) -> Callable:
         try:
             return method(*args, **kwargs)
         except click.ClickException as refused:
-            raise Refused(refused.message) from None
+            raise Refused(in_keywords(refused.message, SWITCHES)) from None
 
     return call
+
+
+def in_words(answer: Answer) -> Answer:
+    """The answer, whose sentence about its length names keywords, not flags."""
+    return replace(answer, short=in_keywords(answer.short, SWITCHES)) if answer.short else answer
 
 
 class Recommender:
@@ -161,7 +169,7 @@ class Recommender:
         now = self.now
         plan = now.plan(top, **options)
         asked, many = questions(now.catalogue, history, **who)
-        answers = tuple(now.answers(asked, plan))
+        answers = tuple(map(in_words, now.answers(asked, plan)))
         return Answers(answers) if many else answers[0]
 
     @in_python
@@ -201,7 +209,7 @@ class Recommender:
         many = isinstance(item, list)
         some = item if many else [item]
         asked = [Question(found_of(now.catalogue, [one], "either")) for one in some]
-        answers = tuple(now.alike(asked, plan))
+        answers = tuple(map(in_words, now.alike(asked, plan)))
         return Answers(answers) if many else answers[0]
 
     @in_python
