@@ -38,7 +38,8 @@ from delrec.files import (
     write_text,
     writing,
 )
-from delrec.places import beside, is_folder
+from delrec.no_run import meant_instead, why_no_run
+from delrec.places import beside, entry, is_folder
 
 try:
     import fcntl  # locks that die with their owner
@@ -108,9 +109,7 @@ def usual_run(data: Prepared, name: str) -> Path:
     """Where runs/<dataset>/<name> stands; of two places the one with a run on this preparation."""
     named = f"{data.folder_name}/{name}"
     found = places.standing("runs", named, ROOT)
-    of_data = [
-        p for p in found if places.entry(p / "config.json", "data_hash") == data.meta["hash"]
-    ]
+    of_data = [p for p in found if entry(p / "config.json", "data_hash") == data.meta["hash"]]
     return folder_of("runs", named) if len(of_data) > 1 else (of_data or found)[0]
 
 
@@ -347,6 +346,11 @@ def place_of(run: Run, name: Path | str) -> str:
     return as_kept({"llm": str(name)}, run.folder)["llm"]
 
 
+def is_another_meant(name: Path | str) -> str:
+    """What stands behind a name that is no run: ' (is my-shop/sasrec meant?)', or nothing."""
+    return meant_instead(name, folder_of("runs", name), ROOT, is_run)
+
+
 def when(run: Run) -> str:
     """When a run was finished, as text."""
     at = getattr(run, "finished", None) or (run.folder / "config.json").stat().st_mtime
@@ -375,11 +379,7 @@ def load_run(
         new = beside(folder, "unfinished")
         if number := owner(new):
             stop(f"{folder} is no run yet: process {number} makes it now, in {new}; wait for it")
-        begun = folder.exists() or new.exists()
-        stop(
-            f"{folder} is {'an unfinished run (no config.json)' if begun else 'no run folder'}; "
-            "train it first (train_backbone.py, distill.py, finetune.py), or name a finished one"
-        )
+        stop(why_no_run(name, folder, ROOT, is_run))
     if not is_run(folder):
         read_json(folder / "config.json")
         stop(

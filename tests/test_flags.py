@@ -10,7 +10,7 @@ def sources():
 
 
 # they choose their words by whether the script has --resume: see the test below
-CHOOSE = ("delrec.training.claims", "delrec.training.run_folders")
+CHOOSE = ("delrec.no_run", "delrec.training.claims", "delrec.training.run_folders")
 
 
 def wrong_flags(sources, script):

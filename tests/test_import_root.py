@@ -13,6 +13,7 @@ from scripts import ROOT
 # bottom up: a part imports itself and what stands on the floors under it, never its neighbours
 FLOORS = [
     ["files", "places", "names"],
+    ["no_run"],
     ["runtime"],
     ["metrics", "processes", "significance"],
     ["training"],

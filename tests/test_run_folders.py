@@ -101,7 +101,8 @@ def test_ctrl_c_leaves_the_finished_run_and_resume_replaces_it(train, interrupte
 def test_a_killed_first_run_is_not_begun_anew_unasked(train, interrupted, tmp_path):
     out = tmp_path / "runs" / "sasrec"
     interrupted(train, 3)
-    assert "is an unfinished run (no config.json)" in sentence(load_run, out)
+    says = sentence(load_run, out)
+    assert "it was stopped; the command that began it, with --resume, finishes it" in says
     assert "was killed at step 3" in train(code=1).error
     assert "continuing" not in train("--overwrite").output and names(out.parent) == ["sasrec"]
 

@@ -1,6 +1,7 @@
 """delrec/runtime.py: names of folders, files that are whole or not there, runs that are refused."""
 
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from scripts import sentence
 
 from delrec import runtime
 from delrec.data.prepared import load_data, load_data_of
+from delrec.lm.lists import read_lists
 from delrec.runtime import (
     beside,
     folder_of,
@@ -63,6 +65,38 @@ def test_a_short_name_means_what_stands_in_the_current_folder_too(shop, toy, bac
     shutil.rmtree(shop / "runs")
     (shop / "runs").symlink_to(runtime.ROOT / "runs")
     assert load_run("toy/sasrec").folder == clone  # one folder by two ways
+
+
+def test_a_name_that_is_no_run_is_told_what_may_be_meant(shop, toy, backbone):
+    own, clone = (root / "runs" for root in (shop, runtime.ROOT))
+    assert "no run is finished here; train it first" in sentence(load_run, "my-shop/sasrec")
+    for place in (
+        own / "my-shop" / "sasrec",
+        own / "my-shop" / "gru4rec",
+        clone / "beauty" / "mine",
+    ):
+        shutil.copytree(backbone, place)
+    shutil.copytree(backbone, own / "my-shop" / "sasrec" / "backbone")  # a part of a run
+    says = sentence(load_run, "my-shop/sasrek")
+    assert "is no run folder; finished here: my-shop/sasrec, my-shop/gru4rec, beauty/mine;" in says
+    says = sentence(load_run, "my-shop")
+    assert says.endswith("my-shop holds runs: gru4rec, sasrec; give my-shop/gru4rec")
+    os.replace(own / "my-shop" / "sasrec", own / "my-shop" / "sasrec.unfinished")
+    (own / "my-shop" / "sasrec.unfinished" / "config.json").unlink()  # killed
+    says = sentence(load_run, "my-shop/sasrec")
+    assert "is an unfinished run: it was stopped; the command that began it, with --resume" in says
+    write_json(own / "my-shop" / "sasrec.unfinished" / "started.json", {"stage": "lm"})
+    assert "--resume" not in sentence(load_run, "my-shop/sasrec")  # evaluate.py --llm has none
+    away = shop.parent / "away" / "runs"
+    shutil.copytree(backbone, away / "toy" / "sasrec")
+    assert f"finished here: {away / 'toy' / 'sasrec'}, " in sentence(load_run, away / "toy" / "sas")
+
+
+def test_a_mistyped_backbone_is_not_to_be_trained(shop, toy, backbone):
+    shutil.copytree(backbone, shop / "runs" / "toy" / "sasrec")
+    says = sentence(read_lists, "toy/sasrek", toy, "--dataset toy")
+    assert "no backbone in" in says and "toy/sasrek (is toy/sasrec meant?); train it" in says
+    assert "meant?" not in sentence(read_lists, "toy/caser", toy, "--dataset toy")
 
 
 def test_a_short_name_of_data_means_the_current_folder_s_too(shop, toy, backbone):

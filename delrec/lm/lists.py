@@ -8,7 +8,15 @@ import numpy as np
 
 from delrec.data.prepared import Data, with_lists
 from delrec.names import NAMES
-from delrec.runtime import Run, complete_renames, folder_of, load_run, read_npy, stop
+from delrec.runtime import (
+    Run,
+    complete_renames,
+    folder_of,
+    is_another_meant,
+    load_run,
+    read_npy,
+    stop,
+)
 
 
 @dataclass
@@ -33,8 +41,9 @@ def read_lists(name: str | None, data: Data, train_it: str) -> Lists:
     folder = folder_of("runs", name or f"{data.folder_name}/sasrec")
     complete_renames(folder, "config.json")
     if not (folder / "config.json").exists():
-        named = f" --out {name}" if name else ""
-        stop(f"no backbone in {folder}; train it with: python train_backbone.py {train_it}{named}")
+        named, other = (f" --out {name}", is_another_meant(name)) if name else ("", "")
+        train = f"python train_backbone.py {train_it}{named}"
+        stop(f"no backbone in {folder}{other}; train it with: {train}")
     run = load_run(folder, data, stages=["train_backbone"])
     arrays = {}
     for split in ("train", "val"):

@@ -17,6 +17,7 @@ from delrec.runtime import (
     Run,
     complete_renames,
     folder_of,
+    is_another_meant,
     load_run,
     read_tensors,
     stop,
@@ -69,8 +70,9 @@ def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
     folder = folder_of("runs", cfg.soft_prompt or f"{data.folder_name}/prompt")
     complete_renames(folder, "config.json")
     if not (folder / "config.json").exists():
+        other = is_another_meant(cfg.soft_prompt) if cfg.soft_prompt else ""
         stop(
-            f"no soft prompt in {folder}; make it with: {distilled_by(cfg)}  "
+            f"no soft prompt in {folder}{other}; make it with: {distilled_by(cfg)}  "
             "(or pass --soft-prompt none)"
         )
     run = load_run(folder, data, stages=["distill", "finetune"])

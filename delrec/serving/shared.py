@@ -22,7 +22,16 @@ from delrec.files import first_line
 from delrec.lm.model import located
 from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.places import BACKBONE, root_of
-from delrec.runtime import Run, beside, folder_of, is_run, load_run, read_json, stop
+from delrec.runtime import (
+    Run,
+    beside,
+    folder_of,
+    is_another_meant,
+    is_run,
+    load_run,
+    read_json,
+    stop,
+)
 
 FETCHED = ["*.safetensors", "*.json", "README.md"]  # what is fetched of a shared run
 ABOUT = ["config.json", ITEMS]  # of it, what says that it is one
@@ -124,8 +133,9 @@ def snapshot(name: str, patterns: list[str], revision: str | None = None) -> Pat
         )
     except Exception as bad:  # of whatever kind: of the network, the Hub, its library
         stop(
-            f"{name} is no run here ({folder_of('runs', name)}) and was not fetched from the "
-            f"Hugging Face Hub ({first_line(bad)}); name a finished run, or go online"
+            f"{name} is no run here ({folder_of('runs', name)}){is_another_meant(name)} and was "
+            f"not fetched from the Hugging Face Hub ({first_line(bad)}); name a finished run, "
+            "or go online"
         )
 
 
