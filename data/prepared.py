@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from delrec import runtime
+from delrec import places, runtime
 from delrec.places import by_likeness, hash_in, is_like
 from delrec.runtime import Run, complete_renames, folder_of, read_json, read_npy, stop
 
@@ -91,7 +91,7 @@ def not_prepared(folder: Path) -> str:
     here = runtime.ROOT / "data"
     known = {
         p.parent.name
-        for data in (here, Path(os.path.abspath("data")))
+        for data in (here, places.current_folder() / "data")
         for p in data.glob("*/meta.json")
         if p.parent.suffix not in (".unfinished", ".replaced")
     }
@@ -212,7 +212,7 @@ def places_of_data(run: Run) -> Iterator[Path]:
     """
     first = Path(getattr(run, "data_folder", None) or runtime.ROOT / "data" / run.dataset)
     names = dict.fromkeys((first.name, run.dataset))
-    roots = (runtime.ROOT, Path(os.path.abspath(".")))
+    roots = (runtime.ROOT, places.current_folder())
     for place in (first, *(root / "data" / name for root in roots for name in names)):
         yield place
         yield kept_as(place, run.data_hash)

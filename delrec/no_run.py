@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from delrec import places
 from delrec.places import BACKBONE, beside, by_likeness, entry, is_like, root_of
 
 IsRun = Callable[[Path], bool]  # true for the folder of a finished run
@@ -43,7 +44,7 @@ def meant_instead(name: Path | str, folder: Path, own: Path, is_run: IsRun) -> s
 def nearest(name: Path | str, folder: Path, own: Path, is_run: IsRun) -> list[str]:
     """A few finished runs, those most like `name` first: by their names under runs/ of the
     program's root or the current folder, by whole paths beside `folder` elsewhere."""
-    here = dict.fromkeys(os.path.realpath(root) for root in (own, Path.cwd()))
+    here = dict.fromkeys(os.path.realpath(root) for root in (own, places.current_folder()))
     named = {}
     for root in dict.fromkeys([*here, os.path.realpath(root_of(folder, own))]):
         for inner in runs_in(Path(root) / "runs", lambda place: True, DEEP):

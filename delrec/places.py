@@ -53,9 +53,14 @@ def is_path(kind: str, name: Path | str) -> bool:
 def beside(folder: Path | str, ending: str) -> Path:
     """The folder <folder>.<ending>; where `folder` is a link, beside what it links to."""
     folder = Path(folder)
-    if folder.is_symlink() or folder.name in ("", ".."):
+    if os.path.islink(folder) or folder.name in ("", ".."):
         folder = folder.resolve()
     return Path(f"{folder}.{ending}")
+
+
+def current_folder() -> Path:
+    """The folder that a command is typed in: it may be a root of runs and data, too."""
+    return Path(os.path.abspath("."))
 
 
 def standing(kind: str, name: Path | str, own: Path) -> list[Path]:
@@ -64,7 +69,7 @@ def standing(kind: str, name: Path | str, own: Path) -> list[Path]:
     """
     if is_path(kind, name):
         return [Path(os.path.abspath(name))]
-    places = [own / kind / name, Path(os.path.abspath(Path(kind) / name))]
+    places = [root / kind / name for root in (own, current_folder())]
     if os.path.realpath(places[0]) == os.path.realpath(places[1]):
         return places[:1]
     found = [place for place in places if is_there(place, MARKS[kind])]

@@ -59,6 +59,23 @@ def findings(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere():
+    """Where a test stands in the clone, and gives the program another root, the runs and data that
+    somebody has made in the clone are not the current folder's.
+    """
+    from delrec import places, runtime
+
+    clone, current = Path(__file__).resolve().parent.parent, places.current_folder
+
+    def current_folder():
+        return runtime.ROOT if current() == clone else current()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(places, "current_folder", current_folder)
+        yield
+
+
 @pytest.fixture
 def alone():
     """The ranks of a single process."""

@@ -34,6 +34,8 @@ def test_a_name_means_a_folder_under_runs_unless_it_is_a_path(tmp_path, monkeypa
     assert folder_of("runs", "../new").resolve() == tmp_path.parent / "new"
     (tmp_path / "toy" / "mine").mkdir(parents=True)
     assert folder_of("runs", "toy/mine").resolve() == tmp_path / "toy" / "mine"
+    too_long = "x" * 5000
+    assert folder_of("runs", too_long) == tmp_path / "root" / "runs" / too_long
 
 
 @pytest.fixture
