@@ -51,8 +51,12 @@ def test_a_frame_becomes_a_recommender_under_the_current_folder(here, monkeypatc
     assert set(answer.ids) <= {f"a{i:02d}" for i in range(1, 30, 2)} and len(answer.ids) == 10
     again = Recommender.load("runs/shop/sasrec").recommend(user="c3", keep_seen=True)
     assert again == rec.recommend(user="c3", keep_seen=True)
-    with pytest.raises(ValueError, match="train_backbone.py: .*--overwrite"):
+    with pytest.raises(ValueError) as refused:  # the script, started a second time
         Recommender.fit(LOG, ARTICLES, name="shop", **small)
+    assert str(refused.value) == (
+        'runs/shop/sasrec is there already: Recommender.load("runs/shop/sasrec") answers from it; '
+        "overwrite=True trains it again, name= makes another"
+    )
     more = LOG.vstack(LOG.head(1).with_columns(timestamp=pl.lit(500, pl.Int64)))
     monkeypatch.setattr(fitting, "run_script", without_training)
     monkeypatch.setattr(fitting, "stop_unless_trainable", lambda *args: None)
@@ -165,10 +169,10 @@ BAD = {
         "interactions has the columns user, item, timestamp and lacks title",
     ),
     "a folder of its own": ((LOG, ARTICLES), "fit() was given out='here'", ("out", "here")),
-    "no such flag": ((LOG, ARTICLES), "No such option '--epoch'", ("epoch", 1)),
+    "no such flag": ((LOG, ARTICLES), "No such option 'epoch='", ("epoch", 1)),
     "no such value": ((LOG, ARTICLES), "'few' is not a valid integer", ("epochs", "few")),
-    "an idle flag": ((LOG, ARTICLES), "--lam changes nothing without --teacher", ("lam", 0.1)),
-    "no text for new items": ((LOG, ARTICLES), "--cold-out ranks items", ("cold_out", True)),
+    "an idle flag": ((LOG, ARTICLES), "lam= changes nothing without teacher=", ("lam", 0.1)),
+    "no text for new items": ((LOG, ARTICLES), "cold_out= ranks items", ("cold_out", True)),
     "no title in items": ((LOG, ARTICLES.drop("title")), "items has the columns item, category"),
 }
 
@@ -199,6 +203,25 @@ def test_flags_that_no_data_could_bear_are_refused_before_these_are_read(
     """fit() asks training so far before it replaces the preparation."""
     monkeypatch.setattr(common, "enter", lambda *_: pytest.fail("the data are read"))
     assert refused(train_backbone.main, flags)
+
+
+def test_a_mistyped_column_is_corrected_as_a_keyword(here):
+    LOG.rename({"user": "customer", "item": "article"}).write_csv(here / "orders.csv")
+    ARTICLES.rename({"item": "article"}).write_csv(here / "articles.csv")
+    columns = dict(user_column="customer", item_column="articel", core=1)
+    with pytest.raises(ValueError) as refused:
+        Recommender.fit("orders.csv", "articles.csv", name="shop", **columns)
+    assert str(refused.value).endswith(
+        'name yours: Recommender.fit(.., core=1, user_column="customer", item_column="article")'
+    )
+    assert f"prepare.py: {here / 'orders.csv'}: the header names" in str(refused.value)
+    assert not (here / "data").exists()
+
+
+def test_what_is_wrong_in_a_frame_names_no_file(here):
+    late = LOG.with_columns(timestamp=pl.lit("soon"))
+    with pytest.raises(ValueError, match="^prepare.py: interactions, row 1: timestamp 'soon'"):
+        Recommender.fit(late, ARTICLES, name="shop")
 
 
 def test_an_installation_without_the_scripts_says_what_to_do(here, monkeypatch):

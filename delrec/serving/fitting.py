@@ -5,18 +5,21 @@ They write under data/ and runs/ of the current folder, or where they are told; 
 package.
 """
 
+import contextlib
+import functools
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delrec import runtime
 from delrec.processes import run_to_its_end
+from delrec.serving.keywords import in_calls, in_keywords
 from delrec.serving.results import Refused
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ def fit(
         stop_without(script)
     data, run = Path.cwd() / "data" / name, Path.cwd() / "runs" / name / model
     to_prepare, to_train = divided(flags)
+    stop_at_finished(run, flags)
     train = ["--dataset", str(data), "--model", model, "--out", str(run)]
     train += as_flags(to_train, scripts[1])
     with tempfile.TemporaryDirectory() as folder:
@@ -63,13 +67,45 @@ def fit(
             source = ["--raw", str(log)]
         elif items is not None:
             source += ["--items", str(as_file(items, Path(folder) / "items.parquet", "items"))]
+        given = dict(zip((flag[2:] for flag in source[::2]), source[1::2]))
         prepare = [name, *source, "--out", str(data), *as_flags(to_prepare, scripts[0])]
         # before the data are replaced; it costs a start of torch, and these alone may be refused
         if to_train.keys() - OF_BOTH or model != PLAIN:
-            stop_unless_trainable(scripts[1], train)
-        run_script(scripts[0], prepare, said)
-    run_script(scripts[1], train, said)
+            with in_python(scripts[1]):
+                stop_unless_trainable(scripts[1], train)
+        with in_python(scripts[0], given, folder):
+            run_script(scripts[0], prepare, said)
+    with in_python(scripts[1]):
+        run_script(scripts[1], train, said)
     return run
+
+
+def stop_at_finished(run: Path, flags: dict[str, Any]) -> None:
+    """Refuses a run that is there, before its data are touched: what was fitted once is loaded."""
+    if runtime.is_run(run) and not (flags.get("overwrite") or flags.get("resume")):
+        shown = run.relative_to(Path.cwd()).as_posix()
+        raise Refused(
+            f'{shown} is there already: Recommender.load("{shown}") answers from it; '
+            "overwrite=True trains it again, name= makes another"
+        )
+
+
+@contextlib.contextmanager
+def in_python(
+    script: Path, given: Mapping[str, str] | None = None, folder: str = ""
+) -> Iterator[None]:
+    """What a script refuses is refused in the words of fit. given: the paths of the log and of the
+    items that it was given; folder: where those are that frames have for a moment only."""
+    try:
+        yield
+    except Refused as bad:
+        given, said = given or {}, str(bad)
+        if "--" in said:
+            switches = switches_of(script)
+            said = in_keywords(in_calls(said, given, switches), switches)
+        for what, path in given.items():
+            said = said.replace(path, what) if folder and path.startswith(folder) else said
+        raise Refused(said) from None
 
 
 def divided(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -191,6 +227,14 @@ def flags_of(script: Path) -> set[str]:
     """The flags that a script's --help tells."""
     told = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
     return set(re.findall(r"--[a-z][\w-]*", told.stdout))
+
+
+@functools.cache
+def switches_of(script: Path) -> set[str]:
+    """The flags without a value that a script's --help tells, without their dashes."""
+    told = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
+    found = re.findall(r"^  --([a-z][\w-]*)(?: / --\S+)?(?:  |$)", told.stdout, re.M)
+    return set(found)
 
 
 def stop_without(script: Path) -> None:

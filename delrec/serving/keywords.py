@@ -7,12 +7,11 @@ import re
 import shlex
 from collections.abc import Collection, Mapping
 
-from delrec.data.hints import WORD
-
 # a script and what stands behind it in the same part of a sentence: it is for the shell
 OF_THE_SHELL = r"""[\w/]+\.py (?:(?! or | and )(?:'[^']*'|[^,;:()']))*"""
 FLAG = r"(?<![\w-])--(?P<flag>[a-z][a-z0-9-]*)(?: (?P<value>-?\d[\d.]*(?![\w.]|-)|'[^']*'))?"
 BARE = r"[\w@%+=:,./-]*[\w@%+=/-]"  # a word of a command that needs no quotes
+QUOTED = r"""(?:'[^']*'|"[^"]*")+"""  # one that shlex.quote wrote
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 ITSELF = {"dataset", "out", "raw"}  # fit gives them, of its name
 
@@ -38,7 +37,7 @@ def in_calls(said: str, given: Mapping[str, str], switches: Collection[str]) -> 
     """A sentence whose commands of data/prepare.py and train_backbone.py are calls of fit. given:
     {interactions, items: the path that fit passed on}, which need not be repeated."""
     alone = "|".join(map(re.escape, switches)) or "(?!)"
-    value = rf"(?!--)(?:{BARE}|(?=['\"]){WORD})"
+    value = rf"(?!--)(?:{BARE}|{QUOTED})"
     flags = rf"(?: --(?:{alone})(?![\w-])| --[a-z][a-z0-9-]* {value})*"
     command = rf"python (?:\S*/)?(?:prepare|train_backbone)\.py(?: (?!--){BARE})?({flags})"
     return re.sub(command, lambda found: call_of(shlex.split(found[1]), given, switches), said)
