@@ -234,7 +234,8 @@ def main(**config) -> None:
     moved = common.moved_of(ctx, config)
     common.refuse(titled.faults(cfg, moved) + options.idle(cfg, moved))
     common.fill(cfg, ALL[cfg.model])
-    common.refuse(faults_of(cfg))  # before the data: fit() asks up to here
+    common.refuse(faults_of(cfg))
+    text.must_be_there(cfg)  # before the data: fit() asks up to here
     ranks, data, folder = common.enter(cfg, f"{cfg.model}{text.ending_of(cfg)}")
     lengthen(cfg, asked, data)
     check(cfg, data)

@@ -72,6 +72,16 @@ def test_the_runs_that_answered_in_an_export_are_made_before_it(made, lm, toy):
     assert half.is_dir() and places.index("toy/half") < places.index("toy/lm1")
 
 
+@pytest.mark.parametrize("fewer, says", [(0, ""), (1, " --limit {}")])
+def test_an_export_s_command_writes_the_same_lists(fewer, says, made, lm, toy):
+    n = len(toy.train) - fewer
+    (lm / "export").mkdir()
+    write_json(lm / "export" / "meta.json", {"K": 20, "samples": n})
+    said = commands(load_run(made("young", teacher=str(lm))), toy)
+    want = f"python evaluate.py --ckpt toy/lm1 --export --export-k 20{says.format(n)}"
+    assert want in said
+
+
 def test_a_part_of_the_text_that_is_gone_is_said_by_its_own_name(made, lm, toy):
     young = made("young", text=f"tfidf+{lm.parent}/gone")
     assert "# toy/gone is not here any more" in commands(load_run(young), toy)

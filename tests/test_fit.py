@@ -172,7 +172,7 @@ BAD = {
     "no such flag": ((LOG, ARTICLES), "No such option 'epoch='", ("epoch", 1)),
     "no such value": ((LOG, ARTICLES), "'few' is not a valid integer", ("epochs", "few")),
     "an idle flag": ((LOG, ARTICLES), "lam= changes nothing without teacher=", ("lam", 0.1)),
-    "no text for new items": ((LOG, ARTICLES), "cold_out= ranks items", ("cold_out", True)),
+    "no text for new items": ((LOG, ARTICLES), "cold_out=True ranks items", ("cold_out", True)),
     "no title in items": ((LOG, ARTICLES.drop("title")), "items has the columns item, category"),
 }
 
@@ -195,6 +195,10 @@ def test_what_cannot_be_fitted_is_a_sentence_and_writes_nothing(case, here):
         "--folds 1",
         "--teacher tfidf --lam .5",
         "--teacher a/b --lam 1 --w-confidence 1.5",
+        "--teacher a/b --lam 1",
+        "--text mini-lm",
+        "--text tfidf+",
+        "--text tfidf+nowhere.npy",
     ],
 )
 def test_flags_that_no_data_could_bear_are_refused_before_these_are_read(

@@ -187,7 +187,9 @@ MODELS = {
 # those that cannot be without titles (--text)
 TITLED = {"seqsim": SeqSim, "kda": KDA}
 ALL = MODELS | TITLED
-PARTS = 4  # that a step's windows are computed in, by their length
+# A step's windows are computed in so many parts, by their length, where that leaves out so many
+# columns a window; each part costs a gradient of the whole table of items
+PARTS, WORTH = 4, 20
 
 
 def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
@@ -224,8 +226,8 @@ def state(model: nn.Module, seq_BL: torch.Tensor | np.ndarray | list) -> torch.T
 def states(model: nn.Module, seq_BL: torch.Tensor) -> torch.Tensor:
     """The states x_BLE after each item of a step's windows.
 
-    On a CPU windows of like length are computed together where that leaves out half of the columns:
-    after few purchases most of a window of 50 is padding. A GPU would have to wait for the lengths.
+    On a CPU windows of like length are computed together where that pays: after few purchases most
+    of a window of 50 is padding. A GPU would have to wait for the lengths.
     """
     B, L = seq_BL.shape
     if model.one_state or seq_BL.device.type != "cpu":
@@ -233,7 +235,8 @@ def states(model: nn.Module, seq_BL: torch.Tensor) -> torch.Tensor:
     length_B = (seq_BL != 0).sum(1).clamp(min=1)
     parts = length_B.argsort(stable=True).chunk(PARTS)
     longest = [int(length_B[part[-1]]) for part in parts]
-    if sum(len(part) * most for part, most in zip(parts, longest)) > B * L / 2:
+    saved = B * L - sum(len(part) * most for part, most in zip(parts, longest))
+    if saved < WORTH * B:
         return model(seq_BL)
     of_parts = [model(seq_BL[part, -most:]) for part, most in zip(parts, longest)]
     x_BLE = torch.cat([F.pad(x, (0, 0, L - x.shape[1], 0)) for x in of_parts])

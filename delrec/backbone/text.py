@@ -138,12 +138,22 @@ def names_of(source: str) -> list[str]:
     return source.split("+")
 
 
+def must_be_there(cfg: SimpleNamespace) -> None:
+    """Stops where --text or --teacher names no run and no file; asked before the data are read."""
+    named = names_of(cfg.text) if cfg.text else []
+    for name in {*named, *([cfg.teacher] if cfg.teacher else [])} - {*WORDS}:
+        if not name:
+            stop("--text has a + with nothing beside it; join two sources, as in tfidf+minilm")
+        elif name.endswith(".npy"):
+            read_npy(Path(name))
+        else:
+            load_run(name)
+
+
 def read_vectors(name: str, data: Data) -> np.ndarray:
     """The titles' vectors float32 (I+1, D) of an .npy file or of an LM's export."""
     if name.endswith(".npy"):
         return file_vectors(Path(name), data)
-    if not name:
-        stop("--text has a + with nothing beside it; join two sources, as in tfidf+minilm")
     path = export_folder(load_run(name, data), name) / "titles.npy"
     return file_vectors(path, data)
 

@@ -56,7 +56,7 @@ def commands(run: Run, data: Data) -> list[str]:
         log = its_log
         found.append(line_of(one))
         if isinstance(one, Run) and str(one.folder) in exported:
-            found.append(export_command(one))
+            found.append(export_command(one, data))
     found.append(["python", "evaluate.py", "--ckpt", name_of(run.folder)])
     return [line if isinstance(line, str) else wrapped(line) for line in found]
 
@@ -135,14 +135,24 @@ def read_exports(run: Run) -> list[str]:
 
 def asked_for(lm: Path) -> list[str]:
     """The folders of the runs that answered in an LM's export for users they had not seen."""
+    return [
+        str(root_of(lm, runtime.ROOT) / name) for name in export_of(lm).get("out_of_fold") or ()
+    ]
+
+
+def export_of(lm: Path) -> dict[str, Any]:
+    """What the export of an LM's run was made of; nothing where it is not here."""
     meta = lm / "export" / "meta.json"
-    asked = read_json(meta).get("out_of_fold") if meta.exists() else None
-    return [str(root_of(lm, runtime.ROOT) / name) for name in asked or ()]
+    return read_json(meta) if meta.exists() else {}
 
 
-def export_command(run: Run) -> list[str]:
-    """The command that wrote the export of an LM's run."""
+def export_command(run: Run, data: Data) -> list[str]:
+    """The command that wrote the export of an LM's run. data: the log, of which --limit took some."""
+    made, n = export_of(run.folder), len(data.train)
     words = ["python", "evaluate.py", "--ckpt", name_of(run.folder), "--export"]
+    words += ["--export-k", str(made["K"])] if "K" in made else []
+    if run.data_hash == data.meta["hash"] and made.get("samples", n) < n:
+        words += ["--limit", str(made["samples"])]
     return words + [word for one in asked_for(run.folder) for word in ("--folds", name_of(one))]
 
 
