@@ -147,7 +147,7 @@ def export_of(lm: Path) -> dict[str, Any]:
 
 
 def export_command(run: Run, data: Data) -> list[str]:
-    """The command that wrote the export of an LM's run. data: the log, of which --limit took some."""
+    """The command of an LM's export. data: its log, of which --limit took some."""
     made, n = export_of(run.folder), len(data.train)
     words = ["python", "evaluate.py", "--ckpt", name_of(run.folder), "--export"]
     words += ["--export-k", str(made["K"])] if "K" in made else []
