@@ -138,8 +138,8 @@ def test_calibration_counts_in_an_export(toy, alone, monkeypatch):
     monkeypatch.setattr(
         export, "over_catalogue", lambda r, tails, columns, f, *_: f(np.array([0]), said_1I)
     )
-    for list_BC in (np.array([new]), None):
-        row = export.rows_of_samples(r, penalty_I, samples, list_BC, 2, alone)[0]
+    listed = export.rows_of_lists(r, penalty_I, samples, np.array([new]), 2, alone)
+    for (row,) in (listed, export.rows_over_catalogue(r, penalty_I, samples, 2, alone)):
         assert row[:2].tolist() == [new[1], new[2]]
         p = np.exp([2, 1, -6]) / np.exp([2, 1, -6]).sum()
         assert row[2:4] == pytest.approx(p[:2], rel=1e-4)
