@@ -4,7 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
-from delrec import runtime
+from delrec import places, runtime
 from delrec.data.prepared import kept_as
 from delrec.runtime import read_json, stop
 
@@ -49,7 +49,8 @@ def runs_on(digest: str, out: Path) -> list[str]:
     """The folders of what was trained on the preparation of that hash in `out`, finished or not:
     those under the program's runs/, beside the folder that holds `out`, and in the current folder.
     """
-    roots = (runtime.ROOT, Path(os.path.abspath(out)).parent.parent, Path.cwd())
+    roots = (runtime.ROOT, Path(os.path.abspath(out)).parent.parent)
+    roots += (places.current_folder(runtime.ROOT),)
     found, said = set(), f'"data_hash": "{digest}"'
     for runs in {(root / "runs").resolve() for root in roots}:
         for folder, _, names in os.walk(runs, followlinks=True):

@@ -91,7 +91,7 @@ def not_prepared(folder: Path) -> str:
     here = runtime.ROOT / "data"
     known = {
         p.parent.name
-        for data in (here, places.current_folder() / "data")
+        for data in (here, places.current_folder(runtime.ROOT) / "data")
         for p in data.glob("*/meta.json")
         if p.parent.suffix not in (".unfinished", ".replaced")
     }
@@ -212,7 +212,7 @@ def places_of_data(run: Run) -> Iterator[Path]:
     """
     first = Path(getattr(run, "data_folder", None) or runtime.ROOT / "data" / run.dataset)
     names = dict.fromkeys((first.name, run.dataset))
-    roots = (runtime.ROOT, places.current_folder())
+    roots = (runtime.ROOT, places.current_folder(runtime.ROOT))
     for place in (first, *(root / "data" / name for root in roots for name in names)):
         yield place
         yield kept_as(place, run.data_hash)

@@ -44,7 +44,7 @@ def meant_instead(name: Path | str, folder: Path, own: Path, is_run: IsRun) -> s
 def nearest(name: Path | str, folder: Path, own: Path, is_run: IsRun) -> list[str]:
     """A few finished runs, those most like `name` first: by their names under runs/ of the
     program's root or the current folder, by whole paths beside `folder` elsewhere."""
-    here = dict.fromkeys(os.path.realpath(root) for root in (own, places.current_folder()))
+    here = dict.fromkeys(os.path.realpath(root) for root in (own, places.current_folder(own)))
     named = {}
     for root in dict.fromkeys([*here, os.path.realpath(root_of(folder, own))]):
         for inner in runs_in(Path(root) / "runs", lambda place: True, DEEP):

@@ -58,9 +58,14 @@ def beside(folder: Path | str, ending: str) -> Path:
     return Path(f"{folder}.{ending}")
 
 
-def current_folder() -> Path:
-    """The folder that a command is typed in: it may be a root of runs and data, too."""
-    return Path(os.path.abspath("."))
+def current_folder(own: Path) -> Path:
+    """The folder that a command is typed in: it may be a root of runs and data, too. own: the
+    program's root, which stands for it where it was removed (a service's, when it was replaced).
+    """
+    try:
+        return Path(os.path.abspath("."))
+    except OSError:
+        return own
 
 
 def standing(kind: str, name: Path | str, own: Path) -> list[Path]:
@@ -69,7 +74,7 @@ def standing(kind: str, name: Path | str, own: Path) -> list[Path]:
     """
     if is_path(kind, name):
         return [Path(os.path.abspath(name))]
-    places = [root / kind / name for root in (own, current_folder())]
+    places = [root / kind / name for root in (own, current_folder(own))]
     if os.path.realpath(places[0]) == os.path.realpath(places[1]):
         return places[:1]
     found = [place for place in places if is_there(place, MARKS[kind])]

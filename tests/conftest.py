@@ -68,8 +68,8 @@ def elsewhere():
 
     clone, current = Path(__file__).resolve().parent.parent, places.current_folder
 
-    def current_folder():
-        return runtime.ROOT if current() == clone else current()
+    def current_folder(own):
+        return runtime.ROOT if current(own) == clone else current(own)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "current_folder", current_folder)

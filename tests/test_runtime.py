@@ -10,6 +10,7 @@ import pytest
 from scripts import sentence
 
 from delrec import runtime
+from delrec.data.earlier import runs_on
 from delrec.data.prepared import load_data, load_data_of
 from delrec.lm.lists import read_lists
 from delrec.runtime import (
@@ -113,6 +114,16 @@ def test_a_short_name_of_data_means_the_current_folder_s_too(shop, toy, backbone
     run = load_run(backbone)
     run.data_folder, run.dataset = None, "my-shop"
     assert load_data_of(run).folder == own  # a run knows its data by their hash
+
+
+def test_whole_paths_need_no_current_folder(shop, toy, backbone):
+    """A service goes on where the folder that it was started in was replaced."""
+    shop.rmdir()
+    assert load_data_of(load_run(backbone)).folder == toy.folder
+    shutil.copytree(backbone, runtime.ROOT / "runs" / "toy" / "sasrec")
+    assert load_run("toy/sasrec").folder == runtime.ROOT / "runs" / "toy" / "sasrec"
+    assert runs_on(toy.meta["hash"], toy.folder) == [str(load_run("toy/sasrec").folder)]
+    assert "toy/sasrec" in sentence(load_run, "toy/sasrek")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
