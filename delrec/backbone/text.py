@@ -139,7 +139,10 @@ def names_of(source: str) -> list[str]:
 
 
 def must_be_there(cfg: SimpleNamespace) -> None:
-    """Stops where --text or --teacher names no run and no file; asked before the data are read."""
+    """Stops where --text or --teacher names no run and no file; asked before the data are read.
+    With --resume whoever reads them asks: a finished run needs neither any more."""
+    if cfg.resume:
+        return
     named = names_of(cfg.text) if cfg.text else []
     for name in {*named, *([cfg.teacher] if cfg.teacher else [])} - {*WORDS}:
         if not name:
