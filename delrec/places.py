@@ -81,6 +81,20 @@ def standing(kind: str, name: Path | str, own: Path) -> list[Path]:
     return found or [place for place in places if is_folder(place)][:1] or places[:1]
 
 
+def usual(name: str, near: Iterable[Path], digest: str, own: Path) -> Path:
+    """Where the run stands that a command needs and nobody named, finished or begun: under runs/ of
+    the roots of the folders `near`, of the program's and of the current folder. The first that was
+    trained on the data of that hash, else the first; where there is none, the program's place.
+
+    name: <dataset>/<name>. near: what was asked about.
+    """
+    roots = [above.parent for folder in near for above in folder.parents if above.name in KINDS]
+    places = [root / "runs" / name for root in (*roots, own, current_folder(own))]
+    found = [place for place in places if is_there(place, MARKS["runs"])]
+    of_data = [place for place in found if entry(place / "config.json", "data_hash") == digest]
+    return [*of_data, *found, own / "runs" / name][0]
+
+
 def is_there(folder: Path, mark: str) -> bool:
     """True where something was made whole in a folder, or is being made for it."""
     places = (folder / mark, beside(folder, "unfinished"), beside(folder, "replaced"))

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ from delrec.files import (
     writing,
 )
 from delrec.no_run import meant_instead, why_no_run
-from delrec.places import beside, entry, is_folder
+from delrec.places import beside, is_folder
 
 try:
     import fcntl  # locks that die with their owner
@@ -105,12 +105,11 @@ def folder_of(kind: str, name: Path | str) -> Path:
     return found[0]
 
 
-def usual_run(data: Prepared, name: str) -> Path:
-    """Where runs/<dataset>/<name> stands; of two places the one with a run on this preparation."""
-    named = f"{data.folder_name}/{name}"
-    found = places.standing("runs", named, ROOT)
-    of_data = [p for p in found if entry(p / "config.json", "data_hash") == data.meta["hash"]]
-    return folder_of("runs", named) if len(of_data) > 1 else (of_data or found)[0]
+def usual_run(data: Prepared, name: str, runs: Iterable["Run"] = ()) -> Path:
+    """Where runs/<dataset>/<name> stands, which nobody typed (places.usual): beside the runs that
+    were asked about, beside the data, or where a name means it."""
+    near = [*(run.folder for run in runs), data.folder]
+    return places.usual(f"{data.folder_name}/{name}", near, data.meta["hash"], ROOT)
 
 
 # ------------------------------------------------ folders that are whole at every moment

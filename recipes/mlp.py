@@ -49,7 +49,15 @@ from delrec.data.prepared import users
 from delrec.lm.listed import backbone_digest
 from delrec.lm.residual import stop_without_folds
 from delrec.processes import Ranks, finish
-from delrec.runtime import Run, described, load_run, read_npy, read_tensors, write_tensors
+from delrec.runtime import (
+    Run,
+    described,
+    load_run,
+    read_npy,
+    read_tensors,
+    usual_run,
+    write_tensors,
+)
 from delrec.training.log import Log
 from delrec.training.loop import Best
 
@@ -215,7 +223,7 @@ def main(**config) -> None:
     """Train two layers on the backbone's state and write their ranks as a backbone's run."""
     cfg = SimpleNamespace(**config, resume=False)
     ranks, data, folder = common.enter(cfg, "mlp")
-    backbone = load_run(cfg.backbone or f"{data.folder_name}/sasrec", data, ["train_backbone"])
+    backbone = load_run(cfg.backbone or usual_run(data, "sasrec"), data, ["train_backbone"])
     stop_without_folds(backbone.folder, "recipes/mlp.py")
     protocol = results.Protocol(backbone, data)
     out, record = common.start_run(folder, "train_backbone", cfg, data, ranks)

@@ -11,7 +11,11 @@ from toys import popular, write_backbone
 import evaluate
 from delrec import places, runtime
 from delrec.data.prepared import load_data, load_data_of
+from delrec.evaluation.rows import find_backbone
+from delrec.lm.listed import backbone_of
+from delrec.lm.lists import read_lists
 from delrec.lm.model import located
+from delrec.lm.soft_prompt import prompt_run_of
 from delrec.places import same_place
 from delrec.processes import Ranks
 from delrec.runtime import as_kept, config_of_run, folder_of, load_run, read_json, write_json
@@ -185,6 +189,30 @@ def test_an_lm_that_is_a_run_is_stored_by_its_whole_path(project, monkeypatch, t
     assert located("gpt2") == "gpt2"
     monkeypatch.chdir(tmp_path)
     assert folder_of("runs", "A/runs/toy/sasrec") == project / "runs" / "toy" / "sasrec"
+
+
+def test_a_run_that_nobody_named_is_of_the_project_that_is_asked(
+    project, toy, alone, tmp_path, monkeypatch
+):
+    """Copies of a project as the program and as the current folder, too: none is refused."""
+    program, here = runtime.ROOT, tmp_path / "here"
+    for copy in (program, here):
+        shutil.copytree(project, copy)
+    monkeypatch.chdir(here)
+    own, data = project / "runs" / "toy", load_data(str(project / "data" / "toy"))
+    assert read_lists(None, data, "").folder == own / "sasrec"
+    assert backbone_of(None, data) == ("SASRec", own / "sasrec")
+    cfg = SimpleNamespace(soft_prompt=None)
+    assert sentence(prompt_run_of, cfg, data).startswith(f"{own / 'prompt'} holds a train_backbone")
+    lm = SimpleNamespace(stage="lm", folder=own / "lm")  # a plain one, which has no backbone
+    for of_run in (data, toy):  # toy stands in no root
+        assert find_backbone([lm], of_run, alone).folder == own / "sasrec"
+    for root in (program, here):
+        assert read_lists(None, toy, "").folder == root / "runs" / "toy" / "sasrec"
+        shutil.rmtree(root / "runs")
+    assert f"no backbone in {program / 'runs' / 'toy' / 'sasrec'}; train" in sentence(
+        read_lists, None, toy, ""
+    )
 
 
 def test_the_evaluation_of_a_copy_changes_nothing_of_the_original(project, tmp_path, on_cpu):

@@ -56,7 +56,7 @@ def test_a_short_name_means_what_stands_in_the_current_folder_too(shop, toy, bac
     shutil.copytree(backbone, clone)
     says = sentence(load_run, "toy/sasrec")
     assert str(own) in says and str(clone) in says and "whole path" in says
-    assert "may be" in sentence(usual_run, toy, "sasrec")
+    assert usual_run(toy, "sasrec") == clone  # nobody typed it: never refused
     assert load_run("runs/toy/sasrec").folder == own and load_run(clone).folder == clone
     config = json.loads((clone / "config.json").read_text())
     write_json(clone / "config.json", config | {"data_hash": "of another shop"})

@@ -267,7 +267,7 @@ def find_backbone(runs: list[Run], data: Data, ranks: Ranks) -> Run | None:
         return given[0]
     trained_with = [Path(run.backbone_run) for run in runs if getattr(run, "backbone_run", None)]
     for place in [*trained_with, None]:
-        folder = place or usual_run(data, "sasrec")
+        folder = place or usual_run(data, "sasrec", runs)
         complete_renames(folder, "config.json")
         if not (folder / "config.json").exists():
             continue

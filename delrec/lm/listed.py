@@ -18,6 +18,7 @@ from delrec.runtime import (
     folder_of,
     load_run,
     read_json,
+    usual_run,
     when,
     write_json,
 )
@@ -27,8 +28,8 @@ def backbone_of(name: str | None, data: Data, prompt_run: Run | None = None) -> 
     """The conventional model: what the prompt calls it, and its run folder. It must be of the same
     data: its split says what it has seen. name: the folder; the soft prompt's own, or
     runs/<dataset>/sasrec if None."""
-    default = prompt_run.backbone_run if prompt_run else f"{data.folder_name}/sasrec"
-    folder = folder_of("runs", name or default)
+    name = name or (prompt_run and prompt_run.backbone_run)
+    folder = folder_of("runs", name) if name else usual_run(data, "sasrec")
     if prompt_run:
         return prompt_run.settings["backbone"], folder
     model = "sasrec"

@@ -16,6 +16,7 @@ from delrec.runtime import (
     load_run,
     read_npy,
     stop,
+    usual_run,
 )
 
 
@@ -38,7 +39,7 @@ class Lists:
 def read_lists(name: str | None, data: Data, train_it: str) -> Lists:
     """The lists in a backbone's run folder; runs/<dataset>/sasrec if `name` is None. train_it: the
     options that train_backbone.py needs to make the folder."""
-    folder = folder_of("runs", name or f"{data.folder_name}/sasrec")
+    folder = folder_of("runs", name) if name else usual_run(data, "sasrec")
     complete_renames(folder, "config.json")
     if not (folder / "config.json").exists():
         named, other = (f" --out {name}", is_another_meant(name)) if name else ("", "")

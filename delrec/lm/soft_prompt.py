@@ -21,6 +21,7 @@ from delrec.runtime import (
     load_run,
     read_tensors,
     stop,
+    usual_run,
     write_tensors,
 )
 
@@ -67,7 +68,8 @@ def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
     """The run whose soft prompt --soft-prompt names, or None for 'none', 'random' and 'words'."""
     if cfg.soft_prompt in WITHOUT_A_RUN:
         return None
-    folder = folder_of("runs", cfg.soft_prompt or f"{data.folder_name}/prompt")
+    named = cfg.soft_prompt
+    folder = folder_of("runs", named) if named else usual_run(data, "prompt")
     complete_renames(folder, "config.json")
     if not (folder / "config.json").exists():
         other = is_another_meant(cfg.soft_prompt) if cfg.soft_prompt else ""

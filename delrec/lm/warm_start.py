@@ -17,7 +17,7 @@ from delrec.lm.prompts import DEFAULTS, must_have_words
 from delrec.lm.ranker import own_files
 from delrec.names import NAMES
 from delrec.processes import Ranks
-from delrec.runtime import Run, folder_of, is_run, load_run, stop
+from delrec.runtime import Run, folder_of, is_run, load_run, stop, usual_run
 
 # what shapes prompts and weights: it is the run's, and nothing else may be typed
 FIXED = ("llm", *DEFAULTS, "k", "adapt", "init_r", "target_r", "alpha", "prune_end")
@@ -55,7 +55,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> R
     own = {key: own_value(run, key, cfg) for key in (*FIXED, *TAKEN)}
     grown.settle(cfg, typed, own, FIXED, run)
     cfg.soft_prompt = run.soft_prompt
-    cfg.backbone = cfg.backbone or f"{data.folder_name}/sasrec"
+    cfg.backbone = cfg.backbone or str(usual_run(data, "sasrec"))
     own_files(run)  # stops where one is missing
     from_I, n_before = known_before(run, data)
     note = note_on_backbone(run, cfg, data)

@@ -106,7 +106,7 @@ def share_backbone(run: Run, data: Data) -> Path | None:
     """
     if not asks_backbone(run):
         return None
-    source = Path(getattr(run, "backbone_run", None) or usual_run(data, "sasrec"))
+    source = Path(getattr(run, "backbone_run", None) or usual_run(data, "sasrec", [run]))
     if not is_run(source):
         return None
     backbone, has_weights = load_run(source), (source / "model.safetensors").exists()

@@ -341,7 +341,7 @@ def pool_chooser(
     if not told and (not size or size >= data.n_items):
         return Chooser(data.n_items, data.n_items, size, None)
     own = getattr(run, "backbone_run", None)
-    folder = Path(own or usual_run(data, "sasrec"))
+    folder = Path(own or usual_run(data, "sasrec", [run]))
     or_all = "" if listed else ", or give --pool 0 (slower)"
     if not (folder / "config.json").exists():
         stop(
