@@ -37,7 +37,7 @@ from delrec.data.prepared import load_data
 from delrec.runtime import described, read_json
 from recipes.backbones_table import COUNTS, PAIR, lines_of, report
 from recipes.runs import side_by_side
-from recipes.stage import places, prepare, stage, typed
+from recipes.stage import in_root, places, prepare, stage, typed
 
 TEXT = "tfidf+minilm"
 
@@ -174,7 +174,7 @@ def rows_named(names: tuple[str, ...]) -> list[str]:
 @click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
 def main(dry_run: bool, models: tuple[str, ...], **options: Any) -> None:
     """Train every conventional model, then make one table of them."""
-    asked = Asked(models=rows_named(models), **options)
+    asked = Asked(models=rows_named(models), **in_root(**options))
     if dry_run:
         print("\n".join(typed(args) for _, args in asked.trainings()))
         print(typed(asked.evaluation()))

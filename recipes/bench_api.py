@@ -60,8 +60,8 @@ print(seconds, peak_gb())
 
 def printed_by(code: str) -> list[float]:
     """The numbers of the last line that a new process prints."""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-P", "-c", code]  # here, where the names mean what they do to us
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         stop(f"a process of this bench ended: {(done.stderr.strip() or '?').splitlines()[-1]}")
     return [float(word) for word in done.stdout.strip().splitlines()[-1].split()]

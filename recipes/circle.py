@@ -35,7 +35,7 @@ from delrec.lm.slmrec import blocks_of
 from delrec.runtime import described, load_run, read_json, stop
 from delrec.serving.latency import latencies, parameters, timed_on
 from recipes.runs import FOLDS, kind_and_layers
-from recipes.stage import prepare, stage, was_killed
+from recipes.stage import in_root, prepare, stage, was_killed
 
 ROWS = {
     "sasrec": "backbone",
@@ -310,7 +310,7 @@ def json_rows(circle: Circle, measured: Measured) -> list[Row]:
 def main(**options: Any) -> None:
     """Backbone, LM, small LM, backbone again: every stage, then one table."""
     began = time.time()
-    circle = Circle(**options)
+    circle = Circle(**in_root(**options))
     circle.procs = circle.procs or torch.cuda.device_count() or min(os.cpu_count(), 2)
     must_be_taught(circle)
     prepare_all(circle)

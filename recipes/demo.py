@@ -34,7 +34,7 @@ from delrec.evaluation.scores import gain_over, stored_metrics
 from delrec.metrics import metrics
 from delrec.runtime import complete_renames, described, is_run, load_run, read_npy, when
 from delrec.training.memory import peak_gb
-from recipes.stage import end_with_parent
+from recipes.stage import end_with_parent, in_root
 
 ROOT = runtime.ROOT
 HOME = "ml-100k/demo"  # its own runs: those of the README's commands are never touched
@@ -149,6 +149,7 @@ def gain_rows(gains: dict[str, list[float]]) -> list[dict]:
 @click.command(**described(__doc__))
 def main() -> None:
     """Every stage of the README on ML-100K, small, and the tables."""
+    in_root()
     began, minutes, tables = time.time(), [], []
     for name, command in STAGES:
         print(f"\n=== python {command}", flush=True)

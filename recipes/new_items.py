@@ -42,7 +42,7 @@ from delrec.evaluation.floors import similarity_to
 from delrec.evaluation.stats import interval
 from delrec.runtime import described, stop
 from delrec.serving.recommender import Recommender
-from recipes.stage import name_of, stage
+from recipes.stage import in_root, name_of, stage
 
 TOP, TOP_NEW = 20, 10  # places that count, among all items and among the held-out ones
 
@@ -287,6 +287,7 @@ def main(
     dataset: str, model: str, epochs: int, flags: str, cold_out: bool, share: float, seed: int
 ) -> None:
     """What titles are worth where an item has no history."""
+    dataset, flags = in_root(dataset=dataset, flags=flags).values()
     data = load_data(dataset)
     is_out_I = held_out(data, share, seed)
     if cold_out:  # the catalogue has what the log has: of the held-out items those of its test part

@@ -36,7 +36,7 @@ from delrec.data.counts import chance_over_all
 from delrec.data.prepared import Data, load_data, raw_item_ids
 from delrec.metrics import chance
 from delrec.runtime import described, load_run, read_json, write_json, write_text
-from recipes.stage import prepare, stage
+from recipes.stage import in_root, prepare, stage
 
 # no later stage reads these runs' lists
 FEW = ["--lists", 1000]
@@ -140,6 +140,7 @@ def print_rows(rows: dict[str, list[dict]], data: Data) -> dict[str, dict]:
 @click.option("--seeds", default=3, type=click.IntRange(1), help="runs of every row")
 def main(dataset: str, model: str, seeds: int) -> None:
     """Going on from a run against training from scratch, on a log that has grown."""
+    dataset = in_root(dataset=dataset)["dataset"]
     prepare(dataset)
     data = load_data(dataset)
     before = prepare_before(data)

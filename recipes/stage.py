@@ -7,16 +7,18 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext
 from pathlib import Path
+from typing import Any
 
+import click
 import torch
 
 from delrec import runtime
 from delrec.backbone.text import names_of as names_of_text
 from delrec.data.prepared import load_data
 from delrec.lm.listed import backbone_digest
-from delrec.places import hash_in
+from delrec.places import RANDOM, current_folder, hash_in
 from delrec.processes import run_to_its_end
 from delrec.runtime import (
     beside,
@@ -88,6 +90,28 @@ def stage(folder: Path | None, *args: object, procs: int = 1, jobs: int = 1, job
         )
     if printed:
         print(f"=== {folder} took {(time.time() - began) / 60:.1f} minutes", flush=True)
+
+
+def in_root(**typed: Any) -> dict[str, Any]:
+    """What was typed, its paths whole. From here to its end a recipe stands in the program's root,
+    where its stages run: both read the same there, and write where they read."""
+    if current_folder(runtime.ROOT).resolve() != runtime.ROOT.resolve():
+        typed = {key: whole(key, value) for key, value in typed.items()}
+        click.get_current_context().with_resource(chdir(runtime.ROOT))
+    return typed
+
+
+def whole(key: str, value: Any) -> Any:
+    """A value as it was typed; one with a / that is there from the current folder, as a whole path.
+    Of several values, and of the words of --flags, each."""
+    if isinstance(value, tuple):
+        return tuple(whole(key, each) for each in value)
+    if not isinstance(value, str) or os.sep not in value:
+        return value
+    if key == "flags":
+        return shlex.join(whole("", word) for word in shlex.split(value))
+    prefix, name = RANDOM.fullmatch(value).groups("")
+    return prefix + os.path.abspath(name) if os.path.exists(name) else value
 
 
 def prepare(dataset: str) -> None:

@@ -67,7 +67,7 @@ from recipes.runs import (
     more_seeds,
     of_decoders,
 )
-from recipes.stage import prepare, stage
+from recipes.stage import in_root, prepare, stage
 from recipes.students import layers, parts
 from recipes.table2 import BACKBONES, table2
 
@@ -316,7 +316,7 @@ def prepare_all(plan: Plan) -> None:
 @click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
 def main(recipe: str, **options: Any) -> None:
     """Run every stage of a recipe, then make its table."""
-    plan = Plan(**options)
+    plan = Plan(**in_root(**options))
     plan.seeds = plan.seeds or SEEDS.get(recipe, 2)
     plan.budget = plan.budget or BUDGETS.get(recipe, 512)
     if plan.test_samples is None:  # 0 means all

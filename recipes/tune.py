@@ -44,7 +44,7 @@ from delrec.data.prepared import Data, load_data
 from delrec.runtime import described, load_run, write_json, write_text
 from delrec.training.log import entries_of
 from recipes.runs import side_by_side
-from recipes.stage import name_of, places, prepare, stage, typed
+from recipes.stage import in_root, name_of, places, prepare, stage, typed
 from train_backbone import ALL
 
 # the values that a trial may have, and those of single models
@@ -275,7 +275,7 @@ def main(**options) -> None:
     """Search a model's settings on validation."""
     stop_if_untrained(options["model"])
     stop_if_said(options["flags"])
-    search = Search(**options)
+    search = Search(**in_root(**options))
     search.jobs = min(search.jobs or places(), search.trials)
     prepare(search.dataset)
     data = load_data(search.dataset)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -30,6 +31,22 @@ def test_a_finished_run_of_another_budget_is_not_taken_for_this_one(here, toy, d
     other = {"samples": 80, "backbone_run": "/elsewhere/runs/toy/gru4rec-s0"}
     write_json(folder / "config.json", made | other)
     assert "gru4rec-s0, here it is toy/sasrec-s0" in refused_recipe(*args)
+
+
+def test_a_recipe_reads_where_its_stages_write(here, toy, decoder, tmp_path, monkeypatch):
+    """Its stages run in the program's root, whatever stands in the current folder."""
+    own, ran = tmp_path / "own", []
+    shutil.copytree(toy.folder, own / "data" / "ml-100k")
+    monkeypatch.chdir(own)
+    failed = SimpleNamespace(returncode=1)
+    monkeypatch.setattr(stage, "run_to_its_end", lambda line, **_: ran.append(line[2:]) or failed)
+    args = ["table3", "--llm", decoder, "--seeds", 1, *TITLES]
+    assert "stopped with exit code 1" in refused_recipe(*args)
+    assert ran == [["data/prepare.py", "ml-100k"]]  # not that of the current folder
+    said = run_recipe(*args, "--dataset", "data/ml-100k", "--dry-run")
+    assert f"--dataset {own}/data/ml-100k " in said and Path.cwd() == own
+    flags = f"--text data/ml-100k --model sasrec --from {tmp_path}/nothing"
+    assert stage.whole("flags", flags) == flags.replace("data", f"{own}/data")
 
 
 def test_a_finished_run_of_another_lm_is_not_taken_for_this_one(tmp_path):
