@@ -13,9 +13,10 @@ from delrec.data.prepared import Data
 from delrec.evaluation.lines import rows_as_json
 from delrec.evaluation.stats import Test
 from delrec.evaluation.wording import ABOUT_ONE_SEED, as_markdown, gain_text, mark, short
-from delrec.runtime import ROOT, load_run, write_text, writing
+from delrec.runtime import load_run, write_text, writing
 from delrec.serving.latency import latencies, parameters
 
+PUBLISHED = Path(__file__).resolve().parent.parent / "data" / "papers.csv"
 COUNTS = ("co-occurrence", "title-similarity")  # what each row is fused with, in this order
 PAIR = ("sasrec-titles", "sasrec-permuted")  # is it what titles say?
 FLOORS = ("chance", "popularity", *COUNTS)
@@ -109,7 +110,7 @@ def published(data: Data, row: str) -> str:
     """What papers print for a row on this log, with source and protocol (data/papers.csv); nothing
     for a log of another split, or of another number of items."""
     said = []
-    with open(ROOT / "data" / "papers.csv", encoding="utf-8") as f:
+    with open(PUBLISHED, encoding="utf-8") as f:
         for x in csv.DictReader(f):
             log = (x["dataset"], x["split"], x["items"] or str(data.n_items), x["row"])
             if log == (data.name, data.meta["split"], str(data.n_items), row):

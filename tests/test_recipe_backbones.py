@@ -186,7 +186,7 @@ def test_published_figures_stand_beside_the_rows_of_their_log_alone(toy):
 
 
 def test_every_published_row_is_a_row_of_the_table():
-    with open(backbones_table.ROOT / "data" / "papers.csv", newline="") as f:
+    with open(backbones_table.PUBLISHED, newline="") as f:
         rows = list(csv.DictReader(f))
     assert {row["row"] for row in rows} <= set(MODELS)
     assert all(row["source"] and row["protocol"] for row in rows)

@@ -13,9 +13,10 @@ from delrec.evaluation.wording import SHOWN
 from delrec.lm.pretrained import seed_and_name
 from delrec.names import NAMES
 from delrec.places import LMS, PLACES
-from delrec.runtime import ROOT, Run, read_json
+from delrec.runtime import Run, read_json
 from delrec.training.checkpoints import MAY_CHANGE
 
+PRINTED = Path(__file__).resolve().parents[2] / "data" / "paper.csv"
 DATASETS = {
     "ml-100k": "MovieLens-100K",
     "steam": "Steam",
@@ -54,7 +55,7 @@ def printed_numbers(dataset: str, method: str | None) -> dict | None:
 
     Its protocol is another one: see the README.
     """
-    with open(ROOT / "data" / "paper.csv", encoding="utf-8") as f:
+    with open(PRINTED, encoding="utf-8") as f:
         for row in csv.DictReader(f):
             if row["dataset"] == DATASETS.get(dataset) and row["method"] == method:
                 numbers = {m: float(row[m]) for m in SHOWN if m in row}
