@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from delrec.data import prepared
 from delrec.evaluation.stats import Intervals, RowMetrics, ends_of, unseeded
 from delrec.evaluation.wording import SHOWN
 from delrec.lm.pretrained import seed_and_name
@@ -16,7 +17,7 @@ from delrec.places import LMS, PLACES
 from delrec.runtime import Run, read_json
 from delrec.training.checkpoints import MAY_CHANGE
 
-PRINTED = Path(__file__).resolve().parents[2] / "data" / "paper.csv"
+PRINTED = Path(prepared.__file__).with_name("paper.csv")  # in an installed delrec too
 DATASETS = {
     "ml-100k": "MovieLens-100K",
     "steam": "Steam",
