@@ -26,7 +26,7 @@ from delrec.data.joins import stop_at_half_of_a_row
 from delrec.data.json_tables import is_json
 from delrec.data.own_files import Files, with_new_items, with_new_log, without_items
 from delrec.data.remedies import frame_of, lines_of, literal, new_table, python
-from delrec.data.tables import Table, joined, read_table, split_rows
+from delrec.data.tables import Table, as_text, joined, read_table, split_rows
 from delrec.data.time_formats import fitting_formats
 from delrec.runtime import stop
 
@@ -162,10 +162,11 @@ def column_of_ids(table: Table, item: pl.Series, encoding: str | None, files: Fi
     if not is_json(table.path):
         rows = joined([read_table(path, asked, encoding) for path in files.items]).rows
         ids = item.unique()
+        texts = {name: as_text(rows[name]) for name in asked}
         share = {
-            name: ids.is_in(rows[name].cast(pl.String).unique().implode()).mean()
-            for name in asked
-            if not rows[name].dtype.is_nested()
+            name: ids.is_in(text.unique().implode()).mean()
+            for name, text in texts.items()
+            if text is not None
         }
     by_name = guessed(asked, ["item"]).get("item", "COLUMN")
     # of two that hold the ids equally often, the one that is called an id

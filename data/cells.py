@@ -4,7 +4,7 @@ import polars as pl
 from click import ClickException
 
 from delrec.data.hints import NEVER, guessed, plain
-from delrec.data.tables import Table, read_table
+from delrec.data.tables import Table, as_text, read_table
 from delrec.data.time_formats import fitting_formats
 from delrec.data.times import DOTTED, EARLIEST, ISO, LATEST, UNITS
 
@@ -15,16 +15,32 @@ LOOKED_AT = 1000  # rows by whose cells columns are guessed
 
 
 def first_cells(table: Table, names: list[str], encoding: str | None) -> dict[str, pl.Series]:
-    """{column: its first cells that are not blank, as text} of those of the columns that have any;
-    nothing of a table that cannot be read."""
-    asked = [name for name in names if name and table.header.count(name) == 1]
-    try:
-        rows = read_table(table.path, asked, encoding).rows.head(LOOKED_AT)
-    except (ClickException, pl.exceptions.PolarsError):
-        return {}
-    flat = [column for column in rows.get_columns() if not column.dtype.is_nested()]
-    text = {c.name: c.cast(pl.String).fill_null("").str.strip_chars() for c in flat}
+    """{column: its first cells, as text} of those of the columns that are not blank there; nothing
+    of one that cannot be read, or has no text."""
+    text = text_columns(table, names, encoding, LOOKED_AT)
     return {name: cells for name, cells in text.items() if (cells != "").any()}
+
+
+def text_columns(
+    table: Table, names: list[str], encoding: str | None, n: int | None = None
+) -> dict[str, pl.Series]:
+    """{column: its first n cells as text, or all} of those of the columns that can be read so."""
+    asked = [name for name in names if name and table.header.count(name) == 1]
+    # of a parquet one by one: what cannot be read in it is a column
+    parts = [[name] for name in asked] if table.path.suffix == ".parquet" else [asked]
+    found = {}
+    for part in parts:
+        try:
+            rows = read_table(table.path, part, encoding).rows[:n]
+        except (ClickException, pl.exceptions.PolarsError):
+            continue
+        texts = {column.name: as_text(column) for column in rows.get_columns()}
+        found |= {
+            name: text.fill_null("").str.strip_chars()
+            for name, text in texts.items()
+            if text is not None
+        }
+    return found
 
 
 def times_among(cells: dict[str, pl.Series]) -> list[str]:

@@ -16,7 +16,7 @@ from delrec.data.log import ItemColumns, Log, Rows, digests, rows_of
 from delrec.data.own_files import Files, atomic, files_of, item_of, part_of
 from delrec.data.raw_files import titles_from
 from delrec.data.remedies import files_in
-from delrec.data.tables import Table, joined, read_table
+from delrec.data.tables import Table, as_text, joined, read_table
 from delrec.data.times import MISSING, Where, clock_of, position_of
 from delrec.data.titles import LONGEST
 from delrec.runtime import stop
@@ -141,6 +141,7 @@ def rows_in(table: Table, names: Columns, request: Request) -> tuple[Rows, np.nd
     if timed:
         clock = clock_of(time, name, place, request.time_format)
     else:
+        text_in(table, name, "one number")
         clock = position_of(time, name, place)
     return rows_of(user, item, clock.when, timed), kept, [*notes, *clock.notes]
 
@@ -167,17 +168,23 @@ def is_missing(column: pl.Series) -> pl.Series:
 
 def ids_in(table: Table, name: str) -> pl.Series:
     """A column of ids as text; '17850.0', as columns with gaps are often written, is 17850."""
-    column = table.rows[name]
-    if column.dtype.is_nested():
-        stop(f"{table.path}: the column {name} is {column.dtype}, expected one id in each row")
+    column, text = table.rows[name], text_in(table, name, "one id")
     if column.dtype.is_float() and (column.drop_nulls() % 1 == 0).all():
-        column = column.cast(pl.Int64, strict=False)
-    text = column.cast(pl.String).fill_null("")
+        text = column.cast(pl.Int64, strict=False).cast(pl.String).fill_null("")
     stop_at_rounded_ids(text, name, table)
     known = text.filter(text != "") if column.dtype == pl.String else text
     if known.head(1).str.ends_with(".0").all() and known.str.contains(r"^-?[0-9]+\.0$").all():
         return text.str.strip_suffix(".0")
     return text
+
+
+def text_in(table: Table, name: str, expected: str) -> pl.Series:
+    """A column as text, blank where it has no value; a stop at a kind that has no text."""
+    text = as_text(table.rows[name])
+    if text is None:
+        kind = table.rows[name].dtype
+        stop(f"{table.path}: the column {name} is {kind}, expected {expected} in each row")
+    return text.fill_null("")
 
 
 def stop_at_rounded_ids(text: pl.Series, name: str, table: Table) -> None:
@@ -239,7 +246,7 @@ def titles_of_table(
     item = ids_in(table, item_column)
     title = item
     if title_column != item_column:  # ids as titles are the ids as they are kept
-        title = table.rows[title_column].cast(pl.String).fill_null("")
+        title = text_in(table, title_column, "one title")
     kept = np.arange(len(item))
     if drop:
         kept = np.flatnonzero(~is_missing(item).to_numpy())
@@ -256,7 +263,8 @@ def further_columns(
     files: Files, names: Columns, request: Request
 ) -> tuple[ItemColumns | None, list[str]]:
     """What the table of titles holds beside ids and titles, None where it is nothing; and what is
-    said of columns that are not kept: several values in a cell, or texts longer than a title.
+    said of columns that are not kept: several values in a cell, spans of time, or texts longer than
+    a title.
     """
     if not files.items:
         return None, []
@@ -276,9 +284,9 @@ def further_columns(
         return None, [f"further columns of the table of titles are not kept: {refused.message}"]
     kept = {}
     for name in filter(table.rows.columns.__contains__, further):
-        column = table.rows[name]
-        if not column.dtype.is_nested():
-            text = column.cast(pl.String).fill_null("").str.replace_all(r"\s+", " ")
+        text = as_text(table.rows[name])
+        if text is not None:
+            text = text.fill_null("").str.replace_all(r"\s+", " ")
             if (text.str.len_chars().max() or 0) <= LONGEST:
                 kept[name] = text
     lost = [name for name in further if name not in kept]
@@ -286,7 +294,8 @@ def further_columns(
     if lost:
         notes = [
             f"columns of the table of titles that nothing can be filtered by, since a cell holds "
-            f"several values or over {LONGEST} characters, are not kept: {', '.join(lost)}"
+            f"several values, a span of time or over {LONGEST} characters, are not kept: "
+            + ", ".join(lost)
         ]
     if not kept:
         return None, notes
@@ -345,7 +354,7 @@ def titles_of_rows(
     """
     if names.title == names.item:  # ids as titles are the ids as they are kept
         return {item: item for item in rows.item.unique().to_list()}, []
-    title = table.rows[names.title].cast(pl.String).fill_null("")[kept]
+    title = text_in(table, names.title, "one title")[kept]
     seen = pl.DataFrame({"item": rows.item, "title": title, "when": rows.when})
     named = seen.filter(~is_missing(seen["title"])).sort("when", "title")
     last = named.group_by("item").agg(pl.col("title").last(), pl.col("title").n_unique().alias("n"))

@@ -362,6 +362,17 @@ def read_parquet(path: Path, names: list[str]) -> Table:
     return Table(path, header, rows, lambda row: f"{path}, row {row + 1}", notes, {})
 
 
+def as_text(column: pl.Series) -> pl.Series | None:
+    """A column as text, null where it has no value; None of a kind that has no text: lists, spans
+    of time."""
+    if column.dtype.is_nested():  # a list becomes text that nobody wrote
+        return None
+    try:
+        return column.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        return None
+
+
 def text_of_bytes(path: Path, column: pl.Series, notes: list[str]) -> pl.Series:
     """A column of bytes as text: UTF-8, or hexadecimal where all have one length, as UUIDs have."""
     try:

@@ -6,9 +6,10 @@ import gzip
 import re
 import shlex
 import subprocess
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 from own_logs import ROWS, TITLES, folder, is_the_log, refusal, request, table
 
@@ -108,6 +109,39 @@ def test_a_time_and_an_item_are_found_by_their_cells(tmp_path):
     roles = ("user", "item", "timestamp", "title")
     log = read_file(path, None, request(**dict(zip(roles, flags[1::2]))))
     assert log.rows.timed and log.titles == {f"{i:03d}": f"Tee {i}" for i in range(5)}
+
+
+NO_TEXT = {
+    "spans": [timedelta(n) for n in range(12)],
+    "bytes": [b"\xff" * (n + 1) for n in range(12)],
+    "lists": [[n] for n in range(12)],
+}
+
+
+@pytest.mark.parametrize("kind", NO_TEXT)
+def test_a_column_without_text_hides_none_of_the_others(tmp_path, kind):
+    path = tmp_path / "shop.parquet"
+    text = of_a_shop(lambda t: f"2024-01-{1 + t:02d}T10:00:00")
+    shop = pl.read_csv(text.encode(), separator=";", infer_schema=False)
+    shop.with_columns(pl.Series("Lieferung", NO_TEXT[kind])).write_parquet(path)
+    said = refusal(read_file, path, None, request(command=COMMAND))
+    assert "--item-column ArtNr --time-column 'Bestellt am' --title-column Bezeichnung" in said
+
+
+def test_spans_of_time_are_no_ids_no_titles_and_no_positions(tmp_path):
+    path, spans = tmp_path / "shop.parquet", NO_TEXT["spans"]
+    columns = {"user": ["a"] * 12, "item": ["1"] * 12, "position": range(12), "title": ["Tea"] * 12}
+    for name, what in {"item": "one id", "title": "one title", "position": "one number"}.items():
+        pl.DataFrame(columns | {name: spans}).write_parquet(path)
+        said = refusal(read_file, path, None, request())
+        assert f"the column {name} is Duration" in said and f"expected {what} in each row" in said
+    titles = tmp_path / "titles.parquet"
+    pl.DataFrame({"item": ["1"], "title": ["Tea"], "lead": spans[:1]}).write_parquet(titles)
+    pl.DataFrame(columns).write_parquet(path)
+    log = read_file(path, titles, request())
+    assert log.columns is None and any("are not kept: lead" in note for note in log.notes)
+    pl.DataFrame({"sku": ["1"], "title": ["Tea"], "lead": spans[:1]}).write_parquet(titles)
+    assert "so rename sku" in refusal(read_file, path, titles, request(command=COMMAND))
 
 
 @pytest.mark.parametrize("when", [lambda t: f"1700000{t:03d}", lambda t: "soon"])
