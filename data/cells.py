@@ -54,8 +54,9 @@ def times_among(cells: dict[str, pl.Series]) -> list[str]:
 
 def item_among(cells: dict[str, pl.Series], title: str | None) -> str | None:
     """The one column that has a value for each title, and a title for each value; None where there
-    is none, or several."""
-    if title not in cells:
+    is none, or several, or where too few titles come twice to tell: the number of a row has one
+    title too."""
+    if title not in cells or cells[title].n_unique() > len(cells[title]) / 2:
         return None
     found = [
         name
@@ -63,6 +64,7 @@ def item_among(cells: dict[str, pl.Series], title: str | None) -> str | None:
         if name != title
         and not any(word in plain(name) for word in NEVER)
         and not is_decimal(column)
+        and not is_words(column)  # a text about the item, which its id is not
         and tells(column, cells[title])
         and tells(cells[title], column)
     ]

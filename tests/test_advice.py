@@ -144,6 +144,22 @@ def test_spans_of_time_are_no_ids_no_titles_and_no_positions(tmp_path):
     assert "so rename sku" in refusal(read_file, path, titles, request(command=COMMAND))
 
 
+@pytest.mark.parametrize(
+    "further, n_titles",
+    [
+        (lambda row, title: str(row), 950),  # nearly every title differs, as rows do
+        (lambda row, title: f"A long text about {title}", 5),
+    ],
+)
+def test_what_differs_with_every_row_and_what_is_a_text_is_no_item(tmp_path, further, n_titles):
+    titles = [n * 7 % n_titles for n in range(1000)]
+    rows = [(f"K{n % 9}", f"Tea {t}", further(n, t), "2024-01-05") for n, t in enumerate(titles)]
+    text = table(rows, "Kunde,Buchtitel,Feld,Bestellt am", ";")
+    (tmp_path / "shop.csv").write_text(text)
+    said = refusal(read_file, tmp_path / "shop.csv", None, request(command=COMMAND))
+    assert "--title-column Buchtitel" in said and "Feld " not in said.partition(COMMAND)[2]
+
+
 @pytest.mark.parametrize("when", [lambda t: f"1700000{t:03d}", lambda t: "soon"])
 def test_numbers_that_may_be_ids_and_words_are_no_time(tmp_path, when):
     (tmp_path / "shop.csv").write_text(of_a_shop(when))
