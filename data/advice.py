@@ -19,6 +19,7 @@ from delrec.data.cells import (
     guessed_titles,
     is_time,
     times_among,
+    without_birthdays,
 )
 from delrec.data.forms import form_of, open_text
 from delrec.data.hints import FLAGS, IDS, WORD, Columns, Request, command_for, guessed, plain
@@ -61,6 +62,8 @@ def stop_unless_columns(
     known = [name for role, name in vars(names).items() if role not in missing]
     free = [name for name in header if name not in known]
     cells = first_cells(table, [*free, *filter(None, [names.title])], request.encoding)
+    user = names.user if names.user in header else guessed(free, missing).get("user")
+    cells = without_birthdays(cells, table, user, request.encoding)
     found = guessed_in_cells(cells, names.title, missing)
     request = replace(request, columns=replace(request.columns, **found))
     missing = [role for role in missing if role not in found]

@@ -43,6 +43,27 @@ def text_columns(
     return found
 
 
+def without_birthdays(
+    cells: dict[str, pl.Series], table: Table, user: str | None, encoding: str | None
+) -> dict[str, pl.Series]:
+    """The cells without the columns of dates that are the same in every row of a user. All rows are
+    looked at: among the first, each user may have one order. user: the column of the users where
+    it is known."""
+    dates = [name for name in times_among(cells) if name != user]
+    if not user or not dates:
+        return cells
+    rows = pl.DataFrame(text_columns(table, [user, *dates], encoding))
+    if user not in rows or rows[user].n_unique() in (1, len(rows)):  # one user, or each comes once
+        return cells
+    users = rows[user].n_unique()
+    birthdays = {
+        name
+        for name in rows.columns
+        if name != user and rows[name].n_unique() > 1 and rows[[user, name]].n_unique() == users
+    }
+    return {name: column for name, column in cells.items() if name not in birthdays}
+
+
 def times_among(cells: dict[str, pl.Series]) -> list[str]:
     """The columns whose cells are all dates; numbers may as well be ids."""
     return [

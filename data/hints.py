@@ -61,7 +61,10 @@ IDS = ("id", "no", "no.", "nr", "nr.", "number", "nummer", "code", "key", "sku",
 
 
 # parts of the names of columns that are none of these
-NEVER = ("categor", "price", "preis", "count", "quantity", "menge", "type", "_list", "rating")
+NEVER = (
+    *("categor", "price", "preis", "count", "quantity", "menge", "type", "_list", "rating"),
+    *("birth", "geburt", "geboort", "naissance", "nacimiento", "nascita"),
+)
 
 
 def plain(name: str) -> str:

@@ -174,6 +174,33 @@ def test_of_two_columns_of_dates_none_is_guessed_and_no_rows_are_numbered(tmp_pa
     assert "--time-column COLUMN" in said and "number them" not in said
 
 
+@pytest.mark.parametrize("user", ["Kunde", "user"])
+@pytest.mark.parametrize("when", ["17000{:05d}", "2024-01-05T10:{:02d}"])
+def test_a_date_that_each_user_has_one_of_is_no_time(tmp_path, user, when):
+    rows = [
+        (f"K{t % 4}", t % 5, f"Tee {t % 5}", f"0{1 + t % 4}.02.1980", when.format(t))
+        for t in range(12)
+    ]
+    text = table(rows, f"{user},ArtNr,Bezeichnung,Geboren,Gekauft", ";")
+    (tmp_path / "shop.csv").write_text(text)
+    said = refusal(read_file, tmp_path / "shop.csv", None, request(command=COMMAND))
+    is_date = "T" in when
+    assert ("--time-column Gekauft" in said) == is_date and "--time-column Geboren" not in said
+    assert ("number them in a column position" in said) != is_date
+
+
+def test_a_date_is_a_birthday_only_by_all_rows(tmp_path):
+    """Each of the first 1000 rows is of another user or of the same order."""
+    rows = [
+        (f"K{n % 500}", n % 5, f"Tee {n % 5}", f"{1 + n % 500 // 20:02d}.02.2024")
+        for n in range(1000)
+    ]
+    rows += [(f"K{n}", n % 5, f"Tee {n % 5}", "01.03.2024") for n in range(5)]
+    (tmp_path / "shop.csv").write_text(table(rows, "Kunde,ArtNr,Bezeichnung,Gekauft", ";"))
+    said = refusal(read_file, tmp_path / "shop.csv", None, request(command=COMMAND))
+    assert "--time-column Gekauft" in said
+
+
 def test_netflix_s_blocks_and_a_table_of_titles_without_a_header_are_read(tmp_path):
     text = "".join(
         f"{i}:\n" + "".join(f"{u},3,2005-09-{10 + 3 * i + u}\n" for u in range(3)) for i in range(5)

@@ -205,6 +205,7 @@ def test_histories_of_recbole_are_no_interactions(tmp_path):
         ("Cliente Artículo Nombre Fecha Precio", [0, 1, 3, 2]),
         ("klant artikelnr omschrijving datum", [0, 1, 3, 2]),
         ("user_id item_id ts title", [0, 1, 2, 3]),
+        ("Geburtsdatum Kunde Artikelnr Artikel Kaufdatum", [1, 2, 4, 3]),
         ("Email Lineitem_name Lineitem_sku Created_at Billing_Name Vendor", [0, 2, 3, 1]),
         ("Item_# Item_Name SKU Order_Date Customer_User_ID", [4, 2, 3, 1]),
         ("product_name product_id username user_id created_at", [3, 1, 4, 0]),
