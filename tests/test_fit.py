@@ -1,6 +1,7 @@
 """Recommender.fit: from frames or paths to a recommender, written under the current folder."""
 
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -226,6 +227,30 @@ def test_what_is_wrong_in_a_frame_names_no_file(here):
     late = LOG.with_columns(timestamp=pl.lit("soon"))
     with pytest.raises(ValueError, match="^prepare.py: interactions, row 1: timestamp 'soon'"):
         Recommender.fit(late, ARTICLES, name="shop")
+
+
+def test_a_refusal_of_fit_names_what_fit_takes(here, monkeypatch):
+    def only_prepared(path, args, said):
+        if path.name == "prepare.py":
+            done = CliRunner().invoke(prepare.main, args)
+            if done.exit_code:
+                raise fitting.Refused(done.stderr.strip().splitlines()[-1])
+
+    monkeypatch.setattr(fitting, "run_script", only_prepared)
+    fit = partial(fitting.fit, model="sasrec", said=False)
+    fit(LOG, ARTICLES, "shop", flags={"core": 1})
+    other = {"core": 1, "split": "leave-one-out"}
+    with pytest.raises(ValueError, match=', name="shop-leave-one-out" puts this') as refused:
+        fit(LOG, ARTICLES, "shop", flags=other)
+    assert "out=" not in str(refused.value)
+    fit(LOG, ARTICLES, "shop-leave-one-out", flags=other)
+    with pytest.raises(ValueError, match="overwrite=True replaces it, name= names another folder"):
+        fit(LOG, ARTICLES, "shop", flags={"core": 1, "max_eval": 5})
+    (here / "a").mkdir()
+    LOG.write_csv(here / "a" / "a.inter", separator="\t")
+    ARTICLES.write_csv(here / "a" / "a.item", separator="\t")
+    with pytest.raises(ValueError, match="give it with interactions= and no items= instead"):
+        fit("a", ARTICLES, "atomic", flags={})
 
 
 def test_an_installation_without_the_scripts_says_what_to_do(here, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from delrec.serving.keywords import in_calls, in_keywords
+from delrec.serving.keywords import in_calls, in_keywords, in_names_of_fit
 
 SWITCHES = {"overwrite", "offset", "keep-seen"}
 
@@ -11,8 +11,8 @@ SWITCHES = {"overwrite", "offset", "keep-seen"}
     "said, python",
     [
         (
-            "--overwrite begins anew, --out names another",
-            "overwrite=True begins anew, out= names another",
+            "--overwrite begins anew, --seed another",
+            "overwrite=True begins anew, seed= another",
         ),
         ("or leave it out with --no-offset", "or leave it out with offset=False"),
         (
@@ -33,6 +33,30 @@ SWITCHES = {"overwrite", "offset", "keep-seen"}
 )
 def test_flags_are_keywords(said, python):
     assert in_keywords(said, SWITCHES) == python
+
+
+@pytest.mark.parametrize(
+    "said, python",
+    [
+        ("--out names another folder", "name= names another folder"),
+        ("remove it or give another --out", "remove it or give another name="),
+        ("--out /a/data/shop-files puts this beside", 'name="shop-files" puts this beside'),
+        (
+            """--out '/a b/data/it'"'"'s-files' puts this beside""",
+            'name="it\'s-files" puts this beside',
+        ),
+        ("give it with --raw instead", "give it with interactions= and no items= instead"),
+        ("use --dataset data/shop@1a", "use train_backbone.py --dataset data/shop@1a"),
+        (
+            "train it: python train_backbone.py --out a",
+            "train it: python train_backbone.py --out a",
+        ),
+        ("--outer --raw-x a--out", "--outer --raw-x a--out"),
+    ],
+)
+def test_what_fit_gives_itself_is_called_as_fit_calls_it(said, python):
+    assert in_names_of_fit(said) == python
+    assert not {"out=", "raw=", "dataset="} & set(in_keywords(python, SWITCHES).split())
 
 
 @pytest.mark.parametrize(

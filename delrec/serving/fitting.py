@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from delrec import runtime
 from delrec.processes import run_to_its_end
-from delrec.serving.keywords import in_calls, in_keywords
+from delrec.serving.keywords import ITSELF, in_calls, in_keywords, in_names_of_fit
 from delrec.serving.results import Refused
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 # flags that both scripts have: the seed is training's, and both replace what is there
 OF_TRAINING, OF_BOTH = {"seed"}, {"overwrite"}
-OUR_OWN = {"dataset", "out", "raw"}  # which fit gives them itself
 # the training command as far as it reads no data; argv: its folder, its flags
 UP_TO_THE_DATA = """
 import sys
@@ -102,7 +101,8 @@ def in_python(
         given, said = given or {}, str(bad)
         if "--" in said:
             switches = switches_of(script)
-            said = in_keywords(in_calls(said, given, switches), switches)
+            said = in_names_of_fit(in_calls(said, given, switches))
+            said = in_keywords(said, switches)
         for what, path in given.items():
             said = said.replace(path, what) if folder and path.startswith(folder) else said
         raise Refused(said) from None
@@ -110,7 +110,7 @@ def in_python(
 
 def divided(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the flags of data/prepare.py, those of train_backbone.py) among keywords."""
-    for key in OUR_OWN & set(flags):
+    for key in ITSELF.keys() & set(flags):
         raise Refused(
             f"fit() was given {key}={flags[key]!r:.60}, but it writes data/NAME and "
             "runs/NAME/MODEL of the current folder; give name= and model=, or call the scripts"

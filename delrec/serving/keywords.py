@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 # a script and what stands behind it in the same part of a sentence: it is for the shell
 OF_THE_SHELL = r"""[\w/]+\.py (?:(?! or | and )(?:'[^']*'|[^,;:()']))*"""
@@ -13,7 +14,15 @@ FLAG = r"(?<![\w-])--(?P<flag>[a-z][a-z0-9-]*)(?: (?P<value>-?\d[\d.]*(?![\w.]|-
 BARE = r"[\w@%+=:,./-]*[\w@%+=/-]"  # a word of a command that needs no quotes
 QUOTED = r"""(?:'[^']*'|"[^"]*")+"""  # one that shlex.quote wrote
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
-ITSELF = {"dataset", "out", "raw"}  # fit gives them, of its name
+# what fit gives the two commands itself, and what a sentence calls it there: fit reads the folder
+# of --raw where it has no items, and always prepares what it trains on
+ITSELF = {
+    "out": "name=",
+    "raw": "interactions= and no items=",
+    "dataset": "train_backbone.py --dataset",
+}
+# a path behind --out; a bare word there may be one of the sentence
+PLACE = rf"""{QUOTED}|[^\s,;'"]*/[^\s,;'"]*"""
 
 
 def in_keywords(said: str, switches: Collection[str]) -> str:
@@ -31,6 +40,22 @@ def in_keywords(said: str, switches: Collection[str]) -> str:
         return f"{key(flag)}={value or ''}"
 
     return re.sub(rf"{OF_THE_SHELL}|{FLAG}", word, said)
+
+
+def in_names_of_fit(said: str) -> str:
+    """A sentence in which the flags that fit refuses are called what they are to fit; a command for
+    the shell stays."""
+
+    def word(found: re.Match) -> str:
+        flag, place = found["flag"], found["place"]
+        if flag is None:
+            return found[0]
+        if flag == "out" and place:  # the folder of a preparation has its name
+            return f"name={json.dumps(Path(shlex.split(place)[0]).name, ensure_ascii=False)}"
+        return ITSELF[flag] + (f" {place}" if place else "")
+
+    flags = rf"(?<![\w-])--(?P<flag>{'|'.join(ITSELF)})(?![\w-])(?: (?P<place>{PLACE}))?"
+    return re.sub(rf"{OF_THE_SHELL}|{flags}", word, said)
 
 
 def in_calls(said: str, given: Mapping[str, str], switches: Collection[str]) -> str:
