@@ -32,7 +32,7 @@ from typing import Any
 
 import click
 
-from common import checks_of, options, shard_option, verbalizers
+from common import checks_of, options, shard_option, typed_of, verbalizers
 from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data
 from delrec.evaluation import plain
@@ -321,7 +321,7 @@ def main(**config: Any) -> None:
         stop("nothing to evaluate; give --ckpt RUN (a run folder) or --llm NAME --dataset NAME")
     ranks = setup(0)
     runs, data = open_runs(names, cfg.dataset, ranks)
-    if flag := asks_one_run(cfg):
+    if flag := asks_one_run(cfg, typed_of(click.get_current_context(), config)):
         ask_one_run(flag, runs, data, cfg, ranks)
         return finish(ranks)
     out = table_folder(cfg, runs, data) if ranks.main else None

@@ -53,9 +53,9 @@ def without_birthdays(
     if not user or not dates:
         return cells
     rows = pl.DataFrame(text_columns(table, [user, *dates], encoding))
-    if user not in rows or rows[user].n_unique() in (1, len(rows)):  # one user, or each comes once
+    users = rows[user].n_unique() if user in rows else 1
+    if users in (1, len(rows)):  # one user, or each comes once
         return cells
-    users = rows[user].n_unique()
     birthdays = {
         name
         for name in rows.columns

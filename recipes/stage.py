@@ -29,6 +29,7 @@ from delrec.runtime import (
     load_run,
     when,
 )
+from delrec.serving.keywords import key_of
 
 # Linux tells a process when its parent has ended (prctl); loaded here, as a forked one should not
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None) if sys.platform == "linux" else None, 1
@@ -212,7 +213,7 @@ def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
     for flag, value in asked.items():
         if (flag, str(value)) == ("--folds", "0"):  # folds only add files
             continue
-        key = flag.removeprefix("--").replace("-", "_")
+        key = key_of(flag)
         if flag == "--backbone":
             key = "backbone_run"
         is_same = same_llm(made, value) if flag == "--llm" else same_value(made.get(key), value)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from delrec import runtime
 from delrec.processes import run_to_its_end
-from delrec.serving.keywords import ITSELF, in_calls, in_keywords, in_names_of_fit
+from delrec.serving.keywords import ITSELF, in_calls, in_keywords, in_names_of_fit, key_of
 from delrec.serving.results import Refused
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def divided(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             "runs/NAME/MODEL of the current folder; give name= and model=, or call the scripts"
         )
     prepare = import_module("delrec.data.prepare").main  # a script, which nobody else imports
-    names = {opt[2:].replace("-", "_") for param in prepare.params for opt in param.opts}
+    names = {key_of(opt) for param in prepare.params for opt in param.opts}
     of_prepare = names - OF_TRAINING
     to_prepare = {key: value for key, value in flags.items() if key in of_prepare}
     not_to_train = of_prepare - OF_BOTH

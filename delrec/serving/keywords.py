@@ -34,10 +34,10 @@ def in_keywords(said: str, switches: Collection[str]) -> str:
 
     def keyword(flag: str, value: str | None) -> str:
         if flag in switches:
-            return f"{key(flag)}=True{f' {value}' if value else ''}"
+            return f"{key_of(flag)}=True{f' {value}' if value else ''}"
         if flag.startswith("no-") and flag[3:] in switches:
-            return f"{key(flag[3:])}=False{f' {value}' if value else ''}"
-        return f"{key(flag)}={value or ''}"
+            return f"{key_of(flag[3:])}=False{f' {value}' if value else ''}"
+        return f"{key_of(flag)}={value or ''}"
 
     return re.sub(rf"{OF_THE_SHELL}|{FLAG}", word, said)
 
@@ -74,17 +74,17 @@ def call_of(words: list[str], given: Mapping[str, str], switches: Collection[str
     while words:
         flag = words.pop(0)[2:]
         if flag in switches:
-            parts.append(f"{key(flag)}=True")
+            parts.append(f"{key_of(flag)}=True")
             continue
         value = words.pop(0)
         if flag not in ITSELF and given.get(flag) != value:
             number = NUMBER.fullmatch(value)
             parts.append(
-                f"{key(flag)}={value if number else json.dumps(value, ensure_ascii=False)}"
+                f"{key_of(flag)}={value if number else json.dumps(value, ensure_ascii=False)}"
             )
     return f"Recommender.fit({', '.join(parts)})"
 
 
-def key(flag: str) -> str:
-    """A flag as a keyword of Python."""
-    return flag.replace("-", "_")
+def key_of(flag: str) -> str:
+    """A flag, with its dashes or without, as a keyword of Python."""
+    return flag.strip("-").replace("-", "_")

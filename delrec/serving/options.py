@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from delrec.runtime import stop
+from delrec.serving.keywords import key_of
 
 answer_options = (
     click.option(
@@ -64,33 +65,22 @@ ONLY_WITH = dict.fromkeys(("--top", "--only", "--exclude", "--where", "--keep-se
 ONLY_WITH["--pool"] = (*TO_ASK[:-1], "--latency")
 
 
-def asks_one_run(cfg: SimpleNamespace) -> str | None:
+def asks_one_run(cfg: SimpleNamespace, typed: set[str]) -> str | None:
     """The flag that asks one run for something else than a table; None for a table. What says how
-    to answer, and nothing is asked, is refused."""
+    to answer, and nothing is asked, is refused. typed: the names of the flags that were."""
     flags = (*TO_ASK, "--export", "--export-onnx", "--probe", "--free", "--card")
     value = {flag: getattr(cfg, key_of(flag)) for flag in flags}
     given = [flag for flag in flags if value[flag] not in (None, False)]
     if len(given) > 1:
         stop(f"{' and '.join(given)} were given, one at a time is answered; leave the others out")
     for flag, others in ONLY_WITH.items():
-        if is_typed(flag) and not any(getattr(cfg, key_of(other)) for other in others):
+        if key_of(flag) in typed and not any(getattr(cfg, key_of(other)) for other in others):
             *some, last = others
             stop(
                 f"{flag} belongs to {', '.join(some)} or {last}, and none was given; add one, or "
                 f"leave {flag} out"
             )
     return given[0] if given else None
-
-
-def key_of(flag: str) -> str:
-    """A flag as a name of Python."""
-    return flag.strip("-").replace("-", "_")
-
-
-def is_typed(flag: str) -> bool:
-    """True for a flag that stands in the command."""
-    source = click.get_current_context().get_parameter_source(key_of(flag))
-    return source == click.core.ParameterSource.COMMANDLINE
 
 
 def options_of(cfg: SimpleNamespace) -> dict[str, Any]:
