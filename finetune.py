@@ -35,11 +35,11 @@ from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data
 from delrec.lm import (
     adalora,
-    averaged,
     calibration,
     crossfit,
     differences,
     draws,
+    drop_items,
     ensemble,
     hints,
     items,
@@ -142,7 +142,7 @@ def check(cfg: SimpleNamespace, typed: set[str]) -> None:
         ),
     ]
     faults += [*items.faults(cfg), *soft_prompt.faults(cfg), *slmrec.faults(cfg)]
-    faults += [*ensemble.faults(cfg), *averaged.faults(cfg), *twice.faults(cfg)]
+    faults += [*ensemble.faults(cfg), *drop_items.faults(cfg), *twice.faults(cfg)]
     faults += [*kept.faults(cfg), *summaries.faults(cfg), *hints.faults(cfg)]
     refuse([*faults, *residual.faults(cfg)])
 

@@ -67,6 +67,7 @@ from delrec.names import NAMES
 from delrec.processes import Ranks, finish, sum_gradients
 from delrec.runtime import described, stop
 from delrec.training import checkpoints, steps
+from delrec.training.averaged import Averaged
 from delrec.training.loop import Best, Loop, OptimiserState
 
 # paper: width, dropout, lr and batch (DELRec, section V), but not GRU4Rec's optimiser: Adam here,
@@ -76,8 +77,7 @@ DEFAULTS = {
     "sasrec": dict(history=20, width=100, dropout=0.5, lr=1e-3, batch=128, epochs=100, patience=10),
     "gru4rec": dict(history=20, width=64, dropout=0.3, lr=1e-3, batch=50, epochs=100, patience=20),
     "caser": dict(history=5, width=100, dropout=0.4, lr=1e-3, batch=128, epochs=20, patience=3),
-    # Their own papers', for Amazon's logs; BERT4Rec's: arXiv 2309.07602. eSASRec has width 64 (its
-    # README) or 256 (its settings, 16 times the work); two blocks, as on dense data.
+    # Their own papers', for Amazon's logs; BERT4Rec's: arXiv 2309.07602 (docs/differences.md).
     "esasrec": dict(history=50, width=64, dropout=0.2, lr=1e-3, batch=128, epochs=200, patience=50),
     "bsarec": dict(history=50, width=64, dropout=0.5, lr=5e-4, batch=256, epochs=200, patience=10),
     "lrurec": dict(history=50, width=64, dropout=0.2, lr=1e-3, batch=128, epochs=100, patience=10),
@@ -260,6 +260,7 @@ def main(**config) -> None:
         record["out_of_fold"] = answer_out_of_fold(cfg, ranks, out, protocol, given, full, got)
     if ranks.main:
         found = results.write_results(out, full.model, protocol, got)
+        seconds = max(full.loop.spent["steps"], 1e-9)
         record |= {
             "out": str(folder),
             "n_items": data.n_items,
@@ -267,9 +268,7 @@ def main(**config) -> None:
             "optimiser": "Adam",
             "epochs_run": full.epochs,
             "best_epoch": full.best_epoch,
-            "samples_per_second": round(
-                full.epochs * len(data.train) / max(full.loop.spent["steps"], 1e-9), 1
-            ),
+            "samples_per_second": round(full.epochs * len(data.train) / seconds, 1),
             **getattr(full.model, "chosen", {}),
         }
         record = common.finish_run(folder, record, full.loop.earlier)
@@ -322,18 +321,19 @@ def fit(
     robust = dros.Robust(cfg, data, ranks.device) if cfg.dros else None
     views = contrast.Contrast(cfg, data) if cfg.contrast else None
     teacher = dllm2rec.Teacher(cfg, data, given, robust) if cfg.teacher and cfg.lam else None
-    best, mean = Best(ranks.device), EpochLoss(ranks)
+    best, mean, epoch_loss = Best(ranks.device), Averaged(params, cfg.ema), EpochLoss(ranks)
     made = checkpoints.made_with(cfg, data, ranks) | given.made
     saver = checkpoints.Saver(out, cfg.checkpoint_every, made, ranks)
     loop = Loop(saver, NAMES[cfg.model], most, cfg.resume, unit="epoch")
-    loop.keep(model=model, opt=OptimiserState(optimiser), best=best, loss=mean)
+    loop.keep(model=model, opt=OptimiserState(optimiser), best=best, mean=mean, loss=epoch_loss)
 
     while True:
         epoch = loop.epoch  # 0 is the untrained model
         if loop.step == 0:
-            found = protocol.validate(model, ranks) if protocol else {}
-            best.offer(found.get("val_ndcg@10", epoch), epoch, model.state_dict())
-            loop.log(epoch, **mean.fields(), **found)
+            with mean.shown():
+                found = protocol.validate(model, ranks) if protocol else {}
+                best.offer(found.get("val_ndcg@10", epoch), epoch, model.state_dict())
+            loop.log(epoch, **epoch_loss.fields(), **found)
         if epoch == most or epoch - best.step >= cfg.patience:
             break
         model.train()
@@ -347,15 +347,15 @@ def fit(
                     terms = dict(taught=taught, robust=robust, gbce=cfg.loss == "gbce")
                     loss = loss_of(model, *mine, **terms) / batch.n_targets
                     loss.backward()
-                mean.add(loss * batch.n_targets)
+                epoch_loss.add(loss * batch.n_targets)
             if views:
                 views.term(model, batch, (epoch, step), ranks).backward()
-            mean.count(batch.n_targets)
+            epoch_loss.count(batch.n_targets)
             sum_gradients(params, ranks)
-            number = f"{step + 1} of epoch {epoch + 1}"
-            steps.stop_unless_finite(params, number, batch.last_B, data)
+            steps.stop_unless_finite(params, f"{step + 1} of epoch {epoch + 1}", batch.last_B, data)
             optimiser.step()
-        mean.close()
+            mean.take()
+        epoch_loss.close()
         loop.next_epoch()
     loop.close()
 

@@ -11,12 +11,12 @@ from tuning import opens_as_stored
 from vector_runs import TUNE
 
 import finetune
-from delrec.lm import averaged
-from delrec.lm.averaged import Averaged
+from delrec.lm import drop_items
 from delrec.lm.items import Folds, permute
 from delrec.lm.text import ITEM, MASK, embed
 from delrec.lm.windows import WindowPrompt
 from delrec.runtime import load_run
+from delrec.training.averaged import Averaged
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def prompts():
 
 
 def test_a_share_of_the_items_is_lacking_and_nothing_else(prompts):
-    found = averaged.without_items(prompts, 0.3, 0)
+    found = drop_items.without_items(prompts, 0.3, 0)
     tails = np.stack([e.tail for e in found])
     old = prompts[0].tail
     assert np.array_equal(old, np.r_[5, 6, ITEM - np.arange(1, 13), MASK])  # as it was
@@ -111,10 +111,10 @@ def test_a_share_of_the_items_is_lacking_and_nothing_else(prompts):
 
 
 def test_which_are_lacking_belongs_to_the_prompt_s_number(prompts):
-    found = averaged.without_items(prompts[:50], 0.3, 0)
-    apart = averaged.without_items([prompts[49], prompts[7]], 0.3, 0)
+    found = drop_items.without_items(prompts[:50], 0.3, 0)
+    apart = drop_items.without_items([prompts[49], prompts[7]], 0.3, 0)
     assert [a.tail.tolist() for a in apart] == [found[i].tail.tolist() for i in (49, 7)]
-    other = averaged.without_items(prompts[:50], 0.3, 1)
+    other = drop_items.without_items(prompts[:50], 0.3, 1)
     assert any((a.tail != b.tail).any() for a, b in zip(found, other))
 
 
@@ -135,7 +135,7 @@ def test_training_lacks_items_and_validation_has_them_all(
     to_ids, toy, run, alone, on_cpu, tmp_path, monkeypatch
 ):
     run(finetune.main, f"{to_ids} --out {tmp_path}/whole")
-    drop, seen = averaged.without_items, []
+    drop, seen = drop_items.without_items, []
 
     def drop_and_note(batch, p, seed):
         seen.extend(e.number for e in batch)

@@ -27,7 +27,7 @@ DEFAULTS = {
 OF_OTHERS = OF_LISTS | {"from_run", "loss", "negatives", "teacher", "lam", "eta", "offset"}
 OF_OTHERS |= {"text_in", "cold_out", "dros", "dros_beta", "contrast", "contrast_tau", "one_target"}
 UNUSED = {
-    "seqsim": OF_OTHERS | {"width", "dropout", "lr", "batch", "epochs", "patience", "folds"},
+    "seqsim": OF_OTHERS | {"width", "dropout", "lr", "batch", "epochs", "patience", "folds", "ema"},
     "kda": OF_OTHERS,
 }
 WHY = {

@@ -22,7 +22,7 @@ from delrec.runtime import load_run, stop
 FIXED = ("model", "width", "history")  # the shapes of the weights
 # unless something else is typed; runs of earlier versions have not all of them
 TAKEN = ("dropout", "loss", "negatives", "lr", "batch")
-TAKEN += ("dros", "dros_beta", "contrast", "contrast_tau", "one_target")
+TAKEN += ("dros", "dros_beta", "contrast", "contrast_tau", "one_target", "ema")
 
 
 def settle(cfg: SimpleNamespace, typed: set[str]) -> None:

@@ -16,8 +16,8 @@ from delrec.data.prepared import (
     with_lists,
 )
 from delrec.lm import hints
-from delrec.lm.averaged import without_items
 from delrec.lm.crossfit import may_learn_from
+from delrec.lm.drop_items import without_items
 from delrec.lm.items import in_tables, table_of
 from delrec.lm.ragged import Ragged, below, of_padded
 from delrec.lm.ranker import Ranker, reads_all, score_and_rank, score_samples

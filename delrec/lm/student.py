@@ -14,7 +14,6 @@ import torch
 from delrec.data.prepared import Data, histories
 from delrec.lm import (
     adalora,
-    averaged,
     crossfit,
     ensemble,
     hints,
@@ -41,6 +40,7 @@ from delrec.metrics import chance
 from delrec.processes import Ranks
 from delrec.runtime import Run, follow_umask, load_run, stop, write_npy
 from delrec.training import checkpoints
+from delrec.training.averaged import Averaged
 from delrec.training.loop import Loop
 from delrec.training.run_folders import finish_run
 from delrec.training.steps import evenly, forget_gradients, groups_of
@@ -229,7 +229,7 @@ class Moving:
             (prompt, cfg.lr_prompt),
         )
         self.params = [p for group in self.groups for p in group["params"]]
-        self.mean = averaged.Averaged(self.params, cfg.ema)
+        self.mean = Averaged(self.params, cfg.ema)
         self.layers = adalora.adapted_layers(self.adapter)
         # singular values over all layers, at the beginning and at the end
         whole_rank = adalora.whole_rank(self.adapter)

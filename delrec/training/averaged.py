@@ -1,16 +1,9 @@
-"""Two ways to keep stage 2 from learning its samples by heart: the mean of its steps (--ema), and
-history items that a training prompt lacks (--drop-items).
-"""
+"""The running mean of the steps of a training (--ema of train_backbone.py and finetune.py)."""
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import torch
-
-from delrec.lm.text import ITEM
 
 
 class Averaged:
@@ -19,9 +12,10 @@ class Averaged:
 
         mean_t = sum_s d^(t-s) w_s / sum_s d^(t-s)
 
-    over the steps s whose ranks are AdaLoRA's final ones: before, a step's value may be cut, and
-    the mean is what trains. The sum in the denominator makes the first step's weight as small as it
-    is old: with d^t alone the mean would remember for 1 / (1 - d) steps where it began.
+    over the steps s that count: in stage 2 those whose ranks are AdaLoRA's final ones. Before, a
+    step's value may be cut, and the mean is what trains. The sum in the denominator makes the first
+    step's weight as small as it is old: with d^t alone the mean would remember for 1 / (1 - d)
+    steps where it began.
     """
 
     def __init__(self, params: list[torch.Tensor], d: float):
@@ -31,7 +25,7 @@ class Averaged:
         self.means = [p.detach().clone() for p in params] if d else []
 
     @torch.no_grad()
-    def take(self, counts: bool) -> None:
+    def take(self, counts: bool = True) -> None:
         """Takes a step's values into the mean. counts: false while it is only what trains."""
         self.n = 1 + self.d * self.n if counts else 0.0
         for mean, p in zip(self.means, self.params):
@@ -63,32 +57,3 @@ def set_values(params: list[torch.Tensor], values: list[torch.Tensor]) -> None:
     """Gives tensors the values of others; none where there are no others."""
     for p, value in zip(params, values):
         p.copy_(value)
-
-
-def without_items(batch: list, p: float, seed: int) -> list:
-    """Training prompts in each of which an item's vector is 0 with probability p, drawn by the
-    prompt's number: the same ones in whichever process and after a kill.
-
-    The item's place stays, and what is asked there: the LM reads what W_in makes of 0, its bias,
-    and must go by the others. Taken out, it would take with it the place from which its successor
-    is predicted, and the loss would be of other reads than without.
-    """
-    found = []
-    for prompt in batch:
-        place_M = np.flatnonzero(prompt.tail <= ITEM)
-        gone = np.random.default_rng([seed, 7, prompt.number]).random(len(place_M)) < p
-        tail = prompt.tail.copy()
-        tail[place_M[gone]] = ITEM  # the padding item, whose vector is 0
-        found.append(replace(prompt, tail=tail))
-    return found
-
-
-def faults(cfg: SimpleNamespace) -> list[tuple]:
-    """What cannot be meant by --drop-items: [(is it so?, sentence)]."""
-    return [
-        (
-            cfg.drop_items and cfg.input != "ids",
-            f"--drop-items empties item vectors, --input is {cfg.input}; use --input ids, or leave "
-            "it out",
-        )
-    ]
