@@ -310,8 +310,7 @@ def fit(
     protocol: results.Protocol | None = None,
     epochs: int | None = None,
 ) -> Fitted:
-    """A model trained on data.train: the best epoch's by validation; with `epochs` the last's of so
-    many, without a validation."""
+    """A model of data.train: its best epoch by validation, or with `epochs` the last of so many."""
     model, params, optimiser = begin(cfg, data, ranks, given)
     titled.choose(model, protocol, ranks)
     steps.zero_gradients(params)  # a process with no row in a small last batch adds zeros

@@ -166,7 +166,8 @@ def stop_and_resume(jobs, name, tmp_path, monkeypatch, after, spoil=None):
 
     def load_spoiled(self):
         found = load(self)
-        spoil(found[1])
+        if found:  # the run of a fold begins anew
+            spoil(found[1])
         return found
 
     with monkeypatch.context() as patch:

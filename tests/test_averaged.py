@@ -1,4 +1,6 @@
-"""finetune.py --ema and --drop-items: the mean of the steps, and prompts that lack items."""
+"""--ema of finetune.py and train_backbone.py, the mean of the steps, and --drop-items, prompts that
+lack items.
+"""
 
 from dataclasses import replace
 
@@ -7,16 +9,19 @@ import pytest
 import torch
 from commands import log_of
 from safetensors.torch import load_file
+from stopped_runs import same, stop_and_resume
 from tuning import opens_as_stored
 from vector_runs import TUNE
 
 import finetune
+import train_backbone
 from delrec.lm import drop_items
 from delrec.lm.items import Folds, permute
 from delrec.lm.text import ITEM, MASK, embed
 from delrec.lm.windows import WindowPrompt
 from delrec.runtime import load_run
 from delrec.training.averaged import Averaged
+from delrec.training.loop import Best
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +91,65 @@ def test_a_run_keeps_the_mean_of_its_steps_and_is_chosen_by_it(
     assert (kept - last[-1]).abs().max() > 1e-3
     # what was validated is what was kept
     opens_as_stored(tmp_path / "run", toy, alone, 1e-3, 1e-3)
+
+
+# ---------------------------------------------------------------- a conventional model's
+
+
+NOISY = "--width 16 --batch 8 --history 8 --dropout 0 --lr .03 --epochs 3 --patience 9"
+
+
+def test_a_backbone_is_the_mean_of_its_steps_until_its_best_epoch(
+    cycle, train_on_cycle, tmp_path, monkeypatch
+):
+    steps, ends = [], []
+    take, offer = Averaged.take, Best.offer
+
+    def take_and_note(self):
+        take(self)
+        steps.append([p.detach().clone() for p in self.params])
+
+    def offer_and_note(self, *quality_and_weights):
+        offer(self, *quality_and_weights)
+        ends.append(len(steps))
+
+    monkeypatch.setattr(Averaged, "take", take_and_note)
+    monkeypatch.setattr(Best, "offer", offer_and_note)
+    train_on_cycle(tmp_path / "run", f"{NOISY} --ema .9")
+    steps = steps[: ends[load_run(tmp_path / "run").best_epoch]]
+    kept = load_file(tmp_path / "run" / "model.safetensors")["item.weight"]
+    items = [p for step in steps for p in step if p.shape == kept.shape]
+    torch.testing.assert_close(kept.double(), mean_of(items, 0.9), rtol=1e-5, atol=1e-6)
+    assert len(items) > 30 and (kept - items[-1]).abs().max() > 1e-2
+
+
+def test_where_steps_are_noisy_their_mean_ranks_better(cycle, train_on_cycle, tmp_path):
+    train_on_cycle(tmp_path / "step", NOISY)
+    train_on_cycle(tmp_path / "mean", f"{NOISY} --ema .98")
+    step, mean = (log_of(tmp_path / name) for name in ("step", "mean"))
+    # the same steps are taken, and only the mean of them is looked at
+    assert [line.get("loss") for line in step] == [line.get("loss") for line in mean]
+    for one, other in zip(step[1:], mean[1:], strict=True):
+        assert 1 - other["val_ndcg@10"] < 0.6 * (1 - one["val_ndcg@10"])
+
+
+def test_a_stopped_backbone_goes_on_with_its_mean(cycle, train_on_cycle, tmp_path, monkeypatch):
+    options = f"{NOISY} --ema .98 --folds 2 --checkpoint-every 1000"
+    train_on_cycle(tmp_path / "whole", options)
+
+    def args(out, *more):
+        return ["--dataset", str(cycle.folder), "--out", str(out), *options.split(), *more]
+
+    def forget(tensors):
+        means = [key for key in tensors if key.startswith("mean.")]
+        assert means
+        for key in means:
+            tensors[key] = torch.zeros_like(tensors[key])
+
+    jobs = {"job": (train_backbone.main, args)}
+    for spoil, alike in ((None, True), (forget, False)):
+        again = stop_and_resume(jobs, "job", tmp_path / str(alike), monkeypatch, 30, spoil)
+        assert same(again, tmp_path / "whole") == alike
 
 
 # ---------------------------------------------------------------- lacking items

@@ -132,6 +132,7 @@ def test_a_card_s_command_makes_the_same_run(made, run, walks):
     "options, says",
     [
         ("--lr .1", "--lr means nothing with --model seqsim, which is not trained"),
+        ("--ema .9", "--ema means nothing with --model seqsim"),
         ("--folds 2", "--folds means nothing with --model seqsim"),
         ("--teacher x", "--teacher means nothing with --model seqsim"),
         ("--text-in start", "--text-in means nothing with --model seqsim"),

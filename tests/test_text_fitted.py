@@ -101,11 +101,13 @@ def test_what_would_be_left_out_without_a_word_is_refused(options, says, toy, re
 
 def test_a_table_says_what_a_backbone_learnt_by_and_of():
     made = dict(stage="train_backbone", loss="bce", dros=0.5, contrast=0.0, one_target=True)
+    made |= dict(ema=0.9)
     made |= dict(
         text="tfidf+own/titles.npy", text_in="fold", text_whiten=0.5, eta=2.0, permute_text=True
     )
     note = note_of(SimpleNamespace(**made))
-    assert note.startswith("bce loss, --dros 0.5, a window a target, titles' vectors: ")
+    begins = "bce loss, --dros 0.5, mean of steps (--ema 0.9), a window a target, titles' vectors: "
+    assert note.startswith(begins)
     assert "tfidf+titles.npy (fold" in note
     assert note.endswith(", whiten 0.5, eta 2), permuted") and "contrast" not in note
 

@@ -106,14 +106,14 @@ def test_settings_come_from_the_run_unless_something_else_is_typed(go_on, last_w
 
 def test_what_a_run_learnt_by_beside_its_loss_goes_on_too(logs, go_on, run, tmp_path):
     start = tmp_path / "start"
-    terms = "--loss bce --dros .5 --dros-beta 2 --contrast .2 --one-target"
+    terms = "--loss bce --dros .5 --dros-beta 2 --contrast .2 --one-target --ema .9"
     flags = f"--dataset {logs[0].folder} --out {start} --epochs 0 {SMALL} {terms}"
     run(train_backbone.main, flags)
     on = load_run(go_on("--epochs 0 --contrast .3", "on", start)[0])
-    assert (on.dros, on.dros_beta, on.contrast, on.one_target) == (0.5, 2, 0.3, True)
+    assert (on.dros, on.dros_beta, on.contrast, on.one_target, on.ema) == (0.5, 2, 0.3, True, 0.9)
     # of a version that had no such flags
     config = json.loads((start / "config.json").read_text())
-    keys = ("dros", "dros_beta", "contrast", "contrast_tau", "one_target")
+    keys = ("dros", "dros_beta", "contrast", "contrast_tau", "one_target", "ema")
     (start / "config.json").write_text(json.dumps({k: config[k] for k in config if k not in keys}))
     assert load_run(go_on("--epochs 0", "old", start)[0]).dros == 0
 
