@@ -91,6 +91,7 @@ def commands_of(page: Path) -> list[tuple[str, list[str]]]:
     """(script, its arguments) of every command of a page."""
     found = []
     for line in code_of(page):
+        line = re.sub('"[^"]*"', '""', line)  # --flags "--text tfidf" is about another script
         for part in re.split(r"&&|;|\|(?= )", line.split(" # ")[0].split("  #")[0]):
             if match := re.search(r"(?:^|[ /])(?:python|torchrun)3? (.*?)([\w/]+\.py)\b(.*)", part):
                 found.append((match[2], match[3].split()))
