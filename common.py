@@ -10,16 +10,13 @@ import numpy as np
 
 from delrec.data.prepared import Data, load_data
 from delrec.processes import Ranks, setup
+from delrec.ranges import WHOLE
 from delrec.runtime import place_of_new, stop, whole_or_auto
 from delrec.training.claims import begun_by_this_job, claim, stay_stopped
 from delrec.training.memory import micro_of
 from delrec.training.run_folders import finish_run, start_run
 
 __all__ = ["claim", "finish_run", "start_run"]  # a script calls them by this module's name
-
-WHOLE = click.IntRange(1)  # 1, 2, 3, ..
-FROM_0 = click.FloatRange(0)
-ABOVE_0 = click.FloatRange(0, min_open=True)
 
 # ------------------------------------------------ options that several scripts share
 

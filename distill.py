@@ -31,7 +31,6 @@ import torch.nn.functional as F
 from lion_pytorch import Lion
 
 import common
-from common import ABOVE_0, FROM_0, WHOLE
 from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import with_lists
 from delrec.lm import augment, crossfit, differences, items, options, prompt_training
@@ -45,6 +44,7 @@ from delrec.lm.rps import listwise
 from delrec.lm.verbalizers import SCORES_ALL, loss_over_all, score
 from delrec.lm.windows import WindowPrompt, Windows, targets_of
 from delrec.processes import finish, sum_gradients, sum_over_ranks
+from delrec.ranges import ABOVE_0, FROM_0, WHOLE, Number
 from delrec.runtime import described, load_run, stop, write_json
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
@@ -284,8 +284,10 @@ class Lessons:
     help="that of a LoRA adapter on the LM's q and v; 0: the LM is frozen (the paper; above 0: "
     "its variant w UDPSM)",
 )
-@click.option("--weight-decay", default=1e-5, help="weight decay of Lion")
-@click.option("--warmup", default=0.1, help="share of the steps with rising learning rate")
+@click.option("--weight-decay", default=1e-5, type=FROM_0, help="weight decay of Lion")
+@click.option(
+    "--warmup", default=0.1, type=Number(0, 1), help="share of the steps with rising learning rate"
+)
 @common.seed_option
 # validation
 @click.option(

@@ -70,6 +70,7 @@ from delrec.evaluation.typed import settle_names
 from delrec.lm import export
 from delrec.lm.model import located
 from delrec.processes import Ranks, finish, setup
+from delrec.ranges import FROM_0
 from delrec.runtime import Run, described, must_be_writable, read_json, stop, write_json
 from delrec.serving.answers import answer_file, answer_history, answer_similar
 from delrec.serving.card import write_card
@@ -183,7 +184,7 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
 @click.option(
     "--margin",
     nargs=2,
-    type=float,
+    type=FROM_0,
     default=(0.01, 0.003),
     metavar="NEAR ALL",
     help="rows that differ by less count as equal: in HR@1 and NDCG@10 among candidates, in HR@20 "

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from lion_pytorch import Lion
 
 import common
-from common import ABOVE_0, FROM_0, WHOLE, fill, refuse
+from common import fill, refuse
 from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data
 from delrec.lm import (
@@ -70,6 +70,7 @@ from delrec.lm.verbalizers import (
 )
 from delrec.lm.windows import ByVectors, targets_of
 from delrec.processes import Ranks, finish, sum_gradients
+from delrec.ranges import ABOVE_0, FROM_0, WHOLE, Number
 from delrec.runtime import described
 from delrec.training import checkpoints, steps
 from delrec.training.loop import Best, Loop, OptimiserState, Weights
@@ -275,8 +276,10 @@ class ByTitles:
 @click.option(
     "--lr-prompt", default=0.0, type=FROM_0, help="that of the soft prompt; above 0: variant w ULSR"
 )
-@click.option("--weight-decay", default=1e-6, help="weight decay of Lion")
-@click.option("--warmup", default=0.05, help="share of the steps with rising learning rate")
+@click.option("--weight-decay", default=1e-6, type=FROM_0, help="weight decay of Lion")
+@click.option(
+    "--warmup", default=0.05, type=Number(0, 1), help="share of the steps with rising learning rate"
+)
 @common.seed_option
 # validation
 @click.option(

@@ -42,7 +42,6 @@ import torch
 from torch.nn.utils import parametrize
 
 import common
-from common import WHOLE
 from delrec.backbone import (
     bert4rec,
     contrast,
@@ -65,6 +64,7 @@ from delrec.backbone.text_options import text_options
 from delrec.data.prepared import Data
 from delrec.names import NAMES
 from delrec.processes import Ranks, finish, sum_gradients
+from delrec.ranges import ABOVE_0, WHOLE, Number
 from delrec.runtime import described, stop
 from delrec.training import checkpoints, steps
 from delrec.training.averaged import Averaged
@@ -168,7 +168,7 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
 @click.option("--width", type=WHOLE, help="width of the item vectors, E; 100, GRU4Rec 64")
 @click.option(
     "--dropout",
-    type=click.FloatRange(0, 0.95),
+    type=Number(0, 0.95),
     help="share dropped in training; .5, GRU4Rec .3, Caser .4",
 )
 @common.options(*text_options)
@@ -188,7 +188,7 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
 @click.option(
     "--negatives", default=1024, type=WHOLE, help="items that sampled and gbce draw for each batch"
 )
-@click.option("--lr", type=common.ABOVE_0, help="learning rate of Adam; 1e-3")
+@click.option("--lr", type=ABOVE_0, help="learning rate of Adam; 1e-3")
 @click.option(
     "--batch", type=WHOLE, help="windows of an optimiser step, over all processes; 128, GRU4Rec 50"
 )

@@ -47,6 +47,7 @@ from delrec.data.sources import SOURCES, Source
 from delrec.data.summary import meta_of, summary
 from delrec.data.title_faults import faults_of_folder
 from delrec.data.titles import one_line
+from delrec.ranges import ABOVE_0
 from delrec.runtime import (
     beside,
     complete_renames,
@@ -221,7 +222,7 @@ def write_prepared(out: Path, made: Preparation, meta: dict, keep: Path | None) 
 )
 @click.option(
     "--min-watch",
-    type=click.FloatRange(0, min_open=True),
+    type=ABOVE_0,
     help="kuairec: times its length that a video must be watched to count  [default: 2]",
 )
 @click.option("--user-column", "user", help="name of the column in your file  [default: user]")

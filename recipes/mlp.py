@@ -41,7 +41,6 @@ import torch.nn.functional as F
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import common
-from common import WHOLE
 from delrec.backbone import results
 from delrec.backbone.models import load
 from delrec.backbone.ranking import rank_all
@@ -49,6 +48,7 @@ from delrec.data.prepared import users
 from delrec.lm.listed import backbone_digest
 from delrec.lm.residual import stop_without_folds
 from delrec.processes import Ranks, finish
+from delrec.ranges import WHOLE, Number
 from delrec.runtime import (
     Run,
     described,
@@ -206,7 +206,7 @@ def quality_of(found: dict[str, float], choose: str) -> float:
 )
 @click.option("--out", help="run folder to write; runs/<dataset>/mlp if not given")
 @click.option("--hidden", default=512, type=WHOLE, help="width between the two layers")
-@click.option("--dropout", default=0.5, type=click.FloatRange(0, 0.95), help="between them too")
+@click.option("--dropout", default=0.5, type=Number(0, 0.95), help="between them too")
 @click.option("--batch", default=256, type=WHOLE, help="samples of a step")
 @click.option("--epochs", default=40, type=WHOLE, help="most epochs at each learning rate")
 @click.option("--patience", default=5, type=WHOLE, help="epochs without a better validation")

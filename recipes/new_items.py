@@ -40,6 +40,7 @@ from delrec.data.counts import in_training, popularity
 from delrec.data.prepared import Data, load_data, raw_item_ids, raw_user_ids, users
 from delrec.evaluation.floors import similarity_to
 from delrec.evaluation.stats import interval
+from delrec.ranges import Number
 from delrec.runtime import described, stop
 from delrec.serving.recommender import Recommender
 from recipes.stage import in_root, name_of, stage
@@ -279,7 +280,7 @@ def print_rows(rows: dict[str, dict[str, Hits]], question: Asked, n: int, new: i
 @click.option(
     "--share",
     default=0.1,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     help="of the items that are held out",
 )
 @click.option("--seed", default=0, type=click.IntRange(0), help="of the draw")

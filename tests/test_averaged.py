@@ -99,28 +99,40 @@ def test_a_run_keeps_the_mean_of_its_steps_and_is_chosen_by_it(
 NOISY = "--width 16 --batch 8 --history 8 --dropout 0 --lr .03 --epochs 3 --patience 9"
 
 
-def test_a_backbone_is_the_mean_of_its_steps_until_its_best_epoch(
+def test_a_backbone_and_its_folds_are_the_means_of_their_steps(
     cycle, train_on_cycle, tmp_path, monkeypatch
 ):
-    steps, ends = [], []
-    take, offer = Averaged.take, Best.offer
+    steps, ends = {}, []  # {training: its parameters after each step}; where an epoch ended
+    step, offer = torch.optim.Adam.step, Best.offer
 
-    def take_and_note(self):
-        take(self)
-        steps.append([p.detach().clone() for p in self.params])
+    def step_and_note(self):
+        step(self)
+        params = self.param_groups[0]["params"]
+        steps.setdefault(self, []).append([p.detach().clone() for p in params])
 
     def offer_and_note(self, *quality_and_weights):
         offer(self, *quality_and_weights)
-        ends.append(len(steps))
+        ends.append(len(list(steps.values())[-1]) if steps else 0)
 
-    monkeypatch.setattr(Averaged, "take", take_and_note)
+    monkeypatch.setattr(torch.optim.Adam, "step", step_and_note)
     monkeypatch.setattr(Best, "offer", offer_and_note)
-    train_on_cycle(tmp_path / "run", f"{NOISY} --ema .9")
-    steps = steps[: ends[load_run(tmp_path / "run").best_epoch]]
-    kept = load_file(tmp_path / "run" / "model.safetensors")["item.weight"]
-    items = [p for step in steps for p in step if p.shape == kept.shape]
-    torch.testing.assert_close(kept.double(), mean_of(items, 0.9), rtol=1e-5, atol=1e-6)
-    assert len(items) > 30 and (kept - items[-1]).abs().max() > 1e-2
+    train_on_cycle(tmp_path / "run", f"{NOISY} --ema .9 --folds 2")
+    whole, *folds = steps.values()
+    whole = whole[: ends[load_run(tmp_path / "run").best_epoch]]
+    assert len(whole) > 30 and len(folds) == 2
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    for values in zip(*whole, strict=True):
+        mean = mean_of(list(values), 0.9)
+        assert any(
+            t.shape == mean.shape and torch.allclose(t.double(), mean, rtol=1e-5, atol=1e-6)
+            for t in kept.values()
+        )
+    assert (kept["bias"] - whole[-1][0]).abs().max() > 1e-3
+    # of a fold's model its item vectors are turned, and its biases are not
+    bias_FI = load_file(tmp_path / "run" / "folds.safetensors")["bias"]
+    for part, bias_I in zip(folds, bias_FI, strict=True):
+        mean_I = mean_of([values[0] for values in part], 0.9)
+        torch.testing.assert_close(bias_I.double(), mean_I, rtol=1e-5, atol=1e-6)
 
 
 def test_where_steps_are_noisy_their_mean_ranks_better(cycle, train_on_cycle, tmp_path):

@@ -182,6 +182,20 @@ def test_a_checkpoint_of_an_earlier_version_is_a_sentence(jobs, tmp_path, monkey
     assert "was written by an earlier version" in said and "--overwrite" in said
 
 
+def test_a_flag_that_the_version_before_did_not_have_cannot_be_added(
+    jobs, whole, tmp_path, monkeypatch
+):
+    main, args = jobs["train_backbone"]
+    path = stopped(jobs, "train_backbone", tmp_path / "run", monkeypatch)[-1][1] / "meta.json"
+    meta = json.loads(path.read_text())
+    assert meta["made_with"].pop("ema") == 0
+    path.write_text(json.dumps(meta))
+    said = run(main, args(tmp_path / "run", "--resume", "--ema", 0.9), 1)
+    assert "ema was not there, now it is 0.9" in said
+    run(main, args(tmp_path / "run", "--resume"))
+    assert same(tmp_path / "run", whole("train_backbone"))
+
+
 def test_flags_that_do_not_shape_it_may_change(jobs, whole, tmp_path, monkeypatch):
     main, args = jobs["distill"]
     stopped(jobs, "distill", tmp_path / "run", monkeypatch)

@@ -1,7 +1,12 @@
 """A flag that a sentence suggests is a flag of the script that says it, or of the one it names."""
 
+import importlib
+
+import click
 import pytest
 from sentences import SCRIPTS, Sources, flags_said, options_of, sentences_of
+
+from delrec.ranges import Number
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +57,18 @@ def test_the_sentences_of_what_a_script_calls_are_found(sources):
 )
 def test_a_flag_belongs_to_the_command_it_stands_in(text, found):
     assert list(flags_said(text)) == found
+
+
+COMMANDS = ["train_backbone", "distill", "finetune", "evaluate", "delrec.data.prepare"]
+COMMANDS += ["recipes.new_items", "recipes.mlp", "recipes.tune"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_number_of_the_command_line_is_finite_and_has_a_range(name):
+    main = importlib.import_module(name).main
+    for param in main.params:
+        if isinstance(param.type, click.types.FloatParamType):
+            assert isinstance(param.type, Number), param.name
+            for value in ("nan", "inf"):
+                with pytest.raises(click.BadParameter, match="is no number|not in the range"):
+                    param.type.convert(value, param, click.Context(main))

@@ -106,7 +106,7 @@ def test_a_table_says_what_a_backbone_learnt_by_and_of():
         text="tfidf+own/titles.npy", text_in="fold", text_whiten=0.5, eta=2.0, permute_text=True
     )
     note = note_of(SimpleNamespace(**made))
-    begins = "bce loss, --dros 0.5, mean of its steps (0.9), a window a target, titles' vectors: "
+    begins = "bce loss, --dros 0.5, mean of the steps, 0.9, a window a target, titles' vectors: "
     assert note.startswith(begins)
     assert "tfidf+titles.npy (fold" in note
     assert note.endswith(", whiten 0.5, eta 2), permuted") and "contrast" not in note

@@ -5,9 +5,7 @@ from types import SimpleNamespace
 import click
 
 from delrec.backbone.models import ALL
-
-FROM_0 = click.FloatRange(0)
-ABOVE_0 = click.FloatRange(0, min_open=True)
+from delrec.ranges import ABOVE_0, FROM_0, Number
 
 # a teacher: what a conventional model learns from an LM
 dllm2rec_options = (
@@ -62,7 +60,7 @@ dllm2rec_options = (
         "--offset/--no-offset", default=True, help="learn a vector of each item beside its title's"
     ),
 )
-# DROS and CL4SRec: terms that may be added to any loss
+# DROS and CL4SRec, terms that may be added to any loss; how the training goes
 added_options = (
     click.option(
         "--dros",
@@ -91,7 +89,7 @@ added_options = (
     click.option(
         "--ema",
         default=0.0,
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         help="validate and keep the mean of the steps, each weighing so many times the next one "
         "(.998 on beauty, .99 on ml-100k); 0: the step itself",
     ),

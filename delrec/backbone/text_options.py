@@ -2,6 +2,8 @@
 
 import click
 
+from delrec.ranges import FROM_0, Number
+
 text_options = (
     click.option(
         "--text",
@@ -19,7 +21,7 @@ text_options = (
     ),
     click.option(
         "--text-whiten",
-        type=click.FloatRange(0, 1),
+        type=Number(0, 1),
         help="how evenly the directions vary: 0 as they come, 1 whitened, .5 between; 0, with "
         "--text-in alphafuse 1",
     ),
@@ -31,7 +33,7 @@ text_options = (
     click.option(
         "--text-graph",
         default=0.0,
-        type=click.FloatRange(0),
+        type=FROM_0,
         help="choose the directions (--text-width; --width of them if not given) by their variance "
         "less so many times their variation among items that were taken together (Rec-PCA); "
         "0: without",

@@ -165,7 +165,7 @@ def note_of(run: Run) -> str:
         note = titled.note_of(run) or f"{getattr(run, 'loss', 'unknown')} loss"
         for term in ("dros", "contrast"):
             note += f", --{term} {getattr(run, term):g}" if getattr(run, term, 0) else ""
-        note += f", mean of its steps ({run.ema:g})" if getattr(run, "ema", 0) else ""
+        note += f", mean of the steps, {run.ema:g}" if getattr(run, "ema", 0) else ""
         note += ", a window a target" if getattr(run, "one_target", False) else ""
         if getattr(run, "teacher", None):
             note += f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})"
@@ -244,7 +244,7 @@ def tuning_notes(run: Run) -> list[str]:
     if getattr(run, "draw", "uniform") == "importance":
         notes.append("users drawn by ln n")
     if getattr(run, "ema", 0):
-        notes.append(f"mean of the steps, {run.ema}")
+        notes.append(f"mean of the steps, {run.ema:g}")
     if getattr(run, "drop_items", 0):
         notes.append(f"items dropped in training, {run.drop_items}")
     if getattr(run, "r_drop", 0):

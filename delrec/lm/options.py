@@ -2,6 +2,8 @@
 
 import click
 
+from delrec.ranges import ABOVE_0, FROM_0, Number
+
 # a small LM (SLMRec)
 slmrec = (
     click.option(
@@ -19,12 +21,12 @@ slmrec = (
     ),
     click.option(
         "--lambda-cos",
-        type=click.FloatRange(0),
+        type=FROM_0,
         help="weight l1 of the states' direction; 1 with a teacher (the paper's)",
     ),
     click.option(
         "--lambda-norm",
-        type=click.FloatRange(0),
+        type=FROM_0,
         help="weight l2 of the states' distance; with a teacher .1 (the paper's), of its square "
         "1e-4",
     ),
@@ -37,13 +39,13 @@ slmrec = (
     click.option(
         "--lambda-logits",
         default=0.0,
-        type=click.FloatRange(0),
+        type=FROM_0,
         help="weight of KL(teacher || student) of the asked items' scores (the control: plain "
         "distillation, which the paper does not do)",
     ),
     click.option(
         "--lambda-ms",
-        type=click.FloatRange(0),
+        type=FROM_0,
         help="weight l3 of the inner blocks' own predictions; .1 with a teacher (paper: .01 to 1); "
         "needs none",
     ),
@@ -69,14 +71,16 @@ adalora = (
     click.option(
         "--dropout",
         default=0.05,
-        type=click.FloatRange(0, 0.95),
+        type=Number(0, 0.95),
         help="dropout in front of the adapters",
     ),
-    click.option("--orthogonal", default=0.5, help="weight of AdaLoRA's orthogonality term"),
+    click.option(
+        "--orthogonal", default=0.5, type=FROM_0, help="weight of AdaLoRA's orthogonality term"
+    ),
     click.option(
         "--prune-end",
         default=0.2,
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Number(0, 1, min_open=True),
         help="share of the steps after which ranks stay as they are (cut from a fifth of that on); "
         "no earlier step can be the best",
     ),
@@ -94,7 +98,7 @@ augment = (
     ),
     click.option(
         "--soft",
-        type=click.FloatRange(0, min_open=True),
+        type=ABOVE_0,
         metavar="T",
         help="with --augment: RPS learns the backbone's softmax at temperature T over its best 100 "
         "and the rest, not the order of its best --h",
@@ -124,13 +128,13 @@ residual = (
     click.option(
         "--residual-dropout",
         default=0.0,
-        type=click.FloatRange(0, 0.95),
+        type=Number(0, 0.95),
         help="with --residual: share of the training targets at which the LM must do without the "
         "backbone",
     ),
     click.option(
         "--lr-residual",
-        type=click.FloatRange(0, min_open=True),
+        type=ABOVE_0,
         help="with --residual: learning rate of the map that what the LM says goes through, which "
         "begins at 0; 1e-5",
     ),
@@ -149,12 +153,12 @@ ensemble = (
     ),
     click.option(
         "--kd-weight",
-        type=click.FloatRange(0, 1),
+        type=Number(0, 1),
         help="with --kd: a, in L = (1 - a) CE + a T^2 KL(teachers || LM); .5",
     ),
     click.option(
         "--kd-temp",
-        type=click.FloatRange(0, min_open=True),
+        type=ABOVE_0,
         help="with --kd: T, above 1 also for what the teachers hold unlikely; 1",
     ),
     click.option(
@@ -169,20 +173,20 @@ averaged = (
     click.option(
         "--ema",
         default=0.0,
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         help="validate and keep the mean of the steps since ranks were final, each weighing so "
         "many times the next one (.999); 0: the step itself",
     ),
     click.option(
         "--drop-items",
         default=0.0,
-        type=click.FloatRange(0, 0.95),
+        type=Number(0, 0.95),
         help="with --input ids: share of the history items whose vector a training prompt lacks",
     ),
     click.option(
         "--r-drop",
         default=0.0,
-        type=click.FloatRange(0),
+        type=FROM_0,
         metavar="A",
         help="with --input ids: weight of two passes of each prompt, with other dropout, being "
         "alike (R-Drop; .5 is a beginning), at twice the work; 0: one pass",
@@ -194,7 +198,7 @@ kept = (
     click.option(
         "--keep-rps",
         default=0.0,
-        type=click.FloatRange(0),
+        type=FROM_0,
         metavar="W",
         help="with --input ids: weight of stage 1's loss on the backbone's lists beside stage 2's, "
         "falling to 0 at two thirds of the steps; needs a backbone of train_backbone.py --folds",

@@ -211,10 +211,14 @@ class Saver:
                 "version; finish it with that version, or begin anew with --overwrite instead of "
                 "--resume"
             )
-        for key, was in meta["made_with"].items():
-            same = key in PLACES and same_place(was, self.made.get(key))  # of a project that moved
-            if self.made.get(key) != was and not same:
-                flag, now = key.replace("_", "-"), self.made.get(key)
+        before = meta["made_with"]
+        # what an earlier version did not know it did not do
+        new = [key for key, now in self.made.items() if key not in before and now]
+        for key in [*before, *new]:
+            was, now = before.get(key, "not there"), self.made.get(key)
+            same = key in PLACES and same_place(was, now)  # of a project that moved
+            if now != was and not same:
+                flag = key.replace("_", "-")
                 stop(
                     f"cannot resume {self.folder.parent}: {flag} was {was}, now it is {now}; "
                     "run it as it was, or with --overwrite instead of --resume from the beginning"
