@@ -250,14 +250,6 @@ def test_few_directions_are_filled_up_with_zeros(toy, alone):
         assert not model.item.weight[:, 24:].any()
 
 
-def test_with_eta_0_the_model_is_the_plain_one_bit_for_bit(train):
-    plain, none = (load_file(train(n, o) / "model.safetensors") for n, o in PLAIN.items())
-    assert all(torch.equal(plain[key], none[key]) for key in plain | none)
-
-
-PLAIN = {"plain": "", "none": "--text tfidf --eta 0"}
-
-
 @pytest.mark.parametrize("way", ["fold", "adaptor", "start", "alphafuse"])
 def test_every_way_trains_and_leaves_a_run_that_needs_no_text(way, train, toy):
     out = train(way, f"--text tfidf --text-in {way}")
@@ -377,7 +369,7 @@ def test_a_file_that_does_not_fit_is_one_sentence(array, says, toy, refused, tmp
         ("--text-in start", "--text-in is about titles' vectors, but there are none"),
         ("--text-whiten .5", "--text-whiten is about titles' vectors"),
         ("--permute-text", "--permute-text is about titles' vectors"),
-        ("--text tfidf --eta 0 --text-width 4", "--text-width is about"),
+        ("--teacher a/b --lam 1 --eta 0 --text-width 4", "--text-width is about"),
         ("--no-offset", "--no-offset leaves the titles' vectors only"),
         ("--text tfidf --text-in start --no-offset", "--no-offset has nothing to leave out"),
         ("--text tfidf --text-in alphafuse --text-width 4", "leave --text-width 4 out"),

@@ -92,6 +92,18 @@ def test_like_vectors_are_refused_though_rounding_leaves_some_dust():
         ("--teacher a/b --preset beauty", "beside --text tfidf.minilm without --lam, .* give"),
         ("--teacher tfidf --text minilm", "vectors are that text's; leave --teacher out"),
         ("--teacher a/b --text tfidf --model bert4rec", "that text's; leave --teacher out"),
+        ("--teacher a/b --eta 0", "--eta 0 and without --lam; raise --eta, give --lam, or leave"),
+        ("--teacher a/b --eta 0 --lam 0", "--teacher changes nothing with --eta 0 and without"),
+        (
+            "--teacher tfidf --eta 0",
+            "--teacher changes nothing with --eta 0; raise --eta, or leave",
+        ),
+        ("--teacher a/b --eta 0 --model bert4rec", "with --eta 0; raise --eta, or leave --teacher"),
+        (
+            "--text tfidf --eta 0",
+            "--text tfidf changes nothing with --eta 0; raise --eta, or leave",
+        ),
+        ("--teacher a/b --lam 1 --text tfidf --eta 0", "--text tfidf changes nothing with --eta 0"),
     ],
 )
 def test_what_would_be_left_out_without_a_word_is_refused(options, says, toy, refused, tmp_path):

@@ -116,6 +116,15 @@ def idle(cfg: SimpleNamespace, moved: set[str]) -> list[tuple[bool, str]]:
             f"vectors are that text's; {'give --lam, or ' if may_list else ''}leave --teacher out",
         ),
         (
+            cfg.text and not cfg.eta,
+            f"--text {cfg.text} changes nothing with --eta 0; raise --eta, or leave --text out",
+        ),
+        (
+            cfg.teacher and not (cfg.eta or cfg.lam),
+            f"--teacher changes nothing with --eta 0{' and without --lam' if may_list else ''}; "
+            f"raise --eta, {'give --lam, ' if may_list else ''}or leave --teacher out",
+        ),
+        (
             cfg.one_target and model.one_state,
             f"--one-target changes nothing with --model {cfg.model}, each target of which has a "
             "window of its own; leave --one-target out",

@@ -1,7 +1,7 @@
 """How titles' vectors enter a model's item vectors (train_backbone.py --text-in).
 
 Each way makes item.weight while the model trains; afterwards it is a plain table again, and serving
-needs no text. With --eta 0 nothing is made, and the model is the plain one bit for bit.
+needs no text. With --eta 0, which leaves a teacher's lists alone, nothing is made.
 
     fold       e_i = b_i + eta (W z_i + c)          DLLM2Rec (arXiv 2405.00338), section 4.2
     adaptor    e_i = b_i + eta f(z_i)               f of two layers, as WhitenRec's (2402.10602)
