@@ -6,8 +6,7 @@ The model is SASRec, GRU4Rec, Caser or a newer one (docs/commands.md lists them)
     torchrun --nproc_per_node=4 train_backbone.py --dataset beauty    the same metrics, many GPUs
     python train_backbone.py --model caser --epochs 2                 a quick look
     python train_backbone.py --dataset shop --from shop/old           go on, the log has grown
-    python train_backbone.py --teacher ml-100k/slmrec --lam .1        taught by an LM, once
-                                       evaluate.py --ckpt ml-100k/slmrec --export has been run
+    python train_backbone.py --teacher ml-100k/slmrec --lam .1        taught by an LM's --export
     python train_backbone.py --text tfidf                             titles in the item vectors
 
 Reads data/<dataset>/ (data/prepare.py), writes runs/<dataset>/<model>/:
@@ -229,6 +228,8 @@ def main(**config) -> None:
     asked = {key: getattr(cfg, key) for key in ("epochs", "patience")}
     ctx = click.get_current_context()
     common.refuse(presets.faults(cfg))
+    if cfg.resume and warm_start.is_gone(cfg):
+        common.enter(cfg, cfg.model)  # a finished run, which needs that one no more, ends here
     if cfg.from_run:
         warm_start.settle(cfg, common.typed_of(ctx, config))
     moved = common.moved_of(ctx, config)

@@ -56,10 +56,11 @@ def test_a_finished_run_is_replaced_only_when_asked(train, toy, tmp_path):
 
 def test_a_finished_run_is_not_asked_what_it_learnt_from(train, tmp_path):
     train()
-    for flags in (["--text", tmp_path / "gone.npy"], ["--teacher", tmp_path / "gone", "--lam", 1]):
-        assert "there is nothing to resume" in train("--resume", *flags).output
-        assert "gone" in train("--overwrite", *flags, code=1).error
-        assert "gone" in train("--resume", *flags, "--out", tmp_path / "new", code=1).error
+    gone = tmp_path / "gone"  # which alone knew whether it had --dros
+    for flags in (f"--text {gone}.npy", f"--teacher {gone}", f"--from {gone} --dros-beta 2"):
+        assert "there is nothing to resume" in train("--resume", *flags.split()).output
+        assert "gone" in train("--overwrite", *flags.split(), code=1).error
+        assert "gone" in train("--resume", *flags.split(), "--out", tmp_path / "new", code=1).error
 
 
 def test_a_refused_command_leaves_the_finished_run_and_nothing_else(

@@ -17,12 +17,21 @@ from delrec.backbone.ranking import must_hold_model
 from delrec.data import grown
 from delrec.data.grown import counted, known_before
 from delrec.data.prepared import Data
-from delrec.runtime import load_run, stop
+from delrec.runtime import complete_renames, folder_of, is_run, load_run, stop
 
 FIXED = ("model", "width", "history")  # the shapes of the weights
 # unless something else is typed; runs of earlier versions have not all of them
 TAKEN = ("dropout", "loss", "negatives", "lr", "batch")
 TAKEN += ("dros", "dros_beta", "contrast", "contrast_tau", "one_target", "ema")
+
+
+def is_gone(cfg: SimpleNamespace) -> bool:
+    """True where --from names a run that is not there, or not any more."""
+    if not cfg.from_run:
+        return False
+    folder = folder_of("runs", cfg.from_run)
+    complete_renames(folder, "config.json")
+    return not is_run(folder)
 
 
 def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
