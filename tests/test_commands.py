@@ -1,8 +1,9 @@
 """The commands of a card: every run that a run was made of, in order, with the exports between."""
 
+import numpy as np
 import pytest
 
-from delrec.runtime import load_run, write_json
+from delrec.runtime import load_run, read_json, write_json
 from delrec.serving.commands import commands
 
 
@@ -72,14 +73,24 @@ def test_the_runs_that_answered_in_an_export_are_made_before_it(made, lm, toy):
     assert half.is_dir() and places.index("toy/half") < places.index("toy/lm1")
 
 
-@pytest.mark.parametrize("fewer, says", [(0, ""), (1, " --limit {}")])
-def test_an_export_s_command_writes_the_same_lists(fewer, says, made, lm, toy):
-    n = len(toy.train) - fewer
+@pytest.mark.parametrize("log", ["the log of now", "an earlier log"])
+@pytest.mark.parametrize("samples, says", [(90, ""), (89, " --limit 89")])
+def test_an_export_s_command_writes_the_same_lists(samples, says, log, made, lm, toy):
     (lm / "export").mkdir()
-    write_json(lm / "export" / "meta.json", {"K": 20, "samples": n})
-    said = commands(load_run(made("young", teacher=str(lm))), toy)
-    want = f"python evaluate.py --ckpt toy/lm1 --export --export-k 20{says.format(n)}"
-    assert want in said
+    write_json(lm / "export" / "meta.json", {"K": 20, "samples": samples})
+    np.save(lm / "export" / "topk.npy", np.ones((90, 20), np.int32))
+    young = made("young", teacher=str(lm))
+    if log == "an earlier log":
+        for folder in (lm.parent / "sasrec", lm, young):
+            write_json(
+                folder / "config.json", read_json(folder / "config.json") | {"data_hash": log}
+            )
+        young = made("grown", from_run=str(young))
+    said = commands(load_run(young), toy)
+    export = said.index(f"python evaluate.py --ckpt toy/lm1 --export --export-k 20{says}")
+    heading = f"# on an earlier log, whose preparation has the hash {log}:"
+    assert said[0] == heading if log == "an earlier log" else heading not in said
+    assert export < next(n for n, line in enumerate(said) if "--out toy/young" in line)
 
 
 def test_a_part_of_the_text_that_is_gone_is_said_by_its_own_name(made, lm, toy):

@@ -13,7 +13,7 @@ from delrec.backbone.text import names_of as names_of_text
 from delrec.data.prepared import Data
 from delrec.data.terms import TERMS
 from delrec.places import RUNS, root_of
-from delrec.runtime import Run, is_run, load_run, read_json
+from delrec.runtime import Run, is_run, load_run, read_json, read_npy
 
 # flags that are said also where they are off
 BOTH_WAYS = {"show", "instruct", "check_llm", "cache_prefix", "offset", "calibrate"}
@@ -56,7 +56,7 @@ def commands(run: Run, data: Data) -> list[str]:
         log = its_log
         found.append(line_of(one))
         if isinstance(one, Run) and str(one.folder) in exported:
-            found.append(export_command(one, data))
+            found.append(export_command(one))
     found.append(["python", "evaluate.py", "--ckpt", name_of(run.folder)])
     return [line if isinstance(line, str) else wrapped(line) for line in found]
 
@@ -146,12 +146,13 @@ def export_of(lm: Path) -> dict[str, Any]:
     return read_json(meta) if meta.exists() else {}
 
 
-def export_command(run: Run, data: Data) -> list[str]:
-    """The command of an LM's export. data: its log, of which --limit took some."""
-    made, n = export_of(run.folder), len(data.train)
+def export_command(run: Run) -> list[str]:
+    """The command of an LM's export."""
+    made, lists = export_of(run.folder), run.folder / "export" / "topk.npy"
     words = ["python", "evaluate.py", "--ckpt", name_of(run.folder), "--export"]
     words += ["--export-k", str(made["K"])] if "K" in made else []
-    if run.data_hash == data.meta["hash"] and made.get("samples", n) < n:
+    # a row a training sample of its own log, which may be an earlier one that is not here any more
+    if "samples" in made and lists.exists() and made["samples"] < len(read_npy(lists)):
         words += ["--limit", str(made["samples"])]
     return words + [word for one in asked_for(run.folder) for word in ("--folds", name_of(one))]
 
