@@ -27,7 +27,7 @@ PLACES = {*FOLDERS, *RUNS, *LMS}
 BACKBONE = "backbone"  # the folder, in a run's, of a copy of the backbone that it answers by
 WORDS = {"none", "random", "words", "tfidf", "minilm", "co-occurrence"}  # that stand for no run
 LIKE = 0.8  # difflib's ratio of two names, from which on one may be the other, mistyped
-JOIN = "+"  # between sources of text
+JOIN = "+"  # between sources of text; a name or a path may hold one, too
 RANDOM = re.compile(r"(random(?:-\d+)?:)?(.*)", re.DOTALL)  # in front of an LM: random weights
 
 
@@ -95,6 +95,17 @@ def usual(name: str, near: Iterable[Path], digest: str, own: Path) -> Path:
     return [*of_data, *found, own / "runs" / name][0]
 
 
+def sources(text: str, stands: Callable[[str], Any]) -> list[str]:
+    """The sources that + joins in a text. The name of one may hold a + itself: the longest that
+    `stands` says is there counts whole."""
+    parts, found = text.split(JOIN), []
+    while parts:
+        joined = (JOIN.join(parts[:n]) for n in range(len(parts), 1, -1))
+        found.append(next(filter(stands, joined), parts[0]))
+        parts = parts[found[-1].count(JOIN) + 1 :]
+    return found
+
+
 def is_there(folder: Path, mark: str) -> bool:
     """True where something was made whole in a folder, or is being made for it."""
     places = (folder / mark, beside(folder, "unfinished"), beside(folder, "replaced"))
@@ -132,20 +143,20 @@ def inside(path: PurePath, root: Path) -> bool:
     return path.is_relative_to(root) or Path(path).resolve().is_relative_to(root.resolve())
 
 
-def changed(config: dict, change: Callable[[str, str], str]) -> dict:
+def changed(config: dict, change: Callable[[str, str], str], stands: Callable[[str], Any]) -> dict:
     """A configuration whose places are change(key, value), those of its settings too, and each of
-    several."""
+    several. stands: as of sources."""
 
     def one(key, value):
         if not (isinstance(value, str) and value):
             return value
-        parts = value.split(JOIN) if key == "text" else [value]
+        parts = sources(value, stands) if key == "text" else [value]
         return JOIN.join(part if part in WORDS else change(key, part) for part in parts)
 
     new = dict(config)
     for key, value in config.items():
         if key == "settings" and isinstance(value, dict):
-            new[key] = changed(value, change)  # its "backbone" is a name in prompts
+            new[key] = changed(value, change, stands)  # its "backbone" is a name in prompts
         elif key in PLACES:
             several = isinstance(value, list)
             new[key] = [one(key, each) for each in value] if several else one(key, value)
@@ -180,7 +191,7 @@ def kept(config: dict, root: Path, run_named: Callable[[str], Path | None]) -> d
         is_path = os.path.isabs(place) or place.startswith("runs/")
         return prefix + (place if is_path or key not in LMS else f"./{place}")
 
-    return changed(config, keep)
+    return changed(config, keep, lambda name: run_named(name) or os.path.exists(name))
 
 
 def same_place(a: Any, b: Any) -> bool:
@@ -244,7 +255,7 @@ def found(config: dict, folder: Path, own: Path) -> dict:
                     return str(place)
         return str(root / name) if name.startswith(("./", "runs/", "data/")) else name
 
-    config = changed(config, find)
+    config = changed(config, find, lambda name: os.path.exists(find("text", name)))
     return config | {"out": str(folder)} if config.get("out") else config
 
 

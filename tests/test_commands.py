@@ -56,6 +56,15 @@ def test_what_a_backbone_read_of_an_lm_is_made_before_it(flags, made, lm, toy):
     assert commands_of(young, toy) == [*TO_THE_LM, export, *AND_THE_STUDENT]
 
 
+def test_a_plus_in_a_run_s_name_joins_nothing(made, toy):
+    plus = tune(made, "lm+1", made("sasrec"))
+    young = made("young", text=f"tfidf+{plus}")
+    export = ("evaluate.py", "toy/lm+1", True)
+    lm = ("finetune.py", "toy/lm+1", False)
+    assert commands_of(young, toy) == [TO_THE_LM[0], lm, export, *AND_THE_STUDENT]
+    assert any("--text tfidf+toy/lm+1" in line for line in commands(load_run(young), toy))
+
+
 def test_an_lm_that_teaches_an_lm_needs_no_export(made, lm, toy):
     small = tune(made, "small", lm.parent / "sasrec", teacher=str(lm))
     found = commands_of(small, toy)

@@ -10,6 +10,7 @@ from toys import popular, write_backbone
 
 import evaluate
 from delrec import places, runtime
+from delrec.backbone.text import names_of
 from delrec.data.prepared import load_data, load_data_of
 from delrec.evaluation.rows import find_backbone
 from delrec.lm.listed import backbone_of
@@ -27,9 +28,9 @@ RUN = {"stage": "finetune", "dataset": "toy", "data_hash": "0"}
 
 @pytest.fixture
 def project(toy, tmp_path, monkeypatch):
-    """The root A of a project with data, an LM and finished runs; the program stands elsewhere."""
+    """The root of a project with data, an LM and finished runs; the program stands elsewhere."""
     monkeypatch.setattr(runtime, "ROOT", tmp_path / "program")
-    root = tmp_path / "A"
+    root = tmp_path / "A+1"  # the sign that joins sources of text
     shutil.copytree(toy.folder, root / "data" / "toy")
     (root / "models" / "llama").mkdir(parents=True)
     data = load_data(str(root / "data" / "toy"))
@@ -95,6 +96,18 @@ def test_a_run_s_name_means_the_run_that_it_meant_when_it_was_typed(project, mon
     typed = {"teacher": "toy/teacher", "soft_prompt": "random", "llm": "gpt2", "backbone": "SASRec"}
     kept = as_kept(typed, project / "runs" / "toy" / "delrec")
     assert kept == typed | {"teacher": "runs/toy/teacher"}
+
+
+def test_a_name_with_a_plus_that_stands_is_one_source_of_text(project, monkeypatch):
+    monkeypatch.setattr(runtime, "ROOT", project)
+    (project / "runs" / "toy" / "teacher").rename(project / "runs" / "toy" / "a+b")
+    assert names_of("tfidf+toy/a+b+toy/sasrec") == ["tfidf", "toy/a+b", "toy/sasrec"]
+    assert names_of("toy/a+toy/b") == ["toy/a", "toy/b"] and names_of("tfidf+") == ["tfidf", ""]
+    folder = project / "runs" / "toy" / "delrec"
+    kept = as_kept({"text": "tfidf+toy/a+b"}, folder)
+    assert kept == {"text": "tfidf+runs/toy/a+b"}
+    found = load_run(written(project, RUN | kept)).text
+    assert names_of(found) == ["tfidf", str(project / "runs" / "toy" / "a+b")]
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["relative", "whole paths of earlier versions"])
@@ -188,7 +201,7 @@ def test_an_lm_that_is_a_run_is_stored_by_its_whole_path(project, monkeypatch, t
     assert located("toy/teacher") == str(run.resolve())
     assert located("gpt2") == "gpt2"
     monkeypatch.chdir(tmp_path)
-    assert folder_of("runs", "A/runs/toy/sasrec") == project / "runs" / "toy" / "sasrec"
+    assert folder_of("runs", "A+1/runs/toy/sasrec") == project / "runs" / "toy" / "sasrec"
 
 
 def test_a_run_that_nobody_named_is_of_the_project_that_is_asked(

@@ -143,8 +143,10 @@ def test_permuted_vectors_keep_their_spectrum_and_lose_their_meaning(toy):
 
 
 def test_sources_stand_side_by_side_each_of_norm_1(toy, tmp_path):
-    np.save(tmp_path / "own.npy", 50 * skewed()[1:])
-    cfg = settings(text=f"tfidf+{tmp_path}/own.npy")
+    own = tmp_path / "c++" / "own.npy"
+    own.parent.mkdir()
+    np.save(own, 50 * skewed()[1:])
+    cfg = settings(text=f"tfidf+{own}")
     found = text.read_text(cfg, toy, None, None)
     Z = found.fitted(toy, cfg)
     trained = seen_in_training(toy)
@@ -153,7 +155,7 @@ def test_sources_stand_side_by_side_each_of_norm_1(toy, tmp_path):
     for half in (Z[:, :wide], Z[:, wide:]):
         assert np.linalg.norm(half[trained], axis=1).mean() == pytest.approx(1, rel=1e-4)
     # a row an item, or one more for the padding: the same
-    np.save(tmp_path / "own.npy", 50 * skewed())
+    np.save(own, 50 * skewed())
     assert np.array_equal(text.read_text(cfg, toy, None, None).parts[1], found.parts[1])
 
 

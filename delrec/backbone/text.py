@@ -9,6 +9,7 @@ Names: I items (ids 1..I, 0 pads), D width of the vectors, K directions.
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from delrec.data.counts import seen_in_training
 from delrec.data.others import order_of_others
 from delrec.data.prepared import Data
 from delrec.data.words import Words
+from delrec.places import sources
 from delrec.processes import Ranks
 from delrec.runtime import folder_of, load_run, read_npy, stop
 
@@ -132,10 +134,8 @@ def read_text(
 
 
 def names_of(source: str) -> list[str]:
-    """The sources that a + joins; a path may hold one itself."""
-    if Path(source).exists() or folder_of("runs", source).exists():
-        return [source]
-    return source.split("+")
+    """The sources that a + joins; the name of a run or of a file may hold one itself."""
+    return sources(source, lambda name: os.path.exists(name) or folder_of("runs", name).exists())
 
 
 def must_be_there(cfg: SimpleNamespace) -> None:

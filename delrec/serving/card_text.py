@@ -11,7 +11,7 @@ from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.metrics import chance
 from delrec.names import NAMES
 from delrec.runtime import Run, read_json
-from delrec.serving.commands import commands, lm_name, name_of
+from delrec.serving.commands import commands, lm_name, name_of, sources_of_text
 
 KINDS = {"distill": "a soft prompt for", "finetune": "a fine-tuned", "lm": "a plain"}
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the embedded LM on the Hub
@@ -156,7 +156,7 @@ def licences(run: Run, data: Data) -> list[str]:
         said = "Apache-2.0" if is_embedded else UNKNOWN
         inside = "; `lm/` holds weights made of it" if (run.folder / "lm").is_dir() else ""
         lines.append(f"- Language model {lm_name(run)}: {said}{inside}.")
-    if "minilm" in str(getattr(run, "text", None)).split("+"):
+    if "minilm" in sources_of_text(run):
         lines.append(
             "- all-MiniLM-L6-v2, whose vectors of titles are in the item vectors: Apache-2.0."
         )
