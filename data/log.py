@@ -23,7 +23,7 @@ class Rows:
 
 @dataclass
 class ItemColumns:
-    """What a table of titles holds beside titles; items are filtered by it."""
+    """What is known of items beside their titles; they are filtered by it."""
 
     item: pl.Series  # raw ids, String
     cells: pl.DataFrame  # a row for each, a column for each further column, text
@@ -38,7 +38,7 @@ class Log:
     source: str  # where the log comes from, in words
     raw_sha256: dict[str, str]  # name of a file that was read -> its digest
     notes: list[str] = field(default_factory=list)  # lines about rows left out
-    columns: ItemColumns | None = None  # None: the table of titles has no further ones
+    columns: ItemColumns | None = None  # None: nothing beside titles
 
 
 def rows_of(user: Ids, item: Ids, when: np.ndarray | list[int], timed: bool = True) -> Rows:

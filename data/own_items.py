@@ -125,14 +125,16 @@ def with_title(rows: Rows, titles: dict[str, str]) -> tuple[Rows, list[str]]:
 def further_columns(
     files: Files, names: Columns, request: Request
 ) -> tuple[ItemColumns | None, list[str]]:
-    """What the table of titles holds beside ids and titles, None where it is nothing; and what is
-    said of columns that are not kept: several values in a cell, spans of time, or texts longer than
-    a title.
+    """What is known of items beside ids and titles, None where it is nothing; and what is said of
+    columns that are not kept. It stands in the table of titles, or where there is none in the
+    log's further columns.
     """
-    if not files.items:
-        return None, []
-    headers = [read_any(path, [names.item], request.encoding).header for path in files.items]
-    taken = {"", names.item, names.title or title_of(files, names, request)}
+    paths, where = files.items or files.interactions, "the log"
+    taken = {"", *vars(names).values()}
+    if files.items:
+        where = "the table of titles"
+        taken = {"", names.item, names.title or title_of(files, names, request)}
+    headers = [read_any(path, [names.item], request.encoding).header for path in paths]
     further = [
         name
         for name in headers[0]
@@ -142,28 +144,68 @@ def further_columns(
         return None, []
     wanted = [names.item, *further]
     try:
-        table = joined([read_any(path, wanted, request.encoding) for path in files.items])
+        table = joined([read_any(path, wanted, request.encoding) for path in paths])
     except click.ClickException as refused:
-        return None, [f"further columns of the table of titles are not kept: {refused.message}"]
+        return None, [f"further columns of {where} are not kept: {refused.message}"]
+    kept, notes = texts_to_filter_by(table.rows, further, where)
+    if not kept:
+        return None, notes
+    columns = ItemColumns(ids_in(table, names.item), pl.DataFrame(kept))
+    if files.items:
+        return columns, notes + note_on_rows_that_differ(columns)
+    columns, said = one_value_an_item(columns)
+    return columns, notes + said
+
+
+def texts_to_filter_by(
+    rows: pl.DataFrame, further: list[str], where: str
+) -> tuple[dict[str, pl.Series], list[str]]:
+    """{column: its cells as text}, and what is said of columns that are not kept: several values in
+    a cell, spans of time, or texts longer than a title. where: the columns stand.
+    """
     kept = {}
-    for name in filter(table.rows.columns.__contains__, further):
-        text = as_text(table.rows[name])
+    for name in filter(rows.columns.__contains__, further):
+        text = as_text(rows[name])
         if text is not None:
             text = text.fill_null("").str.replace_all(r"\s+", " ")
             if (text.str.len_chars().max() or 0) <= LONGEST:
                 kept[name] = text
     lost = [name for name in further if name not in kept]
-    notes = []
-    if lost:
-        notes = [
-            f"columns of the table of titles that nothing can be filtered by, since a cell holds "
-            f"several values, a span of time or over {LONGEST} characters, are not kept: "
-            + ", ".join(lost)
-        ]
-    if not kept:
-        return None, notes
-    columns = ItemColumns(ids_in(table, names.item), pl.DataFrame(kept))
-    return columns, notes + note_on_rows_that_differ(columns)
+    if not lost:
+        return kept, []
+    return kept, [
+        f"columns of {where} that nothing can be filtered by, since a cell holds several values, a "
+        f"span of time or over {LONGEST} characters, are not kept: {', '.join(lost)}"
+    ]
+
+
+def one_value_an_item(columns: ItemColumns) -> tuple[ItemColumns | None, list[str]]:
+    """Those of a log's columns that have one value for each item, a row an item, None where there
+    is none; and what is said of the others. A cell without a value says nothing.
+    """
+    rows = columns.cells.with_columns(columns.item.alias(""))  # no further column is called so
+    rows = rows.filter(~is_missing(rows[""]))
+    found, varied = rows.select("").unique(maintain_order=True), {}
+    for name in columns.cells.columns:
+        pairs = rows.select("", name).filter(~is_missing(rows[name])).unique(maintain_order=True)
+        twice = pairs.filter(pairs[""].is_duplicated())
+        if len(twice):
+            varied[name] = twice
+        else:
+            found = found.join(pairs, on="", how="left", maintain_order="left")
+    kept = None
+    if found.width > 1:
+        kept = ItemColumns(found[""], found.drop("").fill_null(""))
+    if not varied:
+        return kept, []
+    name, twice = next(iter(varied.items()))
+    first = twice[0, ""]
+    values = twice.filter(twice[""] == first)[name].to_list()
+    return kept, [
+        f"columns of the log in which rows of one item differ are not kept: {', '.join(varied)} "
+        f"(of item {first} the {name} is {' and '.join(map(repr, values[:2]))}); to filter answers "
+        "by one, give its value of each item in a table of titles (--items)"
+    ]
 
 
 def note_on_rows_that_differ(columns: ItemColumns) -> list[str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from delrec.data.shared import Items
 
 ITEMS = "items.json"  # of a run's folder that is shared (shared.py)
-COLUMNS = "item_columns.csv"  # a prepared folder's further columns of the table of titles
+COLUMNS = "item_columns.csv"  # what a prepared folder keeps of items beside titles
 
 
 @dataclass(eq=False)
@@ -151,8 +151,8 @@ def raw_ids(data: Data, what: str, n: int) -> list[str]:
 
 
 def item_columns(data: Data) -> dict[str, list[str]]:
-    """{name: the cells of the items 1..I} of the further columns that the table of titles had, as
-    text; blank where a cell was. Nothing where there are none.
+    """{name: the cells of the items 1..I} of what is known of items beside titles, as text;
+    blank where a cell was. Nothing where there are none.
     """
     if data.shared is not None:
         return data.shared.columns

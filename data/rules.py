@@ -88,7 +88,7 @@ class Preparation:
     titles: Titles
     samples: Samples
     arrays: dict[str, np.ndarray]  # name of an .npy file -> what it holds
-    columns: pl.DataFrame | None  # further columns of the table of titles, a row an item
+    columns: pl.DataFrame | None  # of items, beside titles: a row an item
 
 
 def apply_rules(log: Log, rules: Rules) -> Preparation:
@@ -239,7 +239,7 @@ def titles_of(item_ids: list[str], raw_titles: dict[str, str]) -> Titles:
 
 
 def columns_of(item_ids: list[str], columns: ItemColumns | None) -> pl.DataFrame | None:
-    """The further columns of the items' table, a row for each of the items 1..I."""
+    """The further columns of items, a row for each of the items 1..I."""
     if columns is None:
         return None
     row_of = dict(zip(reversed(columns.item.to_list()), reversed(range(len(columns.item)))))

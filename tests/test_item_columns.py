@@ -1,4 +1,5 @@
-"""Further columns of items.csv: kept by data/prepare.py, a row an item, for filters of answers."""
+"""Further columns of items, in items.csv or in a log's one table: kept by data/prepare.py, a row an
+item, for filters of answers."""
 
 import json
 import re
@@ -106,6 +107,56 @@ def test_fields_of_recboles_items_are_kept(tmp_path):
     data = load_data(str(tmp_path / "out"))
     assert list(item_columns(data)) == ["release_year"]
     assert set(item_columns(data)["release_year"]) <= {str(1990 + n) for n in range(5)}
+
+
+def one_table(folder, *columns, name="interactions.csv"):
+    """A log of one table, its titles in a column of it, with further columns: a name and
+    cell(user, item) each."""
+    header = ",".join(["user,item,timestamp,title", *(name for name, _ in columns)])
+    rows = [
+        [user, item, when, f"Title {item}", *(cell(user, item) for _, cell in columns)]
+        for user, item, when in toy()
+    ]
+    folder.mkdir(exist_ok=True)
+    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+    (folder / name).write_text(f"{header}\n{text}")
+
+
+def test_what_one_table_says_of_each_item_is_kept_and_what_differs_is_said(tmp_path):
+    one_table(
+        tmp_path / "raw",
+        ("category", lambda user, item: "tea" if item % 2 else "coffee"),
+        ("shelf", lambda user, item: "" if user == 7 else item % 3),  # 7's rows say nothing
+        ("amount", lambda user, item: user),
+        ("story", lambda user, item: "word " * 60),
+        ("channel", lambda user, item: user % 2),
+    )
+    said = prepare(tmp_path)
+    kept = item_columns(load_data(str(tmp_path / "out")))
+    assert list(kept) == ["category", "shelf"] and "item columns        category, shelf\n" in said
+    assert kept["category"] == ["tea", "coffee"] * 20
+    assert kept["shelf"] == [str(i % 3) for i in range(1, 41)]
+    assert "in which rows of one item differ are not kept: amount, channel (of item 3 the" in said
+    assert "the amount is '8' and '7')" in said and "in a table of titles (--items)" in said
+    assert "columns of the log that nothing can be filtered by" in said and "kept: story" in said
+
+
+def test_a_table_that_says_nothing_more_of_items_has_no_columns(tmp_path):
+    one_table(tmp_path / "raw")
+    assert "item columns" not in prepare(tmp_path)
+    one_table(tmp_path / "raw", ("amount", lambda user, item: user))
+    assert "not kept: amount (of item 3" in prepare(tmp_path)  # the same preparation
+    assert item_columns(load_data(str(tmp_path / "out"))) == {}
+
+
+def test_parts_of_one_table_are_asked_together_what_they_say_of_items(tmp_path):
+    category = ("category", lambda user, item: item % 2)
+    one_table(tmp_path / "raw", category, name="interactions_1.csv")
+    one_table(tmp_path / "raw", category, name="interactions_2.csv")
+    prepare(tmp_path)
+    assert item_columns(load_data(str(tmp_path / "out"))) == {"category": ["1", "0"] * 20}
+    one_table(tmp_path / "raw", ("category", lambda user, item: 2), name="interactions_2.csv")
+    assert "of item 1 the category is '1' and '2'" in prepare(tmp_path, "--overwrite")
 
 
 # ---------------------------------------------------------------- filters
