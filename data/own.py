@@ -16,7 +16,7 @@ from delrec.data.own_files import Files, atomic, files_of, item_of, part_of
 from delrec.data.own_items import further_columns, titles_in, titles_of_rows, with_title
 from delrec.data.remedies import files_in
 from delrec.data.tables import Table, joined
-from delrec.data.times import clock_of, position_of
+from delrec.data.times import EARLIEST, Clock, clock_of, position_of
 from delrec.runtime import stop
 
 USUAL = Columns("user", "item", "timestamp", "position", "title")
@@ -130,7 +130,10 @@ def rows_in(table: Table, names: Columns, request: Request) -> tuple[Rows, np.nd
     else:
         text_in(table, name, "one number")
         clock = position_of(time, name, place)
-    return rows_of(user, item, clock.when, timed), kept, [*notes, *clock.notes]
+    rows = rows_of(user, item, clock.when, timed)
+    if timed:
+        notes += note_on_no_times(rows, time, clock)
+    return rows, kept, [*notes, *clock.notes]
 
 
 def stop_at_empty(
@@ -145,3 +148,24 @@ def stop_at_empty(
         f"{table.path}: no row has a value in the column {column.name}; name another: "
         f"{command_for(given, free, [role])}"
     )
+
+
+def note_on_no_times(rows: Rows, time: pl.Series, clock: Clock) -> list[str]:
+    """A line where the column of times seems to hold something else, such as ratings or quantities:
+    numbers too small for dates, few different ones, which come again in the rows of a user. A
+    position does not come again.
+    """
+    if clock.when.max() >= EARLIEST // 3 * 10**clock.decimals:
+        return []
+    frame = pl.DataFrame({"user": rows.user, "item": rows.item, "when": rows.when}).unique()
+    different = frame["when"].n_unique()
+    again = frame.select("user", "when").is_duplicated().mean()
+    if different > len(frame) / 4 or again < 0.02:  # a clock's, or positions
+        return []
+    least, most = time[int(clock.when.argmin())], time[int(clock.when.argmax())]
+    return [
+        f"{time.name} has {different:,} different numbers, {least} to {most}, and {again:.0%} of "
+        "the rows have the same one as another row of their user: are they times? If not, name "
+        "another column with --time-column; if they number a user's orders, name this one with "
+        "--position-column"
+    ]

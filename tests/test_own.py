@@ -9,6 +9,8 @@ import pytest
 from logs import contents, prepared, random_log, replace, run, toy, write
 
 from delrec.data.forms import form_of
+from delrec.data.hints import Request
+from delrec.data.own import read_own
 from delrec.data.prepared import load_data
 from delrec.data.tables import careful_rows, quick_rows
 
@@ -178,3 +180,43 @@ def test_the_quick_reader_reads_as_the_careful_one_or_not_at_all(
     if quick:
         assert quick[0].select(names).equals(careful.select(names))
         assert quick[1] is None or (quick[1] == lines).all()
+
+
+def asked_about(folder, time_of, column="timestamp"):
+    """What is said of a column of numbers, time_of(user, number of its row), that may be no times:
+    50 users have 12 rows each."""
+    rows = [(u, 7 * (u + n) % 40, time_of(u, n)) for u in range(50) for n in range(12)]
+    log = read_own(write(folder, rows, header=f"user,item,{column}"), Request())
+    return [note for note in log.notes if "are they times?" in note]
+
+
+NO_TIMES = {
+    "1 to 5": lambda u, n: (u + n * n) % 5 + 1,  # a rating
+    "0.5 to 4.5": lambda u, n: (u + n * n) % 9 / 2 + 0.5,
+    "1 to 101": lambda u, n: 1 + 99 * (n == 3) + n % 2,  # a quantity
+    "1 to 4": lambda u, n: n // 3 + 1,  # orders of several rows
+}
+TIMES = {
+    "a position": lambda u, n: n + 1,
+    "a position with gaps": lambda u, n: 3 * n + u % 5,
+    "seconds since the log began": lambda u, n: 977 * u + 5003 * (n // 2),
+    "days": lambda u, n: f"2024-01-{n // 2 + 1:02}",
+    "days in digits": lambda u, n: 20240101 + n // 2,
+    "days in seconds": lambda u, n: 1_700_000_000 + 86_400 * (n // 2),
+}
+
+
+@pytest.mark.parametrize("values", NO_TIMES)
+def test_small_numbers_that_come_again_in_rows_of_a_user_may_be_no_times(values, tmp_path):
+    (note,) = asked_about(tmp_path, NO_TIMES[values])
+    assert f"different numbers, {values}, and " in note
+    assert "--time-column" in note and "--position-column" in note
+
+
+@pytest.mark.parametrize("kind", TIMES)
+def test_times_and_positions_are_not_asked_about(kind, tmp_path):
+    assert not asked_about(tmp_path, TIMES[kind])
+
+
+def test_an_order_that_is_named_one_may_come_again(tmp_path):
+    assert not asked_about(tmp_path, NO_TIMES["1 to 4"], "position")
