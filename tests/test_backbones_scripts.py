@@ -19,6 +19,8 @@ from delrec.runtime import load_run
 from delrec.serving.shared import stop_unless_shaped
 
 NEWER = sorted(set(MODELS) - {"sasrec", "gru4rec", "caser"})
+# without a state after each position
+OTHERWISE = [name for name, model in MODELS.items() if model.one_state or model.cloze]
 SMALL = "--epochs 2 --patience 9 --width 16 --batch 64 --history 8 --folds 2"
 
 
@@ -48,7 +50,8 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_answers(
 @pytest.mark.parametrize("model", NEWER)
 def test_three_processes_add_up_to_the_loss_of_one(model, loss, cycle):
     cfg = dict(model=model, history=8, width=16, dropout=0, batch=20, seed=0, loss=loss)
-    cfg = SimpleNamespace(**cfg, negatives=30, one_target=False)
+    cfg |= dict(negatives=30, one_target=False)
+    cfg = SimpleNamespace(**(train_backbone.ALL[model] | cfg))
     torch.manual_seed(0)
     net, targets = build(model, N_ITEMS, cfg), Targets(cfg, cycle)
     batch = targets.batch(*targets.epoch(0)[0], 0, 0)
@@ -60,7 +63,7 @@ def test_three_processes_add_up_to_the_loss_of_one(model, loss, cycle):
     torch.testing.assert_close(sum(loss_of(rank, 3) for rank in range(3)), loss_of(0, 1))
 
 
-@pytest.mark.parametrize("model", ["bert4rec", "bsarec"])
+@pytest.mark.parametrize("model", OTHERWISE)
 def test_stage_1_reads_models_without_a_state_after_each_position(
     model, toy, decoder, run, on_cpu, tmp_path
 ):

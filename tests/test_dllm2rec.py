@@ -38,7 +38,7 @@ def weights_of(folder) -> dict:
 # ---------------------------------------------------------------- what the student becomes
 
 
-@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "caser", "bert4rec"])
+@pytest.mark.parametrize("model", models.MODELS)
 def test_by_titles_that_weigh_nothing_the_student_is_the_plain_backbone_bit_for_bit(
     model, student, train
 ):

@@ -16,7 +16,7 @@ N_ITEMS = 30
 
 def small(model, **more):
     """A model of width 8 with a window of 5."""
-    options = {"history": 5, "width": 8, "dropout": 0} | more
+    options = train_backbone.ALL[model] | {"history": 5, "width": 8, "dropout": 0} | more
     return models.build(model, N_ITEMS, SimpleNamespace(**options))
 
 
@@ -55,7 +55,7 @@ def test_weighted_cross_entropy_equals_torch():
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce", "gbce"])
-@pytest.mark.parametrize("model", list(train_backbone.DEFAULTS))
+@pytest.mark.parametrize("model", models.MODELS)
 def test_the_losses_of_two_shares_sum_to_that_of_the_batch(model, loss):
     torch.manual_seed(0)
     net = small(model)

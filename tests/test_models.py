@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from delrec.backbone import models
-from train_backbone import DEFAULTS
+from train_backbone import ALL
 
 
-@pytest.mark.parametrize("model", list(DEFAULTS))
+@pytest.mark.parametrize("model", models.ALL)
 def test_padding_changes_no_score(model):
     torch.manual_seed(0)
-    net = models.build(model, 30, SimpleNamespace(history=5, width=8, dropout=0.5)).eval()
+    cfg = SimpleNamespace(**(ALL[model] | dict(history=5, width=8, dropout=0.5)))
+    net = models.build(model, 30, cfg).eval()
     for p in net.parameters():
         # large enough that a difference shows
         p.data.mul_(5 if p.dim() > 1 else 1)

@@ -12,6 +12,7 @@ from delrec.backbone.by_title import ridge
 from delrec.backbone.models import MODELS, build
 from delrec.backbone.ranking import HistoryScorer
 from delrec.serving.new_items import TitleMap, sparse_bags
+from train_backbone import DEFAULTS
 
 KINDS = {
     "SASRec": "sasrec",
@@ -122,7 +123,8 @@ def test_what_titles_leave_open_is_measured_on_items_that_the_map_did_not_see(to
 @pytest.mark.parametrize("name", MODELS)
 def test_every_backbone_takes_items_and_keeps_its_scores(name):
     torch.manual_seed(0)
-    model = build(name, 60, SimpleNamespace(history=8, width=16, dropout=0)).eval()
+    cfg = SimpleNamespace(**(DEFAULTS[name] | dict(history=8, width=16, dropout=0)))
+    model = build(name, 60, cfg).eval()
     olds = [np.array([3, 9]), np.array([12]), np.arange(20, 60)]
     before = HistoryScorer(model)
     want = before(olds)

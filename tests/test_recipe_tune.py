@@ -10,6 +10,7 @@ from click.testing import CliRunner
 import common
 import train_backbone
 from delrec.backbone.batches import steps_of_epoch
+from delrec.backbone.models import MODELS
 from recipes import tune
 from recipes.tune import Search, Trial
 
@@ -156,7 +157,7 @@ def test_a_search_runs_reads_validation_alone_and_repeats_nothing(here, toy, mon
     assert len(here.ran) == 6
 
 
-@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "bsarec"])
+@pytest.mark.parametrize("model", MODELS)
 def test_a_first_round_is_long_enough_to_learn_in(model, toy, monkeypatch):
     # the largest batch and the longest history of the grid
     cfg = SimpleNamespace(model=model, batch=256, history=50, one_target=False)

@@ -12,6 +12,7 @@ from delrec.backbone import contrast, dros, models
 from delrec.backbone.batches import Batch
 from delrec.backbone.losses import list_loss
 from delrec.processes import Ranks
+from train_backbone import DEFAULTS
 
 # ---------------------------------------------------------------- DROS
 
@@ -127,10 +128,11 @@ def test_the_contrast_is_the_formula_and_a_users_own_windows_are_no_negatives():
     assert found.item() != pytest.approx(plain_info_nce(z, range(5), 0.5))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "caser"])
+@pytest.mark.parametrize("name", models.MODELS)
 def test_the_mask_is_read_trains_and_leaves(name, toy):
     torch.manual_seed(0)
-    cfg = SimpleNamespace(history=6, width=8, dropout=0.0, seed=0, contrast=0.1, contrast_tau=0.5)
+    cfg = dict(history=6, width=8, dropout=0.0, seed=0, contrast=0.1, contrast_tau=0.5)
+    cfg = SimpleNamespace(**(DEFAULTS[name] | cfg))
     model = models.build(name, toy.n_items, cfg)
     kept = set(model.state_dict())
     contrast.add_mask(model, cfg)
