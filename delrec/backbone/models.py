@@ -1,12 +1,16 @@
 """The conventional models, seq_BL -> x_BLE, the state after each position; building, scoring,
 loading them. The papers' three stand here, each other one in a file of its own.
 
-A model is made by (n_items, cfg), has its item vectors as `item` (row 0 is the padding's), and says
-the same when columns of padding are cut off. one_state: only the last state of a window is computed
-at all. cloze: it learns items that are hidden in its window. build() adds a bias an item, and how
-long a history is. One that is made of titles has take_text, which is given their vectors. One that
-reads a history through each candidate has no state, and says itself what a history's `scores` and
-the `loss` are; its "state" is the history.
+What a class must have: it is made by (n_items, cfg), has its item vectors as `item` (row 0 is the
+padding's), which build() draws anew, and says the same when columns of padding are cut off.
+forward(seq_BL, last=False) gives the states x_BLE, with `last` only the last one's, x_B1E. A state
+is as wide as `item`, and must not see later items: training asks each for the one that follows.
+one_state = True: there is only the last state of a window, which may see all of it. cloze = True:
+it learns items that are hidden in its window. Most have False in both.
+
+build() adds a bias an item, and how long a history is. A model that is made of titles has
+take_text, which is given their vectors. One that reads a history through each candidate has no
+state, and says itself what a history's `scores` and the `loss` are; its "state" is the history.
 
 Names: B sequences, L window, E width, I items (ids 1..I, 0 pads on the left).
 """
@@ -193,9 +197,8 @@ PARTS, WORTH = 4, 20
 
 
 def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
-    """An untrained model; cfg has history, width and dropout.
-
-    An item's score is its input vector . state + its bias.
+    """An untrained model; cfg has history, width and dropout, and what else the model's defaults
+    name. An item's score is its input vector . state + its bias.
     """
     model = ALL[name](n_items, cfg)
     nn.init.normal_(model.item.weight, std=0.02)
@@ -205,7 +208,28 @@ def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
     # of --cold-out: (I,) -inf at items 1..I that the softmax of a training leaves out, else 0; and
     # the titles' vectors (I+1, D), by which these items are ranked in the end
     model.barred_I = model.titles_ID = None
+    must_give_states(name, model)
     return model
+
+
+@torch.no_grad()
+def must_give_states(name: str, model: nn.Module) -> None:
+    """Stops unless the states of a short window have the shapes that all else counts on."""
+    if hasattr(model, "scores") or model.bias.is_meta:
+        return
+    L, E = min(2, model.history), model.item.embedding_dim
+    seq_BL = torch.ones(1, L, dtype=torch.long)
+    model.eval()  # dropout would draw: what is built next would begin with other weights
+    for last in (False, True):
+        found = tuple(model(seq_BL, last=last).shape)
+        wanted = (1, 1 if last or model.one_state else L, E)
+        if found != wanted:
+            stop(
+                f"{name}: forward(seq_BL, last={last}) gives states of the shape {found} for a "
+                f"window (1, {L}), expected {wanted}, the last the width of `item`; the head of "
+                "delrec/backbone/models.py says what a model must have"
+            )
+    model.train()
 
 
 def score(model: nn.Module, seq_BL: torch.Tensor | np.ndarray | list) -> torch.Tensor:
