@@ -47,6 +47,7 @@ from delrec.backbone import (
     dllm2rec,
     dros,
     folds,
+    models,
     options,
     presets,
     results,
@@ -58,7 +59,6 @@ from delrec.backbone import (
 from delrec.backbone.batches import Targets, lengthen
 from delrec.backbone.epoch_loss import EpochLoss
 from delrec.backbone.losses import binary_loss, calibrated_loss, catalogue_loss, sampled_loss
-from delrec.backbone.models import build, states
 from delrec.backbone.text_options import text_options
 from delrec.data.prepared import Data
 from delrec.names import NAMES
@@ -70,8 +70,7 @@ from delrec.training.averaged import Averaged
 from delrec.training.loop import Best, Loop, OptimiserState
 
 # paper: width, dropout, lr and batch (DELRec, section V), but not GRU4Rec's optimiser: Adam here,
-# Adagrad with 1e-2 there (ml-100k, validation HR@1 among 15 .605 and .574). Ours: window, most
-# epochs and patience, chosen on ml-100k's validation part (docs/results/backbones.md).
+# Adagrad with 1e-2 there. Ours: window, most epochs, patience (docs/results/backbones.md).
 DEFAULTS = {
     "sasrec": dict(history=20, width=100, dropout=0.5, lr=1e-3, batch=128, epochs=100, patience=10),
     "gru4rec": dict(history=20, width=64, dropout=0.3, lr=1e-3, batch=50, epochs=100, patience=20),
@@ -105,7 +104,7 @@ def loss_of(
     """
     if hasattr(model, "loss"):  # it has no states
         return model.loss(seq_BL, target_BL[:, -1], negative_BL)
-    x_BLE = states(model, seq_BL)
+    x_BLE = models.states(model, seq_BL)
     target_BL = target_BL[:, -x_BLE.shape[1] :]  # Caser and BSARec have one state, the last
     at_N = (target_BL != 0).nonzero(as_tuple=True)
     x_NE, target_N = x_BLE[at_N], target_BL[at_N]
@@ -160,7 +159,8 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
     "--model",
     "--student",
     default="sasrec",
-    type=click.Choice(list(ALL)),
+    # one that stands in MODELS or DEFAULTS alone is told what it lacks
+    type=click.Choice(list(models.ALL | ALL)),
     help="the conventional model; docs/commands.md has the defaults of the newer ones",
 )
 @click.option("--history", type=WHOLE, help="items the model sees, L; 20, Caser 5")
@@ -227,7 +227,7 @@ def main(**config) -> None:
     cfg = SimpleNamespace(**config)
     asked = {key: getattr(cfg, key) for key in ("epochs", "patience")}
     ctx = click.get_current_context()
-    common.refuse(presets.faults(cfg))
+    common.refuse(options.half_registered(cfg, ALL) + presets.faults(cfg))
     if cfg.resume and warm_start.is_gone(cfg):
         common.enter(cfg, cfg.model)  # a finished run, which needs that one no more, ends here
     if cfg.from_run:
@@ -291,7 +291,7 @@ def begin(
     cfg: SimpleNamespace, data: Data, ranks: Ranks, given: dllm2rec.Given
 ) -> tuple[torch.nn.Module, list[torch.nn.Parameter], torch.optim.Optimizer]:
     """(a model before its first step, its parameters that train, their optimiser)."""
-    model = build(cfg.model, data.n_items, cfg).to(ranks.device)
+    model = models.build(cfg.model, data.n_items, cfg).to(ranks.device)
     results.begin_at_popularity(model, data, cfg)
     if cfg.from_run:
         common.say(ranks, warm_start.carry_over(model, cfg.from_run, data))

@@ -1,10 +1,12 @@
 """The options of train_backbone.py that say what a conventional model learns beside its targets."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import click
 
-from delrec.backbone.models import ALL
+from delrec.backbone.models import ALL, TITLED
+from delrec.names import NAMES
 from delrec.ranges import ABOVE_0, FROM_0, Number
 
 # a teacher: what a conventional model learns from an LM
@@ -96,6 +98,44 @@ added_options = (
 )
 
 OF_LISTS = {"list_loss", "w_position", "w_confidence", "w_consistency", "confidence", "temperature"}
+
+# flags whose default is the model's own
+OWN = ("history", "width", "dropout", "lr", "batch", "epochs", "patience")
+
+
+def half_registered(cfg: SimpleNamespace, defaults: dict[str, dict]) -> list[tuple[Any, str]]:
+    """What a model lacks that was added in one place and not in another: (is it so?, a sentence).
+    defaults: of each model its row of DEFAULTS."""
+    model, row = cfg.model, defaults.get(cfg.model)
+    file = "delrec/backbone/titled.py" if model in TITLED else "train_backbone.py"
+    lacking = [key for key in OWN if key not in (row or OWN)]
+    unknown = [key for key in row or () if key not in vars(cfg)]
+    return [
+        (
+            model not in ALL,
+            f"{model} has a row in DEFAULTS of {file}, but stands in no table of "
+            "delrec/backbone/models.py; add its class to MODELS there",
+        ),
+        (
+            row is None,
+            f"{model} stands in delrec/backbone/models.py, but has no row in DEFAULTS of {file}; "
+            f"add one with {', '.join(OWN)}",
+        ),
+        (
+            lacking,
+            f"the row of {model} in DEFAULTS of {file} lacks {', '.join(lacking)}; add what is "
+            "missing",
+        ),
+        (
+            unknown,
+            f"the row of {model} in DEFAULTS of {file} names {', '.join(unknown)}, which is no "
+            "flag; add one to delrec/backbone/options.py, or make it a constant beside the class",
+        ),
+        (
+            model not in NAMES,
+            f"{model} has no name for people; add one to NAMES in delrec/names.py",
+        ),
+    ]
 
 
 def idle(cfg: SimpleNamespace, moved: set[str]) -> list[tuple[bool, str]]:
