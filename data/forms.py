@@ -198,7 +198,7 @@ def stop_at_bad_byte(path: Path, form: Form | None = None) -> NoReturn:
 
 def stop_at_broken_gzip(path: Path, bad: Exception) -> NoReturn:
     """Stops at a packed file that is not whole."""
-    stop(f"{path} is not a whole gzip file ({bad}); copy it again")
+    stop(f"{path} is not a whole gzip file ({bad}); copy or download it again")
 
 
 def stop_at_unreadable(path: Path, bad: OSError) -> NoReturn:

@@ -17,7 +17,15 @@ import polars as pl
 from delrec.data.forms import stop_at_bad_byte
 from delrec.data.log import Log, digests, rows_of
 from delrec.data.movielens import csv_columns
-from delrec.data.raw_files import clock_in, find, records, split_lines, stop_at_missing, titles_from
+from delrec.data.raw_files import (
+    bytes_of,
+    clock_in,
+    find,
+    records,
+    split_lines,
+    stop_at_missing,
+    titles_from,
+)
 from delrec.data.times import MISSING, coarsest
 from delrec.data.titles import one_line
 from delrec.runtime import stop
@@ -162,6 +170,6 @@ def read_lastfm(folder: Path, _: None) -> Log:
 def stop_unless_utf8(path: Path) -> None:
     """Stops at the first byte of a file that is not UTF-8."""
     try:
-        path.read_bytes().decode()
+        bytes_of(path).decode()
     except UnicodeDecodeError:
         stop_at_bad_byte(path)

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from delrec.data.forms import open_bytes, stop_at_broken_gzip
 from delrec.data.times import MISSING, Clock, Where, clock_of
 from delrec.runtime import CACHE, stop
 
@@ -160,7 +161,7 @@ def records(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, d
                 else:
                     empty += 1
         except (EOFError, gzip.BadGzipFile, zlib.error) as bad:
-            stop(f"{path} is not a whole gzip file ({bad}); download it again")
+            stop_at_broken_gzip(path, bad)
     if empty and notes is not None:
         notes.append(f"{path.name}: {empty:,} lines hold null or an empty record")
 
@@ -239,11 +240,20 @@ def stop_at_missing(columns: dict[str, pl.Series], place: Where) -> None:
             )
 
 
+def bytes_of(path: Path) -> bytes:
+    """What a publisher's file holds (.gz or not)."""
+    try:
+        with open_bytes(path) as f:
+            return f.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as bad:
+        stop_at_broken_gzip(path, bad)
+
+
 def lines_of(path: Path, notes: list[str]) -> list[str]:
-    """The lines of a publisher's file: UTF-8, as it is when it was saved again, and latin-1 where
-    a line is not, as some are published.
+    """The lines of a publisher's file (.gz or not): UTF-8, as it is when it was saved again, and
+    latin-1 where a line is not, as some are published.
     """
-    data = path.read_bytes()
+    data = bytes_of(path)
     try:
         return data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:

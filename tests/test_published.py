@@ -1,6 +1,7 @@
 """data/published.py, data/sources.py: published data sets, in their publishers' files."""
 
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -8,9 +9,12 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 from logs import packed, prepared, random_log, replace, run
+from scripts import ROOT, sentence
 
-from delrec.data import raw_files, synthetic
+from delrec.data import prepare, raw_files, synthetic
+from delrec.data.amazon import read_amazon
 from delrec.data.prepared import load_data
+from delrec.data.published import stop_unless_utf8
 from delrec.data.sources import SOURCES
 
 
@@ -185,6 +189,28 @@ def test_other_published_forms(tmp_path, monkeypatch, form):
     assert data.titles[1] == title.format(first)
     assert note in result.output
     assert SOURCES[name].noun == data.meta["words"]["noun"]
+
+
+def test_each_data_set_known_by_name_is_listed_and_each_reader_shown():
+    page = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    for name, source in SOURCES.items():
+        assert re.search(rf"[ (]{name}[,)]", " ".join(prepare.__doc__.split())), name
+        assert f"`{name}`" in rows, f"the table of data/README.md lacks {name}"
+        shown = {SOURCES[form[0]].read for form in FORMS.values()}
+        # Amazon's layouts have a test of their own
+        assert source.read in shown | {read_amazon}, f"FORMS shows no file of {name}"
+
+
+def test_lines_of_cells_are_read_packed_and_a_cut_file_is_named(tmp_path):
+    path, lines = tmp_path / "plays.tsv.gz", ["userID\titem", "7\tTeä", "8\tSalt"]
+    packed(path, lines)
+    rows, place = raw_files.split_lines(path, "\t", {"user": 0, "item": 1}, 2, [])
+    assert rows.rows() == [("7", "Teä"), ("8", "Salt")] and place(1) == f"{path}, line 3"
+    stop_unless_utf8(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    for read in (stop_unless_utf8, lambda path: raw_files.lines_of(path, [])):
+        assert sentence(read, path).startswith(f"{path} is not a whole gzip file")
 
 
 def test_a_missing_file_is_named_and_a_literal_is_parsed_never_run(tmp_path):
