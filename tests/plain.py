@@ -13,6 +13,7 @@ import pytest
 import torch
 from families import AUTO
 
+import common
 from delrec.data.prepared import candidates, histories
 from delrec.lm import passes
 from delrec.lm.model import load_lm
@@ -21,7 +22,7 @@ from delrec.lm.ranker import make_ranker as make_ranker_of
 from delrec.lm.ranker import score_tails
 from delrec.lm.text import MASK, SLOT, encode
 
-VERBALIZERS = ("likelihood", "mean", "first", "letter")
+VERBALIZERS = tuple(common.verbalizers.choices)
 TOLERANCE = 1e-4
 SLOTS = 3
 SETTINGS = {

@@ -84,6 +84,14 @@ def test_scores_equal_the_unmodified_model(load, plain, kind, toy, verbalizer, s
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * max(1, np.abs(want).max()))
 
 
+@pytest.mark.parametrize("call", [verbalise, verbalizers.verbalise_all, loss_over_all])
+def test_a_verbalizer_without_a_score_of_its_own_does_not_score_as_another(load, toy, call):
+    r = rank_with(load, "decoder", toy)
+    x_BD, cand_BC = torch.randn(2, r.lm.head_VD.shape[1]), np.array([[1, 2], [3, 4]])
+    given = {verbalise: [cand_BC], loss_over_all: [torch.tensor([1, 3])]}.get(call, [])
+    assert "median has no score here" in sentence(call, r.lm, x_BD, *given, r.titles, "median")
+
+
 @ALL
 @pytest.mark.parametrize("verbalizer", ["mean", "likelihood"])
 def test_a_score_does_not_depend_on_the_other_candidates_unless_they_are_shown(

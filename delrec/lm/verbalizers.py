@@ -85,12 +85,22 @@ def verbalise(
         item_BCe = lm.items.rows(on_device(cand_BC, lm.device))
         return (items.item_space(lm, x_BD)[:, None] * item_BCe).sum(-1)
     if verbalizer == "letter":
-        tok_BCT, n_BC = letters_of(lm, cand_BC)
-    else:
-        tok_BCT, n_BC = titles.padded(cand_BC)
+        return mean_logits(lm, x_BD, *letters_of(lm, cand_BC))
+    must_be_of_titles(verbalizer)
+    tok_BCT, n_BC = titles.padded(cand_BC)
     if verbalizer == "first":
         n_BC = np.minimum(n_BC, 1)
     return mean_logits(lm, x_BD, tok_BCT, n_BC)
+
+
+def must_be_of_titles(verbalizer: str) -> None:
+    """Stops at a verbalizer other than the two that score a title by its tokens' logits: it must
+    not score as one of them."""
+    if verbalizer not in ("mean", "first"):
+        stop(
+            f"--verbalizer {verbalizer} has no score here, expected mean or first; add what its "
+            "score is to delrec/lm/verbalizers.py"
+        )
 
 
 def mean_logits(lm: LM, x_BD: torch.Tensor, tok_BCT: np.ndarray, n_BC: np.ndarray) -> torch.Tensor:
@@ -175,6 +185,7 @@ def verbalise_all(lm: LM, x_BD: torch.Tensor, titles: Titles, verbalizer: str) -
 
 def tokens_of_all(titles: Titles, verbalizer: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(ptr, tok): the tokens that item i is scored by are tok[ptr[i] : ptr[i + 1]]."""
+    must_be_of_titles(verbalizer)
     return titles.firsts if verbalizer == "first" else titles.on_device
 
 
