@@ -8,6 +8,7 @@ import pytest
 import torch
 from commands import metrics_of
 from cycle import N_ITEMS, QUICK
+from scripts import sentence
 
 from delrec.backbone import models
 from delrec.backbone.ranking import best_items, rank_all
@@ -140,6 +141,14 @@ def test_a_target_that_the_user_had_before_is_ranked_and_not_listed(alone):
     # items 3 and 4 are better than the target, item 2 is masked
     assert found["full"].tolist() == [[2, 0]]
     assert found["list"].tolist() == [[3, 4, 0, 0]]
+
+
+def test_scores_that_are_not_finite_may_be_the_rate_s_fault_or_the_model_s(alone):
+    data = SimpleNamespace(items=np.array([1, 2, 1]), ptr=np.array([0, 3]), n_items=4)
+    model = models.build("sasrec", 4, SimpleNamespace(history=2, width=4, dropout=0))
+    model.norm.weight.data.fill_(torch.nan)
+    said = sentence(rank_all, model, data, np.array([2]), alone)
+    assert "a smaller train_backbone.py --lr" in said and "its forward may give NaN" in said
 
 
 @pytest.mark.parametrize("loss, more", [("ce", 1), ("gbce", 0.625 / 2)])

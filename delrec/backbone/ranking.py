@@ -53,7 +53,8 @@ def rank_all(
         own_B1 = score_BI.gather(1, target_B1)
         if not torch.isfinite(own_B1).all():
             stop(
-                "the model's scores are not finite; train it with a smaller train_backbone.py --lr"
+                "the model's scores are not finite; train it with a smaller train_backbone.py "
+                "--lr; if you wrote the model, its forward may give NaN where a window is padded"
             )
         for C in cand or ():
             parts[C].append(score_BI.gather(1, put(cand[C][at])).cpu())
