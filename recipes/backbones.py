@@ -4,10 +4,10 @@
     python recipes/backbones.py --models sasrec,gru4rec --seeds 1  some of the rows, to see it run
     python recipes/backbones.py --dataset beauty --dry-run         only print the commands
 
-Rows: SASRec, GRU4Rec, Caser, eSASRec, BERT4Rec, LRURec, BSARec, and SASRec with titles in its item
-vectors, beside the same with every title at another item. BSARec, which costs most, and the rows
-with titles get three seeds at most. Each model has settings of a paper (docs/commands.md), so
-a row says what a model reaches with these, not what its layers alone are worth.
+Rows: each conventional model that needs no titles, and SASRec with titles in its item vectors,
+beside the same with every title at another item. BSARec, which costs most, and the rows with titles
+get three seeds at most. Each model has settings of a paper (docs/commands.md), so a row says what a
+model reaches with these, not what its layers alone are worth.
 
 Every run is a command of train_backbone.py. It stands in runs/<dataset>/backbones/ with its seed. A
 finished one is not repeated, and a killed one goes on; so the same command with more seeds or rows
@@ -33,6 +33,7 @@ import click
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
+from delrec.backbone.models import MODELS as NETWORKS
 from delrec.data.prepared import load_data
 from delrec.runtime import described, read_json
 from recipes.backbones_table import COUNTS, PAIR, lines_of, report
@@ -51,12 +52,7 @@ class Model:
 
 
 MODELS = {
-    "sasrec": Model("--model sasrec"),
-    "gru4rec": Model("--model gru4rec"),
-    "caser": Model("--model caser"),
-    "esasrec": Model("--model esasrec"),
-    "bert4rec": Model("--model bert4rec"),
-    "lrurec": Model("--model lrurec"),
+    **{name: Model(f"--model {name}") for name in NETWORKS},
     "bsarec": Model("--model bsarec", most=3),  # a window a target: 20 to 50 times the positions
     "sasrec-titles": Model(f"--model sasrec --text {TEXT}", most=3),
     "sasrec-permuted": Model(f"--model sasrec --text {TEXT} --permute-text", most=3),
@@ -162,7 +158,9 @@ def rows_named(names: tuple[str, ...]) -> list[str]:
     help="runs of every row, seeds 0, 1, ..; of BSARec and of the rows with titles three at most",
 )
 @click.option(
-    "--models", multiple=True, help="rows, as a,b or repeated; all if not given (--help names them)"
+    "--models",
+    multiple=True,
+    help=f"rows, as a,b or repeated; all if not given: {', '.join(MODELS)}",
 )
 @click.option(
     "--jobs",
