@@ -42,12 +42,17 @@ def is_folder(name: Path | str) -> bool:
         return False
 
 
-def is_path(kind: str, name: Path | str) -> bool:
-    """True for a name that is a path itself: it is absolute, is there already, or begins with '.'
-    or with the kind. kind: data or runs."""
+def is_path(kind: str, name: Path | str, own: Path) -> bool:
+    """True for a name that is a path itself: it is absolute, begins with '.' or with the kind, or
+    one of the kind stands there. Any other folder there hides nothing (raw files in ./my-shop): it
+    is meant by a name with a slash alone, where nothing was made that is called so. kind: data or
+    runs; own: the program's root."""
     path = Path(name)
-    is_whole = path.is_absolute() or is_folder(path) or str(name).startswith(".")
-    return is_whole or path.parts[0] == kind
+    if path.is_absolute() or str(name).startswith(".") or path.parts[:1] == (kind,):
+        return True
+    if is_there(path, MARKS[kind]):
+        return True
+    return len(path.parts) != 1 and is_folder(path) and not made(kind, name, own)
 
 
 def beside(folder: Path | str, ending: str) -> Path:
@@ -72,13 +77,23 @@ def standing(kind: str, name: Path | str, own: Path) -> list[Path]:
     """Where what a name means stands, finished or begun: its path, or under <kind>/ of the
     program's root and of the current folder. Where it stands nowhere, the program's place alone.
     """
-    if is_path(kind, name):
+    if is_path(kind, name, own):
         return [Path(os.path.abspath(name))]
+    places = under_roots(kind, name, own)
+    begun = [place for place in places if is_folder(place)] or places
+    return made(kind, name, own) or begun[:1]
+
+
+def under_roots(kind: str, name: Path | str, own: Path) -> list[Path]:
+    """<kind>/<name> of the program's root, then of the current folder where that is another."""
     places = [root / kind / name for root in (own, current_folder(own))]
-    if os.path.realpath(places[0]) == os.path.realpath(places[1]):
-        return places[:1]
-    found = [place for place in places if is_there(place, MARKS[kind])]
-    return found or [place for place in places if is_folder(place)][:1] or places[:1]
+    same = os.path.realpath(places[0]) == os.path.realpath(places[1])
+    return places[:1] if same else places
+
+
+def made(kind: str, name: Path | str, own: Path) -> list[Path]:
+    """Where what is called so under <kind>/ was made whole, or is being made."""
+    return [place for place in under_roots(kind, name, own) if is_there(place, MARKS[kind])]
 
 
 def usual(name: str, near: Iterable[Path], digest: str, own: Path) -> Path:

@@ -93,7 +93,8 @@ def place_of_new(kind: str, name: Path | str) -> Path:
     """The whole path of a folder that is to be written: `name` where it is a path (places.is_path),
     else <kind>/<name> of the program's root. kind: data or runs.
     """
-    return Path(os.path.abspath(name)) if places.is_path(kind, name) else ROOT / kind / name
+    is_path = places.is_path(kind, name, ROOT)
+    return Path(os.path.abspath(name)) if is_path else ROOT / kind / name
 
 
 def folder_of(kind: str, name: Path | str) -> Path:

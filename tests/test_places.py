@@ -19,7 +19,15 @@ from delrec.lm.model import located
 from delrec.lm.soft_prompt import prompt_run_of
 from delrec.places import same_place
 from delrec.processes import Ranks
-from delrec.runtime import as_kept, config_of_run, folder_of, load_run, read_json, write_json
+from delrec.runtime import (
+    as_kept,
+    config_of_run,
+    folder_of,
+    load_run,
+    place_of_new,
+    read_json,
+    write_json,
+)
 from delrec.training import checkpoints
 from delrec.training.run_folders import finish_run, start_run
 
@@ -226,6 +234,30 @@ def test_a_run_that_nobody_named_is_of_the_project_that_is_asked(
     assert f"no backbone in {program / 'runs' / 'toy' / 'sasrec'}; train" in sentence(
         read_lists, None, toy, ""
     )
+
+
+def test_a_folder_of_something_else_hides_no_data_and_no_run(project, monkeypatch, tmp_path):
+    """Raw files in ./toy and ./shop, a table in ./toy/sasrec: what the commands made is meant."""
+    monkeypatch.setattr(runtime, "ROOT", project)
+    raw = tmp_path / "work"
+    for name in ("toy/sasrec", "toy/plots", "shop", "lone"):
+        (raw / name).mkdir(parents=True)
+    monkeypatch.chdir(raw)
+    run = project / "runs" / "toy" / "sasrec"
+    shutil.copytree(run, project / "runs" / "lone")
+    assert load_data("toy").folder == project / "data" / "toy"
+    assert load_run("toy/sasrec").folder == run
+    assert load_run("lone").folder == project / "runs" / "lone"
+    assert place_of_new("runs", "toy/sasrec") == run
+    assert place_of_new("runs", "lone") == project / "runs" / "lone"
+    # nothing was made under that name: a name with a slash is the folder, a bare one is not
+    assert place_of_new("runs", "toy/plots") == folder_of("runs", "toy/plots") == raw / "toy/plots"
+    assert f"no prepared data set in {project / 'data' / 'shop'}" in sentence(load_data, "shop")
+    # what was made in the current folder is meant first
+    shutil.copytree(run, raw / "mine")
+    shutil.copytree(project / "data" / "toy", raw / "shop", dirs_exist_ok=True)
+    assert load_run("mine").folder == raw / "mine" == place_of_new("runs", "mine")
+    assert load_data("shop").folder == raw / "shop"
 
 
 def test_the_evaluation_of_a_copy_changes_nothing_of_the_original(project, tmp_path, on_cpu):
