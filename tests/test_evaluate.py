@@ -378,11 +378,11 @@ def test_a_run_with_a_part_missing_is_refused_not_half_loaded(
     assert missing in refused(script, *evaluation(folder))
 
 
-def test_a_backbone_without_scores_is_told_to_train_again(toy, backbone, script, tmp_path):
+def test_a_backbone_without_scores_is_refused(toy, backbone, script, tmp_path):
     bare = shutil.copytree(backbone, tmp_path / "bare")
     (bare / "scores_test_15.npy").unlink()
     says = refused(script, "--ckpt", bare, "--candidates", 15)
-    assert "lacks 85 samples; train the backbone again" in says
+    assert "scores_test_15.npy, scores of 15 candidates, is not there; write the file" in says
     np.save(bare / "scores_test_15.npy", np.zeros((3, 15), np.float32))
     assert "has shape (3, 15), expected (85, 15)" in refused(
         script, "--ckpt", bare, "--candidates", 15
@@ -394,4 +394,6 @@ def test_scores_that_are_not_finite_are_not_ranked(toy, backbone, script, tmp_pa
     scores = np.load(broken / "scores_test_15.npy")
     scores[4, 3] = np.inf
     np.save(broken / "scores_test_15.npy", scores)
-    assert "lacks 1 samples" in refused(script, "--ckpt", broken, "--candidates", 15)
+    assert "holds inf in row 4, for candidate 3, expected" in refused(
+        script, "--ckpt", broken, "--candidates", 15
+    )

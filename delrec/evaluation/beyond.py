@@ -11,8 +11,8 @@ import numpy as np
 
 from delrec.data.counts import popularity
 from delrec.data.prepared import Data, users
+from delrec.data.run_files import lists_in
 from delrec.evaluation.stats import RowMetrics
-from delrec.runtime import read_npy
 
 K = 10
 MANY_TIES = 0.05  # a share of ties among the test targets from which on clean ones are told apart
@@ -103,7 +103,7 @@ def lists_of(folder: Path, data: Data, which: np.ndarray) -> np.ndarray | None:
     """
     if not (folder / "topk_test.npy").exists():
         return None
-    list_nh = read_npy(folder / "topk_test.npy", (len(data.test), None))[which]
+    list_nh = lists_in(folder / "topk_test.npy", data, "test")[which]
     return list_nh[:, :K] if list_nh.shape[1] >= K and (list_nh[:, 0] > 0).all() else None
 
 

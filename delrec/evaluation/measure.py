@@ -15,6 +15,7 @@ import numpy as np
 
 from delrec.data.counts import full_ranking_of, popularity
 from delrec.data.prepared import Data, users
+from delrec.data.run_files import ranks_in
 from delrec.evaluation.beyond import beyond
 from delrec.evaluation.comparisons import (
     AMONG_CANDIDATES,
@@ -42,7 +43,6 @@ from delrec.evaluation.stats import (
 )
 from delrec.evaluation.wording import FULL, SHOWN
 from delrec.metrics import chance, compare, metrics
-from delrec.runtime import read_npy
 
 FULL_KS = (1, 5, 10, 20)  # HR@k and NDCG@k over the whole catalogue
 
@@ -154,7 +154,7 @@ def full_metrics(names: dict[Path, str], data: Data, test: Part) -> RowMetrics:
         found[name] = metrics(*full_ranking_of(score_I, data, test.samples), FULL_KS)
     for folder, name in names.items():
         if (folder / "full_test.npy").exists():
-            greater, equal = read_npy(folder / "full_test.npy", (len(data.test), 2))[test.which].T
+            greater, equal = ranks_in(folder / "full_test.npy", data, "test")[test.which].T
             if greater.min() >= 0:
                 found[name] = metrics(greater, equal, FULL_KS)
     return found

@@ -18,6 +18,7 @@ import torch
 
 from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import Data, histories, subset, users
+from delrec.data.run_files import finite_scores
 from delrec.evaluation.drawing import BLUE, GREY, ORANGE, subplots
 from delrec.evaluation.stats import difference, ends_of, interval
 from delrec.evaluation.wording import ends_text, p_text
@@ -27,7 +28,7 @@ from delrec.lm.ranker import Ranker, candidates_shown, make_ranker, open_run, sc
 from delrec.lm.text import random_soft_prompt, token_scale
 from delrec.metrics import agreement, kendall
 from delrec.processes import Ranks
-from delrec.runtime import Run, load_run, read_npy, stop, write_json
+from delrec.runtime import Run, load_run, stop, write_json
 from delrec.training.log import Log
 
 if TYPE_CHECKING:
@@ -161,9 +162,9 @@ def probe(run: Run, data: Data, n: int, C: int, ranks: Ranks, out: Path) -> None
     P_kD = ranker.P.detach().float()
     fresh_kD = random_soft_prompt(ranker.lm, len(P_kD), seed_of_prompt(run))
     val = subset(len(data.val), n, 0)
-    stored_nC = read_npy(backbone.folder / f"scores_val_{C}.npy", (len(data.val), C))
+    stored_nC = finite_scores(backbone.folder / f"scores_val_{C}.npy", data, "val", C, val)
     prompts = {"trained": P_kD, "untrained": fresh_kD, "none": None}
-    near = causal_test(run, ranker, prompts, val, np.asarray(stored_nC)[val], ranks)
+    near = causal_test(run, ranker, prompts, val, stored_nC, ranks)
     if not ranks.main:
         return
     samples = np.asarray(data.val)[val]

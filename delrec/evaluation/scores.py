@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 
+from delrec.backbone.models import is_ours
 from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import (
     Data,
@@ -24,6 +26,7 @@ from delrec.data.prepared import (
     subset,
     users,
 )
+from delrec.data.run_files import must_be_finite, scores_in
 from delrec.evaluation.stats import RowMetrics, interval
 from delrec.lm import listed
 from delrec.lm.ranker import (
@@ -129,10 +132,7 @@ def scores_of(scorer: Scorer, run: Run, part: Part, shuffled: bool = False) -> n
     score_nC, missing = scored_so_far(scorer, run, part, path)
     if len(missing) and run.stage == "train_backbone":
         if not shuffled:
-            stop(
-                f"{path} lacks {len(missing)} samples; train the backbone again: its scores are "
-                "written at the end of train_backbone.py"
-            )
+            stop_without_scores(run, path, score_nC, part.which)
         score_nC[missing] = shuffled_backbone(scorer, run, part.split, missing)
         store_shuffled(path, score_nC, run, scorer.ranks)
     elif len(missing):
@@ -144,6 +144,20 @@ def scores_of(scorer: Scorer, run: Run, part: Part, shuffled: bool = False) -> n
     return score_nC[part.which] - penalty_of(run, scorer.data)[part.cand_nC]
 
 
+def stop_without_scores(run: Run, path: Path, score_nC: np.ndarray, which: np.ndarray) -> NoReturn:
+    """Stops: a backbone's folder lacks scores of the samples `which`, or holds some that rank
+    nothing."""
+    again = "write the file again"
+    if is_ours(run):
+        again = "train the backbone again: its scores are written at the end of train_backbone.py"
+    if path.exists():
+        must_be_finite(score_nC, path, which, again)
+    begins, _, C = path.stem.rpartition("_")
+    have = sorted(p.name for p in run.folder.glob(f"{begins}_*.npy") if "shuffled" not in p.name)
+    others = f", but {', '.join(have)} (--candidates)" if have else ""
+    stop(f"{path}, scores of {C} candidates, is not there{others}; {again}")
+
+
 def stored_metrics(
     folder: Path, data: Data, which: np.ndarray | None = None, C: int = 15
 ) -> dict[str, np.ndarray]:
@@ -153,7 +167,7 @@ def stored_metrics(
     """
     run = load_run(folder, data)
     part = part_of(data, "test", np.arange(len(data.test)) if which is None else which, C)
-    score_nC = np.asarray(read_npy(folder / f"scores_test_{C}.npy", (len(data.test), C)))
+    score_nC = scores_in(folder / f"scores_test_{C}.npy", data, "test", C)
     score_nC = score_nC[part.which] - penalty_of(run, data)[part.cand_nC]
     return metrics(*compare(score_nC, part.is_target_nC))
 
@@ -175,8 +189,9 @@ def scored_so_far(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(scores of the whole split that are stored, NaN where nobody asked; the places in it that are
     still missing of a part)."""
-    whole_nC = candidates(scorer.data, part.split, scorer.C)  # of the whole split
-    score_nC = stored(path, np.full(whole_nC.shape, np.nan, np.float32))
+    score_nC = np.full((len(getattr(scorer.data, part.split)), scorer.C), np.nan, np.float32)
+    if path.exists():
+        score_nC = np.array(scores_in(path, scorer.data, part.split, scorer.C))
     missing = part.which[~np.isfinite(score_nC[part.which]).all(1)]
     if len(missing) and path.exists() and is_of_another_backbone(run, path.stem):
         if scorer.ranks.main:

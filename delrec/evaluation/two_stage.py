@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from delrec.data.prepared import users
+from delrec.data.run_files import ranks_in
 from delrec.evaluation.copying import copied
 from delrec.evaluation.scores import Part, Scorer, alone_at, keep, opened, stored
 from delrec.evaluation.stats import RowMetrics, ends_of, interval
@@ -23,7 +24,7 @@ from delrec.lm import hints, listed, residual
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import penalty_of, score_listed, shown_histories
 from delrec.metrics import compare, metrics
-from delrec.runtime import Run, read_npy, stop, write_npy
+from delrec.runtime import Run, stop, write_npy
 
 COLUMNS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 
@@ -46,7 +47,11 @@ def two_stage(run: Run, scorer: Scorer, test: Part, order: str) -> dict:
     inside_n = (pool_nC == target_n[:, None]).any(1)
     if not inside_n.any():
         stop(f"no sample has its truth among {folder}'s {run.C} best, so nothing can be ranked")
-    full_n2 = read_npy(folder / "full_test.npy", (len(data.test), 2))[test.which]
+    full_n2 = ranks_in(folder / "full_test.npy", data, "test")[test.which]
+    if full_n2.min() < 0:
+        stop(
+            f"{folder}/full_test.npy leaves samples out (-1), --two-stage needs all; write it again"
+        )
     pool_mC, which = pool_nC[inside_n], test.which[inside_n]
     score_mC = pool_scores(scorer, run, which, pool_mC, order)
     ranker = metrics(*compare(score_mC, pool_mC == target_n[inside_n, None]))

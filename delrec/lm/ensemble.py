@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from delrec.data.counts import Neighbours, near_in_training, neighbours_of, scores_of_catalogue
 from delrec.data.others import rows_of_others
 from delrec.data.prepared import Data, halves_of_validation, histories, users
+from delrec.data.run_files import ranks_in
 from delrec.lm.crossfit import COUNTED, may_learn_from, runs_of, user_folds
 from delrec.lm.ranker import Ranker
 from delrec.lm.residual import stop_without_folds
@@ -229,7 +230,7 @@ def counted(data: Data, fold_U: np.ndarray, device: torch.device) -> Counted:
 
 def quality(folder: Path, data: Data) -> float:
     """A backbone's NDCG@10 over all items, on the half of validation that chooses."""
-    greater_n, equal_n = read_npy(folder / "full_val.npy", (len(data.val), 2)).T
+    greater_n, equal_n = ranks_in(folder / "full_val.npy", data, "val").T
     return float(
         metrics(greater_n, equal_n, ks=(10,))["ndcg@10"][halves_of_validation(data)[0]].mean()
     )

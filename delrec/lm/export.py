@@ -15,6 +15,7 @@ import torch
 
 from delrec import places
 from delrec.data.prepared import Data, histories, subset
+from delrec.data.run_files import lists_in
 from delrec.files import new_npy
 from delrec.lm import crossfit
 from delrec.lm.crossfit import Part
@@ -35,7 +36,6 @@ from delrec.runtime import (
     place_of,
     put_in_place,
     read_json,
-    read_npy,
     stop,
     stop_if_replaced,
     unlock,
@@ -372,7 +372,7 @@ def backbone_lists(run: Run, data: Data, K: int) -> np.ndarray:
             f"{run.folder} scores title by title and so ranks its backbone's lists, but there is "
             f"no {path}; train the backbone with train_backbone.py"
         )
-    lists = read_npy(path, (len(data.train), None))
+    lists = lists_in(path, data, "train")
     needed = run.C - 1
     if needed < K:
         stop(

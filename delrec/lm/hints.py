@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec.data.prepared import Data, candidates, with_lists
+from delrec.data.run_files import lists_in, scores_in
 from delrec.lm.prompts import DEFAULTS, lists_candidates, settings_of_run
 from delrec.processes import Ranks
-from delrec.runtime import Run, load_run, read_npy, stop
+from delrec.runtime import Run, load_run, stop
 
 HINTED = 5  # titles of a hint
 SEED = 11  # of orders, beside a run's own seed
@@ -145,7 +146,7 @@ def by_backbone(r: Shown, split: str, C: int, which: np.ndarray) -> np.ndarray:
             "train_backbone.py, or the LM with finetune.py --order shuffled --hint none"
         )
     must_be_of_data(r.backbone_run, r.data)
-    score_nC = read_npy(path, (len(getattr(r.data, split)), C))[which]
+    score_nC = scores_in(path, r.data, split, C)[which]
     return np.argsort(-score_nC, axis=1, kind="stable")
 
 
@@ -177,7 +178,7 @@ def pool_of(folder: Path | str, data: Data, split: str, C: int, which: np.ndarra
     if not path.exists():
         stop(f"a pool needs {path}, the backbone's lists; train it with train_backbone.py")
     must_be_of_data(folder, data)
-    lists = read_npy(path, (len(getattr(data, split)), None))
+    lists = lists_in(path, data, split)
     if lists.shape[1] < C:
         stop(
             f"{folder} lists {lists.shape[1]} items a sample, a pool of {C} needs more; train it "

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from delrec.data.prepared import Data, with_lists
+from delrec.data.run_files import lists_in
 from delrec.names import NAMES
 from delrec.runtime import (
     Run,
@@ -14,7 +15,6 @@ from delrec.runtime import (
     folder_of,
     is_another_meant,
     load_run,
-    read_npy,
     stop,
     usual_run,
 )
@@ -54,7 +54,7 @@ def read_lists(name: str | None, data: Data, train_it: str) -> Lists:
                 f"{folder} lacks topk_{split}.npy, the backbone's lists; train it again "
                 "with train_backbone.py --overwrite and its other flags as before"
             )
-        arrays[split] = read_npy(path, (len(getattr(data, split)), None))
+        arrays[split] = lists_in(path, data, split)
     model = getattr(run, "model", "the recommender")
     folds = getattr(run, "folds", 0)
     return Lists(folder, NAMES.get(model, model), **arrays, folds=folds, learnt=has_learnt(run))

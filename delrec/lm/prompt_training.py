@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from delrec.data.prepared import Data, halves_of_validation, subset
+from delrec.data.run_files import finite_scores
 from delrec.lm import augment, items, residual, user_states
 from delrec.lm.layers import adapt_modules, checkpoint_layers
 from delrec.lm.lists import Lists, must_list
@@ -26,7 +27,7 @@ from delrec.lm.soft_prompt import save_soft_prompt
 from delrec.lm.text import digest, random_soft_prompt
 from delrec.metrics import agreement, kendall
 from delrec.processes import Ranks
-from delrec.runtime import follow_umask, read_npy, stop
+from delrec.runtime import follow_umask, stop
 from delrec.training import checkpoints
 from delrec.training.steps import groups_of
 
@@ -171,7 +172,7 @@ class Nearness:
         for C in (cfg.C, STORED):
             path = backbone_run / f"scores_val_{C}.npy"
             if self.y_nC is None and path.exists():
-                self.y_nC = np.asarray(read_npy(path, (len(data.val), C))[self.which])
+                self.y_nC = finite_scores(path, data, "val", C, self.which)
 
     def ask(self, r: Ranker, ranks: Ranks) -> dict[str, float]:
         """Means over the samples; nothing without the backbone's scores."""
