@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 from delrec import places
 from delrec.places import BACKBONE, beside, by_likeness, entry, is_like, root_of
@@ -10,6 +11,7 @@ from delrec.places import BACKBONE, beside, by_likeness, entry, is_like, root_of
 IsRun = Callable[[Path], bool]  # true for the folder of a finished run
 DEEP = 4  # folders under runs/ in which a run may stand: recipes have several
 MOST = 3  # runs that are named
+OF_LMS = ("llm", "settings")  # what the config.json of every LM's run names
 ENDINGS = (".unfinished", ".replaced")
 
 
@@ -32,6 +34,27 @@ def why_no_run(name: Path | str, folder: Path, own: Path, is_run: IsRun) -> str:
     if found := nearest(name, folder, own, is_run):
         return f"{folder} is {what}; finished here: {', '.join(found)}; name one, or {train}"
     return f"{folder} is {what}, and no run is finished here; {train}"
+
+
+def no_config_of_run(folder: Path) -> str:
+    """The sentence about a folder whose config.json lacks what every run has."""
+    return (
+        f"{folder}/config.json does not name stage, dataset and data_hash, so it is no run of "
+        "these scripts; train it again"
+    )
+
+
+def why_no_lm(run: SimpleNamespace) -> str | None:
+    """The sentence about a folder that calls itself an LM's run and lacks what opens one: somebody
+    else's, as a rule. None about any other."""
+    lacks = [key for key in OF_LMS if not hasattr(run, key)]
+    if run.stage == "train_backbone" or not lacks:
+        return None
+    return (
+        f"{run.folder}/config.json says stage {run.stage!r}, but lacks {' and '.join(lacks)} of a "
+        "run of these scripts; a model of your own, of whatever kind, has the stage "
+        "'train_backbone' (docs/run_folder.md)"
+    )
 
 
 def meant_instead(name: Path | str, folder: Path, own: Path, is_run: IsRun) -> str:

@@ -75,9 +75,9 @@ def stage_1(run: Run) -> dict:
 def paper_method(run: Run) -> str | None:
     """What DELRec's tables call a run like this one, by what it is; None if they have none."""
     if run.stage == "train_backbone":
-        way = getattr(run, "text_in", None)
+        model, way = getattr(run, "model", None), getattr(run, "text_in", None)
         titled = getattr(run, "text", None) or getattr(run, "teacher", None)
-        return OF_TITLES.get((run.model, way)) if titled else NAMES.get(run.model)
+        return OF_TITLES.get((model, way)) if titled else NAMES.get(model)
     if is_control(run):
         return None
     if run.stage == "lm":

@@ -162,24 +162,8 @@ def add_run(
 def note_of(run: Run) -> str:
     """What a run chose, where it differs from the paper."""
     if run.stage == "train_backbone":
-        note = titled.note_of(run) or f"{getattr(run, 'loss', 'unknown')} loss"
-        for term in ("dros", "contrast"):
-            note += f", --{term} {getattr(run, term):g}" if getattr(run, term, 0) else ""
-        note += f", mean of the steps, {run.ema:g}" if getattr(run, "ema", 0) else ""
-        note += ", a window a target" if getattr(run, "one_target", False) else ""
-        if getattr(run, "teacher", None):
-            note += f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})"
-        if getattr(run, "text", None):
-            sources = "+".join(Path(name).name for name in names_of_text(run.text))
-            way = f"{run.text_in or ''}{shape_of_text(run)}".removeprefix(", ")
-            note += f", titles' vectors: {sources}" + (f" ({way})" if way else "")
-            note += ", permuted" if run.permute_text else ""
-            note += ", new items are no negatives" if getattr(run, "cold_out", False) else ""
-        if getattr(run, "from_run", None):
-            note += f", went on from {Path(run.from_run).name}"
-        if getattr(run, "backbone_run", None):  # recipes/mlp.py
-            note += f", an MLP on the state of {Path(run.backbone_run).name}"
-        return note
+        is_told = hasattr(run, "note") or not hasattr(run, "loss")  # every run of ours has one
+        return note_of_another(run) if is_told else note_of_backbone(run)
     parts = prompt_notes(settings_of_run(run))
     if getattr(run, "augment", None):
         soft = f", soft target, T {run.soft:g}" if run.soft else ""
@@ -192,6 +176,33 @@ def note_of(run: Run) -> str:
     if getattr(run, "calibration", 0):
         parts.append(f"calibration {run.calibration}")
     return ", ".join(parts)
+
+
+def note_of_another(run: Run) -> str:
+    """What the config.json of somebody else's model says of it, in one line."""
+    return " ".join(str(getattr(run, "note", "")).split()) or "somebody else's"
+
+
+def note_of_backbone(run: Run) -> str:
+    """What a backbone was trained by, where it differs from the paper."""
+    note = titled.note_of(run) or f"{run.loss} loss"
+    for term in ("dros", "contrast"):
+        note += f", --{term} {getattr(run, term):g}" if getattr(run, term, 0) else ""
+    note += f", mean of the steps, {run.ema:g}" if getattr(run, "ema", 0) else ""
+    note += ", a window a target" if getattr(run, "one_target", False) else ""
+    if getattr(run, "teacher", None):
+        note += f", taught by {Path(run.teacher).name} (lam {run.lam}, eta {run.eta})"
+    if getattr(run, "text", None):
+        sources = "+".join(Path(name).name for name in names_of_text(run.text))
+        way = f"{run.text_in or ''}{shape_of_text(run)}".removeprefix(", ")
+        note += f", titles' vectors: {sources}" + (f" ({way})" if way else "")
+        note += ", permuted" if run.permute_text else ""
+        note += ", new items are no negatives" if getattr(run, "cold_out", False) else ""
+    if getattr(run, "from_run", None):
+        note += f", went on from {Path(run.from_run).name}"
+    if getattr(run, "backbone_run", None):  # recipes/mlp.py
+        note += f", an MLP on the state of {Path(run.backbone_run).name}"
+    return note
 
 
 def shape_of_text(run: Run) -> str:
