@@ -163,7 +163,8 @@ def test_another_lm_data_set_or_number_of_processes_cannot_go_on(jobs, tmp_path,
     kept = stopped(jobs, "distill", tmp_path / "run", monkeypatch)
     meta = json.loads((kept[-1][1] / "meta.json").read_text())
     assert meta["made_with"]["prompt_words"] == {"noun": "movie", "verb": "watched"}
-    for key, value in (("data_hash", "0"), ("lm", "0"), ("prompt_words", "0"), ("processes", 2)):
+    others = dict.fromkeys(("data_hash", "lm", "prompt_words", "wording"), "0") | {"processes": 2}
+    for key, value in others.items():
         (kept[-1][1] / "meta.json").write_text(
             json.dumps(meta | {"made_with": meta["made_with"] | {key: value}})
         )

@@ -13,9 +13,9 @@ import distill
 import finetune
 from delrec.evaluation.paper import paper_method, printed_numbers
 from delrec.lm.model import load_lm
-from delrec.lm.prompts import PATTERN
 from delrec.lm.ranker import make_ranker, open_run, score_samples
 from delrec.lm.text import SLOT
+from delrec.lm.wording import PATTERN
 from delrec.names import NAMES
 from delrec.runtime import load_run
 

@@ -14,7 +14,9 @@ from delrec.data.prepared import Data, halves_of_validation, subset
 from delrec.evaluation.scores import Scorer
 from delrec.lm.calibration import calibrate, neutral_scores
 from delrec.lm.model import LM, load_lm
+from delrec.lm.prompts import DEFAULTS
 from delrec.lm.ranker import Ranker, make_ranker, penalty_of, reads_all, score_samples
+from delrec.lm.wording import wording_of
 from delrec.processes import Ranks
 from delrec.runtime import (
     Run,
@@ -67,23 +69,24 @@ def plain_lm(cfg: SimpleNamespace, data: Data, scorer: Scorer) -> Run:
 
 def made_of(cfg: SimpleNamespace, lm: LM, data: Data) -> dict:
     """What the run is made of, as its config.json says it: two of the same score alike."""
+    settings = {
+        "verbalizer": cfg.verbalizer,
+        "show": cfg.show,
+        "order": "shuffled",
+        "backbone_run": "",
+        "history": cfg.prompt_history,
+        "max_title": 32,
+        "max_tokens": 1024,
+        "backbone": "",
+        "allow_unknown": cfg.allow_unknown,
+    }
     return {
         "llm": cfg.llm,
         "llm_fingerprint": lm.identity,
         "C": cfg.C,
         "val_samples": cfg.val_samples,
         "calibrate": cfg.calibrate,
-        "settings": {
-            "verbalizer": cfg.verbalizer,
-            "show": cfg.show,
-            "order": "shuffled",
-            "backbone_run": "",
-            "history": cfg.prompt_history,
-            "max_title": 32,
-            "max_tokens": 1024,
-            "backbone": "",
-            "allow_unknown": cfg.allow_unknown,
-        },
+        "settings": settings | {"wording": wording_of(DEFAULTS | settings)},
         "data_hash": data.meta["hash"],
         WORDS: data.meta["words"],
     }
@@ -115,7 +118,9 @@ def made_the_same_way(folder: Path, made: dict, overwrite: bool, ranks: Ranks) -
 def differences(have: dict, made: dict) -> list[str]:
     """In what a stored run differs from one that would be made now. The LM is known by what it
     holds, not by where it stands."""
-    have = have | {WORDS: have.get(WORDS) or made[WORDS]}  # runs of earlier versions lack them
+    # runs of earlier versions lack both
+    wording = {"wording": made["settings"]["wording"]}
+    have = have | {WORDS: have.get(WORDS) or made[WORDS], "settings": wording | have["settings"]}
     same_lm = have.get("llm_fingerprint") == made["llm_fingerprint"]
     return [key for key in made if have.get(key) != made[key] and not (key == "llm" and same_lm)]
 

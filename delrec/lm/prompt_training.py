@@ -25,6 +25,7 @@ from delrec.lm.ranker import (
 )
 from delrec.lm.soft_prompt import save_soft_prompt
 from delrec.lm.text import digest, random_soft_prompt
+from delrec.lm.wording import wording_of
 from delrec.metrics import agreement, kendall
 from delrec.processes import Ranks
 from delrec.runtime import follow_umask, stop
@@ -66,7 +67,7 @@ def open_frozen(
 def made_with(cfg: SimpleNamespace, ranks: Ranks, r: Ranker, lists: Lists) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
-    made[WAY] = r.lm.way
+    made |= {WAY: r.lm.way, "wording": wording_of(r.settings, stage_1=True)}
     if cfg.augment or cfg.user_states:  # the backbone itself is asked
         made["backbone_digest"] = r.settings["backbone_digest"]
     made["backbone_lists"] = digest(torch.tensor(lists.train))

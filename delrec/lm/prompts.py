@@ -22,6 +22,14 @@ from delrec.lm.ragged import Ragged, below, beside, of_matrix, pointers, ragged,
 from delrec.lm.summaries import SHOWN, open_summaries
 from delrec.lm.text import ITEM, MASK, SLOT, encode, must_have_vectors
 from delrec.lm.titles import Titles
+from delrec.lm.wording import (
+    ABOUT,
+    INSTRUCTIONS,
+    WORDS,
+    lists_candidates,
+    pattern_of,
+    wording_of,
+)
 from delrec.runtime import Run, stop
 
 # the flags that shape a prompt, and what they are in a run of a version that had no such flag
@@ -40,46 +48,6 @@ DEFAULTS = {
     "orders": 1,
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# w MCP (DELRec, Table III): what a backbone does, in words where the soft prompt would stand. Ours,
-# as the paper does not print its own.
-PATTERN = {
-    "SASRec": "{b} weighs all {n}s of the history by how much they say about the last one: {n}s "
-    "liked by users with a similar recent history come next.",
-    "GRU4Rec": "{b} reads the {n}s one after another and remembers what matters: the latest {n}s "
-    "count most, older ones fade.",
-    "Caser": "{b} looks for patterns among the last few {n}s, pairs and triples that follow one "
-    "another, and adds the user's general taste.",
-    "eSASRec": "{b} weighs all {n}s of the history as attention does, and a gate decides how much "
-    "of what it found counts beside the latest {n}.",
-    "BSARec": "{b} looks at the slow drift and the quick turns of the user's taste: what the "
-    "history has in common, and the latest {n}s where they differ.",
-    "LRURec": "{b} reads the {n}s one after another, and each fades at its own speed: some habits "
-    "last, some are over with the next {n}.",
-    "BERT4Rec": "{b} reads the history in both directions and fills in the {n} that is missing: "
-    "the one behind the last, from all that stand around it.",
-    "LLMSEQSIM": "{b} reads what the {n}s are called, and nothing else: the {n}s whose titles are "
-    "most like those of the latest ones come next.",
-    "KDA_LRD": "{b} holds each {n} against the history and asks in which ways it is related to the "
-    "{n}s there: what is related to them comes next.",
-}
-# One instruction a task (section IV-A), in our words: stage 2, and stage 1's two tasks.
-INSTRUCTIONS = {
-    "history": "Say which {n} the user will choose next; the way {b} recommends is a reference.",
-    "ta": "Follow the order of time as {b} does: say which {n} came last before the next one.",
-    "rps": "Recommend as {b} does: say which {n} it puts first after these.",
-}
-# The other words of a prompt, by the names they have here.
-WORDS = {
-    "candidates": "Candidate {n}s:",
-    "next": "The next {n}:",
-    "next was": "The next {n} was:",
-    "most recent was": "So the most recent {n} was:",
-    "later": "Later {n}s:",
-    "choices": "{b}'s choices after its first:",
-    "first choice": "{b}'s first choice:",
-    "hint": "{b} would choose:",
-    "latest": "The last {n}s, oldest first:",
-}
 
 
 def settings_of_run(run: Run) -> dict:
@@ -89,8 +57,15 @@ def settings_of_run(run: Run) -> dict:
 
 
 def must_have_words(run: Run, data: Data) -> None:
-    """Stops if the data have other words for the prompts than the run was trained with. Runs of
-    earlier versions do not say theirs."""
+    """Stops if prompts say other words now than those that the run was trained with: their fixed
+    ones, or the data's. Runs of earlier versions do not say theirs."""
+    settings = settings_of_run(run)
+    wording = settings.get("wording")
+    if wording and wording != wording_of(settings):
+        stop(
+            f"{run.folder} was trained on prompts with other fixed words than "
+            "delrec/lm/wording.py has now; bring those back, or train the run again"
+        )
     words, now = getattr(run, "prompt_words", None), data.meta["words"]
     if not words or words == now:
         return
@@ -101,11 +76,6 @@ def must_have_words(run: Run, data: Data) -> None:
         f"{flags} (with --overwrite, or to another --out that --dataset names), or train the run "
         "again"
     )
-
-
-def lists_candidates(settings: dict) -> bool:
-    """True where prompts of these settings, or flags, list the candidates."""
-    return settings["show"] or settings["verbalizer"] == "letter"
 
 
 class Pieces:
@@ -163,7 +133,7 @@ class Prompts:
         the words about it. shown: a history item is its title, its vector (ids: E4SRec), or both
         (hybrid: LLaRA, arXiv 2312.02445)."""
         self.lm, self.titles, self.shown = lm, titles, shown
-        self.noun, verb = data.meta["words"]["noun"], data.meta["words"]["verb"]
+        self.noun, self.verb = data.meta["words"]["noun"], data.meta["words"]["verb"]
         self.backbone = settings["backbone"]
         self.letters = settings["verbalizer"] == "letter"
         self.lists = lists_candidates(settings)
@@ -175,15 +145,11 @@ class Prompts:
         self.budget = min(settings["max_tokens"] or lm.max_tokens, lm.max_tokens)
         pattern = self.pattern_told(k, settings.get("words", False))
         self.summaries = open_summaries(data, settings)
-        about = self.text(
-            f"{self.noun.capitalize()}s the user {verb}, oldest first:"
-            if self.summaries is None
-            else f"What the {self.noun}s the user {verb} are about:"
-        )
+        about = ABOUT["history" if self.summaries is None else "summary"]
+        about = self.text(self.filled(about))
         self.prefixes = {}
         for task, words in INSTRUCTIONS.items():
-            words = words.format(b=self.backbone, n=self.noun)
-            asked = [self.text(words)] if settings["instruct"] else []
+            asked = [self.text(self.filled(words))] if settings["instruct"] else []
             parts = [np.asarray(lm.start, np.int64), *asked, *pattern, about]
             self.prefixes[task] = np.concatenate(parts)
         # the last token of the prefix begins every tail, so that the first title's first token has
@@ -265,6 +231,11 @@ class Prompts:
 
     # ------------------------------------------------ the pieces
 
+    def filled(self, words: str) -> str:
+        """Some words with the names of these data and of the backbone in them."""
+        n, N = self.noun, self.noun.capitalize()
+        return words.format(n=n, N=N, v=self.verb, b=self.backbone)
+
     def text(self, words: str) -> np.ndarray:
         """The tokens of some words and the separator."""
         tokens = np.asarray(encode(self.lm, words) + list(self.lm.sep), np.int64)
@@ -275,7 +246,7 @@ class Prompts:
         """The tokens of all fixed words, by name. begin: what every tail begins with."""
         texts = {"begin": begin, "mask": np.array([MASK])}
         for name, words in WORDS.items():
-            texts[name] = self.text(words.format(b=self.backbone, n=self.noun))
+            texts[name] = self.text(self.filled(words))
         for letter in LETTERS if self.letters else "":
             texts[letter] = np.asarray(encode(self.lm, f"{letter}. "), np.int64)
         if self.summaries is not None:
@@ -288,12 +259,11 @@ class Prompts:
 
     def pattern_told(self, k: int, in_words: bool) -> list[np.ndarray]:
         """What stands for the backbone in the prefix: k slots, its pattern in words, or nothing."""
-        about = f"How {self.backbone} recommends {self.noun}s:"
+        about = self.filled(ABOUT["backbone"])
         if k:
             return [np.asarray(encode(self.lm, about), np.int64), np.full(k, SLOT), self.sep]
         if in_words:
-            told = PATTERN.get(self.backbone, PATTERN["SASRec"])
-            return [self.text(f"{about} {told.format(b=self.backbone, n=self.noun)}")]
+            return [self.text(f"{about} {self.filled(pattern_of(self.backbone))}")]
         return []
 
     def listed(self, cand_nC: np.ndarray | None) -> list[Ragged]:

@@ -23,6 +23,7 @@ from delrec.lm.soft_prompt import load_soft_prompt
 from delrec.lm.titles import Titles, tokenise_titles
 from delrec.lm.transfer import fetched_later, one_behind
 from delrec.lm.verbalizers import SCORES_ALL, score, verbalise, verbalise_all
+from delrec.lm.wording import wording_of
 from delrec.processes import Ranks, gather_rows, shares
 from delrec.runtime import Run, read_npy, read_tensors, stop
 from delrec.training.log import Log
@@ -57,7 +58,7 @@ class Ranker:
 def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -> dict[str, Any]:
     """What of a run's flags fixes how it ranks, as its config.json stores it and make_ranker reads
     it. backbone: its name in the prompt; backbone_run: its folder."""
-    return {
+    settings = {
         **{key: getattr(cfg, key, usual) for key, usual in DEFAULTS.items()},
         "backbone": backbone,
         "backbone_run": str(backbone_run),
@@ -67,6 +68,7 @@ def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -
         "summaries": getattr(cfg, "summaries", None),
         "words": getattr(cfg, "soft_prompt", None) == "words",
     }
+    return settings | {"wording": wording_of(settings)}
 
 
 def make_ranker(

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import torch
 
 from delrec.data.prepared import Data
+from delrec.lm.listed import backbone_of
 from delrec.lm.model import LM, located
 from delrec.lm.pretrained import EMBEDDED
 from delrec.lm.prompts import DEFAULTS, lists_candidates, must_have_words, settings_of_run
 from delrec.lm.text import random_soft_prompt, tokens_width
+from delrec.lm.wording import must_have_pattern
 from delrec.processes import Ranks
 from delrec.runtime import (
     Run,
@@ -67,6 +69,8 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
 def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
     """The run whose soft prompt --soft-prompt names, or None for 'none', 'random' and 'words'."""
     if cfg.soft_prompt in WITHOUT_A_RUN:
+        if cfg.soft_prompt == "words":
+            must_have_pattern(backbone_of(cfg.backbone, data)[0])
         return None
     named = cfg.soft_prompt
     folder = folder_of("runs", named) if named else usual_run(data, "prompt")

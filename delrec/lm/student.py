@@ -162,7 +162,7 @@ def made_with(
 ) -> dict:
     """What must be the same for a checkpoint to be continued."""
     made = checkpoints.made_with(cfg, r.data, ranks, r.lm.identity)
-    made[WAY] = r.lm.way
+    made |= {WAY: r.lm.way, "wording": r.settings["wording"]}
     if r.P is not None:
         made["soft_prompt"] = digest(r.P)
     if r.settings["backbone_digest"]:
