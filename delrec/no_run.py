@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from delrec import places
+from delrec.files import stop
 from delrec.places import BACKBONE, beside, by_likeness, entry, is_like, root_of
 
 IsRun = Callable[[Path], bool]  # true for the folder of a finished run
@@ -44,17 +45,16 @@ def no_config_of_run(folder: Path) -> str:
     )
 
 
-def why_no_lm(run: SimpleNamespace) -> str | None:
-    """The sentence about a folder that calls itself an LM's run and lacks what opens one: somebody
-    else's, as a rule. None about any other."""
+def must_open(run: SimpleNamespace) -> None:
+    """Stops at a folder that calls itself an LM's run and lacks what opens one: somebody else's, as
+    a rule."""
     lacks = [key for key in OF_LMS if not hasattr(run, key)]
-    if run.stage == "train_backbone" or not lacks:
-        return None
-    return (
-        f"{run.folder}/config.json says stage {run.stage!r}, but lacks {' and '.join(lacks)} of a "
-        "run of these scripts; a model of your own, of whatever kind, has the stage "
-        "'train_backbone' (docs/run_folder.md)"
-    )
+    if run.stage != "train_backbone" and lacks:
+        stop(
+            f"{run.folder}/config.json says stage {run.stage!r}, but lacks {' and '.join(lacks)} "
+            "of a run of these scripts; a model of your own, of whatever kind, has the stage "
+            "'train_backbone' (docs/run_folder.md)"
+        )
 
 
 def meant_instead(name: Path | str, folder: Path, own: Path, is_run: IsRun) -> str:

@@ -38,7 +38,7 @@ from delrec.files import (
     write_text,
     writing,
 )
-from delrec.no_run import meant_instead, no_config_of_run, why_no_lm, why_no_run
+from delrec.no_run import meant_instead, no_config_of_run, why_no_run
 from delrec.places import beside, is_folder
 
 try:
@@ -384,8 +384,6 @@ def load_run(
         read_json(folder / "config.json")
         stop(no_config_of_run(folder))
     run = Run(**config_of_run(folder), folder=folder)
-    if why := why_no_lm(run):
-        stop(why)
     if stages and run.stage not in stages:
         stop(f"{folder} holds a {run.stage} run, expected one of: {', '.join(stages)}")
     if data is not None and run.data_hash != data.meta["hash"]:

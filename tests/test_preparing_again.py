@@ -89,7 +89,8 @@ def test_runs_of_an_lm_are_asked_with_the_words_of_their_training(shop, alone, t
     assert shop("--verb", "gave someone").exit_code == 0
     for stage in ("distill", "train_backbone"):
         folder = tmp_path / "runs" / stage
-        cfg = SimpleNamespace(llm=str(tmp_path / "none"), soft_prompt=str(folder), input="titles")
+        flags = dict(soft_prompt=str(folder), input="titles", settings={})
+        cfg = SimpleNamespace(llm=str(tmp_path / "none"), **flags)
         finish_run(folder, start_run(folder, stage, cfg, load_data("shop"), alone)[1])
     run = load_run(tmp_path / "runs" / "distill")
     again = "--noun item --verb 'gave someone'"

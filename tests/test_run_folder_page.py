@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from commands import edit_config, metrics_of
 from scripts import ROOT, sentence
 
 import evaluate
-from delrec import runtime
+from delrec import Recommender, runtime
 from delrec.data.prepared import candidates
-from delrec.runtime import load_run, write_json
+from delrec.lm.soft_prompt import prompt_run_of
+from delrec.runtime import write_json
 
 PAGE = (ROOT / "docs" / "run_folder.md").read_text(encoding="utf-8")
 [SECTION] = re.findall(r"## Your own re-ranker\n(.*?)\n## ", PAGE, re.S)
@@ -57,6 +59,10 @@ def test_the_note_is_one_line_whatever_stands_in_it(made, script, on_cpu, note, 
 def test_a_model_of_ones_own_that_calls_itself_an_lm_is_told_its_stage(made, refused):
     edit_config(made["mine"], stage="finetune")
     says = "config.json says stage 'finetune', but lacks llm and settings of a run of these scripts"
-    assert says in sentence(load_run, made["mine"])
-    refusal = refused(evaluate.main, "--ckpt ml-100k/mine")
-    assert "a model of your own, of whatever kind, has the stage 'train_backbone'" in refusal
+    for flags in ("", " --history-json []"):
+        refusal = refused(evaluate.main, f"--ckpt ml-100k/mine{flags}")
+        assert says in refusal and "has the stage 'train_backbone'" in refusal
+    with pytest.raises(ValueError, match=says):
+        Recommender.load("ml-100k/mine")
+    prompt = SimpleNamespace(soft_prompt="ml-100k/mine")
+    assert says in sentence(prompt_run_of, prompt, made["data"])

@@ -20,6 +20,7 @@ from delrec.evaluation.stats import SEED, unseeded
 from delrec.lm import listed
 from delrec.lm.pretrained import seed_and_name
 from delrec.lm.prompts import lists_candidates, settings_of_run
+from delrec.no_run import must_open
 from delrec.processes import Ranks
 from delrec.runtime import Run, complete_renames, folder_of, load_run, stop, usual_run
 
@@ -43,6 +44,8 @@ def open_runs(names: list[str], dataset: str | None, ranks: Ranks) -> tuple[list
     """
     stages = ["train_backbone", "distill", "finetune", "lm"]
     runs = [load_run(name, stages=stages) for name in names]
+    for run in runs:
+        must_open(run)
     data = load_data_of(runs[0]) if runs and not dataset else load_data(dataset or "ml-100k")
     if runs and ranks.main:
         place = data.folder

@@ -14,6 +14,7 @@ from delrec.lm.pretrained import EMBEDDED
 from delrec.lm.prompts import DEFAULTS, lists_candidates, must_have_words, settings_of_run
 from delrec.lm.text import random_soft_prompt, tokens_width
 from delrec.lm.wording import must_have_pattern
+from delrec.no_run import must_open
 from delrec.processes import Ranks
 from delrec.runtime import (
     Run,
@@ -82,6 +83,7 @@ def prompt_run_of(cfg: SimpleNamespace, data: Data) -> Run | None:
             "(or pass --soft-prompt none)"
         )
     run = load_run(folder, data, stages=["distill", "finetune"])
+    must_open(run)
     must_have_words(run, data)
     must_fit(run, cfg)
     return run

@@ -21,6 +21,7 @@ from delrec.data.shared import ITEMS, data_of_items
 from delrec.files import first_line
 from delrec.lm.model import located
 from delrec.lm.pretrained import EMBEDDED, seed_and_name
+from delrec.no_run import must_open
 from delrec.places import BACKBONE, root_of
 from delrec.runtime import (
     Run,
@@ -51,6 +52,7 @@ def opened(
     """
     of_hub = is_hub_id(name)
     run = load_run(fetched(str(name)) if of_hub else name)
+    must_open(run)
     is_shared = (run.folder / ITEMS).is_file()
     if dataset:
         data = load_data(dataset)
