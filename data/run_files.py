@@ -45,16 +45,20 @@ def must_be_finite(
         )
 
 
-def lists_in(path: Path, data: Data, split: str) -> np.ndarray:
-    """The items (n, h) in a file of a run, best first, zeros behind the last one."""
-    list_nh = of_kind("iu", path, (len(getattr(data, split)), None))
+def lists_in(
+    path: Path, data: Data, split: str, which: np.ndarray | slice = slice(None)
+) -> np.ndarray:
+    """The items (n, h) of the samples `which` in a file of a run, best first, zeros behind the last
+    one."""
+    n = len(getattr(data, split))
+    list_nh = of_kind("iu", path, (n, None))[which]
     outside_nh = (list_nh < 0) | (list_nh > data.n_items)
     outside_nh[:, 1:] |= (list_nh[:, 1:] != 0) & (list_nh[:, :-1] == 0)
     if outside_nh.any():
         row = np.flatnonzero(outside_nh.any(1))[0]
-        item = list_nh[row, outside_nh[row]][0]
+        item, place = list_nh[row, outside_nh[row]][0], np.arange(n)[which][row]
         stop(
-            f"{path} lists item {item} in row {row}, expected ids of 1 to {data.n_items} (their "
+            f"{path} lists item {item} in row {place}, expected ids of 1 to {data.n_items} (their "
             "numbers in the prepared folder), and 0 only behind the last one; write the file again"
         )
     return list_nh

@@ -192,9 +192,19 @@ def test_a_flag_that_the_version_before_did_not_have_cannot_be_added(
     assert meta["made_with"].pop("ema") == 0
     path.write_text(json.dumps(meta))
     said = run(main, args(tmp_path / "run", "--resume", "--ema", 0.9), 1)
-    assert "ema was not there, now it is 0.9" in said
+    assert "a version that had no --ema, and now it is 0.9; give --ema 0" in said
     run(main, args(tmp_path / "run", "--resume"))
     assert same(tmp_path / "run", whole("train_backbone"))
+
+
+@pytest.mark.parametrize("name", ["distill", "finetune"])
+def test_a_training_of_a_version_that_kept_no_wording_goes_on(jobs, tmp_path, monkeypatch, name):
+    main, args = jobs[name]
+    path = stopped(jobs, name, tmp_path / "run", monkeypatch)[-1][1] / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["made_with"]["wording"]
+    path.write_text(json.dumps(meta))
+    run(main, args(tmp_path / "run", "--resume"))
 
 
 def test_flags_that_do_not_shape_it_may_change(jobs, whole, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ from delrec.lm.ranker import make_ranker
 from delrec.runtime import load_run
 from delrec.training import checkpoints
 
-MEMORISE = "--width 48 --batch 16 --lr 1e-2 --epochs 30 --patience 30 --dropout 0 --history 8"
+MEMORISE = "--width 48 --batch 16 --lr 3e-3 --epochs 30 --patience 30 --dropout 0 --history 8"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def first_is_truth(run_folder, data, split="train"):
 
 def test_what_a_model_memorised_is_not_said_out_of_fold(folded, noise):
     rates = load_run(folded).out_of_fold["rates"]["length"]
-    assert rates["hr@1"]["in_sample"] > 0.3, rates
+    assert rates["hr@1"]["in_sample"] > 0.6, rates
     assert rates["hr@1"]["out_of_fold"] < 0.05, rates
     assert first_is_truth(folded, noise) < 0.05
     assert rates["hr@1"]["closed"] > 0.8

@@ -12,7 +12,7 @@ from scripts import ROOT
 
 # bottom up: a part imports itself and what stands on the floors under it, never its neighbours
 FLOORS = [
-    ["files", "places", "names"],
+    ["files", "places", "names", "ranges"],
     ["no_run"],
     ["runtime"],
     ["metrics", "processes", "significance"],

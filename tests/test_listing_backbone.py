@@ -26,6 +26,7 @@ def listing(chain, toy, backbone, tmp_path, alone):
     config = read_json(run / "config.json")
     listed_by = {"backbone_run": str(own), "backbone_digest": backbone_digest(own)}
     settings = config["settings"] | {"order": "backbone", "show": True} | listed_by
+    del settings["wording"]  # as if it were trained on such prompts
     config |= {"settings": settings, "calibration": 0} | listed_by
     write_json(run / "config.json", config)
     return SimpleNamespace(run=run, backbone=own)

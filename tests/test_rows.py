@@ -256,6 +256,7 @@ def test_a_list_in_the_backbone_s_order_does_not_tell_the_real_order(
     )
     config = read_json(lm / "config.json")
     settings = config["settings"] | {"order": "backbone", "show": True, "backbone_run": str(mine)}
+    del settings["wording"]  # as if it were trained on such prompts
     write_json(lm / "config.json", config | {"settings": settings, "backbone_run": str(mine)})
     script(
         evaluate.main,

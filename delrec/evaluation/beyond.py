@@ -103,7 +103,7 @@ def lists_of(folder: Path, data: Data, which: np.ndarray) -> np.ndarray | None:
     """
     if not (folder / "topk_test.npy").exists():
         return None
-    list_nh = lists_in(folder / "topk_test.npy", data, "test")[which]
+    list_nh = lists_in(folder / "topk_test.npy", data, "test", which)
     return list_nh[:, :K] if list_nh.shape[1] >= K and (list_nh[:, 0] > 0).all() else None
 
 

@@ -120,7 +120,8 @@ def differences(have: dict, made: dict) -> list[str]:
     holds, not by where it stands."""
     # runs of earlier versions lack both
     wording = {"wording": made["settings"]["wording"]}
-    have = have | {WORDS: have.get(WORDS) or made[WORDS], "settings": wording | have["settings"]}
+    settings = wording | have.get("settings", {})  # a backbone has none
+    have = have | {WORDS: have.get(WORDS) or made[WORDS], "settings": settings}
     same_lm = have.get("llm_fingerprint") == made["llm_fingerprint"]
     return [key for key in made if have.get(key) != made[key] and not (key == "llm" and same_lm)]
 

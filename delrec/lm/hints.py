@@ -178,13 +178,13 @@ def pool_of(folder: Path | str, data: Data, split: str, C: int, which: np.ndarra
     if not path.exists():
         stop(f"a pool needs {path}, the backbone's lists; train it with train_backbone.py")
     must_be_of_data(folder, data)
-    lists = lists_in(path, data, split)
+    lists = lists_in(path, data, split, which)
     if lists.shape[1] < C:
         stop(
             f"{folder} lists {lists.shape[1]} items a sample, a pool of {C} needs more; train it "
             f"again with train_backbone.py --top-h {C} --overwrite and its other flags as before"
         )
-    pool_nC = lists[which, :C].astype(np.int64)
+    pool_nC = lists[:, :C].astype(np.int64)
     if not pool_nC.all():
         stop(f"{path} lists fewer than {C} items for some samples; lower --candidates")
     return pool_nC

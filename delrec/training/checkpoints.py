@@ -31,6 +31,7 @@ from delrec.runtime import Prepared, as_kept, not_allowed, stop, write_tensors
 # later"
 STOPPED = 75
 FORM = 3  # of what a checkpoint holds: one of another form is not continued
+NEW_FLAGS = {"ema"}  # checkpoints of this form may be of versions that did not have these
 # flags that do not change the answer; stage 2's dropout draws other numbers with another micro,
 # cache_prefix or shard, and draws.Draws looks after that
 MAY_CHANGE = {
@@ -211,17 +212,20 @@ class Saver:
                 "version; finish it with that version, or begin anew with --overwrite instead of "
                 "--resume"
             )
-        before = meta["made_with"]
-        # what an earlier version did not know it did not do
-        new = [key for key, now in self.made.items() if key not in before and now]
-        for key in [*before, *new]:
-            was, now = before.get(key, "not there"), self.made.get(key)
-            same = key in PLACES and same_place(was, now)  # of a project that moved
-            if now != was and not same:
-                flag = key.replace("_", "-")
+        for key, was in meta["made_with"].items():
+            same = key in PLACES and same_place(was, self.made.get(key))  # of a project that moved
+            if self.made.get(key) != was and not same:
+                flag, now = key.replace("_", "-"), self.made.get(key)
                 stop(
                     f"cannot resume {self.folder.parent}: {flag} was {was}, now it is {now}; "
                     "run it as it was, or with --overwrite instead of --resume from the beginning"
+                )
+        for flag in NEW_FLAGS - meta["made_with"].keys():
+            if now := self.made.get(flag):
+                stop(
+                    f"cannot resume {self.folder.parent}: it was begun by a version that had no "
+                    f"--{flag}, and now it is {now}; give --{flag} 0, or begin anew with "
+                    "--overwrite instead of --resume"
                 )
 
     def end(self, step: int) -> NoReturn:
