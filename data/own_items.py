@@ -1,6 +1,7 @@
 """What a user's log says of its items: their titles, and the further columns of their table."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import numpy as np
@@ -12,9 +13,11 @@ from delrec.data.log import ItemColumns, Rows
 from delrec.data.own_columns import ids_in, is_missing, read_any, stop_at_blank, text_in
 from delrec.data.own_files import Files
 from delrec.data.raw_files import titles_from
-from delrec.data.tables import Table, as_text, joined
+from delrec.data.tables import Table, as_text, first_rows, joined
 from delrec.data.titles import LONGEST
 from delrec.runtime import stop
+
+LOOKED_AT = 10_000  # rows of a log that tell which columns are long texts
 
 # ---------------------------------------------------------------- titles
 
@@ -134,7 +137,7 @@ def further_columns(
     if files.items:
         where = "the table of titles"
         taken = {"", names.item, names.title or title_of(files, names, request)}
-    headers = [read_any(path, [names.item], request.encoding).header for path in paths]
+    headers = [read_any(path, [], request.encoding).header for path in paths]
     further = [
         name
         for name in headers[0]
@@ -142,7 +145,8 @@ def further_columns(
     ]
     if not further:
         return None, []
-    wanted = [names.item, *further]
+    long = long_texts(paths[0], further, request.encoding)
+    wanted = [names.item, *(name for name in further if name not in long)]
     try:
         table = joined([read_any(path, wanted, request.encoding) for path in paths])
     except click.ClickException as refused:
@@ -157,6 +161,27 @@ def further_columns(
     return columns, notes + said
 
 
+def long_texts(path: Path, names: list[str], encoding: str | None) -> set[str]:
+    """Those of the columns of a text file that are longer than a title in one of the first rows: a
+    log's reviews, which need not be read again to know that nothing can be filtered by them.
+    """
+    try:
+        rows = first_rows(path, names, encoding, LOOKED_AT)
+    except click.ClickException:  # who reads all of it says what is wrong, or reads it otherwise
+        return set()
+    return {name for name in rows.columns if is_long(as_one_line(rows[name]))}
+
+
+def is_long(text: pl.Series) -> bool:
+    """True of text that is longer than a title somewhere."""
+    return bool((text.str.len_chars() > LONGEST).any())
+
+
+def as_one_line(text: pl.Series) -> pl.Series:
+    """Text whose gaps are one blank each."""
+    return text.str.replace_all(r"\s+", " ")
+
+
 def texts_to_filter_by(
     rows: pl.DataFrame, further: list[str], where: str
 ) -> tuple[dict[str, pl.Series], list[str]]:
@@ -167,8 +192,8 @@ def texts_to_filter_by(
     for name in filter(rows.columns.__contains__, further):
         text = as_text(rows[name])
         if text is not None:
-            text = text.fill_null("").str.replace_all(r"\s+", " ")
-            if (text.str.len_chars().max() or 0) <= LONGEST:
+            text = as_one_line(text.fill_null(""))
+            if not is_long(text):
                 kept[name] = text
     lost = [name for name in further if name not in kept]
     if not lost:

@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -92,6 +93,14 @@ def read_header(path: Path) -> list[str]:
         return form_of(path, [], "latin-1")[1]
     except ClickException:
         return []
+
+
+def first_rows(path: Path, names: list[str], encoding: str | None, most: int) -> pl.DataFrame:
+    """Those columns of the first rows of a text file; none of a parquet file or a folder."""
+    if path.is_dir() or path.suffix == ".parquet":
+        return pl.DataFrame()
+    form, header, _ = form_of(path, names, encoding)
+    return careful_rows(path, form, header, names, most)[0]
 
 
 def joined(tables: list[Table]) -> Table:
@@ -283,16 +292,18 @@ def stop_if_cut(path: Path, form: Form, header: list[str], rows: pl.DataFrame) -
 
 
 def careful_rows(
-    path: Path, form: Form, header: list[str], names: list[str]
+    path: Path, form: Form, header: list[str], names: list[str], most: int | None = None
 ) -> tuple[pl.DataFrame, np.ndarray]:
-    """The columns of a file and each row's line, with a sentence for whatever is wrong."""
+    """The columns of a file and each row's line, with a sentence for whatever is wrong. most: rows
+    that are read, None for all.
+    """
     asked = [name for name in names if name in header]
     for name in asked:
         if header.count(name) > 1:
             stop(f"{path}: the header names {name} twice; give each column a name of its own")
     places = [header.index(name) for name in asked]
     cells, lines = [[] for _ in asked], []
-    for line, row in rows_by_line(path, form, len(header)):
+    for line, row in islice(rows_by_line(path, form, len(header)), most):
         lines.append(line)
         for column, at in zip(cells, places):
             # an id occurs on many rows and is kept once

@@ -13,6 +13,7 @@ from logs import random_log, run, toy, write
 from recommenders import by_number, recommender_of
 
 import evaluate
+from delrec.data import own_items
 from delrec.data.prepared import item_columns, load_data
 from delrec.runtime import load_run
 from delrec.serving.options import ONLY_WITH, TO_ASK, answer_options
@@ -120,6 +121,21 @@ def one_table(folder, *columns, name="interactions.csv"):
     folder.mkdir(exist_ok=True)
     text = "".join(",".join(map(str, row)) + "\n" for row in rows)
     (folder / name).write_text(f"{header}\n{text}")
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        lambda user, item: "word " * 60 * (user == 8),  # long in the first rows
+        lambda user, item: "word " * 60 * (user == 7),  # long in the last ones
+        lambda user, item: 'a 5" screen ' * 30,  # no csv, but read as one row a line
+    ],
+)
+def test_a_long_text_of_a_log_is_kept_out_wherever_it_stands(tmp_path, story, monkeypatch):
+    monkeypatch.setattr(own_items, "LOOKED_AT", 20)
+    one_table(tmp_path / "raw", ("story", story), ("shelf", lambda user, item: item % 3))
+    assert "over 250 characters, are not kept: story" in prepare(tmp_path)
+    assert list(item_columns(load_data(str(tmp_path / "out")))) == ["shelf"]
 
 
 def test_what_one_table_says_of_each_item_is_kept_and_what_differs_is_said(tmp_path):
