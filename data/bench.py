@@ -175,6 +175,7 @@ def write_for_recbole(comparison: Comparison, model: str) -> None:
         prefix = "" if s == "train" else f"{s}_"
         for key, array in samples_of(data, np.asarray(getattr(data, s)), settings["history"]):
             samples[prefix + key] = array
+    samples["val_had"] = histories(data, np.asarray(data.val), int(np.diff(data.ptr).max()))
     np.savez(
         comparison.room / "work.npz",
         **samples,
@@ -217,19 +218,22 @@ def train_theirs(comparison: Comparison, model: str) -> float:
     samples, if there are several epochs.
     """
     room = comparison.room
-    # alone in a folder: beside data/ its imports could meet ours
-    program = shutil.copy(ROOT / "data" / "recbole_epoch.py", room / "run_recbole.py")
     args = [room / "work.npz", model, comparison.threads, room / "recbole", room / "scores.npy"]
+    program = ROOT / "data" / "recbole_epoch.py"
+    return said_by(comparison.python, program, args, room)["seconds"]
+
+
+def said_by(python: str, program: Path, args: list, room: Path) -> dict:
+    """The JSON object that a program prints last; another python runs it, in the folder `room`."""
+    # alone in a folder: beside our files its imports could meet ours
+    copy = shutil.copy(program, room / f"run_{program.name}")
     done = subprocess.run(
-        [comparison.python, str(program), *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=room,
+        [python, str(copy), *map(str, args)], capture_output=True, text=True, cwd=room
     )
     if done.returncode:
-        sys.exit(f"bench: RecBole failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
+        sys.exit(f"bench: {program.name} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
     print(done.stderr[-1500:], flush=True)
-    return json.loads(done.stdout.strip().split("\n")[-1])["seconds"]
+    return json.loads(done.stdout.strip().split("\n")[-1])
 
 
 def train_ours(comparison: Comparison, model: str) -> float:

@@ -5,7 +5,9 @@
 PYTHON has recbole 1.2.1 and need not have anything of ours. WORK.npz holds the samples and the
 settings (data/bench.py writes it), FOLDER the data set `ours`, which tells RecBole how many users
 and items there are. With more than one epoch the best by validation is kept, and its scores of the
-test samples go to SCORES.npy, fp32 (n, I+1). Last line: the median seconds of an epoch, as JSON.
+test samples, if WORK.npz has some, go to SCORES.npy, fp32 (n, I+1). WORK.npz without a width leaves
+RecBole's own settings. Last line, as JSON: the median seconds of an epoch, and the seconds so far
+and NDCG@10 of the validation samples after each.
 """
 
 import json
@@ -23,13 +25,21 @@ Work = Mapping[str, np.ndarray]  # what WORK.npz holds
 
 def settings_of(work: Work, folder: str) -> dict:
     """RecBole's settings of the three models: cross-entropy over all items, on the CPU."""
-    width, dropout = int(work["width"]), float(work["dropout"])
-    return {
+    settings = {
         "seed": 0,
         "loss_type": "CE",
         "train_neg_sample_args": None,
         "MAX_ITEM_LIST_LENGTH": int(work["L"]),
         "data_path": folder,
+        "use_gpu": False,
+        "show_progress": False,
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "state": "ERROR",
+    }
+    if "width" not in work:
+        return settings
+    width, dropout = int(work["width"]), float(work["dropout"])
+    return settings | {
         "hidden_size": width,
         "inner_size": width,
         "n_layers": 2,
@@ -42,10 +52,6 @@ def settings_of(work: Work, folder: str) -> dict:
         "n_v": 4,
         "n_h": 16,
         "reg_weight": 0.0,
-        "use_gpu": False,
-        "show_progress": False,
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-        "state": "ERROR",
     }
 
 
@@ -70,7 +76,7 @@ def train_epoch(model: torch.nn.Module, work: Work, optimiser: torch.optim.Optim
     seq, length, user, target = (
         torch.from_numpy(work[key]) for key in ("seq", "length", "user", "target")
     )
-    rows_a_step = int(work["batch"])
+    rows_a_step = int(work.get("batch", 2048))  # RecBole's own
     model.train()
     began = time.time()
     for rows in torch.randperm(len(seq)).split(rows_a_step):
@@ -106,9 +112,11 @@ def scores_of(model: torch.nn.Module, work: Work, part: str) -> torch.Tensor:
 
 
 def validation_ndcg(model: torch.nn.Module, work: Work) -> float:
-    """NDCG@10 of the validation samples among all items."""
+    """NDCG@10 of the validation samples among all items but those of their histories."""
     scores = scores_of(model, work, "val")
-    of_target = scores.gather(1, torch.from_numpy(work["val_target"])[:, None])
+    target = torch.from_numpy(work["val_target"])[:, None]
+    of_target = scores.gather(1, target)
+    scores.scatter_(1, torch.from_numpy(work["val_had"]), -torch.inf)
     rank = (scores > of_target).sum(1)
     return (1 / torch.log2(rank.float() + 2))[rank < 10].sum().item() / len(rank)
 
@@ -118,15 +126,17 @@ def main(work_file: str, name: str, threads: str, folder: str, scores_file: str)
     torch.set_num_threads(int(threads))
     work = np.load(work_file)
     model = build(name, settings_of(work, folder))
-    optimiser = torch.optim.Adam(model.parameters(), lr=float(work["lr"]))
+    # Adam at 1e-3 is RecBole's own
+    optimiser = torch.optim.Adam(model.parameters(), lr=float(work.get("lr", 1e-3)))
     epochs, patience = int(work["epochs"]), int(work["patience"])
-    seconds = []
+    seconds, curve = [], []
     best, best_weights, since_best = -1, None, 0
     for epoch in range(epochs):
         seconds.append(train_epoch(model, work, optimiser))
         if epochs == 1:
             break
         quality = validation_ndcg(model, work)
+        curve.append((sum(seconds), quality))
         print(
             f"epoch {epoch + 1}: {seconds[-1]:.1f} s, val NDCG@10 {quality:.4f}",
             file=sys.stderr,
@@ -136,12 +146,12 @@ def main(work_file: str, name: str, threads: str, folder: str, scores_file: str)
         if quality > best:
             best, since_best = quality, 0
             best_weights = {key: value.clone() for key, value in model.state_dict().items()}
-        if since_best >= patience:
+        if since_best >= patience or sum(seconds) > work.get("seconds", np.inf):
             break
-    if best_weights:
+    if best_weights and "test_seq" in work:
         model.load_state_dict(best_weights)
         np.save(scores_file, scores_of(model, work, "test").numpy())
-    print(json.dumps({"seconds": float(np.median(seconds))}))
+    print(json.dumps({"seconds": float(np.median(seconds)), "curve": curve}))
 
 
 if __name__ == "__main__":
