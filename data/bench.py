@@ -47,6 +47,7 @@ class Measured:
     """A process that ran."""
 
     seconds: float  # wall time
+    processor_seconds: float
     gb: float  # its peak of memory
     said: str  # what it printed
 
@@ -73,7 +74,8 @@ def measured(*args: object) -> Measured:
     if process.returncode:
         sys.exit(f"bench: {' '.join(map(str, args))} failed:\n{text[-2000:]}")
     # never below what this process holds, which is little beside a log of millions
-    return Measured(time.time() - began, usage.ru_maxrss / 2**20, text)
+    spent = usage.ru_utime + usage.ru_stime
+    return Measured(time.time() - began, spent, usage.ru_maxrss / 2**20, text)
 
 
 # ---------------------------------------------------------------- the size of Home & Kitchen

@@ -13,8 +13,9 @@ trains until it has waited ours for a better epoch (--patience), or for --minute
 with each --window as well, since its epochs read only the last so many purchases of a user.
 
 A row says what was reached and when, and the time of ours and theirs to the level that both
-reached. Theirs is the time of training steps alone; ours has its validations in it, too. They take
-turns, nothing runs at once. The last line is one JSON object.
+reached. Theirs is the time of training steps alone; ours has its start and validations in it, too.
+Seconds are the processor's, so that other work on the machine counts little. They take turns,
+nothing runs at once. The last line is one JSON object.
 """
 
 import json
@@ -42,7 +43,7 @@ class Run:
     """How good a program was after each of its epochs."""
 
     name: str
-    seconds: np.ndarray  # (epochs,), since training began
+    seconds: np.ndarray  # (epochs,) of the processor, since training began
     quality: np.ndarray  # (epochs,) NDCG@10 among all items, history masked
 
     def reaches(self, level: float) -> float:
@@ -115,11 +116,12 @@ def write_for_recbole(data: Data, path: Path, limits: dict) -> None:
 def run_ours(data: Data, flags: str, room: Path) -> Run:
     """train_backbone.py's curve, from its log."""
     args = ["--dataset", data.folder, *shlex.split(flags), "--lists", 1000]
-    measured("train_backbone.py", *args, "--out", room / "ours")
+    took = measured("train_backbone.py", *args, "--out", room / "ours")
     lines = [json.loads(line) for line in (room / "ours" / "log.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if "val_ndcg@10" in line and line["step"] > 0]
     seconds, quality = (np.array([line[key] for line in epochs]) for key in ("time", "val_ndcg@10"))
-    return Run(f"train_backbone.py {flags}".strip(), seconds, quality)
+    busy = took.processor_seconds / took.seconds  # less than 1 where other programs ran
+    return Run(f"train_backbone.py {flags}".strip(), seconds * busy, quality)
 
 
 def run_theirs(name: str, python: str, program: Path, args: list, room: Path) -> Run:

@@ -4,7 +4,7 @@
 
 PYTHON has rectools with torch and need not have anything of ours. WORK.npz holds the interactions
 and the samples that are ranked (recipes/bench_race.py writes it). WINDOW and WIDTH of 0 are
-RecTools' own. Last line: the seconds of training and the
+RecTools' own. Last line: the processor seconds of training and the
 NDCG@10 so far after each epoch, as JSON.
 """
 
@@ -26,7 +26,7 @@ logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
 class Watch(Callback):
-    """Ranks after each epoch, and stops the training in time. Seconds are those of training."""
+    """Ranks after each epoch, and stops the training in time. Seconds are the processor's."""
 
     def __init__(self, asked: Dataset, work: dict):
         self.asked, self.work = asked, work
@@ -39,11 +39,11 @@ class Watch(Callback):
 
     def on_train_epoch_start(self, *_: object) -> None:
         """Starts the watch."""
-        self.began = time.time()
+        self.began = time.process_time()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Notes how good the model is, and whether to go on."""
-        self.seconds += time.time() - self.began
+        self.seconds += time.process_time() - self.began
         self.model.is_fitted = True  # it answers only when it says so
         module.eval()
         self.curve.append((self.seconds, ndcg(self.model, self.asked, self.work["val_target"])))
