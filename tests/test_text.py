@@ -326,7 +326,7 @@ def kinds(make_data, tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("kinds"), rows, titles, "kinds", *split)
 
 
-@pytest.mark.parametrize("way", ["fold --eta 20", "adaptor", "start", "alphafuse"])
+@pytest.mark.parametrize("way", ["fold --eta 20", "adaptor", "start", "alphafuse", LLM2BERT4REC])
 def test_what_only_titles_tell_is_learnt_with_them_and_not_with_others(
     way, kinds, run, on_cpu, tmp_path
 ):
