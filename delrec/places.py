@@ -4,10 +4,6 @@ They are kept relative to the root of runs and data, so that a project can be co
 mounted elsewhere and reads and writes only itself. The root of a run is the folder that holds the
 `runs` it stands in; of a run in no such folder it is the program's own. What lies inside the root
 is kept as data/toy, runs/toy/sasrec or, an LM, ./models/llama; what lies outside by its whole path.
-
-Earlier versions kept whole paths only. Such a path is read as it stands while it is inside the
-root. One outside of it means the same folder under the root where the run was copied there with its
-data, or where nothing stands at the path any more.
 """
 
 import difflib
@@ -209,35 +205,6 @@ def kept(config: dict, root: Path, run_named: Callable[[str], Path | None]) -> d
     return changed(config, keep, lambda name: run_named(name) or os.path.exists(name))
 
 
-def same_place(a: Any, b: Any) -> bool:
-    """True for two values of a place that may mean the same folder of two copies of a project:
-    equal, or one of them the end of the other; for lists of such. What stands there is compared by
-    its digest."""
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same_place, a, b))
-    if a == b or not (isinstance(a, str) and isinstance(b, str)):
-        return a == b
-    if JOIN in a and a.count(JOIN) == b.count(JOIN):
-        return all(map(same_place, a.split(JOIN), b.split(JOIN)))
-    a, b = (re.sub(r"^(random(?:-\d+)?:)?\./", r"\1", x) for x in (a, b))
-    (random_a, a), (random_b, b) = (RANDOM.fullmatch(x).groups("") for x in (a, b))
-    return random_a == random_b and (a == b or a.endswith(f"/{b}") or b.endswith(f"/{a}"))
-
-
-def same_made(key: str, was: Any, now: Any) -> bool:
-    """True where what an export was made of is what it would be made of now; folders by where they
-    stand in their project."""
-    if key == "out_of_fold":  # {run: what it left out}
-        same_runs = len(was) == len(now) and all(map(same_place, was, now))
-        return same_runs and list(was.values()) == list(now.values())
-    return was == now or (key in ("run", "llm") and same_place(was, now))
-
-
-def same_export(was: dict, now: dict) -> bool:
-    """True where two exports are made of the same."""
-    return was.keys() == now.keys() and all(same_made(key, was[key], now[key]) for key in now)
-
-
 # ------------------------------------------------ as they are found again
 
 
@@ -245,20 +212,10 @@ def found(config: dict, folder: Path, own: Path) -> dict:
     """The configuration of the run in `folder` with whole paths, of what stands under its root.
     own: the program's root, where the rest may stand."""
     root = root_of(folder, own)
-    former = former_root(config, root)
 
     def find(key, value):
         prefix, name = RANDOM.fullmatch(value).groups("") if key in LMS else ("", value)
-        return prefix + (whole_place if os.path.isabs(name) else relative_place)(key, name)
-
-    def whole_place(key, name):
-        path = Path(name)
-        copied = former and inside(path, former) and not inside(path, root)
-        if os.path.exists(path) and not copied:
-            return name
-        places = [root / path.relative_to(former)] if copied else []
-        places += [root / tail for tail in tails(path)]
-        return next((str(place) for place in places if place.is_dir()), name)
+        return value if os.path.isabs(name) else prefix + relative_place(key, name)
 
     def relative_place(key, name):
         if key in (*LMS, "backbone") and not name.startswith(("./", "runs/")):
@@ -272,28 +229,6 @@ def found(config: dict, folder: Path, own: Path) -> dict:
 
     config = changed(config, find, lambda name: os.path.exists(find("text", name)))
     return config | {"out": str(folder)} if config.get("out") else config
-
-
-def tails(path: Path) -> list[Path]:
-    """The ends of a path from each folder `runs` or `data` in it on, the longest first."""
-    return [Path(*path.parts[i:]) for i, part in enumerate(path.parts) if part in KINDS]
-
-
-def former_root(config: dict, root: Path) -> Path | None:
-    """The root that a run was made in, where it was copied from there to `root` together with its
-    data; None where it was not, or where its configuration needs no such guess."""
-    data = Path(config.get("data_folder") or "")
-    if not data.is_absolute() or inside(data, root):
-        return None
-    paths = [Path(v) for k, v in config.items() if k in PLACES and isinstance(v, str)]
-    for path in filter(Path.is_absolute, paths):
-        for tail in tails(path):
-            former = Path(*path.parts[: len(path.parts) - len(tail.parts)])
-            if not data.is_relative_to(former):
-                continue
-            if hash_in(root / data.relative_to(former)) == config.get("data_hash"):
-                return former
-    return None
 
 
 def hash_in(folder: Path) -> str | None:

@@ -17,7 +17,6 @@ from delrec.lm.listed import backbone_of
 from delrec.lm.lists import read_lists
 from delrec.lm.model import located
 from delrec.lm.soft_prompt import prompt_run_of
-from delrec.places import same_place
 from delrec.processes import Ranks
 from delrec.runtime import (
     as_kept,
@@ -118,38 +117,15 @@ def test_a_name_with_a_plus_that_stands_is_one_source_of_text(project, monkeypat
     assert names_of(found) == ["tfidf", str(project / "runs" / "toy" / "a+b")]
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["relative", "whole paths of earlier versions"])
 @pytest.mark.parametrize("gone", [True, False], ids=["moved", "copied"])
-def test_a_moved_or_copied_run_finds_everything_in_its_own_root(project, tmp_path, old, gone):
+def test_a_moved_or_copied_run_finds_everything_in_its_own_root(project, tmp_path, gone):
     record = record_in(project)
-    folder = written(project, record if old else as_kept(record, project / "runs/toy/delrec"))
+    folder = written(project, as_kept(record, project / "runs/toy/delrec"))
     copy = tmp_path / "B" / "inner"
     (shutil.move if gone else shutil.copytree)(project, copy)
     run = load_run(copy / folder.relative_to(project))
     assert vars(run) == record_in(copy, folder=run.folder)
     assert load_data_of(run).folder == copy / "data" / "toy"
-
-
-def test_a_backbone_of_another_project_is_read_where_it_is(project, tmp_path):
-    other = shutil.copytree(project, tmp_path / "other")
-    record = record_in(project, backbone_run=str(other / "runs" / "toy" / "sasrec"))
-    folder = written(project, record)  # as earlier versions wrote it
-    assert load_run(folder).backbone_run == record["backbone_run"]
-    write_json(folder / "config.json", as_kept(record, folder))
-    assert load_run(folder).backbone_run == record["backbone_run"]
-    assert load_run(folder).soft_prompt == str(project / "runs" / "toy" / "prompt")
-    shutil.rmtree(other)  # gone: the same run under the own root
-    assert load_run(folder).backbone_run == str(project / "runs" / "toy" / "sasrec")
-
-
-def test_a_copied_run_without_its_data_still_opens_what_it_was_made_of(project, tmp_path):
-    record = record_in(project)
-    folder = written(project, record)
-    alone = shutil.copytree(folder, tmp_path / "B" / "runs" / "toy" / "delrec")
-    shutil.copytree(project / "runs" / "toy" / "sasrec", tmp_path / "B" / "runs" / "toy" / "sasrec")
-    run = load_run(alone)
-    assert run.backbone_run == record["backbone_run"] and run.data_folder == record["data_folder"]
-    assert run.out == str(alone)
 
 
 def test_the_nearest_runs_folder_names_the_root(tmp_path):
@@ -160,34 +136,20 @@ def test_the_nearest_runs_folder_names_the_root(tmp_path):
     assert places.root_of("/tmp/x", own) == own
 
 
-def test_one_place_of_two_copies_is_the_same(tmp_path):
-    assert same_place("/A/runs/toy/sasrec", "runs/toy/sasrec")
-    assert same_place("random:./models/llama", "random:/B/models/llama")
-    assert same_place("toy/delrec", "/B/runs/toy/delrec") and same_place(None, None)
-    assert same_place("tfidf+/A/runs/toy/sasrec", "tfidf+runs/toy/sasrec")
-    assert not same_place("/A/runs/toy/sasrec", "runs/toy/gru4rec")
-    assert not same_place("minilm+/A/runs/toy/sasrec", "tfidf+runs/toy/sasrec")
-    assert not same_place("random:./models/llama", "./models/llama")
-    assert not same_place("gpt2", "distilgpt2") and not same_place("gpt2", None)
-    assert same_place(["/A/runs/toy/a", "b"], ["runs/toy/a", "b"])
-    assert not same_place(["runs/toy/a"], ["runs/toy/a", "runs/toy/b"])
-
-
 def test_a_run_that_was_killed_goes_on_in_another_place(project, tmp_path):
     data, ranks = load_data(str(project / "data" / "toy")), Ranks(0, 1, None)
 
     def saver(root, lm="abcd", name="llama"):
         cfg = SimpleNamespace(llm=str(root / "models" / name), seed=0, k=3)
         made = checkpoints.made_with(cfg, data, ranks, lm)
-        return checkpoints.Saver(root / "runs" / "toy" / "x.unfinished", 0, made, ranks), made
+        return checkpoints.Saver(root / "runs" / "toy" / "x.unfinished", 0, made, ranks)
 
-    (first, whole), copy = saver(project), tmp_path / "B"
+    first, copy = saver(project), tmp_path / "B"
     assert first.made["llm"] == "./models/llama"
-    for made in (first.made, whole):  # as it is kept, and as earlier versions kept it
-        was = {"form": checkpoints.FORM, "made_with": made}
-        saver(copy)[0].must_continue(was)
-        assert "llm was" in sentence(saver(copy, name="gpt2")[0].must_continue, was)
-        assert "lm was abcd" in sentence(saver(copy, lm="another")[0].must_continue, was)
+    was = {"form": checkpoints.FORM, "made_with": first.made}
+    saver(copy).must_continue(was)
+    assert "llm was" in sentence(saver(copy, name="gpt2").must_continue, was)
+    assert "lm was abcd" in sentence(saver(copy, lm="another").must_continue, was)
 
 
 def test_a_finished_run_says_where_it_stands_and_its_record_stays_whole(project, alone):
@@ -261,7 +223,7 @@ def test_a_folder_of_something_else_hides_no_data_and_no_run(project, monkeypatc
 
 
 def test_the_evaluation_of_a_copy_changes_nothing_of_the_original(project, tmp_path, on_cpu):
-    """With the whole paths of earlier versions, by the script itself, from another place."""
+    """By the script itself, from another place."""
     copy = tmp_path / "B"
     shutil.copytree(project, copy)
     before = {p: p.stat().st_mtime_ns for p in project.rglob("*")}

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from delrec import places
 from delrec.data.prepared import Data, histories, subset
 from delrec.data.run_files import lists_in
 from delrec.files import new_npy
@@ -120,9 +119,9 @@ def ranks_all(run: Run) -> bool:
 
 def must_be_made_so(folder: Path, made: dict) -> None:
     """Stops where the complete export in `folder` was made of something else."""
-    have = {"out_of_fold": {}} | read_json(folder / "meta.json")
+    have = read_json(folder / "meta.json")
     for key in made:
-        if not places.same_made(key, have.get(key, made[key]), made[key]):
+        if have[key] != made[key]:
             stop(
                 f"{folder} holds a complete export whose {key.replace('_', ' ')} was "
                 f"{have[key]}, now "
@@ -137,7 +136,7 @@ def samples_done(tmp: Path, made: dict, n: int, ranks: Ranks) -> int:
     if ranks.main:
         lock(tmp)
         progress = tmp / "progress.json"
-        if progress.exists() and places.same_export(read_json(progress)["made"], made):
+        if progress.exists() and read_json(progress)["made"] == made:
             done = read_json(progress)["done"]
             print(f"continuing after {done} of {n} samples ({tmp})", flush=True)
         else:

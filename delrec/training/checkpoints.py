@@ -23,7 +23,6 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from delrec.places import PLACES, same_place
 from delrec.processes import Ranks, finish, max_over_ranks, note_stop
 from delrec.runtime import Prepared, as_kept, not_allowed, stop, write_tensors
 
@@ -213,9 +212,8 @@ class Saver:
                 "--resume"
             )
         for key, was in meta["made_with"].items():
-            same = key in PLACES and same_place(was, self.made.get(key))  # of a project that moved
-            if self.made.get(key) != was and not same:
-                flag, now = key.replace("_", "-"), self.made.get(key)
+            if (now := self.made.get(key)) != was:
+                flag = key.replace("_", "-")
                 stop(
                     f"cannot resume {self.folder.parent}: {flag} was {was}, now it is {now}; "
                     "run it as it was, or with --overwrite instead of --resume from the beginning"
