@@ -20,7 +20,7 @@ def why_no_run(name: Path | str, folder: Path, own: Path, is_run: IsRun) -> str:
     """The sentence about a folder without config.json, and what to do. name: as it was typed; own:
     the program's root."""
     new = beside(folder, "unfinished")
-    if new.exists() or (folder / "checkpoints").is_dir():  # of earlier versions: in the folder
+    if new.exists():
         how, started = ", with --resume, finishes it", new / "started.json"
         if started.exists() and entry(started, "checkpoint_every") is None:  # it has no --resume
             how = " makes it anew"

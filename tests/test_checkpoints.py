@@ -183,30 +183,6 @@ def test_a_checkpoint_of_an_earlier_version_is_a_sentence(jobs, tmp_path, monkey
     assert "was written by an earlier version" in said and "--overwrite" in said
 
 
-def test_a_flag_that_the_version_before_did_not_have_cannot_be_added(
-    jobs, whole, tmp_path, monkeypatch
-):
-    main, args = jobs["train_backbone"]
-    path = stopped(jobs, "train_backbone", tmp_path / "run", monkeypatch)[-1][1] / "meta.json"
-    meta = json.loads(path.read_text())
-    assert meta["made_with"].pop("ema") == 0
-    path.write_text(json.dumps(meta))
-    said = run(main, args(tmp_path / "run", "--resume", "--ema", 0.9), 1)
-    assert "a version that had no --ema, and now it is 0.9; give --ema 0" in said
-    run(main, args(tmp_path / "run", "--resume"))
-    assert same(tmp_path / "run", whole("train_backbone"))
-
-
-@pytest.mark.parametrize("name", ["distill", "finetune"])
-def test_a_training_of_a_version_that_kept_no_wording_goes_on(jobs, tmp_path, monkeypatch, name):
-    main, args = jobs[name]
-    path = stopped(jobs, name, tmp_path / "run", monkeypatch)[-1][1] / "meta.json"
-    meta = json.loads(path.read_text())
-    del meta["made_with"]["wording"]
-    path.write_text(json.dumps(meta))
-    run(main, args(tmp_path / "run", "--resume"))
-
-
 def test_flags_that_do_not_shape_it_may_change(jobs, whole, tmp_path, monkeypatch):
     main, args = jobs["distill"]
     stopped(jobs, "distill", tmp_path / "run", monkeypatch)

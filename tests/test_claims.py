@@ -96,6 +96,7 @@ def test_only_a_script_that_can_resume_is_told_to(alone, tmp_path, toy):
     step = beside(folder, "unfinished") / "checkpoints" / "step-000003"
     step.mkdir(parents=True)
     write_json(step / "meta.json", {})
+    write_json(beside(folder, "unfinished") / "started.json", {})
     says = sentence(claim, folder, flags(), alone)
     assert "--resume continues it, --overwrite begins anew" in says
     plain_lm = SimpleNamespace(resume=False, overwrite=False)  # evaluate.py --llm

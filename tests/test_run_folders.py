@@ -354,14 +354,6 @@ def test_a_folder_that_holds_other_runs_is_not_replaced(train, tmp_path):
     assert not copy.exists()
 
 
-def test_what_an_earlier_version_left_of_a_killed_run_goes_on(train, interrupted, tmp_path):
-    out = tmp_path / "runs" / "sasrec"
-    interrupted(train, 3)
-    os.replace(beside(out, "unfinished"), out)
-    assert f"{out} holds a run that was killed at step 3" in train(code=1).error
-    assert "continuing from step 3" in train("--resume").output and names(out.parent) == ["sasrec"]
-
-
 def test_a_second_process_is_refused_while_the_first_lives(train, tmp_path):
     out = tmp_path / "runs" / "sasrec"
     new = beside(out, "unfinished")

@@ -30,7 +30,6 @@ from delrec.runtime import Prepared, as_kept, not_allowed, stop, write_tensors
 # later"
 STOPPED = 75
 FORM = 3  # of what a checkpoint holds: one of another form is not continued
-NEW_FLAGS = {"ema"}  # checkpoints of this form may be of versions that did not have these
 # flags that do not change the answer; stage 2's dropout draws other numbers with another micro,
 # cache_prefix or shard, and draws.Draws looks after that
 MAY_CHANGE = {
@@ -217,13 +216,6 @@ class Saver:
                 stop(
                     f"cannot resume {self.folder.parent}: {flag} was {was}, now it is {now}; "
                     "run it as it was, or with --overwrite instead of --resume from the beginning"
-                )
-        for flag in NEW_FLAGS - meta["made_with"].keys():
-            if now := self.made.get(flag):
-                stop(
-                    f"cannot resume {self.folder.parent}: it was begun by a version that had no "
-                    f"--{flag}, and now it is {now}; give --{flag} 0, or begin anew with "
-                    "--overwrite instead of --resume"
                 )
 
     def end(self, step: int) -> NoReturn:

@@ -1,6 +1,5 @@
 """May a run be written to a folder? Asked at the door, before anything in it is touched."""
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,20 +109,10 @@ def taken(folder: Path, cfg: SimpleNamespace) -> str | None:
 
 
 def adopt(folder: Path, resume: bool) -> None:
-    """With --resume: a finished run that was killed before it had its place is put there, and what
-    earlier versions left of a killed run in `folder` itself becomes <folder>.unfinished."""
+    """With --resume: a finished run that was killed before it had its place is put there."""
     new = beside(folder, "unfinished")
-    if not resume or owner(new):
-        return
-    if (new / "config.json").exists():
+    if resume and not owner(new) and (new / "config.json").exists():
         put_in_place(folder)
-    elif killed_inside(folder) and not new.exists():
-        os.replace(folder, new)
-
-
-def killed_inside(folder: Path) -> bool:
-    """True for a killed run of earlier versions, which built in the run folder itself."""
-    return bool(complete(folder / "checkpoints")) and not (folder / "config.json").exists()
 
 
 def something_else(folder: Path) -> bool:
@@ -133,8 +122,7 @@ def something_else(folder: Path) -> bool:
     begun = folder.name.endswith(".unfinished") and any(
         (folder / name).exists() for name in ("lock", "started.json")
     )
-    ours = begun or is_run(folder) or killed_inside(folder)
-    return any(folder.iterdir()) and not ours
+    return any(folder.iterdir()) and not (begun or is_run(folder))
 
 
 def refusal(folder: Path, cfg: SimpleNamespace) -> str | None:
@@ -177,12 +165,11 @@ def in_the_way(folder: Path, finished: bool, cfg: SimpleNamespace) -> str | None
             f"{new} holds a finished run that was killed before it was put in its place; "
             f"{goes_on.format('does that')}--overwrite begins anew"
         )
-    for place in (new, folder):
-        if (not finished or place == new) and (kept := complete(place / "checkpoints")):
-            return (
-                f"{place} holds a run that was killed at step {kept[-1][0]}; "
-                f"{goes_on.format('continues it')}--overwrite begins anew"
-            )
+    if kept := complete(new / "checkpoints"):
+        return (
+            f"{new} holds a run that was killed at step {kept[-1][0]}; "
+            f"{goes_on.format('continues it')}--overwrite begins anew"
+        )
     if finished:
         run = load_run(folder)
         return (
