@@ -1,6 +1,5 @@
 """train_backbone.py --from: a backbone goes on where the log has grown."""
 
-import json
 import re
 import shutil
 
@@ -111,11 +110,6 @@ def test_what_a_run_learnt_by_beside_its_loss_goes_on_too(logs, go_on, run, tmp_
     run(train_backbone.main, flags)
     on = load_run(go_on("--epochs 0 --contrast .3", "on", start)[0])
     assert (on.dros, on.dros_beta, on.contrast, on.one_target, on.ema) == (0.5, 2, 0.3, True, 0.9)
-    # of a version that had no such flags
-    config = json.loads((start / "config.json").read_text())
-    keys = ("dros", "dros_beta", "contrast", "contrast_tau", "one_target", "ema")
-    (start / "config.json").write_text(json.dumps({k: config[k] for k in config if k not in keys}))
-    assert load_run(go_on("--epochs 0", "old", start)[0]).dros == 0
 
 
 @pytest.mark.parametrize("model", sorted(set(MODELS) - {"sasrec"}))

@@ -20,7 +20,7 @@ from delrec.data.prepared import Data
 from delrec.runtime import complete_renames, folder_of, is_run, load_run, stop
 
 FIXED = ("model", "width", "history")  # the shapes of the weights
-# unless something else is typed; runs of earlier versions have not all of them
+# unless something else is typed
 TAKEN = ("dropout", "loss", "negatives", "lr", "batch")
 TAKEN += ("dros", "dros_beta", "contrast", "contrast_tau", "one_target", "ema")
 
@@ -60,7 +60,7 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
                 f"trained already, with their titles or without; leave {flag} out, or train from "
                 "scratch without --from"
             )
-    own = {key: getattr(run, key) for key in (*FIXED, *TAKEN) if hasattr(run, key)}
+    own = {key: getattr(run, key) for key in (*FIXED, *TAKEN)}
     grown.settle(cfg, typed, own, FIXED, run)
 
 

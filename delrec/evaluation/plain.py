@@ -118,10 +118,6 @@ def made_the_same_way(folder: Path, made: dict, overwrite: bool, ranks: Ranks) -
 def differences(have: dict, made: dict) -> list[str]:
     """In what a stored run differs from one that would be made now. The LM is known by what it
     holds, not by where it stands."""
-    # runs of earlier versions lack both
-    wording = {"wording": made["settings"]["wording"]}
-    settings = wording | have.get("settings", {})  # a backbone has none
-    have = have | {WORDS: have.get(WORDS) or made[WORDS], "settings": settings}
     same_lm = have.get("llm_fingerprint") == made["llm_fingerprint"]
     return [key for key in made if have.get(key) != made[key] and not (key == "llm" and same_lm)]
 

@@ -32,7 +32,7 @@ from delrec.lm.wording import (
 )
 from delrec.runtime import Run, stop
 
-# the flags that shape a prompt, and what they are in a run of a version that had no such flag
+# the flags that shape a prompt, and what they are where a run has no such flag
 DEFAULTS = {
     "input": "titles",
     "verbalizer": "likelihood",
@@ -137,8 +137,7 @@ class Prompts:
         self.backbone = settings["backbone"]
         self.letters = settings["verbalizer"] == "letter"
         self.lists = lists_candidates(settings)
-        # listed candidates carry their vectors too (LLaRA); runs of earlier versions lack them
-        self.lists_vectors = shown == "hybrid" and settings.get("listed_vectors", False)
+        self.lists_vectors = shown == "hybrid"  # listed candidates carry their vectors too (LLaRA)
         self.sep = np.asarray(lm.sep)
         # room for the title that a forced pass appends, or for its masks
         self.longest = int(np.diff(titles.ptr).max()) + len(self.sep)

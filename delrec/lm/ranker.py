@@ -64,7 +64,6 @@ def settings_of(cfg: SimpleNamespace, backbone: str, backbone_run: Path | str) -
         "backbone_run": str(backbone_run),
         "backbone_digest": backbone_digest(backbone_run),
         "allow_unknown": cfg.allow_unknown,
-        "listed_vectors": cfg.input == "hybrid",
         "summaries": getattr(cfg, "summaries", None),
         "words": getattr(cfg, "soft_prompt", None) == "words",
     }

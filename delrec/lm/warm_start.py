@@ -52,7 +52,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> R
                 f"{said(flag)} and --from were given, but --from goes on with {run.folder} as it "
                 f"is: {instead}; leave {said(flag)} out, or train from scratch without --from"
             )
-    own = {key: own_value(run, key, cfg) for key in (*FIXED, *TAKEN)}
+    own = {key: getattr(run, key) for key in (*FIXED, *TAKEN)} | {"llm": located(run.llm)}
     grown.settle(cfg, typed, own, FIXED, run)
     cfg.soft_prompt = run.soft_prompt
     cfg.backbone = cfg.backbone or str(usual_run(data, "sasrec"))
@@ -64,13 +64,6 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> R
         print(f"going on from {run.folder}: {known}, {counted(from_I, n_before)}", flush=True)
         print(note, end="", flush=True)
     return run
-
-
-def own_value(run: Run, key: str, cfg: SimpleNamespace) -> object:
-    """The value of a flag that a run was trained with; of one that it does not know what it was
-    then, or that of cfg."""
-    value = getattr(run, key, (vars(cfg) | DEFAULTS)[key])
-    return located(value) if key == "llm" else value
 
 
 def must_be_plain(run: Run) -> None:
