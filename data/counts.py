@@ -11,6 +11,11 @@ import numpy as np
 from delrec.data.prepared import Data, histories, users
 from delrec.metrics import metrics
 
+LAST = 10  # items of a history that count
+DECAY = 0.8  # the weight of an item beside that of the next one
+SPAN = 5  # steps: items so far apart stand near each other
+CHUNK = 1000  # samples that are scored at once
+
 
 def in_training(data: Data) -> np.ndarray:
     """Which interactions are training: all up to each user's last training target, bool [M]."""
@@ -80,20 +85,20 @@ def times_of(asked: np.ndarray, pairs: np.ndarray, times: np.ndarray) -> np.ndar
 
 @dataclass
 class Near:
-    """How often two items stood within `span` steps of each other in the training part."""
+    """How often two items stood within SPAN steps of each other in the training part."""
 
     pair: np.ndarray  # int64, sorted: smaller id * (I + 1) + larger id
     times: np.ndarray  # int64: how often
     count_I: np.ndarray  # int64 (I+1,): training interactions of each item
 
 
-def near_in_training(data: Data, span: int = 5) -> Near:
-    """The pairs of items that stood within `span` steps in the training part, counted."""
+def near_in_training(data: Data) -> Near:
+    """The pairs of items that stood within SPAN steps in the training part, counted."""
     I1 = data.n_items + 1
     user = users(data, np.arange(len(data.items)))
     known = in_training(data)
     pairs = []
-    for d in range(1, span + 1):
+    for d in range(1, SPAN + 1):
         both = known[d:] & (user[d:] == user[:-d])
         a, b = data.items[:-d][both].astype(np.int64), data.items[d:][both].astype(np.int64)
         pairs.append(np.minimum(a, b) * I1 + np.maximum(a, b))
@@ -101,34 +106,26 @@ def near_in_training(data: Data, span: int = 5) -> Near:
     return Near(pair, times, np.bincount(data.items[known], minlength=I1))
 
 
-def weights_of(L: int, decay: float) -> np.ndarray:
-    """decay^j for the item j steps before the last, oldest first: float64 (L,)."""
-    return decay ** np.arange(L - 1, -1, -1)
+def weights_of(L: int) -> np.ndarray:
+    """DECAY^j for the item j steps before the last, oldest first: float64 (L,)."""
+    return DECAY ** np.arange(L - 1, -1, -1)
 
 
-def cooccurrence(
-    data: Data,
-    samples: np.ndarray,
-    cand_nC: np.ndarray,
-    L: int = 10,
-    decay: float = 0.8,
-    span: int = 5,
-    chunk: int = 1000,
-) -> np.ndarray:
-    """How often each candidate stood within `span` of the history's items in the training part,
-    over the root of both counts; item j steps ago weighs decay^j: float32 (n, C).
+def cooccurrence(data: Data, samples: np.ndarray, cand_nC: np.ndarray) -> np.ndarray:
+    """How often each candidate stood within SPAN of the history's items in the training part,
+    over the root of both counts; item j steps ago weighs DECAY^j: float32 (n, C).
     """
-    I1, near = data.n_items + 1, near_in_training(data, span)
-    weight_L = weights_of(L, decay)
+    I1, near = data.n_items + 1, near_in_training(data)
+    weight_L = weights_of(LAST)
     score_nC = np.zeros(cand_nC.shape, np.float32)
-    for i in range(0, len(samples), chunk):
-        old_nL1 = histories(data, samples[i : i + chunk], L)[:, :, None]
-        c_n1C = cand_nC[i : i + chunk][:, None]
+    for i in range(0, len(samples), CHUNK):
+        old_nL1 = histories(data, samples[i : i + CHUNK], LAST)[:, :, None]
+        c_n1C = cand_nC[i : i + CHUNK][:, None]
         wanted = np.minimum(old_nL1, c_n1C) * I1 + np.maximum(old_nL1, c_n1C)
         times_nLC = np.where(old_nL1 > 0, times_of(wanted, near.pair, near.times), 0)
         both_nLC = near.count_I[old_nL1] * near.count_I[c_n1C]
         together_nLC = times_nLC / np.sqrt(np.maximum(both_nLC, 1))
-        score_nC[i : i + chunk] = (together_nLC * weight_L[None, :, None]).sum(1)
+        score_nC[i : i + CHUNK] = (together_nLC * weight_L[None, :, None]).sum(1)
     return score_nC
 
 
@@ -153,7 +150,7 @@ def neighbours_of(near: Near) -> Neighbours:
     return Neighbours(ptr, second[order], np.r_[weight, weight[twice]][order])
 
 
-def scores_of_catalogue(near: Neighbours, old_nL: np.ndarray, decay: float = 0.8) -> np.ndarray:
+def scores_of_catalogue(near: Neighbours, old_nL: np.ndarray) -> np.ndarray:
     """The co-occurrence of every item with some histories (0: padding), as `cooccurrence` scores
     candidates: float32 (n, I+1).
     """
@@ -165,7 +162,7 @@ def scores_of_catalogue(near: Neighbours, old_nL: np.ndarray, decay: float = 0.8
     place = np.arange(many.sum()) + np.repeat(
         near.ptr[old_nL.ravel()] - np.cumsum(many) + many, many
     )
-    weight = near.weight[place] * np.repeat(np.tile(weights_of(L, decay), n), many)
+    weight = near.weight[place] * np.repeat(np.tile(weights_of(L), n), many)
     row = np.repeat(np.arange(n), many_nL.sum(1))
     score = np.bincount(row * I1 + near.item[place], weight, minlength=n * I1)
     return score.reshape(n, I1).astype(np.float32)

@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 
 from delrec.data import counts
-from delrec.data.prepared import candidates, users
+from delrec.data.prepared import candidates, histories, users
 from delrec.evaluation import floors
 from delrec.evaluation.groups import groups_of
 from delrec.evaluation.rows import Row, add_fused
 from delrec.metrics import compare, metrics
 
 
-def three_titles(history):
-    titles = ["", "Red car", "RED boat!", "blue sky", "car, car"]
-    items = np.array([*history, 1], np.int32)
-    return SimpleNamespace(titles=titles, n_items=4, items=items, ptr=np.array([0, len(items)]))
+def three_titles():
+    return SimpleNamespace(titles=["", "Red car", "RED boat!", "blue sky", "car, car"])
 
 
 def test_title_similarity_by_hand():
@@ -26,11 +24,11 @@ def test_title_similarity_by_hand():
     two, one = math.log(5 / 3), math.log(5 / 2)
     cand = np.array([[1, 2, 3, 4]])
     red_boat = two * two / (math.hypot(two, two) * math.hypot(two, one))
-    score = floors.title_similarity(three_titles([1]), [1], cand)
+    score = floors.similarity_to(three_titles(), np.array([[0, 1]]), cand)
     # 'car, car' points where 'car' does
     assert score[0].tolist() == pytest.approx([1, red_boat, 0, math.sqrt(0.5)], abs=1e-6)
     # 'blue sky' then 'Red car': the older one weighs .8, the profile's length is hypot(.8, 1)
-    score = floors.title_similarity(three_titles([3, 1]), [2], cand)
+    score = floors.similarity_to(three_titles(), np.array([[0, 3, 1]]), cand)
     assert score[0].tolist() == pytest.approx(
         [
             1 / math.hypot(0.8, 1),
@@ -40,19 +38,15 @@ def test_title_similarity_by_hand():
         ],
         abs=1e-6,
     )
-    assert floors.title_similarity(three_titles([3, 1]), [2], cand, L=1)[
-        0
-    ].tolist() == pytest.approx([1, red_boat, 0, math.sqrt(0.5)], abs=1e-6)
     # no history, no similarity
-    assert not floors.title_similarity(three_titles([3, 1]), [0], cand).any()
+    assert not floors.similarity_to(three_titles(), np.array([[0, 0]]), cand).any()
 
 
-def test_title_similarity_goes_in_chunks(toy):
-    samples, cand = toy.test[:30], candidates(toy, "test", 15)[:30]
-    whole = floors.title_similarity(toy, samples, cand)
-    np.testing.assert_allclose(
-        floors.title_similarity(toy, samples, cand, chunk=7), whole, atol=1e-6
-    )
+def test_title_similarity_goes_in_chunks(toy, monkeypatch):
+    old, cand = histories(toy, toy.test[:30], 10), candidates(toy, "test", 15)[:30]
+    whole = floors.similarity_to(toy, old, cand)
+    monkeypatch.setattr(floors, "CHUNK", 7)
+    np.testing.assert_allclose(floors.similarity_to(toy, old, cand), whole, atol=1e-6)
     assert whole.min() >= 0 and whole.max() <= 1 + 1e-6 and whole.std() > 0.05
 
 
@@ -121,18 +115,18 @@ def test_cooccurrence_worked_by_hand():
         n_users=2,
     )
     cand = np.array([[1, 2, 3, 4, 9, 8]] * 2)
-    s = counts.cooccurrence(data, np.array([3, 7]), cand, decay=0.5)
+    s = counts.cooccurrence(data, np.array([3, 7]), cand)
 
     def pair(n, a, b):
         return n / np.sqrt(a * b)
 
-    # counts in training: 1: 1, 2: 2, 3: 2, 4: 1; user 0's history is 1 2 3, the oldest weighs .25
+    # counts in training: 1: 1, 2: 2, 3: 2, 4: 1; user 0's history is 1 2 3, the oldest weighs .64
     assert s[0] == pytest.approx(
         [
-            0.5 * pair(1, 2, 1) + pair(1, 2, 1),
-            0.25 * pair(1, 1, 2) + pair(2, 2, 2),
-            0.25 * pair(1, 1, 2) + 0.5 * pair(2, 2, 2),
-            0.5 * pair(1, 2, 1) + pair(1, 2, 1),
+            0.8 * pair(1, 2, 1) + pair(1, 2, 1),
+            0.64 * pair(1, 1, 2) + pair(2, 2, 2),
+            0.64 * pair(1, 1, 2) + 0.8 * pair(2, 2, 2),
+            0.8 * pair(1, 2, 1) + pair(1, 2, 1),
             0,
             0,
         ]

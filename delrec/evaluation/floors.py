@@ -4,41 +4,27 @@
 
 import numpy as np
 
-from delrec.data.counts import weights_of
-from delrec.data.prepared import Data, histories
+from delrec.data.counts import CHUNK, weights_of
+from delrec.data.prepared import Data
 from delrec.data.words import tfidf
 from delrec.metrics import compare, metrics
 
 
-def title_similarity(
-    data: Data,
-    samples: np.ndarray,
-    cand_nC: np.ndarray,
-    L: int = 10,
-    decay: float = 0.8,
-    chunk: int = 1000,
-) -> np.ndarray:
-    """TF-IDF cosine of each candidate's title to the history, item j steps ago weighing decay^j:
-    float32 (n, C).
+def similarity_to(data: Data, old_nL: np.ndarray, cand_nC: np.ndarray) -> np.ndarray:
+    """TF-IDF cosine (n, C) of each candidate's title to a history, padded on the left with 0; the
+    item j steps ago weighs DECAY^j.
     """
-    return similarity_to(data, histories(data, samples, L), cand_nC, decay, chunk)
-
-
-def similarity_to(
-    data: Data, old_nL: np.ndarray, cand_nC: np.ndarray, decay: float = 0.8, chunk: int = 1000
-) -> np.ndarray:
-    """TF-IDF cosine (n, C) of each candidate's title to a history, padded on the left with 0."""
     id_IT, weight_IT, V = tfidf(data.titles)
-    weight_L = weights_of(old_nL.shape[1], decay)
+    weight_L = weights_of(old_nL.shape[1])
     score_nC = np.zeros(cand_nC.shape, np.float32)
-    for i in range(0, len(old_nL), chunk):
-        old, c = old_nL[i : i + chunk], cand_nC[i : i + chunk]
+    for i in range(0, len(old_nL), CHUNK):
+        old, c = old_nL[i : i + CHUNK], cand_nC[i : i + CHUNK]
         profile = np.zeros((len(old), V), np.float32)
         row = np.arange(len(old))[:, None, None]
         weighted_nLT = weight_IT[old] * weight_L[None, :, None]
         np.add.at(profile, (row, id_IT[old]), weighted_nLT)
         profile /= np.maximum(np.linalg.norm(profile, axis=1, keepdims=True), 1e-9)
-        score_nC[i : i + chunk] = (profile[row, id_IT[c]] * weight_IT[c]).sum(2)
+        score_nC[i : i + CHUNK] = (profile[row, id_IT[c]] * weight_IT[c]).sum(2)
     return score_nC
 
 
@@ -55,15 +41,10 @@ def fused(a_nC: np.ndarray, b_nC: np.ndarray, w: float) -> np.ndarray:
     return (1 - w) * standard(a_nC) + w * standard(b_nC)
 
 
-def best_weight(
-    a_nC: np.ndarray,
-    b_nC: np.ndarray,
-    is_target_nC: np.ndarray,
-    weights: tuple[float, ...] = WEIGHTS,
-) -> float:
+def best_weight(a_nC: np.ndarray, b_nC: np.ndarray, is_target_nC: np.ndarray) -> float:
     """The weight of b with which two rows' fused scores are best (NDCG@10); on validation."""
 
     def quality(w):
         return metrics(*compare(fused(a_nC, b_nC, w), is_target_nC))["ndcg@10"].mean()
 
-    return float(max(weights, key=quality))
+    return float(max(WEIGHTS, key=quality))

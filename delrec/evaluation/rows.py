@@ -12,9 +12,9 @@ import numpy as np
 
 from delrec.backbone import titled
 from delrec.backbone.text import names_of as names_of_text
-from delrec.data.counts import cooccurrence, popularity
-from delrec.data.prepared import Data, load_data, load_data_of
-from delrec.evaluation.floors import best_weight, fused, title_similarity
+from delrec.data.counts import LAST, cooccurrence, popularity
+from delrec.data.prepared import Data, histories, load_data, load_data_of
+from delrec.evaluation.floors import best_weight, fused, similarity_to
 from delrec.evaluation.scores import Part, Scorer, scores_of
 from delrec.evaluation.stats import SEED, unseeded
 from delrec.lm import listed
@@ -92,7 +92,8 @@ def floor_rows(data: Data, val: Part, test: Part) -> dict[str, Row]:
             "within 5 steps in training, over the root of both counts, L=10, decay .8",
         ),
         "title-similarity": floor(
-            title_similarity(data, samples, cand_nC), "TF-IDF cosine to the history, L=10, decay .8"
+            similarity_to(data, histories(data, samples, LAST), cand_nC),
+            "TF-IDF cosine to the history, L=10, decay .8",
         ),
     }
 
