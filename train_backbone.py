@@ -157,7 +157,6 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
 @presets.preset_option
 @click.option(
     "--model",
-    "--student",
     default="sasrec",
     # one that stands in MODELS or DEFAULTS alone is told what it lacks
     type=click.Choice(list(models.ALL | ALL)),

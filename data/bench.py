@@ -339,12 +339,6 @@ def interval(difference: np.ndarray, owner: np.ndarray, rng: np.random.Generator
     help="which to compare",
 )
 @click.option("--threads", default=2, type=click.IntRange(1), help="threads on the CPU")
-@click.option(
-    "--room",
-    default=None,
-    type=click.Path(path_type=Path),
-    help="folder for the files written meanwhile  [default: a temporary one]",
-)
 def main(
     quick: bool,
     only: str | None,
@@ -352,13 +346,12 @@ def main(
     epochs: int,
     models: tuple[str, ...],
     threads: int,
-    room: Path | None,
 ) -> None:
     """Preparing and training at the size of Home & Kitchen, and our backbones against RecBole's on
     ml-100k.
     """
     rows = []
-    with tempfile.TemporaryDirectory(dir=room) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         if only != "recbole":
             for divide in (100, 10) if quick else (100, 10, 1):
                 rows += prepare_home_kitchen(Path(folder), divide)

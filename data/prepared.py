@@ -295,7 +295,7 @@ def batch_of(
     return histories(data, last, L), target_BL
 
 
-def halves_of_validation(data: Data, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def halves_of_validation(data: Data) -> tuple[np.ndarray, np.ndarray]:
     """The places in data.val of its two halves, which share no user and are the same for every run.
 
     On the first a run chooses its step and its calibration; on the second, which no run has chosen
@@ -305,7 +305,7 @@ def halves_of_validation(data: Data, seed: int = 0) -> tuple[np.ndarray, np.ndar
     user_G, count_G = np.unique(user_n, return_counts=True)
     if len(user_G) < 2:
         return np.arange(len(user_n)), np.arange(0)
-    order = np.random.default_rng(seed).permutation(len(user_G))
+    order = np.random.default_rng(0).permutation(len(user_G))
     so_far = np.cumsum(count_G[order])
     cut = 1 + int(np.abs(so_far[:-1] - so_far[-1] / 2).argmin())  # users in the first half
     is_first_n = np.isin(user_n, user_G[order[:cut]])

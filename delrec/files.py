@@ -269,17 +269,14 @@ def new_npy(path: Path | str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     return array
 
 
-def write_tensors(
-    path: Path | str, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None
-) -> None:
-    """Writes tensors as safetensors, whole or not at all, as readable as every other file. about:
-    what the file says of itself."""
+def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes tensors as safetensors, whole or not at all, as readable as every other file."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as tmp:
         try:
-            save_file(tensors, tmp, about)
+            save_file(tensors, tmp)
         except SafetensorError as bad:  # its words hold what the system said
             raise OSError(number_in(str(bad)), str(bad), str(path)) from bad
         follow_umask(tmp)

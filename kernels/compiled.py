@@ -60,14 +60,13 @@ class Card(NamedTuple):
     warps: int  # of an SM, at most
     blocks: int  # of an SM, at most
     shared_kb: int  # of an SM
-    gb_per_second: int
 
 
 CARDS = (
-    Card("A100", 80, 108, 64, 32, 164, 2039),
-    Card("RTX 3090", 86, 82, 48, 16, 100, 936),
-    Card("RTX 4090", 89, 128, 48, 24, 100, 1008),
-    Card("H200", 90, 132, 64, 32, 228, 4800),
+    Card("A100", 80, 108, 64, 32, 164),
+    Card("RTX 3090", 86, 82, 48, 16, 100),
+    Card("RTX 4090", 89, 128, 48, 24, 100),
+    Card("H200", 90, 132, 64, 32, 228),
 )
 
 

@@ -139,7 +139,7 @@ def rivals(
         program, work = ROOT / "recipes" / "rectools_epochs.py", room / "work.npz"
         for window in (0, *windows):
             name = f"RecTools, its last {window}" if window else "RecTools, its defaults"
-            found.append((name, rectools, program, [work, window, 0, threads]))
+            found.append((name, rectools, program, [work, window, threads]))
     if recbole:
         args = [room / "recbole.npz", "sasrec", threads, room / "recbole", room / "scores.npy"]
         program = ROOT / "data" / "recbole_epoch.py"

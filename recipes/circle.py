@@ -108,7 +108,7 @@ def run_stages(circle: Circle) -> None:
     make_lms(circle)
     circle.make("sasrec-taught", *train, *from_small)
     circle.make("caser", *train, "--model", "caser")
-    circle.make("caser-taught", *train, "--student", "caser", *from_small, *lists_and_titles)
+    circle.make("caser-taught", *train, "--model", "caser", *from_small, *lists_and_titles)
     table = ["evaluate.py", "--ckpt", *map(circle.run, ROWS)]
     table += ["--limit", circle.test_samples, "--val-samples", circle.val_samples]
     stage(None, *table, "--out", circle.folder, procs=circle.procs)

@@ -181,10 +181,10 @@ class Rows:
         said = f"{row['value']:>14,.4f} {unit}" if value is not None else f"  null: {row['reason']}"
         print(f"{name:<58}{said}", flush=True)
 
-    def add_all(self, base: str, values: dict[str, float | None], reason: str = "") -> None:
+    def add_all(self, base: str, values: dict[str, float | None]) -> None:
         """Writes rows whose names begin with `base`."""
         for name, value in values.items():
-            self.add(f"{base}.{name}", value, reason)
+            self.add(f"{base}.{name}", value)
 
     def missing(self, begin: str = "") -> list[str]:
         """The names of the stage, among those that begin so, that no row has yet."""

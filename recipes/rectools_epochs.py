@@ -1,11 +1,10 @@
 """Epochs of RecTools' SASRec over a prepared log, for recipes/bench_race.py.
 
-    PYTHON rectools_epochs.py WORK.npz WINDOW WIDTH THREADS
+    PYTHON rectools_epochs.py WORK.npz WINDOW THREADS
 
 PYTHON has rectools with torch and need not have anything of ours. WORK.npz holds the interactions
-and the samples that are ranked (recipes/bench_race.py writes it). WINDOW and WIDTH of 0 are
-RecTools' own. Last line: the processor seconds of training and the
-NDCG@10 so far after each epoch, as JSON.
+and the samples that are ranked (recipes/bench_race.py writes it). A WINDOW of 0 is RecTools' own.
+Last line: the processor seconds of training and the NDCG@10 so far after each epoch, as JSON.
 """
 
 import json
@@ -86,14 +85,13 @@ def ndcg(model: SASRecModel, asked: Dataset, target_n: np.ndarray) -> float:
     return float((1 / np.log2(rank[found] + 1)).sum() / len(target_n))
 
 
-def main(work_file: str, window: int, width: int, threads: int) -> None:
+def main(work_file: str, window: int, threads: int) -> None:
     """Trains the model and prints what it knew after each epoch."""
     torch.set_num_threads(threads)
     work = np.load(work_file)
     train = dataset_of(work["train_user"], work["train_item"])
     asked = dataset_of(work["asked_sample"], work["asked_item"])
     own = {"session_max_len": window} if window else {}
-    own |= {"n_factors": width} if width else {}
     torch.manual_seed(0)
     watch = Watch(asked, work)
     watch.model = SASRecModel(**own, get_trainer_func=lambda: trainer_with(watch))

@@ -63,7 +63,7 @@ THIRD = 3  # of the trials of a round, one in so many goes on, so many times as 
 # no later stage reads these runs' lists
 FEW = ["--lists", 1000]
 # what --flags cannot say, because this program says it
-SAID = ("dataset", "model", "student", "seed", "out", "lists", "resume", "overwrite")
+SAID = ("dataset", "model", "seed", "out", "lists", "resume", "overwrite")
 
 
 @dataclass

@@ -43,8 +43,8 @@ def test_by_titles_that_weigh_nothing_the_student_is_the_plain_backbone_bit_for_
     model, student, train
 ):
     plain = train("plain", f"--model {model}")
-    taught = train("taught", f"--student {model} --teacher {student} --eta 1e-300")  # 0 in float32
-    really = train("really", f"--student {model} --teacher {student}")
+    taught = train("taught", f"--model {model} --teacher {student} --eta 1e-300")  # 0 in float32
+    really = train("really", f"--model {model} --teacher {student}")
     a, b, c = (weights_of(folder) for folder in (plain, taught, really))
     assert a.keys() == b.keys() == c.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)

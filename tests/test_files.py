@@ -70,7 +70,7 @@ def umask():
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
 def test_all_files_are_as_readable_as_the_umask_allows(umask, mask, tmp_path):
     umask(mask)
-    write_tensors(tmp_path / "a.safetensors", {"x": torch.arange(3)}, {"format": "pt"})
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.arange(3)})
     write_npy(tmp_path / "a.npy", np.arange(3))
     write_json(tmp_path / "a.json", {})
     write_text(tmp_path / "a.txt", "x")
