@@ -135,6 +135,7 @@ def truth_first(folder, data, fold) -> float:
 
 def test_no_user_of_a_left_out_fold_is_trained_on(rings, planted):
     cfg = SimpleNamespace(without_fold=[1], input="ids", history=6, seed=0, order="shuffled")
+    vars(cfg).update(hint="none", pool="stored", draw="uniform")
     lm = SimpleNamespace(kind="decoder")
     r = SimpleNamespace(data=rings, lm=lm, backbone_run=planted)
     fold_U = fold_of_users(rings)

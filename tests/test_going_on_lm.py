@@ -390,6 +390,7 @@ def test_a_backbone_of_another_kind_or_width_is_refused(backbone_now, refused_on
 
 def test_vectors_beside_titles_are_shown_from_the_first_step_to_a_run_that_has_met_them(logs):
     cfg = SimpleNamespace(without_fold=None, order="shuffled", seed=0, input="hybrid")
+    vars(cfg).update(hint="none", pool="stored", draw="uniform")
     for from_run, alone in ((None, True), ("some/run", False)):
         cfg.from_run = from_run
         cfg.curriculum = items.defaults(cfg).get("curriculum")

@@ -80,6 +80,7 @@ def test_a_hint_is_what_the_backbone_said_of_the_sample_out_of_fold(
     cand_nC = candidates(noise, "train", 15, which)
     best_nh = np.take_along_axis(cand_nC, np.argsort(-out_of_fold[which], 1)[:, :5], 1)
     cfg = SimpleNamespace(C=15, seed=0, loss="candidates", history=3, input="titles")
+    cfg.pool, cfg.orders = "stored", 1
 
     def told(hint, at=which):
         r = hinted(counts, noise, folder, hint=hint)
@@ -119,7 +120,8 @@ def test_the_mean_over_orders_cancels_what_an_lm_thinks_of_a_place(
 
 
 def test_position_shifting_shows_a_sample_in_another_order_at_every_read(noise, knower, counts):
-    cfg = SimpleNamespace(C=15, seed=0, loss="candidates", history=3, input="titles", orders=2)
+    cfg = SimpleNamespace(C=15, seed=0, loss="candidates", history=3, input="titles")
+    cfg.pool, cfg.orders = "stored", 2
     r = hinted(counts, noise, knower, hint="none")
     which, at = np.full(40, 7), np.arange(40)
     batch = samples.examples(r, cfg, which, np.zeros(40, bool), at)

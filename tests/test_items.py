@@ -76,6 +76,7 @@ def test_hybrid_learns_with_titles_first_and_vectors_later(
     r = make_ranker(load("decoder"), toy, settings)
     flags = dict(input="hybrid", C=15, loss="candidates", history=10, seed=0, batch=16)
     rest = dict(order="shuffled", without_fold=None, from_run=None, curriculum="sample")
+    rest |= dict(hint="none", orders=1, pool="stored", draw="uniform")
     seen = samples.Histories(SimpleNamespace(**flags, **rest), toy, sasrec, 480)
 
     def share_with_vectors(first):

@@ -23,6 +23,7 @@ def cfg_of(curriculum, **more):
     """What samples.Histories reads of a run's flags."""
     flags = dict(input="hybrid", C=15, loss="candidates", history=10, seed=0, batch=16)
     rest = dict(order="shuffled", without_fold=None, from_run=None, verbalizer="mean")
+    rest |= dict(hint="none", orders=1, pool="stored", draw="uniform", drop_items=0)
     return SimpleNamespace(curriculum=curriculum, **flags | rest | more)
 
 

@@ -140,7 +140,7 @@ def test_every_token_of_the_history_and_the_truth_counts_alike(n_sep, decoder, p
     m.sep = encode(m, "\n") * n_sep  # of several tokens, as Llama 2 has it
     r = make_ranker(m, toy, SETTINGS | {"verbalizer": "likelihood"}, None)
     cfg = SimpleNamespace(loss="titles", verbalizer="likelihood", input="titles", curriculum=None)
-    vars(cfg).update(C=15, history=10, seed=0, order="shuffled")
+    vars(cfg).update(C=15, history=10, seed=0, pool="stored", orders=1, drop_items=0)
     seen = SimpleNamespace(n_reads=np.ones(3, int))
     seen.prompts = lambda r, numbers: samples.examples(r, cfg, numbers, numbers < 0, numbers)
     batch, wanted, n_tokens = samples.batch_of(seen, r, cfg, np.arange(3)), 0.0, 0

@@ -14,7 +14,7 @@ import numpy as np
 
 from delrec.data.prepared import Data, candidates, with_lists
 from delrec.data.run_files import lists_in, scores_in
-from delrec.lm.prompts import DEFAULTS, lists_candidates, settings_of_run
+from delrec.lm.prompts import lists_candidates, settings_of_run
 from delrec.processes import Ranks
 from delrec.runtime import Run, load_run, stop
 
@@ -42,12 +42,12 @@ def of_run(run: Run, data: Data) -> Shown:
 
 def pooled(cfg: SimpleNamespace) -> bool:
     """True where training prompts list the backbone's own list (--pool backbone)."""
-    return getattr(cfg, "pool", "stored") == "backbone"
+    return cfg.pool == "backbone"
 
 
 def reads_lists(cfg: SimpleNamespace) -> bool:
     """True where training prompts hold what a backbone said of the sample."""
-    return cfg.order == "backbone" or pooled(cfg) or (DEFAULTS | vars(cfg))["hint"] != "none"
+    return cfg.order == "backbone" or pooled(cfg) or cfg.hint != "none"
 
 
 def say_what_differs(cfg: SimpleNamespace, ranks: Ranks) -> None:

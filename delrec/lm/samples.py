@@ -44,14 +44,14 @@ class Example:
 class Histories:
     """n training samples, one history each, in the order they are seen: of those that have a list
     where prompts hold what the backbone says. cfg: order, seed, C, loss, input, history, batch,
-    curriculum, without_fold, from_run, and where they are not as usual hint, orders, pool, draw."""
+    curriculum, without_fold, from_run, hint, orders, pool, draw."""
 
     def __init__(self, cfg: SimpleNamespace, data: Data, backbone_run: Path | str, n: int):
         known = may_learn_from(cfg, data, backbone_run)
         if hints.reads_lists(cfg):
             known = np.intersect1d(known, with_lists(backbone_run, data))
         rng = np.random.default_rng([cfg.seed, 1])
-        if getattr(cfg, "draw", "uniform") == "importance":
+        if cfg.draw == "importance":
             order = by_importance(data, known, rng)
         else:
             order = rng.permutation(known)
@@ -105,7 +105,7 @@ def listed_by(
         cand_nC = candidates(r.data, "train", cfg.C, which)
         place_nC = hints.listing(r, "train", cfg.C, which)
         listed_nC = np.take_along_axis(cand_nC, place_nC, 1)
-    shifts = hints.pooled(cfg) or getattr(cfg, "orders", 1) > 1
+    shifts = hints.pooled(cfg) or cfg.orders > 1
     return hints.anew(listed_nC, cfg.seed, number_n) if shifts else listed_nC
 
 
@@ -175,7 +175,7 @@ def batch_of(
 ) -> Batch:
     """The samples of some numbers as a batch of prompts of a ranker."""
     batch = samples.prompts(r, number_n)
-    if getattr(cfg, "drop_items", 0):
+    if cfg.drop_items:
         batch = without_items(batch, cfg.drop_items, cfg.seed)
     if not r.lm.packs:  # rows of one pass are padded to the longest: like lengths together
         batch.sort(key=lambda e: -len(e.tail))
