@@ -57,7 +57,7 @@ def test_a_finished_run_is_replaced_only_when_asked(train, toy, tmp_path):
 def test_a_finished_run_is_not_asked_what_it_learnt_from(train, tmp_path):
     train()
     gone = tmp_path / "gone"  # which alone knew whether it had --dros
-    for flags in (f"--text {gone}.npy", f"--teacher {gone}", f"--from {gone} --dros-beta 2"):
+    for flags in (f"--text {gone}.npy", f"--teacher {gone}", f"--from {gone} --dros 2"):
         assert "there is nothing to resume" in train("--resume", *flags.split()).output
         assert "gone" in train("--overwrite", *flags.split(), code=1).error
         assert "gone" in train("--resume", *flags.split(), "--out", tmp_path / "new", code=1).error

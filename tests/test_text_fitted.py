@@ -79,7 +79,6 @@ def test_like_vectors_are_refused_though_rounding_leaves_some_dust():
     [
         ("--text tfidf --text-width 3000", "is more than the .* numbers that a title has"),
         ("--model bert4rec --history 1", "leaves BERT4Rec no item to read"),
-        ("--dros-beta 2", "--dros-beta changes nothing without --dros"),
         ("--model bsarec --one-target", "--one-target changes nothing with --model bsarec"),
         ("--model bert4rec --one-target", "--one-target is about models that predict the next"),
         ("--contrast-tau .1", "--contrast-tau changes nothing without --contrast"),
@@ -122,10 +121,13 @@ def test_a_table_says_what_a_backbone_learnt_by_and_of():
     assert note.startswith(begins)
     assert "tfidf+titles.npy (fold" in note
     assert note.endswith(", whiten 0.5, eta 2), permuted") and "contrast" not in note
+    for tau, told in ((0.5, ""), (0.2, " (tau 0.2)")):
+        note = note_of(SimpleNamespace(**made | dict(contrast=0.1, contrast_tau=tau)))
+        assert f"--dros 0.5, --contrast 0.1{told}, mean of the steps" in note
 
 
 def test_a_default_may_be_typed_as_a_card_s_command_does(toy, run, on_cpu, tmp_path):
-    usual = "--dros-beta 1 --contrast-tau .5 --negatives 1024 --lam 0 --eta 1 --list-loss softmax"
+    usual = "--contrast-tau .5 --negatives 1024 --lam 0 --eta 1 --list-loss softmax"
     where = f"--dataset {toy.folder} --out {tmp_path}/run --epochs 0 --width 8"
     run(train_backbone.main, f"{where} {usual}")
 

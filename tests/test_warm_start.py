@@ -105,11 +105,11 @@ def test_settings_come_from_the_run_unless_something_else_is_typed(go_on, last_w
 
 def test_what_a_run_learnt_by_beside_its_loss_goes_on_too(logs, go_on, run, tmp_path):
     start = tmp_path / "start"
-    terms = "--loss bce --dros .5 --dros-beta 2 --contrast .2 --one-target --ema .9"
+    terms = "--loss bce --dros .5 --contrast .2 --one-target --ema .9"
     flags = f"--dataset {logs[0].folder} --out {start} --epochs 0 {SMALL} {terms}"
     run(train_backbone.main, flags)
     on = load_run(go_on("--epochs 0 --contrast .3", "on", start)[0])
-    assert (on.dros, on.dros_beta, on.contrast, on.one_target, on.ema) == (0.5, 2, 0.3, True, 0.9)
+    assert (on.dros, on.contrast, on.one_target, on.ema) == (0.5, 0.3, True, 0.9)
 
 
 @pytest.mark.parametrize("model", sorted(set(MODELS) - {"sasrec"}))

@@ -2,8 +2,8 @@
 
 L = L_base + alpha mean_N log sum_i exp(p_i (s_i - y_i)^2 / beta), over all I items; s_i: the score
 of item i, y_i: 1 for the target, else 0, p_i = ((n_i + 1) / sum_j (n_j + 1))^.05, n_i: how often i
-is a training target. In effect a soft cap on the largest |s_i|: the softmax of the exponents gives
-nearly all of its weight to scores above some 4.
+is a training target; beta = 1, as in the authors' code. In effect a soft cap on the largest |s_i|:
+the softmax of the exponents gives nearly all of its weight to scores above some 4.
 
 Names: N positions with a target, E width, I items.
 """
@@ -21,9 +21,9 @@ POWER = 0.05  # of an item's share of the targets: .57 for rare items, .74 for c
 
 
 class Worst(torch.autograd.Function):
-    """Sum over N positions of weight_N log sum_i exp(p_i (s_i - y_i)^2 / beta).
+    """Sum over N positions of weight_N log sum_i exp(p_i (s_i - y_i)^2).
 
-    d / d s_i = q_i 2 p_i (s_i - y_i) / beta, q the softmax of the exponents.
+    d / d s_i = q_i 2 p_i (s_i - y_i), q the softmax of the exponents.
     """
 
     @staticmethod
@@ -36,7 +36,7 @@ class Worst(torch.autograd.Function):
         weight_N: torch.Tensor,
         p_I: torch.Tensor,
     ) -> torch.Tensor:
-        """The sum, a scalar. target_N: rows of item_IE; p_I: p / beta."""
+        """The sum, a scalar. target_N: rows of item_IE."""
 
         def part(s_nI, at):
             target, weight = target_N[at, None], weight_N[at]
@@ -66,7 +66,7 @@ class Robust:
 
     def __init__(self, cfg: SimpleNamespace, data: Data, device: torch.device):
         self.alpha = cfg.dros
-        self.p_I = torch.from_numpy(shares(data) / cfg.dros_beta).to(device)
+        self.p_I = torch.from_numpy(shares(data)).to(device)
 
     def term(
         self,

@@ -72,9 +72,6 @@ added_options = (
         "--loss bce); 0: without",
     ),
     click.option(
-        "--dros-beta", default=1.0, type=ABOVE_0, help="what its exponents are divided by"
-    ),
-    click.option(
         "--contrast",
         default=0.0,
         type=FROM_0,
@@ -174,7 +171,6 @@ def idle(cfg: SimpleNamespace, moved: set[str]) -> list[tuple[bool, str]]:
             f"--one-target is about models that predict the next item, --model {cfg.model} learns "
             "items hidden anywhere in a window; leave --one-target out",
         ),
-        beside("dros_beta", not cfg.dros, "--dros"),
         beside("contrast_tau", not cfg.contrast, "--contrast"),
         beside("negatives", cfg.loss not in ("sampled", "gbce"), "--loss sampled or gbce"),
         beside("lam", cfg.lam and not cfg.teacher, "--teacher"),

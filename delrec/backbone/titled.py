@@ -25,7 +25,7 @@ DEFAULTS = {
 }
 # flags of what other models learn, and why such a model has no use for them
 OF_OTHERS = OF_LISTS | {"from_run", "loss", "negatives", "teacher", "lam", "eta", "offset"}
-OF_OTHERS |= {"text_in", "cold_out", "dros", "dros_beta", "contrast", "contrast_tau", "one_target"}
+OF_OTHERS |= {"text_in", "cold_out", "dros", "contrast", "contrast_tau", "one_target"}
 UNUSED = {
     "seqsim": OF_OTHERS | {"width", "dropout", "lr", "batch", "epochs", "patience", "folds", "ema"},
     "kda": OF_OTHERS,

@@ -22,7 +22,7 @@ from delrec.runtime import complete_renames, folder_of, is_run, load_run, stop
 FIXED = ("model", "width", "history")  # the shapes of the weights
 # unless something else is typed
 TAKEN = ("dropout", "loss", "negatives", "lr", "batch")
-TAKEN += ("dros", "dros_beta", "contrast", "contrast_tau", "one_target", "ema")
+TAKEN += ("dros", "contrast", "contrast_tau", "one_target", "ema")
 
 
 def is_gone(cfg: SimpleNamespace) -> bool:

@@ -192,6 +192,8 @@ def note_of_backbone(run: Run) -> str:
     note = titled.note_of(run) or f"{run.loss} loss"
     for term in ("dros", "contrast"):
         note += f", --{term} {getattr(run, term):g}" if getattr(run, term, 0) else ""
+    if getattr(run, "contrast", 0) and run.contrast_tau != 0.5:  # the default
+        note += f" (tau {run.contrast_tau:g})"
     note += f", mean of the steps, {run.ema:g}" if getattr(run, "ema", 0) else ""
     note += ", a window a target" if getattr(run, "one_target", False) else ""
     if getattr(run, "teacher", None):
