@@ -2,7 +2,6 @@
 Hugging Face model.
 """
 
-import click
 import numpy as np
 import pytest
 import torch
@@ -28,13 +27,6 @@ SETTINGS = {
     "order": "shuffled",
     "backbone_run": "",
 }
-
-
-def sentence(call, *args, **kwargs):
-    with pytest.raises(click.ClickException) as e:
-        call(*args, **kwargs)
-    assert "\n" not in e.value.message
-    return e.value.message
 
 
 def rank_with(load, kind, data, k=0, **settings):

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from families import EXACT, RIGHT_OR_REFUSED, write
-from lm_cases import CPU, opened, sentence, wrong_by
+from lm_cases import CPU, opened, wrong_by
+from scripts import sentence
 
 from delrec.kernels import cpu
 from delrec.lm import check, model, passes

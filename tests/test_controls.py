@@ -10,8 +10,8 @@ import pytest
 import stopped_runs
 import torch
 from commands import edit_config, log_of, metrics_of
-from lm_cases import sentence
 from safetensors.torch import load_file
+from scripts import sentence
 from stopped_runs import same, stop_and_resume
 from tuning import opens_as_stored
 from vector_runs import SMALL, TUNE

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from lm_cases import ALL, SETTINGS, lines, opened, sentence
+from lm_cases import ALL, SETTINGS, lines, opened
+from scripts import sentence
 from tiny_lms import bpe_tokenizer, randomise, save, t5, wordpiece_tokenizer
 
 from delrec.lm import model

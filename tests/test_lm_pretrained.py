@@ -6,8 +6,9 @@ import shutil
 import click
 import pytest
 import torch
-from lm_cases import opened, sentence
+from lm_cases import opened
 from safetensors.torch import load_file, save_file
+from scripts import sentence
 from tiny_lms import bpe_tokenizer, randomise, save
 
 from delrec.lm import pretrained

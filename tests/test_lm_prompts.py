@@ -3,7 +3,8 @@
 import click
 import numpy as np
 import pytest
-from lm_cases import ALL, lines, pattern, rank_with, sentence, temporal_analysis, windows
+from lm_cases import ALL, lines, pattern, rank_with, temporal_analysis, windows
+from scripts import sentence
 
 from delrec.lm.prompts import LETTERS
 from delrec.lm.ranker import asking

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from kernel_cases import NothingFetched
-from lm_cases import ALL, SETTINGS, lines, naive, rank_with, sentence, windows
+from lm_cases import ALL, SETTINGS, lines, naive, rank_with, windows
+from scripts import sentence
 
 from delrec.data.prepared import candidates, halves_of_validation, histories
 from delrec.evaluation import plain as plain_lm

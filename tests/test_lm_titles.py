@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lm_cases import ALL, pattern, rank_with, sentence, temporal_analysis, windows
+from lm_cases import ALL, pattern, rank_with, temporal_analysis, windows
+from scripts import sentence
 
 from delrec.lm import check
 from delrec.lm.ranker import score_tails

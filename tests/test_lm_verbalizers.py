@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lm_cases import ALL, SETTINGS, naive, opened, rank_with, sentence, windows
+from lm_cases import ALL, SETTINGS, naive, opened, rank_with, windows
+from scripts import sentence
 
 import finetune
 from delrec.lm import samples, verbalizers

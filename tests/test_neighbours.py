@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from commands import metrics_of
 from kinds import KINDS
-from lm_cases import sentence
+from scripts import sentence
 
 import evaluate
 from delrec.evaluation.neighbours import add_neighbours, counted

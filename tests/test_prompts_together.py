@@ -5,8 +5,9 @@ from functools import partial
 import click
 import numpy as np
 import pytest
-from lm_cases import ALL, rank_with, sentence
+from lm_cases import ALL, rank_with
 from plain_prompts import PlainPrompts, TooLong
+from scripts import sentence
 
 from delrec.lm.ragged import Ragged, below, beside, of_padded, pad, ragged, same
 from delrec.lm.ranker import asking

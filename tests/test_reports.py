@@ -12,7 +12,7 @@ import pytest
 import torch
 from families import AUTO, RIGHT_OR_REFUSED, llama_like, old_decoder, write
 from safetensors.torch import load_file, save_file
-from scripts import ROOT
+from scripts import ROOT, sentence
 from tiny_lms import randomise, save, wordpiece_tokenizer
 
 import evaluate
@@ -31,12 +31,6 @@ LONG = {
 
 def opened(folder):
     return load_lm(str(folder), CPU, torch.float32)
-
-
-def sentence(call, *args):
-    with pytest.raises(click.ClickException) as e:
-        call(*args)
-    return e.value.message
 
 
 def edit(folder, **values):

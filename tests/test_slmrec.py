@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from commands import adapter_of, edit_config, log_of, prompt_of
-from lm_cases import sentence
 from safetensors.torch import load_file
+from scripts import sentence
 from vector_runs import SMALL
 
 import finetune

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from kinds import KINDS, kind_known, owner
-from lm_cases import sentence
+from scripts import sentence
 from test_summaries import opens_as_stored
 
 import evaluate
