@@ -19,6 +19,7 @@ from delrec.significance import sign_flip, user_sums
 C = 15  # candidates of a sample, stored for every log
 SEEDS = range(5)  # of every shuffling
 MOST_SAMPLES = 5_000  # test samples that are ranked again and again
+LEAST, SURE = 5, 0.1  # a rule holds more often, and for a larger share of what it begins with
 LONG = 5  # earlier items: a history that has an order worth the name
 
 # ---------------------------------------------------------------- ties
@@ -69,25 +70,23 @@ def next_id(log: Log, rules: Rules, ties: str) -> float:
 # ---------------------------------------------------------------- rules
 
 
-def count_rules(
-    item: np.ndarray, user: np.ndarray, least: int = 5, confidence: float = 0.1
-) -> tuple[int, int]:
+def count_rules(item: np.ndarray, user: np.ndarray) -> tuple[int, int]:
     """How many sequential rules hold: (of two items, of three).
 
-    a -> b is a rule if b came right after a more than `least` times and count(ab) / count(a) >
-    confidence; ab -> c if count(abc) > least and count(abc) / count(ab) > confidence.
+    a -> b is a rule if b came right after a more than LEAST times and count(ab) / count(a) > SURE;
+    ab -> c if count(abc) > LEAST and count(abc) / count(ab) > SURE.
     """
     I1, item = int(item.max()) + 1, item.astype(np.int64)
     follows = user[1:] == user[:-1]
     pair = (item[:-1] * I1 + item[1:])[follows]
     pairs, which, times = np.unique(pair, return_inverse=True, return_counts=True)
-    two = (times > least) & (times > confidence * np.bincount(item)[pairs // I1])
+    two = (times > LEAST) & (times > SURE * np.bincount(item)[pairs // I1])
     # the number of the pair that begins at each interaction
     pair_at = np.zeros(len(follows), np.int64)
     pair_at[follows] = which
     triple = (pair_at[:-1] * I1 + item[2:])[follows[:-1] & follows[1:]]
     triples, times_3 = np.unique(triple, return_counts=True)
-    three = (times_3 > least) & (times_3 > confidence * times[triples // I1])
+    three = (times_3 > LEAST) & (times_3 > SURE * times[triples // I1])
     return int(two.sum()), int(three.sum())
 
 

@@ -24,7 +24,7 @@ def draws_of(n_rows: int) -> int:
     return max(DRAWS, DRAWS_A_ROW * n_rows - 1)
 
 
-def sign_flips(sum_GR: np.ndarray, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
+def sign_flips(sum_GR: np.ndarray, draws: int = DRAWS) -> np.ndarray:
     """sum_g e_g S_g of each column for patterns of signs e_g = +-1, float64 (patterns, R): all 2^G
     patterns of few users, else `draws` drawn ones, and one more if that is even.
 
@@ -36,7 +36,7 @@ def sign_flips(sum_GR: np.ndarray, seed: int = 0, draws: int = DRAWS) -> np.ndar
         is_plus_PG = (np.arange(2**G)[:, None] >> np.arange(G)) & 1
         return 2 * (is_plus_PG @ sum_GR) - total_R
     draws += 1 - draws % 2  # by that share_as_large tells them from all
-    rng, at_once, flipped = np.random.default_rng(seed), max(4_000_000 // G, 1), []
+    rng, at_once, flipped = np.random.default_rng(0), max(4_000_000 // G, 1), []
     for first in range(0, draws, at_once):
         bytes_DB = rng.integers(0, 256, (min(at_once, draws - first), -(-G // 8)), np.uint8)
         is_plus_DG = np.unpackbits(bytes_DB, axis=1)[:, :G].astype(float)
@@ -53,9 +53,9 @@ def share_as_large(flipped_P: np.ndarray, total: float) -> float:
     return (reach + drawn) / (len(flipped_P) + drawn)
 
 
-def sign_flip(sum_GR: np.ndarray, seed: int = 0) -> np.ndarray:
+def sign_flip(sum_GR: np.ndarray) -> np.ndarray:
     """p of the sign-flip test of each column, float64 (R,): without a difference each user's sum
     S_g could as well have had the other sign."""
     sum_GR = np.asarray(sum_GR, float)
-    flipped_PR = sign_flips(sum_GR, seed)
+    flipped_PR = sign_flips(sum_GR)
     return np.array([share_as_large(f, s) for f, s in zip(flipped_PR.T, sum_GR.sum(0))])

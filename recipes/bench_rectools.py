@@ -134,7 +134,7 @@ class Shop:
     asked: list[str]  # customers whose ten best in stock are printed
 
 
-def write_shop(folder: Path, data: Data, customers: int, seed: int = 0) -> Shop:
+def write_shop(folder: Path, data: Data, customers: int) -> Shop:
     """The shop whose csv files are written into a folder: interactions.csv in the order of time,
     items.csv, stock.txt (half of the articles), asked.txt (ten customers). Of `customers` drawn
     ones the last purchase is left out; everyone.txt names them.
@@ -144,7 +144,7 @@ def write_shop(folder: Path, data: Data, customers: int, seed: int = 0) -> Shop:
     article_I = [f"a{raw}" for raw in raw_item_ids(data)]
     customer_U = [f"c{raw}" for raw in raw_user_ids(data)]
     can_lose = np.flatnonzero(np.diff(data.ptr) > 1)
-    held_U = can_lose[subset(len(can_lose), customers, seed)]
+    held_U = can_lose[subset(len(can_lose), customers, 0)]
     place_of_last = np.asarray(data.ptr)[held_U + 1] - 1
     kept = np.setdiff1d(np.arange(len(data.items)), place_of_last)
     kept = kept[np.argsort(np.asarray(data.times)[kept], kind="stable")]
@@ -153,7 +153,7 @@ def write_shop(folder: Path, data: Data, customers: int, seed: int = 0) -> Shop:
         for place, user in zip(kept, users(data, kept))
     ]
     sold = sorted({article for _, article, _ in rows})
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     stock = {sold[i] for i in rng.permutation(len(sold))[: len(sold) // 2]}
     last = {customer_U[u]: article_I[data.items[p]] for u, p in zip(held_U, place_of_last)}
     shop = Shop(folder, last, stock, list(last)[:10])

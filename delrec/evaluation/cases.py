@@ -11,6 +11,8 @@ from delrec.evaluation.stats import RowMetrics, unseeded
 from delrec.runtime import Run
 
 STAGES = ["lm", "finetune", "distill", "train_backbone"]  # in the order of what is to be seen
+MOST = 8  # runs side by side
+BEST = 5  # answers of each
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Case:
     answers: dict  # {run: [(title, is it the truth?)]}, the best first
 
 
-def told_apart(runs: dict[str, Run], reference: str, most: int = 8) -> list[str]:
+def told_apart(runs: dict[str, Run], reference: str) -> list[str]:
     """The names of the runs that the case study shows side by side: the reference, the plain LM,
     what has a distilled prompt, other LMs, backbones; one seed of each. runs: {row: run}.
     """
@@ -36,7 +38,7 @@ def told_apart(runs: dict[str, Run], reference: str, most: int = 8) -> list[str]
     one_seed = {}
     for name in sorted(runs, key=place):
         one_seed.setdefault(unseeded(name), name)
-    return list(one_seed.values())[:most]
+    return list(one_seed.values())[:MOST]
 
 
 def cases_of(
@@ -45,7 +47,6 @@ def cases_of(
     scores: dict[str, np.ndarray],
     value: RowMetrics,
     n: int = 60,
-    seed: int = 0,
 ) -> list[Case]:
     """n cases, drawn once; half of them where the runs disagree on the first place.
 
@@ -53,7 +54,7 @@ def cases_of(
     """
     first = np.stack([score_nC.argmax(1) for score_nC in scores.values()])
     differ = np.flatnonzero((first != first[0]).any(0))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     chosen = rng.permutation(differ)[: n // 2]
     rest = np.setdiff1d(np.arange(len(test.samples)), chosen)
     others = rng.permutation(rest)[: n - len(chosen)]
@@ -68,14 +69,13 @@ def case_of(
     i: int,
     scores: dict[str, np.ndarray],
     value: RowMetrics,
-    best: int = 5,
 ) -> Case:
     """The i-th test sample as a case. titles: those of all items, all different."""
     old = histories(data, test.samples[i : i + 1], 10)[0]
     truth = int(data.items[test.samples[i]])
     answers = {}
     for name, score_nC in scores.items():
-        order = np.argsort(-score_nC[i], kind="stable")[:best]
+        order = np.argsort(-score_nC[i], kind="stable")[:BEST]
         items = [int(item) for item in test.cand_nC[i][order]]
         answers[name] = [(titles[item], item == truth) for item in items]
     return Case(

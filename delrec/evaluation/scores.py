@@ -50,6 +50,7 @@ from delrec.runtime import (
 )
 
 PATIENCE = 60  # seconds that a command waits to add to a run that another one is adding to
+BATCH = 256  # histories that a backbone scores at once
 
 
 @dataclass
@@ -314,9 +315,7 @@ def store_rows(path: Path, n: int, which: np.ndarray, rows: np.ndarray, empty: i
 # ---------------------------------------------------------------- a backbone, histories shuffled
 
 
-def shuffled_backbone(
-    scorer: Scorer, run: Run, split: str, which: np.ndarray, batch: int = 256
-) -> np.ndarray:
+def shuffled_backbone(scorer: Scorer, run: Run, split: str, which: np.ndarray) -> np.ndarray:
     """Scores (n, C) of a backbone that sees its histories in a random order: what it stored is of
     the real order, and scoring again is quick.
     """
@@ -325,11 +324,11 @@ def shuffled_backbone(
     cand_nC = candidates(data, split, scorer.C, which)
     samples = np.asarray(getattr(data, split))[which]
     score_nC = np.zeros(cand_nC.shape, np.float32)
-    for i in range(0, len(which), batch):
-        part = samples[i : i + batch]
+    for i in range(0, len(which), BATCH):
+        part = samples[i : i + BATCH]
         old_nL = shuffled(histories(data, part, run.history), part)
         s_BI = scores_after([old[old > 0] for old in old_nL])
-        score_nC[i : i + batch] = np.take_along_axis(s_BI, cand_nC[i : i + batch], 1)
+        score_nC[i : i + BATCH] = np.take_along_axis(s_BI, cand_nC[i : i + BATCH], 1)
     return score_nC
 
 

@@ -137,7 +137,7 @@ def pass_padded(lm: LM, rows: Rows) -> torch.Tensor:
     return at_reads(lm, x_BQD, rows.reads.among(np.arange(B) * Q))
 
 
-def pass_packed(lm: LM, rows: Rows, block: int = BLOCK) -> torch.Tensor:
+def pass_packed(lm: LM, rows: Rows) -> torch.Tensor:
     """The states at the reads (N, D), all rows one behind the other, no padding: `attention` takes
     them apart again, in blocks of queries that see the prefix, what stands before the block in its
     row's tail, and what stands before them in the block."""
@@ -146,7 +146,7 @@ def pass_packed(lm: LM, rows: Rows, block: int = BLOCK) -> torch.Tensor:
         inputs_embeds=packed_vectors(lm, rows),
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
         position_ids=torch.as_tensor(rows.places)[None],
-        packed=Packed(rows.kv, pieces_of(lm, rows, block)),
+        packed=Packed(rows.kv, pieces_of(lm, rows)),
     )
     return at_reads(lm, x_1MD, rows.reads.among(rows.tokens.ptr))
 
@@ -159,12 +159,12 @@ def packed_vectors(lm: LM, rows: Rows) -> torch.Tensor:
     return embed(lm, rows.tokens.flat[None], P_kD)
 
 
-def pieces_of(lm: LM, rows: Rows, block: int) -> list[Piece]:
+def pieces_of(lm: LM, rows: Rows) -> list[Piece]:
     """The pieces of all rows in order; pieces of one shape share their masks."""
     pieces, masks = [], {}
     for seg in Ragged(rows.segments, rows.tokens.ptr):
         tail = int((seg == 0).sum())
-        edges = edges_of(seg, tail, block)
+        edges = edges_of(seg, tail)
         first = len(pieces)
         for i, j in zip(edges[:-1], edges[1:]):
             before = min(i, tail)
@@ -176,14 +176,14 @@ def pieces_of(lm: LM, rows: Rows, block: int) -> list[Piece]:
     return pieces
 
 
-def edges_of(seg: np.ndarray, tail: int, block: int) -> list[int]:
+def edges_of(seg: np.ndarray, tail: int) -> list[int]:
     """Where a row's pieces begin, and its end: blocks of the tail's tokens, behind it whole titles,
-    about `block` tokens at a time."""
+    about BLOCK tokens at a time."""
     ends = np.flatnonzero(np.diff(seg, append=-1)) + 1  # where a segment ends
-    edges = [*range(0, tail, block), tail]
+    edges = [*range(0, tail, BLOCK), tail]
     while edges[-1] < len(seg):
         after = ends[ends > edges[-1]]
-        fits = after[after <= edges[-1] + block]
+        fits = after[after <= edges[-1] + BLOCK]
         edges.append(int(fits[-1] if len(fits) else after[0]))
     return edges
 

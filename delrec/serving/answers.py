@@ -19,6 +19,8 @@ from delrec.serving.requests import Request, catalogue_of, read_requests
 from delrec.serving.results import Answer, Refused
 from delrec.training.log import Log
 
+BATCH = 64  # requests that are answered at once
+
 
 def not_answered(found: Found, data: Data) -> str:
     """Why a history without a known title has no answer: the same of one and of a line of many."""
@@ -189,14 +191,13 @@ def answers_to(
     plan: Plan,
     ranks: Ranks,
     short: list[str],
-    batch: int = 64,
 ) -> Iterator[list[dict]]:
     """Yields the answers, some at a time, in the order of the requests; adds to `short` why some
     have fewer titles.
     """
     log = Log(None, len(requests), "serve", ranks, "history")
-    for at in range(0, len(requests), batch):
-        part = requests[at : at + batch]
+    for at in range(0, len(requests), BATCH):
+        part = requests[at : at + BATCH]
         asked = [Question(request.found) for request in part if request.found.items]
         answers = answerer.answers(asked, plan)
         said = []

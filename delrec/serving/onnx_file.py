@@ -185,12 +185,12 @@ def serialised(file: "onnx.ModelProto") -> bytes:
 # ---------------------------------------------------------------- checked
 
 
-def session_of(content: bytes | str, threads: int = 1) -> "onnxruntime.InferenceSession":
-    """The file, ready to answer. content: its bytes, or its path."""
+def session_of(content: bytes | str) -> "onnxruntime.InferenceSession":
+    """The file, ready to answer on one thread. content: its bytes, or its path."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

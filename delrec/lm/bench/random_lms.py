@@ -87,13 +87,13 @@ def random_lm(
     return lm
 
 
-def random_prompts(lm: LM, n: int, tokens: int, title_tokens: int = 10, seed: int = 0) -> Prompts:
-    """n prompts of so many tokens and candidates of a catalogue of 1,000 items."""
-    rng = np.random.default_rng(seed)
+def random_prompts(lm: LM, n: int, tokens: int) -> Prompts:
+    """n prompts of so many tokens and candidates of a catalogue of 1,000 items of 10 tokens."""
+    rng = np.random.default_rng(0)
     n_words, items = lm.head_VD.shape[0] - 200, 1000
     titles = Titles(
-        ptr=np.concatenate([[0], np.arange(items + 1) * title_tokens]),
-        tok=rng.integers(10, n_words, items * title_tokens),
+        ptr=np.concatenate([[0], np.arange(items + 1) * 10]),
+        tok=rng.integers(10, n_words, items * 10),
         vocab=np.arange(n_words + 200),
         index=np.arange(n_words + 200),
         head=lm.head_VD.detach(),
