@@ -16,7 +16,7 @@ from delrec.training.claims import begun_by_this_job, claim, stay_stopped
 from delrec.training.memory import micro_of
 from delrec.training.run_folders import finish_run, start_run
 
-__all__ = ["claim", "finish_run", "start_run"]  # a script calls them by this module's name
+__all__ = ["finish_run", "start_run"]  # a script calls them by this module's name
 
 # ------------------------------------------------ options that several scripts share
 

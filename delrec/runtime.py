@@ -55,7 +55,6 @@ __all__ = [  # also of files.py and places.py, by this module's name
     "not_allowed",
     "read_npy",
     "read_tensors",
-    "said_by_system",
     "whole_or_auto",
     "why_not_writable",
     "write_json",
