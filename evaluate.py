@@ -182,6 +182,13 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     "..); say it before you have seen the table",
 )
 @click.option(
+    "--primary",
+    nargs=2,
+    metavar="A B",
+    help="the one comparison that the table was made for, named as in --compare: HR@1 of A minus "
+    "B, printed first, with its interval and not adjusted; everything else is secondary",
+)
+@click.option(
     "--margin",
     nargs=2,
     type=FROM_0,
@@ -351,7 +358,7 @@ def main(**config: Any) -> None:
     value = metrics_of(rows, test)
     if not ranks.main:
         return finish(ranks)
-    planned = Planned(reference, cfg.compare, *cfg.margin, cfg.exploratory)
+    planned = Planned(reference, cfg.compare, *cfg.margin, cfg.exploratory, cfg.primary)
     result = measured(rows, value, data, test, planned, cfg.max_history) | {"two_stage": pools}
     if cfg.latency:
         add_latency(result, runs_of(rows), data, cfg.pool)

@@ -15,6 +15,7 @@ from delrec.evaluation.comparisons import (
     over_seeds,
     paired_by_seed,
     planned_pairs,
+    primary_pair,
 )
 from delrec.evaluation.wording import ABOUT_PLANNED, mark, said_by_users
 
@@ -270,3 +271,36 @@ def test_planned_pairs_are_of_rows_or_of_means():
     assert all("adjusted: the larger of p and t" in said for said in ABOUT_PLANNED.values())
     says = sentence(planned_pairs, compared, Planned("base-s0", [("better", "base-s0")]))
     assert "it names better and base-s0" in says and "the means are base, better" in says
+
+
+# ---------------------------------------------------------------- the primary comparison
+
+
+def test_the_primary_comparison_is_not_adjusted_and_the_others_are():
+    se = 0.1 / math.sqrt(N / 2)
+    compared = Compared(shifted(*[2.2 * se] * 4), USER, 0.0001)
+    pairs = [(f"row{i}", "base") for i in (1, 2, 3)]
+    planned = Planned("base", pairs, primary=("row0", "base"))
+    found, others = primary_pair(compared, planned), planned_pairs(compared, planned)
+    test = found["test"]
+    assert (found["pair"], found["metric"]) == ("row0 - base", "hr@1")
+    assert test["p_adjusted"] == max(test["p"], test["p_t"]) < 0.05
+    assert "row0 - base" not in others and len(others) == 3
+    for other in others.values():  # the same gain
+        assert other["hr@1"]["p_adjusted"] == pytest.approx(3 * test["p_adjusted"])
+        assert other["hr@1"]["p_adjusted"] > 0.05
+    assert primary_pair(compared, Planned("base", pairs)) is None
+
+
+def test_the_primary_comparison_of_means_has_their_interval_and_knows_seeds():
+    value = seeded()
+    compared = Compared(value, USER, 0.01)
+    test = primary_pair(compared, Planned("base-s0", primary=("better", "base")))["test"]
+    a, b = (
+        np.mean([value[f"{name}-s{s}"]["hr@1"] for s in range(n)], 0)
+        for name, n in (("better", 2), ("base", 3))
+    )
+    assert test["interval"] == pytest.approx(stats.interval(a - b, USER))
+    assert test["se"] == compared.means("better", "base")["hr@1"]["se"]
+    says = sentence(primary_pair, compared, Planned("base-s0", primary=("better", "worse")))
+    assert says.startswith("--primary takes two rows")

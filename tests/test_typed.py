@@ -1,4 +1,4 @@
-"""delrec/evaluation/typed.py: the rows that --reference, --fuse and --compare name."""
+"""delrec/evaluation/typed.py: the rows that --reference, --fuse, --compare, --primary name."""
 
 import json
 from functools import partial
@@ -8,17 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click import ClickException
+from scripts import sentence
 
 import evaluate
 from delrec.evaluation.rows import distinct_names
 from delrec.evaluation.typed import settle_names
 
 
-def settle(*folders, reference=None, fuse=(), compare=()):
+def settle(*folders, reference=None, fuse=(), compare=(), primary=None, exploratory=False):
     """What settle_names makes of names beside the rows of some run folders."""
     paths = [Path("/runs") / folder for folder in folders]
     names = distinct_names(paths, ["popularity"])
-    cfg = SimpleNamespace(reference=reference, fuse=fuse, compare=compare)
+    cfg = SimpleNamespace(reference=reference, fuse=fuse, compare=compare, primary=primary)
+    cfg.exploratory = exploratory
     settle_names(cfg, [(names[f], SimpleNamespace(folder=f)) for f in paths], ["popularity"])
     return cfg
 
@@ -70,7 +72,8 @@ def test_a_saved_command_names_the_same_run_when_a_seed_is_added(
 
     folders = [make_backbone(tmp_path / n, toy, partial(score, n)) for n in names]
     ask = ["--ckpt", *folders, "--limit", 30, "--out", tmp_path / "out", "--fuse", "sasrec"]
-    ask += ["popularity", "--compare", "sasrec", "popularity", "--reference"]
+    ask += ["popularity", "--compare", "sasrec", "popularity"]
+    ask += ["--primary", "sasrec", "sasrec-s0", "--reference"]
     script(evaluate.main, *ask, "sasrec")
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["reference"] == "ml/sasrec" and "ml/sasrec+popularity" in found["rows"]
@@ -79,6 +82,21 @@ def test_a_saved_command_names_the_same_run_when_a_seed_is_added(
     gain = rows["ml/sasrec"]["hr@1"] - rows["popularity"]["hr@1"]
     assert planned["hr@1"]["difference"] == pytest.approx(gain)
     assert rows["ml/sasrec"]["hr@1"] == 1 > rows["sasrec-s0"]["hr@1"]
+    test, said = found["primary"]["test"], (tmp_path / "out" / "table.txt").read_text()
+    assert found["primary"]["pair"] == "ml/sasrec - sasrec-s0"
+    assert test["p_adjusted"] == max(test["p"], test["p_t"]) < 0.05
+    assert test["interval"][0] < test["difference"] == 1 - rows["sasrec-s0"]["hr@1"]
+    assert said.startswith("The primary comparison, HR@1 among 15 candidates, ml/sasrec - sasrec")
     # refused, and nothing scored before
     monkeypatch.setattr(evaluate, "add_run", lambda *_: pytest.fail("a run was scored"))
     assert "--reference names the row x" in script(evaluate.main, *ask, "x", code=1).error
+
+
+def test_the_primary_pair_is_named_as_others_are_and_judged_alone():
+    runs = ("a/lm-s0", "a/x-s0")
+    assert settle(*runs, primary=("a/lm-s0", "lm-s0+x-s0")).primary == ("lm-s0", "lm-s0+x-s0")
+    both = dict(primary=("lm", "x"), compare=[("lm", "x")])
+    assert "the same pair among the others" in sentence(settle, *runs, **both)
+    swept = dict(primary=("lm", "x"), exploratory=True)
+    assert "--exploratory says nothing was" in sentence(settle, *runs, **swept)
+    assert "--primary takes two rows" in sentence(settle, *runs, primary=("lm", "none"))

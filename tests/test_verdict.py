@@ -239,3 +239,17 @@ def test_a_p_has_one_digit():
         "p = 1", "p = .3", "p = .05", "p < .05", "p < .05", "p = .02", "p = .001", "p < .001",
         "p < .001",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("p, t, says", [(0.01, 0.04, "shown"), (0.01, 0.06, "not shown")])
+def test_the_primary_comparison_stands_first(p, t, says):
+    test = outcome(0.012, p=max(p, t), least=0.009) | {"interval": [0.004, 0.02], "p": p, "p_t": t}
+    pair = {"pair": "delrec - sasrec", "metric": "hr@1", "test": test}
+    said = verdict(planted(TWO, {"delrec": outcome(0.017)}, primary=pair))
+    assert said[0] == (
+        "The primary comparison, HR@1 among 15 candidates, delrec - sasrec: +.012 [+.004, +.020], "
+        f"sign-flip p=.01, t p={str(t)[1:]}; {says} (both p below .05; judged alone, so nothing is "
+        "adjusted). Least true difference that this test finds four times in five: .009. "
+        "Everything below is secondary."
+    )
+    assert said[1:] == verdict(planted(TWO, {"delrec": outcome(0.017)}))

@@ -3,6 +3,9 @@
 A comparison is {metric: Test} (stats.py). What a table asks at once is adjusted at once (Holm): its
 rows against the reference, its means over seeds against theirs, its planned pairs; each metric by
 itself. Pairs that nobody planned are not adjusted, and get no star.
+
+One pair may be the primary comparison: what an experiment was made to ask. It is judged alone, by
+one metric, so nothing adjusts it, and it is not among the others.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -27,6 +30,7 @@ Comparison = dict[str, Test]  # {metric: test}
 AMONG_CANDIDATES = ("hr@1", "ndcg@10")  # the metrics that are compared
 LEAST_PAIRS = 3  # seeds, from which the differences of pairs tell how far other seeds would differ
 OVER_ALL_ITEMS = ("hr@20", "ndcg@20")
+PRIMARY = "hr@1"  # the metric that the primary comparison is judged by
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Planned:
     margin: float = 0.01  # differences below it count as equal, among candidates
     margin_full: float = 0.003  # the same over all items
     exploratory: bool = False  # a sweep: nothing was asked before, so nothing is marked
+    primary: tuple[str, str] | None = None  # the one pair that is judged alone
 
 
 class Compared:
@@ -101,6 +106,11 @@ class Compared:
             m: self.differences[m].between(self.seeds[a], self.seeds[b], *self.of_seeds(a, b, m))
             for m in self.metrics
         }
+
+    def of_samples(self, name: str) -> np.ndarray:
+        """The primary metric of each sample (n,), of a row or as the mean over a row's seeds."""
+        names = [name] if name in self.value else self.seeds[name]
+        return np.mean([self.value[each][PRIMARY] for each in names], 0)
 
     def of_seeds(self, a: str, b: str, metric: str) -> tuple[float, float]:
         """(what other seeds would add to the squared standard error of a minus b, its degrees of
@@ -181,17 +191,33 @@ def every_pair(compared: Compared, names: Sequence[str]) -> dict[str, Comparison
 
 def planned_pairs(compared: Compared, planned: Planned) -> dict[str, Comparison]:
     """{"a - b": a minus b} of the planned pairs: of two rows, or of two means over seeds."""
-    found = {}
-    for a, b in planned.pairs:
-        if not compared.knows(a, b):
-            means = [name for name in compared.seeds if name not in compared.value]
-            stop(
-                f"--compare takes two rows or two means over seeds, it names {a} and {b}; the rows "
-                f"are {', '.join(compared.value)}; the means are {', '.join(means) or 'none'}"
-            )
-        of_rows = {a, b} <= set(compared.value)
-        found[f"{a} - {b}"] = compared.rows(a, b) if of_rows else compared.means(a, b)
+    found = {f"{a} - {b}": of_pair(compared, a, b) for a, b in planned.pairs}
     return adjust(found, planned, larger_p)
+
+
+def of_pair(compared: Compared, a: str, b: str, flag: str = "--compare") -> Comparison:
+    """a minus b, two rows or two means over seeds. flag: what names them."""
+    if not compared.knows(a, b):
+        means = [name for name in compared.seeds if name not in compared.value]
+        stop(
+            f"{flag} takes two rows or two means over seeds, it names {a} and {b}; the rows "
+            f"are {', '.join(compared.value)}; the means are {', '.join(means) or 'none'}"
+        )
+    return compared.rows(a, b) if {a, b} <= set(compared.value) else compared.means(a, b)
+
+
+def primary_pair(compared: Compared, planned: Planned) -> dict | None:
+    """{pair, metric, test} of the primary comparison, None where there is none. The test has its
+    own p in p_adjusted, the larger one of sign-flip test and t, and the interval of the difference
+    over users.
+    """
+    if planned.primary is None:
+        return None
+    a, b = planned.primary
+    test = of_pair(compared, a, b, "--primary")[PRIMARY]
+    gain_n = compared.of_samples(a) - compared.of_samples(b)
+    test |= {"p_adjusted": larger_p(test), "interval": ends_of(interval(gain_n, compared.user_n))}
+    return {"pair": f"{a} - {b}", "metric": PRIMARY, "test": test}
 
 
 def over_seeds(compared: Compared, planned: Planned) -> dict[str, dict]:

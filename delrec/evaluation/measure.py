@@ -4,8 +4,9 @@ their intervals, and tests of what differs.
 Keys: protocol, dataset, n, users, users_worth (G_eff), items, candidates, hash, chance; reference,
 margin, margin_full, exploratory (see comparisons.Planned); floors (rows that need no training);
 rows {name: {note, metrics, intervals, test against the reference, paper}}, copies (copying.py),
-seeds, planned, tests (every pair); full, full_against, full_planned, full_tests, full_seeds (the
-same over the whole catalogue); beyond (see beyond.py), groups, sweeps. evaluate.py adds two_stage.
+seeds, primary (None, or its pair, metric, test), planned, tests (every pair); full, full_against,
+full_planned, full_tests, full_seeds (the same over the whole catalogue); beyond (see beyond.py),
+groups, sweeps. evaluate.py adds two_stage.
 """
 
 from dataclasses import replace
@@ -27,6 +28,7 @@ from delrec.evaluation.comparisons import (
     every_pair,
     over_seeds,
     planned_pairs,
+    primary_pair,
 )
 from delrec.evaluation.copying import copies_of
 from delrec.evaluation.groups import by_group
@@ -91,6 +93,7 @@ def measured(
         ),
         "copies": copies_of(rows, data, test),
         "seeds": over_seeds(compared, planned),
+        "primary": primary_pair(compared, planned),
         "planned": planned_pairs(compared, planned),
         "tests": every_pair(compared, of_interest),
         **over_all_items(full, user, planned),

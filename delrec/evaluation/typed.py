@@ -1,5 +1,5 @@
-"""The rows that options name (--reference, --fuse, --compare), as people type them: a run by its
-folder's name, also where its row needs more parents.
+"""The rows that options name (--reference, --fuse, --compare, --primary), as people type them: a
+run by its folder's name, also where its row needs more parents.
 """
 
 from collections import Counter
@@ -30,6 +30,8 @@ def settle_names(
     cfg.reference = cfg.reference and settled(cfg.reference, row)
     cfg.fuse = [tuple(settled(typed, row) for typed in pair) for pair in cfg.fuse]
     cfg.compare = [tuple(settled(typed, row_or_mean) for typed in pair) for pair in cfg.compare]
+    if cfg.primary:
+        cfg.primary = tuple(settled(typed, row_or_mean) for typed in cfg.primary)
 
     asked = [("--fuse", name) for pair in cfg.fuse for name in pair]
     if cfg.reference:
@@ -37,12 +39,21 @@ def settle_names(
     for flag, name in asked:
         if name not in rows and not made_later([name]):
             stop(f"{flag} names the row {name}, but the rows are {', '.join(rows)}")
-    for pair in cfg.compare:
+    if cfg.primary and cfg.exploratory:
+        stop("--primary names what was planned, --exploratory says nothing was; leave one out")
+    if cfg.primary in cfg.compare:
+        stop(
+            "--primary is judged alone, and --compare would count the same pair among the others; "
+            "leave it out there"
+        )
+    pairs = [("--compare", pair) for pair in cfg.compare]
+    pairs += [("--primary", cfg.primary)] if cfg.primary else []
+    for flag, pair in pairs:
         now = set(pair) - made_later(pair)
         if not (now <= set(rows) or now <= set(means)):
             others = [mean for mean in means if mean not in rows]
             stop(
-                f"--compare takes two rows or two means over seeds, it names {' and '.join(pair)}; "
+                f"{flag} takes two rows or two means over seeds, it names {' and '.join(pair)}; "
                 f"the rows are {', '.join(rows)}; the means are {', '.join(others) or 'none'}"
             )
 

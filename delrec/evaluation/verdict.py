@@ -1,5 +1,6 @@
-"""What a table comes to in plain sentences, the first lines of table.txt and of the page: which row
-is best, by how much against the reference, and whether that difference is shown.
+"""What a table comes to in plain sentences, the first lines of table.txt and of the page: the
+primary comparison, where one was named; which row is best, by how much against the reference, and
+whether that difference is shown.
 
 Made from one dict (metrics.json, see measure.py); nothing here measures.
 """
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from delrec.evaluation.comparisons import AMONG_CANDIDATES, OVER_ALL_ITEMS, Comparison
 from delrec.evaluation.stats import Test, unseeded
-from delrec.evaluation.wording import short
+from delrec.evaluation.wording import ends_text, p_text, short
 
 NEAR, ALL = AMONG_CANDIDATES[1], OVER_ALL_ITEMS[1]  # the metrics that say which row is best
 ABOUT_VERDICT = (
@@ -44,14 +45,14 @@ class Ranking:
 
 
 def verdict(result: dict) -> list[str]:
-    """The sentences: among candidates, then over all items; each of means over seeds where there
-    are several, then of single rows, of which the best may be a lucky seed; of a table whose best
-    row is a floor also of its trained rows.
+    """The sentences: the primary comparison, if any; among candidates, then over all items; each of
+    means over seeds where there are several, then of single rows, of which the best may be a lucky
+    seed; of a table whose best row is a floor also of its trained rows.
     """
     rankings = [*means_over_seeds(result, NEAR), among_candidates(result)]
     if result["full"]:
         rankings += [*means_over_seeds(result, ALL), over_all_items(result)]
-    said = []
+    said = [of_primary(result)] if result.get("primary") else []
     for ranking in rankings:
         said.append(sentence(ranking))
         trained = ranking.trained()
@@ -109,6 +110,25 @@ def ranking_of(
 
 
 # ---------------------------------------------------------------- sentences
+
+
+def of_primary(result: dict) -> str:
+    """The primary comparison: its difference with interval and p, what it could have seen."""
+    metric, test = result["primary"]["metric"].upper(), result["primary"]["test"]
+    shown = "shown" if test["p_adjusted"] < 0.05 else "not shown"
+    return (
+        f"The primary comparison, {metric} among {result['candidates']} candidates, "
+        f"{result['primary']['pair']}: {signed(test['difference'])} "
+        f"{ends_text(test['interval'], signed)}, sign-flip {p_text(test['p'])}, "
+        f"t {p_text(test['p_t'])}; {shown} (both p below .05; judged alone, so nothing is "
+        f"adjusted). Least true difference that this test finds four times in five: "
+        f"{short(test['least'])}. Everything below is secondary."
+    )
+
+
+def signed(x: float) -> str:
+    """A difference as +.012."""
+    return f"{x:+.3f}".replace("0.", ".", 1)
 
 
 def sentence(ranking: Ranking) -> str:
