@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from delrec import runtime
+from delrec.backbone.presets import PRESETS
 from delrec.lm.listed import backbone_digest
 from delrec.lm.pretrained import EMBEDDED, config_of, kind_of, seed_and_name, text_config
 from delrec.runtime import config_of_run, is_run
@@ -21,6 +22,11 @@ LONGEST_LIST = 25  # of a backbone's run: what Figure 8 needs
 BATCH, BATCH_OF_PAPER = 16, 20  # of the scripts, without --paper and with it
 LEAST = 5  # steps of stage 2: its AdaLoRA has nothing to reallocate in fewer
 FOLDS = 5  # of a backbone's users: what is trained on it reads what it says of unseen ones
+# conventional models with titles in their item vectors -> flags of train_backbone.py
+TITLED = {
+    "sasrec-titles": "--model sasrec --text tfidf+minilm",
+    "bsarec-titles": "--model bsarec --text tfidf+minilm --ema .998",
+}
 
 
 @dataclass
@@ -125,7 +131,8 @@ class Runs:
         the same is trained with them.
         """
         folds = FOLDS if folds is None else folds
-        options = ["--dataset", self.dataset, "--model", model, "--top-h", LONGEST_LIST]
+        options = ["--dataset", self.dataset, *model_flags(model, self.name)]
+        options += ["--top-h", LONGEST_LIST]
         name = self.named(model)
         if folds and answers_in_sample(runtime.ROOT / "runs" / name):
             name = self.named(f"{model}-folds")
@@ -171,13 +178,14 @@ class Runs:
         flags: Sequence = (),
         reads: str = "",
         llm: str = "",
+        windows: int = 0,
     ) -> str:
-        """Stage 1, from the backbone `model`, with more flags, on items as `reads` says and for
-        another LM than the plan's, if one is named.
+        """Stage 1, from the backbone `model`, with more flags, on items as `reads` says, for
+        another LM than the plan's, if one is named, and of another number of windows.
         """
         reads, plan = reads or self.plan.input, self.plan
         least = 2 * plan.step
-        budget = plan.prompt_budget or min(max(plan.budget // 4, least), 20000)
+        budget = windows or plan.prompt_budget or min(max(plan.budget // 4, least), 20000)
         if plan.input == "ids" and reads != "ids":  # a title costs more than a vector
             budget = max(budget // 4, least)
         # distill.py's default rate, said so that a finished prompt of another rate is not taken
@@ -266,6 +274,14 @@ class Runs:
         else:
             stage(None, *args, procs=procs)
         return out
+
+
+def model_flags(model: str, dataset: str) -> list[str]:
+    """The flags of a conventional model on a data set. SASRec with titles has the settings that a
+    search found there, if one was made."""
+    if model == "sasrec-titles" and dataset in PRESETS:
+        return ["--preset", dataset]
+    return TITLED.get(model, f"--model {model}").split()
 
 
 def stop_unless_same(own: Path, row: Path) -> None:

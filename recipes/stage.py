@@ -62,6 +62,20 @@ SHAPING = (
     "--val-samples",
     "--evals",
     "--choose",
+    "--preset",
+    "--text",
+    "--ema",
+    "--residual",
+    "--residual-dropout",
+    "--lr-residual",
+    "--kd-weight",
+    "--kd-temp",
+    "--keep-rps",
+    "--drop-items",
+    "--r-drop",
+    "--augment",
+    "--soft",
+    "--user-states",
 )
 
 

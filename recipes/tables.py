@@ -86,14 +86,16 @@ BUDGETS, TESTS = {"table2": 2048}, {"table2": 1000}
 
 def headline(plan: Plan) -> Path:
     """Does DELRec beat its own backbone? Alone; and fused, against as many members without an LM:
-    backbones fused with each other and with counts of pairs.
+    backbones fused with each other, with counts of pairs and with likeness of titles, among them a
+    SASRec with titles in its item vectors.
     """
 
     def rows(runs):
-        backbones = [runs.row("sasrec"), runs.backbone("gru4rec", folds=0)]
+        backbones = [runs.row("sasrec")]
+        backbones += [runs.backbone(name, folds=0) for name in ("gru4rec", "sasrec-titles")]
         return [*backbones, runs.delrec(), runs.variant("no-prompt")]
 
-    names = each_seed(plan, rows) + more_seeds(plan, ["sasrec", "gru4rec"])
+    names = each_seed(plan, rows) + more_seeds(plan, ["sasrec", "gru4rec", "sasrec-titles"])
     flags = [*fusions(plan), *controls(plan), "--reference", "sasrec-s0"]
     return evaluate(plan, "headline", names, *flags)
 

@@ -235,7 +235,10 @@ def value_of(line, flag):
 
 @pytest.mark.parametrize(
     "name, models, seeds",
-    [("headline", ["sasrec", "gru4rec"], 5), ("table2", ["sasrec", "gru4rec", "caser"], 3)],
+    [
+        ("headline", ["sasrec", "gru4rec", "sasrec-titles"], 5),
+        ("table2", ["sasrec", "gru4rec", "caser"], 3),
+    ],
 )
 def test_backbones_get_more_seeds_where_they_are_what_is_beaten(name, models, seeds, on_decoder):
     out = run_recipe(name, *on_decoder, "--seeds", 1, "--dry-run").splitlines()
@@ -271,9 +274,8 @@ def pairs_after(line, flag):
 def test_every_ensemble_with_an_lm_is_compared_with_as_many_members_without(seeds, on_decoder):
     line = run_recipe("headline", *on_decoder, "--seeds", seeds, "--dry-run").splitlines()[-1]
     rows = {f"{a}+{b}" for a, b in pairs_after(line, "--fuse")}
-    rows |= {
-        f"{m}-s{s}" for m in ("sasrec", "gru4rec", "delrec", "no-prompt") for s in range(seeds)
-    }
+    models = ("sasrec", "gru4rec", "sasrec-titles", "delrec", "no-prompt")
+    rows |= {f"{m}-s{s}" for m in models for s in range(seeds)}
     rows |= {f"sasrec-s{s}+delrec-s{s}" for s in range(seeds)}  # in every table
     means = {unseeded(row) for row in rows}
     compared = pairs_after(line, "--compare")
@@ -381,3 +383,20 @@ def test_a_data_set_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "ROOT", tmp_path)
     said = refused_recipe("table2", "--dataset", "nothing")
     assert "no prepared data set in" in said
+
+
+def test_the_headline_s_bar_is_a_sasrec_with_titles_and_both_counts(on_decoder):
+    *made, table = run_recipe("headline", *on_decoder, "--seeds", 2, "--dry-run").splitlines()
+    titled = [x for x in made if "/sasrec-titles-s" in x]
+    assert len(titled) == 5 and all("--text tfidf+minilm" in x for x in titled)
+    both = "co-occurrence+title-similarity"
+    for s in range(5):
+        assert f"--fuse sasrec-titles-s{s}+co-occurrence title-similarity" in table
+    assert f"--compare delrec+{both} sasrec-titles+{both}" in table
+    assert f"--compare delrec+delrec+{both} sasrec-titles+sasrec-titles+{both}" in table
+
+
+def test_a_sasrec_with_titles_has_the_settings_that_a_search_found_there():
+    assert table_runs.model_flags("sasrec-titles", "beauty") == ["--preset", "beauty"]
+    assert "--text" in table_runs.model_flags("sasrec-titles", "toy")
+    assert table_runs.model_flags("sasrec", "beauty") == ["--model", "sasrec"]
