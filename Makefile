@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo lint test test-all soak circle backbones headline control table2 table3 table4 fig8 table5 coldstart layers parts gpu gpu-rehearse bench bench-kernels bench-llm bench-data bench-serve clean
+.PHONY: install demo lint test test-all soak circle backbones levers headline control table2 table3 table4 fig8 table5 coldstart layers parts gpu gpu-rehearse bench bench-kernels bench-llm bench-data bench-serve clean
 
 install: $(VENV)/ready       ## the environment in .venv, which all other targets make too (two minutes)
 
@@ -34,6 +34,9 @@ circle: $(VENV)/ready        ## backbone, LM, small LM, backbone again: the meth
 
 backbones: $(VENV)/ready     ## every conventional model in one table, no LM (hours on 2 cores): DATASET=beauty SEEDS=5 MODELS=sasrec,gru4rec JOBS=
 	$(PY) recipes/backbones.py $(foreach x,DATASET SEEDS MODELS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x))))
+
+levers: $(VENV)/ready        ## which levers make DELRec better, each with its control, by validation alone (many hours on 2 cores): DATASET=beauty LEVERS=residual,ema BUDGET= PROMPT_BUDGET= BATCH= JOBS=; what is kept in full, then the test part once: CARRY="titles+residual titles+residual+ema" SEEDS= TEST=
+	$(PY) recipes/levers.py $(foreach x,DATASET LLM SEEDS BUDGET BATCH LEVERS PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(TEST),--test-samples $(TEST)) $(foreach x,$(CARRY),--carry $(x))
 
 # the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl INPUT=titles PAPER=1 SEEDS=3 BUDGET=50000 PROCS=10 TEST=0
 RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET BATCH INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(BACKBONE_SEEDS),--backbone-seeds $(BACKBONE_SEEDS)) $(if $(TEST),--test-samples $(TEST)) $(if $(PAPER),--paper) $(foreach x,$(ALSO),--also $(x))

@@ -199,14 +199,14 @@ RECIPES = {f.__name__: f for f in (*OF_DELREC, layers, parts)}
 # ---------------------------------------------------------------- the command
 
 
-def seeds_side_by_side(plan: Plan) -> int:
-    """--jobs, or as many as the GPUs allow, two without; never more than there are seeds."""
+def jobs_of(plan: Plan) -> int:
+    """--jobs, or as many as the GPUs allow, two without."""
     if plan.dry_run:
         return 1
     jobs = 2
     if torch.cuda.is_available():
         jobs = max(torch.cuda.device_count() // plan.procs, 1)
-    return min(plan.jobs or jobs, plan.seeds)
+    return plan.jobs or jobs
 
 
 def check(plan: Plan) -> None:
@@ -324,7 +324,7 @@ def main(recipe: str, **options: Any) -> None:
     if plan.test_samples is None:  # 0 means all
         plan.test_samples = TESTS.get(recipe, 2000)
     plan.backbone_seeds = max(plan.backbone_seeds or BACKBONE_SEEDS.get(recipe, 0), plan.seeds)
-    plan.jobs = seeds_side_by_side(plan)
+    plan.jobs = min(jobs_of(plan), plan.seeds)
     check(plan)
     if not plan.dry_run:
         prepare_all(plan)

@@ -26,6 +26,7 @@ CLICK = {  # script -> module whose `main` is its command
     "data/prepare.py": "delrec.data.prepare",
     "recipes/tables.py": "recipes.tables",
     "recipes/backbones.py": "recipes.backbones",
+    "recipes/levers.py": "recipes.levers",
     "recipes/circle.py": "recipes.circle",
     "recipes/demo.py": "recipes.demo",
     "recipes/mlp.py": "recipes.mlp",

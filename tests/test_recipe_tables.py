@@ -394,9 +394,3 @@ def test_the_headline_s_bar_is_a_sasrec_with_titles_and_both_counts(on_decoder):
         assert f"--fuse sasrec-titles-s{s}+co-occurrence title-similarity" in table
     assert f"--compare delrec+{both} sasrec-titles+{both}" in table
     assert f"--compare delrec+delrec+{both} sasrec-titles+sasrec-titles+{both}" in table
-
-
-def test_a_sasrec_with_titles_has_the_settings_that_a_search_found_there():
-    assert table_runs.model_flags("sasrec-titles", "beauty") == ["--preset", "beauty"]
-    assert "--text" in table_runs.model_flags("sasrec-titles", "toy")
-    assert table_runs.model_flags("sasrec", "beauty") == ["--model", "sasrec"]
