@@ -33,50 +33,16 @@ from delrec.serving.keywords import key_of
 
 # Linux tells a process when its parent has ended (prctl); loaded here, as a forked one should not
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None) if sys.platform == "linux" else None, 1
-# flags that shape a run: a finished one of other values is not the one asked for
-SHAPING = (
-    "--samples",
-    "--batch",
-    "--seed",
-    "--input",
-    "--k",
-    "--h",
-    "--tasks",
-    "--llm",
-    "--model",
-    "--width",
-    "--dropout",
-    "--history",
-    "--folds",
-    "--lr",
-    "--lr-lm",
-    "--lr-prompt",
-    "--layers",
-    "--adapt",
-    "--backbone",
-    "--soft-prompt",
-    "--maps",
-    "--verbalizer",
-    "--order",
-    "--loss",
-    "--val-samples",
-    "--evals",
-    "--choose",
-    "--preset",
-    "--text",
-    "--ema",
-    "--residual",
-    "--residual-dropout",
-    "--lr-residual",
-    "--kd-weight",
-    "--kd-temp",
-    "--keep-rps",
-    "--drop-items",
-    "--r-drop",
-    "--augment",
-    "--soft",
-    "--user-states",
-)
+# flags that do not say what a run is, but where it stands, how it is made, what becomes of it
+NOT_SHAPING = ("--dataset", "--out", "--resume", "--overwrite", "--checkpoint-every", "--micro")
+NOT_SHAPING += ("--shard", "--gradient-checkpointing", "--cache-prefix", "--check-llm")
+NOT_SHAPING += ("--allow-unknown",)  # of a data set the hash is looked at
+AT_LEAST = ("--lists", "--top-h")  # a run that has more of it serves too
+# switches: where one is not typed it is off, unless it is another run's
+SWITCHES = ("--paper", "--permute-text", "--permute-vectors", "--cold-out", "--one-target")
+SWITCHES += ("--kd-permute", "--keep-rps-permuted")
+# where a run's config calls a flag otherwise
+KEYS = {"--backbone": "backbone_run", "--candidates": "C", "--from": "from_run"}
 
 
 def stage(folder: Path | None, *args: object, procs: int = 1, jobs: int = 1, job: int = 0) -> None:
@@ -221,21 +187,46 @@ def reuse(folder: Path, args: Sequence) -> None:
 
 
 def stop_if_made_otherwise(folder: Path, made: dict, args: Sequence) -> None:
-    """Ends the process if a flag that shapes a run has another value in its config."""
-    asked = {flag: value for flag, value in zip(args, args[1:]) if flag in SHAPING}
-    asked["--paper"] = "--paper" in args  # a switch: where it is not typed it is off
-    for flag, value in asked.items():
-        if (flag, str(value)) == ("--folds", "0"):  # folds only add files
+    """Ends the process if a flag that shapes a run has another value in its config. Every flag
+    does, but for those of NOT_SHAPING."""
+    asked = flags_typed(args)
+    if "--from" not in asked:
+        asked = {switch: [False] for switch in SWITCHES} | asked
+    for flag, values in asked.items():
+        key = KEYS.get(flag, key_of(flag))
+        if flag in NOT_SHAPING or key not in made or serves(flag, made, key, values):
             continue
-        key = key_of(flag)
-        if flag == "--backbone":
-            key = "backbone_run"
-        is_same = same_llm(made, value) if flag == "--llm" else same_value(made.get(key), value)
-        if key in made and not is_same:
-            sys.exit(
-                f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is "
-                f"{value}; move that folder away, or ask for what made it"
-            )
+        sys.exit(
+            f"{Path(sys.argv[0]).stem}: {folder} was made with {flag} {made[key]}, here it is "
+            f"{' '.join(map(str, values))}; move that folder away, or ask for what made it"
+        )
+
+
+def flags_typed(args: Sequence) -> dict[str, list]:
+    """{flag: its values} of a command; of a switch [True], of --no-switch {--switch: [False]}."""
+    found, words = {}, [*map(str, args[1:]), "--"]
+    for word, after in zip(words, words[1:]):
+        if not word.startswith("--"):
+            continue
+        alone = after.startswith("--")
+        if alone and word.startswith("--no-"):
+            found[f"--{word.removeprefix('--no-')}"] = [False]
+        else:
+            found.setdefault(word, []).append(True if alone else after)
+    return found
+
+
+def serves(flag: str, made: dict, key: str, values: list) -> bool:
+    """Whether a run whose config is `made` is what a flag of these values asks for."""
+    if (flag, values) == ("--folds", ["0"]):  # folds only add files
+        return True
+    if flag == "--llm":
+        return same_llm(made, values[-1])
+    if flag in AT_LEAST:
+        return made[key] >= int(values[-1])
+    if isinstance(made[key], list):
+        return len(made[key]) == len(values) and all(map(same_value, made[key], values))
+    return same_value(made[key], values[-1])
 
 
 def stop_if_of_other_data(folder: Path, made: dict, args: Sequence) -> None:

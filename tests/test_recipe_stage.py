@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from recipe_runs import refused_recipe, run_recipe
+from recipe_runs import refused_recipe, run_recipe, script_mains
 from torch.distributed.launcher import api as launcher_api
 
 from delrec import runtime
@@ -305,3 +305,44 @@ def test_a_run_of_an_earlier_preparation_is_not_taken_for_one_of_this(tmp_path, 
     write_json(tmp_path / "data" / "shop" / "meta.json", {"hash": "2"})
     with pytest.raises(SystemExit, match="another preparation of shop .hash 1, now 2"):
         stage.stage(run, "train_backbone.py", "--dataset", "shop")
+
+
+def other_than_made(param):
+    """(what a config holds of an option, a command line that asks for something else)."""
+    key, flag = "backbone_run" if param.name == "backbone" else param.name, param.opts[0]
+    if param.secondary_opts:
+        return {key: True}, param.secondary_opts
+    if param.is_flag:
+        return {key: True}, []
+    made, asked = (1, 2) if flag in stage.AT_LEAST else ("one", "two")
+    return {key: [made] if param.multiple else made}, [flag, asked]
+
+
+@pytest.mark.parametrize("script", ["train_backbone.py", "distill.py", "finetune.py"])
+def test_a_run_of_another_value_of_any_flag_is_not_taken_for_this_one(script, tmp_path):
+    """Also of a flag that is added later: it shapes a run, or stands in stage.NOT_SHAPING."""
+    flags = {param.opts[0]: param for param in script_mains()[script].params}
+    assert len(flags) > 20
+    for flag in flags.keys() - {*stage.NOT_SHAPING}:
+        made, asked = other_than_made(flags[flag])
+        with pytest.raises(SystemExit, match=f"was made with {flag} "):
+            stage.stop_if_made_otherwise(tmp_path, made, [script, *asked, "--seed", 0])
+
+
+def test_what_only_the_machine_needs_may_be_another(tmp_path):
+    made = {"micro": 8, "shard": True, "cache_prefix": True, "checkpoint_every": 5, "lists": 200}
+    asked = ["--micro", "auto", "--no-cache-prefix", "--checkpoint-every", 0, "--lists", 100]
+    stage.stop_if_made_otherwise(tmp_path, made, ["finetune.py", *asked])
+
+
+def test_of_a_flag_that_is_repeated_every_value_counts(tmp_path):
+    made = {"kd": ["/elsewhere/runs/toy/sasrec", "/elsewhere/runs/toy/caser"], "candidates": 3}
+    kd = ["--kd", "toy/sasrec", "--kd", "toy/caser"]
+    stage.stop_if_made_otherwise(tmp_path, made, ["finetune.py", *kd])
+    with pytest.raises(SystemExit, match="was made with --kd .* here it is toy/sasrec"):
+        stage.stop_if_made_otherwise(tmp_path, made, ["finetune.py", *kd[:2]])
+
+
+def test_a_run_that_went_on_has_the_switches_of_the_first(tmp_path):
+    made = {"permute_text": True, "from_run": "/elsewhere/runs/toy/old"}
+    stage.stop_if_made_otherwise(tmp_path, made, ["train_backbone.py", "--from", "toy/old"])
