@@ -43,6 +43,7 @@ from delrec.evaluation.free import free
 from delrec.evaluation.lines import last_line, table_lines
 from delrec.evaluation.measure import measured, metrics_of
 from delrec.evaluation.neighbours import add_neighbours
+from delrec.evaluation.notes import read_notes, with_notes
 from delrec.evaluation.page import command_line, write_page
 from delrec.evaluation.probe import probe
 from delrec.evaluation.rows import (
@@ -228,6 +229,11 @@ def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> No
     "--candidates, listed in this order (LlamaRec); prints backbone, LM, both together, ceiling",
 )
 @click.option(
+    "--notes",
+    metavar="FILE",
+    help="a JSON file of what the table's last column says: head, rows {row: text}, below [line]",
+)
+@click.option(
     "--latency",
     is_flag=True,
     help="also measure the time of a request, alone on one core (an LM's on the GPU where there is "
@@ -332,7 +338,7 @@ def main(**config: Any) -> None:
     if flag := asks_one_run(cfg, typed_of(click.get_current_context(), config)):
         ask_one_run(flag, runs, data, cfg, ranks)
         return finish(ranks)
-    out = table_folder(cfg, runs, data) if ranks.main else None
+    out, notes = table_folder(cfg, runs, data) if ranks.main else None, read_notes(cfg.notes)
 
     # which samples, and the rows: floors, runs, what is fused of them
     began = time.time()
@@ -360,6 +366,7 @@ def main(**config: Any) -> None:
         return finish(ranks)
     planned = Planned(reference, cfg.compare, *cfg.margin, cfg.exploratory, cfg.primary)
     result = measured(rows, value, data, test, planned, cfg.max_history) | {"two_stage": pools}
+    result = with_notes(result, notes)
     if cfg.latency:
         add_latency(result, runs_of(rows), data, cfg.pool)
 

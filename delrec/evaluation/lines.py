@@ -16,6 +16,7 @@ from delrec.evaluation.wording import (
     FULL,
     about_marks,
     about_tests,
+    below,
     cells_of,
     ends_text,
     group_head,
@@ -64,21 +65,24 @@ def rows_as_text(result: dict, wide: int) -> list[str]:
         head += f"{'paper HR@1':>12}{'NDCG@10':>9}"
     if latency:
         head += f"{'ms':>9}{'parameters':>14}"
-    lines = [result["protocol"], "", f"{head}  chosen"]
+    said, noted = result.get("said"), max(len(row["note"]) for row in result["rows"].values())
+    last = f"{'chosen':<{noted}}  {said['head']}" if said else "chosen"
+    lines = [result["protocol"], "", f"{head}  {last}"]
     for name, row in result["rows"].items():
         line = row_as_text(name, row, wide)
         if paper:
             line += paper_as_text(row["paper"])
         if latency:
             line += latency_as_text(row)
-        lines.append(f"{line}  {row['note']}")
+        last = f"{row['note']:<{noted}}  {row['said']}".rstrip() if said else row["note"]
+        lines.append(f"{line}  {last}")
     lines += ["", about_marks(result)]
     if latency:
         said = "ms: one request alone, its history to the ranked titles (median)"
         lines.append(f"{said}, {where_timed(result)}")
     if paper:
         lines.append(ABOUT_PAPER)
-    return lines
+    return [*lines, *below(result)]
 
 
 def row_as_text(name: str, row: dict, wide: int) -> str:

@@ -27,6 +27,7 @@ from delrec.evaluation.wording import (
     FULL,
     about_marks,
     about_tests,
+    below,
     group_head,
     interval_text,
     said_by_users,
@@ -94,9 +95,10 @@ def heading(result: dict, command: str) -> str:
 def tables_of(result: dict) -> list[str]:
     """The tables: among candidates, over seeds, over all items, by groups; those there are."""
     best = highest([row[NEAR] for row in result["rows"].values()])
-    table = html_table(*main_table(result, str), rows=best, words=1)
+    table = html_table(*main_table(result, str), rows=best, words=1 + ("said" in result))
+    said = "".join(map(note, below(result)))
     return [
-        f"<h2>Among candidates</h2>{table}{note(BOLD_ROW.format('NDCG@10'))}",
+        f"<h2>Among candidates</h2>{table}{note(BOLD_ROW.format('NDCG@10'))}{said}",
         *tables_of_seeds(result),
         *table_over_all_items(result),
         table_beside_accuracy(result),

@@ -16,6 +16,7 @@ from delrec.evaluation.wording import (
     ABOUT_SEEDS,
     about_marks,
     as_markdown,
+    below,
     cells_of,
     ends_text,
     gain_text,
@@ -69,7 +70,15 @@ def main_table(result: dict, escape: Callable[[str], str]) -> Table:
             printed = row["paper"] or {"hr@1": None, "ndcg@10": None}
             cells += [short(printed["hr@1"]), short(printed["ndcg@10"])]
         body.append([*cells, escape(row["note"])])
-    return [*head, "chosen"], body
+    return with_said([*head, "chosen"], body, result, escape)
+
+
+def with_said(head: list, body: list[list], result: dict, escape: Callable[[str], str]) -> Table:
+    """A table of all rows with a last column of what evaluate.py --notes says; as it is without."""
+    if "said" not in result:
+        return head, body
+    said = [escape(row["said"]) for row in result["rows"].values()]
+    return [*head, result["said"]["head"]], [[*row, x] for row, x in zip(body, said)]
 
 
 def marked(row: dict, metric: str) -> str:
@@ -134,6 +143,7 @@ def markdown(result: dict) -> str:
         lines += ["", *grid(*seeds_table(result, escape)), ABOUT_SEEDS]
     if has_paper(result):
         lines += ["", ABOUT_PAPER]
+    lines += [x for line in below(result) for x in ("", escape(line))]
     return "\n".join(lines) + "\n"
 
 
@@ -201,7 +211,7 @@ def csv_table(result: dict) -> Table:
             timed = (row["ms"][0], row["ms_on"], row["parameters"]) if "ms" in row else (None,) * 3
             cells += timed
         body.append([*cells, row["note"]])
-    return [*head, "chosen"], body
+    return with_said([*head, "chosen"], body, result, str)
 
 
 def table_folder(cfg: SimpleNamespace, runs: list[Run], data: Data) -> Path:

@@ -194,6 +194,11 @@ def has_latency(result: dict) -> bool:
     return any("ms" in row for row in result["rows"].values())
 
 
+def below(result: dict) -> list[str]:
+    """The lines that evaluate.py --notes adds below the rows."""
+    return result["said"]["below"] if "said" in result else []
+
+
 def where_timed(result: dict) -> str:
     """On what the rows' requests were timed."""
     places = {row["ms_on"] for row in result["rows"].values() if "ms" in row}
