@@ -125,6 +125,7 @@ def test_a_killed_stage_1_with_an_adapter_goes_on_exactly(
         (dict(model="seqsim", text="minilm", text_in=None), "LLMSEQSIM"),
         (dict(model="bert4rec", text="minilm", text_in="start"), "LLM2BERT4Rec"),
         (dict(model="bert4rec", text="minilm", text_in="fold"), None),
+        (dict(model="seqsim", text="minilm", text_in=None, permute_text=True), None),
         (dict(model="kda", text="tfidf", text_in=None), "KDALRD"),
     ],
 )

@@ -37,6 +37,8 @@ OTHER_METHODS = {
     "e4srec": None,
     "half-lm": None,
 }
+# what the recipe's controls of these methods are called: nobody prints a number for one
+CONTROLS = ("llara-", "llamarec-", "recranker-", "trsr-")
 # conventional models that read titles, by --model and --text-in
 OF_TITLES = {
     ("seqsim", None): "LLMSEQSIM",
@@ -77,6 +79,8 @@ def paper_method(run: Run) -> str | None:
     if run.stage == "train_backbone":
         model, way = getattr(run, "model", None), getattr(run, "text_in", None)
         titled = getattr(run, "text", None) or getattr(run, "teacher", None)
+        if getattr(run, "permute_text", False):
+            return None
         return OF_TITLES.get((model, way)) if titled else NAMES.get(model)
     if is_control(run):
         return None
@@ -108,6 +112,8 @@ def variant(run: Run) -> str | None:
     name = unseeded(run.folder.name)
     if name in OTHER_METHODS:
         return OTHER_METHODS[name]
+    if name.startswith(CONTROLS):
+        return None
     if run.soft_prompt in WITHOUT_STAGE_1:
         return WITHOUT_STAGE_1[run.soft_prompt]
     if getattr(run, "lr_prompt", 0):
