@@ -38,15 +38,15 @@ backbones: $(VENV)/ready     ## every conventional model in one table, no LM (ho
 levers: $(VENV)/ready        ## which levers make DELRec better, each with its control, by validation alone (many hours on 2 cores): DATASET=beauty LEVERS=residual,ema BUDGET= PROMPT_BUDGET= BATCH= JOBS=; what is kept in full, then the test part once: CARRY="titles+residual titles+residual+ema" SEEDS= TEST=
 	$(PY) recipes/levers.py $(foreach x,DATASET LLM SEEDS BUDGET BATCH LEVERS PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(TEST),--test-samples $(TEST)) $(foreach x,$(CARRY),--carry $(x))
 
-# the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl INPUT=titles PAPER=1 SEEDS=3 BUDGET=50000 PROCS=10 TEST=0
-RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET BATCH INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(BACKBONE_SEEDS),--backbone-seeds $(BACKBONE_SEEDS)) $(if $(TEST),--test-samples $(TEST)) $(if $(PAPER),--paper) $(foreach x,$(ALSO),--also $(x))
+# the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl INPUT=titles PAPER=1 SEEDS=3 BUDGET=50000 PROCS=10 TEST=0 VAL=1000
+RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET BATCH INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(BACKBONE_SEEDS),--backbone-seeds $(BACKBONE_SEEDS)) $(if $(TEST),--test-samples $(TEST)) $(if $(VAL),--val-samples $(VAL)) $(if $(PAPER),--paper) $(if $(CONTROLS),--controls) $(foreach x,$(ALSO),--also $(x))
 headline: $(VENV)/ready      ## does DELRec beat its own backbone? README's table: five seeds of backbones, three of LMs, items as vectors (some three hours on 2 cores; BUDGET=12288 PROMPT_BUDGET=1024 TEST=0: in full)
 	$(PY) recipes/tables.py headline --budget 4096 --prompt-budget 512 --test-samples 4000 $(RECIPE)
 
 control: $(VENV)/ready       ## is it the language model? the headline's LM against random weights, small transformers trained whole, an MLP (SEEDS=1: an hour; BUDGET=12288 PROMPT_BUDGET=1024 TEST=0: in full)
 	$(PY) recipes/tables.py control --budget 4096 --prompt-budget 512 --test-samples 4000 $(RECIPE)
 
-table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= JOBS= TEST= ALSO= PAPER=1
+table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, Figure 8, cold users: DATASET= LLM= SEEDS= BUDGET= INPUT=titles|ids|hybrid PROMPT_BUDGET= PROCS= JOBS= TEST= VAL= ALSO= PAPER=1; table2 CONTROLS=1
 	$(PY) recipes/tables.py $@ $(RECIPE)
 
 layers: $(VENV)/ready        ## SLMRec's Figure 2: small LMs of each depth, with and without a teacher: BUDGET= SEEDS= ..

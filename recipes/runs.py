@@ -48,7 +48,10 @@ class Plan:
     procs: int  # processes of each stage
     jobs: int  # seeds side by side
     dry_run: bool  # print the commands, run nothing
-    printed: set = field(default_factory=set)  # by a dry run, so that each is printed once
+    controls: bool = False  # table2: the control rows too
+    evals: int = 0  # validations of stage 2; 0: by the budget, at least two
+    printed: list = field(default_factory=list)  # by a dry run, so that each is printed once
+    quiet: bool = False  # a dry run that only collects the commands
 
     @property
     def step(self) -> int:
@@ -121,20 +124,24 @@ class Runs:
 
     def print_once(self, command: str) -> None:
         """Prints a command unless this dry run printed it before."""
-        if command not in self.plan.printed:
+        if command in self.plan.printed:
+            return
+        self.plan.printed.append(command)
+        if not self.plan.quiet:
             print(command)
-        self.plan.printed.add(command)
 
-    def backbone(self, model: str = "sasrec", folds: int | None = None) -> str:
+    def backbone(
+        self, model: str = "sasrec", folds: int | None = None, beside: bool = False
+    ) -> str:
         """A conventional model, which answers its training samples out of fold; folds=0 where
         nobody learns from it. One that another recipe made without folds stays as it is; beside it
-        the same is trained with them.
+        the same is trained with them, which `beside` asks for in any case.
         """
         folds = FOLDS if folds is None else folds
         options = ["--dataset", self.dataset, *model_flags(model, self.name)]
         options += ["--top-h", LONGEST_LIST]
         name = self.named(model)
-        if folds and answers_in_sample(runtime.ROOT / "runs" / name):
+        if beside or folds and answers_in_sample(runtime.ROOT / "runs" / name):
             name = self.named(f"{model}-folds")
         return self.run(name, "train_backbone.py", *options, "--folds", folds)
 
@@ -151,9 +158,9 @@ class Runs:
         """The name of a conventional model's run of this seed."""
         return f"{self.name}/{name}-s{self.seed}"
 
-    def conventional(self, name: str, flags: str) -> str:
+    def conventional(self, name: str, flags: Sequence) -> str:
         """A conventional model by its flags. Nobody learns from it, so it lists few samples."""
-        options = ["--dataset", self.dataset, *flags.split(), "--lists", 1000]
+        options = ["--dataset", self.dataset, *flags, "--lists", 1000]
         return self.run(self.named(name), "train_backbone.py", *options)
 
     def taught(self, name: str, model: str, teacher: str, flags: Sequence) -> str:
@@ -218,7 +225,8 @@ class Runs:
         if soft_prompt in ("none", "random", "words"):
             options += ["--backbone", backbone or self.backbone()]
         options += ["--samples", samples, *self.steps, "--val-samples", plan.val_samples]
-        options += ["--evals", max(2, min(plan.budget // 2000, 6)), *flags]
+        evals = plan.evals or max(2, min(plan.budget // 2000, 6))
+        options += ["--evals", evals, *flags]
         return self.run(f"{self.home}/{name}-s{self.seed}", "finetune.py", *options)
 
     def variant(self, name: str) -> str:
@@ -258,9 +266,13 @@ class Runs:
             return self.variant("delrec")
         return self.tuned(f"delrec-{model}", self.prompt(f"prompt-{model}", model), self.paper)
 
+    def table_folder(self, recipe: str) -> Path:
+        """The folder of a recipe's table."""
+        return runtime.ROOT / "runs" / self.home / recipe
+
     def evaluate(self, recipe: str, runs: Sequence[str], *flags: object) -> Path:
         """The folder of a recipe's table of these runs."""
-        out = runtime.ROOT / "runs" / self.home / recipe
+        out = self.table_folder(recipe)
         args = ["evaluate.py", "--ckpt", *dict.fromkeys(runs)]
         args += ["--limit", self.plan.test_samples, "--val-samples", self.plan.val_samples]
         args += ["--out", out, "--report", out / f"{recipe}.html", *flags]

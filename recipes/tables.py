@@ -14,9 +14,11 @@ make headline, control, table2, table3, table4, fig8, table5, coldstart, layers 
     python recipes/tables.py table3 --input titles --budget 192 --test-samples 1000
                                     the same variants with items as titles, over night
     python recipes/tables.py table2
-                                    every system of Table II, one seed, small
+                                    every system of Table II, one seed, small: two hours
+    python recipes/tables.py table2 --controls --seeds 3
+                                    the same with each method's controls, three seeds
     python recipes/tables.py table2 --dataset beauty --llm google/flan-t5-xl --input titles \\
-        --paper --budget 50000 --seeds 3 --procs 10 --test-samples 0
+        --paper --budget 50000 --seeds 3 --procs 10 --test-samples 0 --val-samples 1000
                                     ten GPUs
     python recipes/tables.py layers --budget 4096 --test-samples 0
                                     a small LM of each depth, with and without a teacher (SLMRec)
@@ -33,7 +35,7 @@ A recipe ends in the folder .../<recipe>/: table.txt .md .tex .csv, figures, a p
 The budget is the windows of histories (with --input titles the samples) that stage 2 sees. Stage 1
 sees --prompt-budget, or a quarter as many, at most 20,000; table2's methods that read titles see a
 quarter of the windows. Every run chooses its step, and every fusion its weight, on 1,000 validation
-samples (--val-samples), each on another half of the users.
+samples (--val-samples; table2 100), each on another half of the users.
 
 Two seeds run side by side, each on its share of the cores or GPUs: on 2 cores more is done than by
 one after the other, as a process with two threads keeps 1.2 cores busy. What a stage prints then
@@ -69,16 +71,16 @@ from recipes.runs import (
 )
 from recipes.stage import in_root, prepare, stage
 from recipes.students import layers, parts
-from recipes.table2 import BACKBONES, table2
+from recipes.table2 import BACKBONES, SMALL, table2
 
 # Figure 8; k beside DELRec's own 80
 PROMPT_LENGTHS = (20, 40, 60, 100, 120)
 LIST_LENGTHS = (5, 10, 15, 20, 25)
 COLD = 2  # earlier items of a cold user, at most
 # recipe -> seeds of what has an LM, and of backbones, where nobody typed them
-SEEDS, BACKBONE_SEEDS = {"headline": 3, "table2": 1}, {"headline": 5, "table2": 3}
-# recipe -> windows of stage 2, and test samples, where nobody typed them
-BUDGETS, TESTS = {"table2": 2048}, {"table2": 1000}
+SEEDS, BACKBONE_SEEDS = {"headline": 3, "table2": 1}, {"headline": 5}
+# recipe -> windows of stage 2, test and validation samples, where nobody typed them
+BUDGETS, TESTS, VALS = {"table2": SMALL}, {"table2": 300}, {"table2": 100}
 
 
 # ---------------------------------------------------------------- the recipes
@@ -261,7 +263,7 @@ def prepare_all(plan: Plan) -> None:
     "--backbone-seeds",
     default=0,
     type=click.IntRange(0),
-    help="runs of the backbones in headline and table2, never fewer than --seeds; 0: 5 and 3",
+    help="runs of the backbones in headline and table2, never fewer than --seeds; 0: 5 and 1",
 )
 @click.option(
     "--input",
@@ -272,7 +274,7 @@ def prepare_all(plan: Plan) -> None:
 @click.option(
     "--budget",
     type=click.IntRange(1),
-    help="training windows of stage 2 (with --input titles and hybrid: samples); 512, table2 2048",
+    help="training windows of stage 2 (with --input titles and hybrid: samples); 512, table2 1024",
 )
 @click.option(
     "--prompt-budget",
@@ -290,14 +292,13 @@ def prepare_all(plan: Plan) -> None:
 @click.option(
     "--test-samples",
     type=click.IntRange(0),
-    help="test samples of the table, the same for all rows; 0 = all; 2000, table2 1000",
+    help="test samples of the table, the same for all rows; 0 = all; 2000, table2 300",
 )
 @click.option(
     "--val-samples",
-    default=1000,
     type=click.IntRange(1),
     help="validation samples that choose the step of each run, and the weight of each fusion; "
-    "fewer only to see it run",
+    "1000, table2 100; fewer only to see it run",
 )
 @click.option(
     "--procs", default=1, type=click.IntRange(1), help="processes (GPUs) of each stage, by torchrun"
@@ -315,6 +316,7 @@ def prepare_all(plan: Plan) -> None:
     help="with --input titles: DELRec's own rows by --paper of distill.py and finetune.py; the "
     "budget stays this command's",
 )
+@click.option("--controls", is_flag=True, help="table2: each method's controls beside its row")
 @click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
 def main(recipe: str, **options: Any) -> None:
     """Run every stage of a recipe, then make its table."""
@@ -323,6 +325,7 @@ def main(recipe: str, **options: Any) -> None:
     plan.budget = plan.budget or BUDGETS.get(recipe, 512)
     if plan.test_samples is None:  # 0 means all
         plan.test_samples = TESTS.get(recipe, 2000)
+    plan.val_samples = plan.val_samples or VALS.get(recipe, 1000)
     plan.backbone_seeds = max(plan.backbone_seeds or BACKBONE_SEEDS.get(recipe, 0), plan.seeds)
     plan.jobs = min(jobs_of(plan), plan.seeds)
     check(plan)
