@@ -76,7 +76,7 @@ from delrec.runtime import Run, described, must_be_writable, read_json, stop, wr
 from delrec.serving.answers import answer_file, answer_history, answer_similar
 from delrec.serving.card import write_card
 from delrec.serving.catalogue import Catalogue
-from delrec.serving.latency import latencies, parameters, timed_on
+from delrec.serving.latency import add_latency
 from delrec.serving.onnx_file import export_onnx
 from delrec.serving.options import answer_options, asks_one_run, options_of
 from delrec.serving.recommender import Recommender
@@ -130,15 +130,6 @@ def answer(flag: str, run: Run, data: Data, cfg: SimpleNamespace, ranks: Ranks) 
     else:
         history = cfg.history if flag == "--history" else history_of_json(cfg.history_json)
         answer_history(*asked, history=history)
-
-
-def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> None:
-    """Adds to the rows that are runs how long a request takes, on what, and their parameters."""
-    for name, run in runs.items():
-        print(f"timing {name}", flush=True)
-        row = result["rows"][name]
-        row["ms"], row["parameters"] = latencies(run, data, pool), parameters(run)
-        row["ms_on"] = timed_on(run)
 
 
 # ---------------------------------------------------------------- the command

@@ -212,8 +212,6 @@ def flags_of(plan: Plan, method: Method) -> list:
     flags = method.flags.split()
     if plan.budget <= SMALL:
         flags += method.small.split()
-    if "recurrent" in method.flags and plan.test_samples:
-        flags += ["--summarise", plan.test_samples]
     return flags
 
 

@@ -113,8 +113,7 @@ def test_the_small_budget_asks_few_and_all_rows_the_same(commands):
             ("1024", "2") if on_vectors else ("256", "1")
         )
     told = trained(lines)["trsr-recurrent"]
-    # what the table asks, and no more, is summarised
-    assert (value(told, "--summarise"), value(told, "--history")) == ("300", "10")
+    assert value(told, "--history") == "10"  # two blocks to summarise, not five
     assert value(trained(lines)["llara"], "--lr-maps") == "1e-2"
     assert value(trained(lines, "train_backbone.py")["kda"], "--epochs") == "3"
 

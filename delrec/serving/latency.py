@@ -19,6 +19,15 @@ from delrec.serving.shared import shapes_in
 OWN_WEIGHTS = ("items.safetensors", "soft_prompt.safetensors", "adapter/adapter_model.safetensors")
 
 
+def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> None:
+    """Adds to the rows that are runs how long a request takes, on what, and their parameters."""
+    for name, run in runs.items():
+        print(f"timing {name}", flush=True)
+        row = result["rows"][name]
+        row["ms"], row["parameters"] = latencies(run, data, pool), parameters(run)
+        row["ms_on"] = timed_on(run)
+
+
 def latencies(run: Run, data: Data, pool: int = 100) -> tuple[float, float, float]:
     """(ms at batch 1 on one core, ms at batch 1, ms a request at batch 64); all of an LM on the GPU
     where there is one (timed_on). pool: as of ranking.
