@@ -178,6 +178,19 @@ def all_of(array: np.ndarray, ranks: Ranks) -> list[np.ndarray]:
     return [t.cpu().numpy() for t in gathered]
 
 
+def of_main(data: bytes, ranks: Ranks) -> bytes:
+    """The bytes of the first process, on every one."""
+    if ranks.world == 1:
+        return data
+    size = torch.tensor(len(data), device=ranks.device)
+    dist.broadcast(size, 0)
+    sent = torch.zeros(int(size), dtype=torch.uint8, device=ranks.device)
+    if ranks.main:
+        sent.copy_(torch.from_numpy(np.frombuffer(data, np.uint8).copy()))
+    dist.broadcast(sent, 0)
+    return sent.cpu().numpy().tobytes()
+
+
 def run_to_its_end(command: list[str], **more: Any) -> subprocess.CompletedProcess:
     """What subprocess.run returns. Ctrl-C, which a terminal sends to the command too, is raised
     once that has ended: a training finishes its step and saves, where subprocess.run would kill it

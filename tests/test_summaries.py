@@ -1,5 +1,6 @@
 """--summary (LLM-TRSR): what a history was about before its last items, told in words."""
 
+from copy import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from delrec.data.prepared import histories
 from delrec.data.words import words_of
 from delrec.lm import prompts, student, written
 from delrec.lm.ragged import of_padded
+from delrec.lm.samples import Validation
 from delrec.lm.summaries import DECAY, SHOWN, BlockWords, OtherUsers, open_summaries
 from delrec.lm.text import MASK
 
@@ -88,18 +90,20 @@ def test_another_user_s_history_is_not_his_and_always_the_same(fans):
 
 
 @pytest.mark.parametrize("history", [3, 5])
-def test_another_user_s_history_is_as_long_as_ones_own(history, fans, alone, monkeypatch):
+def test_another_user_s_history_is_as_long_as_ones_own(history, fans, load, alone, monkeypatch):
     kept = []
-    monkeypatch.setattr(written, "write_missing", lambda lm, data, old, ranks: kept.extend(old))
+    monkeypatch.setattr(written.Author, "write", lambda author, old: kept.extend(old))
     cfg = SimpleNamespace(summary="permuted-recurrent", history=history, order="shuffled")
     vars(cfg).update(seed=0, samples=len(fans.train), batch=1, without_fold=())
-    student.write_summaries(cfg, None, fans, "", alone)
+    vars(cfg).update(C=15, val_samples=0, llm="")
+    student.write_summaries(cfg, copy(load("decoder")), fans, "", alone)
     assert max(map(len, kept)) == history
     # and words are of the same histories
     told = open_summaries(fans, {"summary": "permuted-words", "history": history})
     block_words = BlockWords(fans)
     words = {tuple(block_words.of(items)) for items in kept}
-    own = of_padded(histories(fans, fans.val, history))
+    which = Validation(cfg, fans).which
+    own = of_padded(histories(fans, fans.val[which], history))
     assert {tuple(row) for row in told.told(own)} <= words
 
 

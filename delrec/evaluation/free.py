@@ -26,7 +26,7 @@ MORE = 8  # tokens that an answer may have beyond the longest title
 def free(run: Run, data: Data, n: int, C: int, ranks: Ranks, out: Path) -> None:
     """Prints and writes free.json: what a run writes for n samples of validation (0: all), how many
     answers are valid, how many right. out: the folder."""
-    ranker, _ = open_run(run, data, ranks.device, scores_of=history_scorer)
+    ranker, _ = open_run(run, data, ranks.device, scores_of=history_scorer, ranks=ranks)
     must_write(ranker, run)
     val = subset(len(data.val), n, 0)
     samples = np.asarray(data.val)[val]

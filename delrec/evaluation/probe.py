@@ -158,7 +158,7 @@ def probe(run: Run, data: Data, n: int, C: int, ranks: Ranks, out: Path) -> None
     of validation, 0 = all; out: the folder.
     """
     backbone = backbone_to_compare(run, data, C)
-    ranker, _ = open_run(run, data, ranks.device, scores_of=history_scorer)
+    ranker, _ = open_run(run, data, ranks.device, scores_of=history_scorer, ranks=ranks)
     P_kD = ranker.P.detach().float()
     fresh_kD = random_soft_prompt(ranker.lm, len(P_kD), seed_of_prompt(run))
     val = subset(len(data.val), n, 0)

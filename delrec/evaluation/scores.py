@@ -119,7 +119,7 @@ def opened(scorer: Scorer, run: Run) -> tuple[Ranker, np.ndarray]:
     """(ranker, penalty float32 [I+1]) of an LM run; the one before leaves the memory."""
     if run.folder not in scorer.opened:
         scorer.opened.clear()
-        more = (scorer.shard, history_scorer)
+        more = (scorer.shard, history_scorer, scorer.ranks)
         scorer.opened[run.folder] = open_run(run, scorer.data, scorer.ranks.device, *more)
     return scorer.opened[run.folder]
 

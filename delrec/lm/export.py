@@ -256,7 +256,7 @@ class Opened:
         """A run as a ranker that is shown the item vectors of a fold, and its penalty (I+1,)."""
         if self.folder != run.folder:
             self.found = None
-            more = (self.shard, self.scores_of)
+            more = (self.shard, self.scores_of, self.ranks)
             self.found = open_run(run, self.data, self.ranks.device, *more)
             self.folder = run.folder
         lm = self.found[0].lm

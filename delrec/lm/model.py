@@ -40,6 +40,7 @@ from delrec.runtime import (
 
 if TYPE_CHECKING:
     from delrec.lm.items import Items
+    from delrec.lm.written import Author
 
 # libraries talking to each other
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
@@ -86,6 +87,7 @@ class LM:
     # what a run adds
     items: Any = None  # items as vectors (items.py): set_items
     adapter: Any = None  # of a run of finetune.py that was opened: set_adapter
+    author: Any = None  # who writes the summaries of its prompts (written.py): set_author
     taps: frozenset[int] = frozenset()  # layers whose states every pass keeps: tap
     tapped: list[torch.Tensor] | None = None  # those states of the last pass, and the last layer's
 
@@ -143,6 +145,10 @@ class LM:
     def set_adapter(self, adapter: torch.nn.Module) -> None:
         """Gives the LM the adapter that is around its layers."""
         self.adapter = adapter
+
+    def set_author(self, author: Author | None) -> None:
+        """Gives the LM the one who writes the summaries that its prompts tell."""
+        self.author = author
 
     # what layers.tap and the passes do with states of inner layers
 

@@ -34,6 +34,7 @@ def with_items(r: Ranker, titles: list[str], unseen: Unseen) -> Ranker:
         grown = replace(own, asked=replace(own.asked, backbone=backbone))
         lm.set_items(replace(lm.items, users=grown))
     data = replace(r.data, titles=[*r.data.titles, *titles], n_items=r.data.n_items + len(titles))
+    lm.set_author(lm.author and replace(lm.author, lm=lm, data=data))
     grown = with_more(lm, r.titles, titles, r.settings["max_title"])
     k, shown = 0 if r.P is None else len(r.P), r.settings["input"]
     prompts = Prompts(lm, data, grown, r.settings, k, shown)

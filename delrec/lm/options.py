@@ -268,7 +268,7 @@ summary = (
         "--summary",
         type=click.Choice(["words", "recurrent", "permuted-words", "permuted-recurrent", "empty"]),
         help="a summary of the --history (25 items) before its last 3 titles (LLM-TRSR). words: "
-        "its heaviest TF-IDF words; recurrent: written by --llm before the training. Controls: "
-        "permuted-.., another user's; empty, none",
+        "its heaviest TF-IDF words; recurrent: written by --llm, each once, when it is asked for. "
+        "Controls: permuted-.., another user's; empty, none",
     ),
 )

@@ -96,6 +96,17 @@ class Pieces:
         first_text = n + self.first_shown
         self.number = {name: first_text + i for i, name in enumerate(texts)}
         self.tokens = below(*parts, ragged(list(texts.values())))
+        self.first_added = len(self.tokens)
+
+    @property
+    def added(self) -> int:
+        """How many texts were added."""
+        return len(self.tokens) - self.first_added
+
+    def add(self, texts: list[np.ndarray]) -> None:
+        """More texts, behind all others."""
+        if texts:
+            self.tokens = below(self.tokens, ragged(texts))
 
     def named(self, name: str, n: int) -> Ragged:
         """The number of a text, once in each of n rows."""
@@ -143,7 +154,7 @@ class Prompts:
         self.longest = int(np.diff(titles.ptr).max()) + len(self.sep)
         self.budget = min(settings["max_tokens"] or lm.max_tokens, lm.max_tokens)
         pattern = self.pattern_told(k, settings.get("words", False))
-        self.summaries = open_summaries(data, settings)
+        self.summaries = open_summaries(data, settings, lm.author)
         about = ABOUT["history" if self.summaries is None else "summary"]
         about = self.text(self.filled(about))
         self.prefixes = {}
@@ -250,10 +261,6 @@ class Prompts:
             texts[letter] = np.asarray(encode(self.lm, f"{letter}. "), np.int64)
         if self.summaries is not None:
             texts["latest"] = np.concatenate([self.sep, texts["latest"]])
-            texts |= {
-                f"summary {i}": np.asarray(encode(self.lm, text), np.int64)
-                for i, text in enumerate(self.summaries.texts)
-            }
         return texts
 
     def pattern_told(self, k: int, in_words: bool) -> list[np.ndarray]:
@@ -280,9 +287,11 @@ class Prompts:
 
     def summarised(self, old: Ragged) -> Ragged:
         """The summaries of histories (LLM-TRSR), and the words that announce the last items."""
-        told = self.summaries.told(old)
-        first = self.pieces.number.get("summary 0", 0)
-        return beside(Ragged(told.flat + first, told.ptr), self.pieces.named("latest", len(old)))
+        told, pieces = self.summaries.told(old), self.pieces
+        new = self.summaries.texts[pieces.added :]  # an LM may have written them just now
+        pieces.add([np.asarray(encode(self.lm, text), np.int64) for text in new])
+        told = Ragged(told.flat + pieces.first_added, told.ptr)
+        return beside(told, pieces.named("latest", len(old)))
 
     def tails(
         self, old: Ragged, rest: list[Ragged], ahead: Ragged | None = None

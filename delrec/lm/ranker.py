@@ -20,6 +20,7 @@ from delrec.lm.ragged import Ragged, of_padded, ragged
 from delrec.lm.reading import Start, read, read_prefix
 from delrec.lm.residual import Olds, ScoresOf
 from delrec.lm.soft_prompt import load_soft_prompt
+from delrec.lm.summaries import author_of
 from delrec.lm.titles import Titles, tokenise_titles
 from delrec.lm.transfer import fetched_later, one_behind
 from delrec.lm.verbalizers import SCORES_ALL, score, verbalise, verbalise_all
@@ -108,10 +109,11 @@ def open_run(
     device: torch.device,
     shard: bool = False,
     scores_of: ScoresOf | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Ranker, np.ndarray]:
     """A finished run of distill.py, finetune.py or evaluate.py --llm as a ranker, with its adapter
     and soft prompt, and the score it subtracts per item: (ranker, penalty float32 (I+1,)).
-    scores_of: asked by a run of --residual or --user-states, of its backbone."""
+    scores_of: its backbone's, if that is asked. ranks: who ask the same; None: one, silently."""
     must_have_words(run, data)
     lm = load_lm(run.llm, device, shard=shard, checked=getattr(run, "check_llm", True))
     must_be_of(lm, run)
@@ -124,6 +126,7 @@ def open_run(
     if BACKBONE in own:
         residual.open_residual(lm, run, data, scores_of)
         user_states.open_states(lm, run, data, scores_of)
+    lm.set_author(author_of(run, lm, data, ranks))
     return make_ranker(lm, data, run.settings, P_kD), penalty_of(run, data)
 
 

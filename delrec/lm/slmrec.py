@@ -112,7 +112,7 @@ def open_teacher(run: Run, lm: LM, cfg: SimpleNamespace, data: Data, ranks: Rank
             "every process",
             flush=True,
         )
-    teacher, _ = open_run(run, data, ranks.device, cfg.shard)
+    teacher, _ = open_run(run, data, ranks.device, cfg.shard, ranks=ranks)
     if teacher.lm.tok.get_vocab() != lm.tok.get_vocab() or width(teacher.lm) != width(lm):
         stop(
             f"the teacher {run.folder} has another tokenizer or width ({run.llm}, "

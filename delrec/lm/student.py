@@ -32,7 +32,7 @@ from delrec.lm.lists import has_learnt, said_of_folds
 from delrec.lm.model import LM, WAY, load_lm, located, must_be_of
 from delrec.lm.ragged import of_padded
 from delrec.lm.ranker import Ranker, make_ranker, settings_of
-from delrec.lm.samples import Histories
+from delrec.lm.samples import Histories, Validation
 from delrec.lm.summaries import OtherUsers
 from delrec.lm.text import digest, fingerprint
 from delrec.lm.windows import Windows
@@ -136,16 +136,21 @@ def maps_of(cfg: SimpleNamespace, lm: LM, backbone_run: Path, n_items: int) -> t
 def write_summaries(
     cfg: SimpleNamespace, lm: LM, data: Data, backbone_run: Path, ranks: Ranks
 ) -> None:
-    """With --summary recurrent, has the LM write what it has not yet written of the histories that
-    the run's training, validation and test read; cfg.summaries names where they are kept."""
+    """With --summary recurrent, has the LM write the summaries that the run reads in training and
+    in validation and nobody has written yet; cfg.summaries names where they are kept."""
     if "recurrent" not in (cfg.summary or ""):
         return
+    written.must_write(lm)
     seen = Histories(cfg, data, backbone_run, cfg.samples // cfg.batch * cfg.batch)
-    places = np.unique(np.concatenate([seen.places, data.val, data.test]))
+    places = np.unique(np.concatenate([seen.places, data.val[Validation(cfg, data).which]]))
     old = of_padded(histories(data, places, cfg.history))
     if cfg.summary.startswith("permuted"):
         old = OtherUsers(data, cfg.history).histories(old)
-    cfg.summaries = written.write_missing(lm, data, old, ranks)
+    cfg.summaries = written.name_of(lm, data)
+    author = written.Author(lm, data, cfg.summaries, cfg.llm, ranks)
+    if author.write(old):
+        written.show_some(author, old)
+    lm.set_author(author)
 
 
 def samples_of(cfg: SimpleNamespace, r: Ranker, n: int) -> Windows | Histories:

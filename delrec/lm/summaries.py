@@ -20,8 +20,11 @@ from delrec.data.others import history_of_another
 from delrec.data.prepared import Data
 from delrec.data.words import Words
 from delrec.lm import written
+from delrec.lm.model import LM
 from delrec.lm.ragged import Ragged, ragged
-from delrec.runtime import stop
+from delrec.lm.written import Author
+from delrec.processes import Ranks
+from delrec.runtime import Run, stop
 
 LONGEST = 25  # items of a history that is summarised, where nobody typed --history
 SHOWN = 3  # items behind a summary
@@ -34,26 +37,41 @@ DECAY = 0.8  # of the weights, from a block to the next
 class Summaries:
     """What prompts can say of a history, as rows of numbers of texts."""
 
-    texts: list[str]
-    of: Callable[[np.ndarray], list[int]]  # the texts of a history that is not empty
+    texts: list[str]  # more may follow while histories are told
+    of: Callable[[list[np.ndarray]], list[list[int]]]  # the texts of histories that are not empty
 
     def told(self, old: Ragged) -> Ragged:
         """The texts' numbers of each history; none of an empty one."""
-        return ragged([self.of(items) if len(items) else [] for items in old])
+        rows, full = [[] for _ in old], np.flatnonzero(old.lengths)
+        for i, numbers in zip(full, self.of([old[i] for i in full])):
+            rows[i] = numbers
+        return ragged(rows)
 
 
-def open_summaries(data: Data, settings: dict) -> Summaries | None:
-    """The summaries of a run's settings; None where there are none."""
+def open_summaries(data: Data, settings: dict, author: Author | None = None) -> Summaries | None:
+    """The summaries of a run's settings; None where there are none. author: who writes those that
+    an LM writes."""
     kind = settings["summary"]
     if kind is None:
         return None
     if kind == "empty":
-        return Summaries([], lambda items: [])
-    found = Kept(data, settings["summaries"]) if "recurrent" in kind else BlockWords(data)
+        return Summaries([], lambda olds: [[] for _ in olds])
+    found = Written(author) if "recurrent" in kind else BlockWords(data)
     if not kind.startswith("permuted"):
-        return Summaries(found.texts, found.of)
+        return Summaries(found.texts, found.of_all)
     others = OtherUsers(data, settings["history"])
-    return Summaries(found.texts, lambda items: found.of(others.history(items)))
+    return Summaries(found.texts, lambda olds: found.of_all([others.history(old) for old in olds]))
+
+
+def author_of(run: Run, lm: LM, data: Data, ranks: Ranks | None) -> Author | None:
+    """Who writes the summaries that a finished run tells; None where no LM does. ranks: as of
+    open_run."""
+    settings = run.settings
+    if "recurrent" not in (settings.get("summary") or ""):
+        return None
+    origin = getattr(run, "llm_from", run.llm)  # a cut or a whole LM was another one before
+    together = ranks or Ranks(0, 1, lm.device)
+    return Author(lm, data, settings["summaries"], origin, together, says=ranks is not None)
 
 
 def defaults(cfg: SimpleNamespace) -> dict:
@@ -94,6 +112,10 @@ class BlockWords:
             add(merged, heaviest(self.weights_of(items[i : i + written.BLOCK]), HEAVIEST))
         return [word for word, _ in heaviest(merged, TOLD)]
 
+    def of_all(self, olds: list[np.ndarray]) -> list[list[int]]:
+        """The numbers of the words of histories."""
+        return [self.of(items) for items in olds]
+
     def weights_of(self, items: np.ndarray) -> dict[int, float]:
         """{word: the sum of its TF-IDF} over the titles of a block."""
         row, col = np.nonzero(self.weight_IT[items] > 0)
@@ -114,23 +136,23 @@ def heaviest(weight_of: dict[int, float], n: int) -> list[tuple[int, float]]:
     return sorted(weight_of.items(), key=lambda pair: (-pair[1], pair[0]))[:n]
 
 
-class Kept:
-    """The summaries that an LM wrote (written.py), each a text of its own."""
+class Written:
+    """The summaries that an LM writes (written.py), each a text of its own."""
 
-    def __init__(self, data: Data, name: str):
-        kept = written.texts_of(data, name)
-        self.number = {key: i for i, key in enumerate(sorted(kept))}
-        self.texts = [f" {kept[key]}" for key in self.number]
+    def __init__(self, author: Author):
+        self.author, self.texts, self.number = author, [], {}
 
-    def of(self, items: np.ndarray) -> list[int]:
-        """The number of a history's summary."""
-        key = written.keys_of(items)[-1]
-        if key not in self.number:
-            stop(
-                f"nobody wrote a summary of one of the histories ({len(items)} items), only of "
-                "those of the log's samples; take a run of finetune.py --summary words"
-            )
-        return [self.number[key]]
+    def of_all(self, olds: list[np.ndarray]) -> list[list[int]]:
+        """The numbers of histories' summaries, those that nobody has written yet written now."""
+        self.author.write(olds)
+        return [[self.number_of(f" {self.author.of(items)}")] for items in olds]
+
+    def number_of(self, text: str) -> int:
+        """The number of a text, which is among the texts from now on."""
+        if text not in self.number:
+            self.number[text] = len(self.texts)
+            self.texts.append(text)
+        return self.number[text]
 
 
 class OtherUsers:

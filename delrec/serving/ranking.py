@@ -74,12 +74,8 @@ def run_scorer(
     """
     if run.stage == "train_backbone":
         return BackboneScorer(history_scorer(run))
-    if "recurrent" in (settings_of_run(run)["summary"] or ""):
-        stop(
-            f"{run.folder} reads summaries that an LM wrote before its training, and nobody wrote "
-            "one of a new history; take a run of finetune.py --summary words"
-        )
-    ranker, penalty_I = open_run(run, data, ranks.device, shard, history_scorer)
+    told = ranks if said else None
+    ranker, penalty_I = open_run(run, data, ranks.device, shard, history_scorer, told)
     if reads_all(ranker):
         with torch.no_grad():
             start = read_prefix(ranker.lm, ranker.prompts.prefix, ranker.P, ranker.cache)
