@@ -204,6 +204,7 @@ def test_each_control_is_its_row_but_for_what_it_takes_away(commands):
             assert (f"{row}-s0", f"{control}-s0") in compared
             ranked = [word.split("/")[-1] for word in lines[-1]]
             assert ranked.index(f"{control}-s0") > ranked.index(f"{row}-s0")
+    assert ("trsr-recurrent-s0", "trsr-empty-s0") in compared
     # the pool's order, and a history's
     assert [value(w, "--two-stage") for w in lines if "--two-stage" in w] == [
         "backbone",
