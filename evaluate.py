@@ -34,6 +34,7 @@ import click
 
 from common import checks_of, options, shard_option, typed_of, verbalizers
 from delrec.backbone.ranking import history_scorer
+from delrec.data.floors import places_for_fusion
 from delrec.data.prepared import Data
 from delrec.evaluation import plain
 from delrec.evaluation.cases import cases_of, told_apart
@@ -61,7 +62,6 @@ from delrec.evaluation.rows import (
 from delrec.evaluation.scores import (
     Scorer,
     part_of,
-    places_for_fusion,
     places_in_test,
     store_ranks,
 )

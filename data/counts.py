@@ -115,11 +115,16 @@ def cooccurrence(data: Data, samples: np.ndarray, cand_nC: np.ndarray) -> np.nda
     """How often each candidate stood within SPAN of the history's items in the training part,
     over the root of both counts; item j steps ago weighs DECAY^j: float32 (n, C).
     """
-    I1, near = data.n_items + 1, near_in_training(data)
-    weight_L = weights_of(LAST)
+    old_nL = histories(data, samples, LAST)
+    return together(near_in_training(data), old_nL, cand_nC)
+
+
+def together(near: Near, old_nL: np.ndarray, cand_nC: np.ndarray) -> np.ndarray:
+    """The co-occurrence (n, C) of candidates with histories, padded on the left with 0."""
+    I1, weight_L = len(near.count_I), weights_of(old_nL.shape[1])
     score_nC = np.zeros(cand_nC.shape, np.float32)
-    for i in range(0, len(samples), CHUNK):
-        old_nL1 = histories(data, samples[i : i + CHUNK], LAST)[:, :, None]
+    for i in range(0, len(old_nL), CHUNK):
+        old_nL1 = old_nL[i : i + CHUNK, :, None]
         c_n1C = cand_nC[i : i + CHUNK][:, None]
         wanted = np.minimum(old_nL1, c_n1C) * I1 + np.maximum(old_nL1, c_n1C)
         times_nLC = np.where(old_nL1 > 0, times_of(wanted, near.pair, near.times), 0)

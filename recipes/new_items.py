@@ -37,8 +37,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
 from delrec.data.counts import in_training, popularity
+from delrec.data.floors import similarity_to
 from delrec.data.prepared import Data, load_data, raw_item_ids, raw_user_ids, users
-from delrec.evaluation.floors import similarity_to
 from delrec.evaluation.stats import interval
 from delrec.ranges import Number
 from delrec.runtime import described, stop

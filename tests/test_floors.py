@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from delrec.data import counts
+from delrec.data import counts, floors
 from delrec.data.prepared import candidates, histories, users
-from delrec.evaluation import floors
 from delrec.evaluation.groups import groups_of
 from delrec.evaluation.rows import Row, add_fused
 from delrec.metrics import compare, metrics

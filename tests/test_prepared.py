@@ -7,6 +7,7 @@ import numpy as np
 from scripts import sentence
 
 from delrec import runtime
+from delrec.data.floors import places_for_fusion
 from delrec.data.prepared import (
     candidates,
     distinct_titles,
@@ -17,7 +18,6 @@ from delrec.data.prepared import (
     subset,
     users,
 )
-from delrec.evaluation.scores import places_for_fusion
 
 
 def two_users():

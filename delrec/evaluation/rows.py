@@ -13,8 +13,8 @@ import numpy as np
 from delrec.backbone import titled
 from delrec.backbone.text import names_of as names_of_text
 from delrec.data.counts import LAST, cooccurrence, popularity
+from delrec.data.floors import best_weight, fused, similarity_to
 from delrec.data.prepared import Data, histories, load_data, load_data_of
-from delrec.evaluation.floors import best_weight, fused, similarity_to
 from delrec.evaluation.scores import Part, Scorer, scores_of
 from delrec.evaluation.stats import SEED, unseeded
 from delrec.lm import listed

@@ -20,7 +20,6 @@ from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import (
     Data,
     candidates,
-    halves_of_validation,
     histories,
     shuffled,
     subset,
@@ -86,19 +85,6 @@ def places_in_test(data: Data, limit: int, max_history: int) -> np.ndarray:
                 "out, or take another log or split"
             )
     return which[subset(len(which), limit, 0)]
-
-
-def places_for_fusion(data: Data, limit: int) -> np.ndarray:
-    """Places in the validation split on which weights of fusion are chosen: of its second half, at
-    most `limit` (0: all), the same ones for every run.
-    """
-    _, second = halves_of_validation(data)
-    if not len(second):
-        stop(
-            f"{data.folder}: all {len(data.val)} validation samples are one user's, but weights of "
-            "fusion are chosen on users that no run was chosen on; prepare it with more users"
-        )
-    return second[subset(len(second), limit, 0)]
 
 
 @dataclass
