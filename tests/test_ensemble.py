@@ -18,7 +18,7 @@ from delrec.backbone.ranking import history_scorer
 from delrec.data.prepared import halves_of_validation, histories, users
 from delrec.evaluation.paper import paper_method
 from delrec.evaluation.rows import tuning_notes
-from delrec.lm import ensemble
+from delrec.lm import counted, ensemble
 from delrec.lm.ranker import open_run, score_and_rank
 from delrec.lm.student import samples_of
 from delrec.runtime import load_run
@@ -249,7 +249,7 @@ def test_counts_do_not_drown_the_other_teachers(crowd):
     count_NI[:, often] = 3
     y_NI[:, often], y_NI[:, liked] = 0, 9
     trained = Says(torch.from_numpy(y_NI))
-    counts = Says(torch.from_numpy(count_NI), ensemble.Counted.farthest)
+    counts = Says(torch.from_numpy(count_NI), counted.Counted.farthest)
 
     def targets(*teachers):
         made = ensemble.Ensemble(crowd, teachers, 0, 0.5, 1.0, np.arange(len(crowd.train)))

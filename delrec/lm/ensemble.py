@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Protocol
@@ -35,10 +35,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from delrec.data.counts import Neighbours, near_in_training, neighbours_of, scores_of_catalogue
 from delrec.data.others import rows_of_others
 from delrec.data.prepared import Data, halves_of_validation, histories, users
 from delrec.data.run_files import ranks_in
+from delrec.lm.counted import by_fold, counted, standard
 from delrec.lm.crossfit import COUNTED, may_learn_from, runs_of, user_folds
 from delrec.lm.ranker import Ranker
 from delrec.lm.residual import stop_without_folds
@@ -46,10 +46,6 @@ from delrec.lm.rps import with_rest
 from delrec.metrics import metrics
 from delrec.runtime import load_run, read_npy, read_tensors, stop
 
-LAST = 10  # items of a history that co-occurrence counts, as in tables
-# z of a count is at most so much, as far as the best of a trained model's scores stands out. Among
-# 15 candidates, where counts are fused with other rows, none can exceed sqrt(14) = 3.7
-FARTHEST = 4.0
 MOST = 100  # S
 TELLS = ("folds.safetensors", "topk_train.npy")  # of a teacher's run
 DEFAULTS = {"kd_weight": 0.5, "kd_temp": 1.0}
@@ -88,26 +84,6 @@ class OutOfFold:
 
 
 @dataclass
-class Counted:
-    """Co-occurrence with the last items of a history, counted without the users of a sample's
-    fold."""
-
-    data: Data
-    fold_U: np.ndarray
-    near_K: list[Neighbours]  # of each fold
-    device: torch.device
-    farthest: float = FARTHEST
-
-    def scores(self, place_N: np.ndarray) -> torch.Tensor:
-        """y (N, I): as the row of tables scores candidates (data/counts.py)."""
-        old_NL = histories(self.data, place_N, LAST)
-        y_NI = np.empty((len(place_N), self.data.n_items + 1), np.float32)
-        for fold, own in by_fold(self.fold_U[users(self.data, place_N)]):
-            y_NI[own] = scores_of_catalogue(self.near_K[fold], old_NL[own])
-        return torch.from_numpy(y_NI[:, 1:]).to(self.device)
-
-
-@dataclass
 class Ensemble:
     """Teachers, and how much they are listened to."""
 
@@ -140,9 +116,8 @@ class Ensemble:
         for i, teacher in enumerate(self.teachers):
             y_NI = teacher.scores(place_N)
             sd_N1 = y_NI.std(1, keepdim=True, correction=0).clamp(min=1e-9)
-            own_NI = ((y_NI - y_NI.mean(1, keepdim=True)) / sd_N1).clamp(max=teacher.farthest)
             # z = mean over teachers of (y - mean(y)) / sd(y)
-            z_NI = z_NI + own_NI / len(self.teachers)
+            z_NI = z_NI + standard(y_NI, teacher.farthest) / len(self.teachers)
             c_N1 = sd_N1 if i == self.best else c_N1
         # p_T = softmax(c z / T), 0 for what the user had
         log_p_NI = self.without_history(c_N1 * z_NI / self.temp, place_N).log_softmax(1)
@@ -155,12 +130,6 @@ class Ensemble:
         old_NL = torch.from_numpy(histories(self.data, place_N, int(before_N.max())))
         z_NI = F.pad(z_NI, (1, 0))  # the padding item, by which rows of a matrix are filled
         return z_NI.scatter(1, old_NL.to(z_NI.device), -torch.inf)[:, 1:]
-
-
-def by_fold(fold_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each fold that occurs, and the rows that are of it."""
-    for fold in np.unique(fold_N):
-        yield int(fold), np.flatnonzero(fold_N == fold)
 
 
 # ---------------------------------------------------------------- from the flags
@@ -219,13 +188,6 @@ def out_of_fold(data: Data, folder: Path, device: torch.device) -> OutOfFold:
     x_nE = read_npy(folder / "states_train.npy", (len(data.train), None))
     e_KIE, b_KI = (t[name].float().to(device) for name in ("item.weight", "bias"))
     return OutOfFold(data, user_folds(folder, data), x_nE, e_KIE, b_KI)
-
-
-def counted(data: Data, fold_U: np.ndarray, device: torch.device) -> Counted:
-    """The teacher that only counts, on the folds of another one."""
-    fold_n = fold_U[users(data, data.train)]
-    others = [replace(data, train=data.train[fold_n != f]) for f in range(int(fold_U.max()) + 1)]
-    return Counted(data, fold_U, [neighbours_of(near_in_training(d)) for d in others], device)
 
 
 def quality(folder: Path, data: Data) -> float:

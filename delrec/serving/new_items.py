@@ -12,6 +12,7 @@ from delrec.backbone.by_title import left_open, ridge
 from delrec.data.counts import seen_in_training
 from delrec.data.prepared import Data
 from delrec.data.words import Words
+from delrec.lm.counted import sparse_bags
 
 
 class TitleMap:
@@ -60,13 +61,3 @@ class Unseen:
     def doubt(self, table: np.ndarray) -> np.ndarray:
         """S (X, X), the covariance of what these rows leave open."""
         return self.map.doubt(table)
-
-
-def sparse_bags(words: Words, titles: list[str]) -> torch.Tensor:
-    """The words of titles, weighted, sparse fp32 (n, V)."""
-    id_nT, weight_nT = words.bags(titles)
-    row, column = np.nonzero(weight_nT)
-    at = torch.from_numpy(np.stack([row, id_nT[row, column]]))
-    weights = torch.from_numpy(weight_nT[row, column])
-    shape = (len(titles), max(len(words), 1))
-    return torch.sparse_coo_tensor(at, weights, shape, check_invariants=False).coalesce()

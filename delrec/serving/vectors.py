@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from delrec.data.words import Words
+from delrec.lm.counted import sparse_bags
 from delrec.runtime import Run, is_run, load_run, read_tensors, stop, stop_if_replaced
 from delrec.serving.catalogue import Catalogue
-from delrec.serving.new_items import sparse_bags
 
 
 @dataclass(frozen=True)
