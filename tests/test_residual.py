@@ -164,14 +164,14 @@ def test_each_training_read_begins_with_what_its_fold_s_model_says(model, still,
 @pytest.mark.parametrize("model", ["sasrec", "gru4rec"])
 def test_training_reads_rank_as_the_model_that_has_not_seen_their_user(model, young, walks, load):
     lm, place = load("decoder"), young(model)
-    cfg = SimpleNamespace(residual="backbone", residual_dropout=0, seed=0)
+    cfg = SimpleNamespace(residual="backbone", residual_dropout=0, residual_counts=False, seed=0)
     try:
         items.load_items(lm, place, N)
         residual.add_backbone(lm, cfg, walks, place, history_scorer)
         table_n = items.table_of(lm, users(walks, walks.train))
         e_nE = torch.zeros(len(walks.train), lm.items.E.shape[1])
         with torch.no_grad():
-            e_nE = residual.with_backbone_state(lm, e_nE, walks.train, table_n)
+            e_nE = residual.with_backbone_state(lm, e_nE, residual.told(lm, walks.train, table_n))
             s_nI = F.pad(items.scores_in_tables(lm, e_nE, table_n), (1, 0), value=-torch.inf)
     finally:
         lm.items = None

@@ -29,7 +29,7 @@ def test_dropout_leaves_out_a_share_of_the_reads():
 
 def test_candidates_get_the_share_of_the_backbone_s_scores_that_all_items_get():
     y_BI = torch.tensor([[-torch.inf, 2, 4, 6], [-torch.inf, 8, 0, 4]])
-    own = SimpleNamespace(scores=lambda olds: y_BI[[len(old) for old in olds]])
+    own = SimpleNamespace(scores=lambda olds: y_BI[[len(old) for old in olds]], counts=None)
     maps = {residual.WEIGHT: SimpleNamespace(weight=torch.tensor(0.5))}
     lm = SimpleNamespace(items=SimpleNamespace(residual=own, maps=maps))
     olds, cand_nC = [np.zeros(0, int), np.zeros(1, int)], np.array([[3, 1], [1, 2]])

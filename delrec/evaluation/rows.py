@@ -246,7 +246,8 @@ def tuning_notes(run: Run) -> list[str]:
         notes.append(f"{run.layers} layers, {teacher}")
     if getattr(run, "residual", None):
         whose = "" if run.residual == "backbone" else ", after somebody else's history"
-        notes.append(f"added to its backbone's scores{whose}")
+        counts = " and to counts and titles" if getattr(run, "residual_counts", False) else ""
+        notes.append(f"added to its backbone's scores{whose}{counts}")
     if getattr(run, "kd", None):
         whose = " of other samples" if run.kd_permute else ""
         names = "+".join(Path(name).name for name in run.kd)

@@ -16,7 +16,7 @@ import torch
 
 from delrec.data.others import order_of_others
 from delrec.data.prepared import Data
-from delrec.lm import residual, user_states
+from delrec.lm import counted, residual, user_states
 from delrec.lm.model import LM
 from delrec.lm.prompts import settings_of_run
 from delrec.lm.ragged import Ragged
@@ -26,7 +26,8 @@ from delrec.lm.transfer import on_device
 from delrec.lm.user_states import STRIDE, StateMap, UserStates
 from delrec.runtime import Run, load_run, read_tensors, stop, write_tensors
 
-ADDED = f"{residual.WEIGHT}.weight"  # of a run of --residual alone
+# of a run of --residual, and of --residual-counts
+ADDED = {f"{residual.WEIGHT}.weight", f"{counted.MAP}.weight"}
 CARRIED = {f"{user_states.MAP}.{name}" for name in ("weight", "length")}  # of --user-states
 
 
@@ -248,7 +249,7 @@ def read_items(
     t = read_tensors(Path(folder) / "items.safetensors")
     want, D = {"E", "in.weight", "in.bias", "out.weight", "out.bias"}, lm.head_VD.shape[1]
     if (
-        set(t) - {ADDED} not in (want, want | CARRIED)
+        set(t) - ADDED not in (want, want | CARRIED)
         or t["in.weight"].shape != (tokens_width(lm), t["E"].shape[1])
         or t["out.weight"].shape[1] != D
         or t.get(f"{user_states.MAP}.weight", t["in.weight"]).shape != t["in.weight"].shape
@@ -267,8 +268,10 @@ def open_items(lm: LM, folder: Path, n_items: int) -> None:
     E, tensors = read_items(lm, folder, n_items)
     (D_in, de), D = tensors["in.weight"].shape, tensors["out.weight"].shape[1]
     maps = torch.nn.ModuleDict({"in": torch.nn.Linear(de, D_in), "out": torch.nn.Linear(D, de)})
-    if ADDED in tensors:
+    if f"{residual.WEIGHT}.weight" in tensors:
         maps[residual.WEIGHT] = residual.weight()
+    if f"{counted.MAP}.weight" in tensors:
+        maps[counted.MAP] = counted.weights()
     if set(tensors) >= CARRIED:
         maps[user_states.MAP] = StateMap(de, D_in)
     maps.load_state_dict(tensors)
@@ -302,7 +305,7 @@ def load_maps(lm: LM, folder: Path | str, n_items: int, permuted: bool) -> None:
                 f"{folder} was trained with --permute-vectors, so its maps have learnt nothing of "
                 "the items' own vectors; add --permute-vectors, or leave --maps out"
             )
-    of_this_run = {ADDED, *CARRIED}  # the first begins at 1, the others come with the soft prompt
+    of_this_run = ADDED | CARRIED  # the first begin anew, the others come with the soft prompt
     own = {name: t for name, t in tensors.items() if name not in of_this_run}
     lm.items.maps.load_state_dict({**lm.items.maps.state_dict(), **own})
 

@@ -27,7 +27,8 @@ def with_items(r: Ranker, titles: list[str], unseen: Unseen) -> Ranker:
         rows = torch.from_numpy(unseen.rows(lm.items.E.cpu().numpy()))
         lm.set_items(replace(lm.items, new=rows.to(lm.device)))
     if own := residual_of(lm):
-        grown = replace(own, backbone=own.backbone.with_items(unseen))
+        counts = own.counts and own.counts.with_titles(titles)
+        grown = replace(own, backbone=own.backbone.with_items(unseen), counts=counts)
         lm.set_items(replace(lm.items, residual=grown))
     if own := users_of(lm):
         backbone = own.asked.backbone.with_items(unseen)

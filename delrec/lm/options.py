@@ -133,6 +133,13 @@ residual = (
         "backbone",
     ),
     click.option(
+        "--residual-counts",
+        is_flag=True,
+        help="with --residual: begin as the backbone fused with co-occurrence and title similarity "
+        "(evaluate.py --fuse, the weights chosen on --val-samples of validation's second half); "
+        "the weights train. In training the counts are without the users of the sample's fold",
+    ),
+    click.option(
         "--lr-residual",
         type=ABOVE_0,
         help="with --residual: learning rate of the map that what the LM says goes through, which "

@@ -384,7 +384,10 @@ def score_and_rank(
     olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
     rows = over_catalogue(r, tails, end + LISTED, near_and_ranks, ranks, name, olds)
     full_Wn2 = rows[:, C:end].reshape(len(rows), -1, 2).swapaxes(0, 1)
-    return rows[:, :C], full_Wn2, rows[:, end:]
+    score_nC = residual.with_backbone_scores_of_candidates(
+        r.lm, rows[:, :C], olds, cand_nC, among_all=True
+    )
+    return score_nC, full_Wn2, rows[:, end:]
 
 
 def best_items(score_BI: np.ndarray) -> np.ndarray:

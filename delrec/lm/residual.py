@@ -11,6 +11,8 @@ deviation of its biases. x is then the state of a model that has not seen the us
 (backbone/folds.py). The full model knows the answers to its training samples, and an LM that is
 told them learns to be silent.
 
+With --residual-counts co-occurrence and title similarity join y (counted.py).
+
 At scoring the backbone itself is asked, of which the run's folder holds a copy. It is another part
 of the house, so whoever opens a run gives what makes its scores (backbone/ranking.py).
 
@@ -33,6 +35,8 @@ from delrec.data.others import history_of_another, rows_of_others
 from delrec.data.prepared import Data, histories, shuffled, users, with_lists
 from delrec.data.unseen import Unseen
 from delrec.files import replacing
+from delrec.lm import counted
+from delrec.lm.counted import Counts
 from delrec.lm.lists import so_that_it_has_folds
 from delrec.places import BACKBONE
 from delrec.runtime import Run, load_run, read_json, read_npy, stop, write_json
@@ -83,6 +87,12 @@ class Residual:
     data: Data
     permuted: bool = False  # the control: what it says after somebody else's history
     states: FoldStates | None = None  # of training samples, while the run trains
+    counts: Counts | None = None  # what joins y (counted.py)
+
+    @property
+    def history(self) -> int:
+        """Items of a history that are seen."""
+        return max(self.backbone.history, counted.LAST if self.counts else 0)
 
     def scores(self, olds: list[np.ndarray]) -> torch.Tensor:
         """y (B, I+1) after histories, oldest first."""
@@ -163,6 +173,11 @@ def faults(cfg: SimpleNamespace) -> list[tuple]:
             "--lr-residual is the rate of what --residual adds; add --residual backbone, or leave "
             "it out",
         ),
+        (
+            cfg.residual_counts and not cfg.residual,
+            "--residual-counts adds to what --residual adds; add --residual backbone, or leave it "
+            "out",
+        ),
     ]
 
 
@@ -173,7 +188,8 @@ def add_backbone(
     lm: LM, cfg: SimpleNamespace, data: Data, place: Path, scores_of: ScoresOf
 ) -> None:
     """From now on the scores of `lm`, which has items, are added to those of the backbone in the
-    folder `place`, which they begin as. cfg: residual, residual_dropout, seed."""
+    folder `place`, which they begin as. cfg: residual, residual_dropout, residual_counts,
+    val_samples, C, seed."""
     items = lm.items
     with torch.no_grad():
         items.maps["out"].weight.zero_()
@@ -182,7 +198,11 @@ def add_backbone(
     permuted = cfg.residual == "permuted"
     states = fold_states(cfg, data, place, items.folds)
     backbone = scores_of(load_run(place, data)).on(lm.device)
-    lm.set_items(replace(items, residual=Residual(backbone, place, data, permuted, states)))
+    own = Residual(backbone, place, data, permuted, states)
+    if cfg.residual_counts:
+        own.counts = counted.counts_of(data, lm.device, items.folds.fold_U)
+        items.maps[counted.MAP] = counted.first_weights(own.counts, own, cfg).to(lm.device)
+    lm.set_items(replace(items, residual=own))
 
 
 def weight() -> torch.nn.Linear:
@@ -224,15 +244,17 @@ def fold_states(cfg: SimpleNamespace, data: Data, place: Path, folds: Folds) -> 
     return FoldStates(x_nE, row_n, np.asarray(data.train), folds.scale_K2, cfg.residual_dropout)
 
 
-def with_backbone_state(
-    lm: LM, e_NE: torch.Tensor, place_N: np.ndarray, table_N: np.ndarray
-) -> torch.Tensor:
-    """W_out h + g u, what the item vectors are multiplied with, of training reads; e_NE: W_out h.
-    e_NE itself where there is no backbone to add to."""
+def told(lm: LM, place_N: np.ndarray, table_N: np.ndarray) -> torch.Tensor | None:
+    """u (N, E+1) of training reads; None where there is no backbone to add to."""
     if lm.items.residual is None:
-        return e_NE
-    u_NE = lm.items.residual.states.u(place_N, table_N)
-    return e_NE + lm.items.maps[WEIGHT].weight * u_NE.to(e_NE.device)
+        return None
+    return lm.items.residual.states.u(place_N, table_N).to(lm.device)
+
+
+def with_backbone_state(lm: LM, e_NE: torch.Tensor, u_NE: torch.Tensor | None) -> torch.Tensor:
+    """W_out h + g u, what the item vectors are multiplied with, of training reads; e_NE: W_out h;
+    u: what they are told."""
+    return e_NE if u_NE is None else e_NE + lm.items.maps[WEIGHT].weight * u_NE
 
 
 # ---------------------------------------------------------------- scoring
@@ -254,10 +276,24 @@ def histories_of(lm: LM, data: Data, samples: np.ndarray, mixed: bool) -> Olds:
             "evaluate.py --shuffle-history shows a history in an order that it never had, and its "
             "items carry the states of the one it had (distill.py --user-states); leave it out"
         )
-    seen = [own.backbone.history] if own else []
+    seen = [own.history] if own else []
     old_nL = histories(data, samples, max(seen + ([carried.history] if carried else [])))
     old_nL = shuffled(old_nL, samples) if mixed else old_nL
     return [old[old > 0] for old in old_nL]
+
+
+def weights_of(lm: LM) -> torch.Tensor | None:
+    """The weights of counts (2,), as they are now; None without --residual-counts."""
+    maps = lm.items.maps
+    return maps[counted.MAP].weight[0] if counted.MAP in maps else None
+
+
+def told_of_weights(lm: LM) -> dict:
+    """What config.json says of how much is added to what the LM says."""
+    found = {"residual_weight": round(lm.items.maps[WEIGHT].weight.item(), 4)}
+    if residual_of(lm).counts:
+        found["counts_weights"] = [round(g, 4) for g in weights_of(lm).tolist()]
+    return found
 
 
 def with_backbone_scores(lm: LM, s_BI: torch.Tensor, olds: Olds) -> torch.Tensor:
@@ -266,22 +302,35 @@ def with_backbone_scores(lm: LM, s_BI: torch.Tensor, olds: Olds) -> torch.Tensor
     own = residual_of(lm)
     if own is None:
         return s_BI
-    return s_BI + lm.items.maps[WEIGHT].weight * own.scores(list(olds))
+    olds = list(olds)
+    y_BI = own.scores(olds)
+    if own.counts:
+        y_BI = own.counts.beside_all(y_BI, olds, weights_of(lm))
+    return s_BI + lm.items.maps[WEIGHT].weight * y_BI
 
 
 @torch.no_grad()
 def with_backbone_scores_of_candidates(
-    lm: LM, score_nC: np.ndarray, olds: Olds, cand_nC: np.ndarray
+    lm: LM, score_nC: np.ndarray, olds: Olds, cand_nC: np.ndarray, among_all: bool = False
 ) -> np.ndarray:
     """The LM's scores (n, C) of some candidates and g times its backbone's after histories; the
-    LM's alone where it has none."""
-    own, found = residual_of(lm), []
-    if own is None:
+    LM's alone where it has none. among_all: they hold the backbone's already, as all items have
+    them, and counts are standardised among the candidates instead."""
+    own, found = residual_of(lm), [np.zeros((0, cand_nC.shape[1]), np.float32)]
+    if own is None or among_all and own.counts is None:
         return score_nC
+    g, g_x = lm.items.maps[WEIGHT].weight, weights_of(lm)
     for i in range(0, len(cand_nC), ROWS):
-        y_BI = own.scores(olds[i : i + ROWS]) * lm.items.maps[WEIGHT].weight
-        found.append(np.take_along_axis(y_BI.cpu().numpy(), cand_nC[i : i + ROWS], 1))
-    return score_nC + np.concatenate(found) if found else score_nC
+        some, cand_BC = olds[i : i + ROWS], cand_nC[i : i + ROWS]
+        y_BI = own.scores(some)
+        at_BC = torch.from_numpy(cand_BC).to(y_BI.device)
+        f_BC = y_BC = y_BI.gather(1, at_BC)
+        if own.counts:
+            f_BC = own.counts.beside_candidates(y_BC, some, cand_BC, g_x)
+        if among_all:
+            f_BC = f_BC - own.counts.beside_all(y_BI, some, g_x).gather(1, at_BC)
+        found.append((g * f_BC).cpu().numpy())
+    return score_nC + np.concatenate(found)
 
 
 # ---------------------------------------------------------------- run folders
@@ -306,4 +355,13 @@ def open_residual(lm: LM, run: Run, data: Data, scores_of: ScoresOf | None) -> N
         raise ValueError(f"{run.folder} adds a backbone's scores: open it with what makes them")
     own = load_run(run.folder / BACKBONE, data, stages=["train_backbone"])
     found = Residual(scores_of(own).on(lm.device), own.folder, data, run.residual == "permuted")
+    if getattr(run, "residual_counts", False):
+        if counted.MAP not in lm.items.maps:
+            stop(f"{run.folder}/items.safetensors lacks the weights of counts; train it again")
+        if data.shared is not None:
+            stop(
+                f"{run.folder} counts in the log (--residual-counts), which is not here; give its "
+                "prepared data, or share a run without --residual-counts"
+            )
+        found.counts = counted.counts_of(data, lm.device)
     lm.set_items(replace(lm.items, residual=found))

@@ -14,6 +14,7 @@ import torch
 from delrec.data.prepared import Data, histories
 from delrec.lm import (
     adalora,
+    counted,
     crossfit,
     ensemble,
     hints,
@@ -99,6 +100,8 @@ def open_student(
     maps = maps_of(cfg, lm, backbone_run, data.n_items)
     if cfg.residual:
         residual.add_backbone(lm, cfg, data, backbone_run, scores_of)
+        if cfg.residual_counts and ranks.main:
+            print(counted.said(residual.weights_of(lm), data, cfg.val_samples), flush=True)
     if cfg.user_states:
         user_states.take_states(lm, cfg, data, backbone_run, scores_of, prompt_run.folder)
     if start and lm.items is not None:
@@ -338,7 +341,7 @@ def write_parts(
     if r.lm.items is not None:
         items.save_items(r.lm, out)
     if residual.residual_of(r.lm):
-        about_lm["residual_weight"] = round(r.lm.items.maps[residual.WEIGHT].weight.item(), 4)
+        about_lm |= residual.told_of_weights(r.lm)
     if r.lm.tapped is not None:
         about_lm["blocks"] = len(r.lm.taps) + 1
     for ending in ("npy", "json"):

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 
 from delrec.data.prepared import Data, batch_of, runs_of_targets, users
 from delrec.lm import twice
+from delrec.lm.counted import beside
 from delrec.lm.items import in_tables, item_space, scores_in_tables, table_of
 from delrec.lm.ragged import Ragged, of_padded
 from delrec.lm.ranker import Ranker
 from delrec.lm.reading import read_examples, read_prefix
-from delrec.lm.residual import with_backbone_state
+from delrec.lm.residual import WEIGHT, told, weights_of, with_backbone_state
 from delrec.lm.user_states import carrying
 from delrec.runtime import stop
 
@@ -145,6 +146,14 @@ class ByVectors:
     def scores_from(self, e_NE: torch.Tensor, batch: list[WindowPrompt]) -> torch.Tensor:
         """E W_out x, the scores of all items (N, I), added to the backbone's with --residual. e_NE:
         W_out x."""
-        lm, table_N = self.r.lm, targets_of(batch, "table")
-        e_NE = with_backbone_state(lm, e_NE, targets_of(batch, "place"), table_N)
-        return scores_in_tables(lm, e_NE, table_N)
+        lm, table_N, place_N = self.r.lm, targets_of(batch, "table"), targets_of(batch, "place")
+        u_NE = told(lm, place_N, table_N)
+        s_NI = scores_in_tables(lm, with_backbone_state(lm, e_NE, u_NE), table_N)
+        if u_NE is None or lm.items.residual.counts is None:
+            return s_NI
+        with torch.no_grad():
+            y_NI = scores_in_tables(lm, u_NE, table_N)
+            z_xNI = lm.items.residual.counts.of_reads(place_N)
+        # what counts add to y, which s holds
+        added_NI = beside(y_NI, z_xNI, weights_of(lm)) - y_NI
+        return s_NI + lm.items.maps[WEIGHT].weight * added_NI

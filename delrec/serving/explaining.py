@@ -81,7 +81,7 @@ def seen_by(now: Answerer) -> int:
         return run.history
     shown = run.settings["history"]
     if getattr(run, "residual", None):  # its backbone sees a history of its own
-        shown = max(shown, residual_of(now.open().ranker.lm).backbone.history)
+        shown = max(shown, residual_of(now.open().ranker.lm).history)
     if getattr(run, "user_states", None):  # it is asked after every beginning of what is shown
         shown = max(shown, users_of(now.open().ranker.lm).history)
     return shown
