@@ -40,7 +40,6 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from delrec import runtime
 from delrec.runtime import described, stop
-from recipes import levers_rows
 from recipes.ensembles import BOTH, with_both_counts
 from recipes.levers_rows import (
     BASE,
@@ -52,7 +51,6 @@ from recipes.levers_rows import (
     beside,
     combined,
     is_residual,
-    rows_there,
     screened,
 )
 from recipes.levers_table import report
@@ -97,7 +95,7 @@ def made(runs: Runs, name: str, row: Row) -> str:
     if row.script == "recipes/mlp.py":
         return mlp(runs, name, row)
     own, backbone = prompt(runs, row), runs.backbone(row.backbone)
-    names = {"backbone": backbone, "counts": levers_rows.RESIDUAL_COUNTS}
+    names = {"backbone": backbone}
     if "{gru4rec}" in row.finetune:
         names["gru4rec"] = runs.backbone("gru4rec")
     flags = row.finetune.format(**names).split()
@@ -133,8 +131,6 @@ def make_all(plan: Plan, rows: dict[str, Row]) -> dict[tuple[str, int], str]:
 
 def screen(plan: Plan, rows: dict[str, Row]) -> None:
     """Trains every row with one seed and says what validation says of it."""
-    if left_out := [name for name in ROWS if name not in rows_there()]:
-        print(f"without {', '.join(left_out)}: finetune.py has no flags for it yet", flush=True)
     runs = {name: run for (name, _), run in make_all(plan, rows).items()}
     if not plan.dry_run:
         folders = {name: runtime.ROOT / "runs" / run for name, run in runs.items()}

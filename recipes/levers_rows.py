@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 
 from delrec.runtime import stop
 
-# flags of finetune.py that add co-occurrence and likeness of titles to the backbone's scores, as
-# "--residual backbone --..."; where there are none, rows that need them are left out
-RESIDUAL_COUNTS = ""
 SASREC, TITLES = "sasrec", "sasrec-titles"
 BASE, MANY = "delrec", 8  # MANY: so many times stage 1's windows
 MADE, SOFT = "--augment all", "--augment all --soft 1"
@@ -46,7 +43,7 @@ ROWS = {
     "residual-random-lm": Row("residual", finetune="--residual backbone", random_lm=True),
     "mlp": Row("sasrec", script="recipes/mlp.py"),
     "residual-dropout": Row("residual", finetune="--residual backbone --residual-dropout .3"),
-    "residual-counts": Row("residual", finetune="{counts}"),
+    "residual-counts": Row("residual", finetune="--residual backbone --residual-counts"),
     # titles in the item vectors that the LM reads
     "sasrec-titles": Row("sasrec", backbone=TITLES, script="train_backbone.py"),
     "titles": Row("delrec", backbone=TITLES, controls=("sasrec-titles",)),
@@ -78,46 +75,38 @@ ROWS = {
 }
 
 
-def rows_there() -> dict[str, Row]:
-    """The rows whose flags are there."""
-    needs = {name for name, row in ROWS.items() if "{counts}" in row.finetune}
-    return {name: row for name, row in ROWS.items() if RESIDUAL_COUNTS or name not in needs}
-
-
 # ---------------------------------------------------------------- which rows
 
 
 def screened(levers: tuple[str, ...]) -> dict[str, Row]:
     """The rows that --levers names, with what each is compared with; all if it names none."""
-    rows = rows_there()
-    asked = [name.strip() for text in levers for name in text.split(",")] or list(rows)
+    asked = [name.strip() for text in levers for name in text.split(",")] or list(ROWS)
     for name in asked:
-        if name not in rows:
-            stop(f"--levers names {name or 'nothing'}; the rows are {', '.join(rows)}")
-        asked += [x for x in (rows[name].minus, *rows[name].controls) if x and x not in asked]
-    return {name: row for name, row in rows.items() if name in asked}
+        if name not in ROWS:
+            stop(f"--levers names {name or 'nothing'}; the rows are {', '.join(ROWS)}")
+        asked += [x for x in (ROWS[name].minus, *ROWS[name].controls) if x and x not in asked]
+    return {name: row for name, row in ROWS.items() if name in asked}
 
 
-def levers_there() -> list[str]:
+def all_levers() -> list[str]:
     """The rows that may be carried: those that are no control of another."""
-    rows = rows_there()
-    controls = {name for row in rows.values() for name in row.controls}
-    lms = [name for name, row in rows.items() if row.script == "finetune.py"]
+    controls = {name for row in ROWS.values() for name in row.controls}
+    lms = [name for name, row in ROWS.items() if row.script == "finetune.py"]
     return [name for name in lms if name not in (*controls, BASE)]
 
 
 def combined(text: str) -> tuple[str, Row]:
     """The name and the row of levers joined by +."""
-    members, rows, seen = text.split("+"), rows_there(), set()
+    members, seen = text.split("+"), set()
     for name in members:
-        if name not in levers_there():
-            stop(f"--carry names {name or 'nothing'}; the levers are {', '.join(levers_there())}")
-        words = f"{rows[name].distill} {rows[name].finetune}".split()
-        flags = {word for word in words if word.startswith(("--", "{counts}"))}
+        if name not in all_levers():
+            stop(f"--carry names {name or 'nothing'}; the levers are {', '.join(all_levers())}")
+        words = f"{ROWS[name].distill} {ROWS[name].finetune}".split()
+        flags = {word for word in words if word.startswith("--")}
         if twice := seen & flags:
             stop(f"--carry {text} has {sorted(twice)[0]} twice; join levers that share no flag")
         seen |= flags
-    each = [rows[name] for name in members]
+    each = [ROWS[name] for name in members]
     row = Row(
         BASE,
         " ".join(filter(None, (one.distill for one in each))),
@@ -130,12 +119,12 @@ def combined(text: str) -> tuple[str, Row]:
 
 def is_residual(row: Row) -> bool:
     """True if a row adds to its backbone's scores."""
-    return "--residual" in row.finetune or "{counts}" in row.finetune
+    return "--residual" in row.finetune
 
 
 def alone(row: Row) -> Row:
     """A row without what adds it to its backbone's scores."""
-    kept = re.sub(r"\{counts\}|--(lr-)?residual\S* \S+", "", row.finetune)
+    kept = re.sub(r"--residual-counts|--(lr-)?residual\S* \S+", "", row.finetune)
     return replace(row, finetune=" ".join(kept.split()))
 
 

@@ -13,7 +13,7 @@ from recipe_runs import script_mains
 from delrec.data.prepared import candidates, users
 from delrec.evaluation.stats import difference
 from delrec.runtime import load_run, read_json
-from recipes import levers, levers_rows
+from recipes import levers
 from recipes import runs as table_runs
 from recipes.levers_rows import BASE, ROWS
 from recipes.levers_table import asked_by
@@ -77,7 +77,7 @@ def test_the_screen_asks_nothing_about_the_test_part(commands):
 
 def test_a_row_differs_from_what_it_is_compared_with_in_its_flags_alone(commands):
     found = commands()
-    for name, row in levers_rows.rows_there().items():
+    for name, row in ROWS.items():
         if row.script != "finetune.py" or name == BASE:
             continue
         own, other = set(found[name]), set(found[row.minus])
@@ -113,16 +113,12 @@ def test_every_lever_has_a_control_or_is_one_switch_against_its_row():
     assert all(ROWS[name].controls for name in needing)
 
 
-def test_residual_with_counts_waits_for_its_flags(commands, monkeypatch):
-    assert "residual-counts" not in commands("--levers", "residual")
-    said = made("--levers", "residual-counts", "--dry-run", code=1)
-    assert "names residual-counts; the rows are" in said
-    monkeypatch.setattr(levers_rows, "RESIDUAL_COUNTS", "--residual backbone --lr-residual .1")
-    words = commands("--levers", "residual-counts")["residual-counts"]
-    assert words[words.index("--lr-residual") + 1] == ".1"
+def test_residual_with_counts_is_carried_and_its_control_has_neither(commands):
+    assert "--residual-counts" in commands("--levers", "residual-counts")["residual-counts"]
     carried = commands("--carry", "titles+residual-counts")
-    assert "--lr-residual" in carried["titles-and-residual-counts"]
-    assert "--lr-residual" not in carried["titles-and-residual-counts-alone"]
+    assert "--residual-counts" in carried["titles-and-residual-counts"]
+    alone = carried["titles-and-residual-counts-alone"]
+    assert not [word for word in alone if word.startswith("--residual")]
 
 
 def test_a_lever_brings_what_it_is_compared_with(commands):
