@@ -35,7 +35,8 @@ class PlainPrompts:
         if cand is None or not self.p.lists:
             return []
         marks = [self.encode(f"{x}. ") if self.p.letters else [] for x in LETTERS]
-        lines = [mark + self.line(c) for mark, c in zip(marks, cand)]
+        line = self.line if self.p.shown == "ids" else self.item
+        lines = [mark + line(c) for mark, c in zip(marks, cand)]
         noun = self.p.noun
         return [self.text(f"Candidate {noun}s:"), *lines, self.text(f"The next {noun}:")]
 
