@@ -349,7 +349,7 @@ def test_what_shard_does_beside_layers_is_said(
     alone_it = f"--llm {deep} --input ids --backbone {sasrec} --layers 2 --shard"
     assert "so --shard would divide nothing; leave --shard out" in says(alone_it)
     asked = []
-    monkeypatch.setattr(slmrec, "open_run", lambda *args: asked.append(args) or (None, None))
+    monkeypatch.setattr(slmrec, "open_run", lambda *args, **_: asked.append(args) or (None, None))
     for layers in (2, None):
         cfg = SimpleNamespace(shard=True, layers=layers)
         with pytest.raises(AttributeError):  # there is no teacher to compare with

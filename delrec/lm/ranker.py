@@ -357,10 +357,9 @@ def score_and_rank(
     penalty_WI: np.ndarray,
     name: str = "rank",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For an LM that reads the catalogue from one state: the scores (n, C) that score_samples
-    gives; full (W, n, 2), how many items score above and equal to the target once each of the
-    penalties is subtracted, the user's earlier items masked; and by the first penalty the best
-    items (n, LISTED), 0 where fewer are left."""
+    """For an LM that reads the catalogue from one state: score_samples' scores (n, C); full
+    (W, n, 2), how many items score above and equal to the target less each of the penalties, the
+    user's earlier items masked; the best items by the first penalty (n, LISTED), then 0."""
     samples = np.asarray(getattr(r.data, split))[which]
     cand_nC = candidates(r.data, split, C, which)
     begins = r.data.ptr[users(r.data, samples)]
@@ -391,8 +390,7 @@ def score_and_rank(
 
 
 def best_items(score_BI: np.ndarray) -> np.ndarray:
-    """The LISTED best items of each row, the best first, ties by the smaller id, 0 where a row has
-    no more: int64 (B, LISTED)."""
+    """Each row's LISTED best items, ties by the smaller id, then 0: int64 (B, LISTED)."""
     some = min(LISTED, score_BI.shape[1])
     top_BK = np.sort(np.argpartition(-score_BI, some - 1, axis=1)[:, :some], 1)
     own_BK = np.take_along_axis(score_BI, top_BK, 1)
