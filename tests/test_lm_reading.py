@@ -97,8 +97,7 @@ def test_the_blocks_of_packed_rows_change_nothing(load, toy, block, monkeypatch)
     old, cand = windows(toy, 4)
     start, tails = read_prefix(r.lm, r.prompts.prefix, r.P), [r.prompts.history(h)[0] for h in old]
     want = verbalizers.score(r.lm, start, tails, cand, r.titles, "likelihood")
-    whole = passes.pass_packed
-    monkeypatch.setattr(passes, "pass_packed", lambda *args: whole(*args, block=block))
+    monkeypatch.setattr(passes, "BLOCK", block)
     torch.testing.assert_close(
         verbalizers.score(r.lm, start, tails, cand, r.titles, "likelihood"),
         want,

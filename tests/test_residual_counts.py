@@ -21,8 +21,8 @@ import finetune
 import train_backbone
 from delrec import Recommender
 from delrec.backbone.ranking import history_scorer
-from delrec.data.counts import cooccurrence
-from delrec.data.floors import fused, standard, title_similarity
+from delrec.data.counts import LAST, cooccurrence
+from delrec.data.floors import fused, similarity_to, standard
 from delrec.data.prepared import batch_of, candidates, histories, raw_item_ids, users
 from delrec.lm import counted, items, residual, windows
 from delrec.lm.ranker import open_run, score_and_rank, score_samples
@@ -41,6 +41,11 @@ SMALL = (
 )
 STILL = "--samples 80 --evals 1 --lr 1e-9 --lr-maps 1e-9 --lr-residual 1e-9 --weight-decay 0"
 LEARN = "--samples 320 --evals 1 --lr 3e-3 --lr-maps 3e-3 --lr-residual 1e-4"
+
+
+def title_similarity(data, samples, cand_nC):
+    """The floor of the tables."""
+    return similarity_to(data, histories(data, samples, LAST), cand_nC)
 
 
 @pytest.fixture(scope="module")

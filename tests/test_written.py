@@ -22,8 +22,9 @@ from tuning import SMALL, opens_as_stored
 
 import evaluate
 import finetune
+from delrec.data.floors import places_for_fusion
 from delrec.data.prepared import histories, load_data
-from delrec.evaluation.scores import places_for_fusion, places_in_test
+from delrec.evaluation.scores import places_in_test
 from delrec.lm import prompts, samples, student, written
 from delrec.lm.model import load_lm
 from delrec.lm.ragged import of_padded, ragged
@@ -93,7 +94,7 @@ def test_the_control_s_summary_is_another_user_s_whatever_is_written_later(
     m = copy(load("decoder"))
     cfg = SimpleNamespace(summary="permuted-recurrent", order="shuffled")
     vars(cfg).update(history=8, seed=0, samples=len(shelves.train), batch=1, without_fold=())
-    vars(cfg).update(C=15, val_samples=0, llm="")
+    vars(cfg).update(C=15, val_samples=0, llm="", hint="none", pool="stored", draw="uniform")
     student.write_summaries(cfg, m, shelves, "", alone)
     places = np.concatenate([shelves.train, shelves.val, shelves.test])
     old = of_padded(histories(shelves, places, 8))
@@ -346,4 +347,4 @@ def test_it_writes_what_plain_transformers_write(kind, load, plain, alone, monke
 
 def test_an_encoder_writes_nothing_and_says_so(load):
     says = sentence(written.must_write, load("encoder"))
-    assert "is an encoder LM, which writes nothing; use --summary words" in says
+    assert "is an encoder LM, which writes nothing; use finetune.py --summary words" in says

@@ -360,8 +360,8 @@ def open_residual(lm: LM, run: Run, data: Data, scores_of: ScoresOf | None) -> N
             stop(f"{run.folder}/items.safetensors lacks the weights of counts; train it again")
         if data.shared is not None:
             stop(
-                f"{run.folder} counts in the log (--residual-counts), which is not here; give its "
-                "prepared data, or share a run without --residual-counts"
+                f"{run.folder} counts in the log, which is not here; give its prepared data, or "
+                "share a run of finetune.py without --residual-counts"
             )
         found.counts = counted.counts_of(data, lm.device)
     lm.set_items(replace(lm.items, residual=found))

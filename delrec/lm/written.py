@@ -185,13 +185,13 @@ def must_write(lm: LM) -> None:
     """Stops where an LM cannot write."""
     if lm.kind == "encoder":
         stop(
-            f"--summary recurrent is written by the LM, but {lm.name} is an encoder LM, which "
-            "writes nothing; use --summary words"
+            f"recurrent summaries are written by the LM, but {lm.name} is an encoder LM, which "
+            "writes nothing; use finetune.py --summary words"
         )
     if lm.sharded:
         stop(
-            f"--summary recurrent is written by the LM, but {lm.name} is divided among processes "
-            "(--shard); leave --shard out, or use --summary words"
+            f"recurrent summaries are written by the LM, but {lm.name} is divided among processes; "
+            "leave --shard out, or use finetune.py --summary words"
         )
 
 

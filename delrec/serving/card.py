@@ -134,8 +134,8 @@ def to_look_at(run: Run, data: Data, backbone: Path | None) -> Iterator[str]:
         yield "no backbone of it is here to be shared: whoever loads it gives pool=0 (slower)"
     if getattr(run, "residual_counts", False):
         yield (
-            "it counts in the log (--residual-counts), which is not shared: whoever loads it needs "
-            "the prepared data"
+            "it counts in the log (finetune.py --residual-counts), which is not shared: whoever "
+            "loads it needs the prepared data"
         )
     named = {str(p.relative_to(run.folder)) for p in shared_json(run.folder) if names_a_place(p)}
     if named:
