@@ -329,7 +329,8 @@ def main(**config: Any) -> None:
     if flag := asks_one_run(cfg, typed_of(click.get_current_context(), config)):
         ask_one_run(flag, runs, data, cfg, ranks)
         return finish(ranks)
-    out, notes = table_folder(cfg, runs, data) if ranks.main else None, read_notes(cfg.notes)
+    notes = read_notes(cfg.notes)
+    out = table_folder(cfg, runs, data) if ranks.main else None
 
     # which samples, and the rows: floors, runs, what is fused of them
     began = time.time()

@@ -37,6 +37,7 @@ from delrec.backbone.models import MODELS as NETWORKS
 from delrec.data.prepared import load_data
 from delrec.runtime import described, read_json
 from recipes.backbones_table import COUNTS, PAIR, lines_of, report
+from recipes.options import dataset_option, dry_run_option
 from recipes.runs import side_by_side
 from recipes.stage import in_root, places, prepare, stage, typed
 
@@ -148,9 +149,7 @@ def rows_named(names: tuple[str, ...]) -> list[str]:
 
 
 @click.command(**described(__doc__))
-@click.option(
-    "--dataset", default="ml-100k", help="name under data/; ml-100k is prepared here, others before"
-)
+@dataset_option
 @click.option(
     "--seeds",
     default=5,
@@ -169,7 +168,7 @@ def rows_named(names: tuple[str, ...]) -> list[str]:
     help="trainings side by side, each with its share of the cores or GPUs; 0: one a core, or a "
     "GPU",
 )
-@click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
+@dry_run_option
 def main(dry_run: bool, models: tuple[str, ...], **options: Any) -> None:
     """Train every conventional model, then make one table of them."""
     asked = Asked(models=rows_named(models), **in_root(**options))

@@ -54,6 +54,7 @@ from recipes.levers_rows import (
     screened,
 )
 from recipes.levers_table import report
+from recipes.options import batch_option, dataset_option, dry_run_option, procs_option
 from recipes.runs import Plan, Runs, side_by_side
 from recipes.stage import in_root, name_of
 from recipes.tables import check, jobs_of, prepare_all
@@ -220,9 +221,7 @@ def settled(plan: Plan, is_full: bool) -> Plan:
 
 
 @click.command(**described(__doc__))
-@click.option(
-    "--dataset", default="ml-100k", help="name under data/; ml-100k is prepared here, others before"
-)
+@dataset_option
 @click.option(
     "--levers", multiple=True, help="rows of the screen, as a,b or repeated; all if not given"
 )
@@ -250,13 +249,7 @@ def settled(plan: Plan, is_full: bool) -> Plan:
     type=click.IntRange(0),
     help="training windows of stage 1; 0: 512, with --carry 1,024",
 )
-@click.option(
-    "--batch",
-    default=0,
-    type=click.IntRange(0),
-    help="windows of a step of both stages; 0: the scripts' own, 16. Short histories train faster "
-    "with 64",
-)
+@batch_option
 @click.option(
     "--test-samples",
     default=0,
@@ -269,9 +262,7 @@ def settled(plan: Plan, is_full: bool) -> Plan:
     type=click.IntRange(1),
     help="validation samples that choose the step of each run, and the weight of each fusion",
 )
-@click.option(
-    "--procs", default=1, type=click.IntRange(1), help="processes (GPUs) of each stage, by torchrun"
-)
+@procs_option
 @click.option(
     "--jobs",
     default=0,
@@ -279,7 +270,7 @@ def settled(plan: Plan, is_full: bool) -> Plan:
     help="runs side by side, each with its share of the cores, or --procs GPUs of its own; 0: as "
     "many as the GPUs allow, 2 without",
 )
-@click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
+@dry_run_option
 def main(levers: tuple[str, ...], carry_: tuple[str, ...], **options: Any) -> None:
     """Screen levers on validation, or carry some of them to the test part."""
     if not carry_ and (options["seeds"] or options["test_samples"]):

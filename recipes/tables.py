@@ -60,6 +60,7 @@ from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.runtime import described, read_json
 from recipes.controls import control
 from recipes.ensembles import controls, fusions
+from recipes.options import batch_option, dataset_option, dry_run_option, procs_option
 from recipes.runs import (
     LEAST,
     Plan,
@@ -248,9 +249,7 @@ def prepare_all(plan: Plan) -> None:
     **described(__doc__ + "\n" + "\n\n".join(f"{n}: {f.__doc__}" for n, f in RECIPES.items()))
 )
 @click.argument("recipe", type=click.Choice(list(RECIPES)))
-@click.option(
-    "--dataset", default="ml-100k", help="name under data/; ml-100k is prepared here, others before"
-)
+@dataset_option
 @click.option("--also", multiple=True, help="table5, parts: another data set; may be repeated")
 @click.option("--llm", default="smollm2-135m", help="the LM; Hugging Face id or folder")
 @click.option(
@@ -282,13 +281,7 @@ def prepare_all(plan: Plan) -> None:
     type=click.IntRange(0),
     help="training windows of stage 1; 0: a quarter of --budget, at most 20,000",
 )
-@click.option(
-    "--batch",
-    default=0,
-    type=click.IntRange(0),
-    help="windows of a step of both stages; 0: the scripts' own, 16. Short histories train faster "
-    "with 64",
-)
+@batch_option
 @click.option(
     "--test-samples",
     type=click.IntRange(0),
@@ -300,9 +293,7 @@ def prepare_all(plan: Plan) -> None:
     help="validation samples that choose the step of each run, and the weight of each fusion; "
     "1000, table2 100; fewer only to see it run",
 )
-@click.option(
-    "--procs", default=1, type=click.IntRange(1), help="processes (GPUs) of each stage, by torchrun"
-)
+@procs_option
 @click.option(
     "--jobs",
     default=0,
@@ -317,7 +308,7 @@ def prepare_all(plan: Plan) -> None:
     "budget stays this command's",
 )
 @click.option("--controls", is_flag=True, help="table2: each method's controls beside its row")
-@click.option("--dry-run", is_flag=True, help="print the commands, run nothing")
+@dry_run_option
 def main(recipe: str, **options: Any) -> None:
     """Run every stage of a recipe, then make its table."""
     plan = Plan(**in_root(**options))

@@ -179,6 +179,18 @@ def stop_and_resume(jobs, name, tmp_path, monkeypatch, after, spoil=None):
     return out
 
 
+def goes_on_to_the_last_bit(main, options, tmp_path, monkeypatch, after):
+    """A run of one script that is stopped after `after` steps and resumed is that which nothing
+    stopped. options: its command line without --out."""
+
+    def args(out, *more):
+        return [*f"{options} --out {out} --checkpoint-every 1".split(), *map(str, more)]
+
+    run(main, args(tmp_path / "whole"))
+    cut = stop_and_resume({"on": (main, args)}, "on", tmp_path, monkeypatch, after)
+    assert same(tmp_path / "whole", cut)
+
+
 def dying(args):
     """train_backbone.py by two processes of torchrun, one of which dies after three steps and
     is started again; .said.

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import stopped_runs
 import torch
 from commands import log_of, same_run
 from safetensors.torch import load_file, save_file
-from stopped_runs import same, stop_and_resume
+from stopped_runs import goes_on_to_the_last_bit
 
 import finetune
 import train_backbone
@@ -85,20 +84,6 @@ def command(crowd, young, decoder):
     """command(options) -> finetune.py's options on the young backbone, without --out."""
     where = f"--dataset {crowd.folder} --llm {decoder} --backbone {young} {SMALL}"
     return lambda options: f"{where} {options}"
-
-
-@pytest.fixture(scope="module")
-def tune(command, run, fp32, tmp_path_factory):
-    """tune(name, options) -> the run of finetune.py, made once."""
-    home = tmp_path_factory.mktemp("tuned")
-
-    def get(name, options):
-        if not (home / name).exists():
-            with fp32():
-                run(finetune.main, f"{command(options)} --out {home / name}")
-        return home / name
-
-    return get
 
 
 def teachers_of(data, kd, **more):
@@ -344,12 +329,7 @@ def test_a_killed_run_goes_on_to_the_last_bit(
 ):
     options = command(f"--kd {young} --kd {knowing} --kd co-occurrence {ALL}")
 
-    def args(out, *more):
-        return [*f"{options} --out {out} --checkpoint-every 1".split(), *map(str, more)]
-
-    stopped_runs.run(finetune.main, args(tmp_path / "whole"))
-    cut = stop_and_resume({"on": (finetune.main, args)}, "on", tmp_path, monkeypatch, after=4)
-    assert same(tmp_path / "whole", cut)
+    goes_on_to_the_last_bit(finetune.main, options, tmp_path, monkeypatch, after=4)
 
 
 def test_two_processes_train_it_as_one_does(

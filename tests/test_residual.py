@@ -7,13 +7,12 @@ from types import SimpleNamespace
 import click
 import numpy as np
 import pytest
-import stopped_runs
 import torch
 import torch.nn.functional as F
 from commands import edit_config, log_of, same_run
 from safetensors.torch import load_file
 from shared_runs import uploaded
-from stopped_runs import same, stop_and_resume
+from stopped_runs import goes_on_to_the_last_bit
 
 import evaluate
 import finetune
@@ -272,13 +271,7 @@ def test_a_training_sample_without_a_state_is_no_target(young, walks, tmp_path):
 def test_a_killed_run_goes_on_to_the_last_bit(command, on_cpu, tmp_path, monkeypatch):
     options = "--residual backbone --residual-dropout .3 --samples 160 --evals 1"
 
-    def args(out, *more):
-        said = f"{command(options)} --out {out} --checkpoint-every 1"
-        return [*said.split(), *map(str, more)]
-
-    stopped_runs.run(finetune.main, args(tmp_path / "whole"))
-    cut = stop_and_resume({"on": (finetune.main, args)}, "on", tmp_path, monkeypatch, after=6)
-    assert same(tmp_path / "whole", cut)
+    goes_on_to_the_last_bit(finetune.main, command(options), tmp_path, monkeypatch, after=6)
 
 
 def test_two_processes_train_and_score_it_as_one_does(

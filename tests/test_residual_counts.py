@@ -8,13 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import stopped_runs
 import torch
 import torch.nn.functional as F
 from commands import edit_config, log_of, metrics_of, same_run
 from safetensors.torch import load_file
 from shared_runs import uploaded
-from stopped_runs import same, stop_and_resume
+from stopped_runs import goes_on_to_the_last_bit
 
 import evaluate
 import finetune
@@ -87,20 +86,6 @@ def command(pairs, young, decoder):
     """command(options) -> finetune.py's options on the young backbone, without --out."""
     where = f"--dataset {pairs.folder} --llm {decoder} --backbone {young} {SMALL}"
     return lambda options: f"{where} {options}"
-
-
-@pytest.fixture(scope="module")
-def tune(command, run, fp32, tmp_path_factory):
-    """tune(name, options) -> the run of finetune.py, made once."""
-    home = tmp_path_factory.mktemp("tuned")
-
-    def get(name, options):
-        if not (home / name).exists():
-            with fp32():
-                run(finetune.main, f"{command(options)} --out {home / name}")
-        return home / name
-
-    return get
 
 
 @pytest.fixture(scope="module")
@@ -292,13 +277,7 @@ def test_its_numbers_find_what_counts_are_worth_also_where_reads_are_told_nothin
 def test_a_killed_run_goes_on_to_the_last_bit(command, on_cpu, tmp_path, monkeypatch):
     options = "--residual-counts --residual-dropout .3 --samples 160 --evals 1"
 
-    def args(out, *more):
-        said = f"{command(options)} --out {out} --checkpoint-every 1"
-        return [*said.split(), *map(str, more)]
-
-    stopped_runs.run(finetune.main, args(tmp_path / "whole"))
-    cut = stop_and_resume({"on": (finetune.main, args)}, "on", tmp_path, monkeypatch, after=6)
-    assert same(tmp_path / "whole", cut)
+    goes_on_to_the_last_bit(finetune.main, command(options), tmp_path, monkeypatch, after=6)
 
 
 def test_two_processes_train_and_score_it_as_one_does(

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-import stopped_runs
 import torch
 from commands import log_of
-from stopped_runs import same, stop_and_resume
+from stopped_runs import goes_on_to_the_last_bit
 from tiny_lms import bpe_tokenizer, randomise, save
 from torch.nn.functional import kl_div
 from vector_runs import TUNE
@@ -69,12 +68,7 @@ def test_an_lm_s_own_dropout_tells_passes_apart_too(without, to_ids, run, on_cpu
 
 
 def test_a_killed_run_goes_on_to_the_last_bit(to_ids, on_cpu, tmp_path, monkeypatch):
-    def args(out, *more):
-        return [*f"{to_ids} --r-drop .5 --out {out} --checkpoint-every 1".split(), *map(str, more)]
-
-    stopped_runs.run(finetune.main, args(tmp_path / "whole"))
-    cut = stop_and_resume({"on": (finetune.main, args)}, "on", tmp_path, monkeypatch, after=4)
-    assert same(tmp_path / "whole", cut)
+    goes_on_to_the_last_bit(finetune.main, f"{to_ids} --r-drop .5", tmp_path, monkeypatch, after=4)
 
 
 def test_what_cannot_be_meant_is_one_sentence(to_ids, refused, teacher, on_cpu, tmp_path):

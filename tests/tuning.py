@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import finetune
 from delrec.lm.ranker import open_run, score_samples
 from delrec.runtime import load_run
 
@@ -20,6 +21,21 @@ BY_MEAN = "--loss candidates --verbalizer mean --no-calibrate"
 def to_tune(toy, decoder):
     """finetune.py's options that train the tiny decoder for six steps on the toy data."""
     return f"--dataset {toy.folder} --llm {decoder} {SMALL}"
+
+
+@pytest.fixture(scope="module")
+def tune(command, run, fp32, tmp_path_factory):
+    """tune(name, options) -> the run of finetune.py, made once. command: a fixture of the test's
+    file, from options to a command line without --out."""
+    home = tmp_path_factory.mktemp("tuned")
+
+    def get(name, options):
+        if not (home / name).exists():
+            with fp32():
+                run(finetune.main, f"{command(options)} --out {home / name}")
+        return home / name
+
+    return get
 
 
 def stored_scores(folder) -> tuple:
