@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 # threads that wait give their core away: on a machine that does something else too, several times faster (measured: 5 to 8)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo lint test test-all soak circle backbones levers headline control table2 table3 table4 fig8 table5 coldstart layers parts gpu gpu-rehearse bench bench-kernels bench-llm bench-data bench-serve clean
+.PHONY: install demo lint test test-all soak circle backbones levers headline control table2 table3 table4 fig8 table5 coldstart layers students parts gpu gpu-rehearse bench bench-kernels bench-llm bench-data bench-serve clean
 
 install: $(VENV)/ready       ## the environment in .venv, which all other targets make too (two minutes)
 
@@ -36,10 +36,10 @@ backbones: $(VENV)/ready     ## every conventional model in one table, no LM (ho
 	$(PY) recipes/backbones.py $(foreach x,DATASET SEEDS MODELS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x))))
 
 levers: $(VENV)/ready        ## which levers make DELRec better, each with its control, by validation alone (many hours on 2 cores): DATASET=beauty LEVERS=residual,ema BUDGET= PROMPT_BUDGET= BATCH= JOBS=; what is kept in full, then the test part once: CARRY="titles+residual titles+residual+ema" SEEDS= TEST=
-	$(PY) recipes/levers.py $(foreach x,DATASET LLM SEEDS BUDGET BATCH LEVERS PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(TEST),--test-samples $(TEST)) $(foreach x,$(CARRY),--carry $(x))
+	$(PY) recipes/levers.py $(foreach x,DATASET LLM SEEDS BUDGET BATCH FOLDS LEVERS PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(TEST),--test-samples $(TEST)) $(foreach x,$(CARRY),--carry $(x))
 
 # the paper's tables and figures; for ten GPUs: make table2 DATASET=beauty LLM=google/flan-t5-xl INPUT=titles PAPER=1 SEEDS=3 BUDGET=50000 PROCS=10 TEST=0 VAL=1000
-RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET BATCH INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(BACKBONE_SEEDS),--backbone-seeds $(BACKBONE_SEEDS)) $(if $(TEST),--test-samples $(TEST)) $(if $(VAL),--val-samples $(VAL)) $(if $(PAPER),--paper) $(if $(CONTROLS),--controls) $(foreach x,$(ALSO),--also $(x))
+RECIPE = $(foreach x,DATASET LLM SEEDS BUDGET BATCH FOLDS INPUT PROCS JOBS,$(if $($(x)),--$(shell echo $(x) | tr A-Z a-z) $($(x)))) $(if $(PROMPT_BUDGET),--prompt-budget $(PROMPT_BUDGET)) $(if $(BACKBONE_SEEDS),--backbone-seeds $(BACKBONE_SEEDS)) $(if $(TEST),--test-samples $(TEST)) $(if $(VAL),--val-samples $(VAL)) $(if $(PAPER),--paper) $(if $(CONTROLS),--controls) $(foreach x,$(ALSO),--also $(x))
 headline: $(VENV)/ready      ## does DELRec beat its own backbone? README's table: five seeds of backbones, three of LMs, items as vectors (some three hours on 2 cores; BUDGET=12288 PROMPT_BUDGET=1024 TEST=0: in full)
 	$(PY) recipes/tables.py headline --budget 4096 --prompt-budget 512 --test-samples 4000 $(RECIPE)
 
@@ -51,6 +51,9 @@ table2 table3 table4 fig8 table5 coldstart: $(VENV)/ready   ## Tables II to V, F
 
 layers: $(VENV)/ready        ## SLMRec's Figure 2: small LMs of each depth, with and without a teacher: BUDGET= SEEDS= ..
 	$(PY) recipes/tables.py layers --budget 4096 --test-samples 0 $(RECIPE)
+
+students: $(VENV)/ready      ## DLLM2Rec's three students, alone and taught by a small LM, out of fold (hours on 2 cores): DATASET=beauty SEEDS=1 FOLDS=3 BUDGET= ..
+	$(PY) recipes/tables.py students --budget 8192 --test-samples 0 $(RECIPE)
 
 parts: $(VENV)/ready         ## DLLM2Rec's parts on SASRec and Caser, out of fold: ALSO=beauty BUDGET= SEEDS= ..
 	$(PY) recipes/tables.py parts --budget 8192 --test-samples 0 $(RECIPE)

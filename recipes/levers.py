@@ -54,7 +54,13 @@ from recipes.levers_rows import (
     screened,
 )
 from recipes.levers_table import report
-from recipes.options import batch_option, dataset_option, dry_run_option, procs_option
+from recipes.options import (
+    batch_option,
+    dataset_option,
+    dry_run_option,
+    folds_option,
+    procs_option,
+)
 from recipes.runs import Plan, Runs, side_by_side
 from recipes.stage import in_root, name_of
 from recipes.tables import check, jobs_of, prepare_all
@@ -250,6 +256,7 @@ def settled(plan: Plan, is_full: bool) -> Plan:
     help="training windows of stage 1; 0: 512, with --carry 1,024",
 )
 @batch_option
+@folds_option
 @click.option(
     "--test-samples",
     default=0,

@@ -49,6 +49,7 @@ class Plan:
     jobs: int  # seeds side by side
     dry_run: bool  # print the commands, run nothing
     controls: bool = False  # table2: the control rows too
+    folds: int = FOLDS  # of a backbone's users, for what is trained on it
     evals: int = 0  # validations of stage 2; 0: by the budget, at least two
     printed: list = field(default_factory=list)  # by a dry run, so that each is printed once
     quiet: bool = False  # a dry run that only collects the commands
@@ -137,7 +138,7 @@ class Runs:
         nobody learns from it. One that another recipe made without folds stays as it is; beside it
         the same is trained with them, which `beside` asks for in any case.
         """
-        folds = FOLDS if folds is None else folds
+        folds = self.plan.folds if folds is None else folds
         options = ["--dataset", self.dataset, *model_flags(model, self.name)]
         options += ["--top-h", LONGEST_LIST]
         name = self.named(model)

@@ -1,5 +1,5 @@
-"""What teaching is worth: small LMs of every depth with and without a teacher (SLMRec), and each
-part of what a conventional model learns from an LM (DLLM2Rec).
+"""What teaching is worth: small LMs of every depth with and without a teacher (SLMRec), what each
+of DLLM2Rec's students learns from an LM, and each part of that.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from delrec.evaluation.drawing import BLUE, GREEN, GREY, ORANGE, subplots
 from delrec.runtime import read_json, stop
-from recipes.runs import FOLDS, Plan, Runs, each_seed, evaluate, kind_and_layers
+from recipes.runs import Plan, Runs, each_seed, evaluate, kind_and_layers
 
 # SLMRec's Figure 2; the whole LM is added
 DEPTHS = (2, 4, 6, 10, 20, 30)
@@ -32,6 +32,12 @@ PARTS = {
     "eta-1": ["--lam", 0, "--eta", 1],
     "no-offset": [*TITLES, "--no-offset"],
     "both": ["--lam", 0.1, "--eta", 0.3],
+}
+# DLLM2Rec's students: row -> model, its flags, flags of it that need a teacher
+STUDENTS = {
+    "gru4rec": ("gru4rec", [], []),
+    "sasrec": ("sasrec", [], []),
+    "dros": ("sasrec", ["--loss", "bce", "--dros", 0.5], ["--list-loss", "sigmoid"]),
 }
 
 
@@ -121,7 +127,29 @@ def draw(table: dict, depths: list[int], seeds: int, path: Path) -> None:
     plt.close(fig)
 
 
-# ---------------------------------------------------------------- DLLM2Rec: its parts
+# ---------------------------------------------------------------- DLLM2Rec: students, parts
+
+
+def students(plan: Plan) -> Path:
+    """DLLM2Rec's students (GRU4Rec, SASRec, DROS with its paper's one negative), each alone and
+    taught by a small LM on item vectors of --budget windows, out of fold (--folds folds of users,
+    an LM without each); and with the LM's vectors of titles made of bags of words, without an LM.
+    """
+
+    def rows(runs):
+        teacher = outside(runs)
+        names = [runs.row(), runs.backbone("gru4rec", folds=0)]
+        names.append(runs.conventional("dros", ["--model", "sasrec", *STUDENTS["dros"][1]]))
+        for student, (model, own, taught) in STUDENTS.items():
+            flags = [*PARTS["both"], *own, *taught]
+            names.append(runs.taught(f"{student}-taught", model, teacher, flags))
+            names.append(runs.taught(f"{student}-bags", model, "tfidf", [*TITLES, *own]))
+        return names
+
+    pairs = [pair for s in STUDENTS for pair in ((f"{s}-taught", s), (f"{s}-taught", f"{s}-bags"))]
+    one = "-s0" if plan.seeds == 1 else ""  # two seeds have means
+    compare = [flag for a, b in pairs for flag in ("--compare", a + one, b + one)]
+    return evaluate(plan, "students", each_seed(plan, rows), "--reference", "sasrec-s0", *compare)
 
 
 def parts(plan: Plan) -> Path:
@@ -152,16 +180,26 @@ def parts(plan: Plan) -> Path:
 
 
 def teachers(runs: Runs) -> tuple[str, str]:
-    """Two runs with an export: in sample, of an LM that was trained on all users; and out of fold,
-    of an LM for each fold, trained without it.
-    """
-    on = runs.backbone()
-    cut = ["--layers", min(SMALL, kind_and_layers(runs.plan.llm)[1])]
-    inside = runs.tuned("small", "none", cut, "ids", backbone=on)
-    without = [
-        runs.tuned(f"small-f{fold}", "none", [*cut, "--without-fold", fold], "ids", backbone=on)
-        for fold in range(FOLDS)
-    ]
+    """Two runs with an export: in sample, of an LM that was trained on all users; and out of
+    fold."""
+    inside = runs.tuned("small", "none", cut(runs), "ids", backbone=runs.backbone())
     runs.export(inside)
+    return inside, outside(runs)
+
+
+def outside(runs: Runs) -> str:
+    """A run whose export is out of fold: of an LM for each fold of users, trained without it."""
+    on = runs.backbone()
+    without = [
+        runs.tuned(
+            f"small-f{fold}", "none", [*cut(runs), "--without-fold", fold], "ids", backbone=on
+        )
+        for fold in range(runs.plan.folds)
+    ]
     runs.export(without[0], without)
-    return inside, without[0]
+    return without[0]
+
+
+def cut(runs: Runs) -> list:
+    """The flags of the small LM's depth."""
+    return ["--layers", min(SMALL, kind_and_layers(runs.plan.llm)[1])]

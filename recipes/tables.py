@@ -1,6 +1,6 @@
 """The paper's tables and figures, each by one command.
 
-make headline, control, table2, table3, table4, fig8, table5, coldstart, layers and parts run it:
+make headline, control, table2 to table5, fig8, coldstart, layers, students and parts run it:
 
     python recipes/tables.py headline --budget 4096 --prompt-budget 512 --test-samples 4000
                                     does it beat its backbone? five seeds of backbones, three of LMs
@@ -22,6 +22,9 @@ make headline, control, table2, table3, table4, fig8, table5, coldstart, layers 
                                     ten GPUs
     python recipes/tables.py layers --budget 4096 --test-samples 0
                                     a small LM of each depth, with and without a teacher (SLMRec)
+    python recipes/tables.py students --dataset beauty --seeds 1 --folds 3 --budget 8192 \\
+        --test-samples 0
+                                    DLLM2Rec's three students, alone and taught by a small LM
     python recipes/tables.py parts --also beauty --budget 8192 --test-samples 0
                                     each part of what an LM teaches SASRec and Caser (DLLM2Rec)
     python recipes/tables.py fig8 --dry-run
@@ -60,7 +63,13 @@ from delrec.lm.pretrained import EMBEDDED, seed_and_name
 from delrec.runtime import described, read_json
 from recipes.controls import control
 from recipes.ensembles import controls, fusions
-from recipes.options import batch_option, dataset_option, dry_run_option, procs_option
+from recipes.options import (
+    batch_option,
+    dataset_option,
+    dry_run_option,
+    folds_option,
+    procs_option,
+)
 from recipes.runs import (
     LEAST,
     Plan,
@@ -71,7 +80,7 @@ from recipes.runs import (
     of_decoders,
 )
 from recipes.stage import in_root, prepare, stage
-from recipes.students import layers, parts
+from recipes.students import layers, parts, students
 from recipes.table2 import BACKBONES, SMALL, table2
 
 # Figure 8; k beside DELRec's own 80
@@ -196,7 +205,7 @@ def coldstart(plan: Plan) -> Path:
 
 
 OF_DELREC = (headline, control, table2, table3, table4, fig8, table5, coldstart)
-RECIPES = {f.__name__: f for f in (*OF_DELREC, layers, parts)}
+RECIPES = {f.__name__: f for f in (*OF_DELREC, layers, students, parts)}
 
 
 # ---------------------------------------------------------------- the command
@@ -282,6 +291,7 @@ def prepare_all(plan: Plan) -> None:
     help="training windows of stage 1; 0: a quarter of --budget, at most 20,000",
 )
 @batch_option
+@folds_option
 @click.option(
     "--test-samples",
     type=click.IntRange(0),

@@ -184,13 +184,12 @@ def test_what_cannot_be_meant_is_one_sentence(args, said, toy, decoder):
 # ---------------------------------------------------------------- run
 
 
-SMALL = ["--budget", 80, "--prompt-budget", 32, "--val-samples", 20, "--jobs", 1]
+SMALL = ["--folds", 2, "--budget", 80, "--prompt-budget", 32, "--val-samples", 20, "--jobs", 1]
 
 
 @pytest.fixture
 def small(here, toy, decoder, monkeypatch):
     """The flags of a small log and LM, two folds, words of titles alone."""
-    monkeypatch.setattr(table_runs, "FOLDS", 2)
     titled = {"sasrec-titles": "--model sasrec --text tfidf"}
     titled["bsarec-titles"] = "--model sasrec --text tfidf --ema .9"
     monkeypatch.setattr(table_runs, "TITLED", titled)
