@@ -204,6 +204,7 @@ def check(cfg: SimpleNamespace, data: Data) -> None:
 @common.seed_option
 @common.options(*options.dllm2rec_options)
 @common.options(*options.added_options)
+@common.options(*options.kda_options)
 # what is written
 @click.option("--top-h", default=20, type=WHOLE, help="length of the stored lists, h")
 @click.option(

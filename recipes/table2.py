@@ -108,7 +108,13 @@ CONTROLS = {
             "LLM2BERT4Rec", "other items' titles", f"{LLM2BERT4REC} --permute-text"
         )
     },
-    "kda": {"kda-permuted": Method("KDA_LRD", "other items' titles", f"{KDA} --permute-text", FEW)},
+    "kda": {
+        "kda-permuted": Method("KDA_LRD", "other items' titles", f"{KDA} --permute-text", FEW),
+        "kda-untold": Method(
+            "KDA_LRD", "titles tell no relation", "--model kda --latent-weight 0", FEW
+        ),
+        "kda-single": Method("KDA_LRD", "no latent relation", "--model kda --latent 0", FEW),
+    },
     "llara": {
         "llara-permuted": Method(
             "LLaRA", "other items' vectors", f"{LLARA} --permute-vectors", FASTER, "hybrid"

@@ -24,10 +24,16 @@ from delrec.serving.shared import stop_unless_shaped
 SMALL = "--model kda --text tfidf --epochs 2 --patience 9 --width 16 --batch 64 --history 8"
 
 
+def shape(E, latent=8, latent_weight=10.0):
+    """What a model is built by."""
+    more = dict(latent=latent, latent_weight=latent_weight)
+    return SimpleNamespace(history=6, width=E, dropout=0, **more)
+
+
 def small(n_items=30, E=8):
     """An untrained model whose relations differ, with titles of 5 numbers."""
     torch.manual_seed(0)
-    model = models.build("kda", n_items, SimpleNamespace(history=6, width=E, dropout=0))
+    model = models.build("kda", n_items, shape(E))
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.5)
@@ -134,7 +140,7 @@ def relations_found(permute: bool) -> float:
         z_ID = z_ID[
             torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(n, generator=gen)])
         ]
-    model = models.build("kda", n, SimpleNamespace(history=6, width=E, dropout=0))
+    model = models.build("kda", n, shape(E))
     half_2E = torch.stack([torch.arange(E) < E // 2, torch.arange(E) >= E // 2]).float()
     with torch.no_grad():
         model.take_text(z_ID)
@@ -164,7 +170,29 @@ def test_titles_tell_the_relation_of_items_without_a_history_and_other_titles_do
     assert relations_found(permute=True) < 0.75
 
 
+def test_without_latent_relations_it_learns_by_ranking_alone(monkeypatch):
+    monkeypatch.setattr(kda.KDA, "discovery", lambda *_: pytest.fail("titles were asked"))
+    seq_BL, target_B = torch.tensor([[3, 4, 9]]), torch.tensor([7])
+    other_BL = torch.tensor([[1, 2, 5]])
+    for latent, weight, relations in ((0, 10.0, 1), (8, 0.0, 9)):
+        model = models.build("kda", 30, shape(8, latent, weight))
+        loss = model.loss(seq_BL, target_B, other_BL)
+        s_BC = models.score(model, seq_BL)[:, [7, 1, 2, 5]]
+        torch.testing.assert_close(loss, kda.ranking_loss(s_BC).sum())
+        assert len(model.relation) == relations
+
+
 # ---------------------------------------------------------------- in the scripts
+
+
+@pytest.mark.parametrize(
+    "control, said", [("--latent 0", "relation 0 alone"), ("--latent-weight 0", "do not tell")]
+)
+def test_its_controls_are_trained_without_titles(control, said, cycle, train_on_cycle, tmp_path):
+    train_on_cycle(tmp_path / "kda", f"{SMALL.replace('--text tfidf', control)} --epochs 1")
+    run = load_run(tmp_path / "kda")
+    assert said in note_of(run) and not hasattr(run, "relations")
+    assert np.isfinite(HistoryScorer(models.load(run.folder))([np.array([3, 6])])[0, 1:]).all()
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +221,7 @@ def test_a_run_holds_lists_of_every_sample_and_no_states(trained, cycle, run):
     assert not any("latent" in key for key in load_file(trained / "model.safetensors"))
     config = json.loads((trained / "config.json").read_text())
     assert config["loss"] == "bpr" and sum(config["relations"]) == pytest.approx(1, abs=0.01)
-    assert note_of(load_run(trained)).startswith("KDA_LRD-style: latent relations only")
+    assert note_of(load_run(trained)).startswith("KDA_LRD-style: 8 latent relations, no times")
     stop_unless_shaped(load_run(trained), cycle)
     words = command_of(load_run(trained))
     assert "--loss" not in words and "--folds" in words
@@ -239,6 +267,9 @@ def test_the_epoch_is_chosen_on_some_samples_of_a_large_validation(cycle, monkey
         ("--text tfidf --cold-out", "--cold-out means nothing"),
         ("--text tfidf --text-in start", "through each candidate; leave --text-in out"),
         ("", "--model kda is made of titles' vectors, and was given none"),
+        ("--text tfidf --latent 0", "--text tfidf changes nothing with --latent 0"),
+        ("--text tfidf --latent-weight 0", "changes nothing with --latent-weight 0"),
+        ("--latent 0 --latent-weight 3", "changes nothing without --model kda and --latent"),
     ],
 )
 def test_what_needs_states_is_refused(options, says, cycle, refused, tmp_path):

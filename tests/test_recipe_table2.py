@@ -183,6 +183,8 @@ def test_each_control_is_its_row_but_for_what_it_takes_away(commands):
         "seqsim-permuted": {"--permute-text"},
         "llm2bert4rec-permuted": {"--permute-text"},
         "kda-permuted": {"--permute-text"},
+        "kda-untold": {"--text", "minilm", "--latent-weight", "0"},
+        "kda-single": {"--text", "minilm", "--latent", "0"},
         "llara-permuted": {"--permute-vectors"},
         "llara-off": {"off", "batch"},
         "llara-titles": {"--curriculum", "batch", "--lr-maps", "1e-2", "hybrid", "titles"},

@@ -31,9 +31,8 @@ import torch.nn.functional as F
 
 from delrec.backbone.layers import Dropout
 
-K = 8  # latent relations
 INNER = 64  # width of g
-WEIGHT, ENTROPY = 10.0, 0.1  # of L_LRD in the loss, and of the entropy in it
+ENTROPY = 0.1  # its weight in L_LRD
 MOST = 2**20  # numbers of a pass over candidates
 CHOOSING = 1024  # validation samples that choose the epoch, at most
 
@@ -46,12 +45,13 @@ class KDA(nn.Module):
 
     def __init__(self, n_items: int, cfg: SimpleNamespace):
         super().__init__()
-        E = cfg.width
+        E, K = cfg.width, cfg.latent
         self.item = nn.Embedding(n_items + 1, E, padding_idx=0)
         self.relation = nn.Parameter(0.02 * torch.randn(K + 1, E))
         self.qkv = nn.Linear(E, 3 * E, bias=False)
         self.inner, self.outer = nn.Linear(E, E), nn.Linear(E, E)
         self.norm, self.drop = nn.LayerNorm(E), Dropout(cfg.dropout)
+        self.weight = cfg.latent_weight if K else 0.0  # of L_LRD in the loss
         self.latent = None  # while it trains: which relation joins two titles
 
     def forward(self, seq_BL: torch.Tensor, last: bool = False) -> torch.Tensor:
@@ -121,10 +121,12 @@ class KDA(nn.Module):
         y_BLE, real_BL = self.item(seq_BL), seq_BL != 0
         asked_BC = torch.cat([target_B[:, None], other_BL], 1)
         s_BC = self.read(y_BLE, real_BL, self.item(asked_BC)) + self.bias[asked_BC]
+        if self.latent is None:  # titles tell nothing: no latent relation, or no weight
+            return ranking_loss(s_BC).sum()
         pi_BLR = self.latent(seq_BL, target_B)
         apart_BLE = y_BLE - self.item(other_BL)
         between_B = self.discovery(pi_BLR, apart_BLE, self.item(target_B), real_BL)
-        return ranking_loss(s_BC).sum() + WEIGHT * between_B.sum()
+        return ranking_loss(s_BC).sum() + self.weight * between_B.sum()
 
     def discovery(
         self,

@@ -94,6 +94,22 @@ added_options = (
     ),
 )
 
+# what KDA takes beside --text; without it, it is a control of its own
+kda_options = (
+    click.option(
+        "--latent",
+        type=click.IntRange(0),
+        help="kda: relations of two items that their titles tell, beside having been taken by one "
+        "user, 8; 0: that one alone (a control)",
+    ),
+    click.option(
+        "--latent-weight",
+        type=FROM_0,
+        help="kda: weight of the loss by which titles tell relations, L_LRD, 10; 0: they tell "
+        "nothing (a control)",
+    ),
+)
+
 OF_LISTS = {"list_loss", "w_position", "w_confidence", "w_consistency", "confidence", "temperature"}
 
 # flags whose default is the model's own
@@ -173,6 +189,8 @@ def idle(cfg: SimpleNamespace, moved: set[str]) -> list[tuple[bool, str]]:
         ),
         beside("contrast_tau", not cfg.contrast, "--contrast"),
         beside("negatives", cfg.loss not in ("sampled", "gbce"), "--loss sampled or gbce"),
+        beside("latent", cfg.model != "kda", "--model kda"),
+        beside("latent_weight", cfg.model != "kda" or cfg.latent == 0, "--model kda and --latent"),
         beside("lam", cfg.lam and not cfg.teacher, "--teacher"),
         beside("eta", cfg.eta and not (cfg.teacher or cfg.text), "--text"),
         *(beside(flag, not has_lists, "--teacher and --lam") for flag in sorted(OF_LISTS)),

@@ -21,7 +21,17 @@ DEFAULTS = {
     # not trained: of these only the window means something, and the width is that of the vectors
     "seqsim": dict(history=50, width=1, dropout=0, lr=1e-3, batch=128, epochs=0, patience=1),
     # LRD's code but for the patience, which is 5 there
-    "kda": dict(history=20, width=64, dropout=0, lr=1e-3, batch=256, epochs=100, patience=10),
+    "kda": dict(
+        history=20,
+        width=64,
+        dropout=0,
+        lr=1e-3,
+        batch=256,
+        epochs=100,
+        patience=10,
+        latent=8,
+        latent_weight=10.0,
+    ),
 }
 # flags of what other models learn, and why such a model has no use for them
 OF_OTHERS = OF_LISTS | {"from_run", "loss", "negatives", "teacher", "lam", "eta", "offset"}
@@ -42,6 +52,8 @@ def faults(cfg: SimpleNamespace, moved: set[str]) -> list[tuple[bool, str]]:
     that were typed with another value than their default."""
     if cfg.model not in TITLED:
         return []
+    reads_titles = cfg.model == "seqsim" or cfg.latent != 0 and cfg.latent_weight != 0
+    idle_by = "latent 0" if cfg.latent == 0 else "latent-weight 0"
     idle = sorted(moved & UNUSED[cfg.model])
     first = idle and f"--{idle[0].removesuffix('_run').replace('_', '-')}"
     return [
@@ -50,7 +62,12 @@ def faults(cfg: SimpleNamespace, moved: set[str]) -> list[tuple[bool, str]]:
             f"{first} means nothing with --model {cfg.model}, {WHY[cfg.model]}; leave {first} out",
         ),
         (
-            not cfg.text,
+            cfg.text and not reads_titles,
+            f"--text {cfg.text} changes nothing with --{idle_by}, as no title is read then; leave "
+            "--text out",
+        ),
+        (
+            reads_titles and not cfg.text,
             f"--model {cfg.model} is made of titles' vectors, and was given none; name them with "
             "--text (tfidf, minilm, an LM's run or an .npy file)",
         ),
@@ -79,5 +96,7 @@ def note_of(run: Run) -> str | None:
     if getattr(run, "model", None) == "seqsim":
         return f"{NAMES[run.model]}-style: no training, {run.similarity}, weights {run.decay}"
     if getattr(run, "model", None) == "kda":
-        return f"{NAMES[run.model]}-style: latent relations only, no times"
+        told = f"{run.latent} latent relations" if run.latent else "relation 0 alone"
+        told += "" if run.latent_weight else ", which titles do not tell"
+        return f"{NAMES[run.model]}-style: {told}, no times"
     return None
