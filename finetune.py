@@ -45,6 +45,7 @@ from delrec.lm import (
     items,
     kept,
     layers,
+    offsets,
     options,
     residual,
     samples,
@@ -98,7 +99,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> s
     fill(cfg, VECTORS if cfg.input == "ids" else TITLES)
     fill(cfg, slmrec.TAUGHT[cfg.norm] if cfg.teacher else slmrec.ALONE)
     fill(cfg, dict(lr=3e-4 if cfg.adapt == "all" else 3e-3))
-    fill(cfg, residual.DEFAULTS if cfg.residual else {})
+    fill(cfg, residual.defaults(cfg))
     fill(cfg, ensemble.DEFAULTS if cfg.kd else {})
     if cfg.input == "ids":
         vars(cfg).update(FIXED)
@@ -171,7 +172,7 @@ class ByTitles:
             return {"letter": -letter_and_end(r.lm, start, tails, place_B, C).sum()}
         scored = (r.lm, start, tails, cand_BC, r.titles, r.verbalizer)
         if self.loss == "candidates":
-            score_BC = score(*scored)
+            score_BC = offsets.beside(r.lm, score(*scored), cand_BC, batch)
         else:
             score_BC, past_M = score_and_past(*scored, at)
             # L_titles = - mean log P(token) over the tokens of history titles and of the truth

@@ -372,7 +372,7 @@ def test_what_cannot_be_meant_is_one_sentence(
     of_toy = f"--dataset {toy.folder} --llm {decoder} --backbone {sasrec} {SMALL} {few}"
     text = says(f"{of_toy} --residual backbone")
     assert "lacks folds.safetensors" in text and "train_backbone.py --folds 5" in text
-    text = says(command(f"{few} --residual backbone").replace("--input ids", "--input hybrid"))
+    text = says(command(f"{few} --residual backbone --residual-counts").replace("ids", "hybrid"))
     assert "--input is hybrid" in text
     alone = tune("alone", ALONE)
     assert "leave one of them" in says(command(f"{few} --residual backbone --teacher {alone}"))

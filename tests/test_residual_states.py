@@ -31,7 +31,7 @@ def test_candidates_get_the_share_of_the_backbone_s_scores_that_all_items_get():
     y_BI = torch.tensor([[-torch.inf, 2, 4, 6], [-torch.inf, 8, 0, 4]])
     own = SimpleNamespace(scores=lambda olds: y_BI[[len(old) for old in olds]], counts=None)
     maps = {residual.WEIGHT: SimpleNamespace(weight=torch.tensor(0.5))}
-    lm = SimpleNamespace(items=SimpleNamespace(residual=own, maps=maps))
+    lm = SimpleNamespace(items=SimpleNamespace(residual=own, maps=maps), offset=None)
     olds, cand_nC = [np.zeros(0, int), np.zeros(1, int)], np.array([[3, 1], [1, 2]])
     s_BI = torch.tensor([[0.0, 10, 20, 30], [0, 40, 50, 60]])
     whole_BI = residual.with_backbone_scores(lm, s_BI, olds)

@@ -132,7 +132,6 @@ def scored(
     rows = np.zeros(pool_nC.shape, np.float32)
     olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
     found = score_listed(r, old, listed_nC, hint_nh, scorer.ranks, name, olds)
-    found = residual.with_backbone_scores_of_candidates(r.lm, found, olds, listed_nC)
     np.put_along_axis(rows, place_nC, found, 1)
     return rows
 

@@ -335,7 +335,8 @@ def rows_of_lists(
     last_B = np.where(inside_B, list_BC[:, -1], target_B)
     cand_BC = np.concatenate([list_BC, last_B[:, None]], 1)
     shown, hint_Bh = ragged([old[-r.history :] for old in olds]), hint_of_best(r.settings, cand_BC)
-    s_BC = score_listed(r, shown, cand_BC, hint_Bh, ranks, "export") - penalty_I[cand_BC]
+    s_BC = score_listed(r, shown, cand_BC, hint_Bh, ranks, "export", olds)
+    s_BC -= penalty_I[cand_BC]
     s_BI = np.full((len(samples), r.data.n_items + 1), -np.inf, np.float32)
     np.put_along_axis(s_BI, cand_BC, s_BC, 1)
     s_BI[:, 0] = -np.inf  # no item, but the end of a list that has no more

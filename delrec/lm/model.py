@@ -40,6 +40,7 @@ from delrec.runtime import (
 
 if TYPE_CHECKING:
     from delrec.lm.items import Items
+    from delrec.lm.offsets import Offset
     from delrec.lm.written import Author
 
 # libraries talking to each other
@@ -86,6 +87,7 @@ class LM:
     own_head: bool = False  # are logits asked of the model itself, because they are no product?
     # what a run adds
     items: Any = None  # items as vectors (items.py): set_items
+    offset: Any = None  # what the scores of titles are added to (offsets.py): set_offset
     adapter: Any = None  # of a run of finetune.py that was opened: set_adapter
     author: Any = None  # who writes the summaries of its prompts (written.py): set_author
     taps: frozenset[int] = frozenset()  # layers whose states every pass keeps: tap
@@ -141,6 +143,10 @@ class LM:
     def set_items(self, items: Items) -> None:
         """Gives the LM items as vectors."""
         self.items = items
+
+    def set_offset(self, offset: Offset | None) -> None:
+        """Gives the LM what the scores of its titles are added to."""
+        self.offset = offset
 
     def set_adapter(self, adapter: torch.nn.Module) -> None:
         """Gives the LM the adapter that is around its layers."""

@@ -29,7 +29,10 @@ def with_items(r: Ranker, titles: list[str], unseen: Unseen) -> Ranker:
     if own := residual_of(lm):
         counts = own.counts and own.counts.with_titles(titles)
         grown = replace(own, backbone=own.backbone.with_items(unseen), counts=counts)
-        lm.set_items(replace(lm.items, residual=grown))
+        if lm.offset is not None:
+            lm.set_offset(replace(lm.offset, asked=grown))
+        else:
+            lm.set_items(replace(lm.items, residual=grown))
     if own := users_of(lm):
         backbone = own.asked.backbone.with_items(unseen)
         grown = replace(own, asked=replace(own.asked, backbone=backbone))

@@ -121,9 +121,9 @@ residual = (
     click.option(
         "--residual",
         type=click.Choice(["backbone", "permuted"]),
-        help="with --input ids: add what the LM says to the backbone's scores, which the run "
-        "begins as; needs a backbone of train_backbone.py --folds. permuted: to those after "
-        "somebody else's history (a control)",
+        help="add what the LM says to the backbone's scores, which the run begins as; needs a "
+        "backbone of train_backbone.py --folds. permuted: to those after somebody else's history "
+        "(a control)",
     ),
     click.option(
         "--residual-dropout",
@@ -135,15 +135,16 @@ residual = (
     click.option(
         "--residual-counts",
         is_flag=True,
-        help="with --residual: begin as the backbone fused with co-occurrence and title similarity "
-        "(evaluate.py --fuse, the weights chosen on --val-samples of validation's second half); "
-        "the weights train. In training the counts are without the users of the sample's fold",
+        help="with --residual and --input ids: begin as the backbone fused with co-occurrence and "
+        "title similarity (evaluate.py --fuse, the weights chosen on --val-samples of validation's "
+        "second half); the weights train. In training the counts are without the users of the "
+        "sample's fold",
     ),
     click.option(
         "--lr-residual",
         type=ABOVE_0,
         help="with --residual: learning rate of the map that what the LM says goes through, which "
-        "begins at 0; 1e-5",
+        "begins at 0; 1e-5; with titles of the weights of both scores; 1e-2",
     ),
 )
 

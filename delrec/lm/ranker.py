@@ -11,7 +11,7 @@ import torch
 
 from delrec import places
 from delrec.data.prepared import Data, candidates, histories, shuffled, users
-from delrec.lm import hints, items, residual, user_states
+from delrec.lm import hints, items, offsets, residual, user_states
 from delrec.lm.batches import batches_of, costs_of, tokens_of
 from delrec.lm.listed import backbone_digest
 from delrec.lm.model import LM, adapted, load_lm, must_be_of
@@ -124,21 +124,21 @@ def open_run(
     if ITEMS in own:
         items.open_items(lm, run.folder, data.n_items)
     if BACKBONE in own:
-        residual.open_residual(lm, run, data, scores_of)
+        offsets.open_backbone(lm, run, data, scores_of)
         user_states.open_states(lm, run, data, scores_of)
     lm.set_author(author_of(run, lm, data, ranks))
     return make_ranker(lm, data, run.settings, P_kD), penalty_of(run, data)
 
 
 def own_files(run: Run) -> list[str]:
-    """The files of its folder with which a run ranks: ADAPTER, ITEMS, PROMPT, BACKBONE. Stops where
-    one is missing."""
+    """The files of its folder with which a run ranks. Stops where one is missing."""
     whole = getattr(run, "adapt", "qv") == "all"  # the LM's own weights were trained
     needed = {
         ADAPTER: run.stage == "finetune" and not whole or getattr(run, "lr_lm", 0),
         ITEMS: settings_of_run(run)["input"] != "titles",
         PROMPT: run.soft_prompt not in ("none", "words"),
         BACKBONE: getattr(run, "residual", None) or getattr(run, "user_states", None),
+        offsets.FILE: getattr(run, "residual", None) and settings_of_run(run)["input"] != "ids",
     }
     own = [part for part in needed if needed[part]]
     for part in own:
@@ -241,13 +241,14 @@ def score_listed(
     olds: Olds = None,
 ) -> np.ndarray:
     """Scores (n, C) of candidates after histories, listed as they are given and, with --orders, in
-    further orders: the mean over all. olds: as score_tails takes them."""
+    further orders: the mean. olds: whole, as score_tails takes them and --residual asks."""
     orders = hints.moved(cand_nC.shape[1], r.settings["orders"])
     total_nC = np.zeros(cand_nC.shape, np.float32)
     for place_C in orders:
         tails, _ = r.prompts.histories(old, cand_nC[:, place_C], hint_nh)
         total_nC[:, place_C] += score_tails(r, tails, cand_nC[:, place_C], ranks, name, olds=olds)
-    return total_nC / np.float32(len(orders))
+    mean_nC = total_nC / np.float32(len(orders))
+    return residual.with_backbone_scores_of_candidates(r.lm, mean_nC, olds, cand_nC)
 
 
 def candidates_shown(
@@ -274,7 +275,6 @@ def score_samples(
     rows = np.zeros((len(which), C), np.float32)
     olds = residual.histories_of(r.lm, r.data, samples, r.shuffled)
     score_nC = score_listed(r, old, cand_nC, hint_nh, ranks, name, olds)
-    score_nC = residual.with_backbone_scores_of_candidates(r.lm, score_nC, olds, cand_nC)
     np.put_along_axis(rows, place_nC, score_nC, 1)
     return rows
 

@@ -2,6 +2,8 @@
 
     s_BI = E (W_out h_B + b_out) + g y_BI,    y_BI = x_B . e_I + b_I
 
+(--input ids; offsets.py has the same for titles)
+
 h is the LM's state, x the backbone's, y the backbone's scores. W_out and b_out begin at 0 and g,
 one number that trains, at 1: the run begins as its backbone, and learns what that lacks.
 
@@ -49,10 +51,11 @@ if TYPE_CHECKING:
 KEPT = ("stage", "model", "loss", "history", "width", "dropout", "n_items", "dataset", "data_hash")
 STATELESS = ("kda",)  # models that read a history through each candidate
 WEIGHT = "residual"  # the name of g among the maps
+OWN = "verbalizer"  # that of a, what the scores of titles are multiplied with (offsets.py)
 ROWS = 512  # histories that the backbone is asked at a time
-# set where nobody typed it: Lion moves every number of a map by its rate, and at the maps' usual
-# rate W_out drowns the backbone in a few steps
-DEFAULTS = {"lr_residual": 1e-5}
+# Set where nobody typed it: Lion moves every number by its rate, and at the maps' usual rate W_out
+# drowns the backbone in a few steps. With titles it is two numbers that have a way to go.
+RATES = {"ids": 1e-5, "titles": 1e-2, "hybrid": 1e-2}
 
 
 class BackboneScores(Protocol):
@@ -140,13 +143,23 @@ class FoldStates:
         return u_NE
 
 
+def defaults(cfg: SimpleNamespace) -> dict:
+    """What is set where nobody typed it."""
+    return {"lr_residual": RATES[cfg.input]} if cfg.residual else {}
+
+
 def faults(cfg: SimpleNamespace) -> list[tuple]:
     """What cannot be meant by --residual: [(is it so?, sentence)]."""
     return [
         (
-            cfg.residual and cfg.input != "ids",
-            f"--residual adds scores of item vectors, --input is {cfg.input}; use --input ids, or "
-            "leave --residual out",
+            cfg.residual and cfg.loss != "candidates",
+            f"--residual adds the backbone's scores of the candidates, --loss {cfg.loss} asks for "
+            "others; leave one of them out",
+        ),
+        (
+            cfg.residual_counts and cfg.input != "ids",
+            f"--residual-counts adds to what vectors score, --input is {cfg.input}; leave one of "
+            "them out",
         ),
         (
             cfg.residual and cfg.teacher,
@@ -262,7 +275,16 @@ def with_backbone_state(lm: LM, e_NE: torch.Tensor, u_NE: torch.Tensor | None) -
 
 def residual_of(lm: LM) -> Residual | None:
     """What an LM's scores are added to, or None."""
+    if lm.offset is not None:
+        return lm.offset.asked
     return lm.items.residual if lm.items is not None else None
+
+
+def parts_of(lm: LM) -> tuple[torch.Tensor | float, torch.Tensor]:
+    """(a, g): what the LM's scores and its backbone's are multiplied with; a is 1 for vectors."""
+    if lm.offset is not None:
+        return lm.offset.maps[OWN].weight, lm.offset.maps[WEIGHT].weight
+    return 1.0, lm.items.maps[WEIGHT].weight
 
 
 def histories_of(lm: LM, data: Data, samples: np.ndarray, mixed: bool) -> Olds:
@@ -284,21 +306,25 @@ def histories_of(lm: LM, data: Data, samples: np.ndarray, mixed: bool) -> Olds:
 
 def weights_of(lm: LM) -> torch.Tensor | None:
     """The weights of counts (2,), as they are now; None without --residual-counts."""
-    maps = lm.items.maps
-    return maps[counted.MAP].weight[0] if counted.MAP in maps else None
+    if residual_of(lm).counts is None:
+        return None
+    return lm.items.maps[counted.MAP].weight[0]
 
 
 def told_of_weights(lm: LM) -> dict:
     """What config.json says of how much is added to what the LM says."""
-    found = {"residual_weight": round(lm.items.maps[WEIGHT].weight.item(), 4)}
+    a, g = parts_of(lm)
+    found = {"residual_weight": round(g.item(), 4)}
+    if lm.offset is not None:
+        found["verbalizer_weight"] = round(a.item(), 4)
     if residual_of(lm).counts:
         found["counts_weights"] = [round(g, 4) for g in weights_of(lm).tolist()]
     return found
 
 
 def with_backbone_scores(lm: LM, s_BI: torch.Tensor, olds: Olds) -> torch.Tensor:
-    """The LM's scores s (B, I+1) and g times its backbone's after histories; s itself where it has
-    none."""
+    """a times the LM's scores s (B, I+1) and g times its backbone's after histories; s itself where
+    it has none."""
     own = residual_of(lm)
     if own is None:
         return s_BI
@@ -306,20 +332,21 @@ def with_backbone_scores(lm: LM, s_BI: torch.Tensor, olds: Olds) -> torch.Tensor
     y_BI = own.scores(olds)
     if own.counts:
         y_BI = own.counts.beside_all(y_BI, olds, weights_of(lm))
-    return s_BI + lm.items.maps[WEIGHT].weight * y_BI
+    a, g = parts_of(lm)
+    return a * s_BI + g * y_BI
 
 
 @torch.no_grad()
 def with_backbone_scores_of_candidates(
     lm: LM, score_nC: np.ndarray, olds: Olds, cand_nC: np.ndarray, among_all: bool = False
 ) -> np.ndarray:
-    """The LM's scores (n, C) of some candidates and g times its backbone's after histories; the
-    LM's alone where it has none. among_all: they hold the backbone's already, as all items have
+    """a times the LM's scores (n, C) of some candidates and g times its backbone's after histories;
+    the LM's alone where it has none. among_all: they hold the backbone's already, as all items have
     them, and counts are standardised among the candidates instead."""
     own, found = residual_of(lm), [np.zeros((0, cand_nC.shape[1]), np.float32)]
     if own is None or among_all and own.counts is None:
         return score_nC
-    g, g_x = lm.items.maps[WEIGHT].weight, weights_of(lm)
+    (a, g), g_x = parts_of(lm), weights_of(lm)
     for i in range(0, len(cand_nC), ROWS):
         some, cand_BC = olds[i : i + ROWS], cand_nC[i : i + ROWS]
         y_BI = own.scores(some)
@@ -330,7 +357,7 @@ def with_backbone_scores_of_candidates(
         if among_all:
             f_BC = f_BC - own.counts.beside_all(y_BI, some, g_x).gather(1, at_BC)
         found.append((g * f_BC).cpu().numpy())
-    return score_nC + np.concatenate(found)
+    return np.float32(float(a)) * score_nC + np.concatenate(found)
 
 
 # ---------------------------------------------------------------- run folders
@@ -347,10 +374,11 @@ def keep_backbone(source: Path, run_folder: Path) -> Path:
     return place
 
 
-def open_residual(lm: LM, run: Run, data: Data, scores_of: ScoresOf | None) -> None:
-    """Gives the LM of a finished run of --residual the backbone that stands in the run's folder."""
+def asked_by(lm: LM, run: Run, data: Data, scores_of: ScoresOf | None) -> Residual | None:
+    """The backbone in the folder of a finished run of --residual; None for another run. lm: opened
+    with the run's items."""
     if not getattr(run, "residual", None):
-        return
+        return None
     if scores_of is None:
         raise ValueError(f"{run.folder} adds a backbone's scores: open it with what makes them")
     own = load_run(run.folder / BACKBONE, data, stages=["train_backbone"])
@@ -364,4 +392,4 @@ def open_residual(lm: LM, run: Run, data: Data, scores_of: ScoresOf | None) -> N
                 "share a run of finetune.py without --residual-counts"
             )
         found.counts = counted.counts_of(data, lm.device)
-    lm.set_items(replace(lm.items, residual=found))
+    return found

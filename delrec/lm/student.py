@@ -20,6 +20,7 @@ from delrec.lm import (
     hints,
     items,
     layers,
+    offsets,
     residual,
     slmrec,
     soft_prompt,
@@ -99,7 +100,7 @@ def open_student(
         slmrec.tap_blocks(lm, teacher, cfg)
     maps = maps_of(cfg, lm, backbone_run, data.n_items)
     if cfg.residual:
-        residual.add_backbone(lm, cfg, data, backbone_run, scores_of)
+        maps = offsets.add_backbone(lm, cfg, data, (backbone_run, scores_of), maps)
         if cfg.residual_counts and ranks.main:
             print(counted.said(residual.weights_of(lm), data, cfg.val_samples), flush=True)
     if cfg.user_states:
@@ -226,8 +227,9 @@ class Moving:
         self.first_values = [p.detach().clone() for p in self.adapted]
         self.first_P = None if r.P is None else r.P.clone()
         prompt = [r.P.requires_grad_()] if cfg.lr_prompt else []
-        # with --residual the map out of the LM begins at 0, before the scores of a good model
-        added = list(maps["out"].parameters()) if cfg.residual else []
+        # with --residual what the LM says begins at 0, before the scores of a good model
+        first = "out" if r.lm.offset is None else "offset"
+        added = list(maps[first].parameters()) if cfg.residual else []
         trains = [p for p in maps.parameters() if p.requires_grad]  # not that of user states
         others = [p for p in trains if not any(p is q for q in added)]
         self.groups = groups_of(
@@ -340,6 +342,8 @@ def write_parts(
         soft_prompt.save_soft_prompt(out, r.P)
     if r.lm.items is not None:
         items.save_items(r.lm, out)
+    if r.lm.offset is not None:
+        offsets.save_offset(r.lm, out)
     if residual.residual_of(r.lm):
         about_lm |= residual.told_of_weights(r.lm)
     if r.lm.tapped is not None:

@@ -16,7 +16,12 @@ from delrec.runtime import CACHE, Run, folder_of, load_run
 from delrec.serving.ranking import ScoresAfter, ranking
 from delrec.serving.shared import shapes_in
 
-OWN_WEIGHTS = ("items.safetensors", "soft_prompt.safetensors", "adapter/adapter_model.safetensors")
+OWN_WEIGHTS = (
+    "items.safetensors",
+    "offset.safetensors",
+    "soft_prompt.safetensors",
+    "adapter/adapter_model.safetensors",
+)
 
 
 def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> None:

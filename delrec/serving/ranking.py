@@ -246,7 +246,8 @@ class PoolRanker:
         cand_nC = np.array([block for _, block in blocks]).astype(np.int64)
         shown = ragged([olds[b][-ranker.history :] for b, _ in blocks])
         hint_nh = hints.hint_of_best(ranker.settings, cand_nC)
-        score_nC = score_listed(ranker, shown, cand_nC, hint_nh, self.ranks, self.name)
+        whole = [olds[b] for b, _ in blocks]
+        score_nC = score_listed(ranker, shown, cand_nC, hint_nh, self.ranks, self.name, whole)
         for (b, _), block, score_C in zip(blocks, cand_nC, score_nC):
             s_BI[b, block] = score_C - self.penalty_I[block]
 
