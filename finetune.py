@@ -343,7 +343,7 @@ def main(ctx: click.Context, **config) -> None:
         with moving.mean.shown(), loop.elsewhere_than_steps("validation"):
             score_nC, found = valid.ask(r, ranks)
             if not done or adalora.ranks_are_final(adapter, done):
-                best.offer(samples.criterion(found), done, moved.state_dict(), scores=score_nC)
+                best.offer(valid.criterion(found), done, moved.state_dict(), scores=score_nC)
         common.say(ranks, f"step {done}: {valid.said(found)}; rank {adalora.active_rank(adapter)}")
         return found
 

@@ -92,7 +92,7 @@ def prompt(runs: Runs, row: Row) -> str:
 def mlp(runs: Runs, name: str, row: Row) -> str:
     """An MLP on the state of a row's backbone."""
     options = ["--dataset", runs.dataset, "--backbone", runs.backbone(row.backbone)]
-    return runs.run(runs.named(name), "recipes/mlp.py", *options, "--choose", "full")
+    return runs.run(runs.named(name), "recipes/mlp.py", *options, "--choose", runs.plan.choose)
 
 
 def made(runs: Runs, name: str, row: Row) -> str:
@@ -108,6 +108,8 @@ def made(runs: Runs, name: str, row: Row) -> str:
     flags = row.finetune.format(**names).split()
     if row.random_prompt:
         flags += ["--maps", own]
+    if runs.plan.choose != "full":
+        flags += ["--choose", runs.plan.choose]
     vectors = "random" if row.random_prompt else own
     return runs.tuned(name, vectors, flags, llm=llm_of(runs, row), backbone=backbone)
 
@@ -219,6 +221,8 @@ def settled(plan: Plan, is_full: bool) -> Plan:
     """The plan with the numbers that nobody typed."""
     plan.seeds = plan.seeds or (3 if is_full else 1)
     plan.backbone_seeds = plan.seeds
+    # the primary comparison is among candidates, and a fusion's weight is chosen among them
+    plan.choose = "candidates" if is_full else "full"
     plan.budget = plan.budget or (12288 if is_full else 4096)
     plan.prompt_budget = plan.prompt_budget or (1024 if is_full else 512)
     plan.jobs = jobs_of(plan)

@@ -50,6 +50,7 @@ class Plan:
     dry_run: bool  # print the commands, run nothing
     controls: bool = False  # table2: the control rows too
     folds: int = FOLDS  # of a backbone's users, for what is trained on it
+    choose: str = "full"  # levers: what LMs' steps are chosen by, finetune.py --choose
     evals: int = 0  # validations of stage 2; 0: by the budget, at least two
     printed: list = field(default_factory=list)  # by a dry run, so that each is printed once
     quiet: bool = False  # a dry run that only collects the commands

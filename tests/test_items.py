@@ -159,7 +159,7 @@ def test_an_lm_on_item_vectors_is_stored_opened_and_scored_alike(teacher, toy, a
 
 def test_a_step_is_chosen_by_the_whole_catalogue_where_the_lm_ranks_it(teacher, toy, alone, on_cpu):
     r, _ = open_run(load_run(teacher, toy), toy, CPU)
-    valid = samples.Validation(SimpleNamespace(C=15, val_samples=12, seed=0), toy)
+    valid = samples.Validation(SimpleNamespace(C=15, val_samples=12, seed=0, choose="full"), toy)
     scores, found = valid.ask(r, alone)
     np.testing.assert_allclose(scores, score_samples(r, "val", valid.which, 15, alone), atol=1e-4)
     gains, start = [], read_prefix(r.lm, r.prompts.prefix, None)
@@ -171,9 +171,11 @@ def test_a_step_is_chosen_by_the_whole_catalogue_where_the_lm_ranks_it(teacher, 
         place = 1 + (s > own).sum()
         gains.append(1 / np.log2(place + 1) if place <= 10 else 0)
     assert found["val_full_ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-6)
-    assert samples.criterion(found) == found["val_full_ndcg@10"]
+    assert valid.criterion(found) == found["val_full_ndcg@10"]
     # one that ranks candidates only is chosen by NDCG@10 among them, not by HR@1
-    assert samples.criterion({"val_hr@1": 0.9, "val_ndcg@10": 0.5}) == 0.5
+    assert valid.criterion({"val_hr@1": 0.9, "val_ndcg@10": 0.5}) == 0.5
+    valid.choose = "candidates"
+    assert valid.criterion(found) == found["val_ndcg@10"]
     assert "NDCG@10 over all items" in valid.said(found)
 
 

@@ -146,6 +146,16 @@ def test_the_primary_pair_is_fixed_and_only_on_beauty(dataset, flag, commands):
     assert "--folds" in titled and titled[titled.index("--folds") + 1] == "5"
 
 
+def test_what_is_compared_among_candidates_is_chosen_among_them(commands):
+    def chosen(words):
+        return words[words.index("--choose") + 1] if "--choose" in words else "full"
+
+    trained = ("finetune.py", "recipes/mlp.py")
+    for carried, by in (((), "full"), (("--carry", "titles+residual"), "candidates")):
+        rows = [words for words in commands(*carried).values() if words[0] in trained]
+        assert len(rows) > 5 and {chosen(words) for words in rows} == {by}
+
+
 def test_fused_rows_are_fused_before_they_are_compared(commands):
     table = commands("--carry", "titles+residual", "--seeds", 2)[""]
     known = {x.split("/")[-1] for x in table if x.endswith(("-s0", "-s1", "-s2", "-s3"))}

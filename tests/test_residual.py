@@ -265,6 +265,12 @@ def test_a_training_sample_without_a_state_is_no_target(young, walks, tmp_path):
     assert np.array_equal(np.flatnonzero(found.is_target), walks.train[1::2])
 
 
+def test_the_step_is_chosen_among_the_candidates_if_that_is_asked(tune):
+    run = load_run(tune("near", f"--residual backbone {LEARN} --choose candidates"))
+    near = {x["step"]: x["val_ndcg@10"] for x in log_of(run.folder) if "val_ndcg@10" in x}
+    assert near[run.best_step] == max(near.values())
+
+
 # ---------------------------------------------------------------- killed, several, moved, served
 
 

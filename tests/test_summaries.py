@@ -96,6 +96,7 @@ def test_another_user_s_history_is_as_long_as_ones_own(history, fans, load, alon
     cfg = SimpleNamespace(summary="permuted-recurrent", history=history, order="shuffled")
     vars(cfg).update(seed=0, samples=len(fans.train), batch=1, without_fold=())
     vars(cfg).update(C=15, val_samples=0, llm="", hint="none", pool="stored", draw="uniform")
+    cfg.choose = "full"
     student.write_summaries(cfg, copy(load("decoder")), fans, "", alone)
     assert max(map(len, kept)) == history
     # and words are of the same histories

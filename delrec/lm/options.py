@@ -186,6 +186,13 @@ averaged = (
         "many times the next one (.999); 0: the step itself",
     ),
     click.option(
+        "--choose",
+        default="full",
+        type=click.Choice(["full", "candidates"]),
+        help="the step is chosen by NDCG@10 over all items, where the LM ranks them all at once; "
+        "candidates: among the stored candidates, as the weight of a fusion is",
+    ),
+    click.option(
         "--drop-items",
         default=0.0,
         type=Number(0, 0.95),

@@ -189,10 +189,10 @@ def batch_of(
 
 class Validation:
     """The validation samples that choose the best step and the calibration, from the first half.
-    cfg: C, val_samples, seed."""
+    cfg: C, val_samples, seed, choose."""
 
     def __init__(self, cfg: SimpleNamespace, data: Data):
-        self.C, self.n_all = cfg.C, len(data.val)
+        self.C, self.n_all, self.choose = cfg.C, len(data.val), cfg.choose
         first, _ = halves_of_validation(data)
         self.which = first[subset(len(first), cfg.val_samples, cfg.seed)]
         self.cand_nC = candidates(data, "val", cfg.C, self.which)
@@ -214,6 +214,12 @@ class Validation:
         over_all = float(metrics(*full_1n2[0].T)["ndcg@10"].mean())
         return score_nC, {"val_hr@1": hit, "val_ndcg@10": gain, "val_full_ndcg@10": over_all}
 
+    def criterion(self, found: dict[str, float]) -> float:
+        """What a step is chosen by, of what `ask` logs: NDCG@10 over all items where the LM ranks
+        them all, else, and with --choose candidates, among the candidates."""
+        near = found["val_ndcg@10"]
+        return near if self.choose == "candidates" else found.get("val_full_ndcg@10", near)
+
     def quality(self, score_nC: np.ndarray) -> tuple[float, float]:
         """Mean HR@1 and NDCG@10 of scores."""
         m = metrics(*compare(score_nC, self.cand_nC == self.target_n[:, None]))
@@ -233,9 +239,3 @@ class Validation:
         full_nC = np.full((self.n_all, self.C), np.nan, np.float32)
         full_nC[self.which] = score_nC
         return full_nC
-
-
-def criterion(found: dict[str, float]) -> float:
-    """What a step is chosen by: NDCG@10 over all items where the LM ranks them all, else among the
-    candidates. found: what Validation.ask logs."""
-    return found.get("val_full_ndcg@10", found["val_ndcg@10"])
