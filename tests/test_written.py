@@ -92,7 +92,7 @@ def test_the_control_s_summary_is_another_user_s_whatever_is_written_later(
 ):
     monkeypatch.setattr(written, "continued", last_title)
     m = copy(load("decoder"))
-    cfg = SimpleNamespace(summary="permuted-recurrent", order="shuffled")
+    cfg = SimpleNamespace(summary="permuted-recurrent", order="shuffled", choose="full")
     vars(cfg).update(history=8, seed=0, samples=len(shelves.train), batch=1, without_fold=())
     vars(cfg).update(C=15, val_samples=0, llm="", hint="none", pool="stored", draw="uniform")
     student.write_summaries(cfg, m, shelves, "", alone)
