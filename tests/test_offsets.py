@@ -1,5 +1,6 @@
 """finetune.py --residual where titles are scored: they are added to the backbone's scores."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from commands import log_of
 from safetensors.torch import load_file, save_file
+from shared_runs import uploaded
 from stopped_runs import goes_on_to_the_last_bit
 
 import evaluate
@@ -189,3 +191,13 @@ def test_what_cannot_be_meant_is_one_sentence(command, tune, refused, on_cpu, tm
     assert "does not hold two weights" in refused(evaluate.main, f"--ckpt {folder}")
     (folder / offsets.FILE).unlink()
     assert "lacks offset.safetensors" in refused(evaluate.main, f"--ckpt {folder}")
+
+
+def test_a_shared_run_answers_as_before(tune, decoder, run, on_cpu, tmp_path):
+    folder = tune("on", f"{LEARN} --residual backbone")
+    home = shutil.copytree(folder, tmp_path / "home")
+    run(evaluate.main, f"--ckpt {home} --card")
+    uploaded(home, tmp_path / "on")
+    here, away = (Recommender.load(x, llm=decoder) for x in (home, tmp_path / "on"))
+    asked = ["red 3", "red 10", "blue 11"]
+    assert away.recommend(asked, top=10).items == here.recommend(asked, top=10).items
