@@ -139,7 +139,7 @@ def test_a_target_that_the_user_had_before_is_ranked_and_not_listed(alone, monke
     said_1I = np.array([[-np.inf, 5, 9, 7, 6]], np.float32)
     data = SimpleNamespace(items=np.array([1, 2, 1]), ptr=np.array([0, 3]), test=np.array([2]))
     prompts = SimpleNamespace(histories=lambda old: (None, None))
-    lm = SimpleNamespace(items=None)
+    lm = SimpleNamespace(items=None, offset=None)
     r = SimpleNamespace(data=data, prompts=prompts, lm=lm, history=2, shuffled=False)
     monkeypatch.setattr(ranking, "candidates", lambda *_: np.array([[1, 3]]))
     monkeypatch.setattr(
