@@ -140,6 +140,5 @@ def beside(name: str, row: Row) -> dict[str, Row]:
     found = {f"{name}-random-lm": replace(row, random_lm=True)}
     if "--user-states" not in row.distill:  # whose map goes with the soft prompt
         found[f"{name}-untrained"] = replace(row, random_prompt=True)
-    of_state = "mlp" if row.backbone == SASREC else f"mlp-{row.backbone}"
-    found[of_state] = replace(row, script="recipes/mlp.py")
+    found[f"mlp-{row.backbone}"] = replace(row, script="recipes/mlp.py")
     return found | {alone_name(name, row): alone(row)}

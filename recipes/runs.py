@@ -382,6 +382,12 @@ def more_seeds(plan: Plan, models: list[str]) -> list[str]:
     return names
 
 
+def compare_flags(plan: Plan, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """The flags of evaluate.py that compare rows, of several seeds their means."""
+    end = "-s0" if plan.seeds == 1 else ""  # means over seeds have none
+    return [flag for a, b in pairs for flag in ("--compare", f"{a}{end}", f"{b}{end}")]
+
+
 def evaluate(
     plan: Plan,
     recipe: str,

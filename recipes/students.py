@@ -8,7 +8,7 @@ import numpy as np
 
 from delrec.evaluation.drawing import BLUE, GREEN, GREY, ORANGE, subplots
 from delrec.runtime import read_json, stop
-from recipes.runs import Plan, Runs, each_seed, evaluate, kind_and_layers
+from recipes.runs import Plan, Runs, compare_flags, each_seed, evaluate, kind_and_layers
 
 # SLMRec's Figure 2; the whole LM is added
 DEPTHS = (2, 4, 6, 10, 20, 30)
@@ -147,9 +147,8 @@ def students(plan: Plan) -> Path:
         return names
 
     pairs = [pair for s in STUDENTS for pair in ((f"{s}-taught", s), (f"{s}-taught", f"{s}-bags"))]
-    one = "-s0" if plan.seeds == 1 else ""  # two seeds have means
-    compare = [flag for a, b in pairs for flag in ("--compare", a + one, b + one)]
-    return evaluate(plan, "students", each_seed(plan, rows), "--reference", "sasrec-s0", *compare)
+    flags = ["--reference", "sasrec-s0", *compare_flags(plan, pairs)]
+    return evaluate(plan, "students", each_seed(plan, rows), *flags)
 
 
 def parts(plan: Plan) -> Path:

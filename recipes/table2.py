@@ -19,7 +19,15 @@ from delrec import runtime
 from delrec.runtime import config_of_run, folder_of, write_json
 from recipes import minutes
 from recipes.papers import printed_lines
-from recipes.runs import Plan, Runs, each_seed, evaluate, more_seeds, of_decoders
+from recipes.runs import (
+    Plan,
+    Runs,
+    compare_flags,
+    each_seed,
+    evaluate,
+    more_seeds,
+    of_decoders,
+)
 from recipes.stage import stage, typed
 
 BACKBONES = ["sasrec", "gru4rec", "caser"]
@@ -255,8 +263,7 @@ def compared(plan: Plan, of_lms: list[str]) -> list[str]:
             pairs += [(row, control) for control in CONTROLS.get(row, ())]
         if "trsr-recurrent" in of_lms:  # an empty summary is the same one for both
             pairs.append(("trsr-recurrent", "trsr-empty"))
-    end = "-s0" if plan.seeds == 1 else ""  # means over seeds have none
-    return [x for a, b in pairs for x in ("--compare", f"{a}{end}", f"{b}{end}")]
+    return compare_flags(plan, pairs)
 
 
 def tables_beside(plan: Plan, of_lms: list[str]) -> None:

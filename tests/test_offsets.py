@@ -64,21 +64,6 @@ def command(shop, young, decoder):
     )
 
 
-@pytest.fixture(scope="module")
-def tune(command, run, fp32, tmp_path_factory):
-    """tune(name, options) -> the run of finetune.py, made once."""
-    home, made = tmp_path_factory.mktemp("tuned"), {}
-
-    def get(name, options):
-        if name not in made:
-            made[name] = home / name
-            with fp32():
-                run(finetune.main, f"{command(options)} --out {made[name]}")
-        return made[name]
-
-    return get
-
-
 def best_of(folder) -> float:
     """The best NDCG@10 that a run found on validation."""
     return max(line["val_ndcg@10"] for line in log_of(folder) if "val_ndcg@10" in line)

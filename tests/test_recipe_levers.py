@@ -156,6 +156,18 @@ def test_what_is_compared_among_candidates_is_chosen_among_them(commands):
         assert len(rows) > 5 and {chosen(words) for words in rows} == {by}
 
 
+def test_the_screen_s_mlp_and_the_carried_one_are_two_runs(commands):
+    screened, carried = (
+        {
+            words[words.index("--out") + 1]
+            for words in found.values()
+            if words[0] == "recipes/mlp.py"
+        }
+        for found in (commands(), commands("--carry", "residual+ema"))
+    )
+    assert screened and carried and not screened & carried  # they are chosen otherwise
+
+
 def test_fused_rows_are_fused_before_they_are_compared(commands):
     table = commands("--carry", "titles+residual", "--seeds", 2)[""]
     known = {x.split("/")[-1] for x in table if x.endswith(("-s0", "-s1", "-s2", "-s3"))}

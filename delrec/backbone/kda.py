@@ -51,7 +51,7 @@ class KDA(nn.Module):
         self.qkv = nn.Linear(E, 3 * E, bias=False)
         self.inner, self.outer = nn.Linear(E, E), nn.Linear(E, E)
         self.norm, self.drop = nn.LayerNorm(E), Dropout(cfg.dropout)
-        self.weight = cfg.latent_weight if K else 0.0  # of L_LRD in the loss
+        self.weight = cfg.latent_weight  # of L_LRD in the loss
         self.latent = None  # while it trains: which relation joins two titles
 
     def forward(self, seq_BL: torch.Tensor, last: bool = False) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from delrec.data.prepared import Data, histories, subset
-from delrec.lm import ranker
+from delrec.lm import offsets, ranker
 from delrec.lm.model import is_lm_run
 from delrec.lm.pretrained import EMBEDDED, numbers_of, seed_and_name
 from delrec.processes import Ranks
@@ -16,12 +16,7 @@ from delrec.runtime import CACHE, Run, folder_of, load_run
 from delrec.serving.ranking import ScoresAfter, ranking
 from delrec.serving.shared import shapes_in
 
-OWN_WEIGHTS = (
-    "items.safetensors",
-    "offset.safetensors",
-    "soft_prompt.safetensors",
-    "adapter/adapter_model.safetensors",
-)
+OWN_WEIGHTS = (ranker.ITEMS, offsets.FILE, ranker.PROMPT, ranker.ADAPTER)
 
 
 def add_latency(result: dict, runs: dict[str, Run], data: Data, pool: int) -> None:
