@@ -12,7 +12,7 @@ import click
 import numpy as np
 import torch
 
-from delrec.backbone.ranking import HistoryScorer, best_items, history_scorer
+from delrec.backbone.ranking import HistoryScorer, history_scorer, in_order
 from delrec.data.prepared import Data
 from delrec.data.unseen import Unseen
 from delrec.lm import hints, new_items
@@ -112,15 +112,9 @@ def best_of(s_BI: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """(items, scores) (B, k) of the `top` best items of each row, or all of them, the best first,
     ties by the smaller number; what is behind a score of -inf was not ranked.
     """
-    s_BI, k = torch.from_numpy(s_BI), min(top, s_BI.shape[1])
-    # one more than asked: it tells whether others have the score of the last
-    score_Bk, best_Bk = (x.numpy() for x in s_BI.topk(min(k + 1, s_BI.shape[1])))
-    tied_Bk = (score_Bk[:, 1:] == score_Bk[:, :-1]) & (score_Bk[:, 1:] > -np.inf)
-    best_Bk, score_Bk = best_Bk[:, :k], score_Bk[:, :k]
-    if tied_Bk.any():
-        tied_B = tied_Bk.any(1)
-        best_Bk[tied_B] = best_items(s_BI[tied_B], k).numpy()
-    return best_Bk, score_Bk
+    s_BI = torch.from_numpy(s_BI)
+    best_Bk = in_order(s_BI, min(top, s_BI.shape[1]))
+    return best_Bk.numpy(), s_BI.gather(1, best_Bk).numpy()
 
 
 def log_sums(s_BI: np.ndarray) -> list[float]:
