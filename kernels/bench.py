@@ -28,6 +28,7 @@ from tqdm import tqdm
 # run as a script, only this folder is on the path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from delrec.kernels import cpu  # noqa: E402
 from delrec.kernels import verbalizer as kernels  # noqa: E402
 from delrec.runtime import commit, machine, versions
 from delrec.training.memory import extra_bytes
@@ -36,6 +37,7 @@ SHAPES = [(16, 15, 12), (64, 20, 12), (256, 20, 16)]  # B, C, T
 HEADS = [(576, 49152), (2048, 32128), (4096, 128256)]  # D, V
 POSITIONS = [64, 256, 1024, 2000]  # of titles' tokens
 CATALOGUES = [1_000, 10_000, 100_000, 1_300_000]  # titles
+SOFTMAXES = [(700, 100, 12_101), (5_000, 100, 1_682), (300, 256, 5_000)]  # N, D, items
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -282,6 +284,28 @@ def catalogue(
     ]
 
 
+# ---------------------------------------------------------------- a backbone's softmax
+
+
+def softmax(N: int, D: int, n_items: int) -> list[Row]:
+    """Rows of the softmax over all items and its gradients, on a CPU that multiplies bf16; torch's
+    in fp32."""
+    inputs = torch.randn(N, D), torch.randn(n_items, D) * 0.1, torch.zeros(n_items)
+    x_ND, head_ID, bias_I = (t.requires_grad_() for t in inputs)
+
+    def ours():
+        return cpu.softmax_sums(x_ND.bfloat16(), head_ID.bfloat16(), bias_I, torch.ones(N))
+
+    def in_torch():
+        log_sum = torch.addmm(bias_I, x_ND, head_ID.T).logsumexp(1).sum()
+        return torch.autograd.grad(log_sum, (x_ND, head_ID, bias_I))
+
+    t = times({"ours": ours, "torch": in_torch}, x_ND.device)
+    base = f"softmax.cpu.bf16.{N}x{D}x{n_items}"
+    vs_torch = Row(f"{base}.vs_torch_fp32", t["torch"] / t["ours"], "x", 2)
+    return [vs_torch, Row(f"{base}.ms", 1e3 * t["ours"], "ms")]
+
+
 # ---------------------------------------------------------------- all of it
 
 
@@ -327,6 +351,8 @@ def jobs_of(device: torch.device, rate: float, quick: bool) -> list[Callable]:
             jobs += [partial(title_likelihood, device, dtype, n, D, V) for n in positions]
         sizes = CATALOGUES[:2] if quick else CATALOGUES
         jobs += [partial(catalogue, device, dtype, n_items, *HEADS[0]) for n_items in sizes]
+    if device.type == "cpu" and cpu.has_fast_bf16():  # elsewhere it is not used
+        jobs += [partial(softmax, *shape) for shape in SOFTMAXES[: 1 if quick else None]]
     return jobs
 
 
@@ -355,7 +381,7 @@ def rows_of_a_gpu() -> list[Row]:
 @click.option("--quick", is_flag=True, help="the smallest shapes only, under a minute")
 @click.option("--threads", default=2, type=click.IntRange(1), help="threads on the CPU")
 def main(quick: bool, threads: int) -> None:
-    """Time and memory of the verbalizer's three functions against plain torch."""
+    """Time and memory of the kernels against plain torch."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

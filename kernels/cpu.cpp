@@ -8,6 +8,7 @@
 #include "product.h"
 #include "candidates.h"
 #include "likelihood.h"
+#include "head_gradient.h"
 #include "catalogue.h"
 #include "decoder_layer.h"
 #include "attention.h"
@@ -62,6 +63,16 @@ void verbalizer_likelihood(int dtype, const void* x, const void* head, int64_t s
         const bool gradient = diff != nullptr;
         const LogProbs<T> in{(const T*)x, (const T*)head, stride, bias, tok, N, V, D, gradient};
         likelihood(in, logp, diff);
+    });
+}
+
+void verbalizer_head_gradient(int dtype, const void* x, const void* head, int64_t stride,
+                              const float* bias, const float* log_sum, const float* weight,
+                              float* dhead, float* dbias, int64_t N, int64_t V, int64_t D) {
+    by_dtype(dtype, [&](auto number) {
+        typedef decltype(number) T;
+        const LogProbs<T> in{(const T*)x, (const T*)head, stride, bias, nullptr, N, V, D, true};
+        head_gradient(in, log_sum, weight, dhead, dbias);
     });
 }
 

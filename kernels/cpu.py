@@ -30,6 +30,7 @@ SILENT = (  # functions that return nothing
     "scores",
     "scores_dx",
     "likelihood",
+    "head_gradient",
     "logits",
     "catalogue",
     "topk",
@@ -81,6 +82,12 @@ def cpu_features() -> str:
         return platform.processor()
     lines = cpuinfo.read_text().splitlines()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def has_fast_bf16() -> bool:
+    """True on CPUs that multiply bf16 in hardware; elsewhere it is emulated, slower than fp32."""
+    features = cpu_features()
+    return "avx512_bf16" in features or "amx_bf16" in features
 
 
 def build(compiler: str, path: Path) -> str:
@@ -180,6 +187,24 @@ def log_probs(
     diff_ND = torch.empty(N, D) if gradient else None
     call("likelihood", dtype(head_VD), x_ND, *head, bias_V, tok_N, logp_N, diff_ND, N, V, D)
     return logp_N, diff_ND
+
+
+def softmax_sums(
+    x_ND: Tensor, head_VD: Tensor, bias_V: Tensor, weight_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of p_i = softmax(head x_i + bias), all fp32: log sum_v exp(head_v x_i + bias_v) (N,); the
+    mean row sum_v p_i[v] head_v (N, D); sum_i w_i p_i[v] x_i (V, D); sum_i w_i p_i[v] (V,).
+
+    The gradients of sum_i w_i log sum_v exp(..) are w_i times the mean row, and the last two. bias
+    and weight fp32, all contiguous.
+    """
+    (N, D), V = x_ND.shape, len(head_VD)
+    inputs = (dtype(head_VD), x_ND, head_VD, head_VD.stride(0), bias_V)
+    logp_N, diff_ND = torch.empty(N), torch.empty(N, D)
+    call("likelihood", *inputs, None, logp_N, diff_ND, N, V, D)
+    log_sum_N, dhead_VD, dbias_V = -logp_N, torch.empty(V, D), torch.empty(V)
+    call("head_gradient", *inputs, log_sum_N, weight_N, dhead_VD, dbias_V, N, V, D)
+    return log_sum_N, -diff_ND, dhead_VD, dbias_V
 
 
 # ---------------------------------------------------------------- the catalogue

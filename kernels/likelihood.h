@@ -12,9 +12,9 @@
 // rows of the head at a time, in whole blocks: two panels of so many stay in the first cache
 const int64_t TILE = W == 16 ? 192 : 96;
 static_assert(TILE % MR == 0, "a tile's last block would write behind it");
-const int64_t CHUNK = 192;     // rows of x in a job, in whole panels
+const int64_t CHUNK = 192;  // rows of x in a job, in whole panels
 static_assert(CHUNK % NR == 0, "a chunk's last panel would write behind it");
-const int64_t STRIP = 8 * NR;  // columns of the head that are packed at a time
+const int64_t TOGETHER = 8;  // strips of the head's columns that are packed at a time
 
 // the inputs
 template <class T>
@@ -23,23 +23,26 @@ struct LogProbs {
     const T* head_VD;
     int64_t stride;        // elements from a row of the head to the next
     const float* bias_V;   // null where there is none
-    const int32_t* tok_N;  // the token whose log probability is asked, for each row of x
+    const int32_t* tok_N;  // the token whose log probability is asked, for each row of x; null:
+                           // none, and logp is - log sum_v e^{l_i[v]}
     int64_t N, V, D;
     bool gradient;  // is diff wanted?
 };
 
 // what was summed so far, over each part of the head, for every row of x
 struct Running {
-    int64_t all;           // rows of x in whole chunks
-    int64_t wide_D;        // D in whole blocks
-    std::vector<float> m;  // (parts, all): the largest logit
-    std::vector<float> s;  // (parts, all): the sum of e^(l - m)
+    std::vector<Strip> strips;  // of D
+    int64_t all;                // rows of x in whole chunks
+    int64_t wide_D;             // D in whole registers
+    std::vector<float> m;       // (parts, all): the largest logit
+    std::vector<float> s;       // (parts, all): the sum of e^(l - m)
     std::vector<float> E;  // (parts, all, wide_D): the sum of e^(l - m) head, with gradients only
     std::vector<float> pick;  // (all): the logit of the row's own token
 
-    Running(int64_t parts, int64_t all, int64_t wide_D, bool gradient)
-        : all(all),
-          wide_D(wide_D),
+    Running(int64_t parts, int64_t all, int64_t D, bool gradient)
+        : strips(strips_of(D)),
+          all(all),
+          wide_D((D + W - 1) / W * W),
           m(parts * all, -INFINITY),
           s(parts * all, 0.f),
           E(gradient ? parts * all * wide_D : 0, 0.f),
@@ -61,20 +64,26 @@ struct LikelihoodRoom {
           x(CHUNK * K),
           rows(MR * K),
           p(gradient ? TILE * CHUNK : 0),
-          values(gradient ? TILE * STRIP : 0) {}
+          values(gradient ? TILE * TOGETHER * NR : 0) {}
 };
 
-// l[v, j] for n rows of the head from v0 on and NR rows of x from i0 on; picks the tokens' own
+// l[v, j] for n rows of the head from v0 on and NR rows of x, packed; `copied` has room for MR rows
 template <class T, class C>
-static inline void tile_logits(const LogProbs<T>& in, int64_t v0, int64_t n, int64_t i0, const C* x,
-                               LikelihoodRoom<T>& room, float* pick) {
-    float* l = room.l.data();
+static inline void tile_logits(const LogProbs<T>& in, int64_t v0, int64_t n, const C* x, C* copied,
+                               float* l) {
     for (int64_t v = 0; v < n; v += MR)
-        logit_block<NV>(in.head_VD + (v0 + v) * in.stride, in.stride, n - v, in.D, x,
-                        room.rows.data(), l + v * NR);
+        logit_block<NV>(in.head_VD + (v0 + v) * in.stride, in.stride, n - v, in.D, x, copied,
+                        l + v * NR);
     if (in.bias_V)
         for (int64_t v = 0; v < n; v++)
             for (int j = 0; j < NR; j++) l[v * NR + j] += in.bias_V[v0 + v];
+}
+
+// the logits of the rows' own tokens, where they stand in the tile
+template <class T>
+static inline void pick_own(const LogProbs<T>& in, int64_t v0, int64_t n, int64_t i0,
+                            const float* l, float* pick) {
+    if (!in.tok_N) return;
     for (int64_t i = i0; i < std::min(in.N, i0 + NR); i++)
         if (in.tok_N[i] >= v0 && in.tok_N[i] < v0 + n)
             pick[i] = l[(in.tok_N[i] - v0) * NR + i - i0];
@@ -111,7 +120,7 @@ static inline Grown absorb(float* l, int64_t n, const float* m, float* s) {
 template <class T, class C>
 static inline void keep_weights(const Grown& grown, const float* m, int64_t n, int64_t wide_D,
                                 LikelihoodRoom<T>& room, C* p, float* E) {
-    const int u = unit<C>();
+    constexpr int u = unit<C>();
     const int64_t high = padded<C>(n);
     float* l = room.l.data();
     for (int j = 0; j < NR; j++)
@@ -121,34 +130,40 @@ static inline void keep_weights(const Grown& grown, const float* m, int64_t n, i
         }
     for (int64_t v = n; v < high; v++)
         for (int j = 0; j < NR; j++) l[v * NR + j] = 0;
-    for (int64_t v = 0; v < high; v++)
-        for (int j = 0; j < NR; j++) narrow(l[v * NR + j], p[(v / u * NR + j) * u + v % u]);
+    if constexpr (u == 2)
+        for (int64_t v = 0; v < high; v += 2)
+            for (int j = 0; j < NR; j++)
+                narrow_pair(l[v * NR + j], l[(v + 1) * NR + j], p + v * NR + 2 * j);
+    else
+        for (int64_t at = 0; at < high * NR; at++) narrow(l[at], p[at]);
 }
 
 // adds n rows of the head from v0 on, weighted by room.p, to the sums E of `count` rows of x: a
-// strip of columns at a time, which stays in the cache for all of these rows
+// few strips of columns at a time, which stay in the cache for all of these rows
 template <class T>
-static inline void absorb_rows(const LogProbs<T>& in, int64_t v0, int64_t n, int64_t count,
-                               LikelihoodRoom<T>& room, int64_t wide_D, float* E) {
+static inline void absorb_rows(const LogProbs<T>& in, const std::vector<Strip>& strips, int64_t v0,
+                               int64_t n, int64_t count, LikelihoodRoom<T>& room, int64_t wide_D,
+                               float* E) {
     typedef factor<T> C;
     constexpr int left = NR % MR;  // of NR rows of x, behind the whole blocks
     const int u = unit<C>();
-    const int64_t high = padded<C>(n);
-    for (int64_t d0 = 0; d0 < in.D; d0 += STRIP) {
-        const int64_t d1 = std::min(in.D, d0 + STRIP);
-        for (int64_t d = d0; d < d1; d += NR)
-            pack_across(in.head_VD + v0 * in.stride + d, in.stride, n,
-                        std::min<int64_t>(NR, in.D - d), NR, room.values.data() + (d - d0) * TILE);
+    const int64_t high = padded<C>(n), n_strips = strips.size();
+    for (int64_t s0 = 0; s0 < n_strips; s0 += TOGETHER) {
+        const int64_t s1 = std::min(n_strips, s0 + TOGETHER);
+        C* values = room.values.data() - strips[s0].first * TILE;
+        for (int64_t s = s0; s < s1; s++)
+            pack_across(in.head_VD + v0 * in.stride + strips[s].first, in.stride, n,
+                        strips[s].columns, strips[s].width(), values + strips[s].first * TILE);
         for (int64_t i = 0; i < count; i += NR)
-            for (int64_t d = d0; d < d1; d += NR) {
-                const C* values = room.values.data() + (d - d0) * TILE;
-                const C* p = room.p.data() + i * TILE;
-                float* sums = E + i * wide_D + d;
+            for (int64_t s = s0; s < s1; s++) {
+                const C *b = values + strips[s].first * TILE, *p = room.p.data() + i * TILE;
+                float* sums = E + i * wide_D + strips[s].first;
                 for (int j = 0; j + MR <= NR; j += MR)
-                    block<NV>(p + j * u, u, NR * u, values, high, sums + j * wide_D, wide_D, true);
+                    block_of(strips[s].registers, p + j * u, u, NR * u, b, high, sums + j * wide_D,
+                             wide_D, true);
                 if constexpr (left > 0)
-                    block<NV, left>(p + (NR - left) * u, u, NR * u, values, high,
-                                    sums + (NR - left) * wide_D, wide_D, true);
+                    block_of<left>(strips[s].registers, p + (NR - left) * u, u, NR * u, b, high,
+                                   sums + (NR - left) * wide_D, wide_D, true);
             }
     }
 }
@@ -167,7 +182,8 @@ static void sum_part(const LogProbs<T>& in, int64_t part, int64_t n0, int64_t fi
         for (int64_t i0 = n0; i0 < end; i0 += NR) {
             const int64_t at = part * to.all + i0;
             float* m = to.m.data() + at;
-            tile_logits(in, v0, n, i0, room.x.data() + (i0 - n0) * K, room, to.pick.data());
+            tile_logits(in, v0, n, room.x.data() + (i0 - n0) * K, room.rows.data(), room.l.data());
+            pick_own(in, v0, n, i0, room.l.data(), to.pick.data());
             const Grown grown = absorb(room.l.data(), n, m, to.s.data() + at);
             if (in.gradient)
                 keep_weights(grown, m, n, to.wide_D, room, room.p.data() + (i0 - n0) * TILE,
@@ -175,7 +191,7 @@ static void sum_part(const LogProbs<T>& in, int64_t part, int64_t n0, int64_t fi
             std::copy(grown.top, grown.top + NR, m);
         }
         if (in.gradient)
-            absorb_rows(in, v0, n, end - n0, room, to.wide_D,
+            absorb_rows(in, to.strips, v0, n, end - n0, room, to.wide_D,
                         to.E.data() + (part * to.all + n0) * to.wide_D);
     }
 }
@@ -192,8 +208,8 @@ static void join_parts(const LogProbs<T>& in, int64_t i, int64_t parts, const Ru
         sum += s[part * all + i] * exp_negative(m[part * all + i] - top);
     logp_N[i] = from.pick[i] - (top + std::log(sum));
     if (!in.gradient) return;
-    for (int64_t d = 0; d < D; d++)
-        diff_ND[i * D + d] = wide(in.head_VD[int64_t(in.tok_N[i]) * in.stride + d]);
+    const T* own = in.tok_N ? in.head_VD + int64_t(in.tok_N[i]) * in.stride : nullptr;
+    for (int64_t d = 0; d < D; d++) diff_ND[i * D + d] = own ? wide(own[d]) : 0.f;
     for (int64_t part = 0; part < parts; part++) {
         const float w = exp_negative(m[part * all + i] - top) / sum;
         const float* E = from.E.data() + (part * all + i) * from.wide_D;
@@ -206,8 +222,8 @@ static void likelihood(const LogProbs<T>& in, float* logp_N, float* diff_ND) {
     const int64_t N = in.N, V = in.V, chunks = (N + CHUNK - 1) / CHUNK;
     // of the head: more than one only where chunks are few
     const int64_t parts = std::max<int64_t>(1, std::min(16 / chunks, V / 1024));
-    const int64_t K = padded<factor<T>>(in.D), wide_D = (in.D + NR - 1) / NR * NR;
-    Running sums(parts, chunks * CHUNK, wide_D, in.gradient);
+    const int64_t K = padded<factor<T>>(in.D);
+    Running sums(parts, chunks * CHUNK, in.D, in.gradient);
 #pragma omp parallel
     {
         LikelihoodRoom<T> room(K, in.gradient);

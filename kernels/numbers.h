@@ -52,6 +52,17 @@ static inline void put(bf16 v, bf16& out) { out = v; }
 static inline void put(bf16 v, float& out) { out = wide(v); }
 static inline void put(fp16 v, float& out) { out = wide(v); }
 
+// two neighbours at once: compilers then work on whole registers of them
+static inline void put_pair(bf16 first, bf16 second, bf16* out) {
+    const uint32_t both = uint32_t(second.bits) << 16 | first.bits;
+    std::memcpy((void*)out, &both, 4);
+}
+static inline void narrow_pair(float first, float second, bf16* out) {
+    bf16 a, b;
+    narrow(first, a), narrow(second, b);
+    put_pair(a, b, out);
+}
+
 // e^x for x <= 0 to 2e-7 relative: x = k ln 2 + r with |r| <= ln 2 / 2, e^r by its series;
 // 0 below -87
 static inline float exp_negative(float x) {

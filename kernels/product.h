@@ -82,6 +82,38 @@ static void block(const bf16* a, int64_t am, int64_t ak, const bf16* b, int64_t 
 }
 #endif
 
+// the same for 1 <= r <= NV registers of sums
+template <int M = MR, class C>
+static inline void block_of(int r, const C* a, int64_t am, int64_t ak, const C* b, int64_t K,
+                            float* out, int64_t ld, bool add) {
+    if (r == 1)
+        block<1, M>(a, am, ak, b, K, out, ld, add);
+    else if (r == 2)
+        block<2, M>(a, am, ak, b, K, out, ld, add);
+    else
+        block<NV, M>(a, am, ak, b, K, out, ld, add);
+}
+
+// a strip of columns that a block computes at once
+struct Strip {
+    int64_t first;
+    int registers;
+    int64_t columns;  // those that exist
+    int width() const { return registers * W; }
+};
+
+// D columns in strips of like width: 100 are 48 + 32 + 20, not 48 + 48 + 4 that take 144
+static std::vector<Strip> strips_of(int64_t D) {
+    const int64_t all = (D + W - 1) / W, n = (all + NV - 1) / NV;
+    std::vector<Strip> strips;
+    for (int64_t i = 0, done = 0; i < n; i++) {
+        const int64_t more = (all - done + n - i - 1) / (n - i);
+        strips.push_back({done * W, int(more), std::min(more * W, D - done * W)});
+        done += more;
+    }
+    return strips;
+}
+
 // K in whole units
 template <class C>
 static int64_t padded(int64_t K) {
@@ -130,14 +162,22 @@ template <class T, class C>
 static void pack_across(const T* in, int64_t stride, int64_t rows, int64_t columns, int width,
                         C* panel) {
     const int u = unit<C>();
-    if (std::is_same<T, C>::value && u == 1 && columns == NR && width == NR) {
+    if (std::is_same<T, C>::value && u == 1 && columns == width) {
         for (int64_t k = 0; k < rows; k++)
-            std::memcpy((void*)(panel + k * NR), (const void*)(in + k * stride), NR * sizeof(C));
+            std::memcpy((void*)(panel + k * width), (const void*)(in + k * stride),
+                        width * sizeof(C));
         return;
     }
     if (columns < width || rows % u)
         std::memset((void*)panel, 0, sizeof(C) * padded<C>(rows) * width);
-    for (int64_t k = 0; k < rows; k++)
+    int64_t k = 0;
+    if constexpr (std::is_same<T, bf16>::value && sizeof(C) == 2)
+        for (; k + 2 <= rows; k += 2) {
+            const T *row = in + k * stride, *next = row + stride;
+            for (int64_t c = 0; c < columns; c++)
+                put_pair(row[c], next[c], panel + k * width + 2 * c);
+        }
+    for (; k < rows; k++)
         for (int64_t c = 0; c < columns; c++)
             put(in[k * stride + c], panel[(k / u * width + c) * u + k % u]);
 }

@@ -20,13 +20,13 @@ def fp32():
     """with fp32(): fp32 on the CPU, whatever the machine has, so that sums can be compared closely,
     and with two processes.
     """
-    from delrec.lm import model
+    from delrec.kernels import cpu
 
     @contextlib.contextmanager
     def patched():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda: False)
-            patch.setattr(model, "has_fast_bf16", lambda: False)
+            patch.setattr(cpu, "has_fast_bf16", lambda: False)
             yield
 
     return patched
@@ -61,9 +61,9 @@ def script():
 
 TWO = """import json, sys
 import torch.distributed as dist
-from delrec.lm import model
+from delrec.kernels import cpu
 import distill, evaluate, finetune, train_backbone
-model.has_fast_bf16 = lambda: False
+cpu.has_fast_bf16 = lambda: False
 {before}
 for name, args, last in json.loads({jobs!r}):
     script = sys.modules[name]

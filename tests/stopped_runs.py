@@ -21,7 +21,7 @@ from delrec.training import checkpoints
 QUICK = ["--epochs", 3, "--patience", 9, "--width", 16, "--batch", 16, "--history", 8]
 QUICK += ["--seed", 4]  # its untrained model stays the best: what a checkpoint says of it matters
 WRAPPER = (
-    "from delrec.lm import model; model.has_fast_bf16 = lambda: False; import {name}; "
+    "from delrec.kernels import cpu; cpu.has_fast_bf16 = lambda: False; import {name}; "
     "{name}.main({args!r})"
 )
 # a script of torchrun's, of which the second process dies after three steps

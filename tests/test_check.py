@@ -9,7 +9,7 @@ from lm_cases import CPU, opened, wrong_by
 from scripts import sentence
 
 from delrec.kernels import cpu
-from delrec.lm import check, model, passes
+from delrec.lm import check, passes
 from delrec.lm.model import load_lm
 
 pytest_plugins = ["lm_fixtures"]
@@ -60,7 +60,7 @@ def test_a_model_that_fails_in_bf16_is_read_in_fp32(decoder, fresh, monkeypatch,
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", only_fp32)
-    monkeypatch.setattr(model, "has_fast_bf16", lambda: True)
+    monkeypatch.setattr(cpu, "has_fast_bf16", lambda: True)
     m = load_lm(decoder, CPU)
     assert m.dtype == torch.float32 and m.packs
     assert "computes in fp32: in torch.bfloat16 the model itself fails" in capsys.readouterr().out

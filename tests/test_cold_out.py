@@ -93,7 +93,7 @@ def barring(toy, alone, way="fold", offset=True):
     seen = seen_in_training(data)
     cfg = SimpleNamespace(history=8, width=16, dropout=0, text_in=way, text_whiten=None, eta=1.0)
     vars(cfg).update(
-        text_width=None, text_graph=0.0, permute_text=False, offset=offset, cold_out=True
+        text_width=None, text_graph=0.0, permute_text=False, offset=offset, cold_out=True, fp32=True
     )
     torch.manual_seed(0)
     model = models.build("sasrec", toy.n_items, cfg)

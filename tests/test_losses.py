@@ -8,15 +8,24 @@ import torch
 import torch.nn.functional as F
 
 import train_backbone
-from delrec.backbone import models
-from delrec.backbone.losses import CrossEntropy, calibrated_loss, list_loss, list_weights
+from delrec.backbone import losses, models
+from delrec.backbone.losses import (
+    CrossEntropy,
+    calibrated_loss,
+    in_bf16,
+    in_fp32,
+    list_loss,
+    list_weights,
+)
+from delrec.kernels import cpu
 
 N_ITEMS = 30
 
 
 def small(model, **more):
-    """A model of width 8 with a window of 5."""
-    options = train_backbone.ALL[model] | {"history": 5, "width": 8, "dropout": 0} | more
+    """A model of width 8 with a window of 5, whose sums can be compared closely."""
+    sizes = {"history": 5, "width": 8, "dropout": 0, "fp32": True}
+    options = train_backbone.ALL[model] | sizes | more
     return models.build(model, N_ITEMS, SimpleNamespace(**options))
 
 
@@ -52,6 +61,38 @@ def test_weighted_cross_entropy_equals_torch():
     ours = CrossEntropy.apply(*one, target, weight)
     log_p = (two[0] @ two[1].T + two[2]).log_softmax(1)
     same_gradients(ours, -(log_p.gather(1, target) * weight).sum(), one, two)
+
+
+@pytest.mark.parametrize("K", [1, 4])
+def test_products_of_16_bit_numbers_give_the_loss_and_gradients_of_32(K):
+    if not cpu.library():
+        pytest.skip("no C++ compiler here")
+    torch.manual_seed(0)
+    x, item, bias = torch.randn(400, 30), torch.randn(900, 30) * 0.2, torch.randn(900)
+    weight, target = torch.rand(400, K), torch.randint(1, 900, (400, K))
+    bias[0] = -torch.inf  # barred: as a target it has no weight
+    target[:9, 0], weight[:9, 0] = 0, 0
+    given = (x, item, bias, target, weight)
+    (loss, gradients), (true_loss, true_gradients) = in_bf16(*given), in_fp32(*given)
+    torch.testing.assert_close(loss, true_loss, rtol=1e-4, atol=0)
+    assert not gradients[1][0].any() and gradients[2][0] == 0
+    for one, true in zip(gradients, true_gradients):
+        # what 8 bits of each factor leave of a sum of hundreds
+        assert (one - true).abs().max() < 4e-3 * true.abs().max()
+        assert (one - true).norm() < 4e-3 * true.norm()
+
+
+def test_a_cpu_that_multiplies_bf16_does_so_unless_told_otherwise(monkeypatch):
+    if not cpu.library():
+        pytest.skip("no C++ compiler here")
+    used = []
+    monkeypatch.setattr(losses, "in_bf16", lambda *given: used.append(0) or in_fp32(*given))
+    seq, target = torch.randint(1, 31, (2, 7, 5))
+    for fast, fp32, wanted in ((True, False, 1), (True, True, 0), (False, False, 0)):
+        monkeypatch.setattr(cpu, "has_fast_bf16", lambda fast=fast: fast)
+        used.clear()
+        train_backbone.loss_of(small("sasrec", fp32=fp32), seq, target)
+        assert len(used) == wanted
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce", "gbce"])

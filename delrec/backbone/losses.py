@@ -11,17 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import FunctionCtx
 
-from delrec.backbone.by_rows import loss_by_rows
+from delrec.backbone.by_rows import Gradients, loss_by_rows
 from delrec.backbone.dros import Robust
+from delrec.kernels import cpu
 
 CALIBRATION = 0.75  # t of gBCE, the paper's
+LEAST = -1e30  # what the bias of a barred item is for a kernel that takes no infinite one
 
 
 class CrossEntropy(torch.autograd.Function):
     """Sum over N positions of -sum_k weight_NK log softmax(x_NE . item_IE + bias_I)[target_NK];
     without weights K is 1.
 
-    d logit = softmax - one-hot.
+    d logit = softmax - one-hot. With `bf16` the products are of bf16 numbers, their sums fp32.
     """
 
     @staticmethod
@@ -32,26 +34,63 @@ class CrossEntropy(torch.autograd.Function):
         bias_I: torch.Tensor,
         target_NK: torch.Tensor,
         weight_NK: torch.Tensor | None = None,
+        bf16: bool = False,
     ) -> torch.Tensor:
         """The sum, a scalar. x (N, E), items (I, E), biases (I,), targets and weights (N, K)."""
-        ones = torch.ones(1, device=x_NE.device).expand(target_NK.shape)
-        weights = ones if weight_NK is None else weight_NK
-
-        def part(s_nI, at):
-            p, target, weight = s_nI.softmax(1), target_NK[at], weights[at]
-            loss = -(weight * p.gather(1, target).clamp(min=1e-37).log()).sum()
-            if weight_NK is not None:
-                p *= weight.sum(1, keepdim=True)
-            return loss, p.scatter_add_(1, target, -weight)
-
-        loss, gradients = loss_by_rows(x_NE, item_IE, bias_I, part)
+        if weight_NK is None:
+            weight_NK = torch.ones(1, device=x_NE.device).expand(target_NK.shape)
+        loss_and_gradients = in_bf16 if bf16 else in_fp32
+        loss, gradients = loss_and_gradients(x_NE, item_IE, bias_I, target_NK, weight_NK)
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients of x_NE, item_IE and bias_I; none of targets and weights."""
-        return (*(grad * d for d in ctx.saved_tensors), None, None)
+        """The gradients of x_NE, item_IE and bias_I; none of the others."""
+        return (*(grad * d for d in ctx.saved_tensors), None, None, None)
+
+
+def in_fp32(
+    x_NE: torch.Tensor,
+    item_IE: torch.Tensor,
+    bias_I: torch.Tensor,
+    target_NK: torch.Tensor,
+    weight_NK: torch.Tensor,
+) -> tuple[torch.Tensor, Gradients]:
+    """(CrossEntropy's sum, its gradients), all in fp32."""
+
+    def part(s_nI, at):
+        p, target, weight = s_nI.softmax(1), target_NK[at], weight_NK[at]
+        loss = -(weight * p.gather(1, target).clamp(min=1e-37).log()).sum()
+        p *= weight.sum(1, keepdim=True)
+        return loss, p.scatter_add_(1, target, -weight)
+
+    return loss_by_rows(x_NE, item_IE, bias_I, part)
+
+
+def in_bf16(
+    x_NE: torch.Tensor,
+    item_IE: torch.Tensor,
+    bias_I: torch.Tensor,
+    target_NK: torch.Tensor,
+    weight_NK: torch.Tensor,
+) -> tuple[torch.Tensor, Gradients]:
+    """The same on a CPU, where what all items have part in multiplies bf16 numbers.
+
+    sum_k w_k (S - y_k), S = log sum_i exp y_i, y_i = x . e_i + b_i; w is the sum over k of w_k.
+    """
+    w_N, listed_NKE = weight_NK.sum(1), item_IE[target_NK]
+    bias_I = bias_I.clamp(min=LEAST)  # 0 times an infinite one were no number
+    S_N, mean_NE, ditem_IE, dbias_I = cpu.softmax_sums(
+        x_NE.bfloat16(), item_IE.bfloat16(), bias_I, w_N.contiguous()
+    )
+    y_NK = (listed_NKE @ x_NE[..., None])[..., 0] + bias_I[target_NK]
+    loss = w_N @ S_N - (weight_NK * y_NK).sum()
+    dx_NE = w_N[:, None] * mean_NE - (weight_NK[:, None] @ listed_NKE)[:, 0]
+    own_NKE = weight_NK[..., None] * x_NE[:, None]
+    ditem_IE.index_add_(0, target_NK.flatten(), own_NKE.flatten(0, 1), alpha=-1)
+    dbias_I.index_add_(0, target_NK.flatten(), weight_NK.flatten(), alpha=-1)
+    return loss, (dx_NE, ditem_IE, dbias_I)
 
 
 # ---------------------------------------------------------------- the targets
@@ -62,7 +101,15 @@ def catalogue_loss(
 ) -> torch.Tensor:
     """- log softmax over all I items, summed (ours: --loss ce); items that model.barred_I bars have
     no part in it (--cold-out)."""
-    return CrossEntropy.apply(x_NE, model.item.weight[1:], open_bias(model), target_N[:, None] - 1)
+    items = (model.item.weight[1:], open_bias(model))
+    return CrossEntropy.apply(x_NE, *items, target_N[:, None] - 1, None, multiplies_bf16(model))
+
+
+def multiplies_bf16(model: torch.nn.Module) -> bool:
+    """True if the softmax over all items may multiply bf16 numbers: on a CPU that does it in
+    hardware, where twice as many fit in an instruction, unless --fp32 was given."""
+    on_cpu = model.bias.device.type == "cpu"
+    return on_cpu and not model.fp32 and cpu.has_fast_bf16() and cpu.library() is not None
 
 
 def open_bias(model: torch.nn.Module) -> torch.Tensor:
@@ -176,7 +223,8 @@ def list_loss(
     items are neither; w_NK is 0 there."""
     if negative_N is None:
         item_NK = (item_NK - 1).clamp(min=0)
-        return CrossEntropy.apply(x_NE, model.item.weight[1:], open_bias(model), item_NK, w_NK)
+        items = (model.item.weight[1:], open_bias(model))
+        return CrossEntropy.apply(x_NE, *items, item_NK, w_NK, multiplies_bf16(model))
     y_NK = (model.item(item_NK) * x_NE[:, None]).sum(-1) + model.bias[item_NK]
     y_N = (model.item(negative_N) * x_NE).sum(-1) + model.bias[negative_N]
     is_unlisted_N = (item_NK != negative_N[:, None]).all(1) & ~is_barred(model, negative_N)

@@ -92,6 +92,13 @@ added_options = (
         help="validate and keep the mean of the steps, each weighing so many times the next one "
         "(.998 on beauty, .99 on ml-100k); 0: the step itself",
     ),
+    click.option(
+        "--fp32",
+        is_flag=True,
+        help="compute the softmax over all items in 32-bit numbers also where the CPU multiplies "
+        "16-bit ones (bf16) in hardware, which takes half the time: the weights that other CPUs "
+        "come to",
+    ),
 )
 
 # what KDA takes beside --text; without it, it is a control of its own

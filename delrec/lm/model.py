@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from delrec.kernels import cpu
 from delrec.lm import check, layers
 from delrec.lm.pretrained import (
     EMBEDDED,
@@ -247,7 +248,7 @@ def load_unread(name: Path | str, device: torch.device, dtype: torch.dtype, shar
 
 def best_dtype(device: torch.device) -> torch.dtype:
     """bf16 where it is computed in hardware, else fp32."""
-    fast = device.type == "cuda" or has_fast_bf16()
+    fast = device.type == "cuda" or cpu.has_fast_bf16()
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -377,10 +378,3 @@ def separator_of(lm: LM) -> list[int]:
         f"the tokenizer of {lm.name} has no token for a new line or a semicolon, so titles cannot "
         "be told apart; use another LM"
     )
-
-
-def has_fast_bf16() -> bool:
-    """True on CPUs that multiply bf16 in hardware; elsewhere it is emulated, slower than fp32."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
