@@ -116,7 +116,7 @@ def loss_of(
     else:
         loss = binary_loss(model, x_NE, target_N, negative_BL[:, -x_BLE.shape[1] :][at_N])
     if robust:
-        loss = loss + robust.term(model, x_NE, target_N)
+        loss = loss + robust.term(model, x_NE, target_N[:, None])
     # L = L_student + lam L_d
     return loss if taught is None else loss + taught(model, x_NE, at_N, x_BLE.shape[1])
 

@@ -30,7 +30,7 @@ def test_the_worst_case_and_its_gradients_are_the_formulas():
     target, weight, p = torch.randint(0, 4000, (2500,)), torch.rand(2500), torch.rand(4000)
     one = [t.clone().requires_grad_() for t in (x, item, bias)]
     two = [t.double().requires_grad_() for t in (x, item, bias)]
-    ours = dros.Worst.apply(*one, target, weight, p)
+    ours = dros.Worst.apply(*one, target[:, None], weight[:, None], p)
     wanted = plain_worst(*two, target, weight.double(), p.double())
     (ours / 7).backward()
     (wanted / 7).backward()
@@ -39,10 +39,38 @@ def test_the_worst_case_and_its_gradients_are_the_formulas():
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("n_items", [6, 300])
+def test_each_of_several_targets_is_one_time_the_target(n_items):
+    torch.manual_seed(0)
+    x, item, bias = torch.randn(50, 4), torch.randn(n_items, 4), torch.randn(n_items)
+    target = torch.stack([torch.randperm(n_items)[:6] for _ in range(50)])
+    weight, p = torch.rand(50, 6) * (torch.rand(50, 6) < 0.7), torch.rand(n_items)
+    target[weight == 0] = 0  # padding, however often
+    weight[0] = 0
+    one = [t.clone().requires_grad_() for t in (x, item, bias)]
+    two = [t.double().requires_grad_() for t in (x, item, bias)]
+    ours = dros.Worst.apply(*one, target, weight, p)
+    parts = [target[:, k] for k in range(6)], [weight[:, k].double() for k in range(6)]
+    wanted = sum(plain_worst(*two, t, w, p.double()) for t, w in zip(*parts))
+    ours.backward(), wanted.backward()
+    torch.testing.assert_close(ours.double(), wanted, rtol=1e-5, atol=0)
+    for a, b in zip(one, two):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_target_above_all_others_loses_no_digits():
+    x, item = torch.full((1, 1), 40.0, requires_grad=True), torch.tensor([[1.0], [0.01], [0.0]])
+    given = (torch.zeros(3), torch.tensor([[0, 1]]), torch.tensor([[1.0, 0.0]]), torch.ones(3))
+    loss = dros.Worst.apply(x, item, *given)
+    loss.backward()
+    assert loss.item() == pytest.approx(39**2, rel=1e-6)
+    assert x.grad.item() == pytest.approx(2 * 39, rel=1e-5)
+
+
 def test_scores_that_overflow_an_exponential_do_not_overflow_the_term():
     x, item = torch.full((1, 1), 40.0, requires_grad=True), torch.ones(3, 1)
     loss = dros.Worst.apply(
-        x, item, torch.zeros(3), torch.tensor([0]), torch.ones(1), torch.ones(3)
+        x, item, torch.zeros(3), torch.tensor([[0]]), torch.ones(1, 1), torch.ones(3)
     )
     loss.backward()
     assert loss.item() == pytest.approx(1600 + np.log(2), rel=1e-5)
@@ -61,7 +89,7 @@ def test_alpha_scales_the_term(toy):
     cfg = SimpleNamespace(history=5, width=8, dropout=0.0, dros=0.5)
     model = models.build("sasrec", toy.n_items, cfg)
     x, target = torch.randn(4, 8), torch.tensor([1, 2, 3, 1])
-    found = dros.Robust(cfg, toy, torch.device("cpu")).term(model, x, target)
+    found = dros.Robust(cfg, toy, torch.device("cpu")).term(model, x, target[:, None])
     p = torch.from_numpy(dros.shares(toy))
     item, bias = model.item.weight[1:], model.bias[1:]
     wanted = 0.5 * plain_worst(x, item, bias, target - 1, torch.ones(4), p)
@@ -172,6 +200,6 @@ def test_a_teachers_list_has_the_term_of_each_listed_item(toy):
     found = list_loss(model, x, item, w, negative, robust)
     wanted = list_loss(model, x, item, w, negative)
     for row, column in ((0, 0), (0, 1), (1, 0)):
-        term = robust.term(model, x[row : row + 1], item[row, column : column + 1])
+        term = robust.term(model, x[row : row + 1], item[row : row + 1, [column]])
         wanted = wanted + w[row, column] * term
     torch.testing.assert_close(found, wanted)

@@ -21,7 +21,7 @@ POWER = 0.05  # of an item's share of the targets: .57 for rare items, .74 for c
 
 
 class Worst(torch.autograd.Function):
-    """Sum over N positions of weight_N log sum_i exp(p_i (s_i - y_i)^2).
+    """Sum over N positions and K targets of each of weight_NK log sum_i exp(p_i (s_i - y_i)^2).
 
     d / d s_i = q_i 2 p_i (s_i - y_i), q the softmax of the exponents.
     """
@@ -32,18 +32,14 @@ class Worst(torch.autograd.Function):
         x_NE: torch.Tensor,
         item_IE: torch.Tensor,
         bias_I: torch.Tensor,
-        target_N: torch.Tensor,
-        weight_N: torch.Tensor,
+        target_NK: torch.Tensor,
+        weight_NK: torch.Tensor,
         p_I: torch.Tensor,
     ) -> torch.Tensor:
-        """The sum, a scalar. target_N: rows of item_IE."""
+        """The sum, a scalar. target_NK: rows of item_IE, those with a weight distinct."""
 
         def part(s_nI, at):
-            target, weight = target_N[at, None], weight_N[at]
-            d = s_nI.scatter_add_(1, target, torch.full_like(target, -1, dtype=s_nI.dtype))  # s - y
-            exponent = p_I * d * d
-            loss = (weight * exponent.logsumexp(1)).sum()
-            return loss, exponent.softmax(1) * (2 * p_I * d) * weight[:, None]
+            return worst_and_gradient(s_nI, target_NK[at], weight_NK[at], p_I)
 
         loss, gradients = loss_by_rows(x_NE, item_IE, bias_I, part)
         ctx.save_for_backward(*gradients)
@@ -53,6 +49,34 @@ class Worst(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradients of x_NE, item_IE and bias_I; none of the others."""
         return (*(grad * d for d in ctx.saved_tensors), None, None, None)
+
+
+def worst_and_gradient(
+    s_NI: torch.Tensor, target_NK: torch.Tensor, weight_NK: torch.Tensor, p_I: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Worst's sum, its gradient of the scores s_NI). The catalogue is summed once a position: its
+    K sums differ in the K targets alone, each of which is one time the target."""
+    counts_NK = weight_NK > 0  # what has no weight is no target: an item like all the rest
+    s_NK, p_NK = s_NI.gather(1, target_NK), p_I[target_NK]
+    as_other_NK = (p_NK * s_NK**2).masked_fill(~counts_NK, -torch.inf)
+    as_target_NK = p_NK * (s_NK - 1) ** 2
+    a_target_N1 = target_NK.gather(1, counts_NK.int().argmax(1, keepdim=True))
+
+    exponent_NI = p_I * s_NI * s_NI
+    exponent_NI.scatter_(1, torch.where(counts_NK, target_NK, a_target_N1), -torch.inf)
+    rest_N1 = exponent_NI.logsumexp(1, keepdim=True).clamp(min=-1e30)  # of a tiny catalogue: none
+    # row k: item k is the target, the others are not
+    exponent_NKK = as_other_NK[:, None].repeat(1, target_NK.shape[1], 1)
+    exponent_NKK.diagonal(dim1=1, dim2=2).copy_(as_target_NK)
+    whole_NK = torch.logaddexp(rest_N1, exponent_NKK.logsumexp(2))
+
+    q_NKK = (exponent_NKK - whole_NK[..., None]).exp() * weight_NK[..., None]
+    own_NK = q_NKK.diagonal(dim1=1, dim2=2)
+    d_NK = 2 * p_NK * (q_NKK.sum(1) * s_NK - own_NK)
+    share_N1 = (weight_NK * (rest_N1 - whole_NK).exp()).sum(1, keepdim=True)
+    d_NI = (exponent_NI - rest_N1).exp() * (2 * p_I * s_NI) * share_N1
+    d_NI.scatter_add_(1, target_NK, d_NK * counts_NK)
+    return (weight_NK * whole_NK).sum(), d_NI
 
 
 def shares(data: Data) -> np.ndarray:
@@ -72,11 +96,12 @@ class Robust:
         self,
         model: torch.nn.Module,
         x_NE: torch.Tensor,
-        target_N: torch.Tensor,
-        weight_N: torch.Tensor | None = None,
+        target_NK: torch.Tensor,
+        weight_NK: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """alpha sum_N weight_N log sum_i exp(..), weights 1 where none are given. target_N: items
-        1..I."""
-        weight_N = torch.ones_like(x_NE[:, 0]) if weight_N is None else weight_N
-        items = (model.item.weight[1:], model.bias[1:])
-        return self.alpha * Worst.apply(x_NE, *items, target_N - 1, weight_N, self.p_I)
+        """alpha sum_NK weight_NK log sum_i exp(..), weights 1 where none are given. target_NK:
+        items 1..I, or 0 where the weight is 0."""
+        if weight_NK is None:
+            weight_NK = torch.ones_like(target_NK, dtype=x_NE.dtype)
+        items, target_NK = (model.item.weight[1:], model.bias[1:]), (target_NK - 1).clamp(min=0)
+        return self.alpha * Worst.apply(x_NE, *items, target_NK, weight_NK, self.p_I)

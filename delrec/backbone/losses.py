@@ -230,9 +230,7 @@ def list_loss(
     is_unlisted_N = (item_NK != negative_N[:, None]).all(1) & ~is_barred(model, negative_N)
     loss = (w_NK * (F.softplus(-y_NK) + (F.softplus(y_N) * is_unlisted_N)[:, None])).sum()
     if robust:
-        at_X, K = item_NK.flatten() > 0, item_NK.shape[1]
-        each_XE = x_NE.repeat_interleave(K, 0)[at_X]
-        loss = loss + robust.term(model, each_XE, item_NK.flatten()[at_X], w_NK.flatten()[at_X])
+        loss = loss + robust.term(model, x_NE, item_NK, w_NK)
     return loss
 
 
