@@ -54,6 +54,11 @@ def counted(from_I: np.ndarray, n_before: int) -> str:
 # ---------------------------------------------------------------- flags of a run that goes on
 
 
+def own_values(run: Run, flags: tuple[str, ...]) -> dict[str, object]:
+    """What a run says of some flags. One that is younger than the run keeps its default."""
+    return {flag: getattr(run, flag) for flag in flags if hasattr(run, flag)}
+
+
 def settle(
     cfg: SimpleNamespace, typed: set[str], own: dict[str, object], fixed: tuple[str, ...], run: Run
 ) -> None:
@@ -61,7 +66,7 @@ def settle(
     another value was typed of a flag that `fixed` names."""
     for key in fixed:
         given = getattr(cfg, key)
-        if key in typed and given != own[key]:
+        if key in typed and key in own and given != own[key]:
             stop(
                 f"{said(key, given)} was given, but {run.folder} has {said(key, own[key])}, which "
                 f"--from cannot change; leave {said(key, given)} out, or train from scratch "

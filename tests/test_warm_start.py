@@ -1,5 +1,6 @@
 """train_backbone.py --from: a backbone goes on where the log has grown."""
 
+import json
 import re
 import shutil
 
@@ -105,11 +106,22 @@ def test_settings_come_from_the_run_unless_something_else_is_typed(go_on, last_w
 
 def test_what_a_run_learnt_by_beside_its_loss_goes_on_too(logs, go_on, run, tmp_path):
     start = tmp_path / "start"
-    terms = "--loss bce --dros .5 --contrast .2 --one-target --ema .9"
+    terms = "--loss bce --dros .5 --contrast .2 --one-target --ema .9 --fp32"
     flags = f"--dataset {logs[0].folder} --out {start} --epochs 0 {SMALL} {terms}"
     run(train_backbone.main, flags)
     on = load_run(go_on("--epochs 0 --contrast .3", "on", start)[0])
     assert (on.dros, on.contrast, on.one_target, on.ema) == (0.5, 0.3, True, 0.9)
+    assert on.fp32
+
+
+def test_a_run_older_than_a_flag_goes_on_with_its_default(go_on, last_week, tmp_path):
+    start = tmp_path / "old"
+    shutil.copytree(last_week, start)
+    path, younger = start / "config.json", ("ema", "fp32", "one_target")
+    says = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in says.items() if k not in younger}))
+    on = load_run(go_on("--epochs 0", "on", start)[0])
+    assert (on.ema, on.fp32, on.one_target) == (0, False, False)
 
 
 @pytest.mark.parametrize("model", sorted(set(MODELS) - {"sasrec"}))

@@ -22,7 +22,7 @@ from delrec.runtime import complete_renames, folder_of, is_run, load_run, stop
 FIXED = ("model", "width", "history")  # the shapes of the weights
 # unless something else is typed
 TAKEN = ("dropout", "loss", "negatives", "lr", "batch")
-TAKEN += ("dros", "contrast", "contrast_tau", "one_target", "ema")
+TAKEN += ("dros", "contrast", "contrast_tau", "one_target", "ema", "fp32")
 
 
 def is_gone(cfg: SimpleNamespace) -> bool:
@@ -60,7 +60,7 @@ def settle(cfg: SimpleNamespace, typed: set[str]) -> None:
                 f"trained already, with their titles or without; leave {flag} out, or train from "
                 "scratch without --from"
             )
-    own = {key: getattr(run, key) for key in (*FIXED, *TAKEN)}
+    own = grown.own_values(run, (*FIXED, *TAKEN))
     grown.settle(cfg, typed, own, FIXED, run)
 
 
