@@ -149,14 +149,16 @@ static inline void absorb_rows(const LogProbs<T>& in, const std::vector<Strip>& 
     const int u = unit<C>();
     const int64_t high = padded<C>(n), n_strips = strips.size();
     for (int64_t s0 = 0; s0 < n_strips; s0 += TOGETHER) {
-        const int64_t s1 = std::min(n_strips, s0 + TOGETHER);
-        C* values = room.values.data() - strips[s0].first * TILE;
+        const int64_t s1 = std::min(n_strips, s0 + TOGETHER), d0 = strips[s0].first;
+        C* values = room.values.data();
         for (int64_t s = s0; s < s1; s++)
             pack_across(in.head_VD + v0 * in.stride + strips[s].first, in.stride, n,
-                        strips[s].columns, strips[s].width(), values + strips[s].first * TILE);
+                        strips[s].columns, strips[s].width(),
+                        values + (strips[s].first - d0) * TILE);
         for (int64_t i = 0; i < count; i += NR)
             for (int64_t s = s0; s < s1; s++) {
-                const C *b = values + strips[s].first * TILE, *p = room.p.data() + i * TILE;
+                const C* b = values + (strips[s].first - d0) * TILE;
+                const C* p = room.p.data() + i * TILE;
                 float* sums = E + i * wide_D + strips[s].first;
                 for (int j = 0; j + MR <= NR; j += MR)
                     block_of(strips[s].registers, p + j * u, u, NR * u, b, high, sums + j * wide_D,
