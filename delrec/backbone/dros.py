@@ -62,9 +62,13 @@ def worst_and_gradient(
     as_target_NK = p_NK * (s_NK - 1) ** 2
     a_target_N1 = target_NK.gather(1, counts_NK.int().argmax(1, keepdim=True))
 
-    exponent_NI = p_I * s_NI * s_NI
+    # in place: a step spends its time on reading and writing these N x I numbers
+    exponent_NI = (s_NI * s_NI).mul_(p_I)
     exponent_NI.scatter_(1, torch.where(counts_NK, target_NK, a_target_N1), -torch.inf)
-    rest_N1 = exponent_NI.logsumexp(1, keepdim=True).clamp(min=-1e30)  # of a tiny catalogue: none
+    most_N1 = exponent_NI.amax(1, keepdim=True).clamp(min=-1e30)  # of a tiny catalogue: none
+    e_NI = exponent_NI.sub_(most_N1).exp_()
+    sum_N1 = e_NI.sum(1, keepdim=True)
+    rest_N1 = most_N1 + sum_N1.log()
     # row k: item k is the target, the others are not
     exponent_NKK = as_other_NK[:, None].repeat(1, target_NK.shape[1], 1)
     exponent_NKK.diagonal(dim1=1, dim2=2).copy_(as_target_NK)
@@ -73,8 +77,8 @@ def worst_and_gradient(
     q_NKK = (exponent_NKK - whole_NK[..., None]).exp() * weight_NK[..., None]
     own_NK = q_NKK.diagonal(dim1=1, dim2=2)
     d_NK = 2 * p_NK * (q_NKK.sum(1) * s_NK - own_NK)
-    share_N1 = (weight_NK * (rest_N1 - whole_NK).exp()).sum(1, keepdim=True)
-    d_NI = (exponent_NI - rest_N1).exp() * (2 * p_I * s_NI) * share_N1
+    share_N1 = (weight_NK * (most_N1 - whole_NK).exp()).sum(1, keepdim=True)
+    d_NI = e_NI.mul_(s_NI).mul_(2 * p_I).mul_(share_N1)
     d_NI.scatter_add_(1, target_NK, d_NK * counts_NK)
     return (weight_NK * whole_NK).sum(), d_NI
 
