@@ -55,7 +55,7 @@ def counted(from_I: np.ndarray, n_before: int) -> str:
 
 
 def own_values(run: Run, flags: tuple[str, ...]) -> dict[str, object]:
-    """What a run says of some flags. One that is younger than the run keeps its default."""
+    """What a run says of some flags. A flag that the run does not know yet is left out."""
     return {flag: getattr(run, flag) for flag in flags if hasattr(run, flag)}
 
 

@@ -288,13 +288,13 @@ def catalogue(
 
 
 def softmax(N: int, D: int, n_items: int) -> list[Row]:
-    """Rows of the softmax over all items and its gradients, on a CPU that multiplies bf16; torch's
-    in fp32."""
+    """Rows of the softmax over all items and its gradients on a CPU, in bf16; torch's in fp32."""
     inputs = torch.randn(N, D), torch.randn(n_items, D) * 0.1, torch.zeros(n_items)
     x_ND, head_ID, bias_I = (t.requires_grad_() for t in inputs)
+    tok_N1, one_N1 = torch.randint(0, n_items, (N, 1)), torch.ones(N, 1)
 
     def ours():
-        return cpu.softmax_sums(x_ND.bfloat16(), head_ID.bfloat16(), bias_I, torch.ones(N))
+        return cpu.softmax_sums(x_ND.bfloat16(), head_ID.bfloat16(), bias_I, tok_N1, one_N1)
 
     def in_torch():
         log_sum = torch.addmm(bias_I, x_ND, head_ID.T).logsumexp(1).sum()

@@ -66,13 +66,15 @@ void verbalizer_likelihood(int dtype, const void* x, const void* head, int64_t s
     });
 }
 
+// tok and weight: K targets of each row
 void verbalizer_head_gradient(int dtype, const void* x, const void* head, int64_t stride,
-                              const float* bias, const float* log_sum, const float* weight,
-                              float* dhead, float* dbias, int64_t N, int64_t V, int64_t D) {
+                              const float* bias, const float* log_sum, const int32_t* tok,
+                              const float* weight, float* dhead, float* dbias, int64_t N, int64_t K,
+                              int64_t V, int64_t D) {
     by_dtype(dtype, [&](auto number) {
         typedef decltype(number) T;
         const LogProbs<T> in{(const T*)x, (const T*)head, stride, bias, nullptr, N, V, D, true};
-        head_gradient(in, log_sum, weight, dhead, dbias);
+        head_gradient(in, log_sum, Targets{tok, weight, K}, dhead, dbias);
     });
 }
 

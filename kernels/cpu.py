@@ -75,6 +75,7 @@ def key_of(compiler: str) -> str:
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
 
 
+@functools.cache
 def cpu_features() -> str:
     """The line of /proc/cpuinfo that names the CPU's features; elsewhere the CPU's name."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -107,8 +108,8 @@ def build(compiler: str, path: Path) -> str:
 def say_none(why: str) -> None:
     """Says in one line why there is no library."""
     print(
-        f"kernels: {why}; the verbalizer runs on plain torch (the same numbers, slower and with "
-        "more memory)",
+        f"kernels: {why}; plain torch does their work (the same numbers but for rounding, slower "
+        "and with more memory)",
         file=sys.stderr,
         flush=True,
     )
@@ -190,20 +191,24 @@ def log_probs(
 
 
 def softmax_sums(
-    x_ND: Tensor, head_VD: Tensor, bias_V: Tensor, weight_N: Tensor
+    x_ND: Tensor, head_VD: Tensor, bias_V: Tensor, tok_NK: Tensor, weight_NK: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of p_i = softmax(head x_i + bias), all fp32: log sum_v exp(head_v x_i + bias_v) (N,); the
-    mean row sum_v p_i[v] head_v (N, D); sum_i w_i p_i[v] x_i (V, D); sum_i w_i p_i[v] (V,).
+    """Of the softmax p_i over all rows of the head at x_i, whose logits are head x_i + bias, and of
+    K targets tok_NK with weights, whose sum is w_i; all fp32:
 
-    The gradients of sum_i w_i log sum_v exp(..) are w_i times the mean row, and the last two. bias
-    and weight fp32, all contiguous.
+    log_sum_N: log sum_v exp(head_v x_i + bias_v);
+    mean_ND: sum_v p_i[v] head_v, the gradient of log_sum_i to x_i;
+    dhead_VD, dbias_V: the gradients of sum_i (w_i log_sum_i - sum_k weight_ik logit_i[tok_ik]).
+
+    The biases are finite. x and the rows of the head lie in one piece; head's rows may have gaps.
     """
-    (N, D), V = x_ND.shape, len(head_VD)
-    inputs = (dtype(head_VD), x_ND, head_VD, head_VD.stride(0), bias_V)
+    (N, D), V, K = x_ND.shape, len(head_VD), tok_NK.shape[1]
+    inputs = (dtype(head_VD), x_ND, head_VD, head_VD.stride(0), bias_V.float().contiguous())
     logp_N, diff_ND = torch.empty(N), torch.empty(N, D)
     call("likelihood", *inputs, None, logp_N, diff_ND, N, V, D)
     log_sum_N, dhead_VD, dbias_V = -logp_N, torch.empty(V, D), torch.empty(V)
-    call("head_gradient", *inputs, log_sum_N, weight_N, dhead_VD, dbias_V, N, V, D)
+    targets = (tok_NK.int().contiguous(), weight_NK.float().contiguous())
+    call("head_gradient", *inputs, log_sum_N, *targets, dhead_VD, dbias_V, N, K, V, D)
     return log_sum_N, -diff_ND, dhead_VD, dbias_V
 
 

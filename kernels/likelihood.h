@@ -14,7 +14,7 @@ const int64_t TILE = W == 16 ? 192 : 96;
 static_assert(TILE % MR == 0, "a tile's last block would write behind it");
 const int64_t CHUNK = 192;  // rows of x in a job, in whole panels
 static_assert(CHUNK % NR == 0, "a chunk's last panel would write behind it");
-const int64_t TOGETHER = 8;  // strips of the head's columns that are packed at a time
+const int64_t STRIPS_PACKED = 8;  // strips of the head's columns that are packed at a time
 
 // the inputs
 template <class T>
@@ -64,7 +64,7 @@ struct LikelihoodRoom {
           x(CHUNK * K),
           rows(MR * K),
           p(gradient ? TILE * CHUNK : 0),
-          values(gradient ? TILE * TOGETHER * NR : 0) {}
+          values(gradient ? TILE * STRIPS_PACKED * NR : 0) {}
 };
 
 // l[v, j] for n rows of the head from v0 on and NR rows of x, packed; `copied` has room for MR rows
@@ -148,8 +148,8 @@ static inline void absorb_rows(const LogProbs<T>& in, const std::vector<Strip>& 
     constexpr int left = NR % MR;  // of NR rows of x, behind the whole blocks
     const int u = unit<C>();
     const int64_t high = padded<C>(n), n_strips = strips.size();
-    for (int64_t s0 = 0; s0 < n_strips; s0 += TOGETHER) {
-        const int64_t s1 = std::min(n_strips, s0 + TOGETHER), d0 = strips[s0].first;
+    for (int64_t s0 = 0; s0 < n_strips; s0 += STRIPS_PACKED) {
+        const int64_t s1 = std::min(n_strips, s0 + STRIPS_PACKED), d0 = strips[s0].first;
         C* values = room.values.data();
         for (int64_t s = s0; s < s1; s++)
             pack_across(in.head_VD + v0 * in.stride + strips[s].first, in.stride, n,
@@ -223,7 +223,8 @@ template <class T>
 static void likelihood(const LogProbs<T>& in, float* logp_N, float* diff_ND) {
     const int64_t N = in.N, V = in.V, chunks = (N + CHUNK - 1) / CHUNK;
     // of the head: more than one only where chunks are few
-    const int64_t parts = std::max<int64_t>(1, std::min(16 / chunks, V / 1024));
+    const int64_t parts =
+        std::max<int64_t>(1, std::min(16 / std::max<int64_t>(1, chunks), V / 1024));
     const int64_t K = padded<factor<T>>(in.D);
     Running sums(parts, chunks * CHUNK, in.D, in.gradient);
 #pragma omp parallel

@@ -102,12 +102,12 @@ struct Strip {
     int width() const { return registers * W; }
 };
 
-// D columns in strips of like width: 100 are 48 + 32 + 20, not 48 + 48 + 4 that take 144
+// D columns in strips as even as possible: 100 columns become 48 + 32 + 20
 static std::vector<Strip> strips_of(int64_t D) {
     const int64_t all = (D + W - 1) / W, n = (all + NV - 1) / NV;
     std::vector<Strip> strips;
     for (int64_t i = 0, done = 0; i < n; i++) {
-        const int64_t more = (all - done + n - i - 1) / (n - i);
+        const int64_t left = n - i, more = (all - done + left - 1) / left;  // rounded up
         strips.push_back({done * W, int(more), std::min(more * W, D - done * W)});
         done += more;
     }

@@ -21,16 +21,18 @@ def library():
 def inputs(N, V, D, dtype):
     g = torch.Generator().manual_seed(N)
     x, head = (torch.randn(*s, generator=g).to(dtype) for s in ((N, D), (V, D)))
-    bias, weight = torch.randn(V, generator=g), torch.rand(N, generator=g)
+    bias, weight = torch.randn(V, generator=g), torch.rand(N, 3, generator=g)
+    tok = torch.randint(0, V, (N, 3), generator=g)
     weight[N // 2] = 0
-    return x, head, bias, weight
+    return x, head, bias, tok, weight
 
 
-def in_fp64(x, head, bias, weight):
+def in_fp64(x, head, bias, tok, weight):
     x, head, bias, weight = (t.double() for t in (x, head, bias, weight))
     logit = x @ head.T + bias
-    p, share = logit.softmax(1), logit.softmax(1) * weight[:, None]
-    return logit.logsumexp(1), p @ head, share.T @ x, share.sum(0)
+    p = logit.softmax(1)
+    g = (p * weight.sum(1, keepdim=True)).scatter_add(1, tok, -weight)
+    return logit.logsumexp(1), p @ head, g.T @ x, g.sum(0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -45,30 +47,44 @@ def test_sums_and_gradients_equal_fp64(N, V, D, dtype):
 
 
 def test_rows_that_are_barred_have_no_part():
-    x, head, bias, weight = inputs(60, 700, 20, torch.bfloat16)
+    x, head, bias, tok, weight = inputs(60, 700, 20, torch.bfloat16)
     bias[:450] = -1e30  # whole tiles of them
-    found = cpu.softmax_sums(x, head, bias, weight)
-    alone = cpu.softmax_sums(x, head[450:].contiguous(), bias[450:].contiguous(), weight)
+    tok = tok % 250 + 450
+    found = cpu.softmax_sums(x, head, bias, tok, weight)
+    alone = cpu.softmax_sums(x, head[450:].contiguous(), bias[450:], tok - 450, weight)
     assert not found[2][:450].any() and not found[3][:450].any()
     for one, other in zip(found, (alone[0], alone[1], alone[2], alone[3])):
         torch.testing.assert_close(one[-len(other) :], other, atol=2e-2, rtol=1e-2)
 
 
 def test_large_logits_neither_overflow_nor_vanish():
-    x, head, bias, weight = inputs(9, 300, 16, torch.float32)
-    given = x * 100, head * 10, bias, weight
+    x, head, bias, tok, weight = inputs(9, 300, 16, torch.float32)
+    given = x * 100, head * 10, bias, tok, weight
     for one, true in zip(cpu.softmax_sums(*given), in_fp64(*given)):
         torch.testing.assert_close(one.double(), true, atol=0.1, rtol=1e-3)
 
 
 def test_gaps_between_the_head_s_rows_are_not_read():
-    x, head, bias, weight = inputs(60, 300, 20, torch.bfloat16)
+    x, head, *rest = inputs(60, 300, 20, torch.bfloat16)
     gaps = poisoned(head)[: len(head)]
     assert gaps.stride(0) > 20
-    for one, other in zip(
-        cpu.softmax_sums(x, gaps, bias, weight), cpu.softmax_sums(x, head, bias, weight)
-    ):
+    for one, other in zip(cpu.softmax_sums(x, gaps, *rest), cpu.softmax_sums(x, head, *rest)):
         assert torch.equal(one, other)
+
+
+def test_where_the_target_is_sure_what_is_left_of_its_gradient_is_right():
+    x, head, bias, tok, weight = inputs(300, 400, 40, torch.bfloat16)
+    for sure in (0.1, 0.3, 0.6, 1):  # 1 - p of the target down to .0002
+        one = head[tok[:, 0]] * sure
+        given = one, head, bias, tok[:, :1], torch.ones(300, 1)
+        for found, true in zip(cpu.softmax_sums(*given)[2:], in_fp64(*given)[2:]):
+            assert (found - true).norm() < 4e-3 * true.norm()
+
+
+def test_without_positions_there_is_no_gradient():
+    x, head, bias, tok, weight = inputs(5, 30, 8, torch.bfloat16)
+    log_sum, mean, dhead, dbias = cpu.softmax_sums(x[:0], head, bias, tok[:0], weight[:0])
+    assert log_sum.shape == (0,) and mean.shape == (0, 8) and not dhead.any() and not dbias.any()
 
 
 def test_the_number_of_threads_changes_no_bit():

@@ -76,10 +76,26 @@ def test_products_of_16_bit_numbers_give_the_loss_and_gradients_of_32(K):
     (loss, gradients), (true_loss, true_gradients) = in_bf16(*given), in_fp32(*given)
     torch.testing.assert_close(loss, true_loss, rtol=1e-4, atol=0)
     assert not gradients[1][0].any() and gradients[2][0] == 0
+    across = (x.T.contiguous().T, item.T.contiguous().T)  # the same numbers, column by column
+    assert torch.equal(in_bf16(*across, bias, target, weight)[1][1], gradients[1])
     for one, true in zip(gradients, true_gradients):
         # what 8 bits of each factor leave of a sum of hundreds
         assert (one - true).abs().max() < 4e-3 * true.abs().max()
         assert (one - true).norm() < 4e-3 * true.norm()
+
+
+def test_16_bit_numbers_lose_nothing_where_the_model_is_sure():
+    if not cpu.library():
+        pytest.skip("no C++ compiler here")
+    torch.manual_seed(0)
+    item = torch.randn(500, 64)
+    target = torch.randint(0, 500, (300, 1))
+    x = item[target[:, 0]] * 0.25 + torch.randn(300, 64) * 0.02
+    given = (x, item, torch.zeros(500), target, torch.ones(300, 1))
+    (loss, gradients), (true_loss, true_gradients) = in_bf16(*given), in_fp32(*given)
+    assert 0 < true_loss < 3 and loss.item() == pytest.approx(true_loss.item(), rel=0.03)
+    for one, true in zip(gradients, true_gradients):
+        assert (one - true).norm() < 0.03 * true.norm()
 
 
 def test_a_cpu_that_multiplies_bf16_does_so_unless_told_otherwise(monkeypatch):
@@ -87,10 +103,11 @@ def test_a_cpu_that_multiplies_bf16_does_so_unless_told_otherwise(monkeypatch):
         pytest.skip("no C++ compiler here")
     used = []
     monkeypatch.setattr(losses, "in_bf16", lambda *given: used.append(0) or in_fp32(*given))
-    seq, target = torch.randint(1, 31, (2, 7, 5))
-    for fast, fp32, wanted in ((True, False, 1), (True, True, 0), (False, False, 0)):
+    cases = [(True, False, 30, 1), (True, True, 30, 0), (False, False, 30, 0), (True, False, 7, 0)]
+    for fast, fp32, windows, wanted in cases:
         monkeypatch.setattr(cpu, "has_fast_bf16", lambda fast=fast: fast)
         used.clear()
+        seq, target = torch.randint(1, 31, (2, windows, 5))
         train_backbone.loss_of(small("sasrec", fp32=fp32), seq, target)
         assert len(used) == wanted
 

@@ -194,6 +194,12 @@ def test_ties_go_to_the_smaller_number(shop):
 # ---------------------------------------------------------------- answers
 
 
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5), (1, 3)])
+def test_the_best_of_few_or_no_items_are_as_many(shape):
+    items, scores = best_of(np.zeros(shape, np.float32), 5)
+    assert items.shape == scores.shape == (shape[0], min(shape[1], 5))
+
+
 def test_the_best_of_many_rows_are_the_best_whatever_is_tied():
     rng = np.random.default_rng(0)
     for top in (1, 3, 12, 30):

@@ -21,7 +21,7 @@ POWER = 0.05  # of an item's share of the targets: .57 for rare items, .74 for c
 
 
 class Worst(torch.autograd.Function):
-    """Sum over N positions and K targets of each of weight_NK log sum_i exp(p_i (s_i - y_i)^2).
+    """Sum over positions n and targets k of weight_NK log sum_i exp(p_i (s_i - y_i)^2).
 
     d / d s_i = q_i 2 p_i (s_i - y_i), q the softmax of the exponents.
     """
@@ -36,7 +36,7 @@ class Worst(torch.autograd.Function):
         weight_NK: torch.Tensor,
         p_I: torch.Tensor,
     ) -> torch.Tensor:
-        """The sum, a scalar. target_NK: rows of item_IE, those with a weight distinct."""
+        """The sum, a scalar. target_NK: rows of item_IE, none twice but where the weight is 0."""
 
         def part(s_nI, at):
             return worst_and_gradient(s_nI, target_NK[at], weight_NK[at], p_I)
@@ -55,17 +55,18 @@ def worst_and_gradient(
     s_NI: torch.Tensor, target_NK: torch.Tensor, weight_NK: torch.Tensor, p_I: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(Worst's sum, its gradient of the scores s_NI). The catalogue is summed once a position: its
-    K sums differ in the K targets alone, each of which is one time the target."""
+    K sums differ only in its K targets. In sum k item k is the target, the others are ordinary."""
     counts_NK = weight_NK > 0  # what has no weight is no target: an item like all the rest
     s_NK, p_NK = s_NI.gather(1, target_NK), p_I[target_NK]
     as_other_NK = (p_NK * s_NK**2).masked_fill(~counts_NK, -torch.inf)
     as_target_NK = p_NK * (s_NK - 1) ** 2
+    # fills the places that have no weight
     a_target_N1 = target_NK.gather(1, counts_NK.int().argmax(1, keepdim=True))
 
     # in place: a step spends its time on reading and writing these N x I numbers
     exponent_NI = (s_NI * s_NI).mul_(p_I)
     exponent_NI.scatter_(1, torch.where(counts_NK, target_NK, a_target_N1), -torch.inf)
-    most_N1 = exponent_NI.amax(1, keepdim=True).clamp(min=-1e30)  # of a tiny catalogue: none
+    most_N1 = exponent_NI.amax(1, keepdim=True).clamp(min=-1e30)  # if all are targets
     e_NI = exponent_NI.sub_(most_N1).exp_()
     sum_N1 = e_NI.sum(1, keepdim=True)
     rest_N1 = most_N1 + sum_N1.log()
@@ -107,5 +108,6 @@ class Robust:
         items 1..I, or 0 where the weight is 0."""
         if weight_NK is None:
             weight_NK = torch.ones_like(target_NK, dtype=x_NE.dtype)
-        items, target_NK = (model.item.weight[1:], model.bias[1:]), (target_NK - 1).clamp(min=0)
-        return self.alpha * Worst.apply(x_NE, *items, target_NK, weight_NK, self.p_I)
+        items = (model.item.weight[1:], model.bias[1:])
+        row_NK = (target_NK - 1).clamp(min=0)
+        return self.alpha * Worst.apply(x_NE, *items, row_NK, weight_NK, self.p_I)

@@ -16,7 +16,8 @@ from delrec.backbone.dros import Robust
 from delrec.kernels import cpu
 
 CALIBRATION = 0.75  # t of gBCE, the paper's
-LEAST = -1e30  # what the bias of a barred item is for a kernel that takes no infinite one
+FEW = 128  # positions
+LEAST = -1e30  # stands for a bias of -inf, which the kernel cannot take
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -75,22 +76,18 @@ def in_bf16(
     target_NK: torch.Tensor,
     weight_NK: torch.Tensor,
 ) -> tuple[torch.Tensor, Gradients]:
-    """The same on a CPU, where what all items have part in multiplies bf16 numbers.
+    """The same on a CPU, whose products multiply bf16 numbers: of x and e, and of the gradients.
 
     sum_k w_k (S - y_k), S = log sum_i exp y_i, y_i = x . e_i + b_i; w is the sum over k of w_k.
     """
-    w_N, listed_NKE = weight_NK.sum(1), item_IE[target_NK]
-    bias_I = bias_I.clamp(min=LEAST)  # 0 times an infinite one were no number
-    S_N, mean_NE, ditem_IE, dbias_I = cpu.softmax_sums(
-        x_NE.bfloat16(), item_IE.bfloat16(), bias_I, w_N.contiguous()
-    )
-    y_NK = (listed_NKE @ x_NE[..., None])[..., 0] + bias_I[target_NK]
-    loss = w_N @ S_N - (weight_NK * y_NK).sum()
-    dx_NE = w_N[:, None] * mean_NE - (weight_NK[:, None] @ listed_NKE)[:, 0]
-    own_NKE = weight_NK[..., None] * x_NE[:, None]
-    ditem_IE.index_add_(0, target_NK.flatten(), own_NKE.flatten(0, 1), alpha=-1)
-    dbias_I.index_add_(0, target_NK.flatten(), weight_NK.flatten(), alpha=-1)
-    return loss, (dx_NE, ditem_IE, dbias_I)
+    bias_I = bias_I.clamp(min=LEAST)
+    x_NE, item_IE = x_NE.bfloat16().contiguous(), item_IE.bfloat16().contiguous()
+    S_N, mean_NE, ditem_IE, dbias_I = cpu.softmax_sums(x_NE, item_IE, bias_I, target_NK, weight_NK)
+    w_N, weight_NK = weight_NK.sum(1), weight_NK.contiguous()
+    # targets by the same rounded numbers: where one is sure, S - y and the gradients are small
+    own_NE = F.embedding_bag(target_NK, item_IE.float(), per_sample_weights=weight_NK, mode="sum")
+    y_N = (own_NE * x_NE).sum(1) + (weight_NK * bias_I[target_NK]).sum(1)
+    return (w_N * S_N - y_N).sum(), (w_N[:, None] * mean_NE - own_NE, ditem_IE, dbias_I)
 
 
 # ---------------------------------------------------------------- the targets
@@ -102,14 +99,17 @@ def catalogue_loss(
     """- log softmax over all I items, summed (ours: --loss ce); items that model.barred_I bars have
     no part in it (--cold-out)."""
     items = (model.item.weight[1:], open_bias(model))
-    return CrossEntropy.apply(x_NE, *items, target_N[:, None] - 1, None, multiplies_bf16(model))
+    return CrossEntropy.apply(
+        x_NE, *items, target_N[:, None] - 1, None, multiplies_bf16(model, x_NE)
+    )
 
 
-def multiplies_bf16(model: torch.nn.Module) -> bool:
-    """True if the softmax over all items may multiply bf16 numbers: on a CPU that does it in
-    hardware, where twice as many fit in an instruction, unless --fp32 was given."""
-    on_cpu = model.bias.device.type == "cpu"
-    return on_cpu and not model.fp32 and cpu.has_fast_bf16() and cpu.library() is not None
+def multiplies_bf16(model: torch.nn.Module, x_NE: torch.Tensor) -> bool:
+    """True if the softmax over all items multiplies bf16 numbers: on a CPU that does it in
+    hardware, where twice as many fit in an instruction, unless --fp32 was given. Few positions gain
+    less than it takes to pack the items."""
+    fits = x_NE.device.type == "cpu" and len(x_NE) >= FEW
+    return fits and not model.fp32 and cpu.has_fast_bf16() and cpu.library() is not None
 
 
 def open_bias(model: torch.nn.Module) -> torch.Tensor:
@@ -224,7 +224,7 @@ def list_loss(
     if negative_N is None:
         item_NK = (item_NK - 1).clamp(min=0)
         items = (model.item.weight[1:], open_bias(model))
-        return CrossEntropy.apply(x_NE, *items, item_NK, w_NK, multiplies_bf16(model))
+        return CrossEntropy.apply(x_NE, *items, item_NK, w_NK, multiplies_bf16(model, x_NE))
     y_NK = (model.item(item_NK) * x_NE[:, None]).sum(-1) + model.bias[item_NK]
     y_N = (model.item(negative_N) * x_NE).sum(-1) + model.bias[negative_N]
     is_unlisted_N = (item_NK != negative_N[:, None]).all(1) & ~is_barred(model, negative_N)

@@ -205,7 +205,7 @@ def build(name: str, n_items: int, cfg: SimpleNamespace) -> nn.Module:
     model.item.weight.data[0] = 0
     model.bias = nn.Parameter(torch.zeros(n_items + 1))
     model.history = cfg.history
-    model.fp32 = getattr(cfg, "fp32", False)  # its training multiplies no bf16 numbers
+    model.fp32 = getattr(cfg, "fp32", False)  # no bf16 in its loss
     # of --cold-out: (I,) -inf at items 1..I that the softmax of a training leaves out, else 0; and
     # the titles' vectors (I+1, D), by which these items are ranked in the end
     model.barred_I = model.titles_ID = None

@@ -95,9 +95,8 @@ added_options = (
     click.option(
         "--fp32",
         is_flag=True,
-        help="compute the softmax over all items in 32-bit numbers also where the CPU multiplies "
-        "16-bit ones (bf16) in hardware, which takes half the time: the weights that other CPUs "
-        "come to",
+        help="32-bit numbers in the softmax over all items, as on all CPUs that do not multiply "
+        "16-bit ones (bf16) in hardware; on those that do it takes twice as long",
     ),
 )
 

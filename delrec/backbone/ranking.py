@@ -95,21 +95,22 @@ def best_items(score_BI: torch.Tensor, h: int) -> torch.Tensor:
 
 
 def in_order(score_BI: torch.Tensor, h: int) -> torch.Tensor:
-    """The columns (B, h) of the h highest scores of each row, ties by the smaller one; any of
-    those at -inf stand behind."""
-    # topk leaves open which of equal scores it keeps; one more than asked tells where that matters
+    """The columns (B, h) of the h highest scores of each row, ties by the smaller one; those at
+    -inf come last, in no set order."""
+    # if the next score equals the last one kept, topk chose by chance
     best_BK, top_BK = score_BI.topk(min(h + 1, score_BI.shape[1]))
-    top_Bh, last_B, next_B = top_BK[:, :h], best_BK[:, h - 1], best_BK[:, -1]
-    if top_BK.shape[1] > h:
-        open_B = (last_B == next_B) & (next_B > -torch.inf)
-        top_Bh[open_B] = best_by_id(score_BI[open_B], h)
+    top_Bh = top_BK[:, :h]
+    if 0 < h < top_BK.shape[1]:
+        last_B, next_B = best_BK[:, h - 1], best_BK[:, h]
+        tied_B = (last_B == next_B) & (next_B > -torch.inf)
+        top_Bh[tied_B] = best_by_id(score_BI[tied_B], h)
     top_Bh = top_Bh.sort(1).values
     own_Bh = score_BI.gather(1, top_Bh)
     return top_Bh.gather(1, own_Bh.argsort(dim=1, descending=True, stable=True))
 
 
 def best_by_id(score_BI: torch.Tensor, h: int) -> torch.Tensor:
-    """The h best items of each row, in any order, of equal scores the smaller ids.
+    """The h best items of each row, in any order. Of equal scores the smaller ids are kept.
 
     Score and id share one int64: the bits of a float sort like the float once those of negative
     ones are flipped.

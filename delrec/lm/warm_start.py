@@ -52,7 +52,7 @@ def settle(cfg: SimpleNamespace, typed: set[str], data: Data, ranks: Ranks) -> R
                 f"{said(flag)} and --from were given, but --from goes on with {run.folder} as it "
                 f"is: {instead}; leave {said(flag)} out, or train from scratch without --from"
             )
-    own = grown.own_values(run, (*FIXED, *TAKEN)) | {"llm": located(run.llm)}
+    own = DEFAULTS | grown.own_values(run, (*FIXED, *TAKEN)) | {"llm": located(run.llm)}
     grown.settle(cfg, typed, own, FIXED, run)
     cfg.soft_prompt = run.soft_prompt
     cfg.backbone = cfg.backbone or str(usual_run(data, "sasrec"))
