@@ -304,6 +304,15 @@ def test_what_going_on_cannot_change_is_one_sentence(options, says, refused_on, 
     assert re.search(says, refused_on(options.format(backbone=backbones[0])))
 
 
+def test_a_run_older_than_a_flag_was_made_with_its_default(refused_on, last_week, tmp_path):
+    start = shutil.copytree(last_week["titles"], tmp_path / "old")
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps({k: config[k] for k in config if k != "orders"}))
+    assert re.search(
+        "--orders 2 was given, .* has --orders 1", refused_on("--orders 2", "titles", start)
+    )
+
+
 @pytest.mark.parametrize(
     "made, says",
     [
