@@ -40,7 +40,7 @@ NOT_SHAPING += ("--allow-unknown",)  # of a data set the hash is looked at
 AT_LEAST = ("--lists", "--top-h")  # a run that has more of it serves too
 # switches: where one is not typed it is off, unless it is another run's
 SWITCHES = ("--paper", "--permute-text", "--permute-vectors", "--cold-out", "--one-target")
-SWITCHES += ("--kd-permute", "--keep-rps-permuted", "--residual-counts")
+SWITCHES += ("--kd-permute", "--keep-rps-permuted", "--residual-counts", "--fp32")
 # where a run's config calls a flag otherwise
 KEYS = {"--backbone": "backbone_run", "--candidates": "C", "--from": "from_run"}
 
