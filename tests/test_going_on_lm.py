@@ -216,7 +216,8 @@ def test_settings_come_from_the_run_unless_something_else_is_typed(
     go_on, today, last_week, tmp_path
 ):
     on, start = load_run(today["titles"][0]), load_run(last_week["titles"])
-    for flag in "history verbalizer k init_r alpha batch lr warmup samples".split():
+    of_prompts, of_training = ["history", "verbalizer", "k"], ["init_r", "alpha", "batch", "lr"]
+    for flag in (*of_prompts, *of_training, "warmup", "samples"):
         assert getattr(on, flag) == getattr(start, flag)
     assert on.calibrate is False and on.soft_prompt == "random"
     assert on.from_run == str(last_week["titles"]) and on.llm == start.llm
