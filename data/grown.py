@@ -65,10 +65,10 @@ def settle(
     """Gives each flag of `own`, the run's values, that nobody typed the run's value. Stops where
     another value was typed of a flag that `fixed` names."""
     for key in fixed:
-        given = getattr(cfg, key)
-        if key in typed and key in own and given != own[key]:
+        given, was = getattr(cfg, key), own.get(key)  # None: an old run that does not say it
+        if key in typed and given != was:
             stop(
-                f"{said(key, given)} was given, but {run.folder} has {said(key, own[key])}, which "
+                f"{said(key, given)} was given, but {run.folder} has {said(key, was)}, which "
                 f"--from cannot change; leave {said(key, given)} out, or train from scratch "
                 "without --from"
             )

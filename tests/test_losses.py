@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_cases import available
 
 import train_backbone
 from delrec.backbone import losses, models
@@ -65,8 +66,7 @@ def test_weighted_cross_entropy_equals_torch():
 
 @pytest.mark.parametrize("K", [1, 4])
 def test_products_of_16_bit_numbers_give_the_loss_and_gradients_of_32(K):
-    if not cpu.library():
-        pytest.skip("no C++ compiler here")
+    available("cpp")
     torch.manual_seed(0)
     x, item, bias = torch.randn(400, 30), torch.randn(900, 30) * 0.2, torch.randn(900)
     weight, target = torch.rand(400, K), torch.randint(1, 900, (400, K))
@@ -85,8 +85,7 @@ def test_products_of_16_bit_numbers_give_the_loss_and_gradients_of_32(K):
 
 
 def test_16_bit_numbers_lose_nothing_where_the_model_is_sure():
-    if not cpu.library():
-        pytest.skip("no C++ compiler here")
+    available("cpp")
     torch.manual_seed(0)
     item = torch.randn(500, 64)
     target = torch.randint(0, 500, (300, 1))
@@ -99,8 +98,7 @@ def test_16_bit_numbers_lose_nothing_where_the_model_is_sure():
 
 
 def test_a_cpu_that_multiplies_bf16_does_so_unless_told_otherwise(monkeypatch):
-    if not cpu.library():
-        pytest.skip("no C++ compiler here")
+    available("cpp")
     used = []
     monkeypatch.setattr(losses, "in_bf16", lambda *given: used.append(0) or in_fp32(*given))
     cases = [(True, False, 30, 1), (True, True, 30, 0), (False, False, 30, 0), (True, False, 7, 0)]

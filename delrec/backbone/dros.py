@@ -68,8 +68,7 @@ def worst_and_gradient(
     exponent_NI.scatter_(1, torch.where(counts_NK, target_NK, a_target_N1), -torch.inf)
     most_N1 = exponent_NI.amax(1, keepdim=True).clamp(min=-1e30)  # if all are targets
     e_NI = exponent_NI.sub_(most_N1).exp_()
-    sum_N1 = e_NI.sum(1, keepdim=True)
-    rest_N1 = most_N1 + sum_N1.log()
+    rest_N1 = most_N1 + e_NI.sum(1, keepdim=True).log()
     # row k: item k is the target, the others are not
     exponent_NKK = as_other_NK[:, None].repeat(1, target_NK.shape[1], 1)
     exponent_NKK.diagonal(dim1=1, dim2=2).copy_(as_target_NK)

@@ -98,10 +98,19 @@ def catalogue_loss(
 ) -> torch.Tensor:
     """- log softmax over all I items, summed (ours: --loss ce); items that model.barred_I bars have
     no part in it (--cold-out)."""
+    return over_catalogue(model, x_NE, target_N[:, None] - 1)
+
+
+def over_catalogue(
+    model: torch.nn.Module,
+    x_NE: torch.Tensor,
+    row_NK: torch.Tensor,
+    weight_NK: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """CrossEntropy over a model's items 1..I. row_NK: the targets, 0 is item 1."""
+    bf16 = multiplies_bf16(model, x_NE)
     items = (model.item.weight[1:], open_bias(model))
-    return CrossEntropy.apply(
-        x_NE, *items, target_N[:, None] - 1, None, multiplies_bf16(model, x_NE)
-    )
+    return CrossEntropy.apply(x_NE, *items, row_NK, weight_NK, bf16)
 
 
 def multiplies_bf16(model: torch.nn.Module, x_NE: torch.Tensor) -> bool:
@@ -222,9 +231,7 @@ def list_loss(
     sigmoid), then with DROS's term of every listed item as the target, if there is one. Barred
     items are neither; w_NK is 0 there."""
     if negative_N is None:
-        item_NK = (item_NK - 1).clamp(min=0)
-        items = (model.item.weight[1:], open_bias(model))
-        return CrossEntropy.apply(x_NE, *items, item_NK, w_NK, multiplies_bf16(model, x_NE))
+        return over_catalogue(model, x_NE, (item_NK - 1).clamp(min=0), w_NK)
     y_NK = (model.item(item_NK) * x_NE[:, None]).sum(-1) + model.bias[item_NK]
     y_N = (model.item(negative_N) * x_NE).sum(-1) + model.bias[negative_N]
     is_unlisted_N = (item_NK != negative_N[:, None]).all(1) & ~is_barred(model, negative_N)
